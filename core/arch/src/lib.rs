@@ -1,0 +1,1 @@
+//! what each guest architecture is (registers, state groups, numbers, names).

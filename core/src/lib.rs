@@ -1,0 +1,1 @@
+//! vocabulary and mechanism shared by accelerators, devices and boards.

@@ -1,0 +1,1 @@
+//! device models and host back ends.

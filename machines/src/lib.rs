@@ -1,0 +1,1 @@
+//! boards, boot protocols and machine configuration.

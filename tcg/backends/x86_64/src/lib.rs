@@ -1,0 +1,1 @@
+//! the x86-64 host backend of the translator.

@@ -1,0 +1,1 @@
+//! decode tables to decoder, disassembler and encoding sweeps, at build time.

@@ -1,0 +1,1 @@
+//! the translator's runtime (blocks, code cache, software TLB, execution loop).

@@ -1,0 +1,1 @@
+//! the RISC-V guest frontend of the translator.

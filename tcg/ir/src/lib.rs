@@ -1,0 +1,1 @@
+//! the translator's intermediate representation, its text form, verifier and interpreter.

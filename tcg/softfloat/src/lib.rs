@@ -1,0 +1,1 @@
+//! IEEE 754 arithmetic in integers, the reference for guest floating point.

@@ -1,0 +1,1 @@
+//! the dynamic binary translator as an accelerator.
