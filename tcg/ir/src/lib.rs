@@ -1,1 +1,13 @@
-//! the translator's intermediate representation, its text form, verifier and interpreter.
+//! The translator's intermediate representation: the one thing that guest frontends and host backends share.
+//!
+//! * [`op`]: the operations and the block;
+//! * [`backend`]: what a host backend owes, and the environment's layout as data;
+//! * [`interp`]: executes a block on the spot: the oracle for every backend;
+//! * [`text`]: the text form, written and read;
+//! * [`verify`]: the rules a block obeys.
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod op;
+
+pub use op::*;

@@ -1,0 +1,435 @@
+//! The operations of the IR.
+//!
+//! The IR is thin on purpose: a block is a list of operations on guest register *slots*, shaped so that a
+//! host backend lowers it in one pass without building a graph. What a frontend writes is close to what
+//! the host executes; what makes it an IR is that it has a text form, a verifier and an interpreter, and
+//! that neither guests nor hosts see one another through it.
+
+use std::fmt;
+
+/// Number of slots a block may name: guest registers first, then temporaries.
+pub const SLOTS: usize = 80;
+/// First temporary slot. Temporaries are dead at the end of their guest instruction.
+pub const FIRST_TEMP: u8 = 64;
+
+/// A 64-bit guest register or temporary, by index into the vCPU's slot array.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Slot(pub u8);
+
+impl Slot {
+    /// The `n`-th temporary.
+    pub const fn temp(n: u8) -> Slot {
+        Slot(FIRST_TEMP + n)
+    }
+}
+
+/// An operand: a slot's 64 bits, or a constant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Val {
+    Slot(Slot),
+    Imm(i64),
+}
+
+impl From<Slot> for Val {
+    fn from(s: Slot) -> Val {
+        Val::Slot(s)
+    }
+}
+
+impl From<i64> for Val {
+    fn from(i: i64) -> Val {
+        Val::Imm(i)
+    }
+}
+
+/// Width of an integer operation and how its result fills the 64-bit slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ty {
+    /// 64-bit operation.
+    I64,
+    /// Operates on the low 32 bits; the result is sign-extended.
+    I32,
+    /// Operates on the low 32 bits; the result is zero-extended.
+    U32,
+}
+
+/// Two-operand integer operations.
+///
+/// Shift and rotate counts, and bit numbers, are taken modulo the width. Division by zero gives all ones
+/// and a remainder equal to the dividend; the overflowing division gives the dividend and remainder 0
+/// (RISC-V unprivileged specification, chapter M). `MulHi*`, `Sh*Add`, `SetLt*` and `B*` are 64-bit only,
+/// but for `B*` and shifts in the `I32` form where the guest has one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AluOp {
+    Add,
+    Sub,
+    And,
+    Or,
+    Xor,
+    /// `a & !b`
+    Andn,
+    /// `a | !b`
+    Orn,
+    /// `!(a ^ b)`
+    Xnor,
+    Shl,
+    Shr,
+    Sar,
+    Rol,
+    Ror,
+    Mul,
+    /// High 64 bits of signed × signed.
+    MulHiS,
+    /// High 64 bits of unsigned × unsigned.
+    MulHiU,
+    /// High 64 bits of signed `a` × unsigned `b`.
+    MulHiSU,
+    DivS,
+    DivU,
+    RemS,
+    RemU,
+    MinS,
+    MinU,
+    MaxS,
+    MaxU,
+    /// 1 if `a < b` signed, else 0.
+    SetLtS,
+    /// 1 if `a < b` unsigned, else 0.
+    SetLtU,
+    /// `(a << 1) + b`
+    Sh1Add,
+    /// `(a << 2) + b`
+    Sh2Add,
+    /// `(a << 3) + b`
+    Sh3Add,
+    /// `a | (1 << b)`
+    BSet,
+    /// `a & !(1 << b)`
+    BClr,
+    /// `a ^ (1 << b)`
+    BInv,
+    /// `(a >> b) & 1`
+    BExt,
+}
+
+/// One-operand integer operations. `Clz` and `Ctz` of zero give the width.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UnOp {
+    Mov,
+    SextB,
+    SextH,
+    SextW,
+    ZextB,
+    ZextH,
+    ZextW,
+    Clz,
+    Ctz,
+    Popcnt,
+    /// Reverses the bytes of the 64-bit value.
+    Bswap,
+    /// Each byte becomes 0xff if it is not zero.
+    OrcB,
+}
+
+/// Size of a memory access in bytes (1, 2, 4, 8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Size {
+    B1,
+    B2,
+    B4,
+    B8,
+}
+
+impl Size {
+    /// Size in bytes.
+    pub const fn bytes(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+/// How a loaded value fills its 64-bit slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ext {
+    Zero,
+    Sign,
+    /// Upper bits all ones: a NaN-boxed single.
+    Ones,
+}
+
+/// Atomic read-modify-write operations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AmoOp {
+    Swap,
+    Add,
+    Xor,
+    And,
+    Or,
+    MinS,
+    MaxS,
+    MinU,
+    MaxU,
+}
+
+/// Conditions of a branch, on 64-bit operands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cond {
+    Eq,
+    Ne,
+    LtS,
+    GeS,
+    LtU,
+    GeU,
+}
+
+/// A guest code address, as a byte offset from the start of the page the block begins in. Blocks do not
+/// know their virtual address: the same code serves every address space that maps the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct PagePc(pub i32);
+
+impl PagePc {
+    /// Whether the address is in the block's own page.
+    pub const fn same_page(self) -> bool {
+        self.0 >= 0 && self.0 < 4096
+    }
+}
+
+/// Floating-point format of an operation's result (for compares and conversions to integers, its source).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FpFmt {
+    F32,
+    F64,
+}
+
+/// Rounding mode of a floating-point operation, in RISC-V's encoding order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rm {
+    NearestEven,
+    ToZero,
+    Down,
+    Up,
+    NearestMaxMag,
+    /// The mode in the guest's control register.
+    Dynamic,
+}
+
+/// Floating-point operations, on slots holding NaN-boxed singles or doubles, with RISC-V's rules for NaNs,
+/// saturation and flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FpOp {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Sqrt,
+    /// `a*b + c`
+    MAdd,
+    /// `a*b - c`
+    MSub,
+    /// `-(a*b) + c`
+    NMSub,
+    /// `-(a*b) - c`
+    NMAdd,
+    Min,
+    Max,
+    /// Quiet equality; result 0 or 1 in an integer slot.
+    Eq,
+    /// Signalling less-than.
+    Lt,
+    /// Signalling less-or-equal.
+    Le,
+    /// RISC-V `fclass` mask.
+    Class,
+    Sgnj,
+    Sgnjn,
+    Sgnjx,
+    /// To a signed 32-bit integer, sign-extended.
+    ToI32,
+    /// To an unsigned 32-bit integer, sign-extended (as RISC-V's `fcvt.wu` does).
+    ToU32,
+    ToI64,
+    ToU64,
+    FromI32,
+    FromU32,
+    FromI64,
+    FromU64,
+    /// From the other format to `fmt`.
+    CvtFmt,
+    /// Raw bits to an integer slot (`F32`: sign-extended).
+    MvToInt,
+    /// Raw bits from an integer slot (`F32`: NaN-boxed).
+    MvFromInt,
+}
+
+/// What a helper call may do beside computing its result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallKind {
+    /// Reads its arguments only: touches no slot, never leaves the block.
+    Pure,
+    /// May read and write any slot, may fault or ask to leave the block (`exit_request`).
+    MayExit,
+}
+
+/// Hint about an indirect jump, for return prediction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JumpHint {
+    None,
+    Call,
+    Return,
+}
+
+/// One operation.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Op {
+    /// A guest instruction of `len` bytes begins at `pc`. Everything up to the next mark belongs to it.
+    Insn {
+        pc: PagePc,
+        len: u8,
+    },
+    Alu {
+        op: AluOp,
+        ty: Ty,
+        d: Slot,
+        a: Val,
+        b: Val,
+    },
+    Un {
+        op: UnOp,
+        ty: Ty,
+        d: Slot,
+        a: Val,
+    },
+    /// `d` = virtual address of `pc`.
+    GetPc {
+        d: Slot,
+        pc: PagePc,
+    },
+    /// `d` = memory at `base + off`.
+    Load {
+        d: Slot,
+        base: Val,
+        off: i32,
+        size: Size,
+        ext: Ext,
+    },
+    Store {
+        src: Val,
+        base: Val,
+        off: i32,
+        size: Size,
+    },
+    /// Load and set this vCPU's reservation. Faults if misaligned.
+    LoadReserved {
+        d: Slot,
+        base: Val,
+        size: Size,
+        ext: Ext,
+    },
+    /// Store if the reservation holds; `d` = 0 on success, 1 on failure. The reservation ends either way.
+    StoreConditional {
+        d: Slot,
+        src: Val,
+        base: Val,
+        size: Size,
+    },
+    /// `d` = old memory (sign-extended), memory = `op(old, src)`, atomically. Faults if misaligned.
+    Amo {
+        op: AmoOp,
+        d: Option<Slot>,
+        src: Val,
+        base: Val,
+        size: Size,
+    },
+    /// Orders every earlier access before every later one (the host is TSO: only store→load needs code).
+    Fence,
+    Fp {
+        op: FpOp,
+        fmt: FpFmt,
+        rm: Rm,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    /// Store of a constant byte at byte offset `off` of the guest's hot state (see `EnvLayout::guest`).
+    SetEnvByte {
+        off: i32,
+        val: u8,
+    },
+    /// Leaves the block *before* the current instruction, to have it executed in careful mode, if any bit
+    /// of `mask` is set in the byte at `off` of the guest's hot state.
+    GuardEnv {
+        off: i32,
+        mask: u8,
+    },
+    /// Calls helper number `helper` of the frontend's table.
+    Call {
+        helper: u16,
+        kind: CallKind,
+        ret: Option<Slot>,
+        args: [Val; 3],
+    },
+    /// Side exit to `to` if the condition holds.
+    Branch {
+        cond: Cond,
+        a: Val,
+        b: Val,
+        to: PagePc,
+    },
+    /// Terminal: continue at `to`.
+    Jump {
+        to: PagePc,
+    },
+    /// Terminal: continue at `(base + off) & !1`; first `link.0` = virtual address of `link.1`.
+    JumpReg {
+        base: Slot,
+        off: i32,
+        link: Option<(Slot, PagePc)>,
+        hint: JumpHint,
+    },
+    /// Terminal: a helper has set the vCPU's program counter; continue there.
+    Dispatch,
+}
+
+impl Op {
+    /// Whether the block ends with this operation.
+    pub const fn is_terminal(&self) -> bool {
+        matches!(self, Op::Jump { .. } | Op::JumpReg { .. } | Op::Dispatch)
+    }
+}
+
+/// A translated block: one entry, side exits, one terminal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Block {
+    pub ops: Vec<Op>,
+    /// Offset of the first instruction in its page, in bytes (0..4096).
+    pub start: u16,
+    /// Bytes of guest code covered. `start + len` may pass the page's end by at most one instruction.
+    pub len: u16,
+    /// Number of guest instructions.
+    pub insns: u16,
+}
+
+impl Block {
+    /// Empties the block for reuse, keeping its allocation.
+    pub fn clear(&mut self, start: u16) {
+        self.ops.clear();
+        self.start = start;
+        self.len = 0;
+        self.insns = 0;
+    }
+
+    /// Whether the block's last instruction reaches into the next page.
+    pub fn crosses_page(&self) -> bool {
+        u32::from(self.start) + u32::from(self.len) > 4096
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 >= FIRST_TEMP {
+            write!(f, "t{}", self.0 - FIRST_TEMP)
+        } else {
+            write!(f, "s{}", self.0)
+        }
+    }
+}
