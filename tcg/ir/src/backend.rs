@@ -1,10 +1,10 @@
 //! What a host backend owes the runtime, and the vCPU environment's layout as data, so that a backend
 //! depends on nothing but the IR.
 
-use crate::op::{Block, PagePc, Slot};
+use crate::op::{Block, FpFmt, FpOp, PagePc, Rm, Slot};
 
-/// Byte displacements, from the environment pointer that generated code keeps in a host register, of what
-/// generated code touches. The runtime owns the structure; this is its description.
+/// Byte offsets, from the start of the environment, of what generated code touches. The runtime owns the
+/// structure; this is its description.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EnvLayout {
     /// Slot 0; slot `i` is at `slots + 8 * i`.
@@ -15,25 +15,29 @@ pub struct EnvLayout {
     pub pc: i32,
     /// u32: non-zero when somebody wants this vCPU to leave generated code.
     pub kick: i32,
-    /// u32: set by a helper that wants the block left after the current instruction.
+    /// u32: set by a runtime function or helper that wants the block left; `pc` then says where to go on.
     pub exit_request: i32,
     /// u32: why generated code was left (an [`ExitCode`]).
     pub exit_code: i32,
-    /// u32: `pc` offset in the page (low 24 bits, signed) and length of the instruction that called a
-    /// helper (high 8 bits).
+    /// u32: what the instruction that calls a helper is: see [`pack_insn`].
     pub cur_insn: i32,
     /// u64: virtual address reserved by the last load-reserved; all ones when none.
     pub reserve_addr: i32,
     /// u64: the value it loaded, extended as loaded.
     pub reserve_value: i32,
-    /// u32: the guest's MXCSR-like control word while generated code runs (x86-64 hosts).
-    pub fp_control: i32,
-    /// u32: the host's own, kept while generated code runs.
-    pub host_fp_control: i32,
-    /// u64: base of the current address-space context (see [`ContextLayout`]).
-    pub context: i32,
     /// Start of the frontend's hot state (`SetEnvByte`, `GuardEnv`).
     pub guest: i32,
+}
+
+/// The instruction a helper call belongs to: its offset from the block's page in the low 24 bits (signed),
+/// its length in the high 8.
+pub const fn pack_insn(pc: PagePc, len: u8) -> u32 {
+    (pc.0 as u32 & 0xff_ffff) | (len as u32) << 24
+}
+
+/// Undoes [`pack_insn`].
+pub const fn unpack_insn(word: u32) -> (PagePc, u8) {
+    (PagePc(((word << 8) as i32) >> 8), (word >> 24) as u8)
 }
 
 /// Byte displacements, from a context's base, of its arrays of 2^20 entries of 8 bytes, indexed by bits
@@ -95,34 +99,47 @@ impl ExitCode {
     }
 }
 
-/// Host addresses of the runtime's functions that stubs call. All are `extern "C"`; the first argument is
-/// the environment pointer.
+/// Host addresses of the runtime's functions that stubs call. All are `extern "C"`, never unwind, and take
+/// the environment's address first. Where one sets `exit_request`, it has set `pc` (a trap's handler, say)
+/// and the stub abandons the block and dispatches.
 #[derive(Clone, Copy, Debug)]
 pub struct RuntimeFns {
-    /// `(env, va, size | ext << 8, return_address) -> value`; sets `exit_request` on a fault.
+    /// `(env, va: u64, size_log2 | ext << 8: u32, return_address) -> value`. Sets `exit_request` on a fault.
     pub load: usize,
-    /// `(env, va, value, size, return_address)`; sets `exit_request` on a fault.
+    /// `(env, va: u64, value: u64, size_log2: u32, return_address)`. Sets `exit_request` on a fault.
     pub store: usize,
-    /// `(env, va, size | op << 8, value, return_address) -> old`; op 0xff: load-reserved, 0xfe:
-    /// store-conditional (returns 0 or 1), else an [`crate::AmoOp`]. Sets `exit_request` on a fault.
+    /// `(env, va: u64, size_log2 | ext << 8 | kind << 16: u32, value: u64, return_address) -> old`; kind: an
+    /// [`crate::AmoOp`] as its number, [`ATOMIC_LOAD_RESERVED`] or [`ATOMIC_STORE_CONDITIONAL`] (0: stored,
+    /// 1: not). Maintains `reserve_*`. Sets `exit_request` on a fault.
     pub atomic: usize,
-    /// `(env, packed FpOp|FpFmt<<8|Rm<<16, a, b, c) -> result`.
+    /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
-    /// `(env, site) -> host address to jump to`: links a direct jump. See [`LinkSite`].
+    /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called. See
+    /// [`LinkSite`].
     pub link: usize,
+}
+
+/// `kind` of [`RuntimeFns::atomic`] for a load-reserved.
+pub const ATOMIC_LOAD_RESERVED: u32 = 0xff;
+/// `kind` of [`RuntimeFns::atomic`] for a store-conditional.
+pub const ATOMIC_STORE_CONDITIONAL: u32 = 0xfe;
+
+/// A floating-point operation in a word, for [`RuntimeFns::fp`]: from the lowest byte up op, format,
+/// rounding mode, `d`, `a`, `b`, `c`.
+pub const fn pack_fp(op: FpOp, fmt: FpFmt, rm: Rm, d: Slot, a: Slot, b: Slot, c: Slot) -> u64 {
+    u64::from_le_bytes([op as u8, fmt as u8, rm as u8, d.0, a.0, b.0, c.0, 0])
 }
 
 /// Entry points that the backend emits once at the start of the code cache.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stubs {
-    /// `extern "C" fn(env, code)`: runs generated code until it exits.
+    /// `extern "C" fn(env, code)`: runs generated code from host address `code` until it exits.
     pub enter: usize,
-    /// Where an entry table's zero leads: probes nothing, exits with [`ExitCode::Lookup`].
+    /// Where an entry table's zero leads (so its address is [`BackendConfig::code_base`]): exits with
+    /// [`ExitCode::Lookup`].
     pub miss: usize,
     /// Looks `pc` up in the current context and continues there, or exits.
     pub dispatch: usize,
-    /// The others are the backend's own business.
-    pub own: [usize; 12],
 }
 
 /// A direct jump that can be linked to its target block.
@@ -130,8 +147,10 @@ pub struct Stubs {
 pub struct LinkSite {
     /// Offset in the block's code of the aligned rel32 to patch.
     pub patch: u32,
-    /// Offset in the block's code of what it points to while not linked.
+    /// Offset in the block's code of what it points to while not linked: a call of the link stub.
     pub unlinked: u32,
+    /// Offset in the block's code of the address after that call: what identifies the site to the runtime.
+    pub return_offset: u32,
     /// For a jump to another page, the offset of the 4-byte immediate that must equal the target page's
     /// entry-table address (0 while not linked). `u32::MAX` for a jump within the page.
     pub guard: u32,
@@ -162,11 +181,11 @@ pub struct BackendConfig {
     pub env: EnvLayout,
     pub context: ContextLayout,
     pub fns: RuntimeFns,
-    /// Host addresses of the frontend's helpers, by number.
+    /// Host addresses of the frontend's helpers, by number: `extern "C" fn(env, u64, u64, u64) -> u64`.
     pub helpers: Vec<usize>,
     /// Slots in the order in which they deserve a host register of their own.
     pub pin_order: Vec<Slot>,
-    /// First code address (entry-table values are offsets from it).
+    /// First code address (entry-table values are offsets from it). Code, tables and stubs are below 2 GiB.
     pub code_base: usize,
 }
 
