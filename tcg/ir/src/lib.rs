@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod interp;
 pub mod op;
 
 pub use op::*;
