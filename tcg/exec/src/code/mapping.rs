@@ -1,0 +1,231 @@
+//! The code cache's memory: one reservation below 2 GiB that never moves.
+//!
+//! Code is mapped twice, executable where it runs and writable elsewhere, so no page is ever both and
+//! publishing or patching needs no system call. Below 2 GiB, because then an address fits 31 bits:
+//! entry tables hold 32-bit words and generated code compares table addresses with immediates.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+/// Entries of an entry table: one per possible instruction address in a page.
+pub const TABLE_ENTRIES: usize = 2048;
+/// Bytes of an entry table.
+pub const TABLE_BYTES: usize = TABLE_ENTRIES * 4;
+
+const LOWEST: usize = 0x0100_0000;
+const HIGHEST: usize = 0x7ff0_0000;
+const STEP: usize = 0x0100_0000;
+
+/// The reservation: code, then entry tables.
+pub struct CodeMapping {
+    exec: NonNull<u8>,
+    write: NonNull<u8>,
+    code_len: usize,
+    tables: NonNull<u8>,
+    tables_len: usize,
+}
+
+// SAFETY: plain memory at fixed addresses; all writes go through `&self` methods that use atomics for what
+// other threads may be executing or reading, or are to space not yet published.
+unsafe impl Send for CodeMapping {}
+// SAFETY: as above.
+unsafe impl Sync for CodeMapping {}
+
+impl CodeMapping {
+    /// Reserves `code_len` bytes for code and room for `tables` entry tables.
+    ///
+    /// # Errors
+    /// No room below 2 GiB, or the host's own error.
+    pub fn new(code_len: usize, tables: usize) -> io::Result<CodeMapping> {
+        let tables_len = tables * TABLE_BYTES;
+        let fd = memfd_create("mimus-code", MemfdFlags::CLOEXEC)?;
+        ftruncate(&fd, code_len as u64)?;
+        let base = reserve_low(code_len + tables_len)?;
+        // SAFETY: replaces a part of the reservation just made, which nothing else knows of.
+        let exec = unsafe {
+            mmap(
+                base.cast(),
+                code_len,
+                ProtFlags::READ | ProtFlags::EXEC,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &fd,
+                0,
+            )?
+        };
+        // SAFETY: as above, the reservation's second part.
+        let tables = unsafe {
+            mmap_anonymous(
+                base.add(code_len).cast(),
+                tables_len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+            )?
+        };
+        // SAFETY: a fresh mapping wherever the kernel likes.
+        let write = unsafe {
+            mmap(std::ptr::null_mut(), code_len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)?
+        };
+        let non_null = |p: *mut std::ffi::c_void| NonNull::new(p.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory);
+        Ok(CodeMapping {
+            exec: non_null(exec)?,
+            write: non_null(write)?,
+            code_len,
+            tables: non_null(tables)?,
+            tables_len,
+        })
+    }
+
+    /// Host address at which code offset 0 executes.
+    pub fn code_base(&self) -> usize {
+        self.exec.as_ptr() as usize
+    }
+
+    /// Bytes of code space.
+    pub fn code_len(&self) -> usize {
+        self.code_len
+    }
+
+    /// Host address of table number `n`.
+    pub fn table(&self, n: usize) -> u32 {
+        debug_assert!((n + 1) * TABLE_BYTES <= self.tables_len);
+        (self.tables.as_ptr() as usize + n * TABLE_BYTES) as u32
+    }
+
+    /// Number of tables there is room for.
+    pub fn table_count(&self) -> usize {
+        self.tables_len / TABLE_BYTES
+    }
+
+    /// Copies code to offset `at`, which nothing refers to yet.
+    ///
+    /// # Panics
+    /// If it does not fit: the caller checked.
+    pub fn write_code(&self, at: usize, code: &[u8]) {
+        assert!(at + code.len() <= self.code_len);
+        // SAFETY: in bounds by the assertion; unpublished, so no thread executes or writes it.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.as_ptr().add(at), code.len()) };
+    }
+
+    /// The bytes at `at`, for disassembly.
+    pub fn read_code(&self, at: usize, len: usize) -> Vec<u8> {
+        assert!(at + len <= self.code_len);
+        // SAFETY: in bounds; concurrent patches of aligned words may or may not be seen, both are code.
+        unsafe { std::slice::from_raw_parts(self.write.as_ptr().add(at), len).to_vec() }
+    }
+
+    fn code_word(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4) && at + 4 <= self.code_len);
+        // SAFETY: aligned and in bounds; patched words are only ever accessed as this atomic (and by
+        // instruction fetch, for which aligned 4-byte stores are single-copy atomic on x86).
+        unsafe { &*self.write.as_ptr().add(at).cast::<AtomicU32>() }
+    }
+
+    /// Reads the patchable word at code offset `at`.
+    pub fn patched(&self, at: usize) -> u32 {
+        self.code_word(at).load(Ordering::Relaxed)
+    }
+
+    /// Stores the patchable word at code offset `at`.
+    pub fn patch(&self, at: usize, word: u32) {
+        self.code_word(at).store(word, Ordering::Release);
+    }
+
+    fn table_word(&self, table: u32, page_offset: u32) -> &AtomicU32 {
+        let at = table as usize - self.tables.as_ptr() as usize + (page_offset as usize / 2) * 4;
+        assert!(at + 4 <= self.tables_len && page_offset < 4096);
+        // SAFETY: aligned and in bounds; entries are only accessed as atomics and by generated code's loads.
+        unsafe { &*self.tables.as_ptr().add(at).cast::<AtomicU32>() }
+    }
+
+    /// The code offset of the block at `page_offset` of the page with `table`; 0 if none.
+    pub fn entry(&self, table: u32, page_offset: u32) -> u32 {
+        self.table_word(table, page_offset).load(Ordering::Acquire)
+    }
+
+    /// Publishes (or, with 0, withdraws) a block.
+    pub fn set_entry(&self, table: u32, page_offset: u32, code: u32) {
+        self.table_word(table, page_offset).store(code, Ordering::Release);
+    }
+
+    /// Gives all tables' and, from `keep` on, all code's memory back. No thread is in generated code.
+    pub fn discard(&self, keep: usize) {
+        // SAFETY: the ranges are this mapping's; their contents are forgotten by the only owner.
+        let result = unsafe {
+            madvise(self.tables.as_ptr().cast(), self.tables_len, Advice::LinuxDontNeed).and_then(|()| {
+                let keep = keep.next_multiple_of(4096).min(self.code_len);
+                madvise(self.write.as_ptr().add(keep).cast(), self.code_len - keep, Advice::LinuxRemove)
+            })
+        };
+        if let Err(e) = result {
+            log::warn!("code cache: memory not returned to the host: {e}");
+        }
+    }
+}
+
+impl Drop for CodeMapping {
+    fn drop(&mut self) {
+        // SAFETY: the three mappings are this value's; no vCPU outlives the engine that owns it.
+        unsafe {
+            let _ = munmap(self.exec.as_ptr().cast(), self.code_len + self.tables_len);
+            let _ = munmap(self.write.as_ptr().cast(), self.code_len);
+        }
+    }
+}
+
+/// Finds a free range of `len` bytes below 2 GiB and reserves it.
+fn reserve_low(len: usize) -> io::Result<*mut u8> {
+    let mut at = LOWEST;
+    while at + len <= HIGHEST {
+        // SAFETY: NOREPLACE: fails rather than touch anything that is there.
+        let got = unsafe {
+            mmap_anonymous(
+                at as *mut _,
+                len,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE,
+            )
+        };
+        match got {
+            Ok(p) if p as usize == at => return Ok(p.cast()),
+            // An old kernel took the address as a hint.
+            // SAFETY: just mapped by us.
+            Ok(p) => unsafe { munmap(p, len)? },
+            Err(_) => {}
+        }
+        at += STEP;
+    }
+    Err(io::Error::new(
+        io::ErrorKind::OutOfMemory,
+        format!("no {} MiB of address space are free below 2 GiB for translated code: use a smaller tb-size", len >> 20),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_low_and_dual_mapped() {
+        let m = CodeMapping::new(1 << 20, 16).unwrap();
+        assert!(m.code_base() + (1 << 20) < 1 << 31);
+        m.write_code(64, &[0xc3]);
+        // SAFETY: reads one byte of the executable alias.
+        assert_eq!(unsafe { *((m.code_base() + 64) as *const u8) }, 0xc3);
+        assert_eq!(m.read_code(64, 1), [0xc3]);
+    }
+
+    #[test]
+    fn discarded_tables_are_empty() {
+        let m = CodeMapping::new(1 << 20, 16).unwrap();
+        let t = m.table(3);
+        m.set_entry(t, 0x10, 77);
+        assert_eq!(m.entry(t, 0x10), 77);
+        m.discard(4096);
+        assert_eq!(m.entry(t, 0x10), 0);
+    }
+}

@@ -1,0 +1,392 @@
+//! What is known about translated code: pages, blocks, links, and which guest instruction a host
+//! address belongs to.
+//!
+//! Blocks are keyed by the guest's *physical* page (here: its host address) and offset, so every address
+//! space that maps a page shares its code. A page's blocks live and die together: a store that overlaps
+//! translated bytes withdraws all of them. Withdrawn code is not reused before the whole cache is emptied,
+//! so a vCPU still inside it is safe.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, LinkSite};
+use mimus_tcg_ir::{Block, PagePc};
+
+use super::mapping::CodeMapping;
+
+/// Bytes of guest memory per bit of a page's map of translated bytes.
+const GRANULE: u32 = 64;
+
+/// A page of guest memory that holds code, by its host address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct PageKey(pub u64);
+
+/// Hashes page addresses: they are distinct already, only their low bits are empty.
+#[derive(Default)]
+pub struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.0 = (self.0 ^ u64::from(b)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (n >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type PageMap<V> = HashMap<PageKey, V, BuildHasherDefault<PageHasher>>;
+
+#[derive(Default)]
+struct Page {
+    table: u32,
+    blocks: Vec<u32>,
+    /// Which granules hold translated bytes.
+    granules: u64,
+    /// Linked jumps from other pages into this one.
+    incoming: Vec<PatchPoint>,
+    /// Pages with a block whose last instruction reaches into this one.
+    crossed_from: Vec<PageKey>,
+}
+
+/// Where to undo a link: code offsets.
+#[derive(Clone, Copy)]
+struct PatchPoint {
+    patch: u32,
+    unlinked: u32,
+    guard: u32,
+}
+
+struct BlockRecord {
+    code: u32,
+    code_len: u32,
+    page: PageKey,
+    start: u16,
+    live: bool,
+    sites: (u32, u32),
+    faults: (u32, u32),
+}
+
+#[derive(Default)]
+struct Inner {
+    bump: usize,
+    tables_used: usize,
+    pages: PageMap<Page>,
+    /// In order of code offset.
+    blocks: Vec<BlockRecord>,
+    sites: Vec<LinkSite>,
+    faults: Vec<FaultEntry>,
+}
+
+/// All translated code of a machine.
+pub struct CodeStore {
+    mapping: CodeMapping,
+    /// End of the stubs.
+    first_block: usize,
+    inner: Mutex<Inner>,
+}
+
+/// What [`CodeStore::publish`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// Runs at this host address.
+    At(usize),
+    /// No room: the cache must be emptied.
+    Full,
+}
+
+/// The jump a link request came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Resolved {
+    block: u32,
+    site: LinkSite,
+    page: PageKey,
+}
+
+impl Resolved {
+    /// Where the jump leads, relative to its block's page.
+    pub fn to(&self) -> PagePc {
+        self.site.to
+    }
+
+    /// The page of the block that jumps.
+    pub fn page(&self) -> PageKey {
+        self.page
+    }
+}
+
+impl CodeStore {
+    /// A store over `mapping`, whose first `stubs` bytes are taken.
+    pub fn new(mapping: CodeMapping, stubs: usize) -> CodeStore {
+        let first_block = stubs.next_multiple_of(64);
+        let inner = Inner { bump: first_block, ..Inner::default() };
+        CodeStore { mapping, first_block, inner: Mutex::new(inner) }
+    }
+
+    /// The memory underneath.
+    pub fn mapping(&self) -> &CodeMapping {
+        &self.mapping
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The entry table of `page`, made if the page is new. `None`: no table is left.
+    pub fn table(&self, page: PageKey) -> Option<u32> {
+        let mut inner = self.lock();
+        if let Some(p) = inner.pages.get(&page) {
+            return Some(p.table);
+        }
+        if inner.tables_used == self.mapping.table_count() {
+            return None;
+        }
+        let table = self.mapping.table(inner.tables_used);
+        inner.tables_used += 1;
+        inner.pages.insert(page, Page { table, ..Page::default() });
+        Some(table)
+    }
+
+    /// Host address of the block at `offset` of the page with `table`.
+    pub fn find(&self, table: u32, offset: u32) -> Option<usize> {
+        match self.mapping.entry(table, offset) {
+            0 => None,
+            code => Some(self.mapping.code_base() + code as usize),
+        }
+    }
+
+    /// Emits a block with `emit`, which is given the host address it will run at, and publishes it.
+    ///
+    /// `next_page`: the page its last instruction reaches into, if it does.
+    pub fn publish(
+        &self,
+        page: PageKey,
+        next_page: Option<PageKey>,
+        block: &Block,
+        emit: impl FnOnce(usize, &mut Vec<u8>, &mut Emitted),
+        buffers: &mut (Vec<u8>, Emitted),
+    ) -> Published {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let at = inner.bump.next_multiple_of(16);
+        let (code, info) = buffers;
+        emit(self.mapping.code_base() + at, code, info);
+        if at + code.len() > self.mapping.code_len() {
+            return Published::Full;
+        }
+        self.mapping.write_code(at, code);
+        inner.bump = at + code.len();
+        let number = inner.blocks.len() as u32;
+        let sites = append(&mut inner.sites, &info.sites);
+        let faults = append(&mut inner.faults, &info.faults);
+        inner.blocks.push(BlockRecord {
+            code: at as u32,
+            code_len: code.len() as u32,
+            page,
+            start: block.start,
+            live: true,
+            sites,
+            faults,
+        });
+        let start = u32::from(block.start);
+        let end = start + u32::from(block.len);
+        if let (Some(next), true) = (next_page, end > 4096) {
+            let p = inner.pages.entry(next).or_default();
+            p.granules |= granules(0, end - 4096);
+            if !p.crossed_from.contains(&page) {
+                p.crossed_from.push(page);
+            }
+        }
+        let p = inner.pages.entry(page).or_default();
+        p.granules |= granules(start, end.min(4096));
+        p.blocks.push(number);
+        self.mapping.set_entry(p.table, start, at as u32);
+        Published::At(self.mapping.code_base() + at)
+    }
+
+    /// The link site whose cold code's call returns to host address `ret`.
+    pub fn resolve_site(&self, ret: usize) -> Option<Resolved> {
+        let inner = self.lock();
+        let number = inner.block_at(self.offset(ret)?)?;
+        let block = &inner.blocks[number];
+        let within = self.offset(ret)? - block.code;
+        let sites = &inner.sites[block.sites.0 as usize..block.sites.1 as usize];
+        let site = *sites.iter().find(|s| s.return_offset == within)?;
+        Some(Resolved { block: number as u32, site, page: block.page })
+    }
+
+    /// Links the jump to `target` (host address), in page `target_page`. Does nothing if the jump's block
+    /// has been withdrawn, or if it is already linked into a different page.
+    pub fn link(&self, from: &Resolved, target: usize, target_page: PageKey, word: impl Fn(usize, usize) -> u32) {
+        let mut inner = self.lock();
+        let Some(block) = inner.blocks.get(from.block as usize) else { return };
+        if !block.live || block.page != from.page {
+            return;
+        }
+        let base = block.code;
+        let patch = base + from.site.patch;
+        let field = self.mapping.code_base() + patch as usize;
+        if from.site.guard == u32::MAX {
+            self.mapping.patch(patch as usize, word(field, target));
+            return;
+        }
+        let guard = base + from.site.guard;
+        if self.mapping.patched(guard as usize) != 0 {
+            return;
+        }
+        let Some(page) = inner.pages.get_mut(&target_page) else { return };
+        // The jump first: its guard keeps it closed until it leads somewhere.
+        self.mapping.patch(patch as usize, word(field, target));
+        self.mapping.patch(guard as usize, page.table);
+        page.incoming.push(PatchPoint { patch, unlinked: base + from.site.unlinked, guard });
+    }
+
+    /// The guest instruction a call with return address `ret` belongs to.
+    pub fn resolve_fault(&self, ret: usize) -> Option<FaultEntry> {
+        let inner = self.lock();
+        let offset = self.offset(ret)?;
+        let block = &inner.blocks[inner.block_at(offset)?];
+        let within = offset - block.code;
+        let faults = &inner.faults[block.faults.0 as usize..block.faults.1 as usize];
+        faults.iter().find(|f| f.host == within).copied()
+    }
+
+    /// A store of `len` bytes at `offset` of a page that holds code: withdraws the page's blocks if it
+    /// overlaps any. Answers whether no code is left, so that stores to the page may be fast again.
+    pub fn store_to_code(&self, page: PageKey, offset: u32, len: u32) -> bool {
+        let mut inner = self.lock();
+        let Some(p) = inner.pages.get(&page) else { return true };
+        if p.granules & granules(offset, (offset + len).min(4096)) == 0 {
+            return p.granules == 0;
+        }
+        self.withdraw(&mut inner, page);
+        true
+    }
+
+    fn withdraw(&self, inner: &mut Inner, page: PageKey) {
+        let mut pages = vec![page];
+        while let Some(key) = pages.pop() {
+            let Some(p) = inner.pages.get_mut(&key) else { continue };
+            let blocks = std::mem::take(&mut p.blocks);
+            let incoming = std::mem::take(&mut p.incoming);
+            let table = p.table;
+            p.granules = 0;
+            pages.append(&mut p.crossed_from);
+            for number in blocks {
+                let block = &mut inner.blocks[number as usize];
+                block.live = false;
+                self.mapping.set_entry(table, u32::from(block.start), 0);
+            }
+            for point in incoming {
+                self.mapping.patch(point.guard as usize, 0);
+                let next = point.patch.wrapping_add(4);
+                self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
+            }
+        }
+    }
+
+    /// Forgets everything. No vCPU is in generated code, and each drops its contexts before it is again.
+    pub fn clear(&self) -> Vec<PageKey> {
+        let mut inner = self.lock();
+        let pages = inner.pages.keys().copied().collect();
+        *inner = Inner { bump: self.first_block, ..Inner::default() };
+        self.mapping.discard(self.first_block);
+        pages
+    }
+
+    fn offset(&self, host: usize) -> Option<u32> {
+        let offset = host.checked_sub(self.mapping.code_base())?;
+        (offset < self.mapping.code_len()).then_some(offset as u32)
+    }
+
+    /// Bytes of code, blocks and pages in the store.
+    pub fn statistics(&self) -> (usize, usize, usize) {
+        let inner = self.lock();
+        (inner.bump, inner.blocks.len(), inner.pages.len())
+    }
+}
+
+impl Inner {
+    /// The block whose code contains `offset` (or ends there: a return address may be its end).
+    fn block_at(&self, offset: u32) -> Option<usize> {
+        let after = self.blocks.partition_point(|b| b.code < offset);
+        let number = after.checked_sub(1)?;
+        let block = &self.blocks[number];
+        (offset <= block.code + block.code_len).then_some(number)
+    }
+}
+
+fn append<T: Copy>(to: &mut Vec<T>, from: &[T]) -> (u32, u32) {
+    let first = to.len() as u32;
+    to.extend_from_slice(from);
+    (first, to.len() as u32)
+}
+
+/// The granules of bytes `start..end` of a page.
+fn granules(start: u32, end: u32) -> u64 {
+    if start >= end {
+        return 0;
+    }
+    let first = start / GRANULE;
+    let last = (end - 1) / GRANULE;
+    let upto_last = if last == 63 { !0 } else { (1 << (last + 1)) - 1 };
+    upto_last & !((1u64 << first) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> CodeStore {
+        CodeStore::new(CodeMapping::new(1 << 20, 16).unwrap(), 100)
+    }
+
+    fn block(start: u16, len: u16) -> Block {
+        Block { ops: Vec::new(), start, len, insns: 1 }
+    }
+
+    fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
+        s.table(page).unwrap();
+        let emit = |_at: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0xcc; 32];
+        match s.publish(page, None, b, emit, &mut Default::default()) {
+            Published::At(at) => at,
+            Published::Full => panic!("full"),
+        }
+    }
+
+    #[test]
+    fn granule_maps() {
+        assert_eq!(granules(0, 64), 1);
+        assert_eq!(granules(63, 65), 3);
+        assert_eq!(granules(4032, 4096), 1 << 63);
+        assert_eq!(granules(0, 4096), !0);
+        assert_eq!(granules(8, 8), 0);
+    }
+
+    #[test]
+    fn a_store_beside_code_keeps_it() {
+        let s = store();
+        let page = PageKey(0x7000);
+        let at = publish(&s, page, &block(0x100, 8));
+        let table = s.table(page).unwrap();
+        assert!(!s.store_to_code(page, 0x800, 8));
+        assert_eq!(s.find(table, 0x100), Some(at));
+        assert!(s.store_to_code(page, 0x104, 1));
+        assert_eq!(s.find(table, 0x100), None);
+    }
+
+    #[test]
+    fn a_full_store_says_so_and_clears() {
+        let s = store();
+        let page = PageKey(0x7000);
+        s.table(page).unwrap();
+        let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 2 << 20];
+        assert_eq!(s.publish(page, None, &block(0, 4), emit, &mut Default::default()), Published::Full);
+        assert_eq!(s.clear(), vec![page]);
+    }
+}

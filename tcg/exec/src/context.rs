@@ -1,0 +1,291 @@
+//! One address-space context of the software TLB: the arrays that generated code probes.
+//!
+//! A context is a sparse reservation of five arrays (see `ContextLayout`) indexed by bits 12..32 of the
+//! virtual address, so there are almost no conflict misses, an empty context costs no memory, and 4 KiB of
+//! host memory describe 2 MiB of guest addresses. Fills are remembered in a list: emptying a context costs as much
+//! as filling it did.
+#![allow(unsafe_code)]
+
+use memmap2::{MmapMut, MmapOptions};
+use mimus_tcg_ir::backend::ContextLayout;
+
+/// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
+const INVALID: u64 = !0;
+const PAGE: u64 = 4096;
+const INDEX_MASK: u64 = (ContextLayout::ENTRIES - 1) as u64;
+
+/// A page of a large guest mapping was filled: dropping any of it drops all (see [`Context::drop_page`]).
+#[derive(Clone, Copy)]
+struct LargeRegion {
+    base: u64,
+    size: u64,
+}
+
+/// What a fill grants.
+#[derive(Clone, Copy, Debug)]
+pub struct DataFill {
+    /// Page-aligned virtual address.
+    pub va: u64,
+    /// Host address of the page.
+    pub host: u64,
+    pub read: bool,
+    pub write: bool,
+    /// The entry goes away at the next [`Context::drop_local`].
+    pub local: bool,
+    /// Size of the guest's mapping in bytes.
+    pub mapping_size: u64,
+}
+
+/// The TLB and code maps of one address space.
+pub struct Context {
+    map: MmapMut,
+    /// Indices that have been filled since the last flush (an index may appear more than once).
+    fills: Vec<u32>,
+    /// The subset to drop on [`Context::drop_local`].
+    local: Vec<u32>,
+    large: Vec<LargeRegion>,
+}
+
+impl Context {
+    /// An empty context.
+    ///
+    /// # Errors
+    /// The host has no address space left.
+    pub fn new() -> std::io::Result<Context> {
+        let map = MmapOptions::new()
+            .len(ContextLayout::SIZE)
+            .no_reserve_swap()
+            .map_anon()?;
+        let mut context = Context { map, fills: Vec::new(), local: Vec::new(), large: Vec::new() };
+        // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
+        context.clear(0);
+        Ok(context)
+    }
+
+    /// What the GS base is to be while this context is current.
+    pub fn base(&self) -> u64 {
+        self.map.as_ptr() as u64
+    }
+
+    fn cell(&self, array: i32, index: usize) -> *mut u64 {
+        debug_assert!(index < ContextLayout::ENTRIES);
+        let offset = array as usize + index * 8;
+        // SAFETY: the offset is inside the mapping: arrays are ENTRIES * 8 bytes and SIZE covers all five.
+        unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
+    }
+
+    fn get(&self, array: i32, index: usize) -> u64 {
+        // SAFETY: `cell` is in the mapping and aligned; only this vCPU's thread reads or writes it.
+        unsafe { self.cell(array, index).read() }
+    }
+
+    fn set(&mut self, array: i32, index: usize, value: u64) {
+        // SAFETY: as in `get`; generated code, which also reads it, runs on this same thread.
+        unsafe { self.cell(array, index).write(value) }
+    }
+
+    fn clear(&mut self, index: usize) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        self.set(L.read_tag, index, INVALID);
+        self.set(L.write_tag, index, INVALID);
+        self.set(L.exec_tag, index, INVALID);
+    }
+
+    fn remember(&mut self, index: usize, va: u64, local: bool, mapping_size: u64) {
+        self.fills.push(index as u32);
+        if local {
+            self.local.push(index as u32);
+        }
+        if mapping_size > PAGE {
+            let base = va & !(mapping_size - 1);
+            if !self.large.iter().any(|r| r.base == base && r.size == mapping_size) {
+                self.large.push(LargeRegion { base, size: mapping_size });
+            }
+        }
+    }
+
+    /// Enters a RAM page for loads and stores.
+    pub fn fill_data(&mut self, fill: &DataFill) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let index = index_of(fill.va);
+        let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
+        self.set(L.addend, index, fill.host.wrapping_sub(fill.va));
+        // The addend is shared: a tag of another page must not survive it.
+        self.set(L.read_tag, index, if fill.read { fill.va } else { INVALID });
+        self.set(L.write_tag, index, if fill.write { fill.va } else { INVALID });
+        if (read != fill.va && write != fill.va) || fill.local {
+            self.remember(index, fill.va, fill.local, fill.mapping_size);
+        }
+    }
+
+    /// Enters a page of code, whose entry table is at host address `table`.
+    pub fn fill_code(&mut self, va: u64, table: u32, local: bool, mapping_size: u64) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let index = index_of(va);
+        self.set(L.exec_tag, index, va);
+        self.set(L.exec_table, index, u64::from(table));
+        self.remember(index, va, local, mapping_size);
+    }
+
+    /// The entry table of the page at `va` if it has been entered.
+    pub fn code_table(&self, va: u64) -> Option<u32> {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let index = index_of(va);
+        let tag = self.get(L.exec_tag, index);
+        // Index 0's empty tag is INVALID; elsewhere zero-filled memory never equals a page with that index.
+        (tag == va & !(PAGE - 1)).then(|| self.get(L.exec_table, index) as u32)
+    }
+
+    /// Host address of `va` if a load hits.
+    pub fn lookup_read(&self, va: u64) -> Option<u64> {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let index = index_of(va);
+        (self.get(L.read_tag, index) == va & !(PAGE - 1)).then(|| va.wrapping_add(self.get(L.addend, index)))
+    }
+
+    /// Empties the context.
+    pub fn flush(&mut self) {
+        let fills = std::mem::take(&mut self.fills);
+        for &index in &fills {
+            self.clear(index as usize);
+        }
+        self.fills = fills;
+        self.fills.clear();
+        self.local.clear();
+        self.large.clear();
+    }
+
+    /// Drops the entries that were filled as local.
+    pub fn drop_local(&mut self) {
+        let local = std::mem::take(&mut self.local);
+        for &index in &local {
+            self.clear(index as usize);
+        }
+        self.local = local;
+        self.local.clear();
+    }
+
+    /// Whether any local entry is present.
+    pub fn has_local(&self) -> bool {
+        !self.local.is_empty()
+    }
+
+    /// Drops the page at `va`, and every page of the large mappings that contain it.
+    pub fn drop_page(&mut self, va: u64) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let page = va & !(PAGE - 1);
+        let index = index_of(va);
+        for array in [L.read_tag, L.write_tag, L.exec_tag] {
+            if self.get(array, index) == page {
+                self.set(array, index, INVALID);
+            }
+        }
+        let mut flush_all = false;
+        let mut i = 0;
+        while i < self.large.len() {
+            let region = self.large[i];
+            if va.wrapping_sub(region.base) >= region.size {
+                i += 1;
+                continue;
+            }
+            self.large.swap_remove(i);
+            if region.size > (2 << 20) {
+                flush_all = true;
+            } else {
+                let first = index_of(region.base);
+                for index in first..first + (region.size / PAGE) as usize {
+                    self.clear_if_used(index & INDEX_MASK as usize);
+                }
+            }
+        }
+        if flush_all {
+            self.flush();
+        }
+    }
+
+    /// Clears an index without touching host memory that was never filled.
+    fn clear_if_used(&mut self, index: usize) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        for array in [L.read_tag, L.write_tag, L.exec_tag] {
+            if self.get(array, index) != 0 {
+                self.set(array, index, INVALID);
+            }
+        }
+    }
+
+    /// Revokes store permission for every address that maps the host page `host`.
+    pub fn revoke_write(&mut self, host: u64) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        for i in 0..self.fills.len() {
+            let index = self.fills[i] as usize;
+            let tag = self.get(L.write_tag, index);
+            if tag != INVALID && tag.wrapping_add(self.get(L.addend, index)) == host {
+                self.set(L.write_tag, index, INVALID);
+            }
+        }
+    }
+
+    /// Number of fills since the last flush.
+    pub fn fill_count(&self) -> usize {
+        self.fills.len()
+    }
+}
+
+fn index_of(va: u64) -> usize {
+    ((va >> 12) & INDEX_MASK) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(va: u64, host: u64, write: bool) -> DataFill {
+        DataFill { va, host, read: true, write, local: false, mapping_size: PAGE }
+    }
+
+    #[test]
+    fn page_zero_is_empty_at_first() {
+        let c = Context::new().unwrap();
+        assert_eq!(c.lookup_read(0), None);
+        assert_eq!(c.code_table(0), None);
+    }
+
+    #[test]
+    fn fill_hits_and_flush_empties() {
+        let mut c = Context::new().unwrap();
+        c.fill_data(&data(0xffff_ffff_8000_1000, 0x7000_0000, true));
+        assert_eq!(c.lookup_read(0xffff_ffff_8000_1234), Some(0x7000_0234));
+        assert_eq!(c.lookup_read(0x8000_1234), None, "the upper half is compared too");
+        c.flush();
+        assert_eq!(c.lookup_read(0xffff_ffff_8000_1234), None);
+    }
+
+    #[test]
+    fn dropping_one_page_of_a_large_mapping_drops_all_of_it() {
+        let mut c = Context::new().unwrap();
+        let mut f = data(0x20_3000, 0x7000_3000, true);
+        f.mapping_size = 2 << 20;
+        c.fill_data(&f);
+        c.drop_page(0x3f_f000);
+        assert_eq!(c.lookup_read(0x20_3000), None);
+    }
+
+    #[test]
+    fn local_entries_go_alone() {
+        let mut c = Context::new().unwrap();
+        c.fill_data(&data(0x1000, 0x7000_0000, true));
+        c.fill_data(&DataFill { local: true, ..data(0x2000, 0x7000_1000, true) });
+        c.drop_local();
+        assert!(c.lookup_read(0x1000).is_some());
+        assert!(c.lookup_read(0x2000).is_none());
+    }
+
+    #[test]
+    fn revoked_pages_stay_readable() {
+        let mut c = Context::new().unwrap();
+        c.fill_data(&data(0x1000, 0x7000_0000, true));
+        c.revoke_write(0x7000_0000);
+        assert!(c.lookup_read(0x1000).is_some());
+        assert_eq!(c.get(ContextLayout::STANDARD.write_tag, 1), INVALID);
+    }
+}

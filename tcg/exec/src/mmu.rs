@@ -1,0 +1,116 @@
+//! The contexts of one vCPU: which exist, which is current, and what to drop.
+
+use crate::context::{Context, DataFill};
+
+/// How many contexts a vCPU keeps. The one used longest ago makes room.
+const CONTEXTS: usize = 40;
+
+struct Entry {
+    key: u64,
+    last_use: u64,
+    context: Context,
+}
+
+/// The software MMU's cached state of a vCPU.
+///
+/// A *key* names an address space as the frontend sees it (mode, privilege, ASID …); equal keys share a
+/// context, which therefore survives switches between them.
+pub struct Mmu {
+    entries: Vec<Entry>,
+    current: usize,
+    clock: u64,
+}
+
+impl Mmu {
+    /// An MMU whose current context has key `key`.
+    ///
+    /// # Errors
+    /// The host has no address space left.
+    pub fn new(key: u64) -> std::io::Result<Mmu> {
+        let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
+        Ok(Mmu { entries, current: 0, clock: 0 })
+    }
+
+    /// Makes the context of `key` current; answers its base for the GS register.
+    pub fn switch(&mut self, key: u64) -> u64 {
+        if self.entries[self.current].key != key {
+            self.current = self.find_or_make(key);
+            self.clock += 1;
+            self.entries[self.current].last_use = self.clock;
+        }
+        self.base()
+    }
+
+    fn find_or_make(&mut self, key: u64) -> usize {
+        if let Some(i) = self.entries.iter().position(|e| e.key == key) {
+            return i;
+        }
+        if self.entries.len() < CONTEXTS
+            && let Ok(context) = Context::new()
+        {
+            self.entries.push(Entry { key, last_use: 0, context });
+            return self.entries.len() - 1;
+        }
+        let oldest = (0..self.entries.len()).min_by_key(|&i| self.entries[i].last_use).unwrap_or(0);
+        self.entries[oldest].context.flush();
+        self.entries[oldest].key = key;
+        oldest
+    }
+
+    /// The current context's base.
+    pub fn base(&self) -> u64 {
+        self.entries[self.current].context.base()
+    }
+
+    /// The current context's key.
+    pub fn key(&self) -> u64 {
+        self.entries[self.current].key
+    }
+
+    /// The current context.
+    pub fn context(&self) -> &Context {
+        &self.entries[self.current].context
+    }
+
+    pub(crate) fn fill_data(&mut self, fill: &DataFill) {
+        self.entries[self.current].context.fill_data(fill);
+    }
+
+    pub(crate) fn fill_code(&mut self, va: u64, table: u32, local: bool, mapping_size: u64) {
+        self.entries[self.current].context.fill_code(va, table, local, mapping_size);
+    }
+
+    /// Empties every context.
+    pub fn flush_all(&mut self) {
+        for e in &mut self.entries {
+            e.context.flush();
+        }
+    }
+
+    /// Empties the contexts whose key `matches`.
+    pub fn flush_where(&mut self, matches: impl Fn(u64) -> bool) {
+        for e in self.entries.iter_mut().filter(|e| matches(e.key)) {
+            e.context.flush();
+        }
+    }
+
+    /// Drops the entries filled as local from the contexts whose key `matches`.
+    pub fn drop_local_where(&mut self, matches: impl Fn(u64) -> bool) {
+        for e in self.entries.iter_mut().filter(|e| matches(e.key)) {
+            e.context.drop_local();
+        }
+    }
+
+    /// Drops what maps the page at `va` from the contexts whose key `matches`.
+    pub fn drop_page_where(&mut self, va: u64, matches: impl Fn(u64) -> bool) {
+        for e in self.entries.iter_mut().filter(|e| matches(e.key)) {
+            e.context.drop_page(va);
+        }
+    }
+
+    pub(crate) fn revoke_write(&mut self, host: u64) {
+        for e in &mut self.entries {
+            e.context.revoke_write(host);
+        }
+    }
+}
