@@ -5,7 +5,10 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code)]
 
-mod common;
+mod common {
+    mod operands;
+    pub use operands::*;
+}
 
 use common::{Rng, trials};
 use mimus_tcg_softfloat::*;
