@@ -144,6 +144,10 @@ host_op!(divss, "divss {r}, {y}", f32);
 host_op!(sqrtss, "sqrtss {r}, {y}", f32);
 host_op!(roundss, "roundss {r}, {y}, 4", f32);
 host_op!(roundss_quiet, "roundss {r}, {y}, 12", f32);
+host_op!(minss, "minss {r}, {y}", f32);
+host_op!(maxss, "maxss {r}, {y}", f32);
+host_op!(minsd, "minsd {r}, {y}", f64);
+host_op!(maxsd, "maxsd {r}, {y}", f64);
 host_op!(addsd, "addsd {r}, {y}", f64);
 host_op!(subsd, "subsd {r}, {y}", f64);
 host_op!(mulsd, "mulsd {r}, {y}", f64);
@@ -254,7 +258,9 @@ fn arithmetic_f64() {
     binary(2, trials(300_000), &ops);
 }
 
-fn unary<F: Float>(seed: u64, host: [fn(F, F, Rounding) -> (F, Flags); 3]) {
+type HostOp<F> = fn(F, F, Rounding) -> (F, Flags);
+
+fn unary<F: Float>(seed: u64, host: [HostOp<F>; 3]) {
     let mut rng = Rng(seed);
     let has_round = is_x86_feature_detected!("sse4.1");
     if !has_round {
@@ -295,6 +301,45 @@ fn unary_f32() {
 #[test]
 fn unary_f64() {
     unary(4, [sqrtsd, roundsd, roundsd_quiet]);
+}
+
+/// Minimum and maximum agree with the host's once equal operands are merged bit by bit; for unordered ones the
+/// host gives the second.
+fn min_max<F: Float>(seed: u64, host_min: HostOp<F>, host_max: HostOp<F>) {
+    let mut rng = Rng(seed);
+    let mode = Rounding::NearestEven;
+    for _ in 0..trials(300_000) {
+        let [a, b, _] = rng.triple::<F>();
+        let (ours_min, ours_max) = (run(mode, |st| min(a, b, st)), run(mode, |st| max(a, b, st)));
+        let (low, high) = (host_min(a, b, mode), host_max(a, b, mode));
+        if a.is_nan() || b.is_nan() {
+            assert_eq!(
+                (low, high),
+                ((b, Flags::NV), (b, Flags::NV)),
+                "host, {a:#x?} and {b:#x?}"
+            );
+            continue;
+        }
+        let (x, y) = (a.to_raw(), b.to_raw());
+        let equal = eq(a, b, &mut status(mode));
+        let low = if equal { F::from_raw(x | y) } else { low.0 };
+        let high = if equal { F::from_raw(x & y) } else { high.0 };
+        assert_eq!(
+            (ours_min, ours_max),
+            ((low, Flags::NONE), (high, Flags::NONE)),
+            "{a:#x?} {b:#x?}"
+        );
+    }
+}
+
+#[test]
+fn min_max_f32() {
+    min_max::<u32>(12, minss, maxss);
+}
+
+#[test]
+fn min_max_f64() {
+    min_max::<u64>(13, minsd, maxsd);
 }
 
 type HostFma<F> = fn([F; 3], Rounding) -> (F, Flags);
