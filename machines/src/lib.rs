@@ -1,1 +1,9 @@
-//! boards, boot protocols and machine configuration.
+//! Boards, boot protocols and machine configuration.
+//!
+//! * [`config`] is the schema of a machine: what the command line (and later a
+//!   file or a management protocol) fills in and a board is built from.
+//! * [`boot`] reads kernels and firmware and decides where they go in RAM.
+//! * [`guests`] fetches ready-made guests through the host's package sources.
+pub mod boot;
+pub mod config;
+pub mod guests;
