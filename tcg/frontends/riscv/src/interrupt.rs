@@ -3,7 +3,9 @@
 //! The pins of a hart are levels in an atomic word other threads write; this
 //! module only ever sees a snapshot of them.
 
-use crate::state::{Hart, Privilege, irq, mstatus};
+use mimus_arch::riscv::Privilege;
+
+use crate::state::{Hart, irq, mstatus};
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,13 @@
-//! Page-table walks: Sv39, Sv48 and Sv57 with Svpbmt, and A/D updating as
+//! Page-table walks: Sv39, Sv48 and Sv57 with Svpbmt and Svnapot, and A/D updating as
 //! Svadu or Svade (sections 12.3 to 12.6, 12.10).
 //!
 //! A walk gives the engine what it caches in its TLB. It is exact: every
 //! reserved encoding faults, and the page-table accesses themselves pass PMP.
 
+use mimus_arch::riscv::Privilege;
+
 use crate::pmp::Permissions;
-use crate::state::{Hart, Privilege, envcfg};
+use crate::state::{Hart, envcfg};
 use crate::trap::{Cause, Exception};
 
 #[cfg(test)]
@@ -39,7 +41,7 @@ pub mod pte {
     pub const PBMT_SHIFT: u32 = 61;
     /// Memory type (Svpbmt).
     pub const PBMT: u64 = 3 << PBMT_SHIFT;
-    /// Naturally aligned power of two (Svnapot): reserved here.
+    /// One of 16 entries that map 64 KiB together (Svnapot).
     pub const N: u64 = 1 << 63;
 }
 
@@ -172,22 +174,55 @@ pub fn walk<M: PhysMem + ?Sized>(
     mem: &mut M,
 ) -> Result<Leaf, Fault> {
     if !translates(hart, privilege) {
-        return if va < PA_LIMIT { Ok(Leaf::identity(va)) } else { Err(Fault::Access) };
+        return if va < PA_LIMIT {
+            Ok(Leaf::identity(va))
+        } else {
+            Err(Fault::Access)
+        };
     }
     let levels = levels(hart.satp());
     if !is_canonical(va, levels) {
         return Err(Fault::Page);
     }
+    let request = Request {
+        va,
+        access,
+        privilege,
+    };
+    // A walk starts again only when another agent changed the entry it was
+    // about to update, so that somebody always makes progress.
+    loop {
+        if let Some(leaf) = walk_once(hart, request, levels, mem)? {
+            return Ok(leaf);
+        }
+    }
+}
+
+/// One walk; `None` when the leaf changed before its A and D bits were set.
+fn walk_once<M: PhysMem + ?Sized>(
+    hart: &Hart,
+    request: Request,
+    levels: u32,
+    mem: &mut M,
+) -> Result<Option<Leaf>, Fault> {
     let mut table = (hart.satp() & ((1 << 44) - 1)) << PAGE_SHIFT;
     for level in (0..levels).rev() {
-        let address = table + (va >> (PAGE_SHIFT + 9 * level) & 0x1ff) * 8;
+        let address = table + (request.va >> (PAGE_SHIFT + 9 * level) & 0x1ff) * 8;
         let entry = read_entry(hart, address, mem)?;
-        if entry & (pte::R | pte::W | pte::X) == 0 {
-            check_pointer(entry)?;
-            table = (entry & pte::PPN) << (PAGE_SHIFT - pte::PPN_SHIFT);
-        } else {
-            return leaf(hart, Request { va, access, privilege }, Found { address, entry, level }, mem);
+        if entry & (pte::R | pte::W | pte::X) != 0 {
+            return leaf(
+                hart,
+                request,
+                Found {
+                    address,
+                    entry,
+                    level,
+                },
+                mem,
+            );
         }
+        check_pointer(entry)?;
+        table = (entry & pte::PPN) << (PAGE_SHIFT - pte::PPN_SHIFT);
     }
     // A pointer at the last level leads nowhere.
     Err(Fault::Page)
@@ -207,7 +242,11 @@ pub fn translate<M: PhysMem + ?Sized>(
     mem: &mut M,
 ) -> Result<Leaf, Fault> {
     let leaf = walk(hart, va, access, privilege, mem)?;
-    if hart.pmp.check(leaf.pa, len, access, privilege) { Ok(leaf) } else { Err(Fault::Access) }
+    if hart.pmp.check(leaf.pa, len, access, privilege) {
+        Ok(leaf)
+    } else {
+        Err(Fault::Access)
+    }
 }
 
 /// What is being translated.
@@ -243,63 +282,90 @@ const fn is_canonical(va: u64, levels: u32) -> bool {
 /// Reads an entry with the checks common to leaves and pointers.
 fn read_entry<M: PhysMem + ?Sized>(hart: &Hart, address: u64, mem: &mut M) -> Result<u64, Fault> {
     // Page-table accesses are S-mode accesses to PMP (section 12.3.2).
-    if !hart.pmp.check(address, 8, Access::Load, Privilege::Supervisor) {
+    if !hart
+        .pmp
+        .check(address, 8, Access::Load, Privilege::Supervisor)
+    {
         return Err(Fault::Access);
     }
     let entry = mem.read_pte(address).map_err(|NoMemory| Fault::Access)?;
     let write_only = entry & (pte::R | pte::W) == pte::W;
-    if entry & pte::V == 0 || write_only || entry & (pte::RESERVED | pte::N) != 0 {
+    if entry & pte::V == 0 || write_only || entry & pte::RESERVED != 0 {
         return Err(Fault::Page);
     }
     Ok(entry)
 }
 
-/// A pointer to the next level must have D, A, U and the memory type clear.
+/// A pointer to the next level must have D, A, U, N and the memory type clear.
 const fn check_pointer(entry: u64) -> Result<(), Fault> {
-    if entry & (pte::D | pte::A | pte::U | pte::PBMT) != 0 { Err(Fault::Page) } else { Ok(()) }
+    if entry & (pte::D | pte::A | pte::U | pte::N | pte::PBMT) != 0 {
+        Err(Fault::Page)
+    } else {
+        Ok(())
+    }
 }
 
-/// Checks the leaf, updates A and D, and builds the translation.
+/// Checks the leaf, updates A and D, and builds the translation; `None` when
+/// the entry changed meanwhile.
 fn leaf<M: PhysMem + ?Sized>(
     hart: &Hart,
     request: Request,
     found: Found,
     mem: &mut M,
-) -> Result<Leaf, Fault> {
-    let Found { address, mut entry, level } = found;
-    loop {
-        // A value changed under us is examined again from the start.
-        if entry & (pte::R | pte::W | pte::X) == 0 {
-            return Err(Fault::Page);
+) -> Result<Option<Leaf>, Fault> {
+    let Found {
+        address,
+        mut entry,
+        level,
+    } = found;
+    let memory_type = memory_type(hart, entry)?;
+    let permitted = permitted(hart, entry, request.privilege);
+    if !permitted.allows(request.access) {
+        return Err(Fault::Page);
+    }
+    let (base, page_size) = mapped(hart, entry, level)?;
+    if base & (page_size - 1) != 0 {
+        return Err(Fault::Page); // misaligned superpage
+    }
+    let wanted = if request.access == Access::Store {
+        pte::A | pte::D
+    } else {
+        pte::A
+    };
+    if entry & wanted != wanted {
+        if !update(hart, address, entry, entry | wanted, mem)? {
+            return Ok(None);
         }
-        let memory_type = memory_type(hart, entry)?;
-        let permitted = permitted(hart, entry, request.privilege);
-        if !permitted.allows(request.access) {
-            return Err(Fault::Page);
-        }
-        let page_size = 1u64 << (PAGE_SHIFT + 9 * level);
-        let base = (entry & pte::PPN) << (PAGE_SHIFT - pte::PPN_SHIFT);
-        if base & (page_size - 1) != 0 {
-            return Err(Fault::Page); // misaligned superpage
-        }
-        let wanted = if request.access == Access::Store { pte::A | pte::D } else { pte::A };
-        if entry & wanted != wanted {
-            if !update(hart, address, entry, entry | wanted, mem)? {
-                entry = read_entry(hart, address, mem)?;
-                continue;
-            }
-            entry |= wanted;
-        }
-        let dirty = entry & pte::D != 0;
-        return Ok(Leaf {
-            pa: base | request.va & (page_size - 1),
-            page_size,
-            allowed: Permissions { write: permitted.write && dirty, ..permitted },
-            user: entry & pte::U != 0,
-            global: entry & pte::G != 0,
-            dirty,
-            memory_type,
-        });
+        entry |= wanted;
+    }
+    let dirty = entry & pte::D != 0;
+    Ok(Some(Leaf {
+        pa: base | request.va & (page_size - 1),
+        page_size,
+        allowed: Permissions {
+            write: permitted.write && dirty,
+            ..permitted
+        },
+        user: entry & pte::U != 0,
+        global: entry & pte::G != 0,
+        dirty,
+        memory_type,
+    }))
+}
+
+/// The base and size of what the leaf maps. Of Svnapot's patterns only 64 KiB
+/// is defined (section 12.8): 1000 in the low bits of the page number, which
+/// are then address bits.
+const fn mapped(hart: &Hart, entry: u64, level: u32) -> Result<(u64, u64), Fault> {
+    const NAPOT_64K: u64 = 8 << PAGE_SHIFT;
+    const NAPOT_BITS: u64 = 0xf << PAGE_SHIFT;
+    let base = (entry & pte::PPN) << (PAGE_SHIFT - pte::PPN_SHIFT);
+    if entry & pte::N == 0 {
+        Ok((base, 1 << (PAGE_SHIFT + 9 * level)))
+    } else if hart.config.svnapot && level == 0 && base & NAPOT_BITS == NAPOT_64K {
+        Ok((base & !NAPOT_BITS, 1 << 16))
+    } else {
+        Err(Fault::Page)
     }
 }
 
@@ -342,8 +408,12 @@ fn update<M: PhysMem + ?Sized>(
     if hart.menvcfg() & envcfg::ADUE == 0 {
         return Err(Fault::Page);
     }
-    if !hart.pmp.check(address, 8, Access::Store, Privilege::Supervisor) {
+    if !hart
+        .pmp
+        .check(address, 8, Access::Store, Privilege::Supervisor)
+    {
         return Err(Fault::Access);
     }
-    mem.compare_exchange_pte(address, old, new).map_err(|NoMemory| Fault::Access)
+    mem.compare_exchange_pte(address, old, new)
+        .map_err(|NoMemory| Fault::Access)
 }

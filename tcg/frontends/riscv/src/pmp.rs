@@ -1,10 +1,13 @@
-//! Physical memory protection (section 3.7): 16 entries, granularity 4 bytes.
+//! Physical memory protection (section 3.7): up to 16 entries, granularity 4
+//! bytes. The CSRs of 16 exist if any entry does; those of absent entries are
+//! read-only zero.
 //!
 //! The active entries are kept decoded as ranges, so that a check is a scan of
 //! the few entries in use.
 
+use mimus_arch::riscv::Privilege;
+
 use crate::mmu::Access;
-use crate::state::Privilege;
 
 #[cfg(test)]
 mod tests;
@@ -36,9 +39,17 @@ pub struct Permissions {
 
 impl Permissions {
     /// Everything allowed.
-    pub const ALL: Self = Self { read: true, write: true, execute: true };
+    pub const ALL: Self = Self {
+        read: true,
+        write: true,
+        execute: true,
+    };
     /// Nothing allowed.
-    pub const NONE: Self = Self { read: false, write: false, execute: false };
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
+        execute: false,
+    };
 
     /// Whether `access` is allowed.
     pub const fn allows(self, access: Access) -> bool {
@@ -50,7 +61,11 @@ impl Permissions {
     }
 
     const fn from_config(config: u8) -> Self {
-        Self { read: config & R != 0, write: config & W != 0, execute: config & X != 0 }
+        Self {
+            read: config & R != 0,
+            write: config & W != 0,
+            execute: config & X != 0,
+        }
     }
 }
 
@@ -84,10 +99,10 @@ pub struct Pmp {
 }
 
 impl Pmp {
-    /// All entries off. `entries` is 0 (no PMP, everything allowed) or 16.
+    /// All entries off. With 0 `entries` everything is allowed.
     pub fn new(entries: u8) -> Self {
         Self {
-            entries: if entries == 0 { 0 } else { 16 },
+            entries: entries.min(16),
             config: [0; 16],
             address: [0; 16],
             regions: [Region::default(); 16],
@@ -111,7 +126,15 @@ impl Pmp {
 
     /// Writes eight configurations; locked ones are left alone.
     pub fn set_config_word(&mut self, word: usize, value: u64) {
-        for (i, config) in self.config.iter_mut().skip(word * 8).take(8).enumerate() {
+        let present = self.entries();
+        for (i, config) in self
+            .config
+            .iter_mut()
+            .take(present)
+            .skip(word * 8)
+            .take(8)
+            .enumerate()
+        {
             if *config & LOCKED == 0 {
                 *config = legal_config((value >> (8 * i)) as u8);
             }
@@ -127,7 +150,7 @@ impl Pmp {
     /// Writes a `pmpaddr` unless locked, by itself or as the base of a locked
     /// top-of-range entry.
     pub fn set_address(&mut self, index: usize, value: u64) {
-        if index >= 16 || self.config[index] & LOCKED != 0 {
+        if index >= self.entries() || self.config[index] & LOCKED != 0 {
             return;
         }
         if let Some(next) = self.config.get(index + 1)
@@ -142,8 +165,12 @@ impl Pmp {
 
     /// Restores all registers at once, past any lock (snapshots).
     pub fn restore(&mut self, config: [u8; 16], address: [u64; 16]) {
-        self.config = config.map(legal_config);
-        self.address = address.map(|a| a & ADDRESS_MASK);
+        self.config = [0; 16];
+        self.address = [0; 16];
+        for i in 0..self.entries() {
+            self.config[i] = legal_config(config[i]);
+            self.address[i] = address[i] & ADDRESS_MASK;
+        }
         self.decode();
     }
 
@@ -164,7 +191,10 @@ impl Pmp {
             let address = self.address[i];
             let (start, end) = match matching_mode(self.config[i]) {
                 0 => continue,
-                1 => (if i == 0 { 0 } else { self.address[i - 1] << 2 }, address << 2),
+                1 => (
+                    if i == 0 { 0 } else { self.address[i - 1] << 2 },
+                    address << 2,
+                ),
                 2 => (address << 2, (address << 2) + 4),
                 _ => {
                     // NAPOT: n trailing ones give a range of 2^(n+3) bytes.
@@ -174,7 +204,11 @@ impl Pmp {
                 }
             };
             if start < end {
-                self.regions[usize::from(self.active)] = Region { start, end, config: self.config[i] };
+                self.regions[usize::from(self.active)] = Region {
+                    start,
+                    end,
+                    config: self.config[i],
+                };
                 self.active += 1;
             }
         }
@@ -237,5 +271,9 @@ const fn matching_mode(config: u8) -> u8 {
 /// WARL: bits 5 and 6 read zero; W without R is reserved and loses W.
 const fn legal_config(config: u8) -> u8 {
     let config = config & !0x60;
-    if config & (R | W) == W { config & !W } else { config }
+    if config & (R | W) == W {
+        config & !W
+    } else {
+        config
+    }
 }

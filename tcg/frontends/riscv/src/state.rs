@@ -4,33 +4,11 @@
 //! Section numbers are those of the RISC-V Privileged Architecture manual,
 //! version 20250508, chapter 3 (machine level) and 12 (supervisor level).
 
+use mimus_arch::riscv::models::{MmuMode, RiscvModel};
+use mimus_arch::riscv::{Ext, Privilege};
+
 use crate::csr::CsrEffect;
 use crate::pmp::Pmp;
-
-/// A privilege mode, encoded as in `mstatus.MPP`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
-#[repr(u8)]
-pub enum Privilege {
-    /// U-mode.
-    User = 0,
-    /// S-mode.
-    Supervisor = 1,
-    /// M-mode.
-    Machine = 3,
-}
-
-impl Privilege {
-    /// The mode encoded by the low two bits of `bits`; `None` for the
-    /// reserved encoding 2.
-    pub const fn from_bits(bits: u64) -> Option<Self> {
-        match bits & 3 {
-            0 => Some(Self::User),
-            1 => Some(Self::Supervisor),
-            3 => Some(Self::Machine),
-            _ => None,
-        }
-    }
-}
 
 /// Bits of `mstatus` and `sstatus`.
 pub mod mstatus {
@@ -74,7 +52,8 @@ pub mod mstatus {
     pub const SD: u64 = 1 << 63;
 
     /// The bits software can change through `mstatus`.
-    pub const WRITABLE: u64 = SIE | MIE | SPIE | MPIE | SPP | MPP | FS | MPRV | SUM | MXR | TVM | TW | TSR;
+    pub const WRITABLE: u64 =
+        SIE | MIE | SPIE | MPIE | SPP | MPP | FS | MPRV | SUM | MXR | TVM | TW | TSR;
     /// The bits software can change through `sstatus`.
     pub const S_WRITABLE: u64 = SIE | SPIE | SPP | FS | SUM | MXR;
     /// The bits software can see through `sstatus`.
@@ -141,45 +120,66 @@ pub struct HartConfig {
     /// The largest `satp.MODE`: 8 Sv39, 9 Sv48, 10 Sv57 (each larger mode
     /// includes the smaller ones), 0 for Bare only.
     pub max_satp_mode: u8,
-    /// PMP entries: 0 or 16.
+    /// PMP entries, 0 to 16.
     pub pmp_entries: u8,
+    /// `cycle`, `time` and `instret` (Zicntr).
+    pub zicntr: bool,
+    /// `hpmcounter3` to `hpmcounter31` (Zihpm).
+    pub zihpm: bool,
     /// `stimecmp` (Sstc).
     pub sstc: bool,
     /// Hardware A/D updating selectable by `menvcfg.ADUE` (Svadu).
     pub svadu: bool,
     /// Page-based memory types (Svpbmt).
     pub svpbmt: bool,
+    /// 64 KiB pages of 16 entries (Svnapot).
+    pub svnapot: bool,
     /// Cache-block management (Zicbom).
     pub zicbom: bool,
     /// Cache-block zeroing (Zicboz).
     pub zicboz: bool,
 }
 
-/// `misa` of RV64 IMAFDC with supervisor and user modes.
-pub const MISA_RV64GC_SU: u64 = 2 << 62
-    | 1 // A
-    | 1 << 2 // C
-    | 1 << 3 // D
-    | 1 << 5 // F
-    | 1 << 8 // I
-    | 1 << 12 // M
-    | 1 << 18 // S
-    | 1 << 20; // U
+impl HartConfig {
+    /// What a hart of `model` has, as far as this module implements it.
+    pub fn new(model: &RiscvModel, hart_id: u64) -> Self {
+        let has = |ext| model.features.has(ext);
+        Self {
+            hart_id,
+            misa: model.features.misa(),
+            max_satp_mode: match model.mmu {
+                MmuMode::Sv39 => 8,
+                MmuMode::Sv48 => 9,
+                MmuMode::Sv57 => 10,
+            },
+            pmp_entries: model.pmp_entries.min(16),
+            zicntr: has(Ext::Zicntr),
+            zihpm: has(Ext::Zihpm),
+            sstc: has(Ext::Sstc),
+            svadu: has(Ext::Svadu),
+            svpbmt: has(Ext::Svpbmt),
+            svnapot: has(Ext::Svnapot),
+            zicbom: has(Ext::Zicbom),
+            zicboz: has(Ext::Zicboz),
+        }
+    }
+
+    /// Whether `misa` has the extension of this letter.
+    pub const fn has_letter(&self, letter: u8) -> bool {
+        self.misa >> (letter - b'A') & 1 != 0
+    }
+
+    /// The bits of a pc that can be set: all but bit 0, or without compressed
+    /// instructions all but bits 1 and 0 (section 3.1.14).
+    pub const fn pc_mask(&self) -> u64 {
+        if self.has_letter(b'C') { !1 } else { !3 }
+    }
+}
 
 impl Default for HartConfig {
-    /// Everything this frontend has, as hart 0.
+    /// Hart 0 of the default model.
     fn default() -> Self {
-        Self {
-            hart_id: 0,
-            misa: MISA_RV64GC_SU,
-            max_satp_mode: 10,
-            pmp_entries: 16,
-            sstc: true,
-            svadu: true,
-            svpbmt: true,
-            zicbom: true,
-            zicboz: true,
-        }
+        Self::new(&RiscvModel::default(), 0)
     }
 }
 
@@ -194,12 +194,20 @@ pub struct Counter {
 impl Counter {
     /// The counter's value when its source stands at `source`.
     pub const fn value(&self, source: u64) -> u64 {
-        if self.stopped { self.base } else { source.wrapping_sub(self.base) }
+        if self.stopped {
+            self.base
+        } else {
+            source.wrapping_sub(self.base)
+        }
     }
 
     /// Makes the counter read `value` when its source stands at `source`.
     pub const fn set(&mut self, source: u64, value: u64) {
-        self.base = if self.stopped { value } else { source.wrapping_sub(value) };
+        self.base = if self.stopped {
+            value
+        } else {
+            source.wrapping_sub(value)
+        };
     }
 
     /// Stops or starts the counter, keeping its value.
@@ -352,7 +360,11 @@ impl Hart {
     /// `mstatus` as software reads it: FS up to date, SD computed.
     pub fn mstatus(&mut self) -> u64 {
         self.fold_fp_dirty();
-        let sd = if self.mstatus & mstatus::FS == mstatus::FS { mstatus::SD } else { 0 };
+        let sd = if self.mstatus & mstatus::FS == mstatus::FS {
+            mstatus::SD
+        } else {
+            0
+        };
         self.mstatus | sd
     }
 
@@ -361,7 +373,10 @@ impl Hart {
     pub fn write_mstatus(&mut self, value: u64, mask: u64) {
         self.fold_fp_dirty();
         let old = self.mstatus;
-        let mask = mask & mstatus::WRITABLE;
+        let mut mask = mask & mstatus::WRITABLE;
+        if !self.config.has_letter(b'F') {
+            mask &= !mstatus::FS;
+        }
         let mut new = old & !mask | value & mask;
         // MPP is WARL: the reserved encoding keeps the old mode.
         if Privilege::from_bits(new >> mstatus::MPP_SHIFT).is_none() {
@@ -483,10 +498,17 @@ mod tests {
         assert_eq!(hart.fp_bad, 0);
         assert_eq!(hart.mstatus() & mstatus::SD, 0);
         hart.fp_dirty = 1;
-        assert_eq!(hart.mstatus() & (mstatus::FS | mstatus::SD), mstatus::FS | mstatus::SD);
+        assert_eq!(
+            hart.mstatus() & (mstatus::FS | mstatus::SD),
+            mstatus::FS | mstatus::SD
+        );
         hart.fp_dirty = 1;
         hart.write_mstatus(2 << mstatus::FS_SHIFT, mstatus::FS);
-        assert_eq!(hart.mstatus() & mstatus::FS, 2 << mstatus::FS_SHIFT, "a write of Clean wins over earlier dirt");
+        assert_eq!(
+            hart.mstatus() & mstatus::FS,
+            2 << mstatus::FS_SHIFT,
+            "a write of Clean wins over earlier dirt"
+        );
         hart.set_frm(4);
         assert_eq!(hart.fp_bad, FP_BAD_FRM);
         hart.write_mstatus(0, mstatus::FS);

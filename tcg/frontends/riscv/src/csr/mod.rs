@@ -5,13 +5,25 @@
 //! or gated off is an illegal instruction; the caller raises it. What the
 //! engine must do after a write is recorded in [`Hart::effects`].
 
-mod numbers;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-pub use numbers::*;
+use mimus_arch::riscv::Privilege;
+use mimus_arch::riscv::csr::number::*;
 
-use crate::state::{Hart, Privilege, envcfg, irq, mstatus};
+use crate::state::{Hart, envcfg, irq, mstatus};
+
+// The ends of the numbered families.
+const MHPMEVENT3: u16 = 0x323;
+const MHPMEVENT31: u16 = 0x33f;
+const PMPCFG0: u16 = 0x3a0;
+const PMPCFG2: u16 = 0x3a2;
+const PMPADDR0: u16 = 0x3b0;
+const PMPADDR15: u16 = 0x3bf;
+const MHPMCOUNTER3: u16 = 0xb03;
+const MHPMCOUNTER31: u16 = 0xb1f;
+const HPMCOUNTER3: u16 = 0xc03;
+const HPMCOUNTER31: u16 = 0xc1f;
 
 bitflags::bitflags! {
     /// What a CSR access changed beyond the register itself.
@@ -146,7 +158,8 @@ fn check_access(hart: &Hart, csr: u16, writes: bool) -> Result<(), IllegalInsn> 
         FFLAGS | FRM | FCSR => hart.fp_enabled(),
         SATP => hart.privilege == Privilege::Machine || hart.mstatus & mstatus::TVM == 0,
         STIMECMP => stimecmp_accessible(hart),
-        CYCLE..=HPMCOUNTER31 => counter_enabled(hart, csr - CYCLE),
+        CYCLE..=INSTRET => hart.config.zicntr && counter_enabled(hart, csr - CYCLE),
+        HPMCOUNTER3..=HPMCOUNTER31 => hart.config.zihpm && counter_enabled(hart, csr - CYCLE),
         _ => true,
     };
     if allowed { Ok(()) } else { Err(IllegalInsn) }
@@ -166,7 +179,8 @@ fn counter_enabled(hart: &Hart, number: u16) -> bool {
 fn stimecmp_accessible(hart: &Hart) -> bool {
     const TM: u64 = 2;
     hart.config.sstc
-        && (hart.privilege == Privilege::Machine || hart.sstc_enabled() && hart.mcounteren & TM != 0)
+        && (hart.privilege == Privilege::Machine
+            || hart.sstc_enabled() && hart.mcounteren & TM != 0)
 }
 
 fn read<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> Result<u64, IllegalInsn> {
@@ -193,7 +207,11 @@ fn read<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> Result<u6
     })
 }
 
-fn read_machine<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> Result<u64, IllegalInsn> {
+fn read_machine<E: CsrEnv + ?Sized>(
+    hart: &mut Hart,
+    csr: u16,
+    env: &mut E,
+) -> Result<u64, IllegalInsn> {
     Ok(match csr {
         MSTATUS => hart.mstatus(),
         MISA => hart.config.misa,
@@ -209,8 +227,12 @@ fn read_machine<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> R
         MCAUSE => hart.mcause,
         MTVAL => hart.mtval,
         MIP => read_mip(hart, env),
-        PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => hart.pmp.config_word(usize::from(csr - PMPCFG0) / 2),
-        PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => hart.pmp.address(usize::from(csr - PMPADDR0)),
+        PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => {
+            hart.pmp.config_word(usize::from(csr - PMPCFG0) / 2)
+        }
+        PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => {
+            hart.pmp.address(usize::from(csr - PMPADDR0))
+        }
         // No events: the counters are read-only zero (section 3.1.10).
         MHPMCOUNTER3..=MHPMCOUNTER31 | HPMCOUNTER3..=HPMCOUNTER31 | MHPMEVENT3..=MHPMEVENT31 => 0,
         MVENDORID | MARCHID | MIMPID | MCONFIGPTR => 0,
@@ -219,7 +241,12 @@ fn read_machine<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> R
     })
 }
 
-fn write<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, value: u64, env: &mut E) -> Result<(), IllegalInsn> {
+fn write<E: CsrEnv + ?Sized>(
+    hart: &mut Hart,
+    csr: u16,
+    value: u64,
+    env: &mut E,
+) -> Result<(), IllegalInsn> {
     match csr {
         SSTATUS => hart.write_mstatus(value, mstatus::S_WRITABLE),
         SIE => write_mie(hart, value, hart.mideleg),
@@ -227,7 +254,7 @@ fn write<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, value: u64, env: &mut E)
         SCOUNTEREN => hart.scounteren = value & 0xffff_ffff,
         SENVCFG => hart.senvcfg = legal_envcfg(hart.senvcfg, value, senvcfg_mask(hart)),
         SSCRATCH => hart.sscratch = value,
-        SEPC => hart.sepc = value & !1,
+        SEPC => hart.sepc = value & hart.config.pc_mask(),
         SCAUSE => hart.scause = legal_cause(value),
         STVAL => hart.stval = value,
         STIMECMP => {
@@ -264,7 +291,7 @@ fn write_machine<E: CsrEnv + ?Sized>(
         MENVCFG => write_menvcfg(hart, value),
         MCOUNTINHIBIT => write_mcountinhibit(hart, value, env),
         MSCRATCH => hart.mscratch = value,
-        MEPC => hart.mepc = value & !1,
+        MEPC => hart.mepc = value & hart.config.pc_mask(),
         MCAUSE => hart.mcause = legal_cause(value),
         MTVAL => hart.mtval = value,
         MCYCLE => hart.cycle.set(env.cycle(), value),
@@ -272,11 +299,14 @@ fn write_machine<E: CsrEnv + ?Sized>(
         // of this one comes before the write (section 3.1.10 of the
         // unprivileged counters).
         MINSTRET => {
-            let source = env.instret().wrapping_add(u64::from(!hart.instret.is_stopped()));
+            let source = env
+                .instret()
+                .wrapping_add(u64::from(!hart.instret.is_stopped()));
             hart.instret.set(source, value);
         }
         PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => {
-            hart.pmp.set_config_word(usize::from(csr - PMPCFG0) / 2, value);
+            hart.pmp
+                .set_config_word(usize::from(csr - PMPCFG0) / 2, value);
             hart.record(CsrEffect::PMP);
         }
         PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => {
@@ -311,7 +341,13 @@ fn read_mip<E: CsrEnv + ?Sized>(hart: &Hart, env: &mut E) -> u64 {
 /// The pin of SEIP takes no part in the read-modify-write (section 3.1.9),
 /// and SSIP, which other harts set as an edge, is only cleared when the
 /// instruction itself clears it: a set racing with `csrrs` must not be lost.
-fn write_mip<E: CsrEnv + ?Sized>(hart: &mut Hart, op: CsrOp, src: u64, writable: u64, env: &mut E) -> u64 {
+fn write_mip<E: CsrEnv + ?Sized>(
+    hart: &mut Hart,
+    op: CsrOp,
+    src: u64,
+    writable: u64,
+    env: &mut E,
+) -> u64 {
     let old = read_mip(hart, env);
     let mut writable = writable;
     if hart.sstc_enabled() {
@@ -420,7 +456,12 @@ fn read_fflags<E: CsrEnv + ?Sized>(hart: &mut Hart, env: &mut E) -> u8 {
 }
 
 /// Writes the fields of `fcsr` that are given; any such write dirties FS.
-fn write_fcsr<E: CsrEnv + ?Sized>(hart: &mut Hart, frm: Option<u64>, fflags: Option<u64>, env: &mut E) {
+fn write_fcsr<E: CsrEnv + ?Sized>(
+    hart: &mut Hart,
+    frm: Option<u64>,
+    fflags: Option<u64>,
+    env: &mut E,
+) {
     if let Some(flags) = fflags {
         env.set_flags(0);
         hart.fflags = flags as u8 & 0x1f;
