@@ -1,0 +1,74 @@
+//! What a running vCPU asks of the machine: the slow path only. Accelerators reach RAM
+//! directly.
+
+use super::vcpu::{CpuPin, StartRequest, VcpuIndex};
+use crate::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
+use crate::clock::VirtualClock;
+use crate::memory::AddressSpace;
+
+/// How a hypercall ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HypercallResult {
+    /// Done; the registers hold the results. The vCPU goes on after the call.
+    Done,
+    /// The machine offers no hypercalls: the vCPU takes its architectural trap.
+    NotHandled,
+    /// Done, and the vCPU must leave `run` with [`Kicked`](super::VcpuExit::Kicked) after
+    /// the call: it was stopped, reset, or must look again.
+    Leave,
+    /// Done, and the vCPU waits for an interrupt after the call (SBI suspend).
+    Wait,
+}
+
+/// Implemented once, by the machine. Any thread.
+pub trait CpuIo: Sync {
+    /// Reads physical memory; all-ones if it fails.
+    fn mem_read(&self, vcpu: VcpuIndex, pa: GuestPhys, size: AccessSize, attrs: MemTxAttrs) -> (u64, MemTxResult) {
+        let _ = vcpu;
+        self.memory().read(pa, size, attrs)
+    }
+
+    /// Writes physical memory.
+    fn mem_write(&self, vcpu: VcpuIndex, pa: GuestPhys, size: AccessSize, attrs: MemTxAttrs, value: u64) -> MemTxResult {
+        let _ = vcpu;
+        self.memory().write(pa, size, value, attrs)
+    }
+
+    /// Reads an x86 port; all-ones where there are none.
+    fn pio_read(&self, _vcpu: VcpuIndex, _port: u16, size: AccessSize) -> u64 {
+        size.mask()
+    }
+
+    /// Writes an x86 port.
+    fn pio_write(&self, _vcpu: VcpuIndex, _port: u16, _size: AccessSize, _value: u64) {}
+
+    /// A call to the machine's firmware interface (SBI, PSCI). `regs` are the argument
+    /// registers in order: RISC-V `a0`-`a7` (`x10`-`x17`), changed in place.
+    fn hypercall(&self, _vcpu: VcpuIndex, _regs: &mut [u64; 8]) -> HypercallResult {
+        HypercallResult::NotHandled
+    }
+
+    /// Starts a vCPU that is off. False if it is not.
+    fn start_vcpu(&self, _target: VcpuIndex, _how: StartRequest) -> bool {
+        false
+    }
+
+    /// Sets (`Some`) or cancels (`None`) the deadline, in ns of the virtual clock, at which
+    /// the machine raises `pin` of the vCPU (Sstc, generic timer). The accelerator lowers
+    /// the pin itself. One deadline per vCPU and pin.
+    fn arm_pin_timer(&self, _vcpu: VcpuIndex, _pin: CpuPin, _deadline_ns: Option<u64>) {}
+
+    /// x86 INTA cycle: the vector to take.
+    fn acknowledge_interrupt(&self, _vcpu: VcpuIndex) -> Option<u8> {
+        None
+    }
+
+    /// EOI broadcast to an I/O interrupt controller.
+    fn end_of_interrupt(&self, _vcpu: VcpuIndex, _vector: u32) {}
+
+    /// The machine's clock.
+    fn clock(&self) -> &VirtualClock;
+
+    /// The memory vCPUs see.
+    fn memory(&self) -> &AddressSpace;
+}

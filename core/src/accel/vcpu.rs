@@ -1,0 +1,284 @@
+//! vCPUs: what their own thread may do with them, and what any thread may.
+
+use super::accelerator::AccelError;
+use super::cpu_io::CpuIo;
+use super::exit::{VcpuExit, WatchKind};
+use crate::bus::{GuestPhys, GuestVirt};
+use mimus_arch::{CpuState, StateGroups};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Number of a vCPU, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuIndex(pub u32);
+
+impl VcpuIndex {
+    /// As an array index.
+    pub const fn as_usize(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for VcpuIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One vCPU, owned by its thread. Nothing here is callable from another thread.
+pub trait Vcpu: Send {
+    /// The part any thread may use.
+    fn handle(&self) -> Arc<dyn VcpuHandle>;
+
+    /// Runs until there is something for the run loop to do. On return the architectural
+    /// state is complete and readable. Returns [`VcpuExit::Kicked`] at once if it was
+    /// kicked since it last returned.
+    fn run(&mut self, io: &dyn CpuIo) -> VcpuExit;
+
+    /// The architectural state.
+    fn get_state(&mut self, groups: StateGroups) -> CpuState;
+
+    /// Replaces the architectural state. Validates: it may come from a file.
+    fn set_state(&mut self, state: &CpuState) -> Result<(), StateError>;
+
+    /// Puts the vCPU in its reset state; with `start`, at that pc with those arguments in
+    /// the first two argument registers (RISC-V: `a0`, `a1`) and not waiting.
+    fn reset(&mut self, kind: ResetKind, start: Option<StartRequest>);
+
+    /// Translates a virtual address as an access of the current mode would be, without
+    /// side effects.
+    fn translate(&mut self, va: GuestVirt, access: Access) -> Result<Translation, TranslateFault>;
+
+    /// Breakpoints and single steps, if there are any.
+    fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
+        None
+    }
+}
+
+/// The part of a vCPU that any thread may use. Lock-free: atomics and a wake-up.
+pub trait VcpuHandle: Send + Sync {
+    /// Makes `run` return soon. Sticky: if the vCPU is not in `run`, its next `run`
+    /// returns [`VcpuExit::Kicked`] at once. Must also call [`VcpuSignal::wake`].
+    fn kick(&self);
+
+    /// Changes an interrupt input. If it may end a wait for interrupts, must also call
+    /// [`VcpuSignal::wake`].
+    fn set_pin(&self, pin: CpuPin, level: bool);
+
+    /// The vCPU's number.
+    fn index(&self) -> VcpuIndex;
+
+    /// Orders another vCPU's instruction fetches or translations after what the caller
+    /// has written. On return the target has done it, or will before it executes any
+    /// further guest instruction.
+    fn remote_fence(&self, fence: RemoteFence);
+
+    /// What the run loop sleeps on while the vCPU waits for an interrupt.
+    fn signal(&self) -> &Arc<VcpuSignal>;
+}
+
+/// A wake-up that is not lost: `wake` before `wait` makes `wait` return at once.
+#[derive(Default)]
+pub struct VcpuSignal {
+    pending: AtomicBool,
+    lock: Mutex<()>,
+    cond: Condvar,
+}
+
+impl VcpuSignal {
+    /// A signal nobody has given.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Ends the current or the next [`VcpuSignal::wait`].
+    pub fn wake(&self) {
+        if !self.pending.swap(true, Ordering::SeqCst) {
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.cond.notify_all();
+        }
+    }
+
+    /// Forgets a wake-up; true if there was one.
+    pub fn take(&self) -> bool {
+        self.pending.swap(false, Ordering::SeqCst)
+    }
+
+    /// Sleeps until woken, or for `timeout`; true if woken.
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = timeout.map(|t| std::time::Instant::now() + t);
+        while !self.take() {
+            match deadline.map(|d| d.saturating_duration_since(std::time::Instant::now())) {
+                Some(Duration::ZERO) => return false,
+                Some(left) => {
+                    let woken = self.cond.wait_timeout(guard, left);
+                    guard = woken.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                None => guard = self.cond.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+        true
+    }
+}
+
+/// An interrupt input of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CpuPin {
+    /// RISC-V machine software interrupt (`mip` bit 3).
+    Msip,
+    /// RISC-V machine timer interrupt (bit 7).
+    Mtip,
+    /// RISC-V machine external interrupt (bit 11).
+    Meip,
+    /// RISC-V supervisor external interrupt (bit 9).
+    Seip,
+    /// RISC-V supervisor timer interrupt (bit 5).
+    Stip,
+    /// RISC-V supervisor software interrupt (bit 1).
+    Ssip,
+    /// x86 INTR.
+    Intr,
+    /// x86 NMI.
+    Nmi,
+    /// x86 SMI.
+    Smi,
+    /// x86 INIT.
+    Init,
+    /// AArch64 IRQ.
+    Irq,
+    /// AArch64 FIQ.
+    Fiq,
+}
+
+impl CpuPin {
+    /// The `mip` bit of a RISC-V pin.
+    pub const fn mip_bit(self) -> Option<u32> {
+        match self {
+            Self::Ssip => Some(1),
+            Self::Msip => Some(3),
+            Self::Stip => Some(5),
+            Self::Mtip => Some(7),
+            Self::Seip => Some(9),
+            Self::Meip => Some(11),
+            _ => None,
+        }
+    }
+}
+
+/// What a remote fence orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteFence {
+    /// Instruction fetches (SBI `REMOTE_FENCE.I`).
+    Icache,
+    /// All address translations.
+    TlbAll,
+    /// Translations of a range, of one address space or of all.
+    TlbRange {
+        /// First virtual address.
+        start: GuestVirt,
+        /// Length in bytes.
+        len: u64,
+        /// Address space, or all of them.
+        asid: Option<u16>,
+    },
+}
+
+/// How hard a vCPU is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetKind {
+    /// Power-on.
+    Cold,
+    /// The machine's reset, or INIT.
+    Warm,
+}
+
+/// Where and how a vCPU is started by another (SBI HSM, PSCI, SIPI) or by the board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartRequest {
+    /// First instruction.
+    pub pc: u64,
+    /// First argument register (RISC-V: `a0`, the hart id).
+    pub arg0: u64,
+    /// Second argument register (RISC-V: `a1`, opaque or the device tree).
+    pub arg1: u64,
+}
+
+/// What an address is translated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Load.
+    Read,
+    /// Store.
+    Write,
+    /// Instruction fetch.
+    Execute,
+}
+
+/// A successful translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The physical address.
+    pub pa: GuestPhys,
+    /// Size of the page it lies in, in bytes.
+    pub page_size: u64,
+}
+
+/// An address that does not translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no translation of {va}")]
+pub struct TranslateFault {
+    /// The address.
+    pub va: GuestVirt,
+}
+
+/// A state that cannot be set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("vCPU state: {0}")]
+pub struct StateError(pub String);
+
+/// Debugging of one vCPU, on its thread.
+pub trait VcpuDebug {
+    /// What is possible.
+    fn capabilities(&self) -> DebugCaps;
+    /// Stop after every instruction.
+    fn set_single_step(&mut self, on: bool);
+    /// Stop before the instruction at `va`.
+    fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError>;
+    /// No longer.
+    fn remove_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError>;
+    /// Stop on accesses to `len` bytes at `va`.
+    fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
+    /// No longer.
+    fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
+}
+
+/// Limits of debugging; `None` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugCaps {
+    /// Most breakpoints.
+    pub breakpoints: Option<u32>,
+    /// Most watchpoints.
+    pub watchpoints: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wake_is_not_lost() {
+        let s = VcpuSignal::new();
+        assert!(!s.wait(Some(Duration::from_millis(1))));
+        s.wake();
+        assert!(s.wait(None));
+        let t = s.clone();
+        let waiter = std::thread::spawn(move || t.wait(None));
+        s.wake();
+        assert!(waiter.join().unwrap());
+        assert!(!s.take());
+    }
+}

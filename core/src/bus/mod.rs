@@ -1,0 +1,13 @@
+//! What travels on a bus: access sizes, requesters, results, and the dispatch of one
+//! access to the device behind a region.
+
+pub mod access;
+pub mod mmio;
+pub mod pio;
+
+pub use access::{
+    AccessRules, AccessSize, BusFault, GuestPhys, GuestVirt, MemTxAttrs, MemTxResult, MmioAccess,
+    PioAccess, Requester,
+};
+pub use mmio::IoBinding;
+pub use pio::PioSpace;

@@ -1,0 +1,7 @@
+//! Time: the guest's, the host's, and timers on either.
+
+pub mod clocks;
+pub mod timer;
+
+pub use clocks::{ClockKind, ClockSource, Clocks, HostClock, RealtimeClock, VirtualClock};
+pub use timer::{Timer, TimerQueue};

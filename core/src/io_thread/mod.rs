@@ -1,0 +1,1 @@
+//! The event loop host I/O and timers run on.

@@ -1,0 +1,7 @@
+//! Saved state: what a device saves, and the file it is kept in.
+
+pub mod payload;
+pub mod schema;
+
+pub use payload::{Payload, StateTree};
+pub use schema::{SaveRestore, SaveSupport, Schema, Snapshot, SnapshotError, Stateless};
