@@ -1,5 +1,24 @@
 //! The translator's runtime: blocks, code cache, software TLB, execution loop.
+//!
+//! * [`frontend`]: what a guest architecture owes ([`frontend::GuestFrontend`]);
+//! * [`env`]: the vCPU ([`env::Cpu`]) as generated code, helpers and the runtime share it;
+//! * [`engine`]: one virtual machine: code store, host backend, its vCPUs;
+//! * [`vcpu`]: the loop around generated code;
+//! * [`code`]: the code cache and what is known about the code in it;
+//! * [`context`], [`mmu`]: the software TLB;
+//! * `access`, `runtime`, `translate`, `interp`: the slow paths of generated code, by what they are for;
+//! * [`hostfp`]: the host's floating-point control word.
+
+mod access;
 pub mod code;
 pub mod context;
+pub mod engine;
+pub mod env;
+pub mod frontend;
 pub mod hostfp;
+mod interp;
 pub mod mmu;
+mod runtime;
+mod trace;
+mod translate;
+pub mod vcpu;

@@ -8,12 +8,14 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use mimus_core::memory::PAGE_CODE;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, LinkSite};
 use mimus_tcg_ir::{Block, PagePc};
 
-use super::mapping::CodeMapping;
+use super::mapping::{CodeMapping, TABLE_BYTES};
 
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
@@ -52,6 +54,10 @@ struct Page {
     incoming: Vec<PatchPoint>,
     /// Pages with a block whose last instruction reaches into this one.
     crossed_from: Vec<PageKey>,
+    /// Counts stores to the page while it was marked as code: a translation begun before one is stale.
+    stores: u32,
+    /// Entry table that the block reaching into the next page was made for; 0 if none.
+    next_table: u32,
 }
 
 /// Where to undo a link: code offsets.
@@ -76,6 +82,7 @@ struct BlockRecord {
 struct Inner {
     bump: usize,
     tables_used: usize,
+    page_of_table: Vec<PageKey>,
     pages: PageMap<Page>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
@@ -98,6 +105,8 @@ pub enum Published {
     At(usize),
     /// No room: the cache must be emptied.
     Full,
+    /// The page was written meanwhile: translate again.
+    Stale,
 }
 
 /// The jump a link request came from.
@@ -137,6 +146,25 @@ impl CodeStore {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The page an entry table belongs to.
+    pub fn page_of(&self, table: u32) -> Option<PageKey> {
+        let number = (table as usize).checked_sub(self.mapping.table(0) as usize)? / TABLE_BYTES;
+        self.lock().page_of_table.get(number).copied()
+    }
+
+    /// Marks `page`, whose flags are `flags`, as holding code, and answers its stamp for
+    /// [`CodeStore::publish`]. To be called before the page's bytes are read.
+    pub fn begin(&self, page: PageKey, flags: &AtomicU8) -> u32 {
+        let mut inner = self.lock();
+        flags.fetch_or(PAGE_CODE, Ordering::SeqCst);
+        inner.pages.get_mut(&page).map_or(0, |p| p.stores)
+    }
+
+    /// The entry table that the block of `page` that reaches into the next page was made for.
+    pub fn next_table(&self, page: PageKey) -> u32 {
+        self.lock().pages.get(&page).map_or(0, |p| p.next_table)
+    }
+
     /// The entry table of `page`, made if the page is new. `None`: no table is left.
     pub fn table(&self, page: PageKey) -> Option<u32> {
         let mut inner = self.lock();
@@ -148,6 +176,7 @@ impl CodeStore {
         }
         let table = self.mapping.table(inner.tables_used);
         inner.tables_used += 1;
+        inner.page_of_table.push(page);
         inner.pages.insert(page, Page { table, ..Page::default() });
         Some(table)
     }
@@ -162,17 +191,21 @@ impl CodeStore {
 
     /// Emits a block with `emit`, which is given the host address it will run at, and publishes it.
     ///
-    /// `next_page`: the page its last instruction reaches into, if it does.
+    /// `page` and, if its last instruction reaches into it, `next_page`: with their stamps.
     pub fn publish(
         &self,
-        page: PageKey,
-        next_page: Option<PageKey>,
+        (page, stamp): (PageKey, u32),
+        next_page: Option<(PageKey, u32)>,
         block: &Block,
         emit: impl FnOnce(usize, &mut Vec<u8>, &mut Emitted),
         buffers: &mut (Vec<u8>, Emitted),
     ) -> Published {
         let mut guard = self.lock();
         let inner = &mut *guard;
+        let fresh = |(key, stamp): &(PageKey, u32)| inner.pages.get(key).is_some_and(|p| p.stores == *stamp);
+        if !fresh(&(page, stamp)) || !next_page.as_ref().is_none_or(fresh) {
+            return Published::Stale;
+        }
         let at = inner.bump.next_multiple_of(16);
         let (code, info) = buffers;
         emit(self.mapping.code_base() + at, code, info);
@@ -195,9 +228,11 @@ impl CodeStore {
         });
         let start = u32::from(block.start);
         let end = start + u32::from(block.len);
-        if let (Some(next), true) = (next_page, end > 4096) {
+        let mut next_table = 0;
+        if let (Some((next, _)), true) = (next_page, end > 4096) {
             let p = inner.pages.entry(next).or_default();
             p.granules |= granules(0, end - 4096);
+            next_table = p.table;
             if !p.crossed_from.contains(&page) {
                 p.crossed_from.push(page);
             }
@@ -205,6 +240,9 @@ impl CodeStore {
         let p = inner.pages.entry(page).or_default();
         p.granules |= granules(start, end.min(4096));
         p.blocks.push(number);
+        if next_table != 0 {
+            p.next_table = next_table;
+        }
         self.mapping.set_entry(p.table, start, at as u32);
         Published::At(self.mapping.code_base() + at)
     }
@@ -256,16 +294,26 @@ impl CodeStore {
         faults.iter().find(|f| f.host == within).copied()
     }
 
-    /// A store of `len` bytes at `offset` of a page that holds code: withdraws the page's blocks if it
-    /// overlaps any. Answers whether no code is left, so that stores to the page may be fast again.
-    pub fn store_to_code(&self, page: PageKey, offset: u32, len: u32) -> bool {
+    /// A store of `len` bytes at `offset` of a page marked as code has been made: withdraws the page's
+    /// blocks if it overlaps any, and takes the mark off `flags` once no code is left.
+    pub fn store_to_code(&self, page: PageKey, offset: u32, len: u32, flags: &AtomicU8) {
         let mut inner = self.lock();
-        let Some(p) = inner.pages.get(&page) else { return true };
-        if p.granules & granules(offset, (offset + len).min(4096)) == 0 {
-            return p.granules == 0;
+        let Some(p) = inner.pages.get_mut(&page) else {
+            flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
+            return;
+        };
+        p.stores = p.stores.wrapping_add(1);
+        if p.granules & granules(offset, offset.saturating_add(len).min(4096)) != 0 {
+            self.withdraw(&mut inner, page);
+            flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
+        } else if p.granules == 0 {
+            flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
         }
-        self.withdraw(&mut inner, page);
-        true
+    }
+
+    /// Withdraws all blocks of a page.
+    pub fn withdraw_page(&self, page: PageKey) {
+        self.withdraw(&mut self.lock(), page);
     }
 
     fn withdraw(&self, inner: &mut Inner, page: PageKey) {
@@ -276,6 +324,7 @@ impl CodeStore {
             let incoming = std::mem::take(&mut p.incoming);
             let table = p.table;
             p.granules = 0;
+            p.next_table = 0;
             pages.append(&mut p.crossed_from);
             for number in blocks {
                 let block = &mut inner.blocks[number as usize];
@@ -352,10 +401,11 @@ mod tests {
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
         s.table(page).unwrap();
+        let stamp = s.begin(page, &AtomicU8::new(0));
         let emit = |_at: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0xcc; 32];
-        match s.publish(page, None, b, emit, &mut Default::default()) {
+        match s.publish((page, stamp), None, b, emit, &mut Default::default()) {
             Published::At(at) => at,
-            Published::Full => panic!("full"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -374,10 +424,26 @@ mod tests {
         let page = PageKey(0x7000);
         let at = publish(&s, page, &block(0x100, 8));
         let table = s.table(page).unwrap();
-        assert!(!s.store_to_code(page, 0x800, 8));
+        let flags = AtomicU8::new(PAGE_CODE);
+        s.store_to_code(page, 0x800, 8, &flags);
         assert_eq!(s.find(table, 0x100), Some(at));
-        assert!(s.store_to_code(page, 0x104, 1));
+        assert_eq!(flags.load(Ordering::SeqCst), PAGE_CODE);
+        s.store_to_code(page, 0x104, 1, &flags);
         assert_eq!(s.find(table, 0x100), None);
+        assert_eq!(flags.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_store_during_translation_makes_it_stale() {
+        let s = store();
+        let page = PageKey(0x7000);
+        let flags = AtomicU8::new(0);
+        s.table(page).unwrap();
+        let stamp = s.begin(page, &flags);
+        s.store_to_code(page, 0x800, 8, &flags);
+        let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 16];
+        let result = s.publish((page, stamp), None, &block(0, 4), emit, &mut Default::default());
+        assert_eq!(result, Published::Stale);
     }
 
     #[test]
@@ -386,7 +452,7 @@ mod tests {
         let page = PageKey(0x7000);
         s.table(page).unwrap();
         let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 2 << 20];
-        assert_eq!(s.publish(page, None, &block(0, 4), emit, &mut Default::default()), Published::Full);
+        assert_eq!(s.publish((page, 0), None, &block(0, 4), emit, &mut Default::default()), Published::Full);
         assert_eq!(s.clear(), vec![page]);
     }
 }

@@ -1,0 +1,439 @@
+//! Guest memory accesses that the inline TLB probe does not serve: TLB fills, devices, page crossings,
+//! pages that hold translated code, faults.
+#![allow(unsafe_code)]
+
+use std::ptr;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
+use mimus_core::memory::{FlatKind, PAGE_CODE, RamBlock};
+use mimus_tcg_ir::{AmoOp, Ext, Size};
+
+use crate::code::PageKey;
+use crate::context::DataFill;
+use crate::env::Cpu;
+use crate::frontend::{Access, GuestFrontend, Leaf, MemFault};
+
+const PAGE: u64 = 4096;
+
+/// Page flag: some vCPU's TLB has, or had, store permission for the page.
+pub(crate) const PAGE_STORE_CACHED: u8 = 1 << 7;
+
+/// The access has been turned into a trap: `head.pc` is its handler's.
+pub(crate) struct Trapped;
+
+/// Which guest instruction an access belongs to.
+#[derive(Clone, Copy)]
+pub(crate) enum At {
+    /// The one at this address.
+    Pc(u64),
+    /// The one whose generated code called with this return address. Looked up only if the access traps.
+    Return(usize),
+}
+
+/// Where an access ends up.
+enum Place {
+    /// Host memory; the block and the offset in it for stores.
+    Ram { host: *mut u8, readonly: bool, block: *const RamBlock, offset: u64 },
+    Io(GuestPhys),
+}
+
+fn size_of_access(size: Size) -> AccessSize {
+    match size {
+        Size::B1 => AccessSize::B1,
+        Size::B2 => AccessSize::B2,
+        Size::B4 => AccessSize::B4,
+        Size::B8 => AccessSize::B8,
+    }
+}
+
+fn extend(value: u64, size: Size, ext: Ext) -> u64 {
+    let bits = size.bytes() * 8;
+    if bits == 64 {
+        return value;
+    }
+    let low = value & ((1 << bits) - 1);
+    match ext {
+        Ext::Zero => low,
+        Ext::Sign => (((low << (64 - bits)) as i64) >> (64 - bits)) as u64,
+        Ext::Ones => low | !0 << bits,
+    }
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Translates, and enters the page into the TLB if it is RAM.
+    fn locate(&mut self, va: u64, access: Access) -> Result<Place, MemFault> {
+        let leaf = F::walk(self, va, access)?;
+        let Some((host, readonly, block, offset, whole_page)) = self.ram_at(leaf.pa, access) else {
+            return Ok(Place::Io(GuestPhys(leaf.pa)));
+        };
+        if leaf.cacheable && whole_page {
+            self.enter(va, &leaf, host, readonly, block, offset);
+        }
+        Ok(Place::Ram { host, readonly, block, offset })
+    }
+
+    /// The RAM at `pa`: host address, whether stores are ignored, the block, the offset in it, and whether the
+    /// whole page is there. `None` for devices and for nothing.
+    fn ram_at(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
+        let range = self.view.lookup(GuestPhys(pa))?;
+        let (block, offset) = range.ram_at(GuestPhys(pa))?;
+        let readonly = match &range.kind {
+            FlatKind::Ram { readonly, .. } => *readonly,
+            FlatKind::RomDevice { .. } if access == Access::Store => return None,
+            _ => true,
+        };
+        let page = pa & !(PAGE - 1);
+        let whole = page >= range.base.0 && page + PAGE <= range.end();
+        Some((block.host_ptr(offset), readonly, &**block, offset, whole))
+    }
+
+    fn enter(&mut self, va: u64, leaf: &Leaf, host: *mut u8, readonly: bool, block: *const RamBlock, offset: u64) {
+        let mut write = leaf.write && !readonly;
+        if write {
+            // SAFETY: `self.view` keeps the block alive.
+            let flags = unsafe { &*block }.page_flags(offset / PAGE);
+            // Announced first, so that whoever turns the page into code knows whom to ask.
+            let before = flags.fetch_or(PAGE_STORE_CACHED, Ordering::SeqCst);
+            write = before & PAGE_CODE == 0;
+        }
+        self.mmu.fill_data(&DataFill {
+            va: va & !(PAGE - 1),
+            host: host as u64 & !(PAGE - 1),
+            read: leaf.read,
+            write,
+            local: leaf.local,
+            mapping_size: leaf.mapping_size,
+        });
+    }
+
+    fn fault(&mut self, pc: At, va: u64, access: Access, fault: MemFault) -> Trapped {
+        self.head.pc = match pc {
+            At::Pc(pc) => pc,
+            At::Return(ret) => self.guest_pc(ret),
+        };
+        self.head.exit_request = 1;
+        F::deliver_fault(self, va, access, fault);
+        Trapped
+    }
+
+    fn io_read(&mut self, pa: GuestPhys, size: Size) -> Result<u64, MemFault> {
+        let index = self.index();
+        let attrs = MemTxAttrs::vcpu(index.0);
+        let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
+        match answer {
+            Some((value, MemTxResult::Ok)) => Ok(value),
+            _ => Err(MemFault::Access),
+        }
+    }
+
+    fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
+        let index = self.index();
+        let attrs = MemTxAttrs::vcpu(index.0);
+        match self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value)) {
+            Some(MemTxResult::Ok) => Ok(()),
+            _ => Err(MemFault::Access),
+        }
+    }
+
+    /// Loads; `pc` says which instruction does.
+    pub(crate) fn load(&mut self, pc: At, va: u64, size: Size, ext: Ext) -> Result<u64, Trapped> {
+        let bytes = u64::from(size.bytes());
+        if va & (PAGE - 1) > PAGE - bytes {
+            return self.load_across(pc, va, size).map(|v| extend(v, size, ext));
+        }
+        let value = self
+            .locate(va, Access::Load)
+            .and_then(|place| self.load_at(place, va, size))
+            .map_err(|fault| self.fault(pc, va, Access::Load, fault))?;
+        Ok(extend(value, size, ext))
+    }
+
+    fn load_at(&mut self, place: Place, va: u64, size: Size) -> Result<u64, MemFault> {
+        match place {
+            // SAFETY: inside one page of a RAM block.
+            Place::Ram { host, .. } => Ok(unsafe { read(host, size) }),
+            Place::Io(pa) if va.is_multiple_of(u64::from(size.bytes())) => self.io_read(pa, size),
+            // Device registers are not split: QEMU's and real fabrics' answer is an access fault.
+            Place::Io(_) => Err(MemFault::Misaligned),
+        }
+    }
+
+    fn load_across(&mut self, pc: At, va: u64, size: Size) -> Result<u64, Trapped> {
+        // Both pages are known to be readable before either is read.
+        let second = (va | (PAGE - 1)).wrapping_add(1);
+        for page in [va, second] {
+            self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
+        }
+        let mut value = 0;
+        for i in 0..u64::from(size.bytes()) {
+            let at = va.wrapping_add(i);
+            let byte = self
+                .locate(at, Access::Load)
+                .and_then(|place| self.load_at(place, at, Size::B1))
+                .map_err(|f| self.fault(pc, at, Access::Load, f))?;
+            value |= (byte & 0xff) << (8 * i);
+        }
+        Ok(value)
+    }
+
+    /// Stores; `pc` says which instruction does.
+    pub(crate) fn store(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
+        let bytes = u64::from(size.bytes());
+        if va & (PAGE - 1) > PAGE - bytes {
+            return self.store_across(pc, va, value, size);
+        }
+        self.locate(va, Access::Store)
+            .and_then(|place| self.store_at(place, va, value, size))
+            .map_err(|fault| self.fault(pc, va, Access::Store, fault))
+    }
+
+    fn store_at(&mut self, place: Place, va: u64, value: u64, size: Size) -> Result<(), MemFault> {
+        match place {
+            Place::Ram { readonly: true, .. } => Ok(()),
+            Place::Ram { host, block, offset, .. } => {
+                // SAFETY: inside one page of a RAM block, which the view keeps alive.
+                unsafe {
+                    write(host, value, size);
+                    self.stored(&*block, offset, host, size);
+                }
+                Ok(())
+            }
+            Place::Io(pa) if va.is_multiple_of(u64::from(size.bytes())) => self.io_write(pa, size, value),
+            Place::Io(_) => Err(MemFault::Misaligned),
+        }
+    }
+
+    /// After a store that did not go through the TLB: withdraws code it overlaps.
+    fn stored(&mut self, block: &RamBlock, offset: u64, host: *mut u8, size: Size) {
+        // The store before the flag: whoever sets the flag afterwards translates what was stored.
+        fence(Ordering::SeqCst);
+        let flags = block.page_flags(offset / PAGE);
+        if flags.load(Ordering::SeqCst) & PAGE_CODE != 0 {
+            let page = PageKey(host as u64 & !(PAGE - 1));
+            self.machine.store.store_to_code(page, host as u32 & 0xfff, size.bytes(), flags);
+        }
+    }
+
+    fn store_across(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
+        let second = (va | (PAGE - 1)).wrapping_add(1);
+        for page in [va, second] {
+            self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
+        }
+        for i in 0..u64::from(size.bytes()) {
+            let at = va.wrapping_add(i);
+            self.locate(at, Access::Store)
+                .and_then(|place| self.store_at(place, at, value >> (8 * i), Size::B1))
+                .map_err(|f| self.fault(pc, at, Access::Store, f))?;
+        }
+        Ok(())
+    }
+
+    /// An atomic access's host address. Faults if misaligned or not RAM.
+    fn locate_atomic(&mut self, va: u64, size: Size, access: Access) -> Result<Place, MemFault> {
+        if !va.is_multiple_of(u64::from(size.bytes())) {
+            return Err(MemFault::Misaligned);
+        }
+        match self.locate(va, access)? {
+            // Devices and ROM have no atomics (PMA: AMONone, RsrvNone).
+            Place::Io(_) | Place::Ram { readonly: true, .. } => Err(MemFault::Access),
+            place => Ok(place),
+        }
+    }
+
+    /// Load-reserved.
+    pub(crate) fn load_reserved(&mut self, pc: At, va: u64, size: Size, ext: Ext) -> Result<u64, Trapped> {
+        let place = self
+            .locate_atomic(va, size, Access::Load)
+            .map_err(|f| self.fault(pc, va, Access::Load, f))?;
+        let Place::Ram { host, .. } = place else { return Ok(0) };
+        // SAFETY: aligned, inside a page of RAM.
+        let value = extend(unsafe { read(host, size) }, size, ext);
+        self.head.reserve_addr = va;
+        self.head.reserve_value = value;
+        Ok(value)
+    }
+
+    /// Store-conditional: 0 if stored, else 1.
+    pub(crate) fn store_conditional(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
+        let reserved = std::mem::replace(&mut self.head.reserve_addr, !0);
+        let expected = self.head.reserve_value;
+        let place = self
+            .locate_atomic(va, size, Access::Store)
+            .map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let Place::Ram { host, block, offset, .. } = place else { return Ok(1) };
+        if reserved != va {
+            return Ok(1);
+        }
+        // SAFETY: aligned, inside a page of RAM that the view keeps alive.
+        unsafe {
+            let stored = compare_exchange(host, expected, value, size);
+            self.stored(&*block, offset, host, size);
+            Ok(u64::from(!stored))
+        }
+    }
+
+    /// Atomic read-modify-write; answers the old value, sign-extended.
+    pub(crate) fn amo(&mut self, pc: At, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
+        let place = self
+            .locate_atomic(va, size, Access::Store)
+            .map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let Place::Ram { host, block, offset, .. } = place else { return Ok(0) };
+        // SAFETY: as above.
+        unsafe {
+            let old = loop {
+                let old = extend(read(host, size), size, Ext::Sign);
+                let new = amo_result(op, old, extend(value, size, Ext::Sign), size);
+                if compare_exchange(host, old, new, size) {
+                    break old;
+                }
+            };
+            self.stored(&*block, offset, host, size);
+            Ok(old)
+        }
+    }
+
+    /// Reads guest physical memory as page walks do. `None`: not RAM.
+    pub fn phys_read_u64(&self, pa: u64) -> Option<u64> {
+        if !pa.is_multiple_of(8) {
+            return None;
+        }
+        let (host, ..) = self.ram_at(pa, Access::Load)?;
+        // SAFETY: aligned, inside a RAM block.
+        Some(unsafe { read(host, Size::B8) })
+    }
+
+    /// Compares and exchanges guest physical memory, as page walks set accessed and dirty bits. `None`: not
+    /// writable RAM; else whether it was stored.
+    pub fn phys_compare_exchange_u64(&mut self, pa: u64, old: u64, new: u64) -> Option<bool> {
+        if !pa.is_multiple_of(8) {
+            return None;
+        }
+        let (host, readonly, block, offset, _) = self.ram_at(pa, Access::Store)?;
+        if readonly {
+            return None;
+        }
+        // SAFETY: aligned, inside a RAM block that the view keeps alive.
+        unsafe {
+            let stored = compare_exchange(host, old, new, Size::B8);
+            self.stored(&*block, offset, host, Size::B8);
+            Some(stored)
+        }
+    }
+
+    /// Zeroes `len` bytes (a power of two up to a page, `va` aligned to it): a cache-block zero.
+    pub fn zero_block(&mut self, pc: u64, va: u64, len: u64) -> Result<(), ()> {
+        for i in (0..len).step_by(8) {
+            self.store(At::Pc(pc), va + i, 0, Size::B8).map_err(|Trapped| ())?;
+        }
+        Ok(())
+    }
+
+    /// Checks that `va` may be accessed, without accessing it; the trap is taken if not.
+    pub fn probe(&mut self, pc: u64, va: u64, access: Access) -> Result<(), ()> {
+        match self.locate(va, access) {
+            Ok(_) => Ok(()),
+            Err(f) => {
+                self.fault(At::Pc(pc), va, access, f);
+                Err(())
+            }
+        }
+    }
+
+    /// Host address of the RAM page of code at `pa` and the block's flags for it.
+    pub(crate) fn code_page(&self, pa: u64) -> Option<(*const u8, &AtomicU8)> {
+        let range = self.view.lookup(GuestPhys(pa))?;
+        let page = pa & !(PAGE - 1);
+        if page < range.base.0 || page + PAGE > range.end() {
+            return None;
+        }
+        let (block, offset) = range.ram_at(GuestPhys(page))?;
+        Some((block.host_ptr(offset), block.page_flags(offset / PAGE)))
+    }
+}
+
+fn amo_result(op: AmoOp, old: u64, value: u64, size: Size) -> u64 {
+    let unsigned = |v: u64| extend(v, size, Ext::Zero);
+    match op {
+        AmoOp::Swap => value,
+        AmoOp::Add => old.wrapping_add(value),
+        AmoOp::Xor => old ^ value,
+        AmoOp::And => old & value,
+        AmoOp::Or => old | value,
+        AmoOp::MinS => (old as i64).min(value as i64) as u64,
+        AmoOp::MaxS => (old as i64).max(value as i64) as u64,
+        AmoOp::MinU => unsigned(old).min(unsigned(value)),
+        AmoOp::MaxU => unsigned(old).max(unsigned(value)),
+    }
+}
+
+/// Reads guest memory that other vCPUs may be writing.
+///
+/// # Safety
+/// `size` bytes at `host` are mapped.
+unsafe fn read(host: *mut u8, size: Size) -> u64 {
+    // SAFETY: mapped, by the caller; aligned accesses are atomic, others volatile, as on x86 hardware.
+    unsafe {
+        match size {
+            Size::B1 => u64::from(AtomicU8::from_ptr(host).load(Ordering::Relaxed)),
+            Size::B2 => u64::from(u16::from_le(host.cast::<u16>().read_unaligned())),
+            Size::B4 if host.cast::<u32>().is_aligned() => {
+                u64::from(AtomicU32::from_ptr(host.cast()).load(Ordering::Relaxed))
+            }
+            Size::B4 => u64::from(u32::from_le(host.cast::<u32>().read_unaligned())),
+            Size::B8 if host.cast::<u64>().is_aligned() => {
+                AtomicU64::from_ptr(host.cast()).load(Ordering::Relaxed)
+            }
+            Size::B8 => u64::from_le(host.cast::<u64>().read_unaligned()),
+        }
+    }
+}
+
+/// Writes guest memory that other vCPUs may be accessing.
+///
+/// # Safety
+/// `size` bytes at `host` are mapped.
+unsafe fn write(host: *mut u8, value: u64, size: Size) {
+    // SAFETY: as in `read`.
+    unsafe {
+        match size {
+            Size::B1 => AtomicU8::from_ptr(host).store(value as u8, Ordering::Relaxed),
+            Size::B2 if host.cast::<u16>().is_aligned() => {
+                AtomicU16::from_ptr(host.cast()).store(value as u16, Ordering::Relaxed);
+            }
+            Size::B2 => host.cast::<u16>().write_unaligned(value as u16),
+            Size::B4 if host.cast::<u32>().is_aligned() => {
+                AtomicU32::from_ptr(host.cast()).store(value as u32, Ordering::Relaxed);
+            }
+            Size::B4 => host.cast::<u32>().write_unaligned(value as u32),
+            Size::B8 if host.cast::<u64>().is_aligned() => {
+                AtomicU64::from_ptr(host.cast()).store(value, Ordering::Relaxed);
+            }
+            Size::B8 => host.cast::<u64>().write_unaligned(value),
+        }
+    }
+}
+
+/// Compares and exchanges the low `size` bytes.
+///
+/// # Safety
+/// `host` is mapped and aligned to `size`.
+unsafe fn compare_exchange(host: *mut u8, old: u64, new: u64, size: Size) -> bool {
+    const O: Ordering = Ordering::SeqCst;
+    // SAFETY: mapped and aligned, by the caller.
+    unsafe {
+        match size {
+            Size::B1 => AtomicU8::from_ptr(host).compare_exchange(old as u8, new as u8, O, O).is_ok(),
+            Size::B2 => AtomicU16::from_ptr(host.cast()).compare_exchange(old as u16, new as u16, O, O).is_ok(),
+            Size::B4 => AtomicU32::from_ptr(host.cast()).compare_exchange(old as u32, new as u32, O, O).is_ok(),
+            Size::B8 => AtomicU64::from_ptr(host.cast()).compare_exchange(old, new, O, O).is_ok(),
+        }
+    }
+}
+
+/// Copies a page of guest memory that other vCPUs may be writing.
+pub(crate) fn copy_page(from: *const u8, to: &mut crate::frontend::CodePage) {
+    // SAFETY: `from` is a whole page of a RAM block (see `Cpu::code_page`); a torn copy is withdrawn by
+    // whoever wrote (see `CodeStore::publish`).
+    unsafe { ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+}

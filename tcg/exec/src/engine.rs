@@ -1,0 +1,174 @@
+//! The translator's share of a virtual machine: code store, host backend, the list of vCPUs.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use mimus_core::memory::{AddressSpace, CodeWriteListener, RamBlock};
+use mimus_tcg_ir::Block;
+use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Stubs};
+
+use crate::code::mapping::CodeMapping;
+use crate::code::{CodeStore, PageKey};
+use crate::env::{Cpu, Peer, Request};
+use crate::frontend::{GuestFrontend, Helper};
+use crate::runtime;
+
+/// Bytes of address space for translated code unless `tb-size` says otherwise.
+const DEFAULT_CODE: usize = 256 << 20;
+/// Entry tables there is room for: pages that hold code.
+const TABLES: usize = 64 << 10;
+/// Bytes at the start of the code that the backend's stubs may take.
+const STUBS: usize = 16 << 10;
+
+/// A [`HostBackend`] as a trait object: called once per block, not per instruction.
+pub(crate) trait Emitter: Send + Sync {
+    fn emit(&self, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted);
+    fn link_word(&self, field: usize, target: usize) -> u32;
+    fn disassemble(&self, code: &[u8], at: usize) -> String;
+}
+
+impl<B: HostBackend> Emitter for B {
+    fn emit(&self, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
+        HostBackend::emit(self, block, at, entry_guard, out, info);
+    }
+    fn link_word(&self, field: usize, target: usize) -> u32 {
+        HostBackend::link_word(self, field, target)
+    }
+    fn disassemble(&self, code: &[u8], at: usize) -> String {
+        HostBackend::disassemble(self, code, at)
+    }
+}
+
+/// In place of a backend when the interpreter runs everything: a block's code is one byte, its identity.
+struct NoEmitter;
+
+impl Emitter for NoEmitter {
+    fn emit(&self, _: &Block, _: usize, _: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
+        out.clear();
+        out.push(0xcc);
+        *info = Emitted::default();
+    }
+    fn link_word(&self, _: usize, _: usize) -> u32 {
+        0
+    }
+    fn disassemble(&self, _: &[u8], _: usize) -> String {
+        "(interpreted)".to_string()
+    }
+}
+
+/// How to set the translator up.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Bytes of address space for translated code.
+    pub code_size: usize,
+    /// Interpret the IR instead of compiling it.
+    pub interpret: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig { code_size: DEFAULT_CODE, interpret: false }
+    }
+}
+
+/// One virtual machine under the translator.
+pub struct Machine<F: GuestFrontend> {
+    pub(crate) memory: Arc<AddressSpace>,
+    pub(crate) store: CodeStore,
+    pub(crate) emitter: Box<dyn Emitter>,
+    pub(crate) stubs: Stubs,
+    pub(crate) helpers: Vec<Helper<F>>,
+    pub(crate) interpret: bool,
+    peers: RwLock<Arc<Vec<Arc<Peer<F>>>>>,
+    /// Held for reading by vCPUs in generated code; for writing, to empty the code cache.
+    pub(crate) gate: RwLock<()>,
+}
+
+impl<F: GuestFrontend> Machine<F> {
+    /// A machine without vCPUs, over `memory`, that compiles with `B`.
+    ///
+    /// # Errors
+    /// One line: what the host lacks.
+    pub fn new<B: HostBackend + 'static>(
+        memory: Arc<AddressSpace>,
+        config: EngineConfig,
+    ) -> Result<Arc<Machine<F>>, String> {
+        let mapping = CodeMapping::new(config.code_size, TABLES).map_err(|e| format!("code cache: {e}"))?;
+        let helpers = F::helpers();
+        let backend_config = BackendConfig {
+            env: Cpu::<F>::layout(),
+            context: ContextLayout::STANDARD,
+            fns: runtime::functions::<F>(),
+            helpers: helpers.iter().map(|h| h.entry).collect(),
+            pin_order: F::PIN_ORDER.to_vec(),
+            code_base: mapping.code_base(),
+        };
+        let (emitter, stubs): (Box<dyn Emitter>, Stubs) = if config.interpret {
+            (Box::new(NoEmitter), Stubs::default())
+        } else {
+            let mut code = Vec::new();
+            let (backend, stubs) = B::new(backend_config, &mut code)?;
+            assert!(code.len() <= STUBS, "the backend's stubs take {} bytes", code.len());
+            mapping.write_code(0, &code);
+            (Box::new(backend), stubs)
+        };
+        Ok(Arc::new(Machine {
+            memory,
+            store: CodeStore::new(mapping, STUBS),
+            emitter,
+            stubs,
+            helpers,
+            interpret: config.interpret,
+            peers: RwLock::new(Arc::new(Vec::new())),
+            gate: RwLock::new(()),
+        }))
+    }
+
+    /// Every vCPU.
+    pub(crate) fn peers(&self) -> Arc<Vec<Arc<Peer<F>>>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn add_peer(&self, peer: Arc<Peer<F>>) {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = peers.to_vec();
+        list.push(peer);
+        *peers = Arc::new(list);
+    }
+
+    /// Forgets all vCPUs: they hold the machine, and it them.
+    pub(crate) fn forget_peers(&self) {
+        *self.peers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Vec::new());
+    }
+
+    /// Empties the code cache. Called by a vCPU that is outside guest code.
+    pub(crate) fn flush_code(&self) {
+        let peers = self.peers();
+        for peer in peers.iter() {
+            peer.post(Request::FlushAll);
+        }
+        // Every vCPU leaves guest code because it was kicked, and finds the request before it re-enters.
+        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, blocks, pages) = self.store.statistics();
+        log::debug!("code cache full: {bytes} bytes, {blocks} blocks, {pages} pages dropped");
+        self.store.clear();
+    }
+
+    /// Bytes of translated code, blocks and pages of code.
+    pub fn statistics(&self) -> (usize, usize, usize) {
+        self.store.statistics()
+    }
+}
+
+impl<F: GuestFrontend> CodeWriteListener for Machine<F> {
+    fn code_written(&self, block: &RamBlock, offset: u64, len: u64) {
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let page = at & !4095;
+            let next = (page + 4096).min(end);
+            let key = PageKey(block.host_ptr(page) as u64);
+            self.store.store_to_code(key, (at - page) as u32, (next - at) as u32, block.page_flags(page / 4096));
+            at = next;
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The vCPU's environment: what generated code, helpers and the runtime share.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mimus_core::accel::{CpuIo, RemoteFence, VcpuIndex};
+use mimus_core::memory::FlatView;
+use mimus_tcg_ir::backend::EnvLayout;
+use mimus_tcg_ir::{Block, SLOTS, Slot};
+
+use crate::engine::Machine;
+use crate::frontend::{GuestFrontend, Helper};
+use crate::hostfp;
+use crate::mmu::Mmu;
+
+/// `run` is to return to the run loop.
+pub(crate) const KICK_LEAVE: u32 = 1;
+/// A pin changed or a request is in the mailbox.
+pub(crate) const KICK_EVENT: u32 = 2;
+/// The vCPU halted itself.
+pub(crate) const KICK_HALT: u32 = 4;
+/// The code cache is full.
+pub(crate) const KICK_FULL: u32 = 8;
+/// The vCPU asked for its own events to be looked at.
+pub(crate) const KICK_SELF: u32 = 16;
+
+/// The part of the environment that is the same for every guest.
+#[repr(C)]
+pub struct EnvHead {
+    /// Virtual address of the page the running block began in. Valid while generated code runs.
+    pub page_base: u64,
+    /// Non-zero: leave generated code at the next check.
+    pub(crate) kick: AtomicU32,
+    /// Set by helpers and runtime functions to abandon the block and go on at `pc`.
+    pub exit_request: u32,
+    /// Guest registers and temporaries.
+    pub slots: [u64; SLOTS],
+    /// The guest's program counter.
+    pub pc: u64,
+    pub(crate) exit_code: u32,
+    /// See `mimus_tcg_ir::backend::pack_insn`.
+    pub(crate) cur_insn: u32,
+    /// Address reserved by a load-reserved; all ones if none.
+    pub reserve_addr: u64,
+    /// Value it loaded.
+    pub reserve_value: u64,
+}
+
+/// What other threads see of a vCPU.
+pub(crate) struct Mailbox {
+    pub index: VcpuIndex,
+    /// Levels of the interrupt pins, as the frontend numbers them.
+    pub pins: AtomicU64,
+    /// The vCPU may be executing guest code, or hold what it read from its contexts.
+    pub in_guest: AtomicBool,
+    /// Requests, and whether there are any.
+    requests: Mutex<Vec<Request>>,
+    pending: AtomicBool,
+}
+
+/// What one vCPU asks of another (see [`Cpu::process_requests`]).
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    /// Withdraw store permission from a host page.
+    RevokeWrite(u64),
+    /// Forget every translation.
+    FlushAll,
+    Fence(RemoteFence),
+}
+
+impl Mailbox {
+    pub fn new(index: VcpuIndex) -> Mailbox {
+        Mailbox {
+            index,
+            pins: AtomicU64::new(0),
+            in_guest: AtomicBool::new(false),
+            requests: Mutex::new(Vec::new()),
+            pending: AtomicBool::new(false),
+        }
+    }
+
+    fn post(&self, request: Request) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        self.pending.store(true, Ordering::SeqCst);
+    }
+
+    fn take(&self) -> Vec<Request> {
+        if !self.pending.swap(false, Ordering::SeqCst) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A vCPU under the translator.
+#[repr(C)]
+pub struct Cpu<F: GuestFrontend> {
+    pub head: EnvHead,
+    /// The frontend's own.
+    pub guest: F::State,
+    /// Cached translations.
+    pub mmu: Mmu,
+    pub(crate) machine: Arc<Machine<F>>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) view: Arc<FlatView>,
+    pub(crate) view_generation: u64,
+    pub(crate) scratch: crate::translate::Scratch,
+    /// Blocks by the address of their (unused) code, when the interpreter runs everything.
+    pub(crate) interp_blocks: HashMap<usize, Rc<Block>>,
+    /// Waits for an interrupt.
+    pub halted: bool,
+    /// Valid while `running`.
+    io: Option<NonNull<dyn CpuIo>>,
+    running: bool,
+}
+
+// SAFETY: what is not Send is `io`, which is set and used by the thread inside `run` only, and the `Rc`s of
+// `interp_blocks`, which never leave this value.
+unsafe impl<F: GuestFrontend> Send for Cpu<F> {}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// A vCPU of `machine`.
+    ///
+    /// # Errors
+    /// The host has no address space left.
+    pub(crate) fn new(
+        machine: Arc<Machine<F>>,
+        mailbox: Arc<Mailbox>,
+        guest: F::State,
+    ) -> std::io::Result<Cpu<F>> {
+        let view = machine.memory.view();
+        Ok(Cpu {
+            head: EnvHead {
+                page_base: 0,
+                kick: AtomicU32::new(0),
+                exit_request: 0,
+                slots: [0; SLOTS],
+                pc: 0,
+                exit_code: 0,
+                cur_insn: 0,
+                reserve_addr: !0,
+                reserve_value: 0,
+            },
+            guest,
+            mmu: Mmu::new(!0)?,
+            machine,
+            mailbox,
+            view,
+            view_generation: 0,
+            scratch: Default::default(),
+            interp_blocks: HashMap::new(),
+            halted: false,
+            io: None,
+            running: false,
+        })
+    }
+
+    /// Where generated code finds things.
+    pub(crate) fn layout() -> EnvLayout {
+        let head = offset_of!(Cpu<F>, head);
+        let at = |offset: usize| (head + offset) as i32;
+        EnvLayout {
+            slots: at(offset_of!(EnvHead, slots)),
+            page_base: at(offset_of!(EnvHead, page_base)),
+            pc: at(offset_of!(EnvHead, pc)),
+            kick: at(offset_of!(EnvHead, kick)),
+            exit_request: at(offset_of!(EnvHead, exit_request)),
+            exit_code: at(offset_of!(EnvHead, exit_code)),
+            cur_insn: at(offset_of!(EnvHead, cur_insn)),
+            reserve_addr: at(offset_of!(EnvHead, reserve_addr)),
+            reserve_value: at(offset_of!(EnvHead, reserve_value)),
+            guest: offset_of!(Cpu<F>, guest) as i32,
+        }
+    }
+
+    /// This vCPU's number.
+    pub fn index(&self) -> VcpuIndex {
+        self.mailbox.index
+    }
+
+    /// A slot's value.
+    pub fn slot(&self, slot: Slot) -> u64 {
+        self.head.slots[slot.0 as usize]
+    }
+
+    /// Sets a slot.
+    pub fn set_slot(&mut self, slot: Slot, value: u64) {
+        self.head.slots[slot.0 as usize] = value;
+    }
+
+    /// Levels of the interrupt pins, as numbered by `GuestFrontend::pin_bit`.
+    pub fn pins(&self) -> u64 {
+        self.mailbox.pins.load(Ordering::SeqCst)
+    }
+
+    /// For helpers: virtual address of the instruction that called, and its length in bytes.
+    pub fn current_insn(&self) -> (u64, u8) {
+        let (pc, len) = mimus_tcg_ir::backend::unpack_insn(self.head.cur_insn);
+        (self.head.page_base.wrapping_add_signed(i64::from(pc.0)), len)
+    }
+
+    /// For helpers of kind `MayExit`: leave the block and go on at `pc`.
+    pub fn jump(&mut self, pc: u64) {
+        self.head.pc = pc;
+        self.head.exit_request = 1;
+    }
+
+    /// Have interrupts (and `halted`) looked at before the next guest instruction that can be: after
+    /// something was unmasked, say. With [`Cpu::jump`], before the very next.
+    pub fn check_events(&mut self) {
+        self.head.kick.fetch_or(KICK_SELF, Ordering::SeqCst);
+    }
+
+    /// Halts until [`GuestFrontend::wakes`]; for a helper that has also called [`Cpu::jump`].
+    pub fn halt(&mut self) {
+        self.halted = true;
+        self.head.kick.fetch_or(KICK_HALT, Ordering::SeqCst);
+    }
+
+    /// Makes the context of the current address space current.
+    pub fn switch_context(&mut self) {
+        let key = F::context_key(self);
+        let base = self.mmu.switch(key);
+        if self.running {
+            set_gs_base(base);
+        }
+    }
+
+    /// Calls out to the machine, with the host's floating-point control word. `None` outside `run`.
+    pub fn io<R>(&self, f: impl FnOnce(&dyn CpuIo) -> R) -> Option<R> {
+        let io = self.io?;
+        // SAFETY: set from a reference that outlives `run`, and cleared before `run` returns.
+        let io = unsafe { io.as_ref() };
+        Some(hostfp::with_host(|| f(io)))
+    }
+
+    /// Calls out to the machine for something that may wait for other vCPUs (a firmware call): meanwhile
+    /// this vCPU counts as outside guest code. The helper leaves the block afterwards.
+    pub fn io_outside_guest<R>(&mut self, f: impl FnOnce(&dyn CpuIo) -> R) -> Option<R> {
+        self.mailbox.in_guest.store(false, Ordering::SeqCst);
+        let result = self.io(f);
+        self.mailbox.in_guest.store(true, Ordering::SeqCst);
+        // What was posted meanwhile is done before guest code goes on.
+        self.process_requests();
+        self.head.exit_request = 1;
+        result
+    }
+
+    /// Does what other vCPUs asked for, and takes a new memory map if there is one.
+    pub(crate) fn process_requests(&mut self) {
+        for request in self.mailbox.clone().take() {
+            match request {
+                Request::RevokeWrite(host) => self.mmu.revoke_write(host),
+                Request::FlushAll => self.mmu.flush_all(),
+                Request::Fence(fence) => F::remote_fence(self, fence),
+            }
+        }
+        let generation = self.machine.memory.generation();
+        if generation != self.view_generation {
+            self.view_generation = generation;
+            self.view = self.machine.memory.view();
+            self.mmu.flush_all();
+        }
+    }
+
+    /// Prepares to run guest code on this thread, does so with `f`, and puts the thread's state back.
+    pub(crate) fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
+        // SAFETY: only extends the reference's lifetime; `io` is cleared before this function returns.
+        let io: NonNull<dyn CpuIo> = unsafe { std::mem::transmute(NonNull::from(io)) };
+        self.io = Some(io);
+        self.running = true;
+        let host_fp = hostfp::read();
+        hostfp::write(hostfp::HOST_DEFAULT);
+        F::enter_run(self);
+        self.switch_context();
+        let result = f(self);
+        F::leave_run(self);
+        hostfp::write(host_fp);
+        self.running = false;
+        self.io = None;
+        result
+    }
+
+    /// A byte of the frontend's hot state, for the interpreter.
+    pub(crate) fn hot_byte(&self, offset: i32) -> u8 {
+        assert!((offset as usize) < size_of::<F::State>());
+        // SAFETY: inside the state; frontends let generated code touch only plain bytes there.
+        unsafe { std::ptr::from_ref(&self.guest).cast::<u8>().add(offset as usize).read() }
+    }
+
+    /// Sets a byte of the frontend's hot state, for the interpreter.
+    pub(crate) fn set_hot_byte(&mut self, offset: i32, value: u8) {
+        assert!((offset as usize) < size_of::<F::State>());
+        // SAFETY: as in `hot_byte`.
+        unsafe { std::ptr::from_mut(&mut self.guest).cast::<u8>().add(offset as usize).write(value) };
+    }
+
+    /// Whether the vCPU is inside `run`, its floating-point flags and mode in the host's control word.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+}
+
+/// Loads the GS base, which generated code finds the current context by.
+fn set_gs_base(base: u64) {
+    // SAFETY: the engine checked for FSGSBASE; nothing else in the process uses GS.
+    unsafe { std::arch::asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags)) };
+}
+
+/// A vCPU in memory that its handles keep alive: they write its kick word.
+pub(crate) struct CpuCell<F: GuestFrontend>(UnsafeCell<Cpu<F>>);
+
+// SAFETY: the contents are used by the owning `Vcpu` (which is not shared) alone, but for `kick`, an atomic.
+unsafe impl<F: GuestFrontend> Sync for CpuCell<F> {}
+
+impl<F: GuestFrontend> CpuCell<F> {
+    pub fn new(cpu: Cpu<F>) -> Arc<CpuCell<F>> {
+        Arc::new(CpuCell(UnsafeCell::new(cpu)))
+    }
+
+    /// The vCPU, for generated code and for its owner.
+    pub fn as_ptr(&self) -> *mut Cpu<F> {
+        self.0.get()
+    }
+
+    /// Makes the vCPU leave generated code.
+    pub fn kick(&self, bits: u32) {
+        // SAFETY: only the atomic is touched, through a raw pointer projection.
+        unsafe { (*std::ptr::addr_of!((*self.0.get()).head.kick)).fetch_or(bits, Ordering::SeqCst) };
+    }
+}
+
+/// A vCPU as other vCPUs and the machine reach it.
+pub(crate) struct Peer<F: GuestFrontend> {
+    pub mailbox: Arc<Mailbox>,
+    pub cell: Arc<CpuCell<F>>,
+}
+
+impl<F: GuestFrontend> Peer<F> {
+    /// Posts a request; it is done before the vCPU next enters guest code.
+    pub fn post(&self, request: Request) {
+        self.mailbox.post(request);
+        self.cell.kick(KICK_EVENT);
+    }
+
+    /// Waits until the vCPU is not in guest code that it entered before an earlier [`Peer::post`].
+    pub fn wait_outside(&self) {
+        let mut spins = 0u32;
+        while self.mailbox.pending.load(Ordering::SeqCst) && self.mailbox.in_guest.load(Ordering::SeqCst) {
+            spins += 1;
+            if spins < 100 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+impl<F: GuestFrontend> Helper<F> {
+    /// A helper from a function item (not a closure that captures).
+    pub fn new<H>(name: &'static str, call: fn(&mut Cpu<F>, u64, u64, u64) -> u64, item: H) -> Helper<F>
+    where
+        H: Fn(&mut Cpu<F>, u64, u64, u64) -> u64 + Copy + 'static,
+    {
+        const { assert!(size_of::<H>() == 0, "a helper is a plain function") };
+        let _ = item;
+        Helper { call, entry: shim::<F, H> as *const () as usize, name }
+    }
+}
+
+/// The C entry of helper `H`.
+extern "C" fn shim<F, H>(cpu: *mut Cpu<F>, a: u64, b: u64, c: u64) -> u64
+where
+    F: GuestFrontend,
+    H: Fn(&mut Cpu<F>, u64, u64, u64) -> u64 + Copy + 'static,
+{
+    // SAFETY: H is a zero-sized function item (checked in `Helper::new`, which was given a value of it).
+    let h: H = unsafe { NonNull::<H>::dangling().read() };
+    // SAFETY: generated code passes its environment, which nothing else borrows while it runs.
+    h(unsafe { &mut *cpu }, a, b, c)
+}

@@ -1,0 +1,191 @@
+//! What a guest architecture owes the translator.
+//!
+//! A frontend is a type without values of its own ([`GuestFrontend`] has only associated functions); what it
+//! knows about a vCPU is its [`GuestFrontend::State`], inside the vCPU's [`Cpu`]. Everything here runs on the
+//! vCPU's own thread.
+//!
+//! # Rules for helpers
+//!
+//! A helper gets the [`Cpu`] and three values. `cpu.current_insn()` is the address and length of the instruction
+//! it executes; integer and FP registers are `cpu.head.slots`.
+//! * To go elsewhere (trap, return from trap, a write that makes fetched code stale: `satp`, `sfence.vma`,
+//!   `fence.i`), call `cpu.jump(pc)`: the block is abandoned and `pc` looked up afresh in the current context.
+//! * After a change of what [`GuestFrontend::context_key`] depends on, call `cpu.switch_context()`.
+//! * After something that may make an interrupt deliverable, call `cpu.check_events()`; `take_interrupt` then runs
+//!   at the next jump, or at once if the helper also calls `cpu.jump`.
+//! * To wait for an interrupt: `cpu.jump(next)`, then `cpu.halt()`.
+//! * The machine is reached by `cpu.io(|io| …)`; for calls that may wait for other vCPUs (SBI) by
+//!   `cpu.io_outside_guest`, after `cpu.jump(next)`.
+//! * Cached translations are dropped with `cpu.mmu`.
+//! * While a vCPU runs, accrued FP flags and rounding mode are in the host's MXCSR: [`crate::hostfp`].
+
+use mimus_arch::{CpuModel, CpuState, GuestArch};
+use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, VcpuIndex};
+use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot};
+
+use crate::env::Cpu;
+
+/// Why memory is accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    Fetch,
+    Load,
+    Store,
+}
+
+/// What an address translates to.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaf {
+    /// Guest physical address of the byte asked for.
+    pub pa: u64,
+    /// Loads of the whole 4 KiB page are allowed now.
+    pub read: bool,
+    /// Stores to the whole page are allowed now, without anything left to record (such as a dirty bit).
+    pub write: bool,
+    /// The translation goes away with `Mmu::drop_local_where`.
+    pub local: bool,
+    /// Bytes covered by the guest's mapping (4096 and up, a power of two): what invalidating one address
+    /// of it invalidates.
+    pub mapping_size: u64,
+    /// May be remembered. False if only a part of the page is accessible.
+    pub cacheable: bool,
+}
+
+/// Why a memory access cannot be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemFault {
+    /// The page tables do not allow it.
+    Page,
+    /// Nothing answers at the physical address, or its protection forbids it.
+    Access,
+    /// The address is not aligned as the instruction demands.
+    Misaligned,
+}
+
+/// Guest code as the translator reads it: the page that holds the block and, if known, the next.
+#[derive(Clone, Copy)]
+pub struct CodeWindow<'a> {
+    pub(crate) page: &'a CodePage,
+    pub(crate) next: Option<&'a CodePage>,
+}
+
+/// A snapshot of a page of guest code: other vCPUs may write the page itself at any time.
+pub type CodePage = [u8; 4096];
+
+impl<'a> CodeWindow<'a> {
+    /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
+    pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
+        CodeWindow { page, next }
+    }
+
+    /// The little-endian halfword at `offset` (even) from the page's start; `None` past what may be read.
+    pub fn halfword(&self, offset: u32) -> Option<u16> {
+        let at = (offset & 0xffe) as usize;
+        let page = match offset {
+            0..4096 => self.page,
+            4096..8192 => self.next?,
+            _ => return None,
+        };
+        Some(u16::from_le_bytes([page[at], page[at + 1]]))
+    }
+}
+
+/// How to translate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TranslateMode {
+    /// As much as makes a good block, with guards where state matters.
+    Block,
+    /// One instruction, checking with helpers what [`TranslateMode::Block`] guards.
+    Careful,
+}
+
+/// A function that translated code calls.
+pub struct Helper<F: GuestFrontend> {
+    /// For the interpreter.
+    pub call: fn(&mut Cpu<F>, u64, u64, u64) -> u64,
+    /// For generated code: the same behind the C calling convention.
+    pub(crate) entry: usize,
+    /// For traces.
+    pub name: &'static str,
+}
+
+/// A guest architecture.
+pub trait GuestFrontend: Sized + Send + Sync + 'static {
+    /// Everything about a vCPU that is not in slots. Generated code reaches its first bytes (`SetEnvByte`,
+    /// `GuardEnv`), so it is `repr(C)`.
+    type State: Send + 'static;
+
+    /// The architecture.
+    const ARCH: GuestArch;
+
+    /// Slots in the order in which they deserve a host register.
+    const PIN_ORDER: &'static [Slot];
+
+    /// Helpers, in the order of the numbers `Op::Call` uses. Make them with [`Helper::new`].
+    fn helpers() -> Vec<Helper<Self>>;
+
+    /// A vCPU's state as it is made, before its first reset.
+    ///
+    /// # Errors
+    /// One line: what of the model cannot be done.
+    fn new_state(model: &CpuModel, index: VcpuIndex) -> Result<Self::State, String>;
+
+    /// Resets registers (`cpu.head`) and state; with `start`, to where a firmware service starts a vCPU.
+    fn reset(cpu: &mut Cpu<Self>, kind: ResetKind, start: Option<StartRequest>);
+
+    /// Translates at `start` (offset in the page). In [`TranslateMode::Careful`], exactly one instruction.
+    fn translate(state: &Self::State, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block);
+
+    /// Whether the instruction at `start` reaches into the next page.
+    fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool;
+
+    /// Names the current address space: equal keys share cached translations. A change of anything the key
+    /// depends on is followed by [`Cpu::switch_context`].
+    fn context_key(cpu: &Cpu<Self>) -> u64;
+
+    /// Translates `va` for `access`, recording accessed and dirty bits.
+    ///
+    /// # Errors
+    /// Why not; the caller then has it delivered.
+    fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> Result<Leaf, MemFault>;
+
+    /// Translates without side effects, for a debugger: physical address and size of the page it lies in.
+    fn debug_walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> Option<(u64, u64)>;
+
+    /// Takes the trap of a faulting access: `cpu.head.pc` is the instruction's, and becomes the handler's.
+    fn deliver_fault(cpu: &mut Cpu<Self>, va: u64, access: Access, fault: MemFault);
+
+    /// Takes an interrupt if one is pending and enabled; answers whether it did.
+    fn take_interrupt(cpu: &mut Cpu<Self>) -> bool;
+
+    /// Whether a halted vCPU is to go on.
+    fn wakes(cpu: &Cpu<Self>) -> bool;
+
+    /// The bit of `Cpu::pins` that a pin is; `None` if the architecture has no such pin.
+    fn pin_bit(pin: CpuPin) -> Option<u32>;
+
+    /// Executes a floating-point operation in software: rounding mode from the state, accrued flags into
+    /// the host's control word ([`crate::hostfp::raise_flags`]).
+    fn fp(cpu: &mut Cpu<Self>, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64;
+
+    /// Does what another vCPU (or a firmware service) asked for on this one.
+    fn remote_fence(cpu: &mut Cpu<Self>, fence: RemoteFence);
+
+    /// Called when the vCPU starts to run, after the guest's floating-point control word is loaded, and is
+    /// about to stop: a place to load and fetch what lives in host registers.
+    fn enter_run(cpu: &mut Cpu<Self>);
+    /// See [`GuestFrontend::enter_run`].
+    fn leave_run(cpu: &mut Cpu<Self>);
+
+    /// The architectural state.
+    fn get_state(cpu: &mut Cpu<Self>) -> CpuState;
+
+    /// Replaces the architectural state.
+    ///
+    /// # Errors
+    /// One line: what of it cannot be.
+    fn set_state(cpu: &mut Cpu<Self>, state: &CpuState) -> Result<(), String>;
+
+    /// The guest's disassembly of the instruction at `offset` of the page, and its length in bytes.
+    fn disassemble(code: CodeWindow<'_>, offset: u32, pc: u64) -> (String, u32);
+}

@@ -1,0 +1,98 @@
+//! Execution by the IR interpreter: single careful steps beside generated code, or everything
+//! (`-accel tcg,engine=interp`).
+
+use std::sync::atomic::{Ordering, fence};
+
+use mimus_tcg_ir::backend::pack_insn;
+use mimus_tcg_ir::interp::{CallOutcome, Fault, InterpHost, Outcome, run};
+use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot};
+
+use crate::access::{At, Trapped};
+use crate::env::Cpu;
+use crate::frontend::GuestFrontend;
+use crate::translate::NoCode;
+
+impl From<Trapped> for Fault {
+    fn from(_: Trapped) -> Fault {
+        Fault
+    }
+}
+
+impl<F: GuestFrontend> InterpHost for Cpu<F> {
+    fn slot(&self, slot: Slot) -> u64 {
+        self.head.slots[slot.0 as usize]
+    }
+    fn set_slot(&mut self, slot: Slot, value: u64) {
+        self.head.slots[slot.0 as usize] = value;
+    }
+    fn page_base(&self) -> u64 {
+        self.head.page_base
+    }
+    fn begin_insn(&mut self, pc: PagePc, len: u8) {
+        self.head.cur_insn = pack_insn(pc, len);
+    }
+    fn load(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::load(self, pc, va, size, ext)?)
+    }
+    fn store(&mut self, va: u64, value: u64, size: Size) -> Result<(), Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::store(self, pc, va, value, size)?)
+    }
+    fn load_reserved(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::load_reserved(self, pc, va, size, ext)?)
+    }
+    fn store_conditional(&mut self, va: u64, value: u64, size: Size) -> Result<u64, Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::store_conditional(self, pc, va, value, size)?)
+    }
+    fn amo(&mut self, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::amo(self, pc, op, va, value, size)?)
+    }
+    fn fence(&mut self) {
+        fence(Ordering::SeqCst);
+    }
+    fn fp(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64 {
+        F::fp(self, op, fmt, rm, a, b, c)
+    }
+    fn env_byte(&self, offset: i32) -> u8 {
+        self.hot_byte(offset)
+    }
+    fn set_env_byte(&mut self, offset: i32, value: u8) {
+        self.set_hot_byte(offset, value);
+    }
+    fn call(&mut self, helper: u16, args: [u64; 3]) -> (u64, CallOutcome) {
+        let call = self.machine.helpers[helper as usize].call;
+        self.head.exit_request = 0;
+        let value = call(self, args[0], args[1], args[2]);
+        let leave = std::mem::take(&mut self.head.exit_request) != 0;
+        (value, if leave { CallOutcome::Leave } else { CallOutcome::Continue })
+    }
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Executes the one instruction at `head.pc`, with every check made at run time. A trap it takes is part
+    /// of that; afterwards `head.pc` is where to go on.
+    pub(crate) fn step_careful(&mut self) {
+        let pc = self.head.pc;
+        match self.translate_careful(pc) {
+            Ok(()) => {}
+            Err(NoCode::Trapped) => return,
+            Err(NoCode::Later | NoCode::Careful) => return self.check_events(),
+        }
+        let block = std::mem::take(&mut self.scratch.block);
+        self.head.page_base = pc & !4095;
+        match run(&block, self) {
+            Outcome::Next(va) => self.head.pc = va,
+            Outcome::Careful(va) => {
+                debug_assert!(false, "a careful block asked for careful execution at {va:#x}");
+                self.head.pc = va;
+            }
+            // A helper or the trap has set the pc.
+            Outcome::Dispatch | Outcome::Faulted => self.head.exit_request = 0,
+        }
+        self.scratch.block = block;
+    }
+}

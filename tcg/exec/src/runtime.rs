@@ -1,0 +1,147 @@
+//! What generated code calls (through the backend's stubs): see `mimus_tcg_ir::backend::RuntimeFns`.
+#![allow(unsafe_code)]
+
+use mimus_tcg_ir::backend::{ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, RuntimeFns};
+use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, Rm, Size};
+
+use crate::access::At;
+use crate::env::Cpu;
+use crate::frontend::GuestFrontend;
+use crate::translate::NoCode;
+
+/// The functions, for guest `F`.
+pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
+    RuntimeFns {
+        load: load::<F> as *const () as usize,
+        store: store::<F> as *const () as usize,
+        atomic: atomic::<F> as *const () as usize,
+        fp: fp::<F> as *const () as usize,
+        link: link::<F> as *const () as usize,
+    }
+}
+
+fn size_from(word: u32) -> Size {
+    match word & 3 {
+        0 => Size::B1,
+        1 => Size::B2,
+        2 => Size::B4,
+        _ => Size::B8,
+    }
+}
+
+fn ext_from(word: u32) -> Ext {
+    match (word >> 8) & 0xff {
+        0 => Ext::Zero,
+        1 => Ext::Sign,
+        _ => Ext::Ones,
+    }
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Address of the guest instruction whose code called with return address `ret`.
+    pub(crate) fn guest_pc(&self, ret: usize) -> u64 {
+        let entry = self.machine.store.resolve_fault(ret);
+        debug_assert!(entry.is_some(), "no side-table entry for return address {ret:#x}");
+        let pc = entry.map_or(0, |FaultEntry { pc, .. }| i64::from(pc.0));
+        self.head.page_base.wrapping_add_signed(pc)
+    }
+}
+
+extern "C" fn load<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) -> u64 {
+    // SAFETY: generated code passes its environment, which nothing else borrows while it runs.
+    let cpu = unsafe { &mut *cpu };
+    cpu.load(At::Return(ret), va, size_from(desc), ext_from(desc)).unwrap_or(0)
+}
+
+extern "C" fn store<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, value: u64, desc: u32, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    // A trap has set `exit_request`.
+    let _trapped = cpu.store(At::Return(ret), va, value, size_from(desc));
+}
+
+extern "C" fn atomic<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, value: u64, ret: usize) -> u64 {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    let (size, ext) = (size_from(desc), ext_from(desc));
+    let at = At::Return(ret);
+    match (desc >> 16) & 0xff {
+        ATOMIC_LOAD_RESERVED => cpu.load_reserved(at, va, size, ext),
+        ATOMIC_STORE_CONDITIONAL => cpu.store_conditional(at, va, value, size),
+        op => cpu.amo(at, amo_from(op), va, value, size),
+    }
+    .unwrap_or(0)
+}
+
+fn amo_from(op: u32) -> AmoOp {
+    use AmoOp::*;
+    const OPS: [AmoOp; 9] = [Swap, Add, Xor, And, Or, MinS, MaxS, MinU, MaxU];
+    OPS.get(op as usize).copied().unwrap_or(Swap)
+}
+
+extern "C" fn fp<F: GuestFrontend>(cpu: *mut Cpu<F>, packed: u64) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    let [op, fmt, rm, d, a, b, c, _] = packed.to_le_bytes();
+    let slot = |n: u8| cpu.head.slots[n as usize];
+    let (a, b, c) = (slot(a), slot(b), slot(c));
+    let fmt = if fmt == FpFmt::F32 as u8 { FpFmt::F32 } else { FpFmt::F64 };
+    let value = F::fp(cpu, fp_from(op), fmt, rm_from(rm), a, b, c);
+    cpu.head.slots[d as usize] = value;
+}
+
+fn rm_from(rm: u8) -> Rm {
+    const MODES: [Rm; 6] = [Rm::NearestEven, Rm::ToZero, Rm::Down, Rm::Up, Rm::NearestMaxMag, Rm::Dynamic];
+    MODES.get(rm as usize).copied().unwrap_or(Rm::Dynamic)
+}
+
+fn fp_from(op: u8) -> FpOp {
+    use FpOp::*;
+    const OPS: [FpOp; 29] = [
+        Add, Sub, Mul, Div, Sqrt, MAdd, MSub, NMSub, NMAdd, Min, Max, Eq, Lt, Le, Class, Sgnj, Sgnjn, Sgnjx, ToI32,
+        ToU32, ToI64, ToU64, FromI32, FromU32, FromI64, FromU64, CvtFmt, MvToInt, MvFromInt,
+    ];
+    OPS.get(op as usize).copied().unwrap_or(MvToInt)
+}
+
+extern "C" fn link<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    let machine = cpu.machine.clone();
+    let Some(site) = machine.store.resolve_site(ret) else {
+        debug_assert!(false, "no link site for return address {ret:#x}");
+        return machine.stubs.dispatch;
+    };
+    let va = cpu.head.page_base.wrapping_add_signed(i64::from(site.to().0));
+    match cpu.code_for(va, true) {
+        Ok(code) => {
+            cpu.head.page_base = va & !4095;
+            if !site.to().same_page() || code.page == site.page() {
+                machine.store.link(&site, code.host, code.page, |field, to| machine.emitter.link_word(field, to));
+            }
+            code.host
+        }
+        Err(no_code) => {
+            // A trap has set the pc already; else the run loop goes on where the jump leads.
+            if !matches!(no_code, NoCode::Trapped) {
+                cpu.head.pc = va;
+                cpu.check_events();
+            }
+            machine.stubs.dispatch
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_enums() {
+        assert_eq!(fp_from(FpOp::MvFromInt as u8), FpOp::MvFromInt);
+        assert_eq!(fp_from(FpOp::CvtFmt as u8), FpOp::CvtFmt);
+        assert_eq!(amo_from(AmoOp::MaxU as u32), AmoOp::MaxU);
+        assert_eq!(rm_from(Rm::Dynamic as u8), Rm::Dynamic);
+        assert_eq!(ext_from((Ext::Ones as u32) << 8), Ext::Ones);
+    }
+}

@@ -1,0 +1,258 @@
+//! From a guest address to code that runs: the context's code map, the store, and translation on a miss.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use mimus_tcg_ir::Block;
+use mimus_tcg_ir::backend::Emitted;
+
+use crate::access::{PAGE_STORE_CACHED, copy_page};
+use crate::code::{PageKey, Published};
+use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
+use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, TranslateMode};
+use crate::trace;
+use mimus_core::memory::PAGE_CODE;
+
+const PAGE_MASK: u64 = 4095;
+
+/// Buffers for translation, kept from block to block.
+pub(crate) struct Scratch {
+    pub block: Block,
+    page: Box<CodePage>,
+    next: Box<CodePage>,
+    buffers: (Vec<u8>, Emitted),
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch {
+            block: Block::default(),
+            page: Box::new([0; 4096]),
+            next: Box::new([0; 4096]),
+            buffers: Default::default(),
+        }
+    }
+}
+
+/// Code to go on in.
+#[derive(Clone, Copy)]
+pub(crate) struct Code {
+    pub host: usize,
+    pub page: PageKey,
+}
+
+/// Why there is no code at an address.
+pub(crate) enum NoCode {
+    /// Fetching it trapped; `head.pc` is the handler's.
+    Trapped,
+    /// To be settled outside guest code, by the run loop; it has been asked to look.
+    Later,
+    /// The page cannot be remembered: execute instruction by instruction.
+    Careful,
+}
+
+/// A page of code found by a walk.
+#[derive(Clone, Copy)]
+struct Fetched {
+    key: PageKey,
+    table: u32,
+    leaf: Leaf,
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// The code at `va`. `in_guest`: called by generated code, so nothing may wait for other vCPUs.
+    pub(crate) fn code_for(&mut self, va: u64, in_guest: bool) -> Result<Code, NoCode> {
+        let offset = (va & PAGE_MASK) as u32;
+        let (table, key) = match self.mmu.context().code_table(va) {
+            Some(table) => {
+                if let Some(host) = self.machine.store.find(table, offset) {
+                    let page = self.machine.store.page_of(table).unwrap_or(PageKey(0));
+                    return Ok(Code { host, page });
+                }
+                let Some(key) = self.machine.store.page_of(table) else { return Err(self.later(KICK_SELF)) };
+                (table, key)
+            }
+            None => {
+                let page = self.fetch_page(va, va)?;
+                (page.table, page.key)
+            }
+        };
+        if let Some(host) = self.machine.store.find(table, offset) {
+            return Ok(Code { host, page: key });
+        }
+        self.translate_at(va, key, in_guest)
+    }
+
+    /// Walks for the page of code at `va` and enters it into the current context. A fault is the fault of
+    /// the instruction at `pc`.
+    fn fetch_page(&mut self, pc: u64, va: u64) -> Result<Fetched, NoCode> {
+        let leaf = match F::walk(self, va, Access::Fetch) {
+            Ok(leaf) => leaf,
+            Err(fault) => return Err(self.fetch_fault(pc, va, fault)),
+        };
+        let Some((host, _)) = self.code_page(leaf.pa) else {
+            return Err(self.fetch_fault(pc, va, MemFault::Access));
+        };
+        if !leaf.cacheable {
+            return Err(NoCode::Careful);
+        }
+        let key = PageKey(host as u64);
+        let Some(table) = self.machine.store.table(key) else { return Err(self.later(KICK_FULL)) };
+        self.mmu.fill_code(va & !PAGE_MASK, table, leaf.local, leaf.mapping_size);
+        Ok(Fetched { key, table, leaf })
+    }
+
+    fn fetch_fault(&mut self, pc: u64, va: u64, fault: MemFault) -> NoCode {
+        self.head.pc = pc;
+        F::deliver_fault(self, va, Access::Fetch, fault);
+        NoCode::Trapped
+    }
+
+    fn later(&mut self, why: u32) -> NoCode {
+        self.head.kick.fetch_or(why, Ordering::SeqCst);
+        NoCode::Later
+    }
+
+    /// Marks a page as code, so that stores to it are noticed, and answers its stamp. `None`: not now.
+    fn claim(&mut self, key: PageKey, pa: u64, in_guest: bool) -> Option<u32> {
+        let machine = self.machine.clone();
+        let (_, flags) = self.code_page(pa)?;
+        let before = flags.load(Ordering::SeqCst);
+        if before & PAGE_CODE != 0 {
+            return Some(machine.store.begin(key, flags));
+        }
+        let peers = machine.peers();
+        if before & PAGE_STORE_CACHED == 0 {
+            return Some(machine.store.begin(key, flags));
+        }
+        // Some TLB may let stores through: every vCPU withdraws that before the page's bytes are read.
+        if in_guest && peers.len() > 1 {
+            return None;
+        }
+        let stamp = machine.store.begin(key, flags);
+        self.mmu.revoke_write(key.0);
+        for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
+            peer.post(Request::RevokeWrite(key.0));
+        }
+        for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
+            peer.wait_outside();
+        }
+        Some(stamp)
+    }
+
+    fn translate_at(&mut self, va: u64, key: PageKey, in_guest: bool) -> Result<Code, NoCode> {
+        let start = (va & PAGE_MASK) as u16;
+        // The context's entry says which page; its physical address, for flags, comes from a walk.
+        let page = match F::walk(self, va, Access::Fetch) {
+            Ok(leaf) => leaf,
+            Err(fault) => return Err(self.fetch_fault(va, va, fault)),
+        };
+        match self.code_page(page.pa) {
+            Some((host, _)) if host as u64 == key.0 => {}
+            // The tables changed under an entry that has not been flushed: both answers are allowed; take the new one.
+            _ => return self.fetch_page(va, va).and_then(|_| Err(self.later(KICK_SELF))),
+        }
+        let Some(stamp) = self.claim(key, page.pa, in_guest) else { return Err(self.later(KICK_SELF)) };
+        let Some((host, _)) = self.code_page(page.pa) else { return Err(self.later(KICK_SELF)) };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        copy_page(host, &mut scratch.page);
+        let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
+        self.scratch = scratch;
+        result
+    }
+
+    fn translate_page(
+        &mut self,
+        va: u64,
+        start: u16,
+        page: (PageKey, u32),
+        in_guest: bool,
+        scratch: &mut Scratch,
+    ) -> Result<Code, NoCode> {
+        let mut next = None;
+        if F::crosses_page(CodeWindow::new(&scratch.page, None), start) {
+            let next_va = (va | PAGE_MASK).wrapping_add(1);
+            let fetched = self.fetch_page(va, next_va)?;
+            let Some(stamp) = self.claim(fetched.key, fetched.leaf.pa, in_guest) else {
+                return Err(self.later(KICK_SELF));
+            };
+            if let Some((host, _)) = self.code_page(fetched.leaf.pa) {
+                copy_page(host, &mut scratch.next);
+            }
+            next = Some((fetched, stamp));
+        }
+        let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next));
+        F::translate(&self.guest, window, start, TranslateMode::Block, &mut scratch.block);
+        trace::block::<F>(va, window, &scratch.block);
+        let machine = self.machine.clone();
+        let guard = next.map(|(fetched, _)| fetched.table);
+        let block = &scratch.block;
+        let emit = |at: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+            machine.emitter.emit(block, at, guard, code, info);
+        };
+        let next_page = next.map(|(fetched, stamp)| (fetched.key, stamp));
+        match machine.store.publish(page, next_page, block, emit, &mut scratch.buffers) {
+            Published::At(host) => {
+                trace::code(va, &scratch.buffers.0, host, &*machine.emitter);
+                if machine.interpret {
+                    self.interp_blocks.insert(host, Rc::new(block.clone()));
+                }
+                Ok(Code { host, page: page.0 })
+            }
+            Published::Full => Err(self.later(KICK_FULL)),
+            Published::Stale => Err(self.later(KICK_SELF)),
+        }
+    }
+
+    /// Translates the one instruction at `va` for careful execution, into `scratch.block`.
+    pub(crate) fn translate_careful(&mut self, va: u64) -> Result<(), NoCode> {
+        let start = (va & PAGE_MASK) as u16;
+        let leaf = F::walk(self, va, Access::Fetch).map_err(|f| self.fetch_fault(va, va, f))?;
+        let Some((host, _)) = self.code_page(leaf.pa) else {
+            return Err(self.fetch_fault(va, va, MemFault::Access));
+        };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        copy_page(host, &mut scratch.page);
+        let mut result = Ok(());
+        let mut has_next = false;
+        if F::crosses_page(CodeWindow::new(&scratch.page, None), start) {
+            let next_va = (va | PAGE_MASK).wrapping_add(1);
+            match F::walk(self, next_va, Access::Fetch) {
+                Ok(leaf) => match self.code_page(leaf.pa) {
+                    Some((host, _)) => {
+                        copy_page(host, &mut scratch.next);
+                        has_next = true;
+                    }
+                    None => result = Err(self.fetch_fault(va, next_va, MemFault::Access)),
+                },
+                Err(fault) => result = Err(self.fetch_fault(va, next_va, fault)),
+            }
+        }
+        if result.is_ok() {
+            let window = CodeWindow::new(&scratch.page, has_next.then_some(&*scratch.next));
+            F::translate(&self.guest, window, start, TranslateMode::Careful, &mut scratch.block);
+        }
+        self.scratch = scratch;
+        result
+    }
+
+    /// After a block that reaches into the next page refused to run: makes it run next time.
+    pub(crate) fn refresh_crossing(&mut self, va: u64) {
+        if va & PAGE_MASK != PAGE_MASK - 1 {
+            return;
+        }
+        let Some(table) = self.mmu.context().code_table(va) else { return };
+        let Some(key) = self.machine.store.page_of(table) else { return };
+        let next_va = (va | PAGE_MASK).wrapping_add(1);
+        let Ok(leaf) = F::walk(self, next_va, Access::Fetch) else { return };
+        let Some((host, _)) = self.code_page(leaf.pa) else { return };
+        if !leaf.cacheable {
+            return;
+        }
+        let Some(next_table) = self.machine.store.table(PageKey(host as u64)) else { return };
+        self.mmu.fill_code(next_va, next_table, leaf.local, leaf.mapping_size);
+        if self.machine.store.next_table(key) != next_table {
+            self.machine.store.withdraw_page(key);
+        }
+    }
+}

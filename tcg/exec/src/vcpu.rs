@@ -1,0 +1,237 @@
+//! The vCPU as the run loop sees it, and the loop around generated code.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use mimus_arch::{CpuModel, CpuState, StateGroups};
+use mimus_core::accel::{
+    self, CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu, VcpuExit,
+    VcpuHandle, VcpuIndex, VcpuSignal,
+};
+use mimus_core::bus::{GuestPhys, GuestVirt};
+use mimus_tcg_ir::backend::ExitCode;
+use mimus_tcg_ir::interp::{Outcome, run};
+
+use crate::engine::Machine;
+use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, Mailbox, Peer, Request};
+use crate::frontend::{Access, GuestFrontend};
+use crate::translate::{Code, NoCode};
+
+/// A vCPU under the translator.
+pub struct TcgVcpu<F: GuestFrontend> {
+    peer: Arc<Peer<F>>,
+    machine: Arc<Machine<F>>,
+    signal: Arc<VcpuSignal>,
+}
+
+impl<F: GuestFrontend> TcgVcpu<F> {
+    /// Adds vCPU `index` to `machine`.
+    ///
+    /// # Errors
+    /// What of the model cannot be done, or what the host lacks.
+    pub fn new(machine: &Arc<Machine<F>>, index: VcpuIndex, model: &CpuModel) -> Result<TcgVcpu<F>, String> {
+        let state = F::new_state(model, index)?;
+        let mailbox = Arc::new(Mailbox::new(index));
+        let cpu = Cpu::new(machine.clone(), mailbox.clone(), state).map_err(|e| format!("vCPU {index}: {e}"))?;
+        let peer = Arc::new(Peer { mailbox, cell: CpuCell::new(cpu) });
+        machine.add_peer(peer.clone());
+        let mut vcpu = TcgVcpu { peer, machine: machine.clone(), signal: VcpuSignal::new() };
+        F::reset(vcpu.cpu(), ResetKind::Cold, None);
+        Ok(vcpu)
+    }
+
+    fn cpu(&mut self) -> &mut Cpu<F> {
+        // SAFETY: the cell's contents are this value's; `&mut self` makes the borrow unique. Handles only
+        // touch the kick word, an atomic.
+        unsafe { &mut *self.peer.cell.as_ptr() }
+    }
+}
+
+impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
+    fn handle(&self) -> Arc<dyn VcpuHandle> {
+        Arc::new(TcgHandle { peer: self.peer.clone(), signal: self.signal.clone() })
+    }
+
+    fn run(&mut self, io: &dyn CpuIo) -> VcpuExit {
+        self.cpu().with_io(io, run_guest)
+    }
+
+    fn get_state(&mut self, _groups: StateGroups) -> CpuState {
+        F::get_state(self.cpu())
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), StateError> {
+        let cpu = self.cpu();
+        cpu.mmu.flush_all();
+        cpu.halted = false;
+        F::set_state(cpu, state).map_err(StateError)
+    }
+
+    fn reset(&mut self, kind: ResetKind, start: Option<StartRequest>) {
+        let cpu = self.cpu();
+        cpu.mmu.flush_all();
+        cpu.halted = false;
+        cpu.head.reserve_addr = !0;
+        F::reset(cpu, kind, start);
+    }
+
+    fn translate(&mut self, va: GuestVirt, access: accel::Access) -> Result<Translation, TranslateFault> {
+        let access = match access {
+            accel::Access::Read => Access::Load,
+            accel::Access::Write => Access::Store,
+            accel::Access::Execute => Access::Fetch,
+        };
+        let found = F::debug_walk(self.cpu(), va.0, access);
+        let (pa, page_size) = found.ok_or(TranslateFault { va })?;
+        Ok(Translation { pa: GuestPhys(pa), page_size })
+    }
+}
+
+impl<F: GuestFrontend> Drop for TcgVcpu<F> {
+    fn drop(&mut self) {
+        // The machine's list and the vCPUs hold each other.
+        self.machine.forget_peers();
+    }
+}
+
+/// A vCPU as other threads see it.
+struct TcgHandle<F: GuestFrontend> {
+    peer: Arc<Peer<F>>,
+    signal: Arc<VcpuSignal>,
+}
+
+impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
+    fn kick(&self) {
+        self.peer.cell.kick(KICK_LEAVE);
+        self.signal.wake();
+    }
+
+    fn set_pin(&self, pin: CpuPin, level: bool) {
+        let Some(bit) = F::pin_bit(pin) else { return };
+        let mask = 1u64 << bit;
+        let pins = &self.peer.mailbox.pins;
+        let before = if level {
+            pins.fetch_or(mask, Ordering::SeqCst)
+        } else {
+            pins.fetch_and(!mask, Ordering::SeqCst)
+        };
+        if level && before & mask == 0 {
+            self.peer.cell.kick(KICK_EVENT);
+            self.signal.wake();
+        }
+    }
+
+    fn index(&self) -> VcpuIndex {
+        self.peer.mailbox.index
+    }
+
+    fn remote_fence(&self, fence: RemoteFence) {
+        self.peer.post(Request::Fence(fence));
+        self.peer.wait_outside();
+    }
+
+    fn signal(&self) -> &Arc<VcpuSignal> {
+        &self.signal
+    }
+}
+
+/// Runs the guest until the run loop is needed.
+fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
+    loop {
+        let kick = cpu.head.kick.swap(0, Ordering::SeqCst);
+        cpu.process_requests();
+        if kick & KICK_FULL != 0 {
+            cpu.machine.clone().flush_code();
+            cpu.process_requests();
+            cpu.interp_blocks.clear();
+        }
+        if cpu.halted {
+            if !F::wakes(cpu) {
+                return VcpuExit::Halted;
+            }
+            cpu.halted = false;
+        }
+        if kick & KICK_LEAVE != 0 {
+            return VcpuExit::Kicked;
+        }
+        F::take_interrupt(cpu);
+        if cpu.machine.interpret { interpret(cpu) } else { compile_and_run(cpu) }
+    }
+}
+
+/// Runs generated code from `head.pc` until it exits.
+fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
+    let machine = cpu.machine.clone();
+    let gate = machine.gate.read().unwrap_or_else(PoisonError::into_inner);
+    let code = match cpu.code_for(cpu.head.pc, false) {
+        Ok(code) => code,
+        Err(NoCode::Careful) => {
+            drop(gate);
+            return cpu.step_careful();
+        }
+        Err(NoCode::Trapped | NoCode::Later) => return,
+    };
+    let mailbox = cpu.mailbox.clone();
+    mailbox.in_guest.store(true, Ordering::SeqCst);
+    // Whoever posted a request before this store saw the vCPU outside and does not wait for it.
+    if cpu.head.kick.load(Ordering::SeqCst) == 0 {
+        enter(cpu, code);
+    } else {
+        cpu.head.exit_code = ExitCode::Kicked as u32;
+    }
+    mailbox.in_guest.store(false, Ordering::SeqCst);
+    drop(gate);
+    if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
+        cpu.refresh_crossing(cpu.head.pc);
+        cpu.step_careful();
+    }
+}
+
+fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
+    cpu.head.page_base = cpu.head.pc & !4095;
+    cpu.head.exit_request = 0;
+    let entry = cpu.machine.stubs.enter;
+    // SAFETY: the backend put a function of this signature at `enter`; `code` is a block's entry in the code
+    // cache, which the gate keeps from being emptied; the environment is laid out as the backend was told.
+    unsafe {
+        let entry: extern "C" fn(*mut Cpu<F>, usize) = std::mem::transmute(entry);
+        entry(cpu, code.host);
+    }
+}
+
+/// Interprets blocks from `head.pc` on for a while.
+fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
+    for _ in 0..1000 {
+        if cpu.head.kick.load(Ordering::SeqCst) != 0 {
+            return;
+        }
+        let pc = cpu.head.pc;
+        let code = match cpu.code_for(pc, false) {
+            Ok(code) => code,
+            Err(NoCode::Careful) => {
+                cpu.step_careful();
+                continue;
+            }
+            Err(NoCode::Trapped | NoCode::Later) => return,
+        };
+        let block = match cpu.interp_blocks.get(&code.host) {
+            // What a block that reaches into the next page was made from may not be there any more.
+            Some(block) if !block.crosses_page() => block.clone(),
+            _ => {
+                cpu.step_careful();
+                continue;
+            }
+        };
+        cpu.head.page_base = pc & !4095;
+        cpu.head.exit_request = 0;
+        match run(&block, cpu) {
+            Outcome::Next(va) => cpu.head.pc = va,
+            Outcome::Careful(va) => {
+                cpu.head.pc = va;
+                cpu.step_careful();
+            }
+            Outcome::Dispatch | Outcome::Faulted => cpu.head.exit_request = 0,
+        }
+    }
+}
