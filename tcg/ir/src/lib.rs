@@ -10,5 +10,7 @@
 pub mod backend;
 pub mod interp;
 pub mod op;
+pub mod text;
+pub mod verify;
 
 pub use op::*;

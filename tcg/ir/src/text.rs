@@ -1,0 +1,45 @@
+//! The text form of a block: written by [`std::fmt::Display`], read by [`parse`], exactly the same both ways.
+//!
+//! ```text
+//! block start=0x10 len=8 insns=2 {
+//!   insn +0x10 4
+//!   t0 = and.i64 s6, 0xff8
+//!   s5 = load.b4.sign [t0 + 0x8]
+//!   insn +0x14 4
+//!   br.lts s5, -0x1 -> +0x40
+//!   jump +0x18
+//! }
+//! ```
+//!
+//! One operation a line; blanks do not matter, `#` begins a comment. Slots are `s0`–`s63` and the temporaries
+//! `t0`–`t15`; constants are decimal or `0x…`, with a sign (64-bit ones may be written unsigned); a code address
+//! is its signed offset from the block's page, `+0x10` or `-0x4`. `A` below is a slot or constant, `D` a slot:
+//!
+//! | text | operation |
+//! |---|---|
+//! | `insn +0x10 4` | `Insn`, with its length in bytes |
+//! | `D = add.i64 A, A` | `Alu`; types `i64`, `i32`, `u32` |
+//! | `D = clz.i32 A` | `Un` |
+//! | `D = getpc +0x1000` | `GetPc` |
+//! | `D = load.b4.sign [A + 0x8]` | `Load`; `b1` `b2` `b4` `b8`; `zero`, `sign`, `ones`; `[A]` when the offset is 0 |
+//! | `store.b8 [A - 0x8], A` | `Store` |
+//! | `D = lr.b4.sign [A]` | `LoadReserved` |
+//! | `D = sc.b4 [A], A` | `StoreConditional` |
+//! | `D = amo.add.b4 [A], A` | `Amo`; without `D =` when the old value is dropped |
+//! | `fence` | `Fence` |
+//! | `D = fp.add.f64.dyn D, D` | `Fp`; rounding `rne`, `rtz`, `rdn`, `rup`, `rmm`, `dyn`; operands left out are the first again |
+//! | `env[0x4] = 0x1` | `SetEnvByte` |
+//! | `guard env[0x4] & 0x3` | `GuardEnv` |
+//! | `D = call.pure 3(A, A, A)` | `Call` of helper 3; `call.mayexit`; without `D =` when there is no result |
+//! | `br.ltu A, A -> +0x40` | `Branch`; `eq`, `ne`, `lts`, `ges`, `ltu`, `geu` |
+//! | `jump +0x14` | `Jump` |
+//! | `jumpreg D + 0x8 call link D = +0x18` | `JumpReg`; offset, hint (`call`, `ret`) and link only where present |
+//! | `dispatch` | `Dispatch` |
+//!
+//! Reading checks the syntax and the range of every number, not the rules of [`crate::verify`].
+
+mod names;
+mod parse;
+mod print;
+
+pub use parse::{Cursor, ParseError, parse, parse_lines, parse_op, strip_comment};

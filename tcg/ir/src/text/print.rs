@@ -1,0 +1,102 @@
+//! Writing.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::names::Named;
+use crate::op::*;
+use crate::verify::fp_arity;
+
+impl Display for Block {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "block start={:#x} len={} insns={} {{", self.start, self.len, self.insns)?;
+        for op in &self.ops {
+            writeln!(f, "  {op}")?;
+        }
+        write!(f, "}}")
+    }
+}
+
+impl Display for Val {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match *self {
+            Val::Slot(slot) => write!(f, "{slot}"),
+            Val::Imm(imm) if imm < 0 => write!(f, "-{:#x}", imm.unsigned_abs()),
+            Val::Imm(imm) => write!(f, "{imm:#x}"),
+        }
+    }
+}
+
+impl Display for PagePc {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:#x}", if self.0 < 0 { '-' } else { '+' }, self.0.unsigned_abs())
+    }
+}
+
+/// ` + 0x8`, ` - 0x8` or, for 0, nothing.
+struct Offset(i32);
+
+impl Display for Offset {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            off => write!(f, " {} {:#x}", if off < 0 { '-' } else { '+' }, off.unsigned_abs()),
+        }
+    }
+}
+
+/// `s5 = `, or nothing.
+struct Dest(Option<Slot>);
+
+impl Display for Dest {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |d| write!(f, "{d} = "))
+    }
+}
+
+impl Display for Op {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match *self {
+            Op::Insn { pc, len } => write!(f, "insn {pc} {len}"),
+            Op::Alu { op, ty, d, a, b } => write!(f, "{d} = {}.{} {a}, {b}", op.name(), ty.name()),
+            Op::Un { op, ty, d, a } => write!(f, "{d} = {}.{} {a}", op.name(), ty.name()),
+            Op::GetPc { d, pc } => write!(f, "{d} = getpc {pc}"),
+            Op::Load { d, base, off, size, ext } => {
+                write!(f, "{d} = load.{}.{} [{base}{}]", size.name(), ext.name(), Offset(off))
+            }
+            Op::Store { src, base, off, size } => {
+                write!(f, "store.{} [{base}{}], {src}", size.name(), Offset(off))
+            }
+            Op::LoadReserved { d, base, size, ext } => {
+                write!(f, "{d} = lr.{}.{} [{base}]", size.name(), ext.name())
+            }
+            Op::StoreConditional { d, src, base, size } => write!(f, "{d} = sc.{} [{base}], {src}", size.name()),
+            Op::Amo { op, d, src, base, size } => {
+                write!(f, "{}amo.{}.{} [{base}], {src}", Dest(d), op.name(), size.name())
+            }
+            Op::Fence => write!(f, "fence"),
+            Op::Fp { op, fmt, rm, d, a, b, c } => {
+                write!(f, "{d} = fp.{}.{}.{} {a}", op.name(), fmt.name(), rm.name())?;
+                // Operands that are not used are written only if reading would not restore them.
+                let count = if c != a { 3 } else { fp_arity(op).max(if b != a { 2 } else { 1 }) };
+                [b, c].into_iter().take(count - 1).try_for_each(|slot| write!(f, ", {slot}"))
+            }
+            Op::SetEnvByte { off, val } => write!(f, "env[{}] = {val:#x}", Val::Imm(off.into())),
+            Op::GuardEnv { off, mask } => write!(f, "guard env[{}] & {mask:#x}", Val::Imm(off.into())),
+            Op::Call { helper, kind, ret, args: [a, b, c] } => {
+                write!(f, "{}call.{} {helper}({a}, {b}, {c})", Dest(ret), kind.name())
+            }
+            Op::Branch { cond, a, b, to } => write!(f, "br.{} {a}, {b} -> {to}", cond.name()),
+            Op::Jump { to } => write!(f, "jump {to}"),
+            Op::JumpReg { base, off, link, hint } => {
+                write!(f, "jumpreg {base}{}", Offset(off))?;
+                match hint {
+                    JumpHint::None => {}
+                    JumpHint::Call => write!(f, " call")?,
+                    JumpHint::Return => write!(f, " ret")?,
+                }
+                link.map_or(Ok(()), |(d, pc)| write!(f, " link {d} = {pc}"))
+            }
+            Op::Dispatch => write!(f, "dispatch"),
+        }
+    }
+}
