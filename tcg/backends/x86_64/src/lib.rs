@@ -1,1 +1,164 @@
-//! the x86-64 host backend of the translator.
+//! The x86-64 host backend: lowers blocks of the IR to machine code in one pass.
+//!
+//! Generated code runs with a fixed register convention, so that blocks chain without moving anything:
+//!
+//! | register | holds |
+//! |---|---|
+//! | `rbp` | the environment's address + 128, which puts its first 256 bytes within a byte's displacement |
+//! | `rbx r12 r13 rsi rdi rdx rcx r8–r11` | the guest slots that [`BackendConfig::pin_order`] names first |
+//! | `rax r14 r15 xmm0–2` | scratch, dead between blocks |
+//! | `gs` base | the current TLB context |
+//! | `rsp` | 16-byte aligned; `[rsp]` and `[rsp+8]` are the code's to use |
+//! | MXCSR | the guest's rounding mode and sticky flags |
+//!
+//! Slots without a register are memory operands. [`asm`] is the sink, [`stubs`] the code that is emitted once,
+//! [`lower`] the operations.
+#![forbid(unsafe_code)]
+
+mod asm;
+mod lower;
+mod stubs;
+
+#[cfg(test)]
+mod tests;
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+use mimus_tcg_ir::backend::{BackendConfig, Emitted, HostBackend, Stubs};
+use mimus_tcg_ir::{Block, SLOTS, Slot};
+use std::fmt::Write;
+
+/// Host registers for pinned slots, in the order in which they are given out; the first [`CALLEE_SAVED`] are
+/// preserved by the C functions that stubs call.
+const PIN_REGS: [u8; 11] = [3, 12, 13, 6, 7, 2, 1, 8, 9, 10, 11];
+/// How many of [`PIN_REGS`] a C function preserves (`rbx`, `r12`, `r13`).
+const CALLEE_SAVED: usize = 3;
+/// What the environment's base register points past the environment's start.
+const ENV_BIAS: i32 = 128;
+/// Marks a slot without a register.
+const UNPINNED: u8 = 0xff;
+
+/// The backend: the configuration, where each slot lives, and the stubs' addresses.
+#[derive(Debug)]
+pub struct X86_64 {
+    config: BackendConfig,
+    /// Host register of each slot, or [`UNPINNED`].
+    pin: [u8; SLOTS],
+    /// Pinned slots with their registers, callee-saved registers first.
+    pinned: Vec<(u8, Slot)>,
+    stubs: stubs::Addresses,
+}
+
+/// Refuses hosts without the instructions that generated code uses.
+///
+/// # Errors
+/// One line naming what is missing.
+pub fn check_host() -> Result<(), String> {
+    let have = [
+        ("SSE4.2", is_x86_feature_detected!("sse4.2")),
+        ("POPCNT", is_x86_feature_detected!("popcnt")),
+        ("AVX", is_x86_feature_detected!("avx")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("BMI1", is_x86_feature_detected!("bmi1")),
+        ("BMI2", is_x86_feature_detected!("bmi2")),
+        ("LZCNT", is_x86_feature_detected!("lzcnt")),
+        ("FSGSBASE", kernel_allows_fsgsbase()),
+    ];
+    let missing: Vec<&str> = have.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "this host's processor or kernel lacks {}: translation needs an x86-64-v3 processor and Linux 5.9 or newer",
+        missing.join(", ")
+    ))
+}
+
+/// Whether user code may write the segment bases: bit 1 of `AT_HWCAP2`. Assumed where the kernel does not say.
+fn kernel_allows_fsgsbase() -> bool {
+    const AT_HWCAP2: u64 = 26;
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+    let Ok(auxv) = std::fs::read("/proc/self/auxv") else {
+        return true;
+    };
+    let (words, _) = auxv.as_chunks::<8>();
+    let (pairs, _) = words.as_chunks::<2>();
+    pairs
+        .iter()
+        .map(|[key, value]| (u64::from_le_bytes(*key), u64::from_le_bytes(*value)))
+        .find(|(key, _)| *key == AT_HWCAP2)
+        .is_none_or(|(_, value)| value & HWCAP2_FSGSBASE != 0)
+}
+
+impl HostBackend for X86_64 {
+    fn new(config: BackendConfig, out: &mut Vec<u8>) -> Result<(X86_64, Stubs), String> {
+        check_host()?;
+        let mut pin = [UNPINNED; SLOTS];
+        let mut pinned = Vec::with_capacity(PIN_REGS.len());
+        for &slot in &config.pin_order {
+            let (Some(reg), Some(place)) =
+                (PIN_REGS.get(pinned.len()), pin.get_mut(usize::from(slot.0)))
+            else {
+                continue;
+            };
+            if *place == UNPINNED {
+                *place = *reg;
+                pinned.push((*reg, slot));
+            }
+        }
+        let mut backend = X86_64 { config, pin, pinned, stubs: stubs::Addresses::default() };
+        let (stubs, addresses) = stubs::emit(&backend, out)?;
+        backend.stubs = addresses;
+        Ok((backend, stubs))
+    }
+
+    fn emit(
+        &self,
+        block: &Block,
+        at: usize,
+        entry_guard: Option<u32>,
+        out: &mut Vec<u8>,
+        info: &mut Emitted,
+    ) {
+        lower::lower(self, block, at, entry_guard, out, info);
+    }
+
+    fn disassemble(&self, code: &[u8], at: usize) -> String {
+        let mut decoder = Decoder::with_ip(64, code, at as u64, DecoderOptions::NONE);
+        let mut formatter = NasmFormatter::new();
+        let mut instruction = Instruction::default();
+        let (mut text, mut line) = (String::new(), String::new());
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            line.clear();
+            formatter.format(&instruction, &mut line);
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{:#010x}  {line}", instruction.ip());
+        }
+        text
+    }
+}
+
+impl X86_64 {
+    /// Displacement from `rbp` of an environment offset.
+    #[inline]
+    fn env(&self, offset: i32) -> i32 {
+        offset - ENV_BIAS
+    }
+
+    /// Displacement from `rbp` of a slot's memory.
+    #[inline]
+    fn slot_disp(&self, slot: Slot) -> i32 {
+        self.config.env.slots + 8 * i32::from(slot.0) - ENV_BIAS
+    }
+
+    /// The host register of a slot, if it has one.
+    #[inline]
+    fn pin_of(&self, slot: Slot) -> Option<u8> {
+        self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// The pinned slots whose registers a C function does not preserve.
+    fn caller_saved(&self) -> &[(u8, Slot)] {
+        self.pinned.get(CALLEE_SAVED..).unwrap_or(&[])
+    }
+}

@@ -1,0 +1,533 @@
+//! The sink that code is assembled into: dynasm's interface over a caller's buffer, encoders for the forms
+//! whose operands are only known when a block is translated (a guest register may be a host register or a
+//! memory operand), and forward jumps within a block.
+
+use dynasmrt::{AssemblyOffset, DynasmApi};
+
+pub const RAX: u8 = 0;
+pub const RCX: u8 = 1;
+pub const RDX: u8 = 2;
+pub const RSP: u8 = 4;
+pub const R14: u8 = 14;
+pub const R15: u8 = 15;
+
+/// A register-or-memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rm {
+    /// A general register by number.
+    Reg(u8),
+    /// `[rbp + disp]`: the environment.
+    Env(i32),
+    /// `[base + index + disp]`.
+    Mem { base: u8, index: Option<u8>, disp: i32 },
+}
+
+/// Opcode map of an instruction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Map {
+    /// One-byte opcodes.
+    Base,
+    /// `0f xx`.
+    Of,
+}
+
+/// The eight classic operations, by their opcode-extension number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alu {
+    Add = 0,
+    Or = 1,
+    And = 4,
+    Sub = 5,
+    Xor = 6,
+    Cmp = 7,
+}
+
+/// Shifts and rotates, by their opcode-extension number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Shift {
+    Rol = 0,
+    Ror = 1,
+    Shl = 4,
+    Shr = 5,
+    Sar = 7,
+}
+
+/// Condition codes, by their encoding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Cc {
+    O = 0,
+    B = 2,
+    Ae = 3,
+    E = 4,
+    Ne = 5,
+    Be = 6,
+    A = 7,
+    S = 8,
+    Ns = 9,
+    P = 10,
+    L = 12,
+    Ge = 13,
+    Le = 14,
+    G = 15,
+}
+
+impl Cc {
+    /// The opposite condition.
+    pub fn invert(self) -> Cc {
+        match self {
+            Cc::B => Cc::Ae,
+            Cc::Ae => Cc::B,
+            Cc::E => Cc::Ne,
+            Cc::Ne => Cc::E,
+            Cc::Be => Cc::A,
+            Cc::A => Cc::Be,
+            Cc::S => Cc::Ns,
+            Cc::Ns => Cc::S,
+            // Never inverted: only cold jumps test these.
+            Cc::O | Cc::P => self,
+            Cc::L => Cc::Ge,
+            Cc::Ge => Cc::L,
+            Cc::Le => Cc::G,
+            Cc::G => Cc::Le,
+        }
+    }
+
+    /// The condition after the compare's operands have been exchanged.
+    pub fn swap(self) -> Cc {
+        match self {
+            Cc::B => Cc::A,
+            Cc::A => Cc::B,
+            Cc::Ae => Cc::Be,
+            Cc::Be => Cc::Ae,
+            Cc::L => Cc::G,
+            Cc::G => Cc::L,
+            Cc::Ge => Cc::Le,
+            Cc::Le => Cc::Ge,
+            other => other,
+        }
+    }
+}
+
+/// A rel32 field to fill in once its target is known: its offset in the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fixup(pub u32);
+
+/// A rel8 field to fill in once its target is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortFixup(u32);
+
+/// The sink: code that will run at host address `at`.
+pub struct Asm<'a> {
+    buf: &'a mut Vec<u8>,
+    at: usize,
+}
+
+impl Extend<u8> for Asm<'_> {
+    fn extend<T: IntoIterator<Item = u8>>(&mut self, iter: T) {
+        self.buf.extend(iter);
+    }
+}
+
+impl<'b> Extend<&'b u8> for Asm<'_> {
+    fn extend<T: IntoIterator<Item = &'b u8>>(&mut self, iter: T) {
+        self.buf.extend(iter);
+    }
+}
+
+impl DynasmApi for Asm<'_> {
+    #[inline]
+    fn offset(&self) -> AssemblyOffset {
+        AssemblyOffset(self.buf.len())
+    }
+
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        self.buf.push(byte);
+    }
+
+    fn align(&mut self, alignment: usize, with: u8) {
+        while !(self.at + self.buf.len()).is_multiple_of(alignment) {
+            self.buf.push(with);
+        }
+    }
+
+    #[inline]
+    fn push_i32(&mut self, value: i32) {
+        self.buf.extend_from_slice(&value.to_le_bytes());
+    }
+
+    #[inline]
+    fn push_i64(&mut self, value: i64) {
+        self.buf.extend_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Whether `v` fits a sign-extended byte.
+#[inline]
+fn fits8(v: i32) -> bool {
+    i32::from(v as i8) == v
+}
+
+/// Whether `v` fits a sign-extended 32-bit immediate.
+#[inline]
+pub fn fits32(v: i64) -> bool {
+    i64::from(v as i32) == v
+}
+
+impl<'a> Asm<'a> {
+    /// An empty sink over `buf` (whose contents go) for code to run at `at`.
+    pub fn new(buf: &'a mut Vec<u8>, at: usize) -> Asm<'a> {
+        buf.clear();
+        Asm { buf, at }
+    }
+
+    /// Offset of the next byte.
+    #[inline]
+    pub fn pos(&self) -> u32 {
+        self.buf.len() as u32
+    }
+
+    /// Host address of the next byte.
+    pub fn here(&self) -> usize {
+        self.at + self.buf.len()
+    }
+
+    /// REX prefix (if needed), opcode, ModRM, SIB and displacement. `byte_reg` and `byte_rm` say that the
+    /// operand is an 8-bit register, for which numbers 4–7 need a REX to mean `spl`–`dil`.
+    #[inline]
+    fn enc(&mut self, map: Map, w: bool, opcode: u8, reg: u8, rm: Rm, byte: (bool, bool)) {
+        let mut bytes = [0u8; 16];
+        let mut n = 0;
+        let mut put = |b: u8| {
+            bytes[n] = b;
+            n += 1;
+        };
+        let (b, x, rm_byte) = match rm {
+            Rm::Reg(r) => (r >> 3, 0, byte.1 && (4..8).contains(&r)),
+            Rm::Env(_) => (0, 0, false),
+            Rm::Mem { base, index, .. } => (base >> 3, index.unwrap_or(0) >> 3, false),
+        };
+        let rex = u8::from(w) << 3 | (reg >> 3) << 2 | x << 1 | b;
+        if rex != 0 || rm_byte || (byte.0 && (4..8).contains(&reg)) {
+            put(0x40 | rex);
+        }
+        if map != Map::Base {
+            put(0x0f);
+        }
+        put(opcode);
+        let r = (reg & 7) << 3;
+        match rm {
+            Rm::Reg(m) => put(0xc0 | r | (m & 7)),
+            Rm::Env(disp) => {
+                if fits8(disp) {
+                    put(0x40 | r | 5);
+                    put(disp as u8);
+                } else {
+                    put(0x80 | r | 5);
+                    disp.to_le_bytes().into_iter().for_each(put);
+                }
+            }
+            Rm::Mem { base, index, disp } => {
+                // A base of rbp or r13 has no form without a displacement.
+                let mode = if disp == 0 && base & 7 != 5 {
+                    0x00
+                } else if fits8(disp) {
+                    0x40
+                } else {
+                    0x80
+                };
+                match index {
+                    Some(index) => {
+                        put(mode | r | 4);
+                        put((index & 7) << 3 | (base & 7));
+                    }
+                    None if base & 7 == 4 => {
+                        put(mode | r | 4);
+                        put(0x24);
+                    }
+                    None => put(mode | r | (base & 7)),
+                }
+                match mode {
+                    0x00 => {}
+                    0x40 => put(disp as u8),
+                    _ => disp.to_le_bytes().into_iter().for_each(put),
+                }
+            }
+        }
+        self.buf.extend_from_slice(&bytes[..n]);
+    }
+
+    /// An instruction with a register (or opcode extension) and a register-or-memory operand.
+    #[inline]
+    pub fn ins(&mut self, map: Map, w: bool, opcode: u8, reg: u8, rm: Rm) {
+        self.enc(map, w, opcode, reg, rm, (false, false));
+    }
+
+    /// The same where both registers are 8-bit ones.
+    #[inline]
+    pub fn ins8(&mut self, map: Map, opcode: u8, reg: u8, rm: Rm) {
+        self.enc(map, false, opcode, reg, rm, (true, true));
+    }
+
+    /// A VEX-coded instruction on general registers: `pp` 0: none, 1: 66, 2: f3, 3: f2; `map` 2: 0f38, 3: 0f3a.
+    pub fn vex(&mut self, map: u8, pp: u8, w: bool, opcode: u8, reg: u8, v: u8, rm: Rm) {
+        // Encode the tail with the plain encoder, then drop its REX for the VEX bits.
+        let (b, x) = match rm {
+            Rm::Reg(r) => (r >> 3, 0),
+            Rm::Env(_) => (0, 0),
+            Rm::Mem { base, index, .. } => (base >> 3, index.unwrap_or(0) >> 3),
+        };
+        let low = match rm {
+            Rm::Reg(r) => Rm::Reg(r & 7),
+            Rm::Env(d) => Rm::Env(d),
+            Rm::Mem { base, index, disp } => {
+                // The bases whose low bits are those of rsp and rbp encode as those do.
+                Rm::Mem { base: base & 7, index: index.map(|i| i & 7), disp }
+            }
+        };
+        self.buf.push(0xc4);
+        self.buf.push((!(reg >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | map);
+        self.buf.push(u8::from(w) << 7 | (!v & 15) << 3 | pp);
+        self.enc(Map::Base, false, opcode, reg & 7, low, (false, false));
+    }
+
+    /// `mov reg, rm`.
+    #[inline]
+    pub fn mov_r_rm(&mut self, w: bool, reg: u8, rm: Rm) {
+        self.ins(Map::Base, w, 0x8b, reg, rm);
+    }
+
+    /// `mov rm, reg`.
+    #[inline]
+    pub fn mov_rm_r(&mut self, w: bool, rm: Rm, reg: u8) {
+        self.ins(Map::Base, w, 0x89, reg, rm);
+    }
+
+    /// `mov reg, imm` in its shortest form; leaves the flags alone.
+    pub fn mov_ri(&mut self, reg: u8, imm: i64) {
+        if let Ok(imm) = u32::try_from(imm) {
+            if reg >= 8 {
+                self.buf.push(0x41);
+            }
+            self.buf.push(0xb8 | (reg & 7));
+            self.buf.extend_from_slice(&imm.to_le_bytes());
+        } else if fits32(imm) {
+            self.ins(Map::Base, true, 0xc7, 0, Rm::Reg(reg));
+            self.push_i32(imm as i32);
+        } else {
+            self.buf.push(0x48 | (reg >> 3));
+            self.buf.push(0xb8 | (reg & 7));
+            self.push_i64(imm);
+        }
+    }
+
+    /// `mov rm, imm32` (sign-extended if `w`).
+    #[inline]
+    pub fn mov_rm_i(&mut self, w: bool, rm: Rm, imm: i32) {
+        self.ins(Map::Base, w, 0xc7, 0, rm);
+        self.push_i32(imm);
+    }
+
+    /// `op reg, rm`.
+    #[inline]
+    pub fn alu_r_rm(&mut self, op: Alu, w: bool, reg: u8, rm: Rm) {
+        self.ins(Map::Base, w, (op as u8) << 3 | 3, reg, rm);
+    }
+
+    /// `op rm, reg`.
+    #[inline]
+    pub fn alu_rm_r(&mut self, op: Alu, w: bool, rm: Rm, reg: u8) {
+        self.ins(Map::Base, w, (op as u8) << 3 | 1, reg, rm);
+    }
+
+    /// `op rm, imm`.
+    #[inline]
+    pub fn alu_rm_i(&mut self, op: Alu, w: bool, rm: Rm, imm: i32) {
+        if fits8(imm) {
+            self.ins(Map::Base, w, 0x83, op as u8, rm);
+            self.buf.push(imm as u8);
+        } else if rm == Rm::Reg(RAX) {
+            if w {
+                self.buf.push(0x48);
+            }
+            self.buf.push((op as u8) << 3 | 5);
+            self.push_i32(imm);
+        } else {
+            self.ins(Map::Base, w, 0x81, op as u8, rm);
+            self.push_i32(imm);
+        }
+    }
+
+    /// `shift rm, imm`; nothing if the count is zero.
+    pub fn shift_i(&mut self, op: Shift, w: bool, rm: Rm, count: u8) {
+        match count {
+            0 => {}
+            1 => self.ins(Map::Base, w, 0xd1, op as u8, rm),
+            _ => {
+                self.ins(Map::Base, w, 0xc1, op as u8, rm);
+                self.buf.push(count);
+            }
+        }
+    }
+
+    /// `lea reg, [base + disp]` (or a plain move if there is nothing to add).
+    pub fn lea(&mut self, w: bool, reg: u8, base: u8, disp: i32) {
+        if disp == 0 {
+            self.mov_r_rm(w, reg, Rm::Reg(base));
+        } else {
+            self.ins(Map::Base, w, 0x8d, reg, Rm::Mem { base, index: None, disp });
+        }
+    }
+
+    /// `lea reg, [base + index << shift + disp]`; without a base the displacement takes four bytes.
+    pub fn lea_scaled(&mut self, reg: u8, base: Option<u8>, index: u8, shift: u8, disp: i32) {
+        let rex = 0x48 | (reg >> 3) << 2 | (index >> 3) << 1 | base.map_or(0, |b| b >> 3);
+        let sib = shift << 6 | (index & 7) << 3 | base.map_or(5, |b| b & 7);
+        let r = (reg & 7) << 3;
+        let (mode, len) = match base {
+            None => (0x00, 4),
+            Some(b) if disp == 0 && b & 7 != 5 => (0x00, 0),
+            Some(_) if fits8(disp) => (0x40, 1),
+            Some(_) => (0x80, 4),
+        };
+        self.buf.extend_from_slice(&[rex, 0x8d, mode | r | 4, sib]);
+        self.buf.extend_from_slice(&disp.to_le_bytes()[..len]);
+    }
+
+    /// `movsxd reg, rm`.
+    #[inline]
+    pub fn movsxd(&mut self, reg: u8, rm: Rm) {
+        if reg == RAX && rm == Rm::Reg(RAX) {
+            self.buf.extend_from_slice(&[0x48, 0x98]);
+        } else {
+            self.ins(Map::Base, true, 0x63, reg, rm);
+        }
+    }
+
+    /// `test reg, reg`.
+    #[inline]
+    pub fn test_rr(&mut self, w: bool, reg: u8) {
+        self.ins(Map::Base, w, 0x85, reg, Rm::Reg(reg));
+    }
+
+    /// `setcc reg8`.
+    pub fn setcc(&mut self, cc: Cc, reg: u8) {
+        self.ins8(Map::Of, 0x90 | cc as u8, 0, Rm::Reg(reg));
+    }
+
+    /// `cmovcc reg, rm`.
+    pub fn cmov(&mut self, cc: Cc, w: bool, reg: u8, rm: Rm) {
+        self.ins(Map::Of, w, 0x40 | cc as u8, reg, rm);
+    }
+
+    /// `jcc rel32` to be bound later.
+    #[inline]
+    pub fn jcc(&mut self, cc: Cc) -> Fixup {
+        self.buf.extend_from_slice(&[0x0f, 0x80 | cc as u8, 0, 0, 0, 0]);
+        Fixup(self.pos() - 4)
+    }
+
+    /// `jmp rel32` to be bound later.
+    pub fn jmp(&mut self) -> Fixup {
+        self.buf.extend_from_slice(&[0xe9, 0, 0, 0, 0]);
+        Fixup(self.pos() - 4)
+    }
+
+    /// `jcc rel8` to be bound later, within reach.
+    pub fn jcc_short(&mut self, cc: Cc) -> ShortFixup {
+        self.buf.extend_from_slice(&[0x70 | cc as u8, 0]);
+        ShortFixup(self.pos() - 1)
+    }
+
+    /// `jmp rel8` to be bound later, within reach.
+    pub fn jmp_short(&mut self) -> ShortFixup {
+        self.buf.extend_from_slice(&[0xeb, 0]);
+        ShortFixup(self.pos() - 1)
+    }
+
+    /// `jcc` back to an offset in the block.
+    pub fn jcc_back(&mut self, cc: Cc, target: u32) {
+        let rel = target as i32 - (self.pos() as i32 + 2);
+        if fits8(rel) {
+            self.buf.extend_from_slice(&[0x70 | cc as u8, rel as u8]);
+        } else {
+            let fixup = self.jcc(cc);
+            self.bind_to(fixup, target);
+        }
+    }
+
+    /// `jmp` back to an offset in the block.
+    pub fn jmp_back(&mut self, target: u32) {
+        let rel = target as i32 - (self.pos() as i32 + 2);
+        if fits8(rel) {
+            self.buf.extend_from_slice(&[0xeb, rel as u8]);
+        } else {
+            let fixup = self.jmp();
+            self.bind_to(fixup, target);
+        }
+    }
+
+    /// `jcc` to a host address.
+    pub fn jcc_abs(&mut self, cc: Cc, target: usize) {
+        self.buf.extend_from_slice(&[0x0f, 0x80 | cc as u8]);
+        self.rel32(target);
+    }
+
+    /// `jmp` to a host address.
+    pub fn jmp_abs(&mut self, target: usize) {
+        self.buf.push(0xe9);
+        self.rel32(target);
+    }
+
+    /// `call` of a host address.
+    pub fn call_abs(&mut self, target: usize) {
+        self.buf.push(0xe8);
+        self.rel32(target);
+    }
+
+    fn rel32(&mut self, target: usize) {
+        let next = self.here() + 4;
+        self.push_i32(target.wrapping_sub(next) as i32);
+    }
+
+    /// Makes a jump lead to the next byte.
+    pub fn bind(&mut self, fixup: Fixup) {
+        let here = self.pos();
+        self.bind_to(fixup, here);
+    }
+
+    /// Makes a jump lead to an offset in the block.
+    pub fn bind_to(&mut self, fixup: Fixup, target: u32) {
+        let at = fixup.0 as usize;
+        let rel = target.wrapping_sub(fixup.0 + 4);
+        if let Some(field) = self.buf.get_mut(at..at + 4) {
+            field.copy_from_slice(&rel.to_le_bytes());
+        }
+    }
+
+    /// Makes a short jump lead to the next byte.
+    pub fn bind_short(&mut self, fixup: ShortFixup) {
+        let rel = self.pos() - (fixup.0 + 1);
+        debug_assert!(rel < 128, "short jump out of reach");
+        if let Some(field) = self.buf.get_mut(fixup.0 as usize) {
+            *field = rel as u8;
+        }
+    }
+
+    /// Pads with redundant prefixes, to be followed by an instruction whose patched field is `lead` bytes from
+    /// its start, so that the field is 4-byte aligned in memory. Unlike no-ops, prefixes cost no slot and do
+    /// not come between a compare and its jump.
+    pub fn pad_for_field(&mut self, lead: usize, prefix: u8) {
+        while (self.here() + lead) & 3 != 0 {
+            self.buf.push(prefix);
+        }
+    }
+}
+
+/// `cs` override: ignored by jumps in 64-bit mode.
+pub const PREFIX_CS: u8 = 0x2e;
+/// `gs` override.
+pub const PREFIX_GS: u8 = 0x65;

@@ -1,0 +1,250 @@
+//! Jumps, exits, calls of helpers, and what leaves a block.
+
+use super::{Cold, Fixups, Lower, Opnd};
+use crate::asm::{Alu, Cc, Fixup, Map, PREFIX_CS, PREFIX_GS, R14, R15, RAX, Rm};
+use dynasm::dynasm;
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::backend::{LinkSite, pack_insn};
+use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
+
+impl Lower<'_> {
+    /// Checks that the page after the block's own is the one that its last instruction's tail is from.
+    pub(super) fn entry_guard(&mut self, guard: u32) {
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        self.page_va(RAX, PagePc(4096));
+        dynasm!(self.asm ; .arch x64
+            ; mov r14d, eax
+            ; shr r14d, 12
+            ; gs cmp rax, [r14*8 + tag]
+        );
+        let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
+        dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
+        from.add(self.asm.jcc(Cc::Ne));
+        self.cold.push(Cold::Careful { from, pc: self.start });
+    }
+
+    /// `cmp dword [kick], 0`.
+    fn test_kick(&mut self) {
+        let kick = Rm::Env(self.be.env(self.be.config.env.kick));
+        self.asm.alu_rm_i(Alu::Cmp, false, kick, 0);
+    }
+
+    /// Goes to `exit`, which takes an address in `rax`, with that of `pc`.
+    pub(super) fn exit_at(&mut self, pc: PagePc, exit: usize) {
+        self.page_va(RAX, pc);
+        self.asm.jmp_abs(exit);
+    }
+
+    /// Whether a jump to `to` closes a loop, and so must notice the kick word.
+    fn is_backward(&self, to: PagePc) -> bool {
+        to <= self.insn.pc
+    }
+
+    /// Whether `to` is the block itself.
+    fn is_self(&self, to: PagePc) -> bool {
+        to == self.start && to.same_page()
+    }
+
+    pub(super) fn branch(&mut self, cond: Cond, a: Val, b: Val, to: PagePc) {
+        let cc = match cond {
+            Cond::Eq => Cc::E,
+            Cond::Ne => Cc::Ne,
+            Cond::LtS => Cc::L,
+            Cond::GeS => Cc::Ge,
+            Cond::LtU => Cc::B,
+            Cond::GeU => Cc::Ae,
+        };
+        let cc = self.compare(cc, a, b);
+        // A compare leaves every register alone.
+        self.cached = self.last;
+        if !to.same_page() {
+            let from = self.asm.jcc(cc);
+            self.cold.push(Cold::Cross { from, to });
+        } else if self.is_backward(to) || self.is_self(to) {
+            let over = self.asm.jcc_short(cc.invert());
+            self.jump_back(to);
+            self.asm.bind_short(over);
+        } else {
+            self.asm.pad_for_field(2, PREFIX_CS);
+            let site = self.asm.jcc(cc);
+            self.link_site(Fixups::default(), site, u32::MAX, to);
+        }
+    }
+
+    /// A jump that closes a loop.
+    fn jump_back(&mut self, to: PagePc) {
+        self.test_kick();
+        if self.is_self(to) {
+            self.asm.jcc_back(Cc::E, 0);
+            let from = self.asm.jmp();
+            self.cold.push(Cold::Kick { from, to });
+        } else {
+            let from = self.asm.jcc(Cc::Ne);
+            self.cold.push(Cold::Kick { from, to });
+            self.site_jump(to);
+        }
+    }
+
+    /// A linkable jump within the page.
+    fn site_jump(&mut self, to: PagePc) {
+        self.asm.pad_for_field(1, PREFIX_CS);
+        let site = self.asm.jmp();
+        self.link_site(Fixups::default(), site, u32::MAX, to);
+    }
+
+    fn link_site(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
+        self.cold.push(Cold::Link { from, site, guard, to });
+    }
+
+    /// The cold code of a link site.
+    pub(super) fn unlinked(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
+        self.bind(from);
+        self.asm.bind(site);
+        let unlinked = self.asm.pos();
+        self.asm.call_abs(self.be.stubs.link);
+        let return_offset = self.asm.pos();
+        self.info.sites.push(LinkSite { patch: site.0, unlinked, return_offset, guard, to });
+    }
+
+    pub(super) fn jump(&mut self, to: PagePc) {
+        if !to.same_page() {
+            self.cross_page(to);
+        } else if self.is_backward(to) || self.is_self(to) {
+            self.jump_back(to);
+        } else {
+            self.site_jump(to);
+        }
+    }
+
+    /// A linkable jump to another page: taken if the context still maps that page to the entry table that the
+    /// link was made for.
+    pub(super) fn cross_page(&mut self, to: PagePc) {
+        let page_base = self.be.env(self.be.config.env.page_base);
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        self.page_va(RAX, PagePc(to.0 & !0xfff));
+        dynasm!(self.asm ; .arch x64
+            ; mov r14d, eax
+            ; shr r14d, 12
+            ; gs cmp rax, [r14*8 + tag]
+        );
+        let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
+        // gs cmp dword [r14*8 + table], 0 with the constant, the guard, aligned.
+        self.asm.pad_for_field(9, PREFIX_GS);
+        for byte in [PREFIX_GS, 0x42, 0x81, 0x3c, 0xf5] {
+            self.asm.push(byte);
+        }
+        self.asm.push_i32(table);
+        let guard = self.asm.pos();
+        self.asm.push_i32(0);
+        from.add(self.asm.jcc(Cc::Ne));
+        self.test_kick();
+        let kicked = self.asm.jcc(Cc::Ne);
+        self.cold.push(Cold::Kick { from: kicked, to });
+        self.asm.mov_rm_r(true, Rm::Env(page_base), RAX);
+        self.asm.pad_for_field(1, PREFIX_CS);
+        let site = self.asm.jmp();
+        self.link_site(from, site, guard, to);
+    }
+
+    /// Indirect jump: the context's code arrays give the page's entry table, which gives the code.
+    pub(super) fn jump_reg(&mut self, base: Slot, off: i32, link: Option<(Slot, PagePc)>) {
+        match self.val(Val::Slot(base)) {
+            Opnd::Reg(r) if off != 0 && r != RAX => self.asm.lea(true, RAX, r, off),
+            from => {
+                self.mov(RAX, from);
+                if off != 0 {
+                    self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(RAX), off);
+                }
+            }
+        }
+        if let Some((d, pc)) = link {
+            let t = self.be.pin_of(d).unwrap_or(R14);
+            self.page_va(t, pc);
+            self.set(d, t);
+        }
+        self.test_kick();
+        self.asm.jcc_abs(Cc::Ne, self.be.stubs.kicked);
+        self.probe();
+    }
+
+    /// Continues at the address in `rax`, whose bit 0 is ignored.
+    fn probe(&mut self) {
+        let page_base = self.be.env(self.be.config.env.page_base);
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        let code_base = self.be.config.code_base as i32;
+        dynasm!(self.asm ; .arch x64
+            ; mov r14d, eax
+            ; mov r15, rax
+            ; shr r14d, 12
+            ; and r15, -4096
+            ; gs cmp r15, [r14*8 + tag]
+        );
+        self.asm.jcc_abs(Cc::Ne, self.be.stubs.probe_miss);
+        self.asm.mov_rm_r(true, Rm::Env(page_base), R15);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r15d, [r14*8 + table]
+            ; mov r14d, eax
+            ; and r14d, 0xffe
+            ; mov eax, [r15 + r14*2]
+            ; add eax, code_base
+            ; jmp rax
+        );
+    }
+
+    pub(super) fn set_env_byte(&mut self, off: i32, val: u8) {
+        let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
+        self.asm.ins(Map::Base, false, 0xc6, 0, place);
+        self.asm.push(val);
+        self.cached = self.last;
+    }
+
+    pub(super) fn guard_env(&mut self, off: i32, mask: u8) {
+        let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
+        self.asm.ins(Map::Base, false, 0xf6, 0, place);
+        self.asm.push(mask);
+        let from = Fixups::one(self.asm.jcc(Cc::Ne));
+        self.cold.push(Cold::Careful { from, pc: self.insn.pc });
+        self.cached = self.last;
+    }
+
+    /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction
+    /// prevents that; this one is cheaper than `mfence`.
+    pub(super) fn fence(&mut self) {
+        dynasm!(self.asm ; .arch x64 ; lock or DWORD [rsp], BYTE 0);
+        self.cached = self.last;
+    }
+
+    pub(super) fn call(&mut self, helper: u16, kind: CallKind, ret: Option<Slot>, args: [Val; 3]) {
+        let stubs = match kind {
+            CallKind::Pure => &self.be.stubs.helpers_pure,
+            CallKind::MayExit => &self.be.stubs.helpers_may_exit,
+        };
+        let Some(&stub) = stubs.get(usize::from(helper)) else {
+            // The frontend's table does not have it: leave before the instruction.
+            return self.exit_at(self.insn.pc, self.be.stubs.careful);
+        };
+        if kind == CallKind::MayExit {
+            let word = pack_insn(self.insn.pc, self.insn.len) as i32;
+            let cur_insn = Rm::Env(self.be.env(self.be.config.env.cur_insn));
+            self.asm.mov_rm_i(false, cur_insn, word);
+            self.boxed = 0;
+        }
+        for (reg, arg) in [RAX, R14, R15].into_iter().zip(args) {
+            let arg = self.home_val(arg);
+            match arg {
+                Opnd::Imm(0) => self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg)),
+                arg => self.mov(reg, arg),
+            }
+        }
+        self.asm.call_abs(stub);
+        if let Some(ret) = ret {
+            self.set(ret, RAX);
+        }
+    }
+
+    /// Calls the runtime's floating-point function.
+    pub(super) fn call_fp(&mut self, packed: u64) {
+        self.asm.mov_ri(R14, packed as i64);
+        self.asm.call_abs(self.be.stubs.fp);
+    }
+}

@@ -1,0 +1,237 @@
+//! Loads and stores of guest memory.
+//!
+//! An access looks its page up in the context's direct-mapped arrays: `va ^ tag` is the offset in the page on
+//! a hit and huge otherwise, so one compare finds misses and accesses that leave the page. The address stays
+//! in the base register throughout; the arrays' `addend` makes it a host address.
+
+use super::{Cold, Insn, Lower, Opnd};
+use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
+use dynasm::dynasm;
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::{Ext, FIRST_TEMP, Size, Slot, Val};
+
+/// An access that the TLB did not serve.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slow {
+    from: Fixup,
+    back: u32,
+    /// The address is `base + off`.
+    base: u8,
+    off: i32,
+    size: Size,
+    ext: Ext,
+    /// What to store, or (a slot's home) where to put what was loaded.
+    value: Opnd,
+    insn: Insn,
+    /// Displacement of the slot whose value `rax` must hold again.
+    reload: Option<i32>,
+}
+
+/// A guest address: `base + off`, and the slot in memory that was loaded to `base` (`rax`), if one was.
+#[derive(Clone, Copy)]
+pub(super) struct Address {
+    pub base: u8,
+    pub off: i32,
+    pub slot: Option<Slot>,
+}
+
+impl Lower<'_> {
+    /// Gets an address's base into a register.
+    pub(super) fn address(&mut self, base: Val, off: i32) -> Address {
+        match (base, self.val(base)) {
+            (Val::Imm(imm), _) => {
+                self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
+                Address { base: RAX, off: 0, slot: None }
+            }
+            (_, Opnd::Reg(base)) => {
+                let slot = self.last.filter(|_| base == RAX);
+                Address { base, off, slot }
+            }
+            (Val::Slot(slot), from) => {
+                self.mov(RAX, from);
+                Address { base: RAX, off, slot: Some(slot) }
+            }
+        }
+    }
+
+    /// Looks an address up in the tags at `tag` and leaves `va ^ tag` in `r15`, the array index in `r14`.
+    pub(super) fn look_up(&mut self, at: Address, tag: i32) {
+        self.asm.lea(true, R15, at.base, at.off);
+        if at.off == 0 {
+            self.asm.mov_r_rm(false, R14, Rm::Reg(at.base));
+        } else {
+            self.asm.mov_r_rm(false, R14, Rm::Reg(R15));
+        }
+        dynasm!(self.asm ; .arch x64
+            ; shr r14d, 12
+            ; gs xor r15, [r14*8 + tag]
+        );
+    }
+
+    /// Looks up an access of `size`; `r14` is the addend after it.
+    fn translate(&mut self, at: Address, size: Size, tag: i32) -> Fixup {
+        let addend = self.be.config.context.addend;
+        self.look_up(at, tag);
+        dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
+        let miss = self.asm.jcc(Cc::A);
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
+        miss
+    }
+
+    /// The slot that `rax` holds after an access at `at` that itself left `rax` alone.
+    fn keep_base(&mut self, at: Address) -> Option<i32> {
+        // A temporary's memory may not have been written.
+        let slot = at.slot.filter(|slot| slot.0 < FIRST_TEMP)?;
+        self.cached = Some(slot);
+        Some(self.be.slot_disp(slot))
+    }
+
+    pub(super) fn load(&mut self, d: Slot, base: Val, off: i32, size: Size, ext: Ext) {
+        let at = self.address(base, off);
+        let from = self.translate(at, size, self.be.config.context.read_tag);
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
+        let home = self.home(d);
+        let mut reload = None;
+        match (home, ext) {
+            (Opnd::Mem(disp), Ext::Ones) if size == Size::B4 => {
+                self.load_value(RAX, place, size, Ext::Zero);
+                self.asm.mov_rm_r(false, Rm::Env(disp), RAX);
+                self.write_box(d);
+            }
+            (Opnd::Reg(t), _) => {
+                self.load_value(t, place, size, ext);
+                reload = self.keep_base(at);
+            }
+            _ => {
+                self.load_value(RAX, place, size, ext);
+                self.set(d, RAX);
+            }
+        }
+        let back = self.asm.pos();
+        let insn = self.insn;
+        self.cold.push(Cold::Load(Slow {
+            from,
+            back,
+            base: at.base,
+            off: at.off,
+            size,
+            ext,
+            value: home,
+            insn,
+            reload,
+        }));
+    }
+
+    /// Loads and extends.
+    pub(super) fn load_value(&mut self, t: u8, place: Rm, size: Size, ext: Ext) {
+        match (size, ext) {
+            (Size::B1, Ext::Sign) => self.asm.ins(Map::Of, true, 0xbe, t, place),
+            (Size::B1, _) => self.asm.ins(Map::Of, false, 0xb6, t, place),
+            (Size::B2, Ext::Sign) => self.asm.ins(Map::Of, true, 0xbf, t, place),
+            (Size::B2, _) => self.asm.ins(Map::Of, false, 0xb7, t, place),
+            (Size::B4, Ext::Sign) => self.asm.movsxd(t, place),
+            (Size::B4, _) => self.asm.mov_r_rm(false, t, place),
+            (Size::B8, _) => self.asm.mov_r_rm(true, t, place),
+        }
+        if ext == Ext::Ones && size != Size::B8 {
+            self.asm.mov_ri(R15, -1i64 << (8 * size.bytes()));
+            self.asm.alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
+        }
+    }
+
+    pub(super) fn slow_load(&mut self, slow: Slow) {
+        self.asm.bind(slow.from);
+        self.asm.lea(true, R15, slow.base, slow.off);
+        self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
+        self.asm.call_abs(self.be.stubs.load);
+        self.fault_entry(slow.insn);
+        match slow.value {
+            Opnd::Reg(t) => self.mov(t, Opnd::Reg(RAX)),
+            Opnd::Mem(disp) => self.asm.mov_rm_r(true, Rm::Env(disp), RAX),
+            Opnd::Imm(_) => {}
+        }
+        if let Some(disp) = slow.reload {
+            self.mov(RAX, Opnd::Mem(disp));
+        }
+        self.asm.jmp_back(slow.back);
+    }
+
+    pub(super) fn store(&mut self, src: Val, base: Val, off: i32, size: Size) {
+        let cached = self.val(src);
+        let at = self.address(base, off);
+        // `rax` may have been overwritten by the base.
+        let value = if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) {
+            cached
+        } else {
+            self.home_val(src)
+        };
+        let from = self.translate(at, size, self.be.config.context.write_tag);
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
+        match value {
+            Opnd::Imm(imm) if size != Size::B8 || fits32(imm) => self.store_imm(place, imm, size),
+            value => {
+                let reg = self.in_reg(value, R15);
+                self.store_value(place, reg, size);
+            }
+        }
+        let reload = if at.base == RAX {
+            self.keep_base(at)
+        } else {
+            None
+        };
+        let back = self.asm.pos();
+        let insn = self.insn;
+        self.cold.push(Cold::Store(Slow {
+            from,
+            back,
+            base: at.base,
+            off: at.off,
+            size,
+            ext: Ext::Zero,
+            value,
+            insn,
+            reload,
+        }));
+    }
+
+    fn store_value(&mut self, place: Rm, reg: u8, size: Size) {
+        match size {
+            Size::B1 => self.asm.ins8(Map::Base, 0x88, reg, place),
+            Size::B2 => {
+                self.asm.push(0x66);
+                self.asm.mov_rm_r(false, place, reg);
+            }
+            Size::B4 => self.asm.mov_rm_r(false, place, reg),
+            Size::B8 => self.asm.mov_rm_r(true, place, reg),
+        }
+    }
+
+    fn store_imm(&mut self, place: Rm, imm: i64, size: Size) {
+        match size {
+            Size::B1 => {
+                self.asm.ins(Map::Base, false, 0xc6, 0, place);
+                self.asm.push(imm as u8);
+            }
+            Size::B2 => {
+                self.asm.push(0x66);
+                self.asm.ins(Map::Base, false, 0xc7, 0, place);
+                self.asm.push_i16(imm as i16);
+            }
+            Size::B4 => self.asm.mov_rm_i(false, place, imm as i32),
+            Size::B8 => self.asm.mov_rm_i(true, place, imm as i32),
+        }
+    }
+
+    pub(super) fn slow_store(&mut self, slow: Slow) {
+        self.asm.bind(slow.from);
+        self.asm.lea(true, R15, slow.base, slow.off);
+        self.mov(RAX, slow.value);
+        self.asm.mov_ri(R14, i64::from(slow.size as u32));
+        self.asm.call_abs(self.be.stubs.store);
+        self.fault_entry(slow.insn);
+        if let Some(disp) = slow.reload {
+            self.mov(RAX, Opnd::Mem(disp));
+        }
+        self.asm.jmp_back(slow.back);
+    }
+}

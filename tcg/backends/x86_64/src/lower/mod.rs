@@ -1,0 +1,464 @@
+//! Lowering of a block, an operation at a time: [`alu`] integer arithmetic, [`mem`] and [`atomic`] guest
+//! memory, [`fp`] floating point, [`control`] jumps and calls. What seldom runs is put behind the block's
+//! body ([`Cold`]).
+
+mod alu;
+mod atomic;
+mod control;
+mod fp;
+mod mem;
+
+use crate::X86_64;
+use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry};
+use mimus_tcg_ir::{Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, Val};
+
+/// An operand as the host has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Opnd {
+    /// A general register.
+    Reg(u8),
+    /// Memory at `rbp + disp`.
+    Mem(i32),
+    Imm(i64),
+}
+
+/// Jumps to a piece of cold code.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fixups([Option<Fixup>; 4]);
+
+impl Fixups {
+    fn one(fixup: Fixup) -> Fixups {
+        Fixups([Some(fixup), None, None, None])
+    }
+
+    fn add(&mut self, fixup: Fixup) {
+        if let Some(free) = self.0.iter_mut().find(|f| f.is_none()) {
+            *free = Some(fixup);
+        }
+    }
+}
+
+/// The guest instruction being lowered.
+#[derive(Clone, Copy, Debug)]
+struct Insn {
+    pc: PagePc,
+    len: u8,
+}
+
+/// Code to emit behind the block's body.
+#[derive(Clone, Copy, Debug)]
+enum Cold {
+    Load(mem::Slow),
+    Store(mem::Slow),
+    Atomic(atomic::Slow),
+    /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
+    Link { from: Fixups, site: Fixup, guard: u32, to: PagePc },
+    /// Exit because of the kick word; continue at `to`.
+    Kick { from: Fixup, to: PagePc },
+    /// The taken side of a branch to another page.
+    Cross { from: Fixup, to: PagePc },
+    /// Exit to execute the instruction at `pc` in careful mode.
+    Careful { from: Fixups, pc: PagePc },
+    /// The whole operation in software.
+    Fp { from: Fixups, packed: u64, back: u32 },
+    /// The canonical NaN to `xmm0`.
+    Nan { from: Fixup, fmt: FpFmt, back: u32 },
+}
+
+/// Lowers `block`; see [`mimus_tcg_ir::backend::HostBackend::emit`].
+pub fn lower(
+    be: &X86_64,
+    block: &Block,
+    at: usize,
+    entry_guard: Option<u32>,
+    out: &mut Vec<u8>,
+    info: &mut Emitted,
+) {
+    info.sites.clear();
+    info.faults.clear();
+    let mut l = Lower {
+        be,
+        asm: Asm::new(out, at),
+        info,
+        ops: &block.ops,
+        next: 0,
+        cold: Vec::with_capacity(block.ops.len() + 4),
+        start: PagePc(i32::from(block.start)),
+        insn: Insn { pc: PagePc(i32::from(block.start)), len: 0 },
+        boxed: 0,
+        cached: None,
+        last: None,
+    };
+    if let Some(guard) = entry_guard {
+        l.entry_guard(guard);
+    }
+    for (i, op) in block.ops.iter().enumerate() {
+        l.next = i + 1;
+        l.op(op);
+    }
+    if !block.ops.last().is_some_and(Op::is_terminal) {
+        // The verifier refuses such a block; fall through to what follows it.
+        l.jump(PagePc(i32::from(block.start) + i32::from(block.len)));
+    }
+    l.finish_cold();
+}
+
+/// The state of lowering one block.
+struct Lower<'a> {
+    be: &'a X86_64,
+    asm: Asm<'a>,
+    info: &'a mut Emitted,
+    ops: &'a [Op],
+    /// Index of the operation after the one being lowered.
+    next: usize,
+    cold: Vec<Cold>,
+    start: PagePc,
+    insn: Insn,
+    /// Slots known to hold a NaN-boxed single, a bit each.
+    boxed: u64,
+    /// The slot whose value `rax` also holds after the operation being lowered.
+    cached: Option<Slot>,
+    /// The same after the operation before it.
+    last: Option<Slot>,
+}
+
+impl Lower<'_> {
+    fn op(&mut self, op: &Op) {
+        if let Op::Insn { pc, len } = *op {
+            self.insn = Insn { pc, len };
+            return;
+        }
+        self.last = self.cached.take();
+        match *op {
+            Op::Insn { .. } => {}
+            Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
+            Op::Un { op, ty, d, a } => self.un(op, ty, d, a),
+            Op::GetPc { d, pc } => self.get_pc(d, pc),
+            Op::Load { d, base, off, size, ext } => self.load(d, base, off, size, ext),
+            Op::Store { src, base, off, size } => self.store(src, base, off, size),
+            Op::LoadReserved { d, base, size, ext } => self.load_reserved(d, base, size, ext),
+            Op::StoreConditional { d, src, base, size } => {
+                self.store_conditional(d, src, base, size);
+            }
+            Op::Amo { op, d, src, base, size } => self.amo(op, d, src, base, size),
+            Op::Fence => self.fence(),
+            Op::Fp { op, fmt, rm, d, a, b, c } => self.fp(op, fmt, rm, d, [a, b, c]),
+            Op::SetEnvByte { off, val } => self.set_env_byte(off, val),
+            Op::GuardEnv { off, mask } => self.guard_env(off, mask),
+            Op::Call { helper, kind, ret, args } => self.call(helper, kind, ret, args),
+            Op::Branch { cond, a, b, to } => self.branch(cond, a, b, to),
+            Op::Jump { to } => self.jump(to),
+            Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
+            Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
+        }
+        if let Some(d) = dest(op) {
+            if self.boxes(op, d) {
+                self.boxed |= boxed_bit(d);
+            } else {
+                self.boxed &= !boxed_bit(d);
+            }
+        }
+    }
+
+    /// Whether an operation leaves a NaN-boxed single in its destination's memory.
+    fn boxes(&self, op: &Op, d: Slot) -> bool {
+        let boxes = match *op {
+            Op::Fp { op, fmt, .. } => fmt == FpFmt::F32 && fp::result_is_float(op),
+            Op::Load { size, ext, .. } => size == Size::B4 && ext == Ext::Ones,
+            _ => false,
+        };
+        boxes && self.be.pin_of(d).is_none()
+    }
+
+    /// Where a slot lives.
+    #[inline]
+    fn rm(&self, slot: Slot) -> Rm {
+        match self.be.pin_of(slot) {
+            Some(reg) => Rm::Reg(reg),
+            None => Rm::Env(self.be.slot_disp(slot)),
+        }
+    }
+
+    /// A slot's value in its home.
+    #[inline]
+    fn home(&self, slot: Slot) -> Opnd {
+        match self.rm(slot) {
+            Rm::Reg(reg) => Opnd::Reg(reg),
+            _ => Opnd::Mem(self.be.slot_disp(slot)),
+        }
+    }
+
+    /// A value, not looking at what `rax` happens to hold: for operations that overwrite `rax` first.
+    #[inline]
+    fn home_val(&self, val: Val) -> Opnd {
+        match val {
+            Val::Slot(slot) => self.home(slot),
+            Val::Imm(imm) => Opnd::Imm(imm),
+        }
+    }
+
+    /// A value; `rax` if the previous operation left it there.
+    #[inline]
+    fn val(&self, val: Val) -> Opnd {
+        match val {
+            Val::Slot(slot) if self.last == Some(slot) => Opnd::Reg(RAX),
+            _ => self.home_val(val),
+        }
+    }
+
+    /// `mov reg, operand`, nothing if it is there already.
+    fn mov(&mut self, reg: u8, from: Opnd) {
+        match from {
+            Opnd::Reg(r) if r == reg => {}
+            Opnd::Reg(r) => self.asm.mov_r_rm(true, reg, Rm::Reg(r)),
+            Opnd::Mem(disp) => self.asm.mov_r_rm(true, reg, Rm::Env(disp)),
+            Opnd::Imm(imm) => self.asm.mov_ri(reg, imm),
+        }
+    }
+
+    /// The low 32 bits of an operand to a register.
+    fn mov32(&mut self, reg: u8, from: Opnd) {
+        match from {
+            Opnd::Reg(r) => self.asm.mov_r_rm(false, reg, Rm::Reg(r)),
+            Opnd::Mem(disp) => self.asm.mov_r_rm(false, reg, Rm::Env(disp)),
+            Opnd::Imm(imm) => self.asm.mov_ri(reg, i64::from(imm as u32)),
+        }
+    }
+
+    /// An operand in a register, `scratch` if it is not in one.
+    fn in_reg(&mut self, from: Opnd, scratch: u8) -> u8 {
+        if let Opnd::Reg(r) = from {
+            return r;
+        }
+        self.mov(scratch, from);
+        scratch
+    }
+
+    /// An operand that an instruction may have as its register-or-memory one; constants go to `scratch`.
+    fn as_rm(&mut self, from: Opnd, scratch: u8) -> Rm {
+        match from {
+            Opnd::Reg(r) => Rm::Reg(r),
+            Opnd::Mem(disp) => Rm::Env(disp),
+            Opnd::Imm(imm) => {
+                self.asm.mov_ri(scratch, imm);
+                Rm::Reg(scratch)
+            }
+        }
+    }
+
+    /// The same operand, with constants beyond 32 bits in `scratch`.
+    fn imm32(&mut self, from: Opnd, scratch: u8) -> Opnd {
+        match from {
+            Opnd::Imm(imm) if !fits32(imm) => {
+                self.asm.mov_ri(scratch, imm);
+                Opnd::Reg(scratch)
+            }
+            other => other,
+        }
+    }
+
+    /// `op reg, operand`; constants fit 32 bits.
+    fn alu_r(&mut self, op: Alu, w: bool, reg: u8, b: Opnd) {
+        match b {
+            Opnd::Reg(r) => self.asm.alu_r_rm(op, w, reg, Rm::Reg(r)),
+            Opnd::Mem(disp) => self.asm.alu_r_rm(op, w, reg, Rm::Env(disp)),
+            Opnd::Imm(imm) => self.asm.alu_rm_i(op, w, Rm::Reg(reg), imm as i32),
+        }
+    }
+
+    /// The register in which to compute a slot's new value.
+    #[inline]
+    fn target(&self, d: Slot) -> u8 {
+        self.be.pin_of(d).unwrap_or(RAX)
+    }
+
+    /// Ends an operation that computed `d` in [`Lower::target`].
+    fn finish(&mut self, d: Slot) {
+        if self.be.pin_of(d).is_some() {
+            return;
+        }
+        self.cached = Some(d);
+        if !self.dies_at_next(d) {
+            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), RAX);
+        }
+    }
+
+    /// The same for a 32-bit result, extended as `ty` says.
+    fn finish_ty(&mut self, d: Slot, ty: Ty) {
+        if ty == Ty::I32 {
+            let t = self.target(d);
+            self.asm.movsxd(t, Rm::Reg(t));
+        }
+        self.finish(d);
+    }
+
+    /// A register's value to a slot.
+    fn set(&mut self, d: Slot, from: u8) {
+        match self.be.pin_of(d) {
+            Some(reg) => self.mov(reg, Opnd::Reg(from)),
+            None => {
+                self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), from);
+                if from == RAX {
+                    self.cached = Some(d);
+                }
+            }
+        }
+    }
+
+    /// A constant to a slot.
+    fn set_imm(&mut self, d: Slot, imm: i64) {
+        match self.be.pin_of(d) {
+            Some(reg) if imm == 0 => {
+                self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg));
+            }
+            Some(reg) => self.asm.mov_ri(reg, imm),
+            None if fits32(imm) => {
+                self.asm.mov_rm_i(true, Rm::Env(self.be.slot_disp(d)), imm as i32);
+            }
+            None => {
+                self.asm.mov_ri(RAX, imm);
+                self.finish(d);
+            }
+        }
+    }
+
+    /// Whether temporary `d`, now in `rax`, is read by the next operation from there and never again, so that
+    /// its memory need not be written. Temporaries die with their guest instruction.
+    fn dies_at_next(&self, d: Slot) -> bool {
+        if d.0 < FIRST_TEMP {
+            return false;
+        }
+        let Some((next, rest)) = self.ops.get(self.next..).and_then(<[Op]>::split_first) else {
+            return false;
+        };
+        if !self.reads_from_rax(next, d) {
+            return false;
+        }
+        if next.is_terminal() || dest(next) == Some(d) {
+            return true;
+        }
+        for op in rest {
+            if matches!(op, Op::Insn { .. }) {
+                return true;
+            }
+            if reads(op, d) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether lowering `op` reads `d` through [`Lower::val`] wherever it reads it, and before `rax` changes.
+    fn reads_from_rax(&self, op: &Op, d: Slot) -> bool {
+        let v = Val::Slot(d);
+        let pinned = |val: Val| matches!(val, Val::Slot(s) if self.be.pin_of(s).is_some());
+        match *op {
+            Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
+            Op::Un { a, .. } => a == v,
+            Op::Load { base, .. } => base == v,
+            Op::Store { src, base, .. } => (base == v && src != v) || (src == v && pinned(base)),
+            Op::Branch { a, b, .. } => a == v || b == v,
+            Op::JumpReg { base, .. } => base == d,
+            _ => false,
+        }
+    }
+
+    /// Whether the next operation reads `d` and could have it from `rax`.
+    fn next_reads(&self, d: Slot) -> bool {
+        self.ops
+            .get(self.next..)
+            .and_then(|ops| ops.iter().find(|op| !matches!(op, Op::Insn { .. })))
+            .is_some_and(|op| self.reads_from_rax(op, d))
+    }
+
+    /// Records that the call just emitted belongs to the guest instruction `insn`.
+    fn fault_entry(&mut self, insn: Insn) {
+        let host = self.asm.pos();
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len });
+    }
+
+    /// Makes jumps lead here.
+    fn bind(&mut self, from: Fixups) {
+        for fixup in from.0.into_iter().flatten() {
+            self.asm.bind(fixup);
+        }
+    }
+
+    /// Emits what was put off. Cold code may put off more.
+    fn finish_cold(&mut self) {
+        let mut i = 0;
+        while let Some(&cold) = self.cold.get(i) {
+            i += 1;
+            match cold {
+                Cold::Load(slow) => self.slow_load(slow),
+                Cold::Store(slow) => self.slow_store(slow),
+                Cold::Atomic(slow) => self.slow_atomic(slow),
+                Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
+                Cold::Kick { from, to } => {
+                    self.asm.bind(from);
+                    self.exit_at(to, self.be.stubs.kicked);
+                }
+                Cold::Cross { from, to } => {
+                    self.asm.bind(from);
+                    self.cross_page(to);
+                }
+                Cold::Careful { from, pc } => {
+                    self.bind(from);
+                    self.exit_at(pc, self.be.stubs.careful);
+                }
+                Cold::Fp { from, packed, back } => {
+                    self.bind(from);
+                    self.call_fp(packed);
+                    self.asm.jmp_back(back);
+                }
+                Cold::Nan { from, fmt, back } => self.canonical_nan(from, fmt, back),
+            }
+        }
+    }
+}
+
+/// The bit of a slot in [`Lower::boxed`].
+fn boxed_bit(slot: Slot) -> u64 {
+    1u64.checked_shl(u32::from(slot.0)).unwrap_or(0)
+}
+
+/// The slot an operation writes, but for what a helper does.
+fn dest(op: &Op) -> Option<Slot> {
+    match *op {
+        Op::Alu { d, .. }
+        | Op::Un { d, .. }
+        | Op::GetPc { d, .. }
+        | Op::Load { d, .. }
+        | Op::LoadReserved { d, .. }
+        | Op::StoreConditional { d, .. }
+        | Op::Fp { d, .. } => Some(d),
+        Op::Amo { d, .. } => d,
+        Op::Call { ret, .. } => ret,
+        Op::JumpReg { link, .. } => link.map(|(d, _)| d),
+        _ => None,
+    }
+}
+
+/// Whether an operation may read a slot.
+fn reads(op: &Op, slot: Slot) -> bool {
+    let v = Val::Slot(slot);
+    match *op {
+        Op::Alu { a, b, .. } | Op::Branch { a, b, .. } => a == v || b == v,
+        Op::Un { a, .. } => a == v,
+        Op::Load { base, .. } | Op::LoadReserved { base, .. } => base == v,
+        Op::Store { src, base, .. }
+        | Op::StoreConditional { src, base, .. }
+        | Op::Amo { src, base, .. } => src == v || base == v,
+        Op::Fp { a, b, c, .. } => a == slot || b == slot || c == slot,
+        Op::Call { kind, args, .. } => kind == CallKind::MayExit || args.contains(&v),
+        Op::JumpReg { base, .. } => base == slot,
+        Op::Insn { .. }
+        | Op::GetPc { .. }
+        | Op::Fence
+        | Op::SetEnvByte { .. }
+        | Op::GuardEnv { .. }
+        | Op::Jump { .. }
+        | Op::Dispatch => false,
+    }
+}

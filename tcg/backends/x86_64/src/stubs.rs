@@ -1,0 +1,340 @@
+//! The code emitted once, at the start of the code cache: the way in and out, the look-up of an address, and
+//! the calls of the runtime's functions, which save what C does not preserve.
+//!
+//! Stubs that can abandon a block (a fault, a helper that changed the program counter) drop their return
+//! address, leave every pinned register loaded and go on at `dispatch`.
+
+use crate::X86_64;
+use dynasm::dynasm;
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler};
+use mimus_tcg_ir::Slot;
+use mimus_tcg_ir::backend::{ExitCode, Stubs};
+
+type Ops = VecAssembler<X64Relocation>;
+
+/// Host addresses of the stubs that blocks use. Those without a return are jumped to.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    /// Looks `pc` up and continues there.
+    pub dispatch: usize,
+    /// Exit with [`ExitCode::Lookup`] for the address in `rax` (bit 0 is ignored).
+    pub probe_miss: usize,
+    /// Exit with [`ExitCode::Kicked`] for the address in `rax` (bit 0 is ignored).
+    pub kicked: usize,
+    /// Exit with [`ExitCode::Careful`] for the address in `rax`.
+    pub careful: usize,
+    /// Called: `r15` address, `r14d` descriptor → `rax`. Clobbers the scratch registers, as all below.
+    pub load: usize,
+    /// Called: `r15` address, `r14d` size, `rax` value.
+    pub store: usize,
+    /// Called: `r15` address, `r14d` descriptor, `rax` value → `rax`.
+    pub atomic: usize,
+    /// Called: `r14` packed operation.
+    pub fp: usize,
+    /// Called by the cold code of a link site; does not return to it.
+    pub link: usize,
+    /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
+    pub helpers_may_exit: Vec<usize>,
+    /// The same for pure calls.
+    pub helpers_pure: Vec<usize>,
+}
+
+/// Writes the stubs into `out`.
+pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), String> {
+    let base = backend.config.code_base;
+    let table_end = base + 64 + 8 * backend.config.helpers.len();
+    if i32::try_from(table_end).is_err() {
+        return Err(format!("the code cache at {base:#x} is not below 2 GiB: map it with MAP_32BIT"));
+    }
+    let mut e = Emitter { b: backend, ops: VecAssembler::new(base) };
+    let mut a = Addresses::default();
+    let mut stubs = Stubs { miss: base, ..Stubs::default() };
+    e.miss();
+    let table = e.helper_table();
+    stubs.enter = e.enter_and_exit();
+    e.leaving(&mut a);
+    stubs.dispatch = e.dispatch();
+    a.dispatch = stubs.dispatch;
+    e.accesses(&mut a);
+    e.fp(&mut a);
+    e.link(&mut a);
+    e.helper_calls(&mut a, table);
+    let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
+    out.clear();
+    out.extend_from_slice(&code);
+    Ok((stubs, a))
+}
+
+struct Emitter<'a> {
+    b: &'a X86_64,
+    ops: Ops,
+}
+
+impl Emitter<'_> {
+    fn here(&self) -> usize {
+        self.b.config.code_base + self.ops.offset().0
+    }
+
+    /// Displacement of an environment field.
+    fn env(&self, offset: i32) -> i32 {
+        self.b.env(offset)
+    }
+
+    fn save(&mut self, pins: &[(u8, Slot)]) {
+        for &(reg, slot) in pins {
+            let disp = self.b.slot_disp(slot);
+            dynasm!(self.ops ; .arch x64 ; mov [rbp + disp], Rq(reg));
+        }
+    }
+
+    fn restore(&mut self, pins: &[(u8, Slot)]) {
+        for &(reg, slot) in pins {
+            let disp = self.b.slot_disp(slot);
+            dynasm!(self.ops ; .arch x64 ; mov Rq(reg), [rbp + disp]);
+        }
+    }
+
+    /// What an entry table's zero leads to: the page is in `page_base`, the offset in `r14`.
+    fn miss(&mut self) {
+        let (page_base, pc) = (self.env(self.b.config.env.page_base), self.env(self.b.config.env.pc));
+        let exit_code = self.env(self.b.config.env.exit_code);
+        dynasm!(self.ops ; .arch x64
+            ; mov rax, [rbp + page_base]
+            ; add rax, r14
+            ; mov [rbp + pc], rax
+            ; mov DWORD [rbp + exit_code], ExitCode::Lookup as i32
+            ; jmp ->exit
+        );
+    }
+
+    /// The helpers' addresses; gives the table's own.
+    fn helper_table(&mut self) -> i32 {
+        dynasm!(self.ops ; .arch x64 ; .align 8);
+        let table = self.here() as i32;
+        for &helper in &self.b.config.helpers {
+            dynasm!(self.ops ; .arch x64 ; .u64 helper as u64);
+        }
+        table
+    }
+
+    /// `extern "C" fn(env, code)`. The frame: six saved registers and 24 bytes, of which generated code may
+    /// use the lowest 16, leave `rsp` aligned.
+    fn enter_and_exit(&mut self) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let enter = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
+            ; sub rsp, 24
+            ; lea rbp, [rdi + 128]
+            ; mov rax, rsi
+        );
+        self.restore(&self.b.pinned);
+        dynasm!(self.ops ; .arch x64
+            ; jmp rax
+            ; .align 16
+            ; ->exit:
+        );
+        self.save(&self.b.pinned);
+        dynasm!(self.ops ; .arch x64
+            ; add rsp, 24
+            ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
+            ; ret
+        );
+        enter
+    }
+
+    /// Exits for the address in `rax`.
+    fn leaving(&mut self, a: &mut Addresses) {
+        let (pc, exit_code) = (self.env(self.b.config.env.pc), self.env(self.b.config.env.exit_code));
+        a.probe_miss = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; ->probe_miss:
+            ; mov r14d, ExitCode::Lookup as i32
+            ; jmp >out
+        );
+        a.careful = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; mov r14d, ExitCode::Careful as i32
+            ; jmp >out
+        );
+        a.kicked = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; mov r14d, ExitCode::Kicked as i32
+            ; out:
+            ; and rax, -2
+            ; mov [rbp + pc], rax
+            ; mov [rbp + exit_code], r14d
+            ; jmp ->exit
+        );
+    }
+
+    /// Continues at `pc`, with every pinned register loaded.
+    fn dispatch(&mut self) -> usize {
+        let env = &self.b.config.env;
+        let (pc, kick, exit_request) = (self.env(env.pc), self.env(env.kick), self.env(env.exit_request));
+        let (page_base, exit_code) = (self.env(env.page_base), self.env(env.exit_code));
+        let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
+        let code_base = self.b.config.code_base as i32;
+        dynasm!(self.ops ; .arch x64
+            // Entered with the return address of an abandoned block's call on the stack.
+            ; .align 16
+            ; ->abandon:
+            ; add rsp, 8
+        );
+        let dispatch = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; ->dispatch:
+            ; mov DWORD [rbp + exit_request], 0
+            ; cmp DWORD [rbp + kick], 0
+            ; jne >kicked
+            ; mov rax, [rbp + pc]
+            ; mov r14d, eax
+            ; shr r14d, 12
+            ; mov r15, rax
+            ; and r15, -4096
+            ; gs cmp r15, [r14*8 + tag]
+            ; jne ->probe_miss
+            ; mov [rbp + page_base], r15
+            ; gs mov r15d, [r14*8 + table]
+            ; mov r14d, eax
+            ; and r14d, 0xffe
+            ; mov eax, [r15 + r14*2]
+            ; add eax, code_base
+            ; jmp rax
+            ; kicked:
+            ; mov DWORD [rbp + exit_code], ExitCode::Kicked as i32
+            ; jmp ->exit
+        );
+        dispatch
+    }
+
+    /// Loads, stores and atomics that the TLB does not serve.
+    fn accesses(&mut self, a: &mut Addresses) {
+        let fns = self.b.config.fns;
+        a.load = self.access_entry();
+        dynasm!(self.ops ; .arch x64
+            ; mov rsi, r15
+            ; mov edx, r14d
+            ; mov rcx, [rsp]
+        );
+        self.access_call(fns.load);
+        a.store = self.access_entry();
+        dynasm!(self.ops ; .arch x64
+            ; mov rsi, r15
+            ; mov rdx, rax
+            ; mov ecx, r14d
+            ; mov r8, [rsp]
+        );
+        self.access_call(fns.store);
+        a.atomic = self.access_entry();
+        dynasm!(self.ops ; .arch x64
+            ; mov rsi, r15
+            ; mov edx, r14d
+            ; mov rcx, rax
+            ; mov r8, [rsp]
+        );
+        self.access_call(fns.atomic);
+    }
+
+    fn access_entry(&mut self) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        self.save(self.b.caller_saved());
+        entry
+    }
+
+    /// Calls a function that may ask to abandon the block, then returns to the block.
+    fn access_call(&mut self, function: usize) {
+        let exit_request = self.env(self.b.config.env.exit_request);
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; sub rsp, 8
+            ; mov rax, QWORD function as i64
+            ; call rax
+            ; add rsp, 8
+        );
+        self.restore(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64
+            ; cmp DWORD [rbp + exit_request], 0
+            ; jne ->abandon
+            ; ret
+        );
+    }
+
+    /// A floating-point operation in software, from slots to slot.
+    fn fp(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.fp = self.here();
+        let function = self.b.config.fns.fp;
+        self.save(&self.b.pinned);
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; mov rsi, r14
+            ; sub rsp, 8
+            ; mov rax, QWORD function as i64
+            ; call rax
+            ; add rsp, 8
+        );
+        self.restore(&self.b.pinned);
+        dynasm!(self.ops ; .arch x64 ; ret);
+    }
+
+    /// Links the jump whose cold code called and goes where the runtime says.
+    fn link(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.link = self.here();
+        let function = self.b.config.fns.link;
+        self.save(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; mov rsi, [rsp]
+            ; sub rsp, 8
+            ; mov rax, QWORD function as i64
+            ; call rax
+            // The alignment and the return address both go: the block is left.
+            ; add rsp, 16
+        );
+        self.restore(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64 ; jmp rax);
+    }
+
+    /// An entry per helper that pushes its number, and the two bodies.
+    fn helper_calls(&mut self, a: &mut Addresses, table: i32) {
+        let exit_request = self.env(self.b.config.env.exit_request);
+        dynasm!(self.ops ; .arch x64 ; .align 16 ; ->helper_may_exit:);
+        self.save(&self.b.pinned);
+        self.helper_body(table);
+        self.restore(&self.b.pinned);
+        dynasm!(self.ops ; .arch x64
+            ; cmp DWORD [rbp + exit_request], 0
+            ; jne ->abandon
+            ; ret
+            ; .align 16
+            ; ->helper_pure:
+        );
+        self.save(self.b.caller_saved());
+        self.helper_body(table);
+        self.restore(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64 ; ret);
+        for number in 0..self.b.config.helpers.len() as i32 {
+            a.helpers_may_exit.push(self.here());
+            dynasm!(self.ops ; .arch x64 ; push number ; jmp ->helper_may_exit);
+            a.helpers_pure.push(self.here());
+            dynasm!(self.ops ; .arch x64 ; push number ; jmp ->helper_pure);
+        }
+    }
+
+    fn helper_body(&mut self, table: i32) {
+        dynasm!(self.ops ; .arch x64
+            ; mov rsi, rax
+            ; mov rdx, r14
+            ; mov rcx, r15
+            ; lea rdi, [rbp - 128]
+            ; pop rax
+            ; sub rsp, 8
+            ; call QWORD [rax*8 + table]
+            ; add rsp, 8
+        );
+    }
+}
