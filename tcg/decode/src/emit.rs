@@ -86,7 +86,7 @@ impl Emitter<'_> {
             let bits = if signed {
                 format!("((insn << {}) as i32 >> {})", 32 - lsb - len, 32 - len)
             } else {
-                format!("(insn >> {lsb} & {:#x}) as i32", ones(len))
+                format!("((insn >> {lsb} & {:#x}) as i32)", ones(len))
             };
             text = if index == 0 { bits } else { format!("({text} << {len} | {bits})") };
         }

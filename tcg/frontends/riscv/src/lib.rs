@@ -9,10 +9,18 @@
 //! | [`trap`] | exceptions, interrupt entry, `mret`, `sret`, `wfi`, `cbo` rules |
 //! | [`mmu`] | page-table walks (Sv39, Sv48, Sv57) |
 //! | [`pmp`] | physical memory protection |
+//! | [`decode`] | the decoder, generated from `decode/*.decode` |
+//! | [`disasm`] | the disassembler |
+//! | [`translate`] | guest code to IR |
+//! | [`helper_ids`] | what translated code calls and touches of the hart |
 
 pub mod csr;
+pub mod decode;
+pub mod disasm;
+pub mod helper_ids;
 pub mod interrupt;
 pub mod mmu;
 pub mod pmp;
 pub mod state;
+pub mod translate;
 pub mod trap;
