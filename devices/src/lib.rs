@@ -1,1 +1,3 @@
 //! device models and host back ends.
+
+pub mod net;

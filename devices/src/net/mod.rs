@@ -1,0 +1,3 @@
+//! Network devices, and the host side they are plugged into.
+
+pub mod host;
