@@ -1,3 +1,9 @@
-//! device models and host back ends.
-
+//! Device models and host back ends.
+//!
+//! One folder per class; a class's `host/` modules are the host side (files, sockets, terminals) and
+//! know no registers.
+pub mod char;
+pub mod irqchip;
+pub mod misc;
 pub mod net;
+pub mod timer;

@@ -1,0 +1,340 @@
+//! 16550A UART.
+//!
+//! Spec: National Semiconductor PC16550D, 1995. Section numbers below are its.
+//! Modelled: FIFOs, all interrupts, loopback, divisor latch (kept, without effect on speed), break.
+//! Not modelled: transmission time: a byte is sent when written. Modem lines are as if connected.
+//! Checked with: Linux 8250/of_serial, OpenSBI, U-Boot.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use mimus_core::backend::{CharBackend, CharEvent};
+use mimus_core::bus::{BusFault, MmioAccess};
+use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
+use mimus_core::irq::IrqLine;
+use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
+use serde::{Deserialize, Serialize};
+
+const FIFO: usize = 16;
+/// Bytes kept while the host side takes none, before the transmitter looks busy.
+const TX_BACKLOG: usize = 64;
+
+const IER_RX: u8 = 1;
+const IER_THRE: u8 = 2;
+const IER_LINE: u8 = 4;
+const IER_MODEM: u8 = 8;
+const IIR_NONE: u8 = 1;
+const IIR_THRE: u8 = 2;
+const IIR_RX: u8 = 4;
+const IIR_LINE: u8 = 6;
+const IIR_TIMEOUT: u8 = 12;
+const IIR_FIFO: u8 = 0xc0;
+const FCR_ENABLE: u8 = 1;
+const FCR_CLEAR_RX: u8 = 2;
+const FCR_CLEAR_TX: u8 = 4;
+const LCR_DLAB: u8 = 0x80;
+const MCR_LOOP: u8 = 0x10;
+const LSR_DATA: u8 = 1;
+const LSR_OVERRUN: u8 = 2;
+const LSR_BREAK: u8 = 0x10;
+const LSR_THRE: u8 = 0x20;
+const LSR_TEMT: u8 = 0x40;
+const LSR_FIFO_ERROR: u8 = 0x80;
+const MSR_CTS_DSR_DCD: u8 = 0xb0;
+
+/// The registers, as saved.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    ier: u8,
+    fcr: u8,
+    lcr: u8,
+    mcr: u8,
+    msr: u8,
+    scr: u8,
+    divisor: u16,
+    /// Overrun and break bits of LSR.
+    errors: u8,
+    /// The transmitter-empty interrupt is to be reported.
+    thre_pending: bool,
+    rx: VecDeque<u8>,
+    tx: VecDeque<u8>,
+}
+
+/// A 16550A with registers one byte apart.
+pub struct Ns16550 {
+    s: State,
+    irq: IrqLine,
+    host: Option<Arc<dyn CharBackend>>,
+}
+
+impl Ns16550 {
+    /// A UART that raises `irq`, connected to `host` if given.
+    pub fn new(irq: IrqLine, host: Option<Arc<dyn CharBackend>>) -> Arc<Mutex<Ns16550>> {
+        let uart = Arc::new(Mutex::new(Ns16550 { s: reset_state(), irq, host: host.clone() }));
+        if let Some(host) = host {
+            let (rx, tx, events) = (Arc::downgrade(&uart), Arc::downgrade(&uart), Arc::downgrade(&uart));
+            host.set_receiver(Box::new(move |data| rx.upgrade().map_or(data.len(), |u| locked(&u).receive(data))));
+            host.set_writable_listener(Box::new(move || {
+                if let Some(u) = tx.upgrade() {
+                    locked(&u).drain();
+                }
+            }));
+            host.set_event_listener(Box::new(move |event| {
+                if let (Some(u), CharEvent::Break) = (events.upgrade(), event) {
+                    locked(&u).receive_break();
+                }
+            }));
+        }
+        uart
+    }
+
+    fn fifo_enabled(&self) -> bool {
+        self.s.fcr & FCR_ENABLE != 0
+    }
+
+    fn capacity(&self) -> usize {
+        if self.fifo_enabled() { FIFO } else { 1 }
+    }
+
+    /// Takes what fits.
+    fn receive(&mut self, data: &[u8]) -> usize {
+        if self.s.mcr & MCR_LOOP != 0 {
+            return data.len();
+        }
+        let room = self.capacity().saturating_sub(self.s.rx.len());
+        let taken = room.min(data.len());
+        self.s.rx.extend(&data[..taken]);
+        self.update();
+        taken
+    }
+
+    fn receive_break(&mut self) {
+        if self.s.rx.len() < self.capacity() {
+            self.s.rx.push_back(0);
+        }
+        self.s.errors |= LSR_BREAK;
+        self.update();
+    }
+
+    fn transmit(&mut self, byte: u8) {
+        if self.s.mcr & MCR_LOOP != 0 {
+            if self.s.rx.len() < self.capacity() {
+                self.s.rx.push_back(byte);
+            } else {
+                self.s.errors |= LSR_OVERRUN;
+            }
+        } else if self.s.tx.len() < TX_BACKLOG {
+            self.s.tx.push_back(byte);
+            self.drain();
+        }
+        self.s.thre_pending = self.s.tx.is_empty();
+        self.update();
+    }
+
+    /// Gives the host what it takes.
+    fn drain(&mut self) {
+        if let Some(host) = &self.host {
+            let sent = host.write(self.s.tx.make_contiguous());
+            self.s.tx.drain(..sent.min(self.s.tx.len()));
+        } else {
+            self.s.tx.clear();
+        }
+        if self.s.tx.is_empty() {
+            self.s.thre_pending = true;
+        }
+        self.update();
+    }
+
+    fn line_status(&self) -> u8 {
+        let mut lsr = self.s.errors;
+        if !self.s.rx.is_empty() {
+            lsr |= LSR_DATA;
+        }
+        if self.s.tx.is_empty() {
+            lsr |= LSR_THRE | LSR_TEMT;
+        }
+        if self.fifo_enabled() && self.s.errors & LSR_BREAK != 0 {
+            lsr |= LSR_FIFO_ERROR;
+        }
+        lsr
+    }
+
+    /// Highest-priority pending interrupt (section 8.6).
+    fn interrupt(&self) -> u8 {
+        let trigger = match (self.fifo_enabled(), self.s.fcr >> 6) {
+            (false, _) | (true, 0) => 1,
+            (true, 1) => 4,
+            (true, 2) => 8,
+            _ => 14,
+        };
+        let ier = self.s.ier;
+        if ier & IER_LINE != 0 && self.s.errors != 0 {
+            IIR_LINE
+        } else if ier & IER_RX != 0 && self.s.rx.len() >= trigger {
+            IIR_RX
+        } else if ier & IER_RX != 0 && !self.s.rx.is_empty() {
+            // The four character times of the timeout have passed: bytes arrive all at once here.
+            IIR_TIMEOUT
+        } else if ier & IER_THRE != 0 && self.s.thre_pending {
+            IIR_THRE
+        } else if ier & IER_MODEM != 0 && self.s.msr & 0xf != 0 {
+            0
+        } else {
+            IIR_NONE
+        }
+    }
+
+    fn update(&self) {
+        self.irq.set_level(self.interrupt() != IIR_NONE);
+    }
+
+    fn read_data(&mut self) -> u8 {
+        let was_full = self.s.rx.len() >= self.capacity();
+        let byte = self.s.rx.pop_front().unwrap_or(0);
+        self.update();
+        if (was_full || self.s.rx.is_empty())
+            && let Some(host) = &self.host
+        {
+            host.input_ready();
+        }
+        byte
+    }
+
+    fn modem_status(&self) -> u8 {
+        if self.s.mcr & MCR_LOOP == 0 {
+            return self.s.msr | MSR_CTS_DSR_DCD;
+        }
+        // Section 8.7: RTS→CTS, DTR→DSR, OUT1→RI, OUT2→DCD.
+        let m = self.s.mcr;
+        (m & 2) << 3 | (m & 1) << 5 | (m & 4) << 4 | (m & 8) << 4
+    }
+
+    fn read(&mut self, register: u64) -> u8 {
+        let dlab = self.s.lcr & LCR_DLAB != 0;
+        match register {
+            0 if dlab => self.s.divisor as u8,
+            0 => self.read_data(),
+            1 if dlab => (self.s.divisor >> 8) as u8,
+            1 => self.s.ier,
+            2 => {
+                let id = self.interrupt();
+                if id == IIR_THRE {
+                    self.s.thre_pending = false;
+                    self.update();
+                }
+                id | if self.fifo_enabled() { IIR_FIFO } else { 0 }
+            }
+            3 => self.s.lcr,
+            4 => self.s.mcr,
+            5 => {
+                let lsr = self.line_status();
+                self.s.errors = 0;
+                self.update();
+                lsr
+            }
+            6 => {
+                let msr = self.modem_status();
+                self.s.msr = 0;
+                self.update();
+                msr
+            }
+            7 => self.s.scr,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, register: u64, value: u8) {
+        let dlab = self.s.lcr & LCR_DLAB != 0;
+        match register {
+            0 if dlab => self.s.divisor = self.s.divisor & 0xff00 | u16::from(value),
+            0 => self.transmit(value),
+            1 if dlab => self.s.divisor = self.s.divisor & 0xff | u16::from(value) << 8,
+            1 => {
+                // Enabling the interrupt while the register is empty reports it (section 8.6.1's table).
+                if value & !self.s.ier & IER_THRE != 0 && self.s.tx.is_empty() {
+                    self.s.thre_pending = true;
+                }
+                self.s.ier = value & 0xf;
+                self.update();
+            }
+            2 => self.set_fifo_control(value),
+            3 => self.s.lcr = value,
+            4 => self.s.mcr = value & 0x1f,
+            7 => self.s.scr = value,
+            _ => {}
+        }
+    }
+
+    fn set_fifo_control(&mut self, value: u8) {
+        let toggled = (value ^ self.s.fcr) & FCR_ENABLE != 0;
+        if toggled || value & FCR_CLEAR_RX != 0 {
+            self.s.rx.clear();
+            self.s.errors = 0;
+        }
+        if toggled || value & FCR_CLEAR_TX != 0 {
+            self.s.tx.clear();
+            self.s.thre_pending = true;
+        }
+        self.s.fcr = value & 0xc9;
+        self.update();
+        if let Some(host) = &self.host {
+            host.input_ready();
+        }
+    }
+}
+
+fn locked(uart: &Mutex<Ns16550>) -> std::sync::MutexGuard<'_, Ns16550> {
+    uart.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn reset_state() -> State {
+    State { divisor: 0x0c, mcr: 0x08, thre_pending: false, ..State::default() }
+}
+
+impl MutMmioDevice for Ns16550 {
+    fn mmio_read(&mut self, a: MmioAccess) -> Result<u64, BusFault> {
+        Ok(u64::from(self.read(a.offset)))
+    }
+
+    fn mmio_write(&mut self, a: MmioAccess, value: u64) -> Result<(), BusFault> {
+        self.write(a.offset, value as u8);
+        Ok(())
+    }
+}
+
+impl MutLifecycle for Ns16550 {
+    fn reset(&mut self, phase: ResetPhase) {
+        match phase {
+            ResetPhase::Enter => self.s = reset_state(),
+            ResetPhase::Hold => self.update(),
+            ResetPhase::Exit => {
+                if let Some(host) = &self.host {
+                    host.input_ready();
+                }
+            }
+        }
+    }
+}
+
+impl SaveRestore for Ns16550 {
+    const SCHEMA: Schema = Schema::new("ns16550a", 1);
+    type State = State;
+
+    fn save_state(&self) -> State {
+        self.s.clone()
+    }
+
+    fn restore_state(&mut self, state: State) -> Result<(), SnapshotError> {
+        if state.rx.len() > FIFO || state.tx.len() > TX_BACKLOG {
+            return Err(SnapshotError::Invalid {
+                schema: Self::SCHEMA.name,
+                field: "rx, tx",
+                reason: format!("{} and {} bytes in the FIFOs", state.rx.len(), state.tx.len()),
+            });
+        }
+        self.s = state;
+        self.irq.import_level(self.interrupt() != IIR_NONE);
+        Ok(())
+    }
+}

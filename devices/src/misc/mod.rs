@@ -1,0 +1,3 @@
+//! Small platform devices.
+
+pub mod syscon;
