@@ -1,1 +1,107 @@
-fn main() {}
+//! `mimus`: a full-system emulator.
+//!
+//! `mimus system <guest> …` takes QEMU's command line, as does a link to this program
+//! named `mimus-system-<guest>`; the other commands are shorter ways in. This file
+//! only tells the commands apart: see [`system`] and [`try_guest`].
+
+mod argv;
+mod catalog;
+mod cli;
+mod host;
+mod logging;
+#[expect(dead_code, reason = "called by the run loop of a board")]
+mod monitor;
+#[expect(dead_code, reason = "called by the run loop of a board")]
+mod mux;
+mod preflight;
+mod qemu_options;
+mod run;
+#[expect(dead_code, reason = "called by the run loop of a board")]
+mod signals;
+mod system;
+#[expect(dead_code, reason = "called by the run loop of a board")]
+mod terminal;
+mod try_guest;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use mimus_machines::boot::SUPPORTED_GUESTS;
+
+const USAGE: &str = "\
+mimus: a full-system emulator
+
+usage:
+  mimus try <guest>                 fetch a ready-made Linux and boot it to a shell
+  mimus system <guest> [options]    run a machine; the options are QEMU's, with one dash or two
+  mimus system <guest> -help        the options
+  mimus -version                    the version
+
+A link to mimus named mimus-system-<guest> behaves as `mimus system <guest>`.
+";
+
+fn main() -> ExitCode {
+    terminal::restore_on_panic();
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    let rest: Vec<OsString> = args.collect();
+    let result = match linked_guest(&program) {
+        Some(guest) => system::main(&guest, rest),
+        None => command(rest),
+    };
+    terminal::restore();
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            // One line: the chain of causes, outermost first.
+            eprintln!("mimus: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The guest in `mimus-system-<guest>`, if that is the name the program was called by.
+fn linked_guest(program: &OsString) -> Option<String> {
+    let name = Path::new(program).file_name()?.to_str()?;
+    Some(name.strip_prefix("mimus-system-")?.to_owned())
+}
+
+fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    let mut rest = rest.into_iter();
+    let Some(first) = rest.next() else {
+        print!("{USAGE}\nguests: {}\n", SUPPORTED_GUESTS.join(", "));
+        return Ok(ExitCode::SUCCESS);
+    };
+    match first.to_str().unwrap_or_default() {
+        "system" => match rest.next() {
+            Some(guest) => system::main(&guest.to_string_lossy(), rest.collect()),
+            None => anyhow::bail!(
+                "system: the guest is missing: mimus system riscv64 -help (guests: {})",
+                SUPPORTED_GUESTS.join(", ")
+            ),
+        },
+        "try" => try_guest::main(rest.collect()),
+        "help" | "-help" | "--help" | "-h" => {
+            print!("{USAGE}\nguests: {}\n", SUPPORTED_GUESTS.join(", "));
+            Ok(ExitCode::SUCCESS)
+        }
+        "version" | "-version" | "--version" | "-V" => {
+            println!("{}", system::version());
+            Ok(ExitCode::SUCCESS)
+        }
+        other if other.starts_with('-') => anyhow::bail!(
+            "{other}: options of a machine come after the guest: mimus system riscv64 {other} …"
+        ),
+        other => {
+            let near = mimus_machines::config::keyval::nearest(
+                other,
+                ["system", "try", "help", "version"].into_iter(),
+            );
+            anyhow::bail!(
+                "there is no command '{other}'{}; see mimus help",
+                near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))
+            )
+        }
+    }
+}

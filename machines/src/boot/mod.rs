@@ -7,9 +7,11 @@
 //! * [`image`] tells the formats apart and loads Linux `Image` files.
 //! * [`elf`] loads ELF64 executables.
 //! * [`gzip`] decompresses with a bound.
+//! * [`files`] reads what a machine configuration names.
 //! * [`riscv`] holds the placement rules of the RISC-V `virt` board.
 
 pub mod elf;
+pub mod files;
 pub mod gzip;
 pub mod image;
 pub mod riscv;
@@ -20,6 +22,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
+pub use files::{BootFiles, Named};
 pub use image::{Kernel, KernelFormat, Segment, load_firmware, load_kernel};
 
 /// Largest kernel, initrd or firmware file that is read (4 GiB).

@@ -1,0 +1,192 @@
+//! The monitor: commands typed by a person to a running machine.
+//!
+//! Names and effects are those of QEMU's human monitor. Commands act on [`Control`], which
+//! the running machine implements; a command is one row of [`COMMANDS`].
+
+use mimus_machines::config::keyval::nearest;
+
+/// What the monitor can do to a machine. All calls return at once.
+pub trait Control {
+    /// Whether it runs, in a word: `running`, `paused`, `shutdown`.
+    fn status(&self) -> String;
+    /// Stops all vCPUs.
+    fn stop(&self);
+    /// Lets the vCPUs go on.
+    fn cont(&self);
+    /// Resets the machine.
+    fn reset(&self);
+    /// Asks the guest to power off.
+    fn powerdown(&self);
+    /// Ends the run.
+    fn quit(&self);
+    /// Registers of the vCPUs, or why they cannot be shown.
+    fn registers(&self) -> String;
+}
+
+/// What is printed when the monitor gets the keyboard.
+pub const GREETING: &str = "mimus monitor - type 'help' for the commands\n";
+/// Printed before each line.
+pub const PROMPT: &str = "(mimus) ";
+
+type Action = fn(&dyn Control) -> String;
+
+const COMMANDS: &[(&[&str], &str, Action)] = &[
+    (&["help", "?"], "this list", |_| help()),
+    (&["info status"], "whether the machine runs", |c| {
+        format!("VM status: {}\n", c.status())
+    }),
+    (&["info registers"], "registers of the vCPUs", |c| {
+        c.registers()
+    }),
+    (&["info version"], "the version", |_| {
+        format!("{}\n", env!("CARGO_PKG_VERSION"))
+    }),
+    (&["stop", "s"], "stop the machine", |c| done(c.stop())),
+    (&["cont", "c"], "let it go on", |c| done(c.cont())),
+    (&["system_reset"], "reset the machine", |c| done(c.reset())),
+    (&["system_powerdown"], "ask the guest to power off", |c| {
+        done(c.powerdown())
+    }),
+    (&["quit", "q"], "end mimus", |c| done(c.quit())),
+];
+
+fn done((): ()) -> String {
+    String::new()
+}
+
+fn help() -> String {
+    COMMANDS
+        .iter()
+        .map(|(names, about, _)| format!("{:<18} {about}\n", names[0]))
+        .collect()
+}
+
+/// Runs one command and returns what to print.
+pub fn execute(line: &str, control: &dyn Control) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let line = words.join(" ");
+    if line.is_empty() {
+        return String::new();
+    }
+    if line == "info" {
+        return help();
+    }
+    match COMMANDS
+        .iter()
+        .find(|(names, _, _)| names.contains(&line.as_str()))
+    {
+        Some((_, _, action)) => action(control),
+        None => {
+            let near = nearest(
+                &line,
+                COMMANDS
+                    .iter()
+                    .flat_map(|(names, _, _)| names.iter().copied()),
+            );
+            format!(
+                "there is no command '{line}'; {}\n",
+                near.map_or("type 'help' for the list".into(), |n| format!(
+                    "did you mean '{n}'?"
+                ))
+            )
+        }
+    }
+}
+
+/// Longest line kept; the rest of a longer one is dropped.
+const MAX_LINE: usize = 4096;
+
+/// A line being typed on a raw terminal.
+#[derive(Debug, Default)]
+pub struct LineEditor {
+    line: Vec<u8>,
+}
+
+impl LineEditor {
+    /// Takes a byte; echoes into `echo`; a finished line is returned.
+    pub fn feed(&mut self, byte: u8, echo: &mut Vec<u8>) -> Option<String> {
+        match byte {
+            b'\r' | b'\n' => {
+                echo.extend(b"\r\n");
+                return Some(String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned());
+            }
+            0x08 | 0x7f => {
+                if self.line.pop().is_some() {
+                    echo.extend(b"\x08 \x08");
+                }
+            }
+            // Ctrl-U and Ctrl-C: away with the line.
+            0x15 | 0x03 => {
+                for _ in self.line.drain(..) {
+                    echo.extend(b"\x08 \x08");
+                }
+            }
+            0x20..=0x7e if self.line.len() < MAX_LINE => {
+                self.line.push(byte);
+                echo.push(byte);
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Fake(RefCell<Vec<&'static str>>);
+
+    impl Control for Fake {
+        fn status(&self) -> String {
+            "running".into()
+        }
+        fn stop(&self) {
+            self.0.borrow_mut().push("stop");
+        }
+        fn cont(&self) {
+            self.0.borrow_mut().push("cont");
+        }
+        fn reset(&self) {
+            self.0.borrow_mut().push("reset");
+        }
+        fn powerdown(&self) {
+            self.0.borrow_mut().push("powerdown");
+        }
+        fn quit(&self) {
+            self.0.borrow_mut().push("quit");
+        }
+        fn registers(&self) -> String {
+            "pc 0\n".into()
+        }
+    }
+
+    #[test]
+    fn commands() {
+        let fake = Fake::default();
+        assert_eq!(execute(" info   status ", &fake), "VM status: running\n");
+        for line in ["stop", "c", "system_reset", "system_powerdown", "q"] {
+            assert_eq!(execute(line, &fake), "");
+        }
+        assert_eq!(
+            *fake.0.borrow(),
+            ["stop", "cont", "reset", "powerdown", "quit"]
+        );
+        assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));
+        assert!(execute("help", &fake).lines().count() == COMMANDS.len());
+        assert_eq!(execute("", &fake), "");
+    }
+
+    #[test]
+    fn editing() {
+        let (mut editor, mut echo) = (LineEditor::default(), Vec::new());
+        let lines: Vec<String> = b"stpo\x7f\x7fop\rxx\x15c\n"
+            .iter()
+            .filter_map(|b| editor.feed(*b, &mut echo))
+            .collect();
+        assert_eq!(lines, ["stop", "c"]);
+    }
+}

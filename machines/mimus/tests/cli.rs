@@ -1,0 +1,173 @@
+//! The program as a user calls it: messages and exit status.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn mimus(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mimus"))
+        .args(args)
+        .env_remove("RUST_BACKTRACE")
+        .output()
+        .expect("mimus starts")
+}
+
+/// The one line on standard error of a run that must fail.
+fn error(args: &[&str]) -> String {
+    let out = mimus(args);
+    let text = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert!(
+        text.starts_with("mimus: ") && !text.contains("internal error"),
+        "{text}"
+    );
+    text
+}
+
+fn system(args: &[&str]) -> String {
+    error(&[&["system", "riscv64"], args].concat())
+}
+
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("mimus-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Dir(dir)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn image(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0x13; len];
+    bytes[..64].fill(0);
+    bytes[0] = 0x6f;
+    bytes[8..16].copy_from_slice(&0x20_0000u64.to_le_bytes());
+    bytes[16..24].copy_from_slice(&(len as u64).to_le_bytes());
+    bytes[56..60].copy_from_slice(b"RSC\x05");
+    bytes
+}
+
+#[test]
+fn help_and_version_succeed() {
+    for args in [
+        &["-version"][..],
+        &["help"],
+        &["system", "riscv64", "-help"],
+        &["system", "riscv64", "--version"],
+        &["system", "riscv64", "-M", "help"],
+        &["system", "riscv64", "-cpu", "help"],
+        &["system", "riscv64", "-accel", "help"],
+        &["system", "riscv64", "-device", "help"],
+        &["system", "riscv64", "-netdev", "help"],
+        &["system", "riscv64", "-d", "help"],
+    ] {
+        let out = mimus(args);
+        assert!(
+            out.status.success() && !out.stdout.is_empty() && out.stderr.is_empty(),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
+fn a_link_names_the_guest() {
+    let dir = Dir::new("link");
+    let link = dir.0.join("mimus-system-riscv64");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mimus"), &link).unwrap();
+    let out = Command::new(&link).arg("-help").output().unwrap();
+    assert!(
+        out.status.success()
+            && String::from_utf8_lossy(&out.stdout).contains("mimus system riscv64")
+    );
+}
+
+#[test]
+fn bad_kernels() {
+    let dir = Dir::new("kernels");
+    let mut elf = vec![0u8; 128];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf[18] = 62;
+    let mut short = image(1 << 20);
+    short.truncate(1000);
+    let cases = [
+        (
+            dir.0.join("none").to_str().unwrap().to_owned(),
+            "no such file",
+        ),
+        (dir.file("empty", b""), "is empty"),
+        (
+            dir.file("x86", &elf),
+            "is an x86-64 ELF; this is mimus system riscv64: use ",
+        ),
+        (dir.file("short", &short), "truncated"),
+        (dir.file("text", b"hello hello hello\n"), "not a kernel"),
+        (dir.0.to_str().unwrap().to_owned(), "is a directory"),
+    ];
+    for (path, says) in cases {
+        let text = system(&["-kernel", &path]);
+        assert!(
+            text.contains(says) && text.contains("-kernel "),
+            "{says}: {text}"
+        );
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit() {
+    let dir = Dir::new("sizes");
+    let kernel = dir.file("Image", &image(1 << 20));
+    let initrd = dir.file("initrd", &vec![1; 40 << 20]);
+    let text = system(&["-m", "32M", "-kernel", &kernel, "-initrd", &initrd]);
+    assert!(
+        text.contains("it has 40 MiB") && text.contains("use -m "),
+        "{text}"
+    );
+    assert!(system(&["-m", "1", "-kernel", &kernel]).contains("-m 512M"));
+    assert!(system(&["-m", "1000T", "-kernel", &kernel]).contains("this host has"));
+}
+
+#[test]
+fn bad_options() {
+    for (args, says) in [
+        (
+            &["-spice", "port=1"][..],
+            "-spice is an option of QEMU that mimus does not have (yet): ",
+        ),
+        (&["-nographics"], "did you mean -nographic?"),
+        (&["-M", "vitr", "-kernel", "x"], "did you mean virt?"),
+        (&["-accel", "kmv"], "did you mean kvm?"),
+        (&["-smp", "0"], "from 1 to"),
+        (&["-display", "gtk"], "-nographic"),
+        (&["-drive", "file=/nonexistent.img"], "truncate -s"),
+        (&["-kernel"], "its value is missing"),
+        (&[], "-kernel FILE"),
+    ] {
+        let text = system(args);
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    assert!(error(&["system", "riscv46"]).contains("did you mean riscv64?"));
+    assert!(error(&["sytem"]).contains("did you mean system?"));
+}
+
+#[test]
+fn a_busy_port() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let forward = format!(
+        "user,hostfwd=tcp:127.0.0.1:{}-:22",
+        listener.local_addr().unwrap().port()
+    );
+    assert!(system(&["-nic", &forward, "-kernel", "x"]).contains("in use"));
+}
