@@ -39,7 +39,14 @@ pub(super) fn request(link: &mut Link, net: &Net4, target: Ipv4Addr) {
     send(link, ArpOperation::Request, net.host, EthernetAddress::BROADCAST, unknown, target);
 }
 
-fn send(link: &mut Link, operation: ArpOperation, source: Ipv4Addr, to: EthernetAddress, target_mac: EthernetAddress, target: Ipv4Addr) {
+fn send(
+    link: &mut Link,
+    operation: ArpOperation,
+    source: Ipv4Addr,
+    to: EthernetAddress,
+    target_mac: EthernetAddress,
+    target: Ipv4Addr,
+) {
     let repr = ArpRepr::EthernetIpv4 {
         operation,
         source_hardware_addr: link.mac,

@@ -176,11 +176,15 @@ impl Net {
             ("tftp-server-name", &config.tftp_server_name),
         ] {
             if value.as_ref().is_some_and(|v| v.len() > 255) {
-                return Err(format!("netdev user: {name} is longer than the 255 bytes of a DHCP option"));
+                return Err(format!(
+                    "netdev user: {name} is longer than the 255 bytes of a DHCP option"
+                ));
             }
         }
         if config.bootfile.as_ref().is_some_and(|b| b.len() > 127) {
-            return Err("netdev user: bootfile is longer than the 127 bytes of its DHCP field".into());
+            return Err(
+                "netdev user: bootfile is longer than the 127 bytes of its DHCP field".into()
+            );
         }
         Ok(Net {
             v4,
@@ -273,7 +277,9 @@ impl Net {
     pub fn is_ours(&self, addr: IpAddr) -> bool {
         match addr {
             IpAddr::V4(a) => self.v4.is_some_and(|n| a == n.host || a == n.dns),
-            IpAddr::V6(a) => self.v6.is_some_and(|n| a == n.host || a == n.dns || a == LINK_LOCAL_GATEWAY),
+            IpAddr::V6(a) => {
+                self.v6.is_some_and(|n| a == n.host || a == n.dns || a == LINK_LOCAL_GATEWAY)
+            }
         }
     }
 }
@@ -296,12 +302,17 @@ fn net4(config: &UserNetConfig) -> Result<Net4, String> {
     };
     for (name, addr) in [("host", this.host), ("dns", this.dns), ("dhcpstart", this.dhcpstart)] {
         if !this.contains(addr) || addr == this.net || addr == this.broadcast() {
-            return Err(format!("netdev user: {name}={addr} is not a host address of net {net}/{}; give one that is",
-                mask.to_bits().count_ones()));
+            return Err(format!(
+                "netdev user: {name}={addr} is not a host address of net {net}/{}; give one that is",
+                mask.to_bits().count_ones()
+            ));
         }
     }
     if this.host == this.dns || this.dhcpstart == this.host || this.dhcpstart == this.dns {
-        return Err(format!("netdev user: host={}, dns={} and dhcpstart={} must differ", this.host, this.dns, this.dhcpstart));
+        return Err(format!(
+            "netdev user: host={}, dns={} and dhcpstart={} must differ",
+            this.host, this.dns, this.dhcpstart
+        ));
     }
     Ok(this)
 }
@@ -309,7 +320,8 @@ fn net4(config: &UserNetConfig) -> Result<Net4, String> {
 /// `a.b.c.d`, `a.b.c.d/bits` or `a.b.c.d/netmask`; without a mask, the
 /// address's class decides, as in QEMU.
 fn parse_net(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), String> {
-    let bad = || format!("netdev user: net={text} is not an IPv4 network; write it like 10.0.2.0/24");
+    let bad =
+        || format!("netdev user: net={text} is not an IPv4 network; write it like 10.0.2.0/24");
     let (addr, mask) = match text.split_once('/') {
         Some((addr, mask)) => (addr, Some(mask)),
         None => (text, None),
@@ -339,7 +351,9 @@ fn parse_net(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), String> {
 fn net6(config: &UserNetConfig) -> Result<Net6, String> {
     let prefixlen = config.ipv6_prefixlen.unwrap_or(64);
     if !(4..=126).contains(&prefixlen) {
-        return Err(format!("netdev user: ipv6-prefixlen={prefixlen} is not between 4 and 126; use 64"));
+        return Err(format!(
+            "netdev user: ipv6-prefixlen={prefixlen} is not between 4 and 126; use 64"
+        ));
     }
     let given = config.ipv6_prefix.unwrap_or(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0));
     let prefix = given.to_bits() & (u128::MAX << (128 - u32::from(prefixlen)));
@@ -351,11 +365,17 @@ fn net6(config: &UserNetConfig) -> Result<Net6, String> {
     };
     for (name, addr) in [("ipv6-host", this.host), ("ipv6-dns", this.dns)] {
         if !this.contains(addr) || addr.is_multicast() {
-            return Err(format!("netdev user: {name}={addr} is not in {}/{prefixlen}; give an address that is", this.prefix));
+            return Err(format!(
+                "netdev user: {name}={addr} is not in {}/{prefixlen}; give an address that is",
+                this.prefix
+            ));
         }
     }
     if this.host == this.dns {
-        return Err(format!("netdev user: ipv6-host and ipv6-dns are both {}; they must differ", this.host));
+        return Err(format!(
+            "netdev user: ipv6-host and ipv6-dns are both {}; they must differ",
+            this.host
+        ));
     }
     Ok(this)
 }

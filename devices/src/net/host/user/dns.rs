@@ -60,7 +60,13 @@ impl DnsForwarder {
     }
 
     /// A query of the guest.
-    pub fn query(&mut self, env: &mut Env, guest: SocketAddr, forwarder: SocketAddr, question: &[u8]) {
+    pub fn query(
+        &mut self,
+        env: &mut Env,
+        guest: SocketAddr,
+        forwarder: SocketAddr,
+        question: &[u8],
+    ) {
         // Shorter than a header (RFC 1035, 4.1.1) or a response: not a query.
         if question.len() < 12 || question.len() > MAX_QUERY || question[2] & 0x80 != 0 {
             return;
@@ -77,7 +83,14 @@ impl DnsForwarder {
     }
 
     /// Asks the first resolver left that can be asked.
-    fn ask(&mut self, env: &mut Env, guest: SocketAddr, forwarder: SocketAddr, question: Vec<u8>, mut left: Vec<SocketAddr>) {
+    fn ask(
+        &mut self,
+        env: &mut Env,
+        guest: SocketAddr,
+        forwarder: SocketAddr,
+        question: Vec<u8>,
+        mut left: Vec<SocketAddr>,
+    ) {
         while let Some(server) = left.pop() {
             let id = env.next_id();
             let Ok(socket) = open(server) else { continue };
@@ -117,7 +130,8 @@ impl DnsForwarder {
 
     /// Turns to the next resolver where one is silent.
     pub fn expire(&mut self, env: &mut Env) {
-        let due: Vec<u64> = self.queries.iter().filter(|(_, q)| q.deadline <= env.now).map(|(id, _)| *id).collect();
+        let due: Vec<u64> =
+            self.queries.iter().filter(|(_, q)| q.deadline <= env.now).map(|(id, _)| *id).collect();
         due.into_iter().for_each(|id| self.next(env, id));
     }
 

@@ -69,7 +69,15 @@ impl Env {
             .map_err(|e| format!("netdev user: cannot create an event queue: {e}"))?;
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let max_sockets = limit.map_or(1024, |n| (n / 4).clamp(8, 1024) as usize);
-        Ok(Env { net, link, now: Instant::ZERO, max_sockets, epoll, ids: 0, random: RandomState::new() })
+        Ok(Env {
+            net,
+            link,
+            now: Instant::ZERO,
+            max_sockets,
+            epoll,
+            ids: 0,
+            random: RandomState::new(),
+        })
     }
 
     /// A fresh identifier for a [`Token`].

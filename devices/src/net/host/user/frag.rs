@@ -31,12 +31,22 @@ impl Reassembly {
     }
 
     /// Adds a fragment; returns the payload it completes.
-    pub fn add(&mut self, now: Instant, ip: IpInfo, id: u32, offset: usize, more: bool, data: &[u8]) -> Option<Vec<u8>> {
+    pub fn add(
+        &mut self,
+        now: Instant,
+        ip: IpInfo,
+        id: u32,
+        offset: usize,
+        more: bool,
+        data: &[u8],
+    ) -> Option<Vec<u8>> {
         let end = offset + data.len();
         if end > MAX_PAYLOAD || data.is_empty() || (more && data.len() % 8 != 0) {
             return None;
         }
-        let same = |p: &Partial| p.id == id && (p.ip.src, p.ip.dst, p.ip.proto) == (ip.src, ip.dst, ip.proto);
+        let same = |p: &Partial| {
+            p.id == id && (p.ip.src, p.ip.dst, p.ip.proto) == (ip.src, ip.dst, ip.proto)
+        };
         let at = self.partials.iter().position(same).unwrap_or_else(|| {
             if self.partials.len() >= DATAGRAMS {
                 self.partials.remove(0);

@@ -1,8 +1,8 @@
 //! `hostfwd`: ports of the host that lead into the guest.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::fmt;
 
 use super::config::Net;
 
@@ -44,7 +44,9 @@ impl HostFwd {
     /// the host, an empty guest address the first one DHCP gives out.
     pub fn parse(text: &str, net: &Net) -> Result<HostFwd, String> {
         let (proto, host, guest) = split(text).ok_or_else(|| {
-            format!("hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport-[guestaddr]:guestport")
+            format!(
+                "hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport-[guestaddr]:guestport"
+            )
         })?;
         let host = endpoint(host, text, "host", true)?;
         let guest = endpoint(guest, text, "guest", false)?;
@@ -57,7 +59,9 @@ impl HostFwd {
             IpAddr::V6(a) => net.v6.is_some_and(|n| n.contains(a)),
         };
         if !known || net.is_ours(guest_ip) {
-            return Err(format!("hostfwd {text}: {guest_ip} is not a guest's address in this network"));
+            return Err(format!(
+                "hostfwd {text}: {guest_ip} is not a guest's address in this network"
+            ));
         }
         let host_ip = host.0.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         Ok(HostFwd { proto, host: (host_ip, host.1).into(), guest: (guest_ip, guest.1).into() })
@@ -66,9 +70,10 @@ impl HostFwd {
     /// Parses `tcp|udp:[hostaddr]:hostport`, the name of a forwarding.
     pub fn parse_host(text: &str) -> Result<(Proto, SocketAddr), String> {
         // The same grammar with a guest side that is left out.
-        let (proto, host, _) = split(&format!("{text}-"))
-            .map(|(p, h, _)| (p, h.to_owned(), ()))
-            .ok_or_else(|| format!("hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport"))?;
+        let (proto, host, _) =
+            split(&format!("{text}-")).map(|(p, h, _)| (p, h.to_owned(), ())).ok_or_else(|| {
+                format!("hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport")
+            })?;
         let (ip, port) = endpoint(&host, text, "host", true)?;
         Ok((proto, (ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port).into()))
     }
@@ -89,11 +94,12 @@ impl HostFwd {
             ErrorKind::AddrInUse => {
                 format!("hostfwd {self}: address already in use; pick another host port")
             }
-            ErrorKind::PermissionDenied => format!(
-                "hostfwd {self}: permission denied; pick a host port of 1024 or above"
-            ),
+            ErrorKind::PermissionDenied => {
+                format!("hostfwd {self}: permission denied; pick a host port of 1024 or above")
+            }
             ErrorKind::AddrNotAvailable => format!(
-                "hostfwd {self}: the host has no address {}; use one it has", self.host.ip()
+                "hostfwd {self}: the host has no address {}; use one it has",
+                self.host.ip()
             ),
             _ => format!("hostfwd {self}: cannot listen: {e}"),
         }
@@ -111,7 +117,12 @@ fn split(text: &str) -> Option<(Proto, &str, &str)> {
     Some((proto, host, guest))
 }
 
-fn endpoint(part: &str, text: &str, side: &str, zero_ok: bool) -> Result<(Option<IpAddr>, u16), String> {
+fn endpoint(
+    part: &str,
+    text: &str,
+    side: &str,
+    zero_ok: bool,
+) -> Result<(Option<IpAddr>, u16), String> {
     let bad = |what: &str| format!("hostfwd {text}: bad {side} {what} in '{part}'");
     let (addr, port) = part.rsplit_once(':').ok_or_else(|| bad("port (it is missing)"))?;
     let addr = addr.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(addr);

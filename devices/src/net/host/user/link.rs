@@ -22,7 +22,7 @@ const WAITING: usize = 32;
 
 /// Hands one frame to the guest; `false` refuses it until
 /// [`guest_can_receive`](super::UserNet::guest_can_receive).
-pub type Deliver = Box<dyn Fn(&[u8]) -> bool + Send>;
+pub(super) type Deliver = Box<dyn Fn(&[u8]) -> bool + Send>;
 
 pub(super) struct Link {
     deliver: Deliver,
@@ -162,24 +162,28 @@ impl Link {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let step = (MTU - 20) & !7;
                 let whole = payload.len() <= MTU - 20;
-                self.pieces(payload, if whole { MTU - 20 } else { step }, |link, at, piece, more| {
-                    let ident = link.ident;
-                    link.send_ip(dst.into(), 20 + piece.len(), |b| {
-                        let mut p = Ipv4Packet::new_unchecked(b);
-                        p.set_version(4);
-                        p.set_header_len(20);
-                        p.set_total_len((20 + piece.len()) as u16);
-                        p.set_ident(ident);
-                        p.set_more_frags(more);
-                        p.set_frag_offset(at as u16);
-                        p.set_hop_limit(64);
-                        p.set_next_header(proto);
-                        p.set_src_addr(src);
-                        p.set_dst_addr(dst);
-                        p.fill_checksum();
-                        p.payload_mut().copy_from_slice(piece);
-                    });
-                });
+                self.pieces(
+                    payload,
+                    if whole { MTU - 20 } else { step },
+                    |link, at, piece, more| {
+                        let ident = link.ident;
+                        link.send_ip(dst.into(), 20 + piece.len(), |b| {
+                            let mut p = Ipv4Packet::new_unchecked(b);
+                            p.set_version(4);
+                            p.set_header_len(20);
+                            p.set_total_len((20 + piece.len()) as u16);
+                            p.set_ident(ident);
+                            p.set_more_frags(more);
+                            p.set_frag_offset(at as u16);
+                            p.set_hop_limit(64);
+                            p.set_next_header(proto);
+                            p.set_src_addr(src);
+                            p.set_dst_addr(dst);
+                            p.fill_checksum();
+                            p.payload_mut().copy_from_slice(piece);
+                        });
+                    },
+                );
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 let whole = payload.len() <= MTU - 40;
@@ -209,7 +213,12 @@ impl Link {
         }
     }
 
-    fn pieces(&mut self, payload: &[u8], step: usize, mut send: impl FnMut(&mut Link, usize, &[u8], bool)) {
+    fn pieces(
+        &mut self,
+        payload: &[u8],
+        step: usize,
+        mut send: impl FnMut(&mut Link, usize, &[u8], bool),
+    ) {
         if payload.is_empty() {
             return send(self, 0, payload, false);
         }

@@ -19,9 +19,9 @@ mod ndp;
 mod stack;
 mod tcp_flow;
 mod tcp_nat;
-mod udp_nat;
 #[cfg(test)]
 mod tests;
+mod udp_nat;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -33,7 +33,8 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, eventfd};
 
 pub use config::{ListString, UserNetConfig};
-pub use link::Deliver;
+
+use mimus_core::backend::net::{MAX_FRAME, NetBackend, NetReceiver};
 
 use config::Net;
 use hostfwd::{HostFwd, Listener, Proto};
@@ -43,8 +44,6 @@ use stack::Stack;
 /// dropped, as a card drops what the wire does not take.
 const INBOX_FRAMES: usize = 4096;
 const INBOX_BYTES: usize = 8 << 20;
-/// Largest frame taken: 64 KiB of IP behind an Ethernet header.
-const MAX_FRAME: usize = 65536 + 14;
 
 /// What the stack's thread is told.
 enum Command {
@@ -67,12 +66,20 @@ struct Shared {
     can_receive: AtomicBool,
     stop: AtomicBool,
     dropped: AtomicU64,
+    /// Who takes the frames for the guest; without anyone they are kept.
+    receiver: Mutex<Option<Arc<NetReceiver>>>,
     wake: OwnedFd,
 }
 
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Offers a frame to the guest.
+    fn deliver(&self, frame: &[u8]) -> bool {
+        let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        receiver.is_some_and(|r| r(frame))
     }
 
     fn wake(&self) {
@@ -98,7 +105,15 @@ impl UserNet {
     /// `deliver` gets each frame for the guest, on the network's thread. When
     /// it returns `false` the frame is kept and offered again after
     /// [`guest_can_receive`](Self::guest_can_receive).
-    pub fn new(config: UserNetConfig, deliver: Deliver) -> Result<UserNet, String> {
+    pub fn new(config: UserNetConfig, deliver: NetReceiver) -> Result<UserNet, String> {
+        let this = UserNet::open(config)?;
+        this.set_receiver(deliver);
+        Ok(this)
+    }
+
+    /// As [`new`](Self::new), with the receiver to come by
+    /// [`NetBackend::set_receiver`].
+    pub fn open(config: UserNetConfig) -> Result<UserNet, String> {
         let net = Net::new(&config)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| format!("netdev user: cannot create an event counter: {e}"))?;
@@ -108,15 +123,16 @@ impl UserNet {
             can_receive: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
+            receiver: Mutex::default(),
             wake,
         });
         let mut forwards = Vec::new();
         for fwd in net.hostfwds(&config)? {
-            let (fwd, listener) = open(fwd)?;
+            let (fwd, listener) = listen(fwd)?;
             shared.inbox().commands.push(Command::Add(fwd, listener));
             forwards.push(fwd);
         }
-        let mut stack = Stack::new(net.clone(), deliver, Arc::clone(&shared))?;
+        let mut stack = Stack::new(net.clone(), Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()
             .name("net-user".into())
             .spawn(move || stack.run())
@@ -158,7 +174,7 @@ impl UserNet {
     /// Adds a forwarding at run time; returns the host address it listens on
     /// (a host port of 0 lets the host choose).
     pub fn add_hostfwd(&self, text: &str) -> Result<SocketAddr, String> {
-        let (fwd, listener) = open(HostFwd::parse(text, &self.net)?)?;
+        let (fwd, listener) = listen(HostFwd::parse(text, &self.net)?)?;
         self.hostfwds_mut().push(fwd);
         self.shared.inbox().commands.push(Command::Add(fwd, listener));
         self.shared.wake();
@@ -192,7 +208,7 @@ impl UserNet {
 }
 
 /// Opens a forwarding's port and fills in the port the host chose.
-fn open(mut fwd: HostFwd) -> Result<(HostFwd, Listener), String> {
+fn listen(mut fwd: HostFwd) -> Result<(HostFwd, Listener), String> {
     let listener = fwd.listen()?;
     let local = match &listener {
         Listener::Tcp(l) => l.local_addr(),
@@ -200,6 +216,31 @@ fn open(mut fwd: HostFwd) -> Result<(HostFwd, Listener), String> {
     };
     fwd.host = local.unwrap_or(fwd.host);
     Ok((fwd, listener))
+}
+
+impl NetBackend for UserNet {
+    fn send(&self, frame: &[u8]) {
+        UserNet::send(self, frame);
+    }
+
+    fn set_receiver(&self, receiver: NetReceiver) {
+        let mut slot = self.shared.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(Arc::new(receiver));
+        drop(slot);
+        self.guest_can_receive();
+    }
+
+    fn receive_ready(&self) {
+        self.guest_can_receive();
+    }
+
+    fn describe(&self) -> String {
+        let v4 = self.net.v4.map(|n| format!("net={},host={}", n.net, n.host));
+        let v6 = self.net.v6.map(|n| format!("ipv6-host={}", n.host));
+        let parts: Vec<String> = v4.into_iter().chain(v6).collect();
+        let restrict = if self.net.restrict { "on" } else { "off" };
+        format!("user: {},restrict={restrict}", parts.join(","))
+    }
 }
 
 impl Drop for UserNet {

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 
 use rustix::event::epoll::{Event, EventFlags};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket,
+};
 
 use super::arp;
 use super::config::{Net, Target};
@@ -17,7 +19,7 @@ use super::env::{Env, IpInfo, Token};
 use super::frag::Reassembly;
 use super::hostfwd::{HostFwd, Listener, Proto};
 use super::icmp::{self, Pings};
-use super::link::{Deliver, ETH, Link};
+use super::link::{ETH, Link};
 use super::ndp;
 use super::tcp_nat::TcpNat;
 use super::udp_nat::UdpNat;
@@ -52,7 +54,9 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    pub fn new(net: Net, deliver: Deliver, shared: Arc<Shared>) -> Result<Stack, String> {
+    pub fn new(net: Net, shared: Arc<Shared>) -> Result<Stack, String> {
+        let guest = Arc::clone(&shared);
+        let deliver = Box::new(move |frame: &[u8]| guest.deliver(frame));
         let o = net.v4.map_or([10, 0, 2, 2], |n| n.host.octets());
         let mac = EthernetAddress([0x52, 0x55, o[0], o[1], o[2], o[3]]);
         let dns = DnsForwarder::new(net.dns_servers.clone());
@@ -195,7 +199,9 @@ impl Stack {
                     Err(e) => log::error!("hostfwd {fwd}: cannot watch the port: {e}"),
                 }
             }
-            Command::Add(fwd, Listener::Udp(socket)) => self.udp.add_forward(&mut self.env, fwd, socket),
+            Command::Add(fwd, Listener::Udp(socket)) => {
+                self.udp.add_forward(&mut self.env, fwd, socket)
+            }
             Command::Remove(Proto::Tcp, host, reply) => {
                 let before = self.listeners.len();
                 self.listeners.retain(|l| l.fwd.host != host);
@@ -263,7 +269,11 @@ impl Stack {
                 let at = ETH + usize::from(packet.header_len());
                 let end = ETH + usize::from(packet.total_len());
                 let piece = (packet.more_frags() || packet.frag_offset() != 0).then(|| {
-                    (u32::from(packet.ident()), usize::from(packet.frag_offset()), packet.more_frags())
+                    (
+                        u32::from(packet.ident()),
+                        usize::from(packet.frag_offset()),
+                        packet.more_frags(),
+                    )
                 });
                 frame.truncate(end);
                 self.ip(ip, src, frame, at, piece);
@@ -284,9 +294,15 @@ impl Stack {
                 let mut piece = None;
                 // Other extension headers have no business at this gateway.
                 if ip.proto == IpProtocol::Ipv6Frag {
-                    let Some(&[next, _, hi, lo, i0, i1, i2, i3]) = frame[at..].first_chunk() else { return };
+                    let Some(&[next, _, hi, lo, i0, i1, i2, i3]) = frame[at..].first_chunk() else {
+                        return;
+                    };
                     let field = u16::from_be_bytes([hi, lo]);
-                    piece = Some((u32::from_be_bytes([i0, i1, i2, i3]), usize::from(field & !7), field & 1 != 0));
+                    piece = Some((
+                        u32::from_be_bytes([i0, i1, i2, i3]),
+                        usize::from(field & !7),
+                        field & 1 != 0,
+                    ));
                     ip.proto = next.into();
                     at += 8;
                 }
@@ -298,7 +314,14 @@ impl Stack {
 
     /// An IP packet whose payload starts at `at`; `piece` is its fragment's
     /// identification, offset in bytes, and whether more follow.
-    fn ip(&mut self, ip: IpInfo, mac: EthernetAddress, frame: Vec<u8>, at: usize, piece: Option<(u32, usize, bool)>) {
+    fn ip(
+        &mut self,
+        ip: IpInfo,
+        mac: EthernetAddress,
+        frame: Vec<u8>,
+        at: usize,
+        piece: Option<(u32, usize, bool)>,
+    ) {
         if ip.src.is_multicast() || ip.src.is_loopback() || self.env.net.is_ours(ip.src) {
             return;
         }
@@ -351,9 +374,10 @@ impl Stack {
             return;
         }
         match self.env.net.classify(ip.dst) {
-            Target::Dns if dst.port() == 53 => self.dns.query(&mut self.env, src, dst, udp.payload()),
+            Target::Dns if dst.port() == 53 => {
+                self.dns.query(&mut self.env, src, dst, udp.payload())
+            }
             target => self.udp.output(&mut self.env, ip, src, dst, target, packet, udp.payload()),
         }
     }
 }
-

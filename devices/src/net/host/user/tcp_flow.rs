@@ -62,7 +62,14 @@ pub(super) struct Flow {
 impl Flow {
     /// A flow whose host end is connected. `buffer` is the size in bytes of
     /// each of its two buffers.
-    pub fn new(key: FlowKey, host: TcpStream, buffer: usize, seed: u64, now: Instant, link: &mut Link) -> Flow {
+    pub fn new(
+        key: FlowKey,
+        host: TcpStream,
+        buffer: usize,
+        seed: u64,
+        now: Instant,
+        link: &mut Link,
+    ) -> Flow {
         // Latency is the guest's own business: it has its own Nagle.
         let _ = host.set_nodelay(true);
         let mut config = Config::new(HardwareAddress::Ip);
@@ -70,10 +77,8 @@ impl Flow {
         let mut rx = VecDeque::new();
         let mut iface = Interface::new(config, &mut Port::new(&mut rx, link, key.guest.ip()), now);
         iface.set_any_ip(true);
-        let mut socket = Socket::new(
-            SocketBuffer::new(vec![0; buffer]),
-            SocketBuffer::new(vec![0; buffer]),
-        );
+        let mut socket =
+            Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
         // The wire to the guest does not congest: it says when it is full.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
@@ -274,8 +279,14 @@ impl<'a> Port<'a> {
 }
 
 impl Device for Port<'_> {
-    type RxToken<'t> = RxToken where Self: 't;
-    type TxToken<'t> = TxToken<'t> where Self: 't;
+    type RxToken<'t>
+        = RxToken
+    where
+        Self: 't;
+    type TxToken<'t>
+        = TxToken<'t>
+    where
+        Self: 't;
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut caps = DeviceCapabilities::default();

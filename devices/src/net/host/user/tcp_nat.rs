@@ -12,9 +12,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use smoltcp::time::Instant;
-use smoltcp::wire::{
-    IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr,
-};
+use smoltcp::wire::{IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr};
 
 use super::config::Target;
 use super::env::{Env, IpInfo, Token};
@@ -50,7 +48,14 @@ pub(super) struct TcpNat {
 
 impl TcpNat {
     /// Takes a TCP segment of the guest; `tcp_at` is where it starts in `frame`.
-    pub fn input(&mut self, env: &mut Env, ip: IpInfo, frame: Vec<u8>, tcp_at: usize, dns: &[SocketAddr]) {
+    pub fn input(
+        &mut self,
+        env: &mut Env,
+        ip: IpInfo,
+        frame: Vec<u8>,
+        tcp_at: usize,
+        dns: &[SocketAddr],
+    ) {
         let Ok(segment) = TcpPacket::new_checked(&frame[tcp_at..]) else { return };
         let key = FlowKey {
             guest: (ip.src, segment.src_port()).into(),
@@ -77,7 +82,14 @@ impl TcpNat {
         }
     }
 
-    fn open(&mut self, env: &mut Env, key: FlowKey, syn: Vec<u8>, tcp_at: usize, dns: &[SocketAddr]) {
+    fn open(
+        &mut self,
+        env: &mut Env,
+        key: FlowKey,
+        syn: Vec<u8>,
+        tcp_at: usize,
+        dns: &[SocketAddr],
+    ) {
         let port = key.remote.port();
         let targets: VecDeque<SocketAddr> = match env.net.classify(key.remote.ip()) {
             Target::Host(a) | Target::Gateway(a) => [SocketAddr::new(a, port)].into(),
@@ -91,7 +103,15 @@ impl TcpNat {
     }
 
     /// Starts connecting to the first of `targets` that takes it.
-    fn try_next(&mut self, env: &mut Env, id: Option<u64>, key: FlowKey, syn: Vec<u8>, tcp_at: usize, mut targets: VecDeque<SocketAddr>) {
+    fn try_next(
+        &mut self,
+        env: &mut Env,
+        id: Option<u64>,
+        key: FlowKey,
+        syn: Vec<u8>,
+        tcp_at: usize,
+        mut targets: VecDeque<SocketAddr>,
+    ) {
         let mut last = Errno::CONNREFUSED;
         while let Some(target) = targets.pop_front() {
             match start_connect(target) {
@@ -101,7 +121,8 @@ impl TcpNat {
                         break;
                     }
                     self.by_key.insert(key, id);
-                    self.entries.insert(id, Entry::Pending(Pending { key, host, syn, tcp_at, targets }));
+                    self.entries
+                        .insert(id, Entry::Pending(Pending { key, host, syn, tcp_at, targets }));
                     return;
                 }
                 Err(e) => last = e,
@@ -233,7 +254,9 @@ impl TcpNat {
                 Ok((_, Turn::Again)) => self.mark(id),
                 Ok((at, Turn::Idle)) => self.set_timer(id, at, env),
                 Err(_) => {
-                    log::error!("netdev user: a TCP flow failed on what the guest sent; it is closed");
+                    log::error!(
+                        "netdev user: a TCP flow failed on what the guest sent; it is closed"
+                    );
                     if let Some(Entry::Open(flow)) = self.take(id) {
                         flow.kill();
                     }
@@ -278,12 +301,6 @@ impl TcpNat {
 
     fn remove(&mut self, id: u64) {
         self.take(id);
-    }
-
-    /// Number of flows, being set up or open.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.entries.len()
     }
 }
 

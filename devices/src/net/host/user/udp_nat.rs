@@ -50,28 +50,45 @@ impl UdpNat {
             return;
         }
         self.forwards.push(id);
-        self.mappings.insert(id, Mapping {
-            guest: fwd.guest,
-            socket,
-            last: env.now,
-            readable: false,
-            forward: Some(fwd.host),
-            peers: VecDeque::new(),
-        });
+        self.mappings.insert(
+            id,
+            Mapping {
+                guest: fwd.guest,
+                socket,
+                last: env.now,
+                readable: false,
+                forward: Some(fwd.host),
+                peers: VecDeque::new(),
+            },
+        );
         self.event(id);
     }
 
     pub fn remove_forward(&mut self, host: SocketAddr) -> bool {
-        let found = self.forwards.iter().position(|id| self.mappings.get(id).is_some_and(|m| m.forward == Some(host)));
+        let found = self
+            .forwards
+            .iter()
+            .position(|id| self.mappings.get(id).is_some_and(|m| m.forward == Some(host)));
         found.map(|at| self.mappings.remove(&self.forwards.remove(at))).is_some()
     }
 
     /// A datagram of the guest; `packet` is the IP packet it came in.
     #[allow(clippy::too_many_arguments)]
-    pub fn output(&mut self, env: &mut Env, ip: IpInfo, src: SocketAddr, dst: SocketAddr, target: Target, packet: &[u8], data: &[u8]) {
+    pub fn output(
+        &mut self,
+        env: &mut Env,
+        ip: IpInfo,
+        src: SocketAddr,
+        dst: SocketAddr,
+        target: Target,
+        packet: &[u8],
+        data: &[u8],
+    ) {
         // An answer leaves by the port its question came in by.
         for m in self.forwards.iter().filter_map(|id| self.mappings.get(id)) {
-            if m.guest == src && let Some((_, peer)) = m.peers.iter().find(|(seen, _)| *seen == dst) {
+            if m.guest == src
+                && let Some((_, peer)) = m.peers.iter().find(|(seen, _)| *seen == dst)
+            {
                 let _ = m.socket.send_to(data, peer);
                 return;
             }
@@ -112,12 +129,20 @@ impl UdpNat {
         env.watch(&socket, Token::Udp(id)).ok()?;
         self.by_guest.insert(guest, id);
         self.next_sweep.get_or_insert(env.now + IDLE);
-        let mapping = Mapping { guest, socket, last: env.now, readable: false, forward: None, peers: VecDeque::new() };
+        let mapping = Mapping {
+            guest,
+            socket,
+            last: env.now,
+            readable: false,
+            forward: None,
+            peers: VecDeque::new(),
+        };
         Some(self.mappings.entry(id).or_insert(mapping))
     }
 
     fn evict_oldest(&mut self) {
-        let oldest = self.by_guest.iter().min_by_key(|(_, id)| self.mappings.get(id).map(|m| m.last));
+        let oldest =
+            self.by_guest.iter().min_by_key(|(_, id)| self.mappings.get(id).map(|m| m.last));
         if let Some((&guest, &id)) = oldest {
             self.by_guest.remove(&guest);
             self.mappings.remove(&id);
@@ -165,7 +190,12 @@ impl UdpNat {
         let dead = |m: &Mapping| m.forward.is_none() && m.last + IDLE <= now;
         self.mappings.retain(|_, m| !dead(m));
         self.by_guest.retain(|_, id| self.mappings.contains_key(id));
-        self.next_sweep = self.by_guest.values().filter_map(|id| self.mappings.get(id)).map(|m| m.last + IDLE).min();
+        self.next_sweep = self
+            .by_guest
+            .values()
+            .filter_map(|id| self.mappings.get(id))
+            .map(|m| m.last + IDLE)
+            .min();
     }
 
     pub fn next_timer(&self) -> Option<Instant> {
