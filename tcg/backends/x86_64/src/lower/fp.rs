@@ -431,7 +431,7 @@ impl Lower<'_> {
 }
 
 /// Whether an operation's result is a floating-point value.
-pub(super) fn result_is_float(op: FpOp) -> bool {
+pub fn result_is_float(op: FpOp) -> bool {
     !matches!(
         op,
         FpOp::Eq

@@ -8,6 +8,9 @@ mod control;
 mod fp;
 mod mem;
 
+#[cfg(test)]
+pub use fp::result_is_float;
+
 use crate::X86_64;
 use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use mimus_tcg_ir::backend::{Emitted, FaultEntry};

@@ -1,0 +1,563 @@
+//! A runtime just large enough to execute blocks: memory for code and context, an environment, and the
+//! functions that stubs call, over guest memory of a few pages.
+#![allow(unsafe_code)]
+
+use crate::X86_64;
+use mimus_tcg_ir::backend::*;
+use mimus_tcg_ir::interp::{self, CallOutcome, Fault, InterpHost};
+use mimus_tcg_ir::*;
+use mimus_tcg_softfloat::riscv::{self, RvFpOp};
+use mimus_tcg_softfloat::{Flags, FloatStatus, Rounding};
+use std::arch::asm;
+use std::mem::offset_of;
+
+/// Virtual address of guest memory: 4 pages. The first two are in the TLB, the third for reads only, the
+/// fourth not at all.
+pub const DATA: u64 = 0xffff_ffc0_1234_5000;
+/// Bytes of guest memory.
+pub const DATA_LEN: u64 = 4 * 4096;
+/// Page of the code.
+pub const CODE: u64 = 0xffff_ffff_8020_3000;
+/// Where a fault, or a helper that leaves, continues.
+pub const TRAP: u64 = 0xffff_ffff_8777_7002;
+/// Bytes of code memory.
+const CODE_SIZE: usize = 1 << 20;
+
+/// What a block changes.
+#[repr(C)]
+#[derive(Clone, PartialEq, Debug)]
+pub struct Guest {
+    pub slots: [u64; SLOTS],
+    pub reserve_addr: u64,
+    pub reserve_value: u64,
+    pub hot: [u8; 16],
+    pub data: Vec<u8>,
+    pub flags: u8,
+    pub rounding: u8,
+    /// Instruction that faulted or left.
+    pub left_at: Option<(PagePc, u8)>,
+}
+
+/// The environment as generated code sees it.
+#[repr(C)]
+pub struct Env {
+    pub page_base: u64,
+    pub pc: u64,
+    pub kick: u32,
+    pub exit_request: u32,
+    pub exit_code: u32,
+    pub cur_insn: u32,
+    pub guest: Guest,
+    /// The running block's, for return addresses.
+    pub info: Emitted,
+    pub block_at: u64,
+    pub dispatch: usize,
+    pub links: u32,
+    /// Host address to link every site to, if any: `(pc, host address, entry table if in another page)`.
+    pub targets: Vec<(u64, usize, u32)>,
+}
+
+/// Mappings, and the backend under test.
+pub struct Machine {
+    pub backend: X86_64,
+    pub stubs: Stubs,
+    pub code: *mut u8,
+    pub blocks_at: usize,
+    pub context: *mut u8,
+    pub tables: *mut u32,
+    data: *mut u8,
+}
+
+fn map(len: usize, prot: i32, flags: i32) -> *mut u8 {
+    // SAFETY: a fresh anonymous mapping, checked for failure.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            prot,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(at, libc::MAP_FAILED, "mmap of {len} bytes");
+    at.cast()
+}
+
+/// How slots are given to registers, to test every way.
+pub fn pins(variant: usize) -> Vec<Slot> {
+    match variant {
+        // Integer registers of every kind pinned, others in memory.
+        0 => [2u8, 1, 10, 11, 8, 12, 13, 14, 15, 9, 5].map(Slot).to_vec(),
+        1 => vec![],
+        // Few, with a floating-point slot and a temporary.
+        2 => [10u8, 20, 33, 5, 64, 11].map(Slot).to_vec(),
+        _ => (0..11u8).map(|n| Slot(n * 2)).collect(),
+    }
+}
+
+impl Machine {
+    pub fn new(pin_order: Vec<Slot>) -> Machine {
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        let code = map(CODE_SIZE, rw | libc::PROT_EXEC, libc::MAP_32BIT);
+        let context = map(ContextLayout::SIZE, rw, 0);
+        let tables = map(4 * 8192, rw, libc::MAP_32BIT).cast::<u32>();
+        let data = map(DATA_LEN as usize, rw, 0);
+        let guest = offset_of!(Env, guest);
+        let config = BackendConfig {
+            env: EnvLayout {
+                slots: (guest + offset_of!(Guest, slots)) as i32,
+                page_base: offset_of!(Env, page_base) as i32,
+                pc: offset_of!(Env, pc) as i32,
+                kick: offset_of!(Env, kick) as i32,
+                exit_request: offset_of!(Env, exit_request) as i32,
+                exit_code: offset_of!(Env, exit_code) as i32,
+                cur_insn: offset_of!(Env, cur_insn) as i32,
+                reserve_addr: (guest + offset_of!(Guest, reserve_addr)) as i32,
+                reserve_value: (guest + offset_of!(Guest, reserve_value)) as i32,
+                guest: (guest + offset_of!(Guest, hot)) as i32,
+            },
+            context: ContextLayout::STANDARD,
+            fns: RuntimeFns {
+                load: load as *const () as usize,
+                store: store as *const () as usize,
+                atomic: atomic as *const () as usize,
+                fp: fp as *const () as usize,
+                link: link as *const () as usize,
+            },
+            helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
+            pin_order,
+            code_base: code as usize,
+        };
+        let mut out = Vec::new();
+        let (backend, stubs) = X86_64::new(config, &mut out).expect("a host that can");
+        let m = Machine { backend, stubs, code, blocks_at: 0, context, tables, data };
+        m.write_code(code as usize, &out);
+        let l = ContextLayout::STANDARD;
+        for tags in [l.read_tag, l.write_tag, l.exec_tag] {
+            // Zero is an empty entry everywhere but in the first one.
+            m.context_entry(tags, 0, !0);
+        }
+        for page in 0..3u64 {
+            let va = DATA + page * 4096;
+            m.context_entry(l.read_tag, va, va);
+            m.context_entry(l.addend, va, (data as u64).wrapping_sub(DATA));
+            if page < 2 {
+                m.context_entry(l.write_tag, va, va);
+            }
+        }
+        Machine { blocks_at: code as usize + out.len(), ..m }
+    }
+
+    /// Sets the context's entry for `va` in the array at `array`.
+    pub fn context_entry(&self, array: i32, va: u64, value: u64) {
+        let index = (va >> 12) as usize & (ContextLayout::ENTRIES - 1);
+        // SAFETY: inside the context's mapping.
+        unsafe { self.context.add(array as usize).cast::<u64>().add(index).write(value) }
+    }
+
+    pub fn write_code(&self, at: usize, bytes: &[u8]) {
+        let offset = at - self.code as usize;
+        assert!(offset + bytes.len() <= CODE_SIZE);
+        // SAFETY: checked to be inside the mapping; no code runs meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.add(offset), bytes.len()) }
+    }
+
+    /// Runs `code` on `env` with the guest's memory in place; gives how it ended.
+    pub fn run(&self, env: &mut Env, code: usize) -> (ExitCode, u64) {
+        let len = DATA_LEN as usize;
+        // SAFETY: both are `DATA_LEN` bytes.
+        unsafe { std::ptr::copy_nonoverlapping(env.guest.data.as_ptr(), self.data, len) };
+        let normal: u32 = 0x1f80;
+        let control = [0, 3, 1, 2].map(|rc: u32| rc << 13)[usize::from(env.guest.rounding)] | normal;
+        let mut status = control;
+        let enter = self.stubs.enter;
+        env.page_base = CODE;
+        // The runtime's functions reach guest memory through the environment.
+        // SAFETY: `enter` is a C function of this signature; the gs base and MXCSR are what generated code
+        // expects, and nothing else on this host uses the gs base.
+        unsafe {
+            DATA_PTR.set(self.data);
+            asm!("wrgsbase {}", in(reg) self.context);
+            asm!("ldmxcsr [{}]", in(reg) &status);
+            let enter: extern "C" fn(*mut Env, usize) = std::mem::transmute(enter);
+            enter(env, code);
+            asm!("stmxcsr [{}]", in(reg) &mut status);
+            asm!("ldmxcsr [{}]", in(reg) &normal);
+            std::ptr::copy_nonoverlapping(self.data, env.guest.data.as_mut_ptr(), len);
+        }
+        env.guest.flags |= (status & 1) as u8 * 16
+            | (status >> 2 & 1) as u8 * 8
+            | (status >> 3 & 1) as u8 * 4
+            | (status >> 4 & 1) as u8 * 2
+            | (status >> 5 & 1) as u8;
+        (ExitCode::from_raw(env.exit_code), env.pc)
+    }
+}
+
+thread_local! {
+    static DATA_PTR: std::cell::Cell<*mut u8> = const { std::cell::Cell::new(std::ptr::null_mut()) };
+}
+
+impl Guest {
+    pub fn new() -> Guest {
+        Guest {
+            slots: [0; SLOTS],
+            reserve_addr: !0,
+            reserve_value: 0,
+            hot: [0; 16],
+            data: vec![0; DATA_LEN as usize],
+            flags: 0,
+            rounding: 0,
+            left_at: None,
+        }
+    }
+
+    pub fn env(self) -> Env {
+        Env {
+            page_base: CODE,
+            pc: 0,
+            kick: 0,
+            exit_request: 0,
+            exit_code: !0,
+            cur_insn: 0,
+            guest: self,
+            info: Emitted::default(),
+            block_at: 0,
+            dispatch: 0,
+            links: 0,
+            targets: Vec::new(),
+        }
+    }
+
+    fn fp_op(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, abc: [u64; 3]) -> u64 {
+        let mut status = FloatStatus::riscv(rounding(self.rounding));
+        let op = RvFpOp::from_index(op as u8).expect("an operation");
+        let fmt = match fmt {
+            FpFmt::F32 => riscv::FpFmt::F32,
+            FpFmt::F64 => riscv::FpFmt::F64,
+        };
+        let rm = match rm {
+            Rm::NearestEven => riscv::Rm::NearestEven,
+            Rm::ToZero => riscv::Rm::ToZero,
+            Rm::Down => riscv::Rm::Down,
+            Rm::Up => riscv::Rm::Up,
+            Rm::NearestMaxMag => riscv::Rm::NearestMaxMag,
+            Rm::Dynamic => riscv::Rm::Dynamic,
+        };
+        let result = riscv::exec(op, fmt, rm, abc[0], abc[1], abc[2], &mut status);
+        self.flags |= (status.flags & Flags::ALL).bits();
+        result
+    }
+}
+
+fn rounding(n: u8) -> Rounding {
+    [Rounding::NearestEven, Rounding::ToZero, Rounding::Down, Rounding::Up][usize::from(n)]
+}
+
+/// Result of the pure helper.
+fn pure_result(a: [u64; 3]) -> u64 {
+    a[0].wrapping_mul(3) ^ a[1].rotate_left(7) ^ a[2].wrapping_add(0x55)
+}
+
+/// The helper that may leave: changes a slot, and leaves for one argument in four.
+fn may_exit(slots: &mut [u64; SLOTS], a: [u64; 3]) -> (u64, bool) {
+    slots[10] = slots[10].wrapping_add(a[1]);
+    slots[20] ^= a[2];
+    slots[33] = slots[33].rotate_left(1);
+    (pure_result(a), a[0] & 3 == 0)
+}
+
+fn in_data(va: u64, size: Size) -> Option<usize> {
+    let off = va.wrapping_sub(DATA);
+    (off <= DATA_LEN - u64::from(size.bytes())).then_some(off as usize)
+}
+
+fn get(data: &[u8], at: usize, size: Size) -> u64 {
+    let n = size.bytes() as usize;
+    let mut raw = [0u8; 8];
+    raw[..n].copy_from_slice(&data[at..at + n]);
+    u64::from_le_bytes(raw)
+}
+
+fn put(data: &mut [u8], at: usize, size: Size, value: u64) {
+    let n = size.bytes() as usize;
+    data[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
+}
+
+/// What the interpreter and the slow paths share, over some guest memory.
+struct Access<'a> {
+    data: &'a mut [u8],
+    reserve_addr: &'a mut u64,
+    reserve_value: &'a mut u64,
+}
+
+impl Access<'_> {
+    fn aligned(va: u64, size: Size) -> Result<usize, Fault> {
+        if va & u64::from(size.bytes() - 1) != 0 {
+            return Err(Fault);
+        }
+        in_data(va, size).ok_or(Fault)
+    }
+
+    fn load(&self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
+        let at = in_data(va, size).ok_or(Fault)?;
+        Ok(interp::extend(get(self.data, at, size), size, ext))
+    }
+
+    fn store(&mut self, va: u64, val: u64, size: Size) -> Result<(), Fault> {
+        let at = in_data(va, size).ok_or(Fault)?;
+        put(self.data, at, size, val);
+        Ok(())
+    }
+
+    fn load_reserved(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
+        let at = Self::aligned(va, size)?;
+        let value = interp::extend(get(self.data, at, size), size, ext);
+        (*self.reserve_addr, *self.reserve_value) = (va, value);
+        Ok(value)
+    }
+
+    fn store_conditional(&mut self, va: u64, val: u64, size: Size) -> Result<u64, Fault> {
+        let at = Self::aligned(va, size)?;
+        let held = *self.reserve_addr == va
+            && get(self.data, at, size) == interp::extend(*self.reserve_value, size, Ext::Zero);
+        *self.reserve_addr = !0;
+        if held {
+            put(self.data, at, size, val);
+        }
+        Ok(u64::from(!held))
+    }
+
+    fn amo(&mut self, op: AmoOp, va: u64, val: u64, size: Size) -> Result<u64, Fault> {
+        let at = Self::aligned(va, size)?;
+        let old = get(self.data, at, size);
+        put(self.data, at, size, interp::amo(op, size, old, val));
+        Ok(interp::extend(old, size, Ext::Sign))
+    }
+}
+
+/// The interpreter's side.
+pub struct Oracle {
+    pub guest: Guest,
+    pub insn: (PagePc, u8),
+}
+
+impl Oracle {
+    fn access(&mut self) -> Access<'_> {
+        let g = &mut self.guest;
+        Access {
+            data: &mut g.data,
+            reserve_addr: &mut g.reserve_addr,
+            reserve_value: &mut g.reserve_value,
+        }
+    }
+
+    fn note<T>(&mut self, result: Result<T, Fault>) -> Result<T, Fault> {
+        if result.is_err() {
+            self.guest.left_at = Some(self.insn);
+        }
+        result
+    }
+}
+
+impl InterpHost for Oracle {
+    fn slot(&self, slot: Slot) -> u64 {
+        self.guest.slots[usize::from(slot.0)]
+    }
+    fn set_slot(&mut self, slot: Slot, value: u64) {
+        self.guest.slots[usize::from(slot.0)] = value;
+    }
+    fn page_base(&self) -> u64 {
+        CODE
+    }
+    fn begin_insn(&mut self, pc: PagePc, len: u8) {
+        self.insn = (pc, len);
+    }
+    fn load(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
+        let result = self.access().load(va, size, ext);
+        self.note(result)
+    }
+    fn store(&mut self, va: u64, val: u64, size: Size) -> Result<(), Fault> {
+        let result = self.access().store(va, val, size);
+        self.note(result)
+    }
+    fn load_reserved(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
+        let result = self.access().load_reserved(va, size, ext);
+        self.note(result)
+    }
+    fn store_conditional(&mut self, va: u64, val: u64, size: Size) -> Result<u64, Fault> {
+        let result = self.access().store_conditional(va, val, size);
+        self.note(result)
+    }
+    fn amo(&mut self, op: AmoOp, va: u64, val: u64, size: Size) -> Result<u64, Fault> {
+        let result = self.access().amo(op, va, val, size);
+        self.note(result)
+    }
+    fn fence(&mut self) {}
+    fn fp(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64 {
+        self.guest.fp_op(op, fmt, rm, [a, b, c])
+    }
+    fn env_byte(&self, off: i32) -> u8 {
+        self.guest.hot[off as usize]
+    }
+    fn set_env_byte(&mut self, off: i32, val: u8) {
+        self.guest.hot[off as usize] = val;
+    }
+    fn call(&mut self, helper: u16, args: [u64; 3]) -> (u64, CallOutcome) {
+        if helper == 0 {
+            return (pure_result(args), CallOutcome::Continue);
+        }
+        let (result, leave) = may_exit(&mut self.guest.slots, args);
+        if leave {
+            self.guest.left_at = Some(self.insn);
+            return (result, CallOutcome::Leave);
+        }
+        (result, CallOutcome::Continue)
+    }
+}
+
+/// The environment that generated code passed.
+///
+/// # Safety
+/// `env` is the one `Machine::run` was given, which nothing else uses while code runs.
+unsafe fn env_of<'a>(env: *mut Env) -> &'a mut Env {
+    // SAFETY: as the caller promises.
+    unsafe { &mut *env }
+}
+
+impl Env {
+    fn slow<T>(&mut self, ret: u64, f: impl FnOnce(&mut Access<'_>) -> Result<T, Fault>) -> Option<T> {
+        // SAFETY: the data pages' mapping, of this thread only.
+        let data = unsafe { std::slice::from_raw_parts_mut(DATA_PTR.get(), DATA_LEN as usize) };
+        let mut access = Access {
+            data,
+            reserve_addr: &mut self.guest.reserve_addr,
+            reserve_value: &mut self.guest.reserve_value,
+        };
+        match f(&mut access) {
+            Ok(value) => Some(value),
+            Err(Fault) => {
+                let host = (ret - self.block_at) as u32;
+                let entry = self.info.faults.iter().find(|e| e.host == host);
+                let entry = entry.expect("a side-table entry for the return address");
+                self.guest.left_at = Some((entry.pc, entry.len));
+                self.leave();
+                None
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        self.exit_request = 1;
+        self.pc = TRAP;
+    }
+}
+
+fn size_of_log2(n: u32) -> Size {
+    [Size::B1, Size::B2, Size::B4, Size::B8][n as usize]
+}
+
+fn ext_of(n: u32) -> Ext {
+    [Ext::Zero, Ext::Sign, Ext::Ones][n as usize]
+}
+
+/// Overwrites the registers that a C function may, as compiled ones seldom all do.
+fn clobber() {
+    // SAFETY: declared clobbers only.
+    unsafe {
+        asm!("mov rcx, -1", "mov rdx, -2", "mov rsi, -3", "mov rdi, -4", "mov r8, -5", "mov r9, -6",
+             "mov r10, -7", "mov r11, -8", "vpcmpeqd xmm0, xmm0, xmm0", "vmovaps xmm1, xmm0", "vmovaps xmm2, xmm0",
+             out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _, out("r8") _, out("r9") _, out("r10") _,
+             out("r11") _, out("xmm0") _, out("xmm1") _, out("xmm2") _);
+    }
+}
+
+extern "C" fn load(env: *mut Env, va: u64, desc: u32, ret: u64) -> u64 {
+    // SAFETY: called by generated code with its environment.
+    let env = unsafe { env_of(env) };
+    let value = env.slow(ret, |a| a.load(va, size_of_log2(desc & 0xff), ext_of(desc >> 8)));
+    clobber();
+    value.unwrap_or(0xbad)
+}
+
+extern "C" fn store(env: *mut Env, va: u64, value: u64, size: u32, ret: u64) {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    env.slow(ret, |a| a.store(va, value, size_of_log2(size)));
+    clobber();
+}
+
+extern "C" fn atomic(env: *mut Env, va: u64, desc: u32, value: u64, ret: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let size = size_of_log2(desc & 0xff);
+    let result = env.slow(ret, |a| match desc >> 16 {
+        ATOMIC_LOAD_RESERVED => a.load_reserved(va, size, ext_of(desc >> 8 & 0xff)),
+        ATOMIC_STORE_CONDITIONAL => a.store_conditional(va, value, size),
+        kind => {
+            use AmoOp::*;
+            let op = [Swap, Add, Xor, And, Or, MinS, MaxS, MinU, MaxU][kind as usize];
+            a.amo(op, va, value, size)
+        }
+    });
+    clobber();
+    result.unwrap_or(0xbad)
+}
+
+extern "C" fn fp(env: *mut Env, packed: u64) {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let [op, fmt, rm, d, a, b, c, _] = packed.to_le_bytes();
+    let fmt = [FpFmt::F32, FpFmt::F64][usize::from(fmt)];
+    let rm = [Rm::NearestEven, Rm::ToZero, Rm::Down, Rm::Up, Rm::NearestMaxMag, Rm::Dynamic][usize::from(rm)];
+    let op = super::random::FP_OPS[usize::from(op)];
+    let abc = [a, b, c].map(|s| env.guest.slots[usize::from(s)]);
+    env.guest.slots[usize::from(d)] = env.guest.fp_op(op, fmt, rm, abc);
+    clobber();
+}
+
+extern "C" fn link(env: *mut Env, ret: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    env.links += 1;
+    let host = (ret - env.block_at) as u32;
+    let site = *env.info.sites.iter().find(|s| s.return_offset == host).expect("a site");
+    env.pc = env.page_base.wrapping_add(site.to.0 as i64 as u64);
+    clobber();
+    let Some(&(_, target, table)) = env.targets.iter().find(|t| t.0 == env.pc) else {
+        return env.dispatch as u64;
+    };
+    let field = env.block_at + u64::from(site.patch);
+    assert_eq!(field & 3, 0, "alignment of a patched field");
+    // SAFETY: fields of the block being executed, in a mapping that is writable too.
+    unsafe {
+        (field as *mut u32).write((target as u64).wrapping_sub(field + 4) as u32);
+        if site.guard == u32::MAX {
+            assert_eq!(table, 0, "a link within the page");
+        } else {
+            let guard = (env.block_at + u64::from(site.guard)) as *mut u32;
+            assert!(guard.is_aligned());
+            guard.write(table);
+            env.page_base = env.pc & !0xfff;
+        }
+    }
+    target as u64
+}
+
+extern "C" fn helper_pure(_env: *mut Env, a: u64, b: u64, c: u64) -> u64 {
+    clobber();
+    pure_result([a, b, c])
+}
+
+extern "C" fn helper_may_exit(env: *mut Env, a: u64, b: u64, c: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let (result, leave) = may_exit(&mut env.guest.slots, [a, b, c]);
+    if leave {
+        env.guest.left_at = Some(unpack_insn(env.cur_insn));
+        env.leave();
+    }
+    clobber();
+    result
+}

@@ -1,0 +1,1 @@
+//! Programs of several blocks: links within the page and across pages, indirect jumps, the kick word.

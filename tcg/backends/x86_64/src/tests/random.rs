@@ -1,0 +1,379 @@
+//! Random blocks through the backend and the interpreter.
+
+use super::harness::*;
+use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend};
+use mimus_tcg_ir::interp::{self, Outcome};
+use mimus_tcg_ir::*;
+
+pub const FP_OPS: [FpOp; 29] = {
+    use FpOp::*;
+    [
+        Add, Sub, Mul, Div, Sqrt, MAdd, MSub, NMSub, NMAdd, Min, Max, Eq, Lt, Le, Class, Sgnj,
+        Sgnjn, Sgnjx, ToI32, ToU32, ToI64, ToU64, FromI32, FromU32, FromI64, FromU64, CvtFmt,
+        MvToInt, MvFromInt,
+    ]
+};
+
+const ALU_OPS: [AluOp; 34] = {
+    use AluOp::*;
+    [
+        Add, Sub, And, Or, Xor, Andn, Orn, Xnor, Shl, Shr, Sar, Rol, Ror, Mul, MulHiS, MulHiU,
+        MulHiSU, DivS, DivU, RemS, RemU, MinS, MinU, MaxS, MaxU, SetLtS, SetLtU, Sh1Add, Sh2Add,
+        Sh3Add, BSet, BClr, BInv, BExt,
+    ]
+};
+
+const UN_OPS: [UnOp; 12] = {
+    use UnOp::*;
+    [Mov, SextB, SextH, SextW, ZextB, ZextH, ZextW, Clz, Ctz, Popcnt, Bswap, OrcB]
+};
+
+const AMO_OPS: [AmoOp; 9] = {
+    use AmoOp::*;
+    [Swap, Add, Xor, And, Or, MinS, MaxS, MinU, MaxU]
+};
+
+/// Slots that hold addresses in guest memory; a few operations overwrite them all the same.
+const ADDRESS_SLOTS: [u8; 4] = [2, 5, 20, 21];
+
+/// xorshift64*.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 32) % n
+    }
+
+    fn one<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    /// A number of an interesting kind.
+    pub fn number(&mut self) -> u64 {
+        let r = self.next();
+        match self.below(8) {
+            0 => self.one(&[0, 1, u64::MAX, i64::MIN as u64, i64::MAX as u64, 0x7fff_ffff, 0x8000_0000]),
+            1 => self.one(&[0xffff_ffff, 0x1_0000_0000, 0xffff_ffff_8000_0000, 63, 64, 0xff, 0x80]),
+            2 => r & 0xff,
+            3 => (r as i8) as u64,
+            4 => (r as i32) as u64,
+            5 => r & 0xffff_ffff,
+            _ => r,
+        }
+    }
+
+    /// A floating-point register.
+    pub fn float(&mut self) -> u64 {
+        const BOX: u64 = 0xffff_ffff_0000_0000;
+        let r = self.next();
+        match self.below(10) {
+            0 => self.one(&[0, 1 << 63, 0x7ff0_0000_0000_0000, 0xfff0_0000_0000_0000, 0x7ff8_0000_0000_0001]),
+            1 => self.one(&[0x7ff0_0000_0000_0001, 1, 0x3ff0_0000_0000_0000, 0x41df_ffff_ffc0_0000, 0xc1e0_0000_0000_0000]),
+            2 => BOX | self.one(&[0u64, 0x8000_0000, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x7f80_0001, 1]),
+            3 => BOX | (r as u32) as u64,
+            4..7 => BOX | u64::from(((r as i32 >> 12) as f32 / 64.0).to_bits()),
+            7 | 8 => ((r as i64 >> 30) as f64 / 1024.0).to_bits(),
+            _ => r,
+        }
+    }
+}
+
+struct Generator<'a> {
+    rng: &'a mut Rng,
+    block: Block,
+    pc: i32,
+    self_loops: bool,
+}
+
+impl Generator<'_> {
+    /// An integer slot to read.
+    fn slot(&mut self) -> Slot {
+        if self.rng.chance(15) {
+            return Slot::temp(self.rng.below(3) as u8);
+        }
+        Slot(self.rng.below(22) as u8)
+    }
+
+    fn val(&mut self) -> Val {
+        if self.rng.chance(25) { Val::Imm(self.rng.number() as i64) } else { Val::Slot(self.slot()) }
+    }
+
+    /// A slot to write.
+    fn dest(&mut self) -> Slot {
+        loop {
+            let d = self.slot();
+            if !ADDRESS_SLOTS.contains(&d.0) || self.rng.chance(1) {
+                return d;
+            }
+        }
+    }
+
+    fn fp_slot(&mut self) -> Slot {
+        Slot(32 + self.rng.below(6) as u8)
+    }
+
+    fn base(&mut self) -> (Val, i32) {
+        let off = self.rng.one(&[0, 0, 4, 8, -8, 16, 1, 0x7f8, -0x400]);
+        if self.rng.chance(3) {
+            return (Val::Imm((DATA + self.rng.below(DATA_LEN)) as i64), off);
+        }
+        let s = Slot(self.rng.one(&ADDRESS_SLOTS));
+        if self.rng.chance(15) {
+            // Through a temporary.
+            let t = Slot::temp(0);
+            self.push(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: t, a: s.into(), b: Val::Imm(i64::from(off)) });
+            return (t.into(), 0);
+        }
+        (s.into(), off)
+    }
+
+    fn push(&mut self, op: Op) {
+        self.block.ops.push(op);
+    }
+
+    fn size(&mut self) -> Size {
+        self.rng.one(&[Size::B1, Size::B2, Size::B4, Size::B8])
+    }
+
+    fn target(&mut self) -> PagePc {
+        let to = self.rng.one(&[0x100, 0xffe, 0x1000, 0x1234, -2, -0x2000, i32::from(self.block.start), self.pc + 8, self.pc - 4]);
+        self.self_loops |= to == i32::from(self.block.start);
+        PagePc(to)
+    }
+
+    fn op(&mut self, fp: bool) {
+        let ty = self.rng.one(&[Ty::I64, Ty::I64, Ty::I32, Ty::U32]);
+        match self.rng.below(if fp { 40 } else { 26 }) {
+            0..10 => {
+                let op = self.rng.one(&ALU_OPS);
+                let op = if self.rng.chance(40) { self.rng.one(&ALU_OPS[..11]) } else { op };
+                let (d, a, b) = (self.dest(), self.val(), self.val());
+                self.push(Op::Alu { op, ty, d, a, b });
+            }
+            10..13 => {
+                let (op, d, a) = (self.rng.one(&UN_OPS), self.dest(), self.val());
+                self.push(Op::Un { op, ty, d, a });
+            }
+            13..16 => {
+                let (base, off) = self.base();
+                let (size, ext) = (self.size(), self.rng.one(&[Ext::Zero, Ext::Sign, Ext::Ones]));
+                let d = if self.rng.chance(20) { self.fp_slot() } else { self.dest() };
+                self.push(Op::Load { d, base, off, size, ext });
+            }
+            16..19 => {
+                let (base, off) = self.base();
+                let (size, src) = (self.size(), self.val());
+                let src = if self.rng.chance(20) { self.fp_slot().into() } else { src };
+                self.push(Op::Store { src, base, off, size });
+            }
+            19 => {
+                let (base, _) = self.base();
+                let (size, ext) = (self.size(), self.rng.one(&[Ext::Zero, Ext::Sign]));
+                let d = self.dest();
+                self.push(Op::LoadReserved { d, base, size, ext });
+                if self.rng.chance(70) {
+                    let (d, src) = (self.dest(), self.val());
+                    self.push(Op::StoreConditional { d, src, base, size });
+                }
+            }
+            20 => {
+                let (base, _) = self.base();
+                let (op, size, src) = (self.rng.one(&AMO_OPS), self.size(), self.val());
+                let d = if self.rng.chance(60) { Some(self.dest()) } else { None };
+                self.push(Op::Amo { op, d, src, base, size });
+            }
+            21 => {
+                let (d, pc) = (self.dest(), PagePc(self.pc));
+                self.push(Op::GetPc { d, pc });
+            }
+            22 => match self.rng.below(3) {
+                0 => self.push(Op::Fence),
+                1 => {
+                    let (off, val) = (self.rng.below(16) as i32, self.rng.next() as u8);
+                    self.push(Op::SetEnvByte { off, val });
+                }
+                _ => {
+                    let (off, mask) = (self.rng.below(16) as i32, 1 << self.rng.below(8));
+                    self.push(Op::GuardEnv { off, mask });
+                }
+            },
+            23 => {
+                let pure = self.rng.chance(60);
+                let kind = if pure { CallKind::Pure } else { CallKind::MayExit };
+                let ret = if self.rng.chance(70) { Some(self.dest()) } else { None };
+                let args = [self.val(), self.val(), self.val()];
+                self.push(Op::Call { helper: u16::from(!pure), kind, ret, args });
+            }
+            24 | 25 => {
+                let cond = self.rng.one(&[Cond::Eq, Cond::Ne, Cond::LtS, Cond::GeS, Cond::LtU, Cond::GeU]);
+                // Rather unlikely to be taken.
+                let (a, b) = if self.rng.chance(70) {
+                    (self.slot().into(), Val::Imm(0))
+                } else {
+                    (self.val(), self.val())
+                };
+                let cond = if b == Val::Imm(0) { Cond::Eq } else { cond };
+                let to = self.target();
+                self.push(Op::Branch { cond, a, b, to });
+            }
+            _ => {
+                let op = self.rng.one(&FP_OPS);
+                let fmt = self.rng.one(&[FpFmt::F32, FpFmt::F64]);
+                let rm = self.rng.one(&[Rm::Dynamic, Rm::Dynamic, Rm::Dynamic, Rm::ToZero, Rm::NearestMaxMag, Rm::Up]);
+                let from_int = matches!(op, FpOp::FromI32 | FpOp::FromI64 | FpOp::FromU32 | FpOp::FromU64 | FpOp::MvFromInt);
+                let a = if from_int { self.slot() } else { self.fp_slot() };
+                let d = if crate::lower::result_is_float(op) { self.fp_slot() } else { self.dest() };
+                let (b, c) = (self.fp_slot(), self.fp_slot());
+                self.push(Op::Fp { op, fmt, rm, d, a, b, c });
+            }
+        }
+    }
+
+    fn terminal(&mut self) {
+        match self.rng.below(4) {
+            0 | 1 => {
+                let to = self.target();
+                self.push(Op::Jump { to });
+            }
+            _ => {
+                let base = self.slot();
+                let off = self.rng.one(&[0, 0, 16, -3, 0x7ff]);
+                let link = if self.rng.chance(50) { Some((self.dest(), PagePc(self.pc + 4))) } else { None };
+                self.push(Op::JumpReg { base, off, link, hint: JumpHint::None });
+            }
+        }
+    }
+}
+
+/// A random block, and whether it may jump to itself.
+pub fn block(rng: &mut Rng, fp: bool) -> (Block, bool) {
+    let start = (rng.below(0x700) * 2) as u16;
+    let mut block = Block::default();
+    block.clear(start);
+    let mut g = Generator { rng, block, pc: i32::from(start), self_loops: false };
+    for _ in 0..1 + g.rng.below(24) {
+        let len = g.rng.one(&[2u8, 4]);
+        g.push(Op::Insn { pc: PagePc(g.pc), len });
+        for t in 0..3 {
+            // Temporaries are undefined at first.
+            let a = Val::Slot(Slot(g.rng.below(22) as u8));
+            if g.rng.chance(30) {
+                g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(t), a });
+            } else {
+                g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(t), a: Val::Imm(t.into()) });
+            }
+        }
+        for _ in 0..1 + g.rng.below(3) {
+            g.op(fp);
+        }
+        g.pc += i32::from(len);
+        g.block.insns += 1;
+    }
+    g.terminal();
+    g.block.len = (g.pc - i32::from(start)) as u16;
+    (g.block, g.self_loops)
+}
+
+fn guest(rng: &mut Rng) -> Guest {
+    let mut g = Guest::new();
+    for s in 0..32 {
+        g.slots[s] = rng.number();
+    }
+    for s in 32..64 {
+        g.slots[s] = rng.float();
+    }
+    for s in ADDRESS_SLOTS {
+        let page = rng.one(&[0, 0, 1, 1, 1, 2, 3]);
+        let aligned = if rng.chance(70) { !7 } else { !0 };
+        g.slots[usize::from(s)] = DATA + page * 4096 + (rng.below(4096) & aligned);
+        if rng.chance(5) {
+            g.slots[usize::from(s)] = DATA + page * 4096 + 4096 - rng.below(9);
+        }
+    }
+    for b in g.data.chunks_mut(8) {
+        b.copy_from_slice(&rng.number().to_le_bytes());
+    }
+    g.hot = std::array::from_fn(|_| if rng.chance(90) { 0 } else { rng.next() as u8 });
+    g.rounding = rng.below(4) as u8;
+    g
+}
+
+/// Runs one block both ways and compares; gives whether it ended at its end.
+fn check(m: &Machine, block: &Block, self_loops: bool, rng: &mut Rng, scratch: &mut (Vec<u8>, Emitted)) {
+    let start = guest(rng);
+    let mut oracle = Oracle { guest: start.clone(), insn: (PagePc(0), 0) };
+    let outcome = interp::run(block, &mut oracle);
+    // With every start address modulo 16.
+    let at = m.blocks_at + rng.below(16) as usize;
+    m.backend.emit(block, at, None, &mut scratch.0, &mut scratch.1);
+    m.write_code(at, &scratch.0);
+    let mut env = start.env();
+    env.kick = u32::from(self_loops || rng.chance(30));
+    env.info = std::mem::take(&mut scratch.1);
+    env.block_at = at as u64;
+    env.dispatch = m.stubs.dispatch;
+    let (code, pc) = m.run(&mut env, at);
+    let expected = match outcome {
+        Outcome::Next(va) => (false, va & !1),
+        Outcome::Dispatch | Outcome::Faulted => (false, TRAP),
+        Outcome::Careful(va) => (true, va),
+    };
+    for t in usize::from(FIRST_TEMP)..SLOTS {
+        // Dead.
+        env.guest.slots[t] = oracle.guest.slots[t];
+    }
+    let same = env.guest == oracle.guest && (code == ExitCode::Careful, pc) == expected;
+    if same {
+        scratch.1 = env.info;
+        return;
+    }
+    for s in 0..64 {
+        let (is, was) = (env.guest.slots[s], oracle.guest.slots[s]);
+        if is != was {
+            eprintln!("slot {s}: {is:#x}, should be {was:#x}");
+        }
+    }
+    eprintln!("{code:?} at {pc:#x}, should be {expected:x?}; flags {:x} {:x}", env.guest.flags, oracle.guest.flags);
+    eprintln!("left at {:?}, should be {:?}", env.guest.left_at, oracle.guest.left_at);
+    eprintln!("reservation same: {}", env.guest.reserve_addr == oracle.guest.reserve_addr && env.guest.reserve_value == oracle.guest.reserve_value);
+    eprintln!("memory same: {}", env.guest.data == oracle.guest.data);
+    for op in &block.ops {
+        eprintln!("  {op:x?}");
+    }
+    eprintln!("{}", m.backend.disassemble(&scratch.0, at));
+    panic!("generated code differs from the interpreter");
+}
+
+fn many(fp: bool, blocks: u64) {
+    for variant in 0..4 {
+        let m = Machine::new(pins(variant));
+        let mut scratch = (Vec::new(), Emitted::default());
+        for n in 0..blocks {
+            let mut rng = Rng((variant as u64 + 1) << 32 | (n + 1) << 8 | u64::from(fp) << 4 | 5);
+            rng.next();
+            let (block, self_loops) = block(&mut rng, fp);
+            check(&m, &block, self_loops, &mut rng, &mut scratch);
+        }
+    }
+}
+
+#[test]
+fn random_integer_blocks() {
+    many(false, 8000);
+}
+
+#[test]
+fn random_floating_point_blocks() {
+    many(true, 8000);
+}
