@@ -41,7 +41,7 @@ impl Reassembly {
         data: &[u8],
     ) -> Option<Vec<u8>> {
         let end = offset + data.len();
-        if end > MAX_PAYLOAD || data.is_empty() || (more && data.len() % 8 != 0) {
+        if end > MAX_PAYLOAD || data.is_empty() || (more && !data.len().is_multiple_of(8)) {
             return None;
         }
         let same = |p: &Partial| {

@@ -66,6 +66,9 @@ struct Shared {
     can_receive: AtomicBool,
     stop: AtomicBool,
     dropped: AtomicU64,
+    /// Turns of the thread's loop: tests see that it rests.
+    #[cfg(test)]
+    turns: AtomicU64,
     /// Who takes the frames for the guest; without anyone they are kept.
     receiver: Mutex<Option<Arc<NetReceiver>>>,
     wake: OwnedFd,
@@ -123,6 +126,8 @@ impl UserNet {
             can_receive: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
+            #[cfg(test)]
+            turns: AtomicU64::new(0),
             receiver: Mutex::default(),
             wake,
         });
@@ -248,7 +253,10 @@ impl Drop for UserNet {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            // The receiver may hold the last handle: the thread ends by itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::event::epoll::{Event, EventFlags};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket,
 };
@@ -32,6 +32,10 @@ const ACCEPTS: usize = 32;
 /// Wait before accepting again when the host is out of descriptors, in µs.
 const ACCEPT_RETRY: i64 = 200_000;
 
+/// Between unsolicited router advertisements (RFC 4861, 6.2.1: the default
+/// MaxRtrAdvInterval).
+const ADVERT_INTERVAL: Duration = Duration::from_secs(600);
+
 struct TcpListen {
     id: u64,
     fwd: HostFwd,
@@ -50,6 +54,8 @@ pub(super) struct Stack {
     frag: Reassembly,
     listeners: Vec<TcpListen>,
     accept_again: Option<Instant>,
+    /// When the router is next advertised without being asked.
+    next_advert: Option<Instant>,
     clock: std::time::Instant,
 }
 
@@ -60,6 +66,7 @@ impl Stack {
         let o = net.v4.map_or([10, 0, 2, 2], |n| n.host.octets());
         let mac = EthernetAddress([0x52, 0x55, o[0], o[1], o[2], o[3]]);
         let dns = DnsForwarder::new(net.dns_servers.clone());
+        let next_advert = net.v6.map(|_| Instant::ZERO);
         let env = Env::new(net, Link::new(deliver, mac))?;
         env.watch(&shared.wake, Token::Wake)
             .map_err(|e| format!("netdev user: cannot watch the wake-up counter: {e}"))?;
@@ -74,16 +81,16 @@ impl Stack {
             frag: Reassembly::default(),
             listeners: Vec::new(),
             accept_again: None,
+            next_advert,
             clock: std::time::Instant::now(),
         })
     }
 
     pub fn run(&mut self) {
         let mut events = Vec::with_capacity(EVENTS);
-        if let Some(net) = self.env.net.v6 {
-            ndp::advertise_router(&mut self.env, &net);
-        }
         while !self.shared.stop.load(Ordering::SeqCst) {
+            #[cfg(test)]
+            self.shared.turns.fetch_add(1, Ordering::Relaxed);
             self.tick();
             self.take_inbox();
             let more = self.work();
@@ -131,6 +138,7 @@ impl Stack {
         self.udp.expire(now);
         self.pings.expire(now);
         self.frag.expire(now);
+        self.advertise();
         self.accept();
         let mut more = self.tcp.turn(&mut self.env);
         if self.env.link.ready() {
@@ -146,6 +154,16 @@ impl Stack {
         more && self.env.link.ready()
     }
 
+    /// Advertises the router every so often: its lifetime is finite.
+    fn advertise(&mut self) {
+        if let Some(net) = self.env.net.v6
+            && self.next_advert.is_some_and(|at| at <= self.env.now)
+        {
+            ndp::advertise_router(&mut self.env, &net);
+            self.next_advert = Some(self.env.now + ADVERT_INTERVAL);
+        }
+    }
+
     fn wait(&mut self, events: &mut Vec<Event>, more: bool) {
         let timers = [
             self.tcp.next_timer(),
@@ -153,6 +171,7 @@ impl Stack {
             self.udp.next_timer(),
             self.pings.next_timer(),
             self.accept_again,
+            self.next_advert,
         ];
         // The clock stands still while the guest takes nothing: no timer comes.
         let next = timers.into_iter().flatten().min().filter(|_| self.env.link.ready());
@@ -231,7 +250,7 @@ impl Stack {
                     Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                     Err(e) => {
                         log::warn!("hostfwd {}: cannot accept a connection: {e}", l.fwd);
-                        let later = smoltcp::time::Duration::from_micros(ACCEPT_RETRY as u64);
+                        let later = Duration::from_micros(ACCEPT_RETRY as u64);
                         self.accept_again = Some(self.env.now + later);
                         break;
                     }

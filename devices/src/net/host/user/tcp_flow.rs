@@ -240,6 +240,8 @@ impl Flow {
         let socket = self.sockets.get::<Socket<'_>>(self.handle);
         match socket.state() {
             State::Closed => self.aborted || !socket.can_recv(),
+            // The guest took its SYN back, or it was none after all.
+            State::Listen => true,
             // The peer that would need our TIME-WAIT is on a wire that does
             // not reorder; both directions are through.
             State::TimeWait => self.host_shut && self.rx.is_empty(),

@@ -217,3 +217,17 @@ fn a_stray_segment_is_reset_with_its_own_numbers() {
     assert!(packet.rst() && !packet.ack());
     assert_eq!(packet.seq_number().0, 0);
 }
+
+#[test]
+fn connections_the_guest_takes_back_go_away() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let guest = Guest::new(UserNetConfig::default());
+    guest.card.net.send(&ipv4(6, [10, 0, 2, 2], &tcp(50000, port, 2, 1)));
+    let (mut host, _) = listener.accept().unwrap();
+    host.set_read_timeout(Some(super::guest::PATIENCE)).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    guest.card.net.send(&ipv4(6, [10, 0, 2, 2], &tcp(50000, port, 4, 2)));
+    let end = std::io::Read::read(&mut host, &mut [0; 1]);
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}

@@ -7,7 +7,7 @@ mod streams;
 
 use super::{UserNet, UserNetConfig};
 
-/// Bytes that differ everywhere, and a running checksum of them (FNV-1a).
+/// The byte at `at` of a stream that repeats nowhere near itself.
 fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(2_654_435_761) >> 16) as u8
 }

@@ -204,8 +204,7 @@ fn a_port_closed_in_the_guest_resets_the_hosts_client() {
     let mut guest = Guest::new(config(r#"{"hostfwd":["tcp:127.0.0.1:0-:81"]}"#));
     let (to, _) = guest.card.net.hostfwds()[0];
     let client = thread::spawn(move || TcpStream::connect(to).unwrap().read(&mut [0; 1]));
-    let result = guest.until("the reset", |_| client.is_finished().then_some(()));
-    let () = result;
+    guest.until("the reset", |_| client.is_finished().then_some(()));
     assert_eq!(client.join().unwrap().unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
@@ -263,4 +262,50 @@ fn tcp_over_ipv6() {
     let handle = guest.connect(IpAddress::v6(0xfec0, 0, 0, 0, 0, 0, 0, 2), port, 40007);
     assert_eq!(download(&mut guest, handle), MEGABYTE);
     server.join().unwrap();
+}
+
+/// Turns the network's thread takes in a fifth of a second.
+fn turns(guest: &mut Guest) -> u64 {
+    let count = |g: &Guest| g.card.net.shared.turns.load(Ordering::Relaxed);
+    for _ in 0..20 {
+        guest.step();
+    }
+    let before = count(guest);
+    thread::sleep(Duration::from_millis(200));
+    count(guest) - before
+}
+
+#[test]
+fn connections_that_wait_cost_nothing() {
+    let (listener, port) = listener();
+    let mut guest = Guest::new(UserNetConfig::default());
+    assert!(turns(&mut guest) < 20, "idle");
+    // Nothing to say.
+    let idle = guest.connect(GATEWAY, port, 40010);
+    guest.until("a connection", |g| g.tcp(idle).may_send().then_some(()));
+    assert!(turns(&mut guest) < 20, "an idle connection");
+    // The host says more than the guest reads.
+    let mut host = listener.accept().unwrap().0;
+    host.set_nonblocking(true).unwrap();
+    while host.write(&[0; 65536]).is_ok() {
+        guest.step();
+    }
+    assert!(turns(&mut guest) < 20, "a guest that does not read");
+    // The guest says more than the host reads.
+    let full = guest.connect(GATEWAY, port, 40011);
+    guest.until("a connection", |g| g.tcp(full).may_send().then_some(()));
+    let quiet = listener.accept().unwrap().0;
+    for _ in 0..200 {
+        guest.tcp(full).send_slice(&[0; 65536]).unwrap();
+        guest.poll();
+    }
+    assert!(turns(&mut guest) < 20, "a host that does not read");
+    // Half-closed, either way.
+    guest.tcp(idle).close();
+    quiet.shutdown(Shutdown::Write).unwrap();
+    assert!(turns(&mut guest) < 20, "half-closed connections");
+    // A guest that takes no frames.
+    guest.card.full.store(true, Ordering::SeqCst);
+    host.shutdown(Shutdown::Both).unwrap();
+    assert!(turns(&mut guest) < 20, "a guest that takes nothing");
 }
