@@ -74,6 +74,12 @@ impl<F: Fn(u32) -> Option<u16>> CodeWindow for F {
     }
 }
 
+impl CodeWindow for mimus_tcg_exec::frontend::CodeWindow<'_> {
+    fn halfword(&self, offset: u32) -> Option<u16> {
+        mimus_tcg_exec::frontend::CodeWindow::halfword(self, offset)
+    }
+}
+
 /// The block's first instruction reaches into a page that the [`CodeWindow`] does not have. Make it
 /// available and translate again, or raise the fetch fault of that page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
