@@ -4,6 +4,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`state`] | the hart: privilege, CSR storage, configuration |
+//! | [`state_convert`] | to and from the state other parts of the emulator exchange |
 //! | [`csr`] | access to control and status registers |
 //! | [`interrupt`] | which interrupt is taken next |
 //! | [`trap`] | exceptions, interrupt entry, `mret`, `sret`, `wfi`, `cbo` rules |
@@ -22,5 +23,6 @@ pub mod interrupt;
 pub mod mmu;
 pub mod pmp;
 pub mod state;
+pub mod state_convert;
 pub mod translate;
 pub mod trap;

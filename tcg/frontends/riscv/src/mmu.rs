@@ -144,7 +144,7 @@ impl Leaf {
     const fn identity(pa: u64) -> Self {
         Self {
             pa,
-            page_size: 1 << 30,
+            page_size: 1 << PAGE_SHIFT,
             allowed: Permissions::ALL,
             user: false,
             global: true,
@@ -157,6 +157,40 @@ impl Leaf {
 /// Whether accesses with `privilege` go through a page table.
 pub const fn translates(hart: &Hart, privilege: Privilege) -> bool {
     !matches!(privilege, Privilege::Machine) && hart.satp() >> 60 != 0
+}
+
+/// Names the address space `hart` sees now: harts with equal keys translate
+/// equally, up to `sfence.vma`.
+///
+/// | bits | what |
+/// |---|---|
+/// | 15:0 | ASID |
+/// | 19:16 | `satp.MODE` |
+/// | 21:20, 23:22 | privilege of fetches, of loads and stores |
+/// | 25:24 | SUM, MXR |
+///
+/// What does not matter in Bare mode and for M-mode is zero.
+pub fn context_key(hart: &Hart) -> u64 {
+    let data = hart.data_privilege();
+    let mut key = (hart.privilege as u64) << 20 | (data as u64) << 22;
+    // M-mode fetches translate only if its loads and stores do, by MPRV.
+    if translates(hart, data) {
+        key |= (hart.satp() >> 44 & 0xf_ffff)
+            | u64::from(hart.sum()) << 24
+            | u64::from(hart.mxr()) << 25;
+    }
+    key
+}
+
+/// Whether the address space of `key` is translated, so that `sfence.vma`
+/// concerns it.
+pub const fn key_translates(key: u64) -> bool {
+    key >> 16 & 0xf != 0
+}
+
+/// The ASID of the address space of `key`.
+pub const fn key_asid(key: u64) -> u16 {
+    key as u16
 }
 
 /// Translates `va` for `access` with `privilege` (see

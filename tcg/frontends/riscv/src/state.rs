@@ -5,7 +5,7 @@
 //! version 20250508, chapter 3 (machine level) and 12 (supervisor level).
 
 use mimus_arch::riscv::models::{MmuMode, RiscvModel};
-use mimus_arch::riscv::{Ext, Privilege};
+use mimus_arch::riscv::{Ext, Features, Privilege};
 
 use crate::csr::CsrEffect;
 use crate::pmp::Pmp;
@@ -113,6 +113,8 @@ pub const FP_BAD_FRM: u8 = 2;
 /// What a hart implements; fixed for its lifetime.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HartConfig {
+    /// The extensions, for the decoder and the flags below.
+    pub features: Features,
     /// `mhartid`.
     pub hart_id: u64,
     /// `misa`, including MXL (bits 63:62 = 2).
@@ -145,6 +147,7 @@ impl HartConfig {
     pub fn new(model: &RiscvModel, hart_id: u64) -> Self {
         let has = |ext| model.features.has(ext);
         Self {
+            features: model.features,
             hart_id,
             misa: model.features.misa(),
             max_satp_mode: match model.mmu {
@@ -215,6 +218,31 @@ impl Counter {
         let value = self.value(source);
         self.stopped = stopped;
         self.set(source, value);
+    }
+
+    /// While the hart does not run, its counters hold their values instead:
+    /// they neither count nor depend on what the source does meanwhile.
+    pub const fn suspend(&mut self, source: u64) {
+        self.base = self.value(source);
+    }
+
+    /// Undoes [`Counter::suspend`].
+    pub const fn resume(&mut self, source: u64) {
+        let value = self.base;
+        self.set(source, value);
+    }
+
+    /// The value of a suspended counter.
+    pub const fn suspended(&self) -> u64 {
+        self.base
+    }
+
+    /// A suspended counter with this value.
+    pub const fn at(value: u64, stopped: bool) -> Self {
+        Self {
+            base: value,
+            stopped,
+        }
     }
 
     /// Whether `mcountinhibit` stops the counter.

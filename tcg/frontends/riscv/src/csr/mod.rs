@@ -31,8 +31,7 @@ bitflags::bitflags! {
     pub struct CsrEffect: u8 {
         /// `satp` was written: another address space or translation mode.
         const SATP = 1 << 0;
-        /// The same address space is seen differently: MPRV, SUM, MXR, ADUE
-        /// or PBMTE.
+        /// The same address space is seen differently: MPRV, MPP, SUM or MXR.
         const TRANSLATION = 1 << 1;
         /// An interrupt may have become deliverable.
         const INTERRUPTS = 1 << 2;
@@ -41,8 +40,8 @@ bitflags::bitflags! {
         const TIMER = 1 << 3;
         /// `fp_bad` or the rounding mode changed.
         const FP_STATE = 1 << 4;
-        /// PMP changed: cached permissions are stale.
-        const PMP = 1 << 5;
+        /// Cached translations are stale: PMP, ADUE or PBMTE changed.
+        const STALE = 1 << 5;
         /// The rest of the block was translated under other assumptions.
         const BLOCK_END = 1 << 6;
     }
@@ -252,7 +251,7 @@ fn write<E: CsrEnv + ?Sized>(
         SIE => write_mie(hart, value, hart.mideleg),
         STVEC => hart.stvec = legal_tvec(value),
         SCOUNTEREN => hart.scounteren = value & 0xffff_ffff,
-        SENVCFG => hart.senvcfg = legal_envcfg(hart.senvcfg, value, senvcfg_mask(hart)),
+        SENVCFG => hart.set_senvcfg(value),
         SSCRATCH => hart.sscratch = value,
         SEPC => hart.sepc = value & hart.config.pc_mask(),
         SCAUSE => hart.scause = legal_cause(value),
@@ -288,7 +287,7 @@ fn write_machine<E: CsrEnv + ?Sized>(
         MIE => write_mie(hart, value, irq::ALL),
         MTVEC => hart.mtvec = legal_tvec(value),
         MCOUNTEREN => hart.mcounteren = value & 0xffff_ffff,
-        MENVCFG => write_menvcfg(hart, value),
+        MENVCFG => hart.set_menvcfg(value),
         MCOUNTINHIBIT => write_mcountinhibit(hart, value, env),
         MSCRATCH => hart.mscratch = value,
         MEPC => hart.mepc = value & hart.config.pc_mask(),
@@ -307,11 +306,11 @@ fn write_machine<E: CsrEnv + ?Sized>(
         PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => {
             hart.pmp
                 .set_config_word(usize::from(csr - PMPCFG0) / 2, value);
-            hart.record(CsrEffect::PMP);
+            hart.record(CsrEffect::STALE);
         }
         PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => {
             hart.pmp.set_address(usize::from(csr - PMPADDR0), value);
-            hart.record(CsrEffect::PMP);
+            hart.record(CsrEffect::STALE);
         }
         _ => return Err(IllegalInsn),
     }
@@ -320,7 +319,7 @@ fn write_machine<E: CsrEnv + ?Sized>(
 
 /// Exceptions that can be delegated: all the implemented ones except an
 /// environment call from M-mode, which cannot happen below it.
-const MEDELEG_WRITABLE: u64 = 0xb3ff;
+pub(crate) const MEDELEG_WRITABLE: u64 = 0xb3ff;
 
 /// `mip` with the levels of `pins`.
 ///
@@ -387,10 +386,8 @@ const fn legal_cause(value: u64) -> u64 {
 }
 
 fn write_satp(hart: &mut Hart, value: u64) {
-    let mode = value >> 60;
-    let legal = mode == 0 || mode >= 8 && mode <= u64::from(hart.config.max_satp_mode);
     // An unsupported mode makes the whole write have no effect (section 12.1.11).
-    if legal {
+    if hart.is_legal_satp(value) {
         hart.satp = value;
         hart.record(CsrEffect::SATP);
     }
@@ -419,25 +416,39 @@ fn legal_envcfg(old: u64, value: u64, mask: u64) -> u64 {
     }
 }
 
-fn write_menvcfg(hart: &mut Hart, value: u64) {
-    let mut mask = senvcfg_mask(hart);
-    for (present, bit) in [
-        (hart.config.svadu, envcfg::ADUE),
-        (hart.config.svpbmt, envcfg::PBMTE),
-        (hart.config.sstc, envcfg::STCE),
-    ] {
-        if present {
-            mask |= bit;
+impl Hart {
+    /// Whether the hart has the mode in this value of `satp`.
+    pub(crate) fn is_legal_satp(&self, value: u64) -> bool {
+        let mode = value >> 60;
+        mode == 0 || mode >= 8 && mode <= u64::from(self.config.max_satp_mode)
+    }
+
+    /// Writes `senvcfg`.
+    pub(crate) fn set_senvcfg(&mut self, value: u64) {
+        self.senvcfg = legal_envcfg(self.senvcfg, value, senvcfg_mask(self));
+    }
+
+    /// Writes `menvcfg`.
+    pub(crate) fn set_menvcfg(&mut self, value: u64) {
+        let mut mask = senvcfg_mask(self);
+        for (present, bit) in [
+            (self.config.svadu, envcfg::ADUE),
+            (self.config.svpbmt, envcfg::PBMTE),
+            (self.config.sstc, envcfg::STCE),
+        ] {
+            if present {
+                mask |= bit;
+            }
         }
-    }
-    let old = hart.menvcfg;
-    hart.menvcfg = legal_envcfg(old, value, mask);
-    let changed = old ^ hart.menvcfg;
-    if changed & (envcfg::ADUE | envcfg::PBMTE) != 0 {
-        hart.record(CsrEffect::TRANSLATION);
-    }
-    if changed & envcfg::STCE != 0 {
-        hart.record(CsrEffect::TIMER | CsrEffect::INTERRUPTS);
+        let old = self.menvcfg;
+        self.menvcfg = legal_envcfg(old, value, mask);
+        let changed = old ^ self.menvcfg;
+        if changed & (envcfg::ADUE | envcfg::PBMTE) != 0 {
+            self.record(CsrEffect::STALE);
+        }
+        if changed & envcfg::STCE != 0 {
+            self.record(CsrEffect::TIMER | CsrEffect::INTERRUPTS);
+        }
     }
 }
 

@@ -393,3 +393,31 @@ fn faults_name_their_exception() {
         assert_eq!((exception.cause as u64, exception.tval), (cause, 0x77));
     }
 }
+
+#[test]
+fn context_keys_tell_address_spaces_apart() {
+    let mut hart = hart(8, Privilege::Supervisor);
+    let mut keys = vec![context_key(&hart)];
+    let mut distinct = |hart: &Hart, translated: bool| {
+        let key = context_key(hart);
+        assert!(!keys.contains(&key), "{key:x}");
+        assert_eq!(key_translates(key), translated);
+        keys.push(key);
+    };
+    hart.mstatus |= mstatus::SUM;
+    distinct(&hart, true);
+    hart.mstatus |= mstatus::MXR;
+    distinct(&hart, true);
+    hart.privilege = Privilege::User;
+    distinct(&hart, true);
+    hart.satp |= 0x1234 << 44;
+    distinct(&hart, true);
+    assert_eq!(key_asid(context_key(&hart)), 0x1234);
+    hart.privilege = Privilege::Machine;
+    distinct(&hart, false);
+    hart.mstatus |= mstatus::MPRV;
+    distinct(&hart, true);
+    hart.privilege = Privilege::Supervisor;
+    hart.satp = 0;
+    distinct(&hart, false);
+}
