@@ -199,6 +199,23 @@ impl<F: GuestFrontend> Cpu<F> {
         self.mailbox.pins.load(Ordering::SeqCst)
     }
 
+    /// Clears and then sets pins from the vCPU's own thread: those that guest software can change, and the
+    /// timer pins, which the machine raises and the vCPU lowers.
+    pub fn change_pins(&mut self, clear: u64, set: u64) {
+        if clear != 0 {
+            self.mailbox.pins.fetch_and(!clear, Ordering::SeqCst);
+        }
+        if set != 0 {
+            self.mailbox.pins.fetch_or(set, Ordering::SeqCst);
+            self.check_events();
+        }
+    }
+
+    /// For a helper that has also called [`Cpu::jump`]: `run` returns to the run loop.
+    pub fn leave_run_loop(&mut self) {
+        self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
+    }
+
     /// For helpers: virtual address of the instruction that called, and its length in bytes.
     pub fn current_insn(&self) -> (u64, u8) {
         let (pc, len) = mimus_tcg_ir::backend::unpack_insn(self.head.cur_insn);

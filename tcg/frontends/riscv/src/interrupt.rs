@@ -46,14 +46,12 @@ impl Interrupt {
 }
 
 impl Hart {
-    /// `mip` for these pin levels. The STIP pin counts only while Sstc is on:
-    /// without it STIP is software's.
+    /// `mip` for these pin levels. STIP is the pin alone while Sstc is on;
+    /// without Sstc it is software's too, and the pin that of a firmware
+    /// service of the machine.
     pub const fn mip(&self, pins: u64) -> u64 {
-        if self.sstc_enabled() {
-            pins & irq::ALL | self.mip_soft & !irq::STI
-        } else {
-            pins & irq::ALL & !irq::STI | self.mip_soft
-        }
+        let software = if self.sstc_enabled() { !irq::STI } else { !0 };
+        pins & irq::ALL | self.mip_soft & software
     }
 }
 

@@ -13,12 +13,15 @@
 //! | [`decode`] | the decoder, generated from `decode/*.decode` |
 //! | [`disasm`] | the disassembler |
 //! | [`translate`] | guest code to IR |
+//! | [`frontend`] | all of it as the translator's runtime wants it |
 //! | [`helper_ids`] | what translated code calls and touches of the hart |
 
 pub mod csr;
 pub mod decode;
 pub mod disasm;
+pub mod frontend;
 pub mod helper_ids;
+mod helpers;
 pub mod interrupt;
 pub mod mmu;
 pub mod pmp;

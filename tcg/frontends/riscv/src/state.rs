@@ -500,6 +500,17 @@ impl Hart {
         self.menvcfg
     }
 
+    /// Whether the supervisor timer, with Sstc, is due at `time`. The pin is
+    /// only believed while `stimecmp` is at its maximum, which it never
+    /// reaches: then a firmware service of the machine raised it.
+    pub const fn timer_due(&self, time: u64, pin: bool) -> bool {
+        if self.stimecmp == u64::MAX {
+            pin
+        } else {
+            time >= self.stimecmp
+        }
+    }
+
     /// Whether `stimecmp` drives STIP (Sstc turned on by `menvcfg.STCE`).
     pub const fn sstc_enabled(&self) -> bool {
         self.menvcfg & envcfg::STCE != 0

@@ -76,6 +76,15 @@ pub trait CsrEnv: FpFlags {
     fn clear_pins(&mut self, mask: u64);
 }
 
+/// Whether [`access`] of this CSR may ask the environment for the time or a
+/// count, which is costly to have at hand for every access.
+pub const fn reads_clock(csr: u16) -> bool {
+    matches!(
+        csr,
+        MIP | SIP | MCOUNTINHIBIT | MCYCLE | MINSTRET | CYCLE | TIME | INSTRET
+    )
+}
+
 /// What a CSR instruction does with the register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -323,12 +332,12 @@ pub(crate) const MEDELEG_WRITABLE: u64 = 0xb3ff;
 
 /// `mip` with the levels of `pins`.
 ///
-/// STIP follows `stimecmp` by comparison, so that a guest that polls does not
-/// depend on when the timer thread raises the pin.
+/// With Sstc STIP follows `stimecmp` by comparison, so that a guest that polls
+/// does not depend on when the pin is raised; see [`Hart::timer_due`].
 fn read_mip<E: CsrEnv + ?Sized>(hart: &Hart, env: &mut E) -> u64 {
     let mut mip = hart.mip(env.pins());
     if hart.sstc_enabled() {
-        let due = env.time() >= hart.stimecmp;
+        let due = hart.timer_due(env.time(), mip & irq::STI != 0);
         mip = mip & !irq::STI | if due { irq::STI } else { 0 };
     }
     mip
