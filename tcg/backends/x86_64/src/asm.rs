@@ -517,17 +517,28 @@ impl<'a> Asm<'a> {
         }
     }
 
-    /// Pads with redundant prefixes, to be followed by an instruction whose patched field is `lead` bytes from
-    /// its start, so that the field is 4-byte aligned in memory. Unlike no-ops, prefixes cost no slot and do
-    /// not come between a compare and its jump.
-    pub fn pad_for_field(&mut self, lead: usize, prefix: u8) {
-        while (self.here() + lead) & 3 != 0 {
-            self.buf.push(prefix);
+    /// How many bytes to put before an instruction with a patched field `lead` bytes from its start, so that
+    /// the field is 4-byte aligned in memory.
+    fn padding(&self, lead: usize) -> usize {
+        (self.here() + lead).wrapping_neg() & 3
+    }
+
+    /// Aligns the field of the jump that follows, by prefixes that jumps ignore in 64-bit mode (a `cs`
+    /// override). Unlike no-ops, they cost no slot and do not come between a compare and its jump.
+    pub fn pad_jump(&mut self, lead: usize) {
+        for _ in 0..self.padding(lead) {
+            self.buf.push(0x2e);
         }
     }
-}
 
-/// `cs` override: ignored by jumps in 64-bit mode.
-pub const PREFIX_CS: u8 = 0x2e;
-/// `gs` override.
-pub const PREFIX_GS: u8 = 0x65;
+    /// The same by a no-op, for an instruction that has no room for prefixes within the 15 bytes allowed.
+    pub fn pad_nop(&mut self, lead: usize) {
+        let nop: &[u8] = match self.padding(lead) {
+            0 => &[],
+            1 => &[0x90],
+            2 => &[0x66, 0x90],
+            _ => &[0x0f, 0x1f, 0x00],
+        };
+        self.buf.extend_from_slice(nop);
+    }
+}

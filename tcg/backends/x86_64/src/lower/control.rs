@@ -1,7 +1,7 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
 use super::{Cold, Fixups, Lower, Opnd};
-use crate::asm::{Alu, Cc, Fixup, Map, PREFIX_CS, PREFIX_GS, R14, R15, RAX, Rm};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
@@ -65,7 +65,7 @@ impl Lower<'_> {
             self.jump_back(to);
             self.asm.bind_short(over);
         } else {
-            self.asm.pad_for_field(2, PREFIX_CS);
+            self.asm.pad_jump(2);
             let site = self.asm.jcc(cc);
             self.link_site(Fixups::default(), site, u32::MAX, to);
         }
@@ -87,7 +87,7 @@ impl Lower<'_> {
 
     /// A linkable jump within the page.
     fn site_jump(&mut self, to: PagePc) {
-        self.asm.pad_for_field(1, PREFIX_CS);
+        self.asm.pad_jump(1);
         let site = self.asm.jmp();
         self.link_site(Fixups::default(), site, u32::MAX, to);
     }
@@ -129,8 +129,8 @@ impl Lower<'_> {
         );
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         // gs cmp dword [r14*8 + table], 0 with the constant, the guard, aligned.
-        self.asm.pad_for_field(9, PREFIX_GS);
-        for byte in [PREFIX_GS, 0x42, 0x81, 0x3c, 0xf5] {
+        self.asm.pad_nop(9);
+        for byte in [0x65, 0x42, 0x81, 0x3c, 0xf5] {
             self.asm.push(byte);
         }
         self.asm.push_i32(table);
@@ -141,7 +141,7 @@ impl Lower<'_> {
         let kicked = self.asm.jcc(Cc::Ne);
         self.cold.push(Cold::Kick { from: kicked, to });
         self.asm.mov_rm_r(true, Rm::Env(page_base), RAX);
-        self.asm.pad_for_field(1, PREFIX_CS);
+        self.asm.pad_jump(1);
         let site = self.asm.jmp();
         self.link_site(from, site, guard, to);
     }

@@ -13,6 +13,7 @@ pub use fp::result_is_float;
 
 use crate::X86_64;
 use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
+use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry};
 use mimus_tcg_ir::{Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, Val};
 
@@ -418,6 +419,8 @@ impl Lower<'_> {
                 Cold::Nan { from, fmt, back } => self.canonical_nan(from, fmt, back),
             }
         }
+        // A trap, so that the return address of a call at the end is still inside the block.
+        dynasm!(self.asm ; .arch x64 ; int3);
     }
 }
 

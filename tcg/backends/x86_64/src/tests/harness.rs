@@ -48,9 +48,8 @@ pub struct Env {
     pub exit_code: u32,
     pub cur_insn: u32,
     pub guest: Guest,
-    /// The running block's, for return addresses.
-    pub info: Emitted,
-    pub block_at: u64,
+    /// Blocks in the code memory, by address, to resolve return addresses.
+    pub blocks: Vec<(u64, Emitted)>,
     pub dispatch: usize,
     pub links: u32,
     /// Host address to link every site to, if any: `(pc, host address, entry table if in another page)`.
@@ -163,6 +162,14 @@ impl Machine {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.add(offset), bytes.len()) }
     }
 
+    /// Sets a word of the entry tables.
+    pub fn write_word(&self, at: *mut u32, value: u32) {
+        let offset = at as usize - self.tables as usize;
+        assert!(offset < 4 * 8192);
+        // SAFETY: checked to be inside the tables' mapping.
+        unsafe { at.write(value) }
+    }
+
     /// Runs `code` on `env` with the guest's memory in place; gives how it ended.
     pub fn run(&self, env: &mut Env, code: usize) -> (ExitCode, u64) {
         let len = DATA_LEN as usize;
@@ -222,8 +229,7 @@ impl Guest {
             exit_code: !0,
             cur_insn: 0,
             guest: self,
-            info: Emitted::default(),
-            block_at: 0,
+            blocks: Vec::new(),
             dispatch: 0,
             links: 0,
             targets: Vec::new(),
@@ -438,14 +444,20 @@ impl Env {
         match f(&mut access) {
             Ok(value) => Some(value),
             Err(Fault) => {
-                let host = (ret - self.block_at) as u32;
-                let entry = self.info.faults.iter().find(|e| e.host == host);
+                let (at, info) = self.block_of(ret);
+                let entry = info.faults.iter().find(|e| at + u64::from(e.host) == ret);
                 let entry = entry.expect("a side-table entry for the return address");
                 self.guest.left_at = Some((entry.pc, entry.len));
                 self.leave();
                 None
             }
         }
+    }
+
+    /// The block that a return address is in.
+    fn block_of(&self, ret: u64) -> (u64, &Emitted) {
+        let found = self.blocks.iter().filter(|b| b.0 <= ret).max_by_key(|b| b.0);
+        found.map(|(at, info)| (*at, info)).expect("a block")
     }
 
     fn leave(&mut self) {
@@ -521,14 +533,14 @@ extern "C" fn link(env: *mut Env, ret: u64) -> u64 {
     // SAFETY: as above.
     let env = unsafe { env_of(env) };
     env.links += 1;
-    let host = (ret - env.block_at) as u32;
-    let site = *env.info.sites.iter().find(|s| s.return_offset == host).expect("a site");
+    let (block_at, info) = env.block_of(ret);
+    let site = *info.sites.iter().find(|s| block_at + u64::from(s.return_offset) == ret).expect("a site");
     env.pc = env.page_base.wrapping_add(site.to.0 as i64 as u64);
     clobber();
     let Some(&(_, target, table)) = env.targets.iter().find(|t| t.0 == env.pc) else {
         return env.dispatch as u64;
     };
-    let field = env.block_at + u64::from(site.patch);
+    let field = block_at + u64::from(site.patch);
     assert_eq!(field & 3, 0, "alignment of a patched field");
     // SAFETY: fields of the block being executed, in a mapping that is writable too.
     unsafe {
@@ -536,7 +548,7 @@ extern "C" fn link(env: *mut Env, ret: u64) -> u64 {
         if site.guard == u32::MAX {
             assert_eq!(table, 0, "a link within the page");
         } else {
-            let guard = (env.block_at + u64::from(site.guard)) as *mut u32;
+            let guard = (block_at + u64::from(site.guard)) as *mut u32;
             assert!(guard.is_aligned());
             guard.write(table);
             env.page_base = env.pc & !0xfff;

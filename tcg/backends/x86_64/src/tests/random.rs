@@ -320,8 +320,7 @@ fn check(m: &Machine, block: &Block, self_loops: bool, rng: &mut Rng, scratch: &
     m.write_code(at, &scratch.0);
     let mut env = start.env();
     env.kick = u32::from(self_loops || rng.chance(30));
-    env.info = std::mem::take(&mut scratch.1);
-    env.block_at = at as u64;
+    env.blocks.push((at as u64, std::mem::take(&mut scratch.1)));
     env.dispatch = m.stubs.dispatch;
     let (code, pc) = m.run(&mut env, at);
     let expected = match outcome {
@@ -335,7 +334,7 @@ fn check(m: &Machine, block: &Block, self_loops: bool, rng: &mut Rng, scratch: &
     }
     let same = env.guest == oracle.guest && (code == ExitCode::Careful, pc) == expected;
     if same {
-        scratch.1 = env.info;
+        scratch.1 = env.blocks.pop().map(|b| b.1).unwrap_or_default();
         return;
     }
     for s in 0..64 {
