@@ -1,0 +1,5 @@
+//! RISC-V boards.
+
+pub mod fdt;
+pub mod map;
+pub mod sbi;
