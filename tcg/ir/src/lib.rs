@@ -4,12 +4,16 @@
 //! * [`backend`]: what a host backend owes, and the environment's layout as data;
 //! * [`interp`]: executes a block on the spot: the oracle for every backend;
 //! * [`text`]: the text form, written and read;
-//! * [`verify`]: the rules a block obeys.
+//! * [`verify`]: the rules a block obeys;
+//! * [`filetest`]: test cases in files, for every executor of blocks;
+//! * [`random`]: random blocks and states, for comparing two executors.
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod filetest;
 pub mod interp;
 pub mod op;
+pub mod random;
 pub mod text;
 pub mod verify;
 

@@ -1,6 +1,6 @@
 //! The rules a block obeys, and the check of them.
 //!
-//! A frontend's block must pass [`verify`] (debug builds check every one); a backend may rely on it.
+//! A frontend's block must pass [`verify`], and a backend may rely on that.
 //!
 //! * The first operation is an [`Op::Insn`] mark; the last one is terminal, and no other is.
 //! * `insns` is the number of marks, at least 1. Marks ascend without overlap from `start`, each in the
