@@ -1,1 +1,8 @@
-//! The event loop host I/O and timers run on.
+//! The event loop that host I/O, timers and their guest-visible effects run on, and
+//! threads for calls that block.
+
+pub mod event_loop;
+pub mod worker;
+
+pub use event_loop::{FdRegistration, Interest, IoThread, IoThreadHandle, Readiness};
+pub use worker::{WorkerPool, spawn_worker};

@@ -1,0 +1,429 @@
+//! An epoll loop on its own thread: readiness of host fds, queued closures, timers.
+//!
+//! Callbacks run one at a time, with no lock of the loop held. After each round the
+//! loop applies queued memory-map changes (the *after hook*), because a callback may
+//! have made a device move its regions.
+
+use crate::clock::{ClockKind, Clocks, Timer, TimerQueue};
+use crate::clock::clocks::ClockListener;
+use crate::error::HostError;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{JoinHandle, ThreadId};
+
+/// Which readiness a registration wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Interest {
+    /// There is something to read, or the other side is gone.
+    pub readable: bool,
+    /// There is room to write.
+    pub writable: bool,
+}
+
+impl Interest {
+    /// Readable only.
+    pub const READ: Self = Self { readable: true, writable: false };
+    /// Writable only.
+    pub const WRITE: Self = Self { readable: false, writable: true };
+    /// Both.
+    pub const BOTH: Self = Self { readable: true, writable: true };
+    /// Neither; errors and hang-ups are not reported either.
+    pub const NONE: Self = Self { readable: false, writable: false };
+
+    fn flags(self) -> epoll::EventFlags {
+        let mut f = epoll::EventFlags::empty();
+        f.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, self.readable);
+        f.set(epoll::EventFlags::OUT, self.writable);
+        f
+    }
+}
+
+/// What an fd is ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// Reading does not block.
+    pub readable: bool,
+    /// Writing does not block.
+    pub writable: bool,
+    /// The other side is gone, or the fd has an error.
+    pub hangup: bool,
+}
+
+/// An fd that may be registered; kept open by the registration.
+pub type SharedFd = Arc<dyn AsFdSync>;
+
+/// Anything with an fd that threads may share.
+pub trait AsFdSync: AsFd + Send + Sync {}
+impl<T: AsFd + Send + Sync> AsFdSync for T {}
+
+type Task = Box<dyn FnOnce() + Send>;
+type FdCallback = Box<dyn FnMut(Readiness) + Send>;
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
+struct Watch {
+    fd: SharedFd,
+    callback: Mutex<FdCallback>,
+    /// What epoll has; `NONE` is not in epoll at all, as it always reports hang-ups.
+    interest: Mutex<Interest>,
+    alive: AtomicBool,
+}
+
+struct Shared {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    /// A wake-up is on its way.
+    woken: AtomicBool,
+    stop: AtomicBool,
+    tasks: Mutex<Vec<Task>>,
+    watches: Mutex<HashMap<u64, Arc<Watch>>>,
+    next_token: AtomicU64,
+    after: Mutex<Option<Hook>>,
+    thread: Mutex<Option<ThreadId>>,
+}
+
+/// epoll data of the eventfd.
+const WAKE_TOKEN: u64 = 0;
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn wake(&self) {
+        if !self.woken.swap(true, Ordering::SeqCst) {
+            // Fails only if the counter is full, and then the loop wakes anyway.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl ClockListener for Shared {
+    fn clock_changed(&self) {
+        self.wake();
+    }
+}
+
+struct Queues {
+    virt: Arc<TimerQueue>,
+    host: Arc<TimerQueue>,
+    realtime: Arc<TimerQueue>,
+}
+
+impl Queues {
+    fn all(&self) -> [&Arc<TimerQueue>; 3] {
+        [&self.virt, &self.host, &self.realtime]
+    }
+}
+
+/// An I/O thread; stops and joins it when dropped.
+pub struct IoThread {
+    handle: IoThreadHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A way to give work to an I/O thread. Any thread.
+#[derive(Clone)]
+pub struct IoThreadHandle {
+    shared: Arc<Shared>,
+    queues: Arc<Queues>,
+    clocks: Clocks,
+}
+
+impl IoThread {
+    /// Starts a loop on a thread called `name`.
+    pub fn spawn(name: &str, clocks: &Clocks) -> Result<Self, HostError> {
+        let host = |e: rustix::io::Errno| HostError::new(format!("make the event loop of {name}"), e);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(host)?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE_TOKEN), epoll::EventFlags::IN).map_err(host)?;
+        let shared = Arc::new(Shared {
+            epoll,
+            wake,
+            woken: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            tasks: Mutex::default(),
+            watches: Mutex::default(),
+            next_token: AtomicU64::new(WAKE_TOKEN + 1),
+            after: Mutex::default(),
+            thread: Mutex::default(),
+        });
+        let queue = |kind| {
+            let waker = Arc::downgrade(&shared);
+            TimerQueue::new(clocks.get(kind), move || {
+                if let Some(s) = waker.upgrade() {
+                    s.wake();
+                }
+            })
+        };
+        let queues = Arc::new(Queues {
+            virt: queue(ClockKind::Virtual),
+            host: queue(ClockKind::Host),
+            realtime: queue(ClockKind::Realtime),
+        });
+        let weak: Weak<Shared> = Arc::downgrade(&shared);
+        clocks.virt.add_listener(weak);
+        let handle = IoThreadHandle { shared, queues, clocks: clocks.clone() };
+        let looped = handle.clone();
+        let thread = super::worker::spawn_worker(name, move || run(&looped))?;
+        Ok(Self { handle, thread: Some(thread) })
+    }
+
+    /// A handle to it.
+    pub fn handle(&self) -> &IoThreadHandle {
+        &self.handle
+    }
+
+    /// Stops the loop after what is queued, and waits for the thread. Not from a callback:
+    /// there it only asks the loop to stop.
+    pub fn stop(&mut self) {
+        self.handle.shared.stop.store(true, Ordering::SeqCst);
+        self.handle.shared.wake();
+        if let Some(thread) = self.thread.take().filter(|_| !self.handle.is_current()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.stop();
+        // Callbacks hold devices, which hold this loop.
+        lock(&self.handle.shared.watches).clear();
+        lock(&self.handle.shared.tasks).clear();
+        *lock(&self.handle.shared.after) = None;
+    }
+}
+
+impl IoThreadHandle {
+    /// Runs `f` on the I/O thread, soon and in order.
+    pub fn run_soon(&self, f: impl FnOnce() + Send + 'static) {
+        lock(&self.shared.tasks).push(Box::new(f));
+        self.shared.wake();
+    }
+
+    /// True on the I/O thread itself.
+    pub fn is_current(&self) -> bool {
+        *lock(&self.shared.thread) == Some(std::thread::current().id())
+    }
+
+    /// Calls `callback` on the I/O thread whenever `fd` is ready (level-triggered), until
+    /// the registration is dropped. A file that epoll does not take is an error.
+    pub fn register_fd(
+        &self,
+        fd: SharedFd,
+        interest: Interest,
+        callback: impl FnMut(Readiness) + Send + 'static,
+    ) -> Result<FdRegistration, HostError> {
+        let token = self.shared.next_token.fetch_add(1, Ordering::Relaxed);
+        let watch = Arc::new(Watch {
+            fd,
+            callback: Mutex::new(Box::new(callback)),
+            interest: Mutex::new(Interest::NONE),
+            alive: AtomicBool::new(true),
+        });
+        lock(&self.shared.watches).insert(token, watch.clone());
+        let registration = FdRegistration { shared: self.shared.clone(), watch, token };
+        registration.set_interest(interest)?;
+        Ok(registration)
+    }
+
+    /// A timer on one of the clocks, fired by this thread.
+    pub fn timer(&self, kind: ClockKind) -> Timer {
+        match kind {
+            ClockKind::Virtual => self.queues.virt.timer(),
+            ClockKind::Host => self.queues.host.timer(),
+            ClockKind::Realtime => self.queues.realtime.timer(),
+        }
+    }
+
+    /// The machine's clocks.
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
+    /// Starts a thread for blocking host calls.
+    pub fn spawn_worker(&self, name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HostError> {
+        super::worker::spawn_worker(name, f)
+    }
+
+    /// What runs after every round of callbacks: the machine applies queued memory-map
+    /// changes there.
+    pub fn set_after_hook(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *lock(&self.shared.after) = Some(Arc::new(hook));
+    }
+}
+
+/// A registered fd. Dropping it ends the registration: no callback starts afterwards, but
+/// one that runs already is not waited for.
+pub struct FdRegistration {
+    shared: Arc<Shared>,
+    watch: Arc<Watch>,
+    token: u64,
+}
+
+impl FdRegistration {
+    /// Changes what the callback is called for.
+    pub fn set_interest(&self, interest: Interest) -> Result<(), HostError> {
+        let mut current = lock(&self.watch.interest);
+        if *current == interest {
+            return Ok(());
+        }
+        let (epoll, fd) = (&self.shared.epoll, self.watch.fd.as_fd());
+        let data = epoll::EventData::new_u64(self.token);
+        let result = match (*current, interest) {
+            (_, Interest::NONE) => epoll::delete(epoll, fd),
+            (Interest::NONE, _) => epoll::add(epoll, fd, data, interest.flags()),
+            _ => epoll::modify(epoll, fd, data, interest.flags()),
+        };
+        result.map_err(|e| HostError::new("watch a file descriptor", e))?;
+        *current = interest;
+        Ok(())
+    }
+}
+
+impl Drop for FdRegistration {
+    fn drop(&mut self) {
+        self.watch.alive.store(false, Ordering::SeqCst);
+        let _ = self.set_interest(Interest::NONE);
+        lock(&self.shared.watches).remove(&self.token);
+    }
+}
+
+fn guarded(what: &str, f: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(f)).is_err() {
+        log::error!("{what} on an I/O thread panicked");
+    }
+}
+
+fn run(handle: &IoThreadHandle) {
+    let shared = &handle.shared;
+    *lock(&shared.thread) = Some(std::thread::current().id());
+    let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
+    loop {
+        let tasks = std::mem::take(&mut *lock(&shared.tasks));
+        let idle = tasks.is_empty();
+        tasks.into_iter().for_each(|t| guarded("a queued task", t));
+        handle.queues.all().iter().for_each(|q| {
+            guarded("a timer", || {
+                q.fire();
+            })
+        });
+        let after = lock(&shared.after).clone();
+        if let Some(hook) = after {
+            guarded("the after hook", || hook());
+        }
+        if shared.stop.load(Ordering::SeqCst) && idle && lock(&shared.tasks).is_empty() {
+            return;
+        }
+        events.clear();
+        let timeout = timeout(handle);
+        match epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => {
+                log::error!("an event loop ends: epoll: {e}");
+                return;
+            }
+        }
+        for event in &events {
+            dispatch(shared, event);
+        }
+    }
+}
+
+/// How long to sleep: `None` is until something happens.
+fn timeout(handle: &IoThreadHandle) -> Option<Timespec> {
+    let stopping = handle.shared.stop.load(Ordering::SeqCst);
+    let waits = handle.queues.all().into_iter().filter_map(|q| q.wait_ns());
+    let ns = if stopping { Some(0) } else { waits.min() }?;
+    Some(Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ })
+}
+
+fn dispatch(shared: &Shared, event: &epoll::Event) {
+    let token = event.data.u64();
+    if token == WAKE_TOKEN {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&shared.wake, &mut count);
+        // Cleared after the read and before the queues are looked at: what is queued
+        // after this wakes the loop again.
+        shared.woken.store(false, Ordering::SeqCst);
+        return;
+    }
+    let Some(watch) = lock(&shared.watches).get(&token).cloned() else { return };
+    // An earlier callback of this round may have ended the registration.
+    if !watch.alive.load(Ordering::SeqCst) {
+        return;
+    }
+    let flags = event.flags;
+    let has = |f| flags.intersects(f);
+    let ready = Readiness {
+        readable: has(epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::HUP),
+        writable: has(epoll::EventFlags::OUT),
+        hangup: has(epoll::EventFlags::HUP | epoll::EventFlags::ERR | epoll::EventFlags::RDHUP),
+    };
+    guarded("an fd callback", || lock(&watch.callback)(ready));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn tasks_timers_and_fds() {
+        let clocks = Clocks::new();
+        let mut io = IoThread::spawn("io-test", &clocks).unwrap();
+        let h = io.handle().clone();
+        let (tx, rx) = mpsc::channel();
+        let (t, on) = (tx.clone(), h.clone());
+        h.run_soon(move || t.send(u32::from(on.is_current())).unwrap());
+        assert_eq!(rx.recv_timeout(SOON), Ok(1));
+
+        let timer = h.timer(ClockKind::Virtual);
+        let t = tx.clone();
+        timer.bind(move || t.send(2).unwrap());
+        timer.arm(1000);
+        assert!(rx.recv_timeout(Duration::from_millis(10)).is_err(), "the clock stands");
+        clocks.virt.start();
+        assert_eq!(rx.recv_timeout(SOON), Ok(2));
+
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let fd = Arc::new(ours);
+        let reader = fd.clone();
+        let t = tx.clone();
+        let reg = h
+            .register_fd(fd, Interest::READ, move |r| {
+                use std::io::Read;
+                let mut b = [0; 16];
+                let n = (&*reader).read(&mut b).unwrap();
+                t.send(if r.hangup { 100 } else { n as u32 }).unwrap();
+            })
+            .unwrap();
+        (&theirs).write_all(b"abc").unwrap();
+        assert_eq!(rx.recv_timeout(SOON), Ok(3));
+        reg.set_interest(Interest::NONE).unwrap();
+        (&theirs).write_all(b"de").unwrap();
+        assert!(rx.recv_timeout(Duration::from_millis(10)).is_err());
+        reg.set_interest(Interest::READ).unwrap();
+        assert_eq!(rx.recv_timeout(SOON), Ok(2));
+        drop(reg);
+        drop(theirs);
+        assert!(rx.recv_timeout(Duration::from_millis(10)).is_err());
+
+        let t = tx.clone();
+        h.set_after_hook(move || {
+            let _ = t.send(7);
+        });
+        h.run_soon(|| panic!("expected by the test"));
+        assert_eq!(rx.recv_timeout(SOON), Ok(7));
+        io.stop();
+        io.stop();
+    }
+}
