@@ -19,7 +19,11 @@ pub enum Rm {
     /// `[rbp + disp]`: the environment.
     Env(i32),
     /// `[base + index + disp]`.
-    Mem { base: u8, index: Option<u8>, disp: i32 },
+    Mem {
+        base: u8,
+        index: Option<u8>,
+        disp: i32,
+    },
 }
 
 /// Opcode map of an instruction.
@@ -52,6 +56,34 @@ pub enum Shift {
     Shl = 4,
     Shr = 5,
     Sar = 7,
+}
+
+/// What a VEX prefix says of the operation: `map` 2 is 0f38, 3 is 0f3a; `pp` 0 is none, 1 is 66, 2 is f3, 3
+/// is f2.
+#[derive(Clone, Copy)]
+pub struct Vex {
+    map: u8,
+    pp: u8,
+    opcode: u8,
+}
+
+impl Vex {
+    /// `reg = !v & rm`
+    pub const ANDN: Vex = Vex::new(2, 0, 0xf2);
+    /// `reg = rm << v`
+    pub const SHLX: Vex = Vex::new(2, 1, 0xf7);
+    /// `reg = rm >> v`, signed
+    pub const SARX: Vex = Vex::new(2, 2, 0xf7);
+    /// `reg = rm >> v`
+    pub const SHRX: Vex = Vex::new(2, 3, 0xf7);
+    /// `reg:v = rdx * rm`; the high half if both are one register
+    pub const MULX: Vex = Vex::new(2, 3, 0xf6);
+    /// `reg = rm` rotated right by the byte that follows; `v` is 0
+    pub const RORX: Vex = Vex::new(3, 3, 0xf0);
+
+    const fn new(map: u8, pp: u8, opcode: u8) -> Vex {
+        Vex { map, pp, opcode }
+    }
 }
 
 /// Condition codes, by their encoding.
@@ -272,8 +304,8 @@ impl<'a> Asm<'a> {
         self.enc(map, false, opcode, reg, rm, (true, true));
     }
 
-    /// A VEX-coded instruction on general registers: `pp` 0: none, 1: 66, 2: f3, 3: f2; `map` 2: 0f38, 3: 0f3a.
-    pub fn vex(&mut self, map: u8, pp: u8, w: bool, opcode: u8, reg: u8, v: u8, rm: Rm) {
+    /// A VEX-coded instruction on general registers.
+    pub fn vex(&mut self, code: Vex, w: bool, reg: u8, v: u8, rm: Rm) {
         // Encode the tail with the plain encoder, then drop its REX for the VEX bits.
         let (b, x) = match rm {
             Rm::Reg(r) => (r >> 3, 0),
@@ -285,13 +317,18 @@ impl<'a> Asm<'a> {
             Rm::Env(d) => Rm::Env(d),
             Rm::Mem { base, index, disp } => {
                 // The bases whose low bits are those of rsp and rbp encode as those do.
-                Rm::Mem { base: base & 7, index: index.map(|i| i & 7), disp }
+                Rm::Mem {
+                    base: base & 7,
+                    index: index.map(|i| i & 7),
+                    disp,
+                }
             }
         };
         self.buf.push(0xc4);
-        self.buf.push((!(reg >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | map);
-        self.buf.push(u8::from(w) << 7 | (!v & 15) << 3 | pp);
-        self.enc(Map::Base, false, opcode, reg & 7, low, (false, false));
+        self.buf
+            .push((!(reg >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | code.map);
+        self.buf.push(u8::from(w) << 7 | (!v & 15) << 3 | code.pp);
+        self.enc(Map::Base, false, code.opcode, reg & 7, low, (false, false));
     }
 
     /// `mov reg, rm`.
@@ -378,7 +415,17 @@ impl<'a> Asm<'a> {
         if disp == 0 {
             self.mov_r_rm(w, reg, Rm::Reg(base));
         } else {
-            self.ins(Map::Base, w, 0x8d, reg, Rm::Mem { base, index: None, disp });
+            self.ins(
+                Map::Base,
+                w,
+                0x8d,
+                reg,
+                Rm::Mem {
+                    base,
+                    index: None,
+                    disp,
+                },
+            );
         }
     }
 
@@ -426,7 +473,8 @@ impl<'a> Asm<'a> {
     /// `jcc rel32` to be bound later.
     #[inline]
     pub fn jcc(&mut self, cc: Cc) -> Fixup {
-        self.buf.extend_from_slice(&[0x0f, 0x80 | cc as u8, 0, 0, 0, 0]);
+        self.buf
+            .extend_from_slice(&[0x0f, 0x80 | cc as u8, 0, 0, 0, 0]);
         Fixup(self.pos() - 4)
     }
 

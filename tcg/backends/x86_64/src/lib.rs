@@ -14,6 +14,8 @@
 //! Slots without a register are memory operands. [`asm`] is the sink, [`stubs`] the code that is emitted once,
 //! [`lower`] the operations.
 #![cfg_attr(not(test), forbid(unsafe_code))]
+// What dynasm! expands to for registers chosen at run time.
+#![allow(clippy::useless_conversion)]
 
 mod asm;
 mod lower;
@@ -63,7 +65,11 @@ pub fn check_host() -> Result<(), String> {
         ("LZCNT", is_x86_feature_detected!("lzcnt")),
         ("FSGSBASE", kernel_allows_fsgsbase()),
     ];
-    let missing: Vec<&str> = have.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
+    let missing: Vec<&str> = have
+        .iter()
+        .filter(|(_, ok)| !ok)
+        .map(|(name, _)| *name)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -105,7 +111,12 @@ impl HostBackend for X86_64 {
                 pinned.push((*reg, slot));
             }
         }
-        let mut backend = X86_64 { config, pin, pinned, stubs: stubs::Addresses::default() };
+        let mut backend = X86_64 {
+            config,
+            pin,
+            pinned,
+            stubs: stubs::Addresses::default(),
+        };
         let (stubs, addresses) = stubs::emit(&backend, out)?;
         backend.stubs = addresses;
         Ok((backend, stubs))
@@ -154,7 +165,10 @@ impl X86_64 {
     /// The host register of a slot, if it has one.
     #[inline]
     fn pin_of(&self, slot: Slot) -> Option<u8> {
-        self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+        self.pin
+            .get(usize::from(slot.0))
+            .copied()
+            .filter(|&reg| reg != UNPINNED)
     }
 
     /// The pinned slots whose registers a C function does not preserve.

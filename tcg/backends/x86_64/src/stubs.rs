@@ -45,11 +45,19 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     let base = backend.config.code_base;
     let table_end = base + 64 + 8 * backend.config.helpers.len();
     if i32::try_from(table_end).is_err() {
-        return Err(format!("the code cache at {base:#x} is not below 2 GiB: map it with MAP_32BIT"));
+        return Err(format!(
+            "the code cache at {base:#x} is not below 2 GiB: map it with MAP_32BIT"
+        ));
     }
-    let mut e = Emitter { b: backend, ops: VecAssembler::new(base) };
+    let mut e = Emitter {
+        b: backend,
+        ops: VecAssembler::new(base),
+    };
     let mut a = Addresses::default();
-    let mut stubs = Stubs { miss: base, ..Stubs::default() };
+    let mut stubs = Stubs {
+        miss: base,
+        ..Stubs::default()
+    };
     e.miss();
     let table = e.helper_table();
     stubs.enter = e.enter_and_exit();
@@ -60,7 +68,10 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     e.fp(&mut a);
     e.link(&mut a);
     e.helper_calls(&mut a, table);
-    let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
+    let code = e
+        .ops
+        .finalize()
+        .map_err(|error| format!("assembling the stubs: {error}"))?;
     out.clear();
     out.extend_from_slice(&code);
     Ok((stubs, a))
@@ -97,7 +108,10 @@ impl Emitter<'_> {
 
     /// What an entry table's zero leads to: the page is in `page_base`, the offset in `r14`.
     fn miss(&mut self) {
-        let (page_base, pc) = (self.env(self.b.config.env.page_base), self.env(self.b.config.env.pc));
+        let (page_base, pc) = (
+            self.env(self.b.config.env.page_base),
+            self.env(self.b.config.env.pc),
+        );
         let exit_code = self.env(self.b.config.env.exit_code);
         dynasm!(self.ops ; .arch x64
             ; mov rax, [rbp + page_base]
@@ -146,7 +160,10 @@ impl Emitter<'_> {
 
     /// Exits for the address in `rax`.
     fn leaving(&mut self, a: &mut Addresses) {
-        let (pc, exit_code) = (self.env(self.b.config.env.pc), self.env(self.b.config.env.exit_code));
+        let (pc, exit_code) = (
+            self.env(self.b.config.env.pc),
+            self.env(self.b.config.env.exit_code),
+        );
         a.probe_miss = self.here();
         dynasm!(self.ops ; .arch x64
             ; ->probe_miss:
@@ -172,9 +189,16 @@ impl Emitter<'_> {
     /// Continues at `pc`, with every pinned register loaded.
     fn dispatch(&mut self) -> usize {
         let env = &self.b.config.env;
-        let (pc, kick, exit_request) = (self.env(env.pc), self.env(env.kick), self.env(env.exit_request));
+        let (pc, kick, exit_request) = (
+            self.env(env.pc),
+            self.env(env.kick),
+            self.env(env.exit_request),
+        );
         let (page_base, exit_code) = (self.env(env.page_base), self.env(env.exit_code));
-        let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
+        let (tag, table) = (
+            self.b.config.context.exec_tag,
+            self.b.config.context.exec_table,
+        );
         let code_base = self.b.config.code_base as i32;
         dynasm!(self.ops ; .arch x64
             // Entered with the return address of an abandoned block's call on the stack.

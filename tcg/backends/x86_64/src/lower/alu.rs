@@ -5,7 +5,7 @@
 //! for aliasing are on register numbers, never on slots. `r14` and `r15` are free for constants and counts.
 
 use super::{Lower, Opnd};
-use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, RDX, Rm, Shift, fits32};
+use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, RDX, Rm, Shift, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::interp;
@@ -32,7 +32,11 @@ impl Lower<'_> {
         if let (Val::Imm(a), Val::Imm(b)) = (a, b) {
             return self.set_imm(d, interp::alu(op, ty, a as u64, b as u64) as i64);
         }
-        let ty = if interp::is_64_bit_only(op) { Ty::I64 } else { ty };
+        let ty = if interp::is_64_bit_only(op) {
+            Ty::I64
+        } else {
+            ty
+        };
         match op {
             AluOp::Add => self.classic(Alu::Add, ty, d, a, b),
             AluOp::Sub => self.classic(Alu::Sub, ty, d, a, b),
@@ -112,7 +116,11 @@ impl Lower<'_> {
                 self.alu_r(op, w, t, a);
             }
             (a, b) => {
-                if w { self.mov(t, a) } else { self.mov_low(t, a) }
+                if w {
+                    self.mov(t, a)
+                } else {
+                    self.mov_low(t, a)
+                }
                 self.alu_r(op, w, t, b);
             }
         }
@@ -144,7 +152,17 @@ impl Lower<'_> {
 
     /// `lea t, [a + b]`.
     fn lea_sum(&mut self, w: bool, t: u8, a: u8, b: u8) {
-        self.asm.ins(Map::Base, w, 0x8d, t, Rm::Mem { base: a, index: Some(b), disp: 0 });
+        self.asm.ins(
+            Map::Base,
+            w,
+            0x8d,
+            t,
+            Rm::Mem {
+                base: a,
+                index: Some(b),
+                disp: 0,
+            },
+        );
     }
 
     /// The low half of an operand, unless it is in the register already.
@@ -171,7 +189,7 @@ impl Lower<'_> {
             AluOp::Andn => {
                 let b = self.in_reg(b, R15);
                 let a = self.as_rm(a, R14);
-                self.asm.vex(2, 0, w, 0xf2, t, b, a);
+                self.asm.vex(Vex::ANDN, w, t, b, a);
             }
             AluOp::Orn => {
                 self.mov(R14, b);
@@ -199,13 +217,12 @@ impl Lower<'_> {
         }
         let count = self.in_reg(b, R14);
         let a = self.as_rm(a, R15);
-        // shlx 66, sarx f3, shrx f2
-        let pp = match op {
-            Shift::Shl => 1,
-            Shift::Sar => 2,
-            _ => 3,
+        let code = match op {
+            Shift::Shl => Vex::SHLX,
+            Shift::Sar => Vex::SARX,
+            _ => Vex::SHRX,
         };
-        self.asm.vex(2, pp, w, 0xf7, t, count, a);
+        self.asm.vex(code, w, t, count, a);
         self.finish_ty(d, ty);
     }
 
@@ -248,11 +265,15 @@ impl Lower<'_> {
             let bits = if w { 64 } else { 32 };
             let left = (imm as u8) & (bits - 1);
             // rorx has a destination of its own.
-            let right = if op == Shift::Ror { left } else { (bits - left) & (bits - 1) };
+            let right = if op == Shift::Ror {
+                left
+            } else {
+                (bits - left) & (bits - 1)
+            };
             let a = self.val(a);
             let t = self.target(d);
             let a = self.as_rm(a, R14);
-            self.asm.vex(3, 3, w, 0xf0, t, 0, a);
+            self.asm.vex(Vex::RORX, w, t, 0, a);
             self.asm.push(right);
             return self.finish_ty(d, ty);
         }
@@ -301,8 +322,13 @@ impl Lower<'_> {
             Opnd::Imm(imm) => {
                 let a = self.as_rm(a, R15);
                 let byte = i64::from(imm as i8) == imm;
-                self.asm.ins(Map::Base, w, if byte { 0x6b } else { 0x69 }, t, a);
-                if byte { self.asm.push(imm as u8) } else { self.asm.push_i32(imm as i32) }
+                self.asm
+                    .ins(Map::Base, w, if byte { 0x6b } else { 0x69 }, t, a);
+                if byte {
+                    self.asm.push(imm as u8)
+                } else {
+                    self.asm.push_i32(imm as i32)
+                }
             }
             b => {
                 self.mov(t, a);
@@ -330,7 +356,11 @@ impl Lower<'_> {
 
     /// Where an operand is while `rdx` is saved.
     fn beside_rdx(&self, from: Opnd) -> Opnd {
-        if from == Opnd::Reg(RDX) { Opnd::Reg(R15) } else { from }
+        if from == Opnd::Reg(RDX) {
+            Opnd::Reg(R15)
+        } else {
+            from
+        }
     }
 
     fn mul_high_signed(&mut self, d: Slot, a: Val, b: Val) {
@@ -353,7 +383,7 @@ impl Lower<'_> {
         if a_signed {
             // A negative `a` read as unsigned is 2^64 too large: take `b` off the high half.
             self.mov(R14, b);
-            self.asm.vex(2, 3, true, 0xf6, RAX, RAX, Rm::Reg(R14));
+            self.asm.vex(Vex::MULX, true, RAX, RAX, Rm::Reg(R14));
             dynasm!(self.asm ; .arch x64
                 ; sar rdx, 63
                 ; and r14, rdx
@@ -361,7 +391,7 @@ impl Lower<'_> {
             );
         } else {
             let b = self.as_rm(b, R14);
-            self.asm.vex(2, 3, true, 0xf6, RAX, RAX, b);
+            self.asm.vex(Vex::MULX, true, RAX, RAX, b);
         }
         self.finish_with_rdx(d, Ty::I64);
     }
@@ -528,7 +558,7 @@ impl Lower<'_> {
             b => {
                 let b = self.in_reg(b, R14);
                 let a = self.as_rm(a, R15);
-                self.asm.vex(2, 3, w, 0xf7, t, b, a);
+                self.asm.vex(Vex::SHRX, w, t, b, a);
             }
         }
         self.asm.alu_rm_i(Alu::And, false, Rm::Reg(t), 1);

@@ -10,7 +10,10 @@ use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
 impl Lower<'_> {
     /// Checks that the page after the block's own is the one that its last instruction's tail is from.
     pub(super) fn entry_guard(&mut self, guard: u32) {
-        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        let (tag, table) = (
+            self.be.config.context.exec_tag,
+            self.be.config.context.exec_table,
+        );
         self.page_va(RAX, PagePc(4096));
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
@@ -20,7 +23,10 @@ impl Lower<'_> {
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful { from, pc: self.start });
+        self.cold.push(Cold::Careful {
+            from,
+            pc: self.start,
+        });
     }
 
     /// `cmp dword [kick], 0`.
@@ -93,17 +99,34 @@ impl Lower<'_> {
     }
 
     fn link_site(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
-        self.cold.push(Cold::Link { from, site, guard, to });
+        self.cold.push(Cold::Link {
+            from,
+            site,
+            guard,
+            to,
+        });
     }
 
-    /// The cold code of a link site.
+    /// The cold code of a link site, entered at `unlinked` from the jump and by `from` from its checks.
     pub(super) fn unlinked(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
-        self.bind(from);
         self.asm.bind(site);
         let unlinked = self.asm.pos();
+        if guard != u32::MAX {
+            // The page has been entered already: another thread unlinked the jump after its guard was passed.
+            let page_base = Rm::Env(self.be.env(self.be.config.env.page_base));
+            self.asm
+                .alu_rm_i(Alu::Add, true, page_base, (to.0 & !0xfff).wrapping_neg());
+        }
+        self.bind(from);
         self.asm.call_abs(self.be.stubs.link);
         let return_offset = self.asm.pos();
-        self.info.sites.push(LinkSite { patch: site.0, unlinked, return_offset, guard, to });
+        self.info.sites.push(LinkSite {
+            patch: site.0,
+            unlinked,
+            return_offset,
+            guard,
+            to,
+        });
     }
 
     pub(super) fn jump(&mut self, to: PagePc) {
@@ -120,7 +143,10 @@ impl Lower<'_> {
     /// link was made for.
     pub(super) fn cross_page(&mut self, to: PagePc) {
         let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        let (tag, table) = (
+            self.be.config.context.exec_tag,
+            self.be.config.context.exec_table,
+        );
         self.page_va(RAX, PagePc(to.0 & !0xfff));
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
@@ -170,7 +196,10 @@ impl Lower<'_> {
     /// Continues at the address in `rax`, whose bit 0 is ignored.
     fn probe(&mut self) {
         let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        let (tag, table) = (
+            self.be.config.context.exec_tag,
+            self.be.config.context.exec_table,
+        );
         let code_base = self.be.config.code_base as i32;
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
@@ -203,7 +232,10 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful { from, pc: self.insn.pc });
+        self.cold.push(Cold::Careful {
+            from,
+            pc: self.insn.pc,
+        });
         self.cached = self.last;
     }
 

@@ -92,7 +92,9 @@ impl Lower<'_> {
             FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt => {
                 false
             }
-            FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => pinned(a) || pinned(b) || pinned(c),
+            FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => {
+                pinned(a) || pinned(b) || pinned(c)
+            }
             FpOp::Sqrt | FpOp::CvtFmt | FpOp::MvToInt | FpOp::ToI32 | FpOp::ToI64 => pinned(a),
             _ => pinned(a) || pinned(b),
         };
@@ -280,7 +282,8 @@ impl Lower<'_> {
     /// slot's memory, `rax` is not known to hold it.
     fn put_int(&mut self, d: Slot) {
         if self.be.pin_of(d).is_none() {
-            self.asm.mov_rm_r(true, Place::Env(self.be.slot_disp(d)), RAX);
+            self.asm
+                .mov_rm_r(true, Place::Env(self.be.slot_disp(d)), RAX);
         }
     }
 

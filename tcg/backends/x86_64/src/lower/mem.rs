@@ -41,7 +41,11 @@ impl Lower<'_> {
         match (base, self.val(base)) {
             (Val::Imm(imm), _) => {
                 self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
-                Address { base: RAX, off: 0, slot: None }
+                Address {
+                    base: RAX,
+                    off: 0,
+                    slot: None,
+                }
             }
             (_, Opnd::Reg(base)) => {
                 let slot = self.last.filter(|_| base == RAX);
@@ -49,7 +53,11 @@ impl Lower<'_> {
             }
             (Val::Slot(slot), from) => {
                 self.mov(RAX, from);
-                Address { base: RAX, off, slot: Some(slot) }
+                Address {
+                    base: RAX,
+                    off,
+                    slot: Some(slot),
+                }
             }
         }
     }
@@ -87,26 +95,23 @@ impl Lower<'_> {
     }
 
     pub(super) fn load(&mut self, d: Slot, base: Val, off: i32, size: Size, ext: Ext) {
+        if let Some(place) = self.grouped(base, off) {
+            self.load_from(d, place, size, ext);
+            return;
+        }
         let at = self.address(base, off);
         let from = self.translate(at, size, self.be.config.context.read_tag);
-        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
+        let place = Rm::Mem {
+            base: at.base,
+            index: Some(R14),
+            disp: at.off,
+        };
         let home = self.home(d);
-        let mut reload = None;
-        match (home, ext) {
-            (Opnd::Mem(disp), Ext::Ones) if size == Size::B4 => {
-                self.load_value(RAX, place, size, Ext::Zero);
-                self.asm.mov_rm_r(false, Rm::Env(disp), RAX);
-                self.write_box(d);
-            }
-            (Opnd::Reg(t), _) => {
-                self.load_value(t, place, size, ext);
-                reload = self.keep_base(at);
-            }
-            _ => {
-                self.load_value(RAX, place, size, ext);
-                self.set(d, RAX);
-            }
-        }
+        self.load_from(d, place, size, ext);
+        let reload = match home {
+            Opnd::Reg(_) => self.keep_base(at),
+            _ => None,
+        };
         let back = self.asm.pos();
         let insn = self.insn;
         self.cold.push(Cold::Load(Slow {
@@ -122,6 +127,22 @@ impl Lower<'_> {
         }));
     }
 
+    /// `d` = memory at `place`.
+    fn load_from(&mut self, d: Slot, place: Rm, size: Size, ext: Ext) {
+        match (self.home(d), ext) {
+            (Opnd::Mem(disp), Ext::Ones) if size == Size::B4 => {
+                self.load_value(RAX, place, size, Ext::Zero);
+                self.asm.mov_rm_r(false, Rm::Env(disp), RAX);
+                self.write_box(d);
+            }
+            (Opnd::Reg(t), _) => self.load_value(t, place, size, ext),
+            _ => {
+                self.load_value(RAX, place, size, ext);
+                self.set(d, RAX);
+            }
+        }
+    }
+
     /// Loads and extends.
     pub(super) fn load_value(&mut self, t: u8, place: Rm, size: Size, ext: Ext) {
         match (size, ext) {
@@ -135,14 +156,16 @@ impl Lower<'_> {
         }
         if ext == Ext::Ones && size != Size::B8 {
             self.asm.mov_ri(R15, -1i64 << (8 * size.bytes()));
-            self.asm.alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
+            self.asm
+                .alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
         }
     }
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
-        self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
+        self.asm
+            .mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
         match slow.value {
@@ -158,6 +181,12 @@ impl Lower<'_> {
 
     pub(super) fn store(&mut self, src: Val, base: Val, off: i32, size: Size) {
         let cached = self.val(src);
+        if let Some(place) = self.grouped(base, off) {
+            self.store_to(place, cached, size);
+            // `rax` was not written.
+            self.cached = self.last;
+            return;
+        }
         let at = self.address(base, off);
         // `rax` may have been overwritten by the base.
         let value = if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) {
@@ -166,14 +195,12 @@ impl Lower<'_> {
             self.home_val(src)
         };
         let from = self.translate(at, size, self.be.config.context.write_tag);
-        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
-        match value {
-            Opnd::Imm(imm) if size != Size::B8 || fits32(imm) => self.store_imm(place, imm, size),
-            value => {
-                let reg = self.in_reg(value, R15);
-                self.store_value(place, reg, size);
-            }
-        }
+        let place = Rm::Mem {
+            base: at.base,
+            index: Some(R14),
+            disp: at.off,
+        };
+        self.store_to(place, value, size);
         let reload = if at.base == RAX {
             self.keep_base(at)
         } else {
@@ -192,6 +219,17 @@ impl Lower<'_> {
             insn,
             reload,
         }));
+    }
+
+    /// Memory at `place` = `value`.
+    fn store_to(&mut self, place: Rm, value: Opnd, size: Size) {
+        match value {
+            Opnd::Imm(imm) if size != Size::B8 || fits32(imm) => self.store_imm(place, imm, size),
+            value => {
+                let reg = self.in_reg(value, R15);
+                self.store_value(place, reg, size);
+            }
+        }
     }
 
     fn store_value(&mut self, place: Rm, reg: u8, size: Size) {

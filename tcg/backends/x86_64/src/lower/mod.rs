@@ -6,6 +6,7 @@ mod alu;
 mod atomic;
 mod control;
 mod fp;
+mod group;
 mod mem;
 
 #[cfg(test)]
@@ -57,17 +58,41 @@ enum Cold {
     Store(mem::Slow),
     Atomic(atomic::Slow),
     /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
-    Link { from: Fixups, site: Fixup, guard: u32, to: PagePc },
+    Link {
+        from: Fixups,
+        site: Fixup,
+        guard: u32,
+        to: PagePc,
+    },
+    /// The operations of a group, each with a check of its own.
+    Group(group::Slow),
     /// Exit because of the kick word; continue at `to`.
-    Kick { from: Fixup, to: PagePc },
+    Kick {
+        from: Fixup,
+        to: PagePc,
+    },
     /// The taken side of a branch to another page.
-    Cross { from: Fixup, to: PagePc },
+    Cross {
+        from: Fixup,
+        to: PagePc,
+    },
     /// Exit to execute the instruction at `pc` in careful mode.
-    Careful { from: Fixups, pc: PagePc },
+    Careful {
+        from: Fixups,
+        pc: PagePc,
+    },
     /// The whole operation in software.
-    Fp { from: Fixups, packed: u64, back: u32 },
+    Fp {
+        from: Fixups,
+        packed: u64,
+        back: u32,
+    },
     /// The canonical NaN to `xmm0`.
-    Nan { from: Fixup, fmt: FpFmt, back: u32 },
+    Nan {
+        from: Fixup,
+        fmt: FpFmt,
+        back: u32,
+    },
 }
 
 /// Lowers `block`; see [`mimus_tcg_ir::backend::HostBackend::emit`].
@@ -89,17 +114,23 @@ pub fn lower(
         next: 0,
         cold: Vec::with_capacity(block.ops.len() + 4),
         start: PagePc(i32::from(block.start)),
-        insn: Insn { pc: PagePc(i32::from(block.start)), len: 0 },
+        insn: Insn {
+            pc: PagePc(i32::from(block.start)),
+            len: 0,
+        },
         boxed: 0,
         cached: None,
         last: None,
+        group: None,
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
     }
     for (i, op) in block.ops.iter().enumerate() {
+        l.enter_group(i);
         l.next = i + 1;
         l.op(op);
+        l.leave_group(i + 1);
     }
     if !block.ops.last().is_some_and(Op::is_terminal) {
         // The verifier refuses such a block; fall through to what follows it.
@@ -125,6 +156,8 @@ struct Lower<'a> {
     cached: Option<Slot>,
     /// The same after the operation before it.
     last: Option<Slot>,
+    /// Accesses that were checked together, while among them.
+    group: Option<group::Group>,
 }
 
 impl Lower<'_> {
@@ -139,21 +172,53 @@ impl Lower<'_> {
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
             Op::Un { op, ty, d, a } => self.un(op, ty, d, a),
             Op::GetPc { d, pc } => self.get_pc(d, pc),
-            Op::Load { d, base, off, size, ext } => self.load(d, base, off, size, ext),
-            Op::Store { src, base, off, size } => self.store(src, base, off, size),
+            Op::Load {
+                d,
+                base,
+                off,
+                size,
+                ext,
+            } => self.load(d, base, off, size, ext),
+            Op::Store {
+                src,
+                base,
+                off,
+                size,
+            } => self.store(src, base, off, size),
             Op::LoadReserved { d, base, size, ext } => self.load_reserved(d, base, size, ext),
             Op::StoreConditional { d, src, base, size } => {
                 self.store_conditional(d, src, base, size);
             }
-            Op::Amo { op, d, src, base, size } => self.amo(op, d, src, base, size),
+            Op::Amo {
+                op,
+                d,
+                src,
+                base,
+                size,
+            } => self.amo(op, d, src, base, size),
             Op::Fence => self.fence(),
-            Op::Fp { op, fmt, rm, d, a, b, c } => self.fp(op, fmt, rm, d, [a, b, c]),
+            Op::Fp {
+                op,
+                fmt,
+                rm,
+                d,
+                a,
+                b,
+                c,
+            } => self.fp(op, fmt, rm, d, [a, b, c]),
             Op::SetEnvByte { off, val } => self.set_env_byte(off, val),
             Op::GuardEnv { off, mask } => self.guard_env(off, mask),
-            Op::Call { helper, kind, ret, args } => self.call(helper, kind, ret, args),
+            Op::Call {
+                helper,
+                kind,
+                ret,
+                args,
+            } => self.call(helper, kind, ret, args),
             Op::Branch { cond, a, b, to } => self.branch(cond, a, b, to),
             Op::Jump { to } => self.jump(to),
-            Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
+            Op::JumpReg {
+                base, off, link, ..
+            } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
         }
         if let Some(d) = dest(op) {
@@ -318,7 +383,8 @@ impl Lower<'_> {
             }
             Some(reg) => self.asm.mov_ri(reg, imm),
             None if fits32(imm) => {
-                self.asm.mov_rm_i(true, Rm::Env(self.be.slot_disp(d)), imm as i32);
+                self.asm
+                    .mov_rm_i(true, Rm::Env(self.be.slot_disp(d)), imm as i32);
             }
             None => {
                 self.asm.mov_ri(RAX, imm);
@@ -336,7 +402,7 @@ impl Lower<'_> {
         let Some((next, rest)) = self.ops.get(self.next..).and_then(<[Op]>::split_first) else {
             return false;
         };
-        if !self.reads_from_rax(next, d) {
+        if !Self::reads_from_rax(next, d) {
             return false;
         }
         if next.is_terminal() || dest(next) == Some(d) {
@@ -354,14 +420,13 @@ impl Lower<'_> {
     }
 
     /// Whether lowering `op` reads `d` through [`Lower::val`] wherever it reads it, and before `rax` changes.
-    fn reads_from_rax(&self, op: &Op, d: Slot) -> bool {
+    fn reads_from_rax(op: &Op, d: Slot) -> bool {
         let v = Val::Slot(d);
-        let pinned = |val: Val| matches!(val, Val::Slot(s) if self.be.pin_of(s).is_some());
         match *op {
             Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
             Op::Un { a, .. } => a == v,
             Op::Load { base, .. } => base == v,
-            Op::Store { src, base, .. } => (base == v && src != v) || (src == v && pinned(base)),
+            Op::Store { src, base, .. } => base == v && src != v,
             Op::Branch { a, b, .. } => a == v || b == v,
             Op::JumpReg { base, .. } => base == d,
             _ => false,
@@ -373,13 +438,17 @@ impl Lower<'_> {
         self.ops
             .get(self.next..)
             .and_then(|ops| ops.iter().find(|op| !matches!(op, Op::Insn { .. })))
-            .is_some_and(|op| self.reads_from_rax(op, d))
+            .is_some_and(|op| Self::reads_from_rax(op, d))
     }
 
     /// Records that the call just emitted belongs to the guest instruction `insn`.
     fn fault_entry(&mut self, insn: Insn) {
         let host = self.asm.pos();
-        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len });
+        self.info.faults.push(FaultEntry {
+            host,
+            pc: insn.pc,
+            len: insn.len,
+        });
     }
 
     /// Makes jumps lead here.
@@ -398,7 +467,13 @@ impl Lower<'_> {
                 Cold::Load(slow) => self.slow_load(slow),
                 Cold::Store(slow) => self.slow_store(slow),
                 Cold::Atomic(slow) => self.slow_atomic(slow),
-                Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
+                Cold::Group(slow) => self.slow_group(slow),
+                Cold::Link {
+                    from,
+                    site,
+                    guard,
+                    to,
+                } => self.unlinked(from, site, guard, to),
                 Cold::Kick { from, to } => {
                     self.asm.bind(from);
                     self.exit_at(to, self.be.stubs.kicked);

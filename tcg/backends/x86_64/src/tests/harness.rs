@@ -124,13 +124,24 @@ impl Machine {
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
             },
-            helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
+            helpers: vec![
+                helper_pure as *const () as usize,
+                helper_may_exit as *const () as usize,
+            ],
             pin_order,
             code_base: code as usize,
         };
         let mut out = Vec::new();
         let (backend, stubs) = X86_64::new(config, &mut out).expect("a host that can");
-        let m = Machine { backend, stubs, code, blocks_at: 0, context, tables, data };
+        let m = Machine {
+            backend,
+            stubs,
+            code,
+            blocks_at: 0,
+            context,
+            tables,
+            data,
+        };
         m.write_code(code as usize, &out);
         let l = ContextLayout::STANDARD;
         for tags in [l.read_tag, l.write_tag, l.exec_tag] {
@@ -145,14 +156,23 @@ impl Machine {
                 m.context_entry(l.write_tag, va, va);
             }
         }
-        Machine { blocks_at: code as usize + out.len(), ..m }
+        Machine {
+            blocks_at: code as usize + out.len(),
+            ..m
+        }
     }
 
     /// Sets the context's entry for `va` in the array at `array`.
     pub fn context_entry(&self, array: i32, va: u64, value: u64) {
         let index = (va >> 12) as usize & (ContextLayout::ENTRIES - 1);
         // SAFETY: inside the context's mapping.
-        unsafe { self.context.add(array as usize).cast::<u64>().add(index).write(value) }
+        unsafe {
+            self.context
+                .add(array as usize)
+                .cast::<u64>()
+                .add(index)
+                .write(value)
+        }
     }
 
     pub fn write_code(&self, at: usize, bytes: &[u8]) {
@@ -176,7 +196,8 @@ impl Machine {
         // SAFETY: both are `DATA_LEN` bytes.
         unsafe { std::ptr::copy_nonoverlapping(env.guest.data.as_ptr(), self.data, len) };
         let normal: u32 = 0x1f80;
-        let control = [0, 3, 1, 2].map(|rc: u32| rc << 13)[usize::from(env.guest.rounding)] | normal;
+        let control =
+            [0, 3, 1, 2].map(|rc: u32| rc << 13)[usize::from(env.guest.rounding)] | normal;
         let mut status = control;
         let enter = self.stubs.enter;
         env.page_base = CODE;
@@ -193,11 +214,10 @@ impl Machine {
             asm!("ldmxcsr [{}]", in(reg) &normal);
             std::ptr::copy_nonoverlapping(self.data, env.guest.data.as_mut_ptr(), len);
         }
-        env.guest.flags |= (status & 1) as u8 * 16
-            | (status >> 2 & 1) as u8 * 8
-            | (status >> 3 & 1) as u8 * 4
-            | (status >> 4 & 1) as u8 * 2
-            | (status >> 5 & 1) as u8;
+        // IE, ZE, OE, UE, PE of MXCSR to NV, DZ, OF, UF, NX.
+        for (from, to) in [(0, 16), (2, 8), (3, 4), (4, 2), (5, 1)] {
+            env.guest.flags |= if status >> from & 1 != 0 { to } else { 0 };
+        }
         (ExitCode::from_raw(env.exit_code), env.pc)
     }
 }
@@ -258,7 +278,12 @@ impl Guest {
 }
 
 fn rounding(n: u8) -> Rounding {
-    [Rounding::NearestEven, Rounding::ToZero, Rounding::Down, Rounding::Up][usize::from(n)]
+    [
+        Rounding::NearestEven,
+        Rounding::ToZero,
+        Rounding::Down,
+        Rounding::Up,
+    ][usize::from(n)]
 }
 
 /// Result of the pure helper.
@@ -433,7 +458,11 @@ unsafe fn env_of<'a>(env: *mut Env) -> &'a mut Env {
 }
 
 impl Env {
-    fn slow<T>(&mut self, ret: u64, f: impl FnOnce(&mut Access<'_>) -> Result<T, Fault>) -> Option<T> {
+    fn slow<T>(
+        &mut self,
+        ret: u64,
+        f: impl FnOnce(&mut Access<'_>) -> Result<T, Fault>,
+    ) -> Option<T> {
         // SAFETY: the data pages' mapping, of this thread only.
         let data = unsafe { std::slice::from_raw_parts_mut(DATA_PTR.get(), DATA_LEN as usize) };
         let mut access = Access {
@@ -456,7 +485,11 @@ impl Env {
 
     /// The block that a return address is in.
     fn block_of(&self, ret: u64) -> (u64, &Emitted) {
-        let found = self.blocks.iter().filter(|b| b.0 <= ret).max_by_key(|b| b.0);
+        let found = self
+            .blocks
+            .iter()
+            .filter(|b| b.0 <= ret)
+            .max_by_key(|b| b.0);
         found.map(|(at, info)| (*at, info)).expect("a block")
     }
 
@@ -488,7 +521,9 @@ fn clobber() {
 extern "C" fn load(env: *mut Env, va: u64, desc: u32, ret: u64) -> u64 {
     // SAFETY: called by generated code with its environment.
     let env = unsafe { env_of(env) };
-    let value = env.slow(ret, |a| a.load(va, size_of_log2(desc & 0xff), ext_of(desc >> 8)));
+    let value = env.slow(ret, |a| {
+        a.load(va, size_of_log2(desc & 0xff), ext_of(desc >> 8))
+    });
     clobber();
     value.unwrap_or(0xbad)
 }
@@ -522,7 +557,14 @@ extern "C" fn fp(env: *mut Env, packed: u64) {
     let env = unsafe { env_of(env) };
     let [op, fmt, rm, d, a, b, c, _] = packed.to_le_bytes();
     let fmt = [FpFmt::F32, FpFmt::F64][usize::from(fmt)];
-    let rm = [Rm::NearestEven, Rm::ToZero, Rm::Down, Rm::Up, Rm::NearestMaxMag, Rm::Dynamic][usize::from(rm)];
+    let rm = [
+        Rm::NearestEven,
+        Rm::ToZero,
+        Rm::Down,
+        Rm::Up,
+        Rm::NearestMaxMag,
+        Rm::Dynamic,
+    ][usize::from(rm)];
     let op = super::random::FP_OPS[usize::from(op)];
     let abc = [a, b, c].map(|s| env.guest.slots[usize::from(s)]);
     env.guest.slots[usize::from(d)] = env.guest.fp_op(op, fmt, rm, abc);
@@ -534,7 +576,11 @@ extern "C" fn link(env: *mut Env, ret: u64) -> u64 {
     let env = unsafe { env_of(env) };
     env.links += 1;
     let (block_at, info) = env.block_of(ret);
-    let site = *info.sites.iter().find(|s| block_at + u64::from(s.return_offset) == ret).expect("a site");
+    let site = *info
+        .sites
+        .iter()
+        .find(|s| block_at + u64::from(s.return_offset) == ret)
+        .expect("a site");
     env.pc = env.page_base.wrapping_add(site.to.0 as i64 as u64);
     clobber();
     let Some(&(_, target, table)) = env.targets.iter().find(|t| t.0 == env.pc) else {

@@ -25,7 +25,9 @@ const ALU_OPS: [AluOp; 34] = {
 
 const UN_OPS: [UnOp; 12] = {
     use UnOp::*;
-    [Mov, SextB, SextH, SextW, ZextB, ZextH, ZextW, Clz, Ctz, Popcnt, Bswap, OrcB]
+    [
+        Mov, SextB, SextH, SextW, ZextB, ZextH, ZextW, Clz, Ctz, Popcnt, Bswap, OrcB,
+    ]
 };
 
 const AMO_OPS: [AmoOp; 9] = {
@@ -63,8 +65,24 @@ impl Rng {
     pub fn number(&mut self) -> u64 {
         let r = self.next();
         match self.below(8) {
-            0 => self.one(&[0, 1, u64::MAX, i64::MIN as u64, i64::MAX as u64, 0x7fff_ffff, 0x8000_0000]),
-            1 => self.one(&[0xffff_ffff, 0x1_0000_0000, 0xffff_ffff_8000_0000, 63, 64, 0xff, 0x80]),
+            0 => self.one(&[
+                0,
+                1,
+                u64::MAX,
+                i64::MIN as u64,
+                i64::MAX as u64,
+                0x7fff_ffff,
+                0x8000_0000,
+            ]),
+            1 => self.one(&[
+                0xffff_ffff,
+                0x1_0000_0000,
+                0xffff_ffff_8000_0000,
+                63,
+                64,
+                0xff,
+                0x80,
+            ]),
             2 => r & 0xff,
             3 => (r as i8) as u64,
             4 => (r as i32) as u64,
@@ -78,9 +96,31 @@ impl Rng {
         const BOX: u64 = 0xffff_ffff_0000_0000;
         let r = self.next();
         match self.below(10) {
-            0 => self.one(&[0, 1 << 63, 0x7ff0_0000_0000_0000, 0xfff0_0000_0000_0000, 0x7ff8_0000_0000_0001]),
-            1 => self.one(&[0x7ff0_0000_0000_0001, 1, 0x3ff0_0000_0000_0000, 0x41df_ffff_ffc0_0000, 0xc1e0_0000_0000_0000]),
-            2 => BOX | self.one(&[0u64, 0x8000_0000, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x7f80_0001, 1]),
+            0 => self.one(&[
+                0,
+                1 << 63,
+                0x7ff0_0000_0000_0000,
+                0xfff0_0000_0000_0000,
+                0x7ff8_0000_0000_0001,
+            ]),
+            1 => self.one(&[
+                0x7ff0_0000_0000_0001,
+                1,
+                0x3ff0_0000_0000_0000,
+                0x41df_ffff_ffc0_0000,
+                0xc1e0_0000_0000_0000,
+            ]),
+            2 => {
+                BOX | self.one(&[
+                    0u64,
+                    0x8000_0000,
+                    0x7f80_0000,
+                    0xff80_0000,
+                    0x7fc0_0000,
+                    0x7f80_0001,
+                    1,
+                ])
+            }
             3 => BOX | (r as u32) as u64,
             4..7 => BOX | u64::from(((r as i32 >> 12) as f32 / 64.0).to_bits()),
             7 | 8 => ((r as i64 >> 30) as f64 / 1024.0).to_bits(),
@@ -94,6 +134,7 @@ struct Generator<'a> {
     block: Block,
     pc: i32,
     self_loops: bool,
+    last_base: Slot,
 }
 
 impl Generator<'_> {
@@ -106,7 +147,11 @@ impl Generator<'_> {
     }
 
     fn val(&mut self) -> Val {
-        if self.rng.chance(25) { Val::Imm(self.rng.number() as i64) } else { Val::Slot(self.slot()) }
+        if self.rng.chance(25) {
+            Val::Imm(self.rng.number() as i64)
+        } else {
+            Val::Slot(self.slot())
+        }
     }
 
     /// A slot to write.
@@ -128,11 +173,21 @@ impl Generator<'_> {
         if self.rng.chance(3) {
             return (Val::Imm((DATA + self.rng.below(DATA_LEN)) as i64), off);
         }
-        let s = Slot(self.rng.one(&ADDRESS_SLOTS));
+        // Often the same one again: such accesses are checked together.
+        if self.rng.chance(40) {
+            self.last_base = Slot(self.rng.one(&ADDRESS_SLOTS));
+        }
+        let s = self.last_base;
         if self.rng.chance(15) {
             // Through a temporary.
             let t = Slot::temp(0);
-            self.push(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: t, a: s.into(), b: Val::Imm(i64::from(off)) });
+            self.push(Op::Alu {
+                op: AluOp::Add,
+                ty: Ty::I64,
+                d: t,
+                a: s.into(),
+                b: Val::Imm(i64::from(off)),
+            });
             return (t.into(), 0);
         }
         (s.into(), off)
@@ -147,7 +202,17 @@ impl Generator<'_> {
     }
 
     fn target(&mut self) -> PagePc {
-        let to = self.rng.one(&[0x100, 0xffe, 0x1000, 0x1234, -2, -0x2000, i32::from(self.block.start), self.pc + 8, self.pc - 4]);
+        let to = self.rng.one(&[
+            0x100,
+            0xffe,
+            0x1000,
+            0x1234,
+            -2,
+            -0x2000,
+            i32::from(self.block.start),
+            self.pc + 8,
+            self.pc - 4,
+        ]);
         self.self_loops |= to == i32::from(self.block.start);
         PagePc(to)
     }
@@ -157,7 +222,11 @@ impl Generator<'_> {
         match self.rng.below(if fp { 40 } else { 26 }) {
             0..10 => {
                 let op = self.rng.one(&ALU_OPS);
-                let op = if self.rng.chance(40) { self.rng.one(&ALU_OPS[..11]) } else { op };
+                let op = if self.rng.chance(40) {
+                    self.rng.one(&ALU_OPS[..11])
+                } else {
+                    op
+                };
                 let (d, a, b) = (self.dest(), self.val(), self.val());
                 self.push(Op::Alu { op, ty, d, a, b });
             }
@@ -167,15 +236,37 @@ impl Generator<'_> {
             }
             13..16 => {
                 let (base, off) = self.base();
-                let (size, ext) = (self.size(), self.rng.one(&[Ext::Zero, Ext::Sign, Ext::Ones]));
-                let d = if self.rng.chance(20) { self.fp_slot() } else { self.dest() };
-                self.push(Op::Load { d, base, off, size, ext });
+                let (size, ext) = (
+                    self.size(),
+                    self.rng.one(&[Ext::Zero, Ext::Sign, Ext::Ones]),
+                );
+                let d = if self.rng.chance(20) {
+                    self.fp_slot()
+                } else {
+                    self.dest()
+                };
+                self.push(Op::Load {
+                    d,
+                    base,
+                    off,
+                    size,
+                    ext,
+                });
             }
             16..19 => {
                 let (base, off) = self.base();
                 let (size, src) = (self.size(), self.val());
-                let src = if self.rng.chance(20) { self.fp_slot().into() } else { src };
-                self.push(Op::Store { src, base, off, size });
+                let src = if self.rng.chance(20) {
+                    self.fp_slot().into()
+                } else {
+                    src
+                };
+                self.push(Op::Store {
+                    src,
+                    base,
+                    off,
+                    size,
+                });
             }
             19 => {
                 let (base, _) = self.base();
@@ -190,8 +281,18 @@ impl Generator<'_> {
             20 => {
                 let (base, _) = self.base();
                 let (op, size, src) = (self.rng.one(&AMO_OPS), self.size(), self.val());
-                let d = if self.rng.chance(60) { Some(self.dest()) } else { None };
-                self.push(Op::Amo { op, d, src, base, size });
+                let d = if self.rng.chance(60) {
+                    Some(self.dest())
+                } else {
+                    None
+                };
+                self.push(Op::Amo {
+                    op,
+                    d,
+                    src,
+                    base,
+                    size,
+                });
             }
             21 => {
                 let (d, pc) = (self.dest(), PagePc(self.pc));
@@ -210,13 +311,33 @@ impl Generator<'_> {
             },
             23 => {
                 let pure = self.rng.chance(60);
-                let kind = if pure { CallKind::Pure } else { CallKind::MayExit };
-                let ret = if self.rng.chance(70) { Some(self.dest()) } else { None };
+                let kind = if pure {
+                    CallKind::Pure
+                } else {
+                    CallKind::MayExit
+                };
+                let ret = if self.rng.chance(70) {
+                    Some(self.dest())
+                } else {
+                    None
+                };
                 let args = [self.val(), self.val(), self.val()];
-                self.push(Op::Call { helper: u16::from(!pure), kind, ret, args });
+                self.push(Op::Call {
+                    helper: u16::from(!pure),
+                    kind,
+                    ret,
+                    args,
+                });
             }
             24 | 25 => {
-                let cond = self.rng.one(&[Cond::Eq, Cond::Ne, Cond::LtS, Cond::GeS, Cond::LtU, Cond::GeU]);
+                let cond = self.rng.one(&[
+                    Cond::Eq,
+                    Cond::Ne,
+                    Cond::LtS,
+                    Cond::GeS,
+                    Cond::LtU,
+                    Cond::GeU,
+                ]);
                 // Rather unlikely to be taken.
                 let (a, b) = if self.rng.chance(70) {
                     (self.slot().into(), Val::Imm(0))
@@ -230,12 +351,38 @@ impl Generator<'_> {
             _ => {
                 let op = self.rng.one(&FP_OPS);
                 let fmt = self.rng.one(&[FpFmt::F32, FpFmt::F64]);
-                let rm = self.rng.one(&[Rm::Dynamic, Rm::Dynamic, Rm::Dynamic, Rm::ToZero, Rm::NearestMaxMag, Rm::Up]);
-                let from_int = matches!(op, FpOp::FromI32 | FpOp::FromI64 | FpOp::FromU32 | FpOp::FromU64 | FpOp::MvFromInt);
-                let a = if from_int { self.slot() } else { self.fp_slot() };
-                let d = if crate::lower::result_is_float(op) { self.fp_slot() } else { self.dest() };
+                let rm = self.rng.one(&[
+                    Rm::Dynamic,
+                    Rm::Dynamic,
+                    Rm::Dynamic,
+                    Rm::ToZero,
+                    Rm::NearestMaxMag,
+                    Rm::Up,
+                ]);
+                let from_int = matches!(
+                    op,
+                    FpOp::FromI32 | FpOp::FromI64 | FpOp::FromU32 | FpOp::FromU64 | FpOp::MvFromInt
+                );
+                let a = if from_int {
+                    self.slot()
+                } else {
+                    self.fp_slot()
+                };
+                let d = if crate::lower::result_is_float(op) {
+                    self.fp_slot()
+                } else {
+                    self.dest()
+                };
                 let (b, c) = (self.fp_slot(), self.fp_slot());
-                self.push(Op::Fp { op, fmt, rm, d, a, b, c });
+                self.push(Op::Fp {
+                    op,
+                    fmt,
+                    rm,
+                    d,
+                    a,
+                    b,
+                    c,
+                });
             }
         }
     }
@@ -249,8 +396,17 @@ impl Generator<'_> {
             _ => {
                 let base = self.slot();
                 let off = self.rng.one(&[0, 0, 16, -3, 0x7ff]);
-                let link = if self.rng.chance(50) { Some((self.dest(), PagePc(self.pc + 4))) } else { None };
-                self.push(Op::JumpReg { base, off, link, hint: JumpHint::None });
+                let link = if self.rng.chance(50) {
+                    Some((self.dest(), PagePc(self.pc + 4)))
+                } else {
+                    None
+                };
+                self.push(Op::JumpReg {
+                    base,
+                    off,
+                    link,
+                    hint: JumpHint::None,
+                });
             }
         }
     }
@@ -261,17 +417,36 @@ pub fn block(rng: &mut Rng, fp: bool) -> (Block, bool) {
     let start = (rng.below(0x700) * 2) as u16;
     let mut block = Block::default();
     block.clear(start);
-    let mut g = Generator { rng, block, pc: i32::from(start), self_loops: false };
+    let mut g = Generator {
+        rng,
+        block,
+        pc: i32::from(start),
+        self_loops: false,
+        last_base: Slot(2),
+    };
     for _ in 0..1 + g.rng.below(24) {
         let len = g.rng.one(&[2u8, 4]);
-        g.push(Op::Insn { pc: PagePc(g.pc), len });
+        g.push(Op::Insn {
+            pc: PagePc(g.pc),
+            len,
+        });
         for t in 0..3 {
             // Temporaries are undefined at first.
             let a = Val::Slot(Slot(g.rng.below(22) as u8));
             if g.rng.chance(30) {
-                g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(t), a });
+                g.push(Op::Un {
+                    op: UnOp::Mov,
+                    ty: Ty::I64,
+                    d: Slot::temp(t),
+                    a,
+                });
             } else {
-                g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(t), a: Val::Imm(t.into()) });
+                g.push(Op::Un {
+                    op: UnOp::Mov,
+                    ty: Ty::I64,
+                    d: Slot::temp(t),
+                    a: Val::Imm(t.into()),
+                });
             }
         }
         for _ in 0..1 + g.rng.below(3) {
@@ -310,13 +485,23 @@ fn guest(rng: &mut Rng) -> Guest {
 }
 
 /// Runs one block both ways and compares; gives whether it ended at its end.
-fn check(m: &Machine, block: &Block, self_loops: bool, rng: &mut Rng, scratch: &mut (Vec<u8>, Emitted)) {
+fn check(
+    m: &Machine,
+    block: &Block,
+    self_loops: bool,
+    rng: &mut Rng,
+    scratch: &mut (Vec<u8>, Emitted),
+) {
     let start = guest(rng);
-    let mut oracle = Oracle { guest: start.clone(), insn: (PagePc(0), 0) };
+    let mut oracle = Oracle {
+        guest: start.clone(),
+        insn: (PagePc(0), 0),
+    };
     let outcome = interp::run(block, &mut oracle);
     // With every start address modulo 16.
     let at = m.blocks_at + rng.below(16) as usize;
-    m.backend.emit(block, at, None, &mut scratch.0, &mut scratch.1);
+    m.backend
+        .emit(block, at, None, &mut scratch.0, &mut scratch.1);
     m.write_code(at, &scratch.0);
     let mut env = start.env();
     env.kick = u32::from(self_loops || rng.chance(30));
@@ -343,9 +528,19 @@ fn check(m: &Machine, block: &Block, self_loops: bool, rng: &mut Rng, scratch: &
             eprintln!("slot {s}: {is:#x}, should be {was:#x}");
         }
     }
-    eprintln!("{code:?} at {pc:#x}, should be {expected:x?}; flags {:x} {:x}", env.guest.flags, oracle.guest.flags);
-    eprintln!("left at {:?}, should be {:?}", env.guest.left_at, oracle.guest.left_at);
-    eprintln!("reservation same: {}", env.guest.reserve_addr == oracle.guest.reserve_addr && env.guest.reserve_value == oracle.guest.reserve_value);
+    eprintln!(
+        "{code:?} at {pc:#x}, should be {expected:x?}; flags {:x} {:x}",
+        env.guest.flags, oracle.guest.flags
+    );
+    eprintln!(
+        "left at {:?}, should be {:?}",
+        env.guest.left_at, oracle.guest.left_at
+    );
+    eprintln!(
+        "reservation same: {}",
+        env.guest.reserve_addr == oracle.guest.reserve_addr
+            && env.guest.reserve_value == oracle.guest.reserve_value
+    );
     eprintln!("memory same: {}", env.guest.data == oracle.guest.data);
     for op in &block.ops {
         eprintln!("  {op:x?}");

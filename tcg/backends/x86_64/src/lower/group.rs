@@ -1,0 +1,244 @@
+//! Accesses checked together: loads and stores off one base register that no jump or call separates, such as a
+//! function's prologue and epilogue, look their page up once. `r14` then is the host address of the base.
+//!
+//! If the range that they span is not all in one page, or the page is not in the TLB, a copy of the operations
+//! runs in which each access is checked by itself.
+
+use super::{Cold, Insn, Lower, Opnd, dest};
+use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
+use dynasm::dynasm;
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::{AluOp, FIRST_TEMP, Op, Slot, UnOp, Val};
+
+/// Bytes that a group may span: the wider, the more often it leaves the page.
+const MAX_SPAN: i64 = 512;
+/// Operations that a group may have (they are emitted twice).
+const MAX_OPS: usize = 160;
+
+/// A group being lowered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    base: Slot,
+    slow: Slow,
+}
+
+/// The copy with checks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slow {
+    from: Fixup,
+    back: u32,
+    /// The operations, by index.
+    first: usize,
+    end: usize,
+    /// State at the first operation.
+    insn: Insn,
+    boxed: u64,
+}
+
+/// What a group spans.
+#[derive(Clone, Copy)]
+struct Extent {
+    end: usize,
+    low: i64,
+    high: i64,
+    reads: bool,
+    writes: bool,
+}
+
+impl Lower<'_> {
+    /// Starts a group at operation `first` if it is the first of several accesses.
+    pub(super) fn enter_group(&mut self, first: usize) {
+        if self.group.is_some() {
+            return;
+        }
+        let Some((base, extent)) = self.find_group(first) else {
+            return;
+        };
+        // The copy starts without knowing what `rax` holds.
+        self.cached = None;
+        self.last = None;
+        let from = self.check_group(base, extent);
+        let slow = Slow {
+            from,
+            back: 0,
+            first,
+            end: extent.end,
+            insn: self.insn,
+            boxed: self.boxed,
+        };
+        self.group = Some(Group { base, slow });
+    }
+
+    /// Ends the group if operation `next` is the first after it.
+    pub(super) fn leave_group(&mut self, next: usize) {
+        if let Some(group) = self.group
+            && group.slow.end == next
+        {
+            self.group = None;
+            self.cached = None;
+            let back = self.asm.pos();
+            self.cold.push(Cold::Group(Slow { back, ..group.slow }));
+        }
+    }
+
+    /// Where an access at `base + off` is, if it belongs to the group.
+    pub(super) fn grouped(&self, base: Val, off: i32) -> Option<Rm> {
+        let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
+        debug_assert!(self.next <= group.slow.end);
+        Some(Rm::Mem {
+            base: R14,
+            index: None,
+            disp: off,
+        })
+    }
+
+    /// The longest run of operations from `first` on that can be a group, cut after its last access.
+    fn find_group(&self, first: usize) -> Option<(Slot, Extent)> {
+        let ops = self.ops.get(first..)?;
+        let (base, ..) = access(ops.first()?)?;
+        if base.0 >= FIRST_TEMP {
+            return None;
+        }
+        let mut extent: Option<Extent> = None;
+        let mut accesses = 0;
+        for (i, op) in ops.iter().enumerate().take(MAX_OPS) {
+            match access(op) {
+                Some((b, off, size, write)) if b == base => {
+                    let (low, high) = (i64::from(off), i64::from(off) + i64::from(size));
+                    let old = extent.unwrap_or(Extent {
+                        end: 0,
+                        low,
+                        high,
+                        reads: false,
+                        writes: false,
+                    });
+                    let new = Extent {
+                        end: first + i + 1,
+                        low: old.low.min(low),
+                        high: old.high.max(high),
+                        reads: old.reads || !write,
+                        writes: old.writes || write,
+                    };
+                    if new.high - new.low > MAX_SPAN {
+                        break;
+                    }
+                    extent = Some(new);
+                    accesses += 1;
+                }
+                _ if keeps_r14(op) => {}
+                _ => break,
+            }
+            if dest(op) == Some(base) {
+                break;
+            }
+        }
+        extent.filter(|_| accesses > 1).map(|extent| (base, extent))
+    }
+
+    /// Looks the page up for the whole range; `r14` is the base's host address after it.
+    fn check_group(&mut self, base: Slot, extent: Extent) -> Fixup {
+        let context = self.be.config.context;
+        let home = self.home(base);
+        // Offsets are those of instructions: their span and bounds fit 32 bits.
+        let low = extent.low as i32;
+        match home {
+            Opnd::Reg(r) => self.asm.lea(true, R15, r, low),
+            _ => {
+                self.mov(R15, home);
+                if low != 0 {
+                    self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), low);
+                }
+            }
+        }
+        if extent.reads && extent.writes {
+            self.mov(RAX, Opnd::Reg(R15));
+        }
+        dynasm!(self.asm ; .arch x64 ; mov r14d, r15d ; shr r14d, 12);
+        match (extent.reads, extent.writes) {
+            (true, true) => dynasm!(self.asm ; .arch x64
+                ; gs xor r15, [r14*8 + context.read_tag]
+                ; gs xor rax, [r14*8 + context.write_tag]
+                ; or r15, rax
+            ),
+            (true, false) => dynasm!(self.asm ; .arch x64 ; gs xor r15, [r14*8 + context.read_tag]),
+            _ => dynasm!(self.asm ; .arch x64 ; gs xor r15, [r14*8 + context.write_tag]),
+        }
+        let limit = 4096 - (extent.high - extent.low) as i32;
+        dynasm!(self.asm ; .arch x64 ; cmp r15, limit);
+        let miss = self.asm.jcc(Cc::A);
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
+        self.alu_r(Alu::Add, true, R14, home);
+        miss
+    }
+
+    /// The copy of a group with a check per access.
+    pub(super) fn slow_group(&mut self, slow: Slow) {
+        self.asm.bind(slow.from);
+        (self.insn, self.boxed) = (slow.insn, slow.boxed);
+        (self.cached, self.last) = (None, None);
+        for i in slow.first..slow.end {
+            if let Some(op) = self.ops.get(i) {
+                self.next = i + 1;
+                self.op(op);
+            }
+        }
+        self.asm.jmp_back(slow.back);
+    }
+}
+
+/// A load's or store's base, offset, size in bytes, and whether it writes.
+fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
+    match *op {
+        Op::Load {
+            base: Val::Slot(base),
+            off,
+            size,
+            ..
+        } => Some((base, off, size.bytes(), false)),
+        Op::Store {
+            base: Val::Slot(base),
+            off,
+            size,
+            ..
+        } => Some((base, off, size.bytes(), true)),
+        _ => None,
+    }
+}
+
+/// Whether lowering an operation leaves `r14` alone, calls nothing and does not jump on.
+fn keeps_r14(op: &Op) -> bool {
+    // Negated by subtractions.
+    let small = |val: Val| match val {
+        Val::Slot(_) => true,
+        Val::Imm(imm) => fits32(imm) && fits32(imm.wrapping_neg()),
+    };
+    match *op {
+        Op::Insn { .. } | Op::GetPc { .. } | Op::SetEnvByte { .. } | Op::GuardEnv { .. } => true,
+        Op::Alu { op, a, b, .. } => match op {
+            AluOp::Add
+            | AluOp::Sub
+            | AluOp::And
+            | AluOp::Or
+            | AluOp::Xor
+            | AluOp::SetLtS
+            | AluOp::SetLtU => small(a) && small(b),
+            AluOp::Shl | AluOp::Shr | AluOp::Sar => matches!((a, b), (Val::Slot(_), Val::Imm(_))),
+            AluOp::Mul => matches!((a, b), (Val::Slot(_), Val::Slot(_))),
+            _ => false,
+        },
+        Op::Un { op, a, .. } => {
+            let simple = matches!(
+                op,
+                UnOp::Mov
+                    | UnOp::SextB
+                    | UnOp::SextH
+                    | UnOp::SextW
+                    | UnOp::ZextB
+                    | UnOp::ZextH
+                    | UnOp::ZextW
+            );
+            simple && small(a)
+        }
+        _ => false,
+    }
+}
