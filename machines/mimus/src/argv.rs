@@ -95,7 +95,10 @@ fn unknown<'a>(name: &str, written: &str, known: impl Iterator<Item = &'a str>) 
             "-{name} is an option of QEMU that mimus does not have (yet): {instead}"
         );
     }
-    match nearest(name, known.chain(qemu_options::names().map(|n| -> &str { n }))) {
+    match nearest(
+        name,
+        known.chain(qemu_options::names().map(|n| -> &str { n })),
+    ) {
         Some(near) => anyhow::anyhow!("{written}: there is no such option; did you mean -{near}?"),
         None => anyhow::anyhow!("{written}: there is no such option; see -help"),
     }
