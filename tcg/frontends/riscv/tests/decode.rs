@@ -8,7 +8,7 @@ use mimus_tcg_frontend_riscv::translate::{TranslateConfig, translate_block};
 use mimus_tcg_ir::verify::verify;
 use mimus_tcg_ir::{Block, Op};
 
-const EVERYTHING: &str = "rv64imafdc_zicsr_zifencei_zihintpause_zicbom_zicboz_zba_zbb_zbs_svinval";
+const EVERYTHING: &str = "rv64imafdc_zicsr_zifencei_zihintpause_zicbom_zicboz_zba_zbb_zbs_svinval_zicond_zawrs_zcb_zimop_zcmop";
 
 fn config(isa: &str) -> TranslateConfig {
     TranslateConfig::new(Features::parse_isa_string(isa).unwrap())
@@ -137,11 +137,12 @@ fn reserved_encodings_are_illegal() {
     let reserved = [
         (0x0000, "defined illegal"),
         (0x0010, "c.addi4spn with 0"),
-        (0x8000, "quadrant 0, funct3 100"),
+        (0x9000, "quadrant 0, reserved beside Zcb"),
         (0x2001, "c.addiw to x0"),
         (0x6001, "c.lui of 0"),
+        (0x6881, "c.mop is up to 15"),
         (0x6101, "c.addi16sp of 0"),
-        (0x9c41, "reserved in c.subw's row"),
+        (0x9c79, "reserved in c.not's row"),
         (0x4002, "c.lwsp to x0"),
         (0x6002, "c.ldsp to x0"),
         (0x8002, "c.jr of x0"),
@@ -196,6 +197,12 @@ fn absent_extensions_are_illegal() {
         ("rv64i_zifencei", 0x0000_100f, "fence.i"),
         ("rv64i_zicbom", 0x0015_200f, "cbo.clean (a0)"),
         ("rv64i_zicboz", 0x0045_200f, "cbo.zero (a0)"),
+        ("rv64i_zicond", 0x0ec5_d533, "czero.eqz a0,a1,a2"),
+        ("rv64i_zawrs", 0x00d0_0073, "wrs.nto"),
+        ("rv64i_zcb", 0x8188, "c.lbu a0,0(a1)"),
+        ("rv64i_zcb_zbb", 0x9d65, "c.sext.b a0"),
+        ("rv64ic_zcmop", 0x6081, "c.mop.1"),
+        ("rv64i_zimop", 0x81c5_c573, "mop.r.0 a0,a1"),
         ("rv64i_svinval", 0x1600_0073, "sinval.vma zero,zero"),
         ("rv64i_zicsr", 0x0010_2573, "csrrs a0,fflags,zero"),
     ];

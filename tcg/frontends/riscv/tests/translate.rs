@@ -10,7 +10,7 @@ use mimus_tcg_ir::*;
 const BASE: u64 = 0xffff_ffc0_1234_5000;
 
 fn config() -> TranslateConfig {
-    let isa = "rv64imafdc_zicsr_zifencei_zihintpause_zicbom_zicboz_zba_zbb_zbs_svinval";
+    let isa = "rv64imafdc_zicsr_zifencei_zihintpause_zicbom_zicboz_zba_zbb_zbs_svinval_zicond_zcb";
     TranslateConfig::new(Features::parse_isa_string(isa).unwrap())
 }
 
@@ -211,6 +211,16 @@ fn bit_manipulation() {
     assert_eq!(result(i(0x13, 1, 10, 11, 0x280 | 63), 0, 0), 1 << 63, "bseti");
     assert_eq!(result(r(op, 5, 0x24, 10, 11, 12), 0x10, 64 + 4), 1, "bext");
     assert_eq!(result(r(op32, 4, 4, 10, 11, 0), a, 0), 1, "zext.h");
+}
+
+#[test]
+fn conditional_zero() {
+    let (eqz, nez) = (r(0x33, 5, 7, 10, 11, 12), r(0x33, 7, 7, 10, 11, 12));
+    assert_eq!((result(eqz, 9, 0), result(eqz, 9, 1 << 63)), (0, 9));
+    assert_eq!((result(nez, 9, 0), result(nez, 9, 1 << 63)), (9, 0));
+    let (eqz, nez) = (r(0x33, 5, 7, 10, 11, 0), r(0x33, 7, 7, 10, 11, 0));
+    assert_eq!((result(eqz, 9, 5), result(nez, 9, 5)), (0, 9));
+    assert_eq!(result(r(0x33, 5, 7, 12, 11, 12), 9, 5), 0, "only a0 is looked at");
 }
 
 #[test]

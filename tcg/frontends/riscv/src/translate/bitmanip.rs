@@ -1,7 +1,7 @@
-//! Zba, Zbb, Zbs: the operations that take more than one IR operation.
+//! Zba, Zbb, Zbs, Zicond: the operations that take more than one IR operation; Zimop.
 
 use super::Translator;
-use crate::decode::{ArgsR, ArgsShift};
+use crate::decode::{ArgsCMop, ArgsMop, ArgsR, ArgsShift};
 use mimus_tcg_ir::{AluOp, Op, Ty, UnOp, Val};
 
 impl Translator<'_> {
@@ -25,6 +25,29 @@ impl Translator<'_> {
         }
         let wide = self.zero_extended(a.rs1);
         self.binary(AluOp::Shl, Ty::I64, a.rd, wide, Val::Imm(i64::from(a.shamt)))
+    }
+
+    /// Zicond: `rd = rs1`, but 0 if `rs2` is not 0 (`nonzero`) or is 0.
+    pub(super) fn zero_if(&mut self, nonzero: bool, a: ArgsR) -> bool {
+        let x = self.x(a.rs1);
+        if a.rd == 0 || a.rs1 == 0 || a.rs2 == 0 {
+            return self.mov(a.rd, if nonzero { x } else { Val::Imm(0) });
+        }
+        let y = self.x(a.rs2);
+        let mask = self.temp();
+        self.emit(Op::Alu { op: AluOp::SetLtU, ty: Ty::I64, d: mask, a: Val::Imm(0), b: y });
+        self.emit(Op::Alu { op: AluOp::Sub, ty: Ty::I64, d: mask, a: Val::Imm(0), b: Val::Slot(mask) });
+        self.binary(if nonzero { AluOp::Andn } else { AluOp::And }, Ty::I64, a.rd, x, Val::Slot(mask))
+    }
+
+    /// Zimop: 0 until another extension says otherwise.
+    pub(super) fn may_be(&mut self, a: ArgsMop) -> bool {
+        self.mov(a.rd, Val::Imm(0))
+    }
+
+    /// Zcmop: nothing until another extension says otherwise.
+    pub(super) fn compressed_may_be(&mut self, _: ArgsCMop) -> bool {
+        true
     }
 
     fn zero_extended(&mut self, reg: i32) -> Val {

@@ -287,8 +287,18 @@ impl Translate for Translator<'_> {
         csrrc, csrrci => Clear;
     }
 
-    // Privileged
+    // Zicond, Zimop
+    forward! {
+        czero_eqz(ArgsR) => zero_if(false);
+        czero_nez(ArgsR) => zero_if(true);
+        mop(ArgsMop) => may_be();
+        c_mop(ArgsCMop) => compressed_may_be();
+    }
+
+    // Privileged, Zawrs: to wait for a store is to give others time
     plain! {
+        wrs_nto => pause_hint();
+        wrs_sto => pause_hint();
         ecall => leave(helper_ids::ECALL);
         ebreak => leave(helper_ids::EBREAK);
         sret => leave(helper_ids::SRET);

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `methods` | which operation each is: the generated trait's methods |
 //! | `base` | RV64I |
-//! | `bitmanip` | Zba, Zbb, Zbs where one IR operation is not enough |
+//! | `bitmanip` | Zba, Zbb, Zbs, Zicond where one IR operation is not enough; Zimop |
 //! | `atomic` | A |
 //! | `float` | F and D |
 //! | `system` | CSRs, privileged instructions, fences, cache-block management |
