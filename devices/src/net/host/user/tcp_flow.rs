@@ -52,6 +52,8 @@ pub(super) struct Flow {
     writable: bool,
     /// The host's end sent its last byte.
     host_eof: bool,
+    /// The guest is being told so.
+    closed: bool,
     /// The guest's last byte went to the host.
     host_shut: bool,
     /// The guest sent its FIN.
@@ -82,6 +84,9 @@ impl Flow {
         // The wire to the guest does not congest: it says when it is full.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
+        // Segments are taken in batches, and a batch is acknowledged once; a
+        // delay would keep back the acknowledgement of the guest's FIN, too.
+        socket.set_ack_delay(None);
         // A guest that was reset no longer answers: its flows go away.
         socket.set_keep_alive(Some(Duration::from_secs(75)));
         socket.set_timeout(Some(Duration::from_secs(300)));
@@ -97,6 +102,7 @@ impl Flow {
             readable: true,
             writable: true,
             host_eof: false,
+            closed: false,
             host_shut: false,
             guest_fin: false,
             aborted: false,
@@ -209,9 +215,7 @@ impl Flow {
             });
             match result {
                 Ok(Ok(0)) => {
-                    // Half-close: the guest may go on sending.
                     self.host_eof = true;
-                    socket.close();
                     moved = true;
                 }
                 Ok(Ok(_)) => moved = true,
@@ -226,6 +230,15 @@ impl Flow {
         if failed {
             self.abort();
             return true;
+        }
+        // Half-close: the guest may go on sending. Once it is done itself, our
+        // FIN waits for our data: smoltcp in LAST-ACK takes a bare window
+        // update for a duplicate and stalls until its window probe.
+        let data_left = socket.state() == State::CloseWait && socket.send_queue() > 0;
+        if self.host_eof && !self.closed && !data_left {
+            self.closed = true;
+            socket.close();
+            moved = true;
         }
         moved
     }

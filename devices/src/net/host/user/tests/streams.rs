@@ -94,6 +94,8 @@ fn upload(guest: &mut Guest, handle: smoltcp::iface::SocketHandle, len: usize) {
         g.poll();
         (at == len).then_some(())
     });
+    // smoltcp stalls in LAST-ACK when a bare window update comes.
+    guest.until("the last byte", |g| (g.tcp(handle).send_queue() == 0).then_some(()));
     guest.tcp(handle).close();
 }
 
