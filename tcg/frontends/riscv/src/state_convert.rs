@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn hostile_values_are_made_legal() {
         let mut state = busy();
-        state.mstatus = !0 & !(1 << 11);
+        state.mstatus = !(1 << 11);
         state.pmpcfg = [0xff; 16];
         state.fcsr = !0;
         state.mip = !0;
