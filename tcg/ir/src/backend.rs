@@ -19,7 +19,8 @@ pub struct EnvLayout {
     pub exit_request: i32,
     /// u32: why generated code was left (an [`ExitCode`]).
     pub exit_code: i32,
-    /// u32: what the instruction that calls a helper is: see [`pack_insn`].
+    /// u32: what the instruction that calls a [`CallKind::MayExit`](crate::CallKind) helper is: see
+    /// [`pack_insn`].
     pub cur_insn: i32,
     /// u64: virtual address reserved by the last load-reserved; all ones when none.
     pub reserve_addr: i32,
@@ -43,8 +44,9 @@ pub const fn unpack_insn(word: u32) -> (PagePc, u8) {
 /// Byte displacements, from a context's base, of its arrays of 2^20 entries of 8 bytes, indexed by bits
 /// 12..32 of the virtual address.
 ///
-/// Read and write tags hold the page-aligned virtual address they are valid for (or a value no address
-/// matches); `addend` is what to add to a virtual address to get the host's. The two code arrays map a
+/// Read and write tags hold the page-aligned virtual address they are valid for, or a value that differs from
+/// every address of their index above bit 11: all ones, or zero in any entry but the first (generated code
+/// compares by exclusive-or, and lets the offset in the page differ); `addend` is what to add to a virtual address to get the host's. The two code arrays map a
 /// page to its entry table: `exec_tag` as the other tags, `exec_table` the table's host address.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextLayout {
@@ -114,8 +116,8 @@ pub struct RuntimeFns {
     pub atomic: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
-    /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called. See
-    /// [`LinkSite`].
+    /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
+    /// `page_base` if it leads to another page. See [`LinkSite`].
     pub link: usize,
 }
 
@@ -147,9 +149,10 @@ pub struct Stubs {
 pub struct LinkSite {
     /// Offset in the block's code of the aligned rel32 to patch.
     pub patch: u32,
-    /// Offset in the block's code of what it points to while not linked: a call of the link stub.
+    /// Offset in the block's code of what it points to while not linked: cold code that calls the link stub.
     pub unlinked: u32,
-    /// Offset in the block's code of the address after that call: what identifies the site to the runtime.
+    /// Offset in the block's code of the address after that call, always inside the code: what identifies the
+    /// site to the runtime.
     pub return_offset: u32,
     /// For a jump to another page, the offset of the 4-byte immediate that must equal the target page's
     /// entry-table address (0 while not linked). `u32::MAX` for a jump within the page.

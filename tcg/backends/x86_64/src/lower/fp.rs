@@ -55,9 +55,9 @@ impl Lower<'_> {
                 FpOp::Sgnj | FpOp::Sgnjn | FpOp::Sgnjx => {
                     self.sign_inject(op, fmt, packed, d, [a, b]);
                 }
-                FpOp::ToI32 | FpOp::ToI64 => self.to_int(op, fmt, rm, packed, d, a),
+                FpOp::ToI32 | FpOp::ToI64 => self.round_to_int(op, fmt, rm, packed, d, a),
                 FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 => {
-                    self.from_int(op, fmt, packed, d, a);
+                    self.convert_int(op, fmt, packed, d, a);
                 }
                 FpOp::CvtFmt => self.convert_format(fmt, packed, d, a),
                 FpOp::MvToInt => self.move_to_int(fmt, d, a),
@@ -327,7 +327,7 @@ impl Lower<'_> {
     }
 
     /// The host's result for what does not fit is the most negative integer: done again in software.
-    fn to_int(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, packed: u64, d: Slot, a: Slot) {
+    fn round_to_int(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, packed: u64, d: Slot, a: Slot) {
         let mut from = self.check_boxes(fmt, &[a]);
         let da = self.be.slot_disp(a);
         let cut = rm == Rm::ToZero;
@@ -371,7 +371,7 @@ impl Lower<'_> {
         self.soften(from, packed);
     }
 
-    fn from_int(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, a: Slot) {
+    fn convert_int(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, a: Slot) {
         let mut from = Fixups::default();
         let home = self.home(a);
         match op {
