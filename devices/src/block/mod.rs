@@ -1,0 +1,3 @@
+//! Disks: the host side of them.
+
+pub mod host;

@@ -1,0 +1,3 @@
+//! How a driver finds and reaches a virtio device.
+
+pub mod mmio;
