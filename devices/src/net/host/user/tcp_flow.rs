@@ -22,6 +22,11 @@ const ROUNDS: usize = 4;
 /// Segments one poll may emit before other flows get a turn.
 const BURST: usize = 512;
 
+/// Largest window offered to the guest: one that needs no scaling. A scaled
+/// window is rounded, and where rounding draws its edge back smoltcp drops
+/// the bytes beyond, which the guest was right to send.
+const MAX_WINDOW: usize = 65535;
+
 /// The two ends of a flow as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FlowKey {
@@ -63,7 +68,7 @@ pub(super) struct Flow {
 
 impl Flow {
     /// A flow whose host end is connected. `buffer` is the size in bytes of
-    /// each of its two buffers.
+    /// the buffer to the guest; the other one is at most that.
     pub fn new(
         key: FlowKey,
         host: TcpStream,

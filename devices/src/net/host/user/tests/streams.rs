@@ -109,7 +109,9 @@ fn upload_then_answer_after_the_guests_half_close() {
     });
     let mut guest = Guest::new(UserNetConfig::default());
     let handle = guest.connect(GATEWAY, port, 40001);
+    let start = Instant::now();
     upload(&mut guest, handle, 8 * MEGABYTE);
+    eprintln!("upload: {:.0} MB/s", 8.0 / start.elapsed().as_secs_f64());
     let mut answer = Vec::new();
     guest.until("the answer", |g| {
         let socket = g.tcp(handle);
