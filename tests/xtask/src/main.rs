@@ -1,1 +1,90 @@
-fn main() {}
+//! `cargo xtask`: the project's own tasks.
+
+mod bench;
+mod deps;
+mod guests;
+mod lint;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+  check-deps                          who may depend on whom
+  lint                                format, clippy, file lengths, names of this machine
+  guests                              fetch what tests and benchmarks boot, into mimus's cache
+  bench riscv64 [--runs N] [--smp N]  mimus beside qemu-system-riscv64, on the same guest
+  ci                                  check-deps, lint, and the whole test suite
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["check-deps"] => deps::check(),
+        ["lint"] => lint::run(),
+        ["guests"] => guests::fetch(),
+        ["bench", rest @ ..] => bench::run(rest),
+        ["ci"] => ci(),
+        [] | ["help" | "-h" | "--help"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        [other, ..] => Err(anyhow::anyhow!(
+            "there is no task '{other}'; see cargo xtask help"
+        )),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ci() -> anyhow::Result<()> {
+    deps::check()?;
+    lint::run()?;
+    cargo(&["test", "--workspace"])
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// Runs cargo at the root and wants success.
+pub fn cargo(args: &[&str]) -> anyhow::Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .status()
+        .context("cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed", args.join(" "));
+    }
+    Ok(())
+}
+
+/// `cargo metadata` without third-party packages.
+pub fn metadata() -> anyhow::Result<serde_json::Value> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(program)
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .context("cargo metadata")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
