@@ -84,8 +84,10 @@ impl Flow {
         let mut rx = VecDeque::new();
         let mut iface = Interface::new(config, &mut Port::new(&mut rx, link, key.guest.ip()), now);
         iface.set_any_ip(true);
-        let mut socket =
-            Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
+        let mut socket = Socket::new(
+            SocketBuffer::new(vec![0; buffer.min(MAX_WINDOW)]),
+            SocketBuffer::new(vec![0; buffer]),
+        );
         // The wire to the guest does not congest: it says when it is full.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
