@@ -1,1 +1,122 @@
-//! the dynamic binary translator as an accelerator.
+//! The dynamic binary translator as an accelerator: the guests it has, the host it compiles for.
+//!
+//! This crate is the façade: it chooses a frontend by the guest's architecture and the backend by the host's, and
+//! hands out [`mimus_core::accel`] traits. The work is in `ir` (what the two meet in), `exec` (the runtime),
+//! `frontends/*` and `backends/*`.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use mimus_arch::{CpuModel, GuestArch};
+use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, Vcpu, VcpuIndex, VmConfig};
+use mimus_core::memory::{MemoryListener, RamBlock, CodeWriteListener};
+use mimus_tcg_backend_x86_64::X86_64;
+use mimus_tcg_exec::engine::{EngineConfig, Machine};
+use mimus_tcg_exec::frontend::GuestFrontend;
+use mimus_tcg_exec::vcpu::TcgVcpu;
+use mimus_tcg_frontend_riscv::Riscv;
+
+const NAME: &str = "tcg";
+const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };
+const MIB: u64 = 1 << 20;
+
+/// The translator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcgAccelerator;
+
+impl Accelerator for TcgAccelerator {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn probe(&self, guest: GuestArch) -> Result<AccelCaps, Unavailable> {
+        match guest {
+            GuestArch::Riscv64 => Ok(CAPS),
+            other => Err(Unavailable { accel: NAME, reason: format!("no translator for {other} guests yet") }),
+        }
+    }
+
+    fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let engine = engine_config(config)?;
+        match config.arch {
+            GuestArch::Riscv64 => create::<Riscv>(config, engine),
+            other => Err(Unavailable { accel: NAME, reason: format!("no translator for {other} guests yet") }.into()),
+        }
+    }
+}
+
+fn create<F: GuestFrontend>(config: &VmConfig, engine: EngineConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+    let machine = Machine::<F>::new::<X86_64>(config.memory.clone(), engine)
+        .map_err(|reason| Unavailable { accel: NAME, reason })?;
+    config.ram.set_code_write_listener(Arc::new(CodeWrites(Arc::downgrade(&machine))));
+    Ok(Arc::new(TcgVm { machine }))
+}
+
+/// `-accel tcg,tb-size=MIB,engine=jit|interp,thread=multi`
+fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
+    let mut engine = EngineConfig::default();
+    for (option, value) in &config.options {
+        let fail = |reason: String| AccelError::Option { accel: NAME, option: option.clone(), reason };
+        match option.as_str() {
+            "tb-size" => {
+                let text = value.trim_end_matches(['M', 'm']);
+                let mib: u64 = text.parse().map_err(|_| fail(format!("{value:?} is not a number of MiB")))?;
+                if !(1..=1024).contains(&mib) {
+                    return Err(fail(format!("{mib} is not between 1 and 1024 MiB")));
+                }
+                engine.code_size = (mib * MIB) as usize;
+            }
+            "engine" => {
+                engine.interpret = match value.as_str() {
+                    "jit" => false,
+                    "interp" => true,
+                    _ => return Err(fail(format!("{value:?} is not known; use jit or interp"))),
+                };
+            }
+            "thread" if value == "multi" => {}
+            "thread" => return Err(fail(format!("{value:?} is not supported; use multi"))),
+            _ => return Err(fail("unknown; there are tb-size, engine and thread".to_owned())),
+        }
+    }
+    Ok(engine)
+}
+
+/// Tells a machine that lives on about stores by others.
+struct CodeWrites<F: GuestFrontend>(std::sync::Weak<Machine<F>>);
+
+impl<F: GuestFrontend> CodeWriteListener for CodeWrites<F> {
+    fn code_written(&self, block: &RamBlock, offset: u64, len: u64) {
+        if let Some(machine) = self.0.upgrade() {
+            machine.code_written(block, offset, len);
+        }
+    }
+}
+
+struct TcgVm<F: GuestFrontend> {
+    machine: Arc<Machine<F>>,
+}
+
+impl<F: GuestFrontend> AccelVm for TcgVm<F> {
+    fn caps(&self) -> &AccelCaps {
+        &CAPS
+    }
+
+    fn create_vcpu(&self, index: VcpuIndex, model: &CpuModel) -> Result<Box<dyn Vcpu>, AccelError> {
+        let vcpu = TcgVcpu::<F>::new(&self.machine, index, model).map_err(AccelError::Other)?;
+        Ok(Box::new(vcpu))
+    }
+
+    fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        Some(self.machine.clone())
+    }
+
+    fn flush_all(&self) {
+        self.machine.flush_code();
+    }
+
+    fn statistics(&self) -> Vec<(String, u64)> {
+        let (bytes, blocks, pages) = self.machine.statistics();
+        [("code bytes", bytes), ("blocks", blocks), ("code pages", pages)]
+            .map(|(name, value)| (name.to_owned(), value as u64))
+            .to_vec()
+    }
+}

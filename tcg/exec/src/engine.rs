@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use mimus_core::memory::{AddressSpace, CodeWriteListener, RamBlock};
+use mimus_core::memory::{AddressSpace, CodeWriteListener, FlatView, MemoryListener, RamBlock};
 use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Stubs};
 
 use crate::code::mapping::CodeMapping;
 use crate::code::{CodeStore, PageKey};
-use crate::env::{Cpu, Peer, Request};
+use crate::env::{Cpu, KICK_EVENT, Peer, Request};
 use crate::frontend::{GuestFrontend, Helper};
 use crate::runtime;
 
@@ -169,6 +169,15 @@ impl<F: GuestFrontend> CodeWriteListener for Machine<F> {
             let key = PageKey(block.host_ptr(page) as u64);
             self.store.store_to_code(key, (at - page) as u32, (next - at) as u32, block.page_flags(page / 4096));
             at = next;
+        }
+    }
+}
+
+impl<F: GuestFrontend> MemoryListener for Machine<F> {
+    fn commit(&self, _view: &Arc<FlatView>) {
+        // Each vCPU takes the new view, and forgets the old one's addresses, at its next kick check.
+        for peer in self.peers().iter() {
+            peer.cell.kick(KICK_EVENT);
         }
     }
 }
