@@ -4,7 +4,7 @@
 //! hands out [`mimus_core::accel`] traits. The work is in `ir` (what the two meet in), `exec` (the runtime),
 //! `frontends/*` and `backends/*`.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch};
 use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, Vcpu, VcpuIndex, VmConfig};
@@ -13,7 +13,7 @@ use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::frontend::GuestFrontend;
 use mimus_tcg_exec::vcpu::TcgVcpu;
-use mimus_tcg_frontend_riscv::Riscv;
+use mimus_tcg_frontend_riscv::frontend::Riscv;
 
 const NAME: &str = "tcg";
 const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };

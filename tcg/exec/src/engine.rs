@@ -141,7 +141,7 @@ impl<F: GuestFrontend> Machine<F> {
     }
 
     /// Empties the code cache. Called by a vCPU that is outside guest code.
-    pub(crate) fn flush_code(&self) {
+    pub fn flush_code(&self) {
         let peers = self.peers();
         for peer in peers.iter() {
             peer.post(Request::FlushAll);
