@@ -13,7 +13,7 @@ use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::frontend::GuestFrontend;
 use mimus_tcg_exec::vcpu::TcgVcpu;
-use mimus_tcg_frontend_riscv::frontend::Riscv;
+use mimus_tcg_frontend_riscv::frontend::{Riscv, SUPPORTED};
 
 const NAME: &str = "tcg";
 const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };
@@ -98,6 +98,13 @@ struct TcgVm<F: GuestFrontend> {
 impl<F: GuestFrontend> AccelVm for TcgVm<F> {
     fn caps(&self) -> &AccelCaps {
         &CAPS
+    }
+
+    fn filter_cpu_model(&self, model: &CpuModel) -> Result<CpuModel, AccelError> {
+        match model {
+            CpuModel::Riscv(m) => Ok(CpuModel::Riscv(m.restricted_to(SUPPORTED)?)),
+            other => Ok(other.clone()),
+        }
     }
 
     fn create_vcpu(&self, index: VcpuIndex, model: &CpuModel) -> Result<Box<dyn Vcpu>, AccelError> {
