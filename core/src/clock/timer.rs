@@ -66,26 +66,26 @@ impl TimerQueue {
     /// Calls back everything that is due, in deadline order, with no lock held. True if
     /// something was.
     pub fn fire(&self) -> bool {
-        let mut fired = false;
         let now = self.clock.now();
-        // Only what was due on entry: a callback that arms its timer in the past must
-        // not keep the I/O thread here.
-        while let Some(slot) = self.pop_due(now) {
-            fired = true;
-            if let Some(callback) = slot.callback.get() {
+        // Only what is due on entry: a callback that arms its timer in the past must not
+        // keep the I/O thread here.
+        let due: Vec<_> = lock(&self.armed).order.range(..=(now, u64::MAX)).copied().collect();
+        for &entry in &due {
+            if let Some(slot) = self.take_due(entry)
+                && let Some(callback) = slot.callback.get()
+            {
                 callback();
             }
         }
-        fired
+        !due.is_empty()
     }
 
-    fn pop_due(&self, now: u64) -> Option<Arc<Slot>> {
+    /// Takes a due timer out, unless an earlier callback disarmed or re-armed it.
+    fn take_due(&self, (deadline, id): (u64, u64)) -> Option<Arc<Slot>> {
         let mut armed = lock(&self.armed);
-        let &(deadline, id) = armed.order.first()?;
-        if deadline > now {
+        if !armed.order.remove(&(deadline, id)) {
             return None;
         }
-        armed.order.pop_first();
         let slot = armed.slots.remove(&id)?;
         slot.deadline.store(NEVER, Ordering::Release);
         Some(slot)

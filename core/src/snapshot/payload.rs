@@ -5,6 +5,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 
+/// How deep a saved state may nest.
+const MAX_DEPTH: usize = 64;
+
 /// The state of one object: which schema, which version, and the body as a MessagePack
 /// map with named fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +33,10 @@ impl Payload {
     /// Decodes the body, all of it.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, SnapshotError> {
         let bad = |reason: String| SnapshotError::Body { schema: self.schema.clone(), reason };
-        let mut de = rmp_serde::Deserializer::from_read_ref(&self.body);
-        de.set_max_depth(64);
+        let mut rest = self.body.as_slice();
+        let mut de = rmp_serde::Deserializer::new(&mut rest);
+        de.set_max_depth(MAX_DEPTH);
         let state = T::deserialize(&mut de).map_err(|e| bad(e.to_string()))?;
-        let rest: &[u8] = de.get_ref();
         if rest.is_empty() { Ok(state) } else { Err(bad("bytes after the state".to_owned())) }
     }
 }
