@@ -7,6 +7,8 @@
 mod argv;
 mod catalog;
 mod cli;
+#[expect(dead_code, reason = "called by the run loop of a board")]
+mod console;
 mod host;
 mod logging;
 #[expect(dead_code, reason = "called by the run loop of a board")]

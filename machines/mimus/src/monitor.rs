@@ -6,7 +6,7 @@
 use mimus_machines::config::keyval::nearest;
 
 /// What the monitor can do to a machine. All calls return at once.
-pub trait Control {
+pub trait Control: Send + Sync {
     /// Whether it runs, in a word: `running`, `paused`, `shutdown`.
     fn status(&self) -> String;
     /// Stops all vCPUs.
@@ -17,6 +17,8 @@ pub trait Control {
     fn reset(&self);
     /// Asks the guest to power off.
     fn powerdown(&self);
+    /// Writes out what disks have pending.
+    fn sync(&self);
     /// Ends the run.
     fn quit(&self);
     /// Registers of the vCPUs, or why they cannot be shown.
@@ -133,31 +135,32 @@ impl LineEditor {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::sync::Mutex;
 
     use super::*;
 
     #[derive(Default)]
-    struct Fake(RefCell<Vec<&'static str>>);
+    struct Fake(Mutex<Vec<&'static str>>);
 
     impl Control for Fake {
         fn status(&self) -> String {
             "running".into()
         }
         fn stop(&self) {
-            self.0.borrow_mut().push("stop");
+            self.0.lock().unwrap().push("stop");
         }
         fn cont(&self) {
-            self.0.borrow_mut().push("cont");
+            self.0.lock().unwrap().push("cont");
         }
         fn reset(&self) {
-            self.0.borrow_mut().push("reset");
+            self.0.lock().unwrap().push("reset");
         }
         fn powerdown(&self) {
-            self.0.borrow_mut().push("powerdown");
+            self.0.lock().unwrap().push("powerdown");
         }
+        fn sync(&self) {}
         fn quit(&self) {
-            self.0.borrow_mut().push("quit");
+            self.0.lock().unwrap().push("quit");
         }
         fn registers(&self) -> String {
             "pc 0\n".into()
@@ -172,7 +175,7 @@ mod tests {
             assert_eq!(execute(line, &fake), "");
         }
         assert_eq!(
-            *fake.0.borrow(),
+            *fake.0.lock().unwrap(),
             ["stop", "cont", "reset", "powerdown", "quit"]
         );
         assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));

@@ -10,7 +10,6 @@ Ctrl-A x    end mimus
 Ctrl-A c    switch between the console and the monitor
 Ctrl-A b    send a break to the serial port
 Ctrl-A s    write disks' pending data out
-Ctrl-A t    show times on or off before each line of the console
 Ctrl-A Ctrl-A    send Ctrl-A to the guest
 ";
 
@@ -40,8 +39,6 @@ pub enum Event {
     Break,
     /// Ctrl-A s
     Sync,
-    /// Ctrl-A t
-    Timestamps,
 }
 
 /// Splits what is typed between guest, monitor and mimus itself.
@@ -85,7 +82,6 @@ impl Mux {
             b'h' | b'?' => events.push(Event::Help),
             b'b' => events.push(Event::Break),
             b's' => events.push(Event::Sync),
-            b't' => events.push(Event::Timestamps),
             b'c' if self.monitor => {
                 self.focus = if self.focus == Focus::Serial {
                     Focus::Monitor

@@ -6,7 +6,8 @@
 use anyhow::bail;
 use serde_json::Value;
 
-/// (crate, what it may use, what it may use besides in builds and tests)
+/// (crate, what it may use, what it may use besides in builds and tests: a frontend's tests
+/// run its guest code on a real backend)
 const RULES: &[(&str, &[&str], &[&str])] = &[
     ("mimus-arch", &[], &[]),
     ("mimus-tcg-decode", &[], &[]),
@@ -27,7 +28,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
             "mimus-tcg-exec",
             "mimus-tcg-softfloat",
         ],
-        &["mimus-tcg-decode"],
+        &["mimus-tcg-decode", "mimus-tcg-backend-*"],
     ),
     (
         "mimus-tcg-backend-*",
