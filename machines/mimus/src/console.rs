@@ -57,7 +57,11 @@ struct Output {
 
 impl Console {
     /// Starts the threads. `input` and `output` are standard input and output, but for tests.
-    pub fn start(input: Box<dyn Read + Send>, output: Box<dyn Write + Send>, sharing: Sharing) -> std::io::Result<Arc<Self>> {
+    pub fn start(
+        input: Box<dyn Read + Send>,
+        output: Box<dyn Write + Send>,
+        sharing: Sharing,
+    ) -> std::io::Result<Arc<Self>> {
         let console = Arc::new(Console {
             output: Mutex::default(),
             output_changed: Condvar::new(),
@@ -68,9 +72,13 @@ impl Console {
             control: OnceLock::new(),
         });
         let writer = Arc::clone(&console);
-        std::thread::Builder::new().name("console-out".into()).spawn(move || writer.write_loop(output))?;
+        std::thread::Builder::new()
+            .name("console-out".into())
+            .spawn(move || writer.write_loop(output))?;
         let reader = Arc::clone(&console);
-        std::thread::Builder::new().name("console-in".into()).spawn(move || reader.read_loop(input, sharing))?;
+        std::thread::Builder::new()
+            .name("console-in".into())
+            .spawn(move || reader.read_loop(input, sharing))?;
         Ok(console)
     }
 
@@ -85,7 +93,9 @@ impl Console {
 
     /// Prints text of ours, with line ends as a raw terminal needs them. Never refused.
     fn print(&self, text: &str) {
-        self.output().waiting.extend(text.replace('\n', "\r\n").bytes());
+        self.output()
+            .waiting
+            .extend(text.replace('\n', "\r\n").bytes());
         self.output_changed.notify_all();
     }
 
@@ -93,14 +103,21 @@ impl Console {
         loop {
             let mut state = self.output();
             while state.waiting.is_empty() {
-                state = self.output_changed.wait(state).unwrap_or_else(|e| e.into_inner());
+                state = self
+                    .output_changed
+                    .wait(state)
+                    .unwrap_or_else(|e| e.into_inner());
             }
             let bytes: Vec<u8> = state.waiting.drain(..).collect();
             state.writing = true;
             let tell = std::mem::take(&mut state.refused);
             let broken = state.broken;
             drop(state);
-            let failed = !broken && terminal.write_all(&bytes).and_then(|()| terminal.flush()).is_err();
+            let failed = !broken
+                && terminal
+                    .write_all(&bytes)
+                    .and_then(|()| terminal.flush())
+                    .is_err();
             {
                 let mut state = self.output();
                 state.writing = false;
@@ -139,7 +156,9 @@ impl Console {
             Event::Serial(bytes) => self.typed(&bytes),
             Event::Monitor(bytes) => self.command(&bytes, editor),
             Event::Help => self.print(&format!("\n{}", mux::HELP)),
-            Event::Switch(Focus::Monitor) => self.print(&format!("\n{}{}", monitor::GREETING, monitor::PROMPT)),
+            Event::Switch(Focus::Monitor) => {
+                self.print(&format!("\n{}{}", monitor::GREETING, monitor::PROMPT))
+            }
             Event::Switch(Focus::Serial) => self.print("\n"),
             Event::Break => {
                 if let Some(listener) = self.events.get() {
@@ -206,9 +225,12 @@ impl CharBackend for Console {
     }
 
     fn input_ready(&self) {
-        let Some(receiver) = self.receiver.get() else { return };
+        let Some(receiver) = self.receiver.get() else {
+            return;
+        };
         // Taken out while the device looks at it, so that no lock of ours is held there.
-        let waiting: Vec<u8> = std::mem::take(&mut *self.input.lock().unwrap_or_else(|e| e.into_inner())).into();
+        let waiting: Vec<u8> =
+            std::mem::take(&mut *self.input.lock().unwrap_or_else(|e| e.into_inner())).into();
         if waiting.is_empty() {
             return;
         }
@@ -232,7 +254,11 @@ impl CharBackend for Console {
         let mut state = self.output();
         while (!state.waiting.is_empty() || state.writing) && Instant::now() < end {
             let left = end.saturating_duration_since(Instant::now());
-            state = self.output_changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+            state = self
+                .output_changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(|e| e.into_inner())
+                .0;
         }
     }
 
@@ -252,7 +278,9 @@ mod tests {
 
     impl Read for Keyboard {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let Ok(bytes) = self.0.recv() else { return Ok(0) };
+            let Ok(bytes) = self.0.recv() else {
+                return Ok(0);
+            };
             buffer[..bytes.len()].copy_from_slice(&bytes);
             Ok(bytes.len())
         }
@@ -295,8 +323,16 @@ mod tests {
         let (keys, keyboard) = channel();
         let (told, machine) = channel();
         let screen = Screen::default();
-        let sharing = Sharing { escape: true, monitor: true };
-        let console = Console::start(Box::new(Keyboard(keyboard)), Box::new(screen.clone()), sharing).unwrap();
+        let sharing = Sharing {
+            escape: true,
+            monitor: true,
+        };
+        let console = Console::start(
+            Box::new(Keyboard(keyboard)),
+            Box::new(screen.clone()),
+            sharing,
+        )
+        .unwrap();
         console.attach(Arc::new(Machine(told)));
         let (got, guest) = channel();
         let got = Mutex::new(got);
@@ -315,13 +351,25 @@ mod tests {
         assert_eq!(machine.recv().unwrap(), "quit");
         console.flush();
         let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
-        assert!(text.starts_with("login: ") && text.contains("(mimus) info status\r\nVM status: running\r\n"), "{text:?}");
+        assert!(
+            text.starts_with("login: ")
+                && text.contains("(mimus) info status\r\nVM status: running\r\n"),
+            "{text:?}"
+        );
     }
 
     #[test]
     fn without_the_escape_every_byte_is_the_guests() {
         let (keys, keyboard) = channel();
-        let console = Console::start(Box::new(Keyboard(keyboard)), Box::new(Screen::default()), Sharing { escape: false, monitor: false }).unwrap();
+        let console = Console::start(
+            Box::new(Keyboard(keyboard)),
+            Box::new(Screen::default()),
+            Sharing {
+                escape: false,
+                monitor: false,
+            },
+        )
+        .unwrap();
         keys.send(b"\x01x".to_vec()).unwrap();
         let (got, guest) = channel();
         let got = Mutex::new(got);
@@ -346,7 +394,15 @@ mod tests {
         }
         let (release, held) = channel();
         let (_keys, keyboard) = channel();
-        let console = Console::start(Box::new(Keyboard(keyboard)), Box::new(Stuck(held)), Sharing { escape: true, monitor: false }).unwrap();
+        let console = Console::start(
+            Box::new(Keyboard(keyboard)),
+            Box::new(Stuck(held)),
+            Sharing {
+                escape: true,
+                monitor: false,
+            },
+        )
+        .unwrap();
         let (tell, told) = channel();
         let tell = Mutex::new(tell);
         console.set_writable_listener(Box::new(move || {

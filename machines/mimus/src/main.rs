@@ -7,21 +7,21 @@
 mod argv;
 mod catalog;
 mod cli;
-#[expect(dead_code, reason = "called by the run loop of a board")]
+#[allow(dead_code, reason = "called by the run loop of a board")]
 mod console;
 mod host;
 mod logging;
-#[expect(dead_code, reason = "called by the run loop of a board")]
+#[allow(dead_code, reason = "called by the run loop of a board")]
 mod monitor;
-#[expect(dead_code, reason = "called by the run loop of a board")]
+#[allow(dead_code, reason = "called by the run loop of a board")]
 mod mux;
 mod preflight;
 mod qemu_options;
 mod run;
-#[expect(dead_code, reason = "called by the run loop of a board")]
+#[allow(dead_code, reason = "called by the run loop of a board")]
 mod signals;
 mod system;
-#[expect(dead_code, reason = "called by the run loop of a board")]
+#[allow(dead_code, reason = "called by the run loop of a board")]
 mod terminal;
 mod try_guest;
 
