@@ -23,13 +23,26 @@ pub enum HypercallResult {
 /// Implemented once, by the machine. Any thread.
 pub trait CpuIo: Sync {
     /// Reads physical memory; all-ones if it fails.
-    fn mem_read(&self, vcpu: VcpuIndex, pa: GuestPhys, size: AccessSize, attrs: MemTxAttrs) -> (u64, MemTxResult) {
+    fn mem_read(
+        &self,
+        vcpu: VcpuIndex,
+        pa: GuestPhys,
+        size: AccessSize,
+        attrs: MemTxAttrs,
+    ) -> (u64, MemTxResult) {
         let _ = vcpu;
         self.memory().read(pa, size, attrs)
     }
 
     /// Writes physical memory.
-    fn mem_write(&self, vcpu: VcpuIndex, pa: GuestPhys, size: AccessSize, attrs: MemTxAttrs, value: u64) -> MemTxResult {
+    fn mem_write(
+        &self,
+        vcpu: VcpuIndex,
+        pa: GuestPhys,
+        size: AccessSize,
+        attrs: MemTxAttrs,
+        value: u64,
+    ) -> MemTxResult {
         let _ = vcpu;
         self.memory().write(pa, size, value, attrs)
     }

@@ -17,7 +17,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NullAccelerator;
 
-const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };
+const CAPS: AccelCaps = AccelCaps {
+    max_vcpus: 512,
+    debug: false,
+    icount: false,
+};
 
 impl Accelerator for NullAccelerator {
     fn name(&self) -> &'static str {
@@ -31,7 +35,11 @@ impl Accelerator for NullAccelerator {
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
         if let Some(option) = config.options.keys().next() {
             let reason = "there are no options".to_owned();
-            return Err(AccelError::Option { accel: "null", option: option.clone(), reason });
+            return Err(AccelError::Option {
+                accel: "null",
+                option: option.clone(),
+                reason,
+            });
         }
         Ok(Arc::new(NullVm))
     }
@@ -48,8 +56,16 @@ impl AccelVm for NullVm {
         let misa = model.as_riscv().map_or(0, |m| m.features.misa());
         let hartid = u64::from(index.0);
         let state = CpuState::Riscv(Box::new(RiscvState::new(hartid, misa, 0)));
-        let handle = Arc::new(NullHandle { index, pins: AtomicU32::new(0), signal: VcpuSignal::new() });
-        Ok(Box::new(NullVcpu { handle, state, misa }))
+        let handle = Arc::new(NullHandle {
+            index,
+            pins: AtomicU32::new(0),
+            signal: VcpuSignal::new(),
+        });
+        Ok(Box::new(NullVcpu {
+            handle,
+            state,
+            misa,
+        }))
     }
 }
 
@@ -69,7 +85,11 @@ pub struct NullHandle {
 impl NullHandle {
     /// A handle without a vCPU.
     pub fn new(index: VcpuIndex) -> Arc<Self> {
-        Arc::new(Self { index, pins: AtomicU32::new(0), signal: VcpuSignal::new() })
+        Arc::new(Self {
+            index,
+            pins: AtomicU32::new(0),
+            signal: VcpuSignal::new(),
+        })
     }
 
     /// The level of a pin.
@@ -133,6 +153,9 @@ impl Vcpu for NullVcpu {
     }
 
     fn translate(&mut self, va: GuestVirt, _access: Access) -> Result<Translation, TranslateFault> {
-        Ok(Translation { pa: GuestPhys(va.0), page_size: 4096 })
+        Ok(Translation {
+            pa: GuestPhys(va.0),
+            page_size: 4096,
+        })
     }
 }

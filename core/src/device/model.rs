@@ -16,7 +16,10 @@ pub trait DeviceModel {
     type Config: DeserializeOwned + Default;
 
     /// Builds one.
-    fn build(config: Self::Config, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError>;
+    fn build(
+        config: Self::Config,
+        ctx: &mut DeviceContext<'_>,
+    ) -> Result<Arc<dyn Device>, BuildError>;
 }
 
 /// A row of a registry: a [`DeviceModel`] as a value.
@@ -44,7 +47,10 @@ impl ModelEntry {
     }
 }
 
-fn build_model<M: DeviceModel>(options: &Options, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
+fn build_model<M: DeviceModel>(
+    options: &Options,
+    ctx: &mut DeviceContext<'_>,
+) -> Result<Arc<dyn Device>, BuildError> {
     let config = options.to_config::<M::Config>(M::NAME)?;
     M::build(config, ctx)
 }

@@ -4,8 +4,8 @@
 //! loop applies queued memory-map changes (the *after hook*), because a callback may
 //! have made a device move its regions.
 
-use crate::clock::{ClockKind, Clocks, Timer, TimerQueue};
 use crate::clock::clocks::ClockListener;
+use crate::clock::{ClockKind, Clocks, Timer, TimerQueue};
 use crate::error::HostError;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use std::collections::HashMap;
@@ -26,17 +26,32 @@ pub struct Interest {
 
 impl Interest {
     /// Readable only.
-    pub const READ: Self = Self { readable: true, writable: false };
+    pub const READ: Self = Self {
+        readable: true,
+        writable: false,
+    };
     /// Writable only.
-    pub const WRITE: Self = Self { readable: false, writable: true };
+    pub const WRITE: Self = Self {
+        readable: false,
+        writable: true,
+    };
     /// Both.
-    pub const BOTH: Self = Self { readable: true, writable: true };
+    pub const BOTH: Self = Self {
+        readable: true,
+        writable: true,
+    };
     /// Neither; errors and hang-ups are not reported either.
-    pub const NONE: Self = Self { readable: false, writable: false };
+    pub const NONE: Self = Self {
+        readable: false,
+        writable: false,
+    };
 
     fn flags(self) -> epoll::EventFlags {
         let mut f = epoll::EventFlags::empty();
-        f.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, self.readable);
+        f.set(
+            epoll::EventFlags::IN | epoll::EventFlags::RDHUP,
+            self.readable,
+        );
         f.set(epoll::EventFlags::OUT, self.writable);
         f
     }
@@ -136,10 +151,17 @@ pub struct IoThreadHandle {
 impl IoThread {
     /// Starts a loop on a thread called `name`.
     pub fn spawn(name: &str, clocks: &Clocks) -> Result<Self, HostError> {
-        let host = |e: rustix::io::Errno| HostError::new(format!("make the event loop of {name}"), e);
+        let host =
+            |e: rustix::io::Errno| HostError::new(format!("make the event loop of {name}"), e);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(host)?;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE_TOKEN), epoll::EventFlags::IN).map_err(host)?;
+        epoll::add(
+            &epoll,
+            &wake,
+            epoll::EventData::new_u64(WAKE_TOKEN),
+            epoll::EventFlags::IN,
+        )
+        .map_err(host)?;
         let shared = Arc::new(Shared {
             epoll,
             wake,
@@ -166,10 +188,17 @@ impl IoThread {
         });
         let weak: Weak<Shared> = Arc::downgrade(&shared);
         clocks.virt.add_listener(weak);
-        let handle = IoThreadHandle { shared, queues, clocks: clocks.clone() };
+        let handle = IoThreadHandle {
+            shared,
+            queues,
+            clocks: clocks.clone(),
+        };
         let looped = handle.clone();
         let thread = super::worker::spawn_worker(name, move || run(&looped))?;
-        Ok(Self { handle, thread: Some(thread) })
+        Ok(Self {
+            handle,
+            thread: Some(thread),
+        })
     }
 
     /// A handle to it.
@@ -226,7 +255,11 @@ impl IoThreadHandle {
             alive: AtomicBool::new(true),
         });
         lock(&self.shared.watches).insert(token, watch.clone());
-        let registration = FdRegistration { shared: self.shared.clone(), watch, token };
+        let registration = FdRegistration {
+            shared: self.shared.clone(),
+            watch,
+            token,
+        };
         registration.set_interest(interest)?;
         Ok(registration)
     }
@@ -246,7 +279,11 @@ impl IoThreadHandle {
     }
 
     /// Starts a thread for blocking host calls.
-    pub fn spawn_worker(&self, name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HostError> {
+    pub fn spawn_worker(
+        &self,
+        name: &str,
+        f: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, HostError> {
         super::worker::spawn_worker(name, f)
     }
 
@@ -321,7 +358,11 @@ fn run(handle: &IoThreadHandle) {
         }
         events.clear();
         let timeout = timeout(handle);
-        match epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+        match epoll::wait(
+            &shared.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => {
                 log::error!("an event loop ends: epoll: {e}");
@@ -339,7 +380,10 @@ fn timeout(handle: &IoThreadHandle) -> Option<Timespec> {
     let stopping = handle.shared.stop.load(Ordering::SeqCst);
     let waits = handle.queues.all().into_iter().filter_map(|q| q.wait_ns());
     let ns = if stopping { Some(0) } else { waits.min() }?;
-    Some(Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ })
+    Some(Timespec {
+        tv_sec: (ns / 1_000_000_000) as i64,
+        tv_nsec: (ns % 1_000_000_000) as _,
+    })
 }
 
 fn dispatch(shared: &Shared, event: &epoll::Event) {
@@ -352,7 +396,9 @@ fn dispatch(shared: &Shared, event: &epoll::Event) {
         shared.woken.store(false, Ordering::SeqCst);
         return;
     }
-    let Some(watch) = lock(&shared.watches).get(&token).cloned() else { return };
+    let Some(watch) = lock(&shared.watches).get(&token).cloned() else {
+        return;
+    };
     // An earlier callback of this round may have ended the registration.
     if !watch.alive.load(Ordering::SeqCst) {
         return;
@@ -390,7 +436,10 @@ mod tests {
         let t = tx.clone();
         timer.bind(move || t.send(2).unwrap());
         timer.arm(1000);
-        assert!(rx.recv_timeout(Duration::from_millis(10)).is_err(), "the clock stands");
+        assert!(
+            rx.recv_timeout(Duration::from_millis(10)).is_err(),
+            "the clock stands"
+        );
         clocks.virt.start();
         assert_eq!(rx.recv_timeout(SOON), Ok(2));
 

@@ -20,14 +20,23 @@ pub struct PinTimers {
 impl PinTimers {
     /// For these vCPUs, in index order.
     pub fn new(io_thread: &IoThreadHandle, handles: &[Arc<dyn VcpuHandle>]) -> Self {
-        let timers = handles.iter().map(|_| std::array::from_fn(|_| OnceLock::new())).collect();
-        Self { io_thread: io_thread.clone(), handles: handles.to_vec(), timers }
+        let timers = handles
+            .iter()
+            .map(|_| std::array::from_fn(|_| OnceLock::new()))
+            .collect();
+        Self {
+            io_thread: io_thread.clone(),
+            handles: handles.to_vec(),
+            timers,
+        }
     }
 
     /// Raises `pin` of `vcpu` when the virtual clock reaches the deadline; `None` cancels.
     pub fn arm(&self, vcpu: VcpuIndex, pin: CpuPin, deadline_ns: Option<u64>) {
         let at = vcpu.as_usize();
-        let (Some(timers), Some(handle)) = (self.timers.get(at), self.handles.get(at)) else { return };
+        let (Some(timers), Some(handle)) = (self.timers.get(at), self.handles.get(at)) else {
+            return;
+        };
         let cell = &timers[pin as usize];
         match deadline_ns {
             Some(deadline) => cell.get_or_init(|| self.make(handle, pin)).arm(deadline),

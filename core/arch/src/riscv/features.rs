@@ -297,7 +297,15 @@ fn parse_part(part: &str, set: &mut Features) -> Result<(), IsaStringError> {
     while i < bytes.len() {
         match bytes[i] {
             b'g' => {
-                for e in [Ext::I, Ext::M, Ext::A, Ext::F, Ext::D, Ext::Zicsr, Ext::Zifencei] {
+                for e in [
+                    Ext::I,
+                    Ext::M,
+                    Ext::A,
+                    Ext::F,
+                    Ext::D,
+                    Ext::Zicsr,
+                    Ext::Zifencei,
+                ] {
                     set.enable(e);
                 }
             }
@@ -391,7 +399,12 @@ mod tests {
         let text = set.isa_string();
         assert!(text.starts_with("rv64imafdc_zicsr_zifencei_"), "{text}");
         assert_eq!(Features::parse_isa_string(&text).unwrap(), set);
-        assert_eq!(Features::parse_isa_string("RV64I2p1MAFDC_zicsr2p0").unwrap().has(Ext::D), true);
+        assert_eq!(
+            Features::parse_isa_string("RV64I2p1MAFDC_zicsr2p0")
+                .unwrap()
+                .has(Ext::D),
+            true
+        );
     }
 
     #[test]
@@ -413,7 +426,14 @@ mod tests {
 
     #[test]
     fn bad_strings() {
-        for bad in ["rv32i", "rv64", "rv64i_zfoo", "rv64i__zba", "rv64iy", "rv64i\u{e9}"] {
+        for bad in [
+            "rv32i",
+            "rv64",
+            "rv64i_zfoo",
+            "rv64i__zba",
+            "rv64iy",
+            "rv64i\u{e9}",
+        ] {
             assert!(Features::parse_isa_string(bad).is_err(), "{bad}");
         }
     }
