@@ -22,6 +22,22 @@ pub(crate) const PAGE_STORE_CACHED: u8 = 1 << 7;
 /// The access has been turned into a trap: `head.pc` is its handler's.
 pub(crate) struct Trapped;
 
+/// The range of RAM that was found last, page-aligned: nearly all accesses are to one.
+#[derive(Clone, Copy)]
+pub(crate) struct RamWindow {
+    base: u64,
+    len: u64,
+    host: *mut u8,
+    block: *const RamBlock,
+    offset: u64,
+}
+
+impl RamWindow {
+    /// No range.
+    pub const NONE: RamWindow =
+        RamWindow { base: 0, len: 0, host: ptr::null_mut(), block: ptr::null(), offset: 0 };
+}
+
 /// Which guest instruction an access belongs to.
 #[derive(Clone, Copy)]
 pub(crate) enum At {
@@ -76,6 +92,13 @@ impl<F: GuestFrontend> Cpu<F> {
     /// The RAM at `pa`: host address, whether stores are ignored, the block, the offset in it, and whether the
     /// whole page is there. `None` for devices and for nothing.
     fn ram_at(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
+        let window = self.ram_window.get();
+        let at = pa.wrapping_sub(window.base);
+        if at < window.len {
+            // SAFETY: the window is inside the block's mapping, and the view keeps the block alive.
+            let host = unsafe { window.host.add(at as usize) };
+            return Some((host, false, window.block, window.offset + at, true));
+        }
         let range = self.view.lookup(GuestPhys(pa))?;
         let (block, offset) = range.ram_at(GuestPhys(pa))?;
         let readonly = match &range.kind {
@@ -85,6 +108,11 @@ impl<F: GuestFrontend> Cpu<F> {
         };
         let page = pa & !(PAGE - 1);
         let whole = page >= range.base.0 && page + PAGE <= range.end();
+        if !readonly && (range.base.0 | range.len) & (PAGE - 1) == 0 {
+            let (block, offset) = range.ram_at(range.base)?;
+            let host = block.host_ptr(offset);
+            self.ram_window.set(RamWindow { base: range.base.0, len: range.len, host, block: &**block, offset });
+        }
         Some((block.host_ptr(offset), readonly, &**block, offset, whole))
     }
 
@@ -195,7 +223,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 // SAFETY: inside one page of a RAM block, which the view keeps alive.
                 unsafe {
                     write(host, value, size);
-                    self.stored(&*block, offset, host, size);
+                    self.stored(&*block, offset, host, size.bytes());
                 }
                 Ok(())
             }
@@ -205,13 +233,13 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     /// After a store that did not go through the TLB: withdraws code it overlaps.
-    fn stored(&mut self, block: &RamBlock, offset: u64, host: *mut u8, size: Size) {
+    fn stored(&mut self, block: &RamBlock, offset: u64, host: *mut u8, len: u32) {
         // The store before the flag: whoever sets the flag afterwards translates what was stored.
         fence(Ordering::SeqCst);
         let flags = block.page_flags(offset / PAGE);
         if flags.load(Ordering::SeqCst) & PAGE_CODE != 0 {
             let page = PageKey(host as u64 & !(PAGE - 1));
-            self.machine.store.store_to_code(page, host as u32 & 0xfff, size.bytes(), flags);
+            self.machine.store.store_to_code(page, host as u32 & 0xfff, len, flags);
         }
     }
 
@@ -268,7 +296,7 @@ impl<F: GuestFrontend> Cpu<F> {
         // SAFETY: aligned, inside a page of RAM that the view keeps alive.
         unsafe {
             let stored = compare_exchange(host, expected, value, size);
-            self.stored(&*block, offset, host, size);
+            self.stored(&*block, offset, host, size.bytes());
             Ok(u64::from(!stored))
         }
     }
@@ -288,7 +316,7 @@ impl<F: GuestFrontend> Cpu<F> {
                     break old;
                 }
             };
-            self.stored(&*block, offset, host, size);
+            self.stored(&*block, offset, host, size.bytes());
             Ok(old)
         }
     }
@@ -316,17 +344,34 @@ impl<F: GuestFrontend> Cpu<F> {
         // SAFETY: aligned, inside a RAM block that the view keeps alive.
         unsafe {
             let stored = compare_exchange(host, old, new, Size::B8);
-            self.stored(&*block, offset, host, Size::B8);
+            self.stored(&*block, offset, host, 8);
             Some(stored)
         }
     }
 
     /// Zeroes `len` bytes (a power of two up to a page, `va` aligned to it): a cache-block zero.
     pub fn zero_block(&mut self, pc: u64, va: u64, len: u64) -> Result<(), ()> {
-        for i in (0..len).step_by(8) {
-            self.store(At::Pc(pc), va + i, 0, Size::B8).map_err(|Trapped| ())?;
+        let pc = At::Pc(pc);
+        if let Some(host) = self.mmu.context().lookup_write(va) {
+            // SAFETY: `len` bytes inside a page that the TLB grants stores to.
+            unsafe { ptr::write_bytes(host as *mut u8, 0, len as usize) };
+            return Ok(());
         }
-        Ok(())
+        let place = self.locate(va, Access::Store).map_err(|f| drop(self.fault(pc, va, Access::Store, f)))?;
+        match place {
+            Place::Ram { readonly: true, .. } => Ok(()),
+            Place::Ram { host, block, offset, .. } => {
+                // SAFETY: inside one page of a RAM block, which the view keeps alive.
+                unsafe {
+                    ptr::write_bytes(host, 0, len as usize);
+                    self.stored(&*block, offset, host, len as u32);
+                }
+                Ok(())
+            }
+            Place::Io(_) => (0..len)
+                .step_by(8)
+                .try_for_each(|i| self.store(pc, va + i, 0, Size::B8).map_err(|Trapped| ())),
+        }
     }
 
     /// Checks that `va` may be accessed, without accessing it; the trap is taken if not.

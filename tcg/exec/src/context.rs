@@ -143,6 +143,13 @@ impl Context {
         (self.get(L.read_tag, index) == va & !(PAGE - 1)).then(|| va.wrapping_add(self.get(L.addend, index)))
     }
 
+    /// Host address of `va` if a store hits.
+    pub fn lookup_write(&self, va: u64) -> Option<u64> {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let index = index_of(va);
+        (self.get(L.write_tag, index) == va & !(PAGE - 1)).then(|| va.wrapping_add(self.get(L.addend, index)))
+    }
+
     /// Empties the context.
     pub fn flush(&mut self) {
         let fills = std::mem::take(&mut self.fills);

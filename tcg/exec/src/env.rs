@@ -1,7 +1,7 @@
 //! The vCPU's environment: what generated code, helpers and the runtime share.
 #![allow(unsafe_code)]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ptr::NonNull;
@@ -14,6 +14,7 @@ use mimus_core::memory::FlatView;
 use mimus_tcg_ir::backend::EnvLayout;
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 
+use crate::access::RamWindow;
 use crate::engine::Machine;
 use crate::frontend::{GuestFrontend, Helper};
 use crate::hostfp;
@@ -110,6 +111,7 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) view: Arc<FlatView>,
     pub(crate) view_generation: u64,
+    pub(crate) ram_window: Cell<RamWindow>,
     pub(crate) scratch: crate::translate::Scratch,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
     pub(crate) interp_blocks: HashMap<usize, Rc<Block>>,
@@ -120,8 +122,8 @@ pub struct Cpu<F: GuestFrontend> {
     running: bool,
 }
 
-// SAFETY: what is not Send is `io`, which is set and used by the thread inside `run` only, and the `Rc`s of
-// `interp_blocks`, which never leave this value.
+// SAFETY: what is not Send is `io`, which is set and used by the thread inside `run` only, the `Rc`s of
+// `interp_blocks`, which never leave this value, and `ram_window`, whose block `view` keeps alive.
 unsafe impl<F: GuestFrontend> Send for Cpu<F> {}
 
 impl<F: GuestFrontend> Cpu<F> {
@@ -153,6 +155,7 @@ impl<F: GuestFrontend> Cpu<F> {
             mailbox,
             view,
             view_generation: 0,
+            ram_window: Cell::new(RamWindow::NONE),
             scratch: Default::default(),
             interp_blocks: HashMap::new(),
             halted: false,
@@ -282,6 +285,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if generation != self.view_generation {
             self.view_generation = generation;
             self.view = self.machine.memory.view();
+            self.ram_window.set(RamWindow::NONE);
             self.mmu.flush_all();
         }
     }
