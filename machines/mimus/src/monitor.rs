@@ -43,16 +43,20 @@ const COMMANDS: &[(&[&str], &str, Action)] = &[
     (&["info version"], "the version", |_| {
         format!("{}\n", env!("CARGO_PKG_VERSION"))
     }),
-    (&["stop", "s"], "stop the machine", |c| done(c.stop())),
-    (&["cont", "c"], "let it go on", |c| done(c.cont())),
-    (&["system_reset"], "reset the machine", |c| done(c.reset())),
-    (&["system_powerdown"], "ask the guest to power off", |c| {
-        done(c.powerdown())
+    (&["stop", "s"], "stop the machine", |c| quietly(|| c.stop())),
+    (&["cont", "c"], "let it go on", |c| quietly(|| c.cont())),
+    (&["system_reset"], "reset the machine", |c| {
+        quietly(|| c.reset())
     }),
-    (&["quit", "q"], "end mimus", |c| done(c.quit())),
+    (&["system_powerdown"], "ask the guest to power off", |c| {
+        quietly(|| c.powerdown())
+    }),
+    (&["quit", "q"], "end mimus", |c| quietly(|| c.quit())),
 ];
 
-fn done((): ()) -> String {
+/// A command that prints nothing.
+fn quietly(action: impl Fn()) -> String {
+    action();
     String::new()
 }
 
@@ -112,11 +116,7 @@ impl LineEditor {
                 echo.extend(b"\r\n");
                 return Some(String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned());
             }
-            0x08 | 0x7f => {
-                if self.line.pop().is_some() {
-                    echo.extend(b"\x08 \x08");
-                }
-            }
+            0x08 | 0x7f => echo.extend(self.line.pop().map_or(&b""[..], |_| b"\x08 \x08")),
             // Ctrl-U and Ctrl-C: away with the line.
             0x15 | 0x03 => {
                 for _ in self.line.drain(..) {
