@@ -7,5 +7,6 @@ pub mod char;
 pub mod irqchip;
 pub mod misc;
 pub mod net;
+pub mod pci;
 pub mod timer;
 pub mod virtio;

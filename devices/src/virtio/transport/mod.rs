@@ -1,3 +1,4 @@
 //! How a driver finds and reaches a virtio device.
 
 pub mod mmio;
+pub mod pci;

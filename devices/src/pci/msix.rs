@@ -1,0 +1,214 @@
+//! MSI-X: a table of messages, one per vector, in a BAR (PCI §6.8.2).
+
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
+use mimus_core::device::{MmioDevice, lock};
+use mimus_core::irq::MsiTarget;
+use mimus_core::memory::{DmaGate, MemoryRegion};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
+
+const ENTRY_LEN: u64 = 16;
+/// Vector control: masked.
+const ENTRY_MASKED: u32 = 1;
+/// Most vectors the table can have.
+pub const MAX_VECTORS: u16 = 2048;
+/// Message control: all vectors masked.
+pub const CONTROL_MASK_ALL: u16 = 1 << 14;
+/// Message control: MSI-X instead of INTx.
+pub const CONTROL_ENABLE: u16 = 1 << 15;
+
+/// Table and pending bits of one function.
+pub struct Msix {
+    /// Below the device's lock.
+    state: Mutex<MsixState>,
+    target: MsiTarget,
+    /// A message is a bus-master write.
+    gate: DmaGate,
+}
+
+/// The saved form of [`Msix`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MsixState {
+    entries: Vec<Entry>,
+    pending: Vec<bool>,
+    enabled: bool,
+    masked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    address: u64,
+    data: u32,
+    control: u32,
+}
+
+impl Entry {
+    const RESET: Self = Self { address: 0, data: 0, control: ENTRY_MASKED };
+}
+
+impl MsixState {
+    fn new(vectors: usize) -> Self {
+        Self { entries: vec![Entry::RESET; vectors], pending: vec![false; vectors], enabled: false, masked: false }
+    }
+
+    /// The message of `vector` if it may go out now; else it becomes pending.
+    fn fire(&mut self, vector: usize) -> Option<(u64, u32)> {
+        let entry = self.entries.get(vector)?;
+        if !self.enabled {
+            return None;
+        }
+        let blocked = self.masked || entry.control & ENTRY_MASKED != 0;
+        self.pending[vector] = blocked;
+        (!blocked).then_some((entry.address, entry.data))
+    }
+
+    /// The messages that waited and may go out now.
+    fn unblocked(&mut self) -> Vec<(u64, u32)> {
+        let waiting: Vec<usize> = (0..self.pending.len()).filter(|&i| self.pending[i]).collect();
+        waiting.into_iter().filter_map(|i| self.fire(i)).collect()
+    }
+}
+
+impl Msix {
+    /// `vectors` (1 to [`MAX_VECTORS`]) messages to `target` while `gate` is open.
+    pub fn new(vectors: u16, target: MsiTarget, gate: DmaGate) -> Arc<Self> {
+        let vectors = vectors.clamp(1, MAX_VECTORS);
+        Arc::new(Self { state: Mutex::new(MsixState::new(vectors.into())), target, gate })
+    }
+
+    /// Number of vectors.
+    pub fn vectors(&self) -> u16 {
+        lock(&self.state).entries.len() as u16
+    }
+
+    /// Length of the BAR: the table at 0, the pending bits in its second half.
+    pub fn bar_len(&self) -> u64 {
+        (u64::from(self.vectors()) * ENTRY_LEN * 2).next_power_of_two().max(4096)
+    }
+
+    /// Offset of the pending bits in the BAR.
+    pub fn pending_offset(&self) -> u64 {
+        self.bar_len() / 2
+    }
+
+    /// The BAR's region, bound.
+    pub fn region(self: &Arc<Self>, name: impl Into<String>) -> MemoryRegion {
+        let rules = AccessRules::sizes(AccessSize::B4, AccessSize::B8);
+        let region = MemoryRegion::mmio(name, self.bar_len(), rules);
+        if let Some(binding) = region.binding() {
+            binding.bind_mmio(self.clone(), 0);
+        }
+        region
+    }
+
+    /// True if the driver chose MSI-X over INTx.
+    pub fn is_enabled(&self) -> bool {
+        lock(&self.state).enabled
+    }
+
+    /// Sends the message of `vector`, now or when it is unmasked.
+    pub fn notify(&self, vector: u16) {
+        let message = lock(&self.state).fire(vector.into());
+        self.send(message);
+    }
+
+    /// The driver wrote the capability's message control.
+    pub fn set_control(&self, control: u16) {
+        let mut s = lock(&self.state);
+        s.enabled = control & CONTROL_ENABLE != 0;
+        s.masked = control & CONTROL_MASK_ALL != 0;
+        let messages = s.unblocked();
+        drop(s);
+        self.send(messages);
+    }
+
+    /// Back to power-on.
+    pub fn reset(&self) {
+        let mut s = lock(&self.state);
+        *s = MsixState::new(s.entries.len());
+    }
+
+    /// For a snapshot.
+    pub fn save(&self) -> MsixState {
+        lock(&self.state).clone()
+    }
+
+    /// Takes over a saved state; false if it has another number of vectors.
+    pub fn restore(&self, saved: MsixState) -> bool {
+        let mut s = lock(&self.state);
+        let fits = saved.entries.len() == s.entries.len() && saved.pending.len() == s.pending.len();
+        if fits {
+            *s = saved;
+        }
+        fits
+    }
+
+    /// Sends with no lock held.
+    fn send(&self, messages: impl IntoIterator<Item = (u64, u32)>) {
+        for (address, data) in messages {
+            if self.gate.is_open() {
+                self.target.send(address, data);
+            }
+        }
+    }
+
+    fn read_dword(&self, offset: u64) -> u32 {
+        let s = lock(&self.state);
+        if offset >= s.bar_half() {
+            let first = ((offset - s.bar_half()) / 4 * 32) as usize;
+            let bits = s.pending.iter().skip(first).take(32).enumerate();
+            return bits.fold(0, |word, (i, &p)| word | u32::from(p) << i);
+        }
+        let Some(entry) = s.entries.get((offset / ENTRY_LEN) as usize) else { return 0 };
+        match offset % ENTRY_LEN {
+            0 => entry.address as u32,
+            4 => (entry.address >> 32) as u32,
+            8 => entry.data,
+            _ => entry.control,
+        }
+    }
+
+    fn write_dword(&self, offset: u64, value: u32) {
+        let mut s = lock(&self.state);
+        if offset >= s.bar_half() {
+            return;
+        }
+        let vector = (offset / ENTRY_LEN) as usize;
+        let Some(entry) = s.entries.get_mut(vector) else { return };
+        match offset % ENTRY_LEN {
+            0 => entry.address = entry.address & !0xffff_ffff | u64::from(value & !3),
+            4 => entry.address = entry.address & 0xffff_ffff | u64::from(value) << 32,
+            8 => entry.data = value,
+            _ => entry.control = value & ENTRY_MASKED,
+        }
+        let message = if s.pending[vector] { s.fire(vector) } else { None };
+        drop(s);
+        self.send(message);
+    }
+}
+
+impl MsixState {
+    fn bar_half(&self) -> u64 {
+        (self.entries.len() as u64 * ENTRY_LEN * 2).next_power_of_two().max(4096) / 2
+    }
+}
+
+impl MmioDevice for Msix {
+    fn mmio_read(&self, a: MmioAccess) -> Result<u64, BusFault> {
+        let low = u64::from(self.read_dword(a.offset));
+        Ok(match a.size {
+            AccessSize::B8 => low | u64::from(self.read_dword(a.offset + 4)) << 32,
+            _ => low,
+        })
+    }
+
+    fn mmio_write(&self, a: MmioAccess, value: u64) -> Result<(), BusFault> {
+        self.write_dword(a.offset, value as u32);
+        if a.size == AccessSize::B8 {
+            self.write_dword(a.offset + 4, (value >> 32) as u32);
+        }
+        Ok(())
+    }
+}
