@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub trait ClockSource: Send + Sync {
     /// Now, in ns.
     fn now(&self) -> u64;
-    /// False while it stands still.
+    /// False while it stands still: its timers do not fire then.
     fn is_running(&self) -> bool {
         true
     }
@@ -41,6 +41,8 @@ pub struct VirtualClock {
     /// Odd while the two below change.
     sequence: AtomicU64,
     running: AtomicBool,
+    /// Moved by hand: timers fire although it does not run.
+    manual: AtomicBool,
     /// Running: what to add to the time since `base` (wrapping). Stopped: the time.
     offset: AtomicU64,
     change: Mutex<Vec<Weak<dyn ClockListener>>>,
@@ -53,6 +55,7 @@ impl VirtualClock {
             base: Instant::now(),
             sequence: AtomicU64::new(0),
             running: AtomicBool::new(false),
+            manual: AtomicBool::new(false),
             offset: AtomicU64::new(0),
             change: Mutex::new(Vec::new()),
         })
@@ -87,11 +90,13 @@ impl VirtualClock {
 
     /// Lets time run.
     pub fn start(&self) {
+        self.manual.store(false, Ordering::Release);
         self.update(|now| (true, now));
     }
 
     /// Stops time.
     pub fn stop(&self) {
+        self.manual.store(false, Ordering::Release);
         self.update(|now| (false, now));
     }
 
@@ -101,8 +106,9 @@ impl VirtualClock {
         self.update(|_| (running, ns));
     }
 
-    /// Moves a stopped clock on by `ns` (tests).
+    /// Moves a stopped clock on by `ns`, and lets timers fire though it stands (tests).
     pub fn advance(&self, ns: u64) {
+        self.manual.store(true, Ordering::Release);
         self.set(self.now().saturating_add(ns));
     }
 
@@ -138,7 +144,7 @@ impl ClockSource for VirtualClock {
         VirtualClock::now(self)
     }
     fn is_running(&self) -> bool {
-        VirtualClock::is_running(self)
+        VirtualClock::is_running(self) || self.manual.load(Ordering::Acquire)
     }
 }
 

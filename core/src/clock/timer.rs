@@ -72,12 +72,15 @@ impl TimerQueue {
     pub fn wait_ns(&self) -> Option<u64> {
         let first = lock(&self.armed).order.first().copied()?.0;
         let now = self.clock.now();
-        (first <= now || self.clock.is_running()).then(|| first.saturating_sub(now))
+        self.clock.is_running().then(|| first.saturating_sub(now))
     }
 
     /// Calls back everything that is due, in deadline order, with no lock held. True if
     /// something was.
     pub fn fire(&self) -> bool {
+        if !self.clock.is_running() {
+            return false;
+        }
         let now = self.clock.now();
         // Only what is due on entry: a callback that arms its timer in the past must not
         // keep the I/O thread here.

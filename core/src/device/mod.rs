@@ -1,6 +1,7 @@
 //! What a device is, how it is described, configured, built and wired.
 
 pub mod context;
+#[allow(clippy::module_inception)]
 pub mod device;
 pub mod keyvalue;
 pub mod lifecycle;

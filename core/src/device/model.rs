@@ -22,6 +22,9 @@ pub trait DeviceModel {
     ) -> Result<Arc<dyn Device>, BuildError>;
 }
 
+/// Builds a device from its options.
+pub type BuildFn = fn(&Options, &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError>;
+
 /// A row of a registry: a [`DeviceModel`] as a value.
 #[derive(Clone, Copy)]
 pub struct ModelEntry {
@@ -30,7 +33,7 @@ pub struct ModelEntry {
     /// [`DeviceModel::SUMMARY`].
     pub summary: &'static str,
     /// Builds one from options.
-    pub build: fn(&Options, &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError>,
+    pub build: BuildFn,
     /// The names of its options.
     pub properties: fn() -> &'static [&'static str],
 }

@@ -93,7 +93,8 @@ struct Shared {
     /// A wake-up is on its way.
     woken: AtomicBool,
     stop: AtomicBool,
-    tasks: Mutex<Vec<Task>>,
+    /// `None` when the loop has ended: nothing runs any more.
+    tasks: Mutex<Option<Vec<Task>>>,
     watches: Mutex<HashMap<u64, Arc<Watch>>>,
     next_token: AtomicU64,
     after: Mutex<Option<Hook>>,
@@ -167,7 +168,7 @@ impl IoThread {
             wake,
             woken: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            tasks: Mutex::default(),
+            tasks: Mutex::new(Some(Vec::new())),
             watches: Mutex::default(),
             next_token: AtomicU64::new(WAKE_TOKEN + 1),
             after: Mutex::default(),
@@ -194,7 +195,11 @@ impl IoThread {
             clocks: clocks.clone(),
         };
         let looped = handle.clone();
-        let thread = super::worker::spawn_worker(name, move || run(&looped))?;
+        let thread = super::worker::spawn_worker(name, move || {
+            run(&looped);
+            let dropped = lock(&looped.shared.tasks).take();
+            drop(dropped);
+        })?;
         Ok(Self {
             handle,
             thread: Some(thread),
@@ -222,16 +227,30 @@ impl Drop for IoThread {
         self.stop();
         // Callbacks hold devices, which hold this loop.
         lock(&self.handle.shared.watches).clear();
-        lock(&self.handle.shared.tasks).clear();
+        drop(lock(&self.handle.shared.tasks).take());
         *lock(&self.handle.shared.after) = None;
     }
 }
 
 impl IoThreadHandle {
-    /// Runs `f` on the I/O thread, soon and in order.
+    /// Runs `f` on the I/O thread, soon and in order; drops it if the loop has ended.
     pub fn run_soon(&self, f: impl FnOnce() + Send + 'static) {
-        lock(&self.shared.tasks).push(Box::new(f));
+        if let Some(tasks) = lock(&self.shared.tasks).as_mut() {
+            tasks.push(Box::new(f));
+        }
         self.shared.wake();
+    }
+
+    /// Waits until everything queued and due before has been done: after the clock has
+    /// stopped, no timer callback is left running. On the I/O thread itself it does nothing.
+    pub fn barrier(&self) {
+        if self.is_current() {
+            return;
+        }
+        let (tx, rx) = std::sync::mpsc::channel::<()>();
+        self.run_soon(move || drop(tx));
+        // Ends when the task has run, or was dropped with the loop.
+        let _ = rx.recv();
     }
 
     /// True on the I/O thread itself.
@@ -341,7 +360,10 @@ fn run(handle: &IoThreadHandle) {
     *lock(&shared.thread) = Some(std::thread::current().id());
     let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
     loop {
-        let tasks = std::mem::take(&mut *lock(&shared.tasks));
+        let tasks = lock(&shared.tasks)
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default();
         let idle = tasks.is_empty();
         tasks.into_iter().for_each(|t| guarded("a queued task", t));
         handle.queues.all().iter().for_each(|q| {
@@ -353,7 +375,10 @@ fn run(handle: &IoThreadHandle) {
         if let Some(hook) = after {
             guarded("the after hook", || hook());
         }
-        if shared.stop.load(Ordering::SeqCst) && idle && lock(&shared.tasks).is_empty() {
+        if shared.stop.load(Ordering::SeqCst)
+            && idle
+            && lock(&shared.tasks).as_ref().is_none_or(Vec::is_empty)
+        {
             return;
         }
         events.clear();
@@ -430,7 +455,8 @@ mod tests {
         let (tx, rx) = mpsc::channel();
         let (t, on) = (tx.clone(), h.clone());
         h.run_soon(move || t.send(u32::from(on.is_current())).unwrap());
-        assert_eq!(rx.recv_timeout(SOON), Ok(1));
+        h.barrier();
+        assert_eq!(rx.try_recv(), Ok(1));
 
         let timer = h.timer(ClockKind::Virtual);
         let t = tx.clone();
@@ -474,5 +500,6 @@ mod tests {
         assert_eq!(rx.recv_timeout(SOON), Ok(7));
         io.stop();
         io.stop();
+        h.barrier();
     }
 }

@@ -28,7 +28,8 @@ impl MsiSink for AddressSpace {
             requester,
             ..MemTxAttrs::default()
         };
-        self.write(GuestPhys(address), AccessSize::B4, data.into(), attrs)
+        // The sender holds its lock: map changes wait for whoever dispatched to it.
+        self.write_uncommitted(GuestPhys(address), AccessSize::B4, data.into(), attrs)
     }
 }
 

@@ -360,12 +360,13 @@ impl AddressSpace {
         value: u64,
         attrs: MemTxAttrs,
     ) -> MemTxResult {
-        let result = self.write_inner(addr, size, value, attrs);
+        let result = self.write_uncommitted(addr, size, value, attrs);
         self.map.apply_pending();
         result
     }
 
-    fn write_inner(
+    /// A write that leaves queued map changes to the caller's caller.
+    pub(crate) fn write_uncommitted(
         &self,
         addr: GuestPhys,
         size: AccessSize,
@@ -405,7 +406,7 @@ impl AddressSpace {
             let Some(a) = addr.checked_add(i) else {
                 return MemTxResult::DecodeError;
             };
-            let done = self.write_inner(a, AccessSize::B1, value >> (i * 8) & 0xff, attrs);
+            let done = self.write_uncommitted(a, AccessSize::B1, value >> (i * 8) & 0xff, attrs);
             if !done.is_ok() {
                 return done;
             }

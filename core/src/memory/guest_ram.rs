@@ -179,7 +179,7 @@ impl RamBlock {
             name: name.to_owned(),
             len,
         };
-        if len == 0 || len % PAGE_SIZE != 0 || len > isize::MAX as u64 {
+        if len == 0 || !len.is_multiple_of(PAGE_SIZE) || len > isize::MAX as u64 {
             return Err(bad());
         }
         if let Some(host) = host_memory().filter(|&h| len > h) {
@@ -379,7 +379,7 @@ impl RamBlock {
             return Some(unsafe { T::load(p) });
         }
         // SAFETY: inside the mapping; the read is declared unaligned.
-        Some(unsafe { p.cast::<T>().read_unaligned() }.from_le())
+        Some(unsafe { p.cast::<T>().read_unaligned() }.to_native())
     }
 
     /// Stores a little-endian word: atomically if aligned. False outside the block.
@@ -418,7 +418,10 @@ impl RamBlock {
     /// Gives whole pages back to the host; they read as zero. False if the range is not
     /// inside, not whole pages, or the host refuses.
     pub fn discard(&self, offset: u64, len: u64) -> bool {
-        if !self.contains(offset, len) || offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        if !self.contains(offset, len)
+            || !offset.is_multiple_of(PAGE_SIZE)
+            || !len.is_multiple_of(PAGE_SIZE)
+        {
             return false;
         }
         if len == 0 {
@@ -460,7 +463,7 @@ mod sealed {
 /// Words that guest RAM can be accessed by: `u8`, `u16`, `u32`, `u64`.
 pub trait RamWord: sealed::Sealed + Copy + Eq {
     #[doc(hidden)]
-    fn from_le(self) -> Self;
+    fn to_native(self) -> Self;
     #[doc(hidden)]
     fn to_le(self) -> Self;
     /// # Safety
@@ -481,7 +484,7 @@ macro_rules! ram_word {
     ($($word:ty, $atomic:ty;)*) => { $(
         impl sealed::Sealed for $word {}
         impl RamWord for $word {
-            fn from_le(self) -> Self {
+            fn to_native(self) -> Self {
                 <$word>::from_le(self)
             }
             fn to_le(self) -> Self {
@@ -698,7 +701,7 @@ mod tests {
             Err(RamError::BadLength { .. })
         ));
         assert!(matches!(
-            ram.add_block("x", u64::MAX & !0xfff, RamBacking::Private),
+            ram.add_block("x", !0xfff, RamBacking::Private),
             Err(RamError::BadLength { .. })
         ));
         assert!(matches!(

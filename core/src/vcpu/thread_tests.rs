@@ -212,7 +212,7 @@ fn pause_resume_and_work() {
     });
     t.stop();
     assert_eq!(world.running.load(Ordering::SeqCst), 0);
-    assert_eq!(t.run_on_sync(VcpuIndex(0), |_| ()).is_err(), true);
+    assert_eq!(t.run_on_sync(VcpuIndex(0), |_| ()), Err(WorkError::Lost));
 }
 
 #[test]
