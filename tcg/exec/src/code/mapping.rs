@@ -111,6 +111,19 @@ impl CodeMapping {
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.as_ptr().add(at), code.len()) };
     }
 
+    /// Takes code from `from` to `to` out of the writable mapping's resident set: it stays executable, and a
+    /// later patch faults its page in again.
+    pub fn settle(&self, from: usize, to: usize) {
+        let (from, to) = (from.next_multiple_of(4096), to & !4095);
+        if from >= to || to > self.code_len {
+            return;
+        }
+        // SAFETY: the mapping is shared memory: this drops page-table entries, not contents.
+        if let Err(e) = unsafe { madvise(self.write.as_ptr().add(from).cast(), to - from, Advice::LinuxDontNeed) } {
+            log::debug!("code cache: cannot settle {from:#x}..{to:#x}: {e}");
+        }
+    }
+
     /// The bytes at `at`, for disassembly.
     pub fn read_code(&self, at: usize, len: usize) -> Vec<u8> {
         assert!(at + len <= self.code_len);

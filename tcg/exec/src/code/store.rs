@@ -17,6 +17,9 @@ use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::{CodeMapping, TABLE_BYTES};
 
+/// Code is taken out of the writable mapping each time this many more bytes have been written.
+const SETTLE: usize = 1 << 20;
+
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
 
@@ -213,6 +216,11 @@ impl CodeStore {
             return Published::Full;
         }
         self.mapping.write_code(at, code);
+        if (at + code.len()) / SETTLE != inner.bump / SETTLE {
+            let end = inner.bump / SETTLE * SETTLE;
+            // All of it again: late links have faulted pages in.
+            self.mapping.settle(0, end);
+        }
         inner.bump = at + code.len();
         let number = inner.blocks.len() as u32;
         let sites = append(&mut inner.sites, &info.sites);
