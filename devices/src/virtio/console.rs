@@ -4,7 +4,7 @@
 //! `VIRTIO_CONSOLE_F_MULTIPORT`. Checked with: Linux virtio_console (hvc).
 
 use super::chain::Chain;
-use super::device::{VirtioDevice, VirtioLink, attached, decode_payload, lock};
+use super::device::{VirtioDevice, VirtioLink, decode_payload, lock};
 use super::device_id;
 use mimus_core::backend::CharBackend;
 use mimus_core::snapshot::{Payload, Schema, SnapshotError};
@@ -23,11 +23,12 @@ const CONFIG_EMERG_WR: usize = 8;
 const CHUNK: usize = 4096;
 const SCHEMA: Schema = Schema::new("virtio-console", 1);
 
-/// A console over a character backend.
+/// A console whose port is connected to a character backend.
 pub struct VirtioConsole(Arc<Inner>);
 
 struct Inner {
-    backend: Arc<dyn CharBackend>,
+    /// The host side of port 0, once something is plugged there.
+    backend: OnceLock<Arc<dyn CharBackend>>,
     link: OnceLock<Arc<VirtioLink>>,
     /// Device-level lock of the transmit side.
     transmit: Mutex<Transmit>,
@@ -50,23 +51,31 @@ struct State {
 }
 
 impl VirtioConsole {
-    /// A console on `backend`.
-    pub fn new(backend: Arc<dyn CharBackend>) -> Arc<Self> {
-        let inner = Arc::new(Inner {
-            backend,
+    /// A console whose port is not connected: output vanishes until
+    /// [`VirtioConsole::connect`].
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Arc::new(Inner {
+            backend: OnceLock::new(),
             link: OnceLock::new(),
             transmit: Mutex::default(),
             receive: Mutex::default(),
             size: Mutex::new(None),
-        });
-        let (weak, writable) = (Arc::downgrade(&inner), Arc::downgrade(&inner));
-        inner.backend.set_receiver(Box::new(move |data| weak.upgrade().map_or(data.len(), |i| i.receive(data))));
-        inner.backend.set_writable_listener(Box::new(move || {
+        })))
+    }
+
+    /// Connects the port, once; false if it is connected.
+    pub fn connect(&self, backend: Arc<dyn CharBackend>) -> bool {
+        if self.0.backend.set(backend.clone()).is_err() {
+            return false;
+        }
+        let (weak, writable) = (Arc::downgrade(&self.0), Arc::downgrade(&self.0));
+        backend.set_receiver(Box::new(move |data| weak.upgrade().map_or(data.len(), |i| i.receive(data))));
+        backend.set_writable_listener(Box::new(move || {
             if let Some(inner) = writable.upgrade() {
                 inner.transmit();
             }
         }));
-        Arc::new(Self(inner))
+        true
     }
 
     /// Tells the guest the size of the terminal.
@@ -101,6 +110,12 @@ impl Inner {
         taken
     }
 
+    fn input_ready(&self) {
+        if let Some(backend) = self.backend.get() {
+            backend.input_ready();
+        }
+    }
+
     /// Sends what the guest made available, as far as the backend takes it.
     fn transmit(&self) {
         let Some(link) = self.link.get() else { return };
@@ -123,7 +138,7 @@ impl Inner {
         while t.sent < chain.readable.len() {
             // Memory that cannot be read is not sent.
             let Ok(n) = chain.readable.read(link.dma(), t.sent, &mut buf) else { return true };
-            let taken = self.backend.write(&buf[..n]).min(n);
+            let taken = self.backend.get().map_or(n, |b| b.write(&buf[..n]).min(n));
             t.sent += taken as u64;
             if taken < n {
                 return false;
@@ -159,18 +174,20 @@ impl VirtioDevice for VirtioConsole {
     }
     fn config_write(&self, offset: usize, data: &[u8]) {
         if let (CONFIG_EMERG_WR, [byte, ..]) = (offset, data) {
-            self.0.backend.write(&[*byte]);
+            if let Some(backend) = self.0.backend.get() {
+                backend.write(&[*byte]);
+            }
         }
     }
     fn attach(&self, link: Arc<VirtioLink>) {
         let _ = self.0.link.set(link);
     }
     fn activate(&self) {
-        self.0.backend.input_ready();
+        self.0.input_ready();
     }
     fn notify(&self, queue: u16) {
         match queue {
-            RECEIVE => self.0.backend.input_ready(),
+            RECEIVE => self.0.input_ready(),
             TRANSMIT => self.0.transmit(),
             _ => {}
         }
@@ -186,7 +203,6 @@ impl VirtioDevice for VirtioConsole {
     fn restore(&self, payload: &Payload) -> Result<(), SnapshotError> {
         let state: State = decode_payload(SCHEMA, payload)?;
         lock(&self.0.transmit).sent = state.transmit_sent;
-        attached(&self.0.link);
         Ok(())
     }
 }

@@ -3,10 +3,13 @@
 use super::chain::Chain;
 use super::queue::{Queue, QueueError};
 use super::{feature, status};
-use mimus_core::device::Drain;
+use super::transport::mmio::VirtioMmio;
+use super::transport::pci::VirtioPci;
+use mimus_core::device::{Device, Drain};
 use mimus_core::memory::DmaHandle;
 use mimus_core::snapshot::{Payload, Schema, SnapshotError};
 use serde::de::DeserializeOwned;
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -16,7 +19,7 @@ pub(super) fn lock<T: ?Sized>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A device type: its features, its configuration space and what it does with its
 /// queues. All methods may be called on any thread.
-pub trait VirtioDevice: Send + Sync {
+pub trait VirtioDevice: Any + Send + Sync {
     /// Device type number (§5).
     fn device_id(&self) -> u32;
 
@@ -262,6 +265,15 @@ impl VirtioLink {
             }
         }
     }
+}
+
+/// The virtio device of type `D` behind a machine's device, whatever its transport.
+pub fn virtio_device_of<D: VirtioDevice>(device: &dyn Device) -> Option<Arc<D>> {
+    let any: &dyn Any = device;
+    let mmio = any.downcast_ref::<VirtioMmio>().map(|d| d.device().clone());
+    let virtio = mmio.or_else(|| any.downcast_ref::<VirtioPci>().map(|d| d.device().clone()))?;
+    let virtio: Arc<dyn Any + Send + Sync> = virtio;
+    virtio.downcast().ok()
 }
 
 /// Decodes a payload that must be of exactly `schema`.

@@ -8,12 +8,14 @@
 //! * [`registers`] - negotiation and set-up, common to the transports.
 //! * [`transport`] - virtio-mmio and virtio-pci.
 //! * [`block`], [`net`], [`console`], [`rng`], [`balloon`] - the device types.
+//! * [`models`] - their entries for `-device`.
 
 pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod models;
 pub mod net;
 pub mod queue;
 pub mod registers;
@@ -21,7 +23,7 @@ pub mod rng;
 pub mod transport;
 
 pub use chain::{Buffers, Chain, Segment};
-pub use device::{VirtioDevice, VirtioInterrupt, VirtioLink};
+pub use device::{VirtioDevice, VirtioInterrupt, VirtioLink, virtio_device_of};
 pub use queue::{Queue, QueueError, QueueState};
 pub use registers::VirtioRegisters;
 
