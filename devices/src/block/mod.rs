@@ -1,3 +1,4 @@
-//! Disks: the host side of them.
+//! Disks and flash.
 
 pub mod host;
+pub mod pflash;

@@ -1,3 +1,4 @@
 //! Small platform devices.
 
+pub mod fw_cfg;
 pub mod syscon;
