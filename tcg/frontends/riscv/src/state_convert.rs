@@ -132,6 +132,9 @@ impl Hart {
         self.medeleg = crate::csr::MEDELEG_WRITABLE & !SUPERVISOR_CALL;
         self.mideleg = irq::S_ALL;
         self.mcounteren = 0xffff_ffff;
+        // cycle, time and instret for user mode too: C libraries read `time`, and a kernel without the SBI's
+        // counter extension leaves what firmware set.
+        self.scounteren = 7;
         let mut environment = envcfg::SENVCFG | envcfg::PBMTE | envcfg::STCE;
         // Both named: the supervisor asks for the one it wants, and Svade is
         // what it gets until then.
