@@ -13,9 +13,10 @@ use crate::frontend::{GuestFrontend, Helper};
 use crate::runtime;
 
 /// Bytes of address space for translated code unless `tb-size` says otherwise.
-const DEFAULT_CODE: usize = 256 << 20;
-/// Entry tables there is room for: pages that hold code.
-const TABLES: usize = 64 << 10;
+const DEFAULT_CODE: usize = 192 << 20;
+/// Bytes of code for each entry table there is room for. A page of guest code makes about twice as much, so
+/// that the code is full first.
+const CODE_PER_TABLE: usize = 8 << 10;
 /// Bytes at the start of the code that the backend's stubs may take.
 const STUBS: usize = 16 << 10;
 
@@ -92,7 +93,7 @@ impl<F: GuestFrontend> Machine<F> {
         memory: Arc<AddressSpace>,
         config: EngineConfig,
     ) -> Result<Arc<Machine<F>>, String> {
-        let mapping = CodeMapping::new(config.code_size, TABLES).map_err(|e| format!("code cache: {e}"))?;
+        let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512)).map_err(|e| format!("code cache: {e}"))?;
         let helpers = F::helpers();
         let backend_config = BackendConfig {
             env: Cpu::<F>::layout(),
