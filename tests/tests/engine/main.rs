@@ -1,0 +1,3 @@
+//! Guest code on the translator, without a machine.
+
+mod random;
