@@ -1,0 +1,10 @@
+//! Virtio devices driven through their registers and rings in guest RAM.
+
+mod block;
+mod driver;
+mod hostile;
+mod machine;
+mod models;
+mod net;
+mod others;
+mod pci;
