@@ -63,8 +63,6 @@ struct Stats {
 struct State {
     wanted: u32,
     actual: u32,
-    /// The driver's statistics buffer is with the device.
-    has_stats_buffer: bool,
 }
 
 impl VirtioBalloon {
@@ -251,20 +249,14 @@ impl VirtioDevice for VirtioBalloon {
         let state = State {
             wanted: self.wanted.load(Ordering::Relaxed),
             actual: self.actual.load(Ordering::Relaxed),
-            has_stats_buffer: lock(&self.stats).buffer.is_some(),
         };
         Payload::encode(SCHEMA, &state)
     }
     fn restore(&self, payload: &Payload) -> Result<(), SnapshotError> {
+        // The statistics buffer comes from the ring again when the machine starts.
         let state: State = decode_payload(SCHEMA, payload)?;
         self.wanted.store(state.wanted, Ordering::Relaxed);
         self.actual.store(state.actual, Ordering::Relaxed);
-        // The buffer was taken from the ring last: take it again when the machine starts.
-        if let Some((queue, true)) = self.stats_queue().map(|q| (q, state.has_stats_buffer)) {
-            if let Some(mut q) = attached(&self.link).queue(queue) {
-                q.rewind(1);
-            }
-        }
         Ok(())
     }
 }

@@ -226,7 +226,6 @@ fn build_block(c: BlockConfig, ctx: &mut DeviceContext<'_>) -> Built {
 
 fn build_net(c: NetConfig, ctx: &mut DeviceContext<'_>) -> Built {
     let id = c.netdev.ok_or_else(|| ctx.invalid("netdev=ID is missing: -netdev user,id=ID makes one"))?;
-    let backend = ctx.net_backend(&id)?;
     let networks = ctx.services().backends.list_net();
     let number = networks.iter().position(|n| n.0 == id).unwrap_or(0);
     let mac = c.mac.unwrap_or_else(|| MacAddress::nth(number as u8));
@@ -240,7 +239,7 @@ fn build_net(c: NetConfig, ctx: &mut DeviceContext<'_>) -> Built {
         rx_queue_size: queue_size(ctx, "rx_queue_size", c.rx_queue_size)?,
         tx_queue_size: queue_size(ctx, "tx_queue_size", c.tx_queue_size)?,
     };
-    Ok(VirtioNet::new(backend, options))
+    Ok(VirtioNet::new(ctx.net_backend(&id)?, options))
 }
 
 fn build_rng(c: RngConfig, _ctx: &mut DeviceContext<'_>) -> Built {

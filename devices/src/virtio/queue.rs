@@ -116,6 +116,13 @@ impl Queue {
         &self.state
     }
 
+    /// What a snapshot keeps. A chain that the device holds on to (nothing else is in use
+    /// then) counts as not popped: the restored device pops it again.
+    pub fn saved_state(&self) -> QueueState {
+        let next_avail = self.state.next_avail.wrapping_sub(self.in_use);
+        QueueState { next_avail, ..self.state.clone() }
+    }
+
     /// True once the driver enabled the queue.
     pub fn is_ready(&self) -> bool {
         self.state.ready
@@ -209,14 +216,6 @@ impl Queue {
         if chain.epoch() == self.epoch && self.in_use > 0 {
             self.state.next_avail = self.state.next_avail.wrapping_sub(1);
             self.in_use -= 1;
-        }
-    }
-
-    /// After a restore: the `count` chains popped last are to be popped again. They are
-    /// still where they were in the available ring as long as none was used.
-    pub fn rewind(&mut self, count: u16) {
-        if self.in_use == 0 {
-            self.state.next_avail = self.state.next_avail.wrapping_sub(count);
         }
     }
 

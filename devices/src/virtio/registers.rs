@@ -216,7 +216,7 @@ impl VirtioRegisters {
     /// What a snapshot keeps.
     pub fn save(&self) -> Result<VirtioState, SnapshotError> {
         let payload = self.device.save()?;
-        let queues = (0..self.link.queue_count()).filter_map(|i| self.link.queue(i).map(|q| q.state().clone()));
+        let queues = (0..self.link.queue_count()).filter_map(|i| self.link.queue(i).map(|q| q.saved_state()));
         Ok(VirtioState {
             device_id: self.device.device_id(),
             status: self.link.status(),

@@ -106,7 +106,7 @@ fn mistakes_are_named() {
     says("virtio-rng-pci,addr=0", "is taken");
     says("virtio-rng-pci,disable-modern=on", "no legacy interface");
     says("virtio-net-device,netdev=n0,mac=01:00:00:00:00:00", "group address");
-    says("virtio-net-pci,netdev=n0,romfile=x.rom", "no option ROMs");
+    says("virtio-net-pci,netdev=n1,romfile=x.rom", "no option ROMs");
     says("virtconsole,chardev=c0", "add -device virtio-serial-device");
     let mut ctx = DeviceContext::new(&s, "/machine/x");
     let built = (REGISTRY.find("virtio-rng-pci").unwrap().build)(&Options::new(), &mut ctx);

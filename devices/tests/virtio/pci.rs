@@ -82,7 +82,7 @@ fn bus_mastering_gates_dma() {
 
 #[test]
 fn messages() {
-    let mut d = Driver::start(VirtioRng::new(None).unwrap(), Bus::Pci, 0);
+    let mut d = Driver::start(VirtioRng::new(None).unwrap(), Bus::Pci, 1 << 29);
     let (f, buf) = (d.devfn(), d.m.alloc(16, 16));
     let sent = |d: &Driver| std::mem::take(&mut *d.m.messages.0.lock().unwrap());
     d.call(0, &[(buf, 16, true)]);
@@ -107,6 +107,7 @@ fn messages() {
     d.m.set_config(f, cap + 2, B2, 0x8000);
     assert_eq!(sent(&d).len(), 1);
     // A vector that does not exist is refused.
+    d.m.write(MMIO64 + 0x16, B2, 0);
     d.m.write(MMIO64 + 0x1a, B2, 9);
     assert_eq!(d.m.read(MMIO64 + 0x1a, B2), 0xffff);
     d.call(0, &[(buf, 16, true)]);
@@ -144,7 +145,7 @@ fn access_through_configuration_space() {
     let is_access = |&c: &u64| m.config(8, c, B1) == 9 && m.config(8, c + 3, B1) == 5;
     let cap = (0x40..0x100).step_by(4).find(is_access).unwrap();
     // Read num_queues, write and read the device status.
-    let mut at = |offset, len| {
+    let at = |offset, len| {
         m.set_config(8, cap + 4, B1, 4);
         m.set_config(8, cap + 8, B4, offset);
         m.set_config(8, cap + 12, B4, len);
