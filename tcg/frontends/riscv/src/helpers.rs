@@ -159,9 +159,10 @@ fn apply_effects(cpu: &mut RiscvCpu) -> bool {
     interrupt || effects.intersects(changed)
 }
 
-/// Stores to code withdraw what was translated from it at once, and the block
-/// ends after `fence.i`: nothing is left to do.
-fn fence_i(_: &mut RiscvCpu, _: u64, _: u64, _: u64) -> u64 {
+/// Stores to code withdraw what was translated from it at once. What is left are direct links from this block
+/// to withdrawn ones: the next instruction is looked up afresh.
+fn fence_i(cpu: &mut RiscvCpu, _: u64, _: u64, _: u64) -> u64 {
+    leave_after(cpu);
     0
 }
 
