@@ -1,3 +1,4 @@
 //! Serial ports, and the host side of character devices.
 
+pub mod host;
 pub mod ns16550;

@@ -1,7 +1,7 @@
 //! 16550A UART.
 //!
 //! Spec: National Semiconductor PC16550D, 1995. Section numbers below are its.
-//! Modelled: FIFOs, all interrupts, loopback, divisor latch (kept, without effect on speed), break.
+//! Modelled: FIFOs, all interrupts, loopback with modem lines, divisor latch (kept, without effect on speed), break.
 //! Not modelled: transmission time: a byte is sent when written. Modem lines are as if connected.
 //! Checked with: Linux 8250/of_serial, OpenSBI, U-Boot.
 
@@ -9,13 +9,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use mimus_core::backend::{CharBackend, CharEvent};
-use mimus_core::bus::{BusFault, MmioAccess};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
 use mimus_core::irq::IrqLine;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
 
+/// Bytes of the register map.
+pub const SIZE: u64 = 8;
+/// Accesses the region takes: each byte is a register.
+pub const RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B1);
 const FIFO: usize = 16;
+/// Received with a break instead of a stop bit.
+const RX_BREAK: u16 = 0x100;
 /// Bytes kept while the host side takes none, before the transmitter looks busy.
 const TX_BACKLOG: usize = 64;
 
@@ -41,6 +47,8 @@ const LSR_THRE: u8 = 0x20;
 const LSR_TEMT: u8 = 0x40;
 const LSR_FIFO_ERROR: u8 = 0x80;
 const MSR_CTS_DSR_DCD: u8 = 0xb0;
+const MSR_RI: u8 = 0x40;
+const MSR_DELTA: u8 = 0x0f;
 
 /// The registers, as saved.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -53,11 +61,12 @@ pub struct State {
     msr: u8,
     scr: u8,
     divisor: u16,
-    /// Overrun and break bits of LSR.
-    errors: u8,
+    /// The overrun bit of LSR.
+    overrun: bool,
     /// The transmitter-empty interrupt is to be reported.
     thre_pending: bool,
-    rx: VecDeque<u8>,
+    /// Received bytes; 0x100 marks a break that LSR has not shown.
+    rx: VecDeque<u16>,
     tx: VecDeque<u8>,
 }
 
@@ -100,40 +109,49 @@ impl Ns16550 {
     /// Takes what fits.
     fn receive(&mut self, data: &[u8]) -> usize {
         if self.s.mcr & MCR_LOOP != 0 {
-            return data.len();
+            return 0;
         }
         let room = self.capacity().saturating_sub(self.s.rx.len());
         let taken = room.min(data.len());
-        self.s.rx.extend(&data[..taken]);
+        self.s.rx.extend(data[..taken].iter().map(|&b| u16::from(b)));
         self.update();
         taken
     }
 
     fn receive_break(&mut self) {
-        if self.s.rx.len() < self.capacity() {
-            self.s.rx.push_back(0);
+        if self.s.mcr & MCR_LOOP == 0 {
+            self.push_received(RX_BREAK);
+            self.update();
         }
-        self.s.errors |= LSR_BREAK;
-        self.update();
+    }
+
+    fn push_received(&mut self, byte: u16) {
+        if self.s.rx.len() < self.capacity() {
+            self.s.rx.push_back(byte);
+        } else {
+            self.s.overrun = true;
+        }
     }
 
     fn transmit(&mut self, byte: u8) {
+        // The register is full for a moment, which edge-triggered inputs must see.
+        self.s.thre_pending = false;
+        self.update();
         if self.s.mcr & MCR_LOOP != 0 {
-            if self.s.rx.len() < self.capacity() {
-                self.s.rx.push_back(byte);
-            } else {
-                self.s.errors |= LSR_OVERRUN;
-            }
+            self.push_received(byte.into());
+            self.s.thre_pending = self.s.tx.is_empty();
+            self.update();
         } else if self.s.tx.len() < TX_BACKLOG {
             self.s.tx.push_back(byte);
             self.drain();
         }
-        self.s.thre_pending = self.s.tx.is_empty();
-        self.update();
     }
 
     /// Gives the host what it takes.
     fn drain(&mut self) {
+        if self.s.tx.is_empty() {
+            return;
+        }
         if let Some(host) = &self.host {
             let sent = host.write(self.s.tx.make_contiguous());
             self.s.tx.drain(..sent.min(self.s.tx.len()));
@@ -147,17 +165,25 @@ impl Ns16550 {
     }
 
     fn line_status(&self) -> u8 {
-        let mut lsr = self.s.errors;
+        let mut lsr = if self.s.overrun { LSR_OVERRUN } else { 0 };
         if !self.s.rx.is_empty() {
             lsr |= LSR_DATA;
+        }
+        if self.at_break() {
+            lsr |= LSR_BREAK;
         }
         if self.s.tx.is_empty() {
             lsr |= LSR_THRE | LSR_TEMT;
         }
-        if self.fifo_enabled() && self.s.errors & LSR_BREAK != 0 {
+        if self.fifo_enabled() && self.s.rx.iter().any(|b| b & RX_BREAK != 0) {
             lsr |= LSR_FIFO_ERROR;
         }
         lsr
+    }
+
+    /// The next byte is a break (section 8.4: reported when it is at the top of the FIFO).
+    fn at_break(&self) -> bool {
+        self.s.rx.front().is_some_and(|b| b & RX_BREAK != 0)
     }
 
     /// Highest-priority pending interrupt (section 8.6).
@@ -169,7 +195,7 @@ impl Ns16550 {
             _ => 14,
         };
         let ier = self.s.ier;
-        if ier & IER_LINE != 0 && self.s.errors != 0 {
+        if ier & IER_LINE != 0 && (self.s.overrun || self.at_break()) {
             IIR_LINE
         } else if ier & IER_RX != 0 && self.s.rx.len() >= trigger {
             IIR_RX
@@ -178,7 +204,7 @@ impl Ns16550 {
             IIR_TIMEOUT
         } else if ier & IER_THRE != 0 && self.s.thre_pending {
             IIR_THRE
-        } else if ier & IER_MODEM != 0 && self.s.msr & 0xf != 0 {
+        } else if ier & IER_MODEM != 0 && self.s.msr & MSR_DELTA != 0 {
             0
         } else {
             IIR_NONE
@@ -191,23 +217,40 @@ impl Ns16550 {
 
     fn read_data(&mut self) -> u8 {
         let was_full = self.s.rx.len() >= self.capacity();
-        let byte = self.s.rx.pop_front().unwrap_or(0);
+        let byte = self.s.rx.pop_front().unwrap_or(0) as u8;
         self.update();
-        if (was_full || self.s.rx.is_empty())
-            && let Some(host) = &self.host
-        {
-            host.input_ready();
+        if was_full || self.s.rx.is_empty() {
+            self.offer_input();
         }
         byte
     }
 
-    fn modem_status(&self) -> u8 {
+    /// The modem inputs, in the upper half of MSR.
+    fn modem_lines(&self) -> u8 {
         if self.s.mcr & MCR_LOOP == 0 {
-            return self.s.msr | MSR_CTS_DSR_DCD;
+            return MSR_CTS_DSR_DCD;
         }
         // Section 8.7: RTS→CTS, DTR→DSR, OUT1→RI, OUT2→DCD.
         let m = self.s.mcr;
         (m & 2) << 3 | (m & 1) << 5 | (m & 4) << 4 | (m & 8) << 4
+    }
+
+    fn set_modem_control(&mut self, value: u8) {
+        let before = self.modem_lines();
+        self.s.mcr = value & 0x1f;
+        let after = self.modem_lines();
+        // Section 8.8: CTS, DSR and DCD report any change, RI only its end.
+        let ring = before & !after & MSR_RI;
+        self.s.msr |= ((before ^ after) & !MSR_RI | ring) >> 4;
+        self.update();
+        // Input waits while in loopback.
+        self.offer_input();
+    }
+
+    fn offer_input(&self) {
+        if let Some(host) = &self.host {
+            host.input_ready();
+        }
     }
 
     fn read(&mut self, register: u64) -> u8 {
@@ -229,12 +272,15 @@ impl Ns16550 {
             4 => self.s.mcr,
             5 => {
                 let lsr = self.line_status();
-                self.s.errors = 0;
+                self.s.overrun = false;
+                if let Some(byte) = self.s.rx.front_mut() {
+                    *byte &= !RX_BREAK;
+                }
                 self.update();
                 lsr
             }
             6 => {
-                let msr = self.modem_status();
+                let msr = self.s.msr | self.modem_lines();
                 self.s.msr = 0;
                 self.update();
                 msr
@@ -260,7 +306,7 @@ impl Ns16550 {
             }
             2 => self.set_fifo_control(value),
             3 => self.s.lcr = value,
-            4 => self.s.mcr = value & 0x1f,
+            4 => self.set_modem_control(value),
             7 => self.s.scr = value,
             _ => {}
         }
@@ -270,17 +316,16 @@ impl Ns16550 {
         let toggled = (value ^ self.s.fcr) & FCR_ENABLE != 0;
         if toggled || value & FCR_CLEAR_RX != 0 {
             self.s.rx.clear();
-            self.s.errors = 0;
+            self.s.overrun = false;
         }
         if toggled || value & FCR_CLEAR_TX != 0 {
-            self.s.tx.clear();
-            self.s.thre_pending = true;
+            // Bytes the host has not taken yet were sent long ago, as far as the line is concerned: they stay.
+            self.s.thre_pending = self.s.tx.is_empty();
         }
-        self.s.fcr = value & 0xc9;
+        // Section 8.5: without bit 0 the others are not programmed.
+        self.s.fcr = if value & FCR_ENABLE != 0 { value & 0xc9 } else { 0 };
         self.update();
-        if let Some(host) = &self.host {
-            host.input_ready();
-        }
+        self.offer_input();
     }
 }
 
@@ -306,14 +351,17 @@ impl MutMmioDevice for Ns16550 {
 impl MutLifecycle for Ns16550 {
     fn reset(&mut self, phase: ResetPhase) {
         match phase {
-            ResetPhase::Enter => self.s = reset_state(),
+            // What the guest has sent is on its way, reset or not.
+            ResetPhase::Enter => self.s = State { tx: std::mem::take(&mut self.s.tx), ..reset_state() },
             ResetPhase::Hold => self.update(),
-            ResetPhase::Exit => {
-                if let Some(host) = &self.host {
-                    host.input_ready();
-                }
-            }
+            ResetPhase::Exit => self.offer_input(),
         }
+    }
+
+    fn start(&mut self) {
+        // Restored bytes, and input that came while the machine stood.
+        self.drain();
+        self.offer_input();
     }
 }
 
@@ -326,12 +374,16 @@ impl SaveRestore for Ns16550 {
     }
 
     fn restore_state(&mut self, state: State) -> Result<(), SnapshotError> {
+        let invalid = |field, reason: String| Err(SnapshotError::invalid(Self::SCHEMA, field, reason));
         if state.rx.len() > FIFO || state.tx.len() > TX_BACKLOG {
-            return Err(SnapshotError::Invalid {
-                schema: Self::SCHEMA.name,
-                field: "rx, tx",
-                reason: format!("{} and {} bytes in the FIFOs", state.rx.len(), state.tx.len()),
-            });
+            return invalid("rx", format!("{} and {} bytes in the FIFOs", state.rx.len(), state.tx.len()));
+        }
+        if state.rx.iter().any(|&b| b & 0xff != b && b != RX_BREAK) {
+            return invalid("rx", "not bytes".to_owned());
+        }
+        let stray = [state.ier & !0xf, state.fcr & !0xc9, state.mcr & !0x1f, state.msr & !MSR_DELTA];
+        if stray != [0; 4] {
+            return invalid("ier", "bits set that registers do not have".to_owned());
         }
         self.s = state;
         self.irq.import_level(self.interrupt() != IIR_NONE);

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mimus_core::accel::{CpuPin, VcpuHandle};
-use mimus_core::bus::{AccessSize, BusFault, MmioAccess};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::clock::Timer;
 use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes of the register map.
 pub const SIZE: u64 = 0x1_0000;
+/// Accesses the region takes.
+pub const RULES: AccessRules = AccessRules { valid_min: AccessSize::B4, ..AccessRules::sizes(AccessSize::B4, AccessSize::B8) };
 const MTIMECMP: u64 = 0x4000;
 const MTIME: u64 = 0xbff8;
 const MTIMECMP_END: u64 = MTIME;
@@ -39,8 +41,12 @@ pub struct Aclint {
 
 impl Aclint {
     /// An ACLINT for `harts`, with one timer of the virtual clock for each, counting a tick every `tick_ns`.
+    ///
+    /// # Panics
+    /// If there is not one timer per hart, or a tick takes no time.
     pub fn new(harts: Vec<Arc<dyn VcpuHandle>>, timers: Vec<Timer>, tick_ns: u64) -> Arc<Mutex<Aclint>> {
         assert_eq!(harts.len(), timers.len(), "one timer per hart");
+        assert_ne!(tick_ns, 0, "a tick takes time");
         let s = empty(harts.len());
         let aclint = Arc::new(Mutex::new(Aclint { s, harts, timers: timers.clone(), tick_ns }));
         for (hart, timer) in timers.iter().enumerate() {
@@ -54,21 +60,32 @@ impl Aclint {
         aclint
     }
 
+    /// The virtual clock, in whole ticks.
+    fn ticks(&self) -> u64 {
+        self.timers.first().map_or(0, Timer::now) / self.tick_ns
+    }
+
     fn mtime(&self) -> u64 {
-        let now = self.timers.first().map_or(0, Timer::now);
-        (now / self.tick_ns).wrapping_add(self.s.mtime_offset)
+        self.ticks().wrapping_add(self.s.mtime_offset)
     }
 
     fn update_timer(&mut self, hart: usize) {
-        let (now, deadline) = (self.mtime(), self.s.mtimecmp[hart]);
+        let ticks = self.ticks();
+        let (now, deadline) = (ticks.wrapping_add(self.s.mtime_offset), self.s.mtimecmp[hart]);
         let due = now >= deadline;
         self.harts[hart].set_pin(CpuPin::Mtip, due);
         if due {
             self.timers[hart].disarm();
         } else {
-            let ticks = deadline - now;
-            let ns = ticks.saturating_mul(self.tick_ns);
-            self.timers[hart].arm(self.timers[hart].now().saturating_add(ns));
+            // At the beginning of the tick that makes them equal; never, if that is beyond the clock's range.
+            self.timers[hart].arm(ticks.saturating_add(deadline - now).saturating_mul(self.tick_ns));
+        }
+    }
+
+    fn set_msip(&mut self, hart: usize, level: bool) {
+        if let Some(msip) = self.s.msip.get_mut(hart) {
+            *msip = level;
+            self.harts[hart].set_pin(CpuPin::Msip, level);
         }
     }
 
@@ -95,7 +112,11 @@ impl MutMmioDevice for Aclint {
         let (shift, _) = part(a.offset, a.size);
         let index = |base: u64, stride: u64| ((a.offset - base) / stride) as usize;
         Ok(match a.offset {
-            0..MTIMECMP => self.s.msip.get(index(0, 4)).map_or(0, |&m| u64::from(m)),
+            0..MTIMECMP => {
+                let msip = |i| self.s.msip.get(i).map_or(0, |&m| u64::from(m));
+                let upper = if a.size == AccessSize::B8 { msip(index(0, 4) + 1) } else { 0 };
+                msip(index(0, 4)) | upper << 32
+            }
             MTIMECMP..MTIMECMP_END => self.s.mtimecmp.get(index(MTIMECMP, 8)).map_or(0, |&t| t >> shift),
             MTIME.. if a.offset < MTIME + 8 => self.mtime() >> shift,
             _ => 0,
@@ -108,10 +129,9 @@ impl MutMmioDevice for Aclint {
         let index = |base: u64, stride: u64| ((a.offset - base) / stride) as usize;
         match a.offset {
             0..MTIMECMP => {
-                let hart = index(0, 4);
-                if let Some(msip) = self.s.msip.get_mut(hart) {
-                    *msip = value & 1 != 0;
-                    self.harts[hart].set_pin(CpuPin::Msip, *msip);
+                self.set_msip(index(0, 4), value & 1 != 0);
+                if a.size == AccessSize::B8 {
+                    self.set_msip(index(0, 4) + 1, value >> 32 & 1 != 0);
                 }
             }
             MTIMECMP..MTIMECMP_END => {
@@ -135,13 +155,16 @@ impl MutMmioDevice for Aclint {
 impl MutLifecycle for Aclint {
     fn reset(&mut self, phase: ResetPhase) {
         match phase {
-            ResetPhase::Enter => {
-                let mtime_offset = self.s.mtime_offset;
-                self.s = State { mtime_offset, ..empty(self.harts.len()) };
-            }
+            // mtime goes back to the virtual clock, which the `time` register shows, and which runs on.
+            ResetPhase::Enter => self.s = empty(self.harts.len()),
             ResetPhase::Hold => self.update_all(),
             ResetPhase::Exit => {}
         }
+    }
+
+    fn start(&mut self) {
+        // The clock may have been set since the state was restored.
+        self.update_all();
     }
 }
 

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mimus_core::accel::{CpuPin, VcpuHandle};
-use mimus_core::bus::{BusFault, MmioAccess};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
 use mimus_core::irq::IrqController;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
@@ -20,11 +20,14 @@ const CONTEXT: u64 = 0x20_0000;
 const CONTEXT_STRIDE: u64 = 0x1000;
 /// Bytes of the register map.
 pub const SIZE: u64 = 0x60_0000;
+/// Accesses the region takes.
+pub const RULES: AccessRules = AccessRules::only(AccessSize::B4);
 /// Highest priority.
 const MAX_PRIORITY: u32 = 7;
 
 /// Where a context's interrupt goes.
 pub struct PlicTarget {
+    /// The hart.
     pub vcpu: Arc<dyn VcpuHandle>,
     /// `Meip` or `Seip`.
     pub pin: CpuPin,
@@ -127,7 +130,9 @@ impl Plic {
 
     fn complete(&mut self, context: usize, source: u32) {
         let source = source as usize;
-        if source == 0 || source > self.sources || !bit(&self.s.enable[context], source) {
+        let exists = source != 0 && source <= self.sources;
+        // Section 10: ignored for a source that is not enabled. One not claimed has no request open.
+        if !exists || !bit(&self.s.enable[context], source) || !bit(&self.s.claimed, source) {
             return;
         }
         set_bit(&mut self.s.claimed, source, false);
@@ -171,10 +176,9 @@ impl Plic {
             }
             PENDING..ENABLE => {}
             ENABLE..CONTEXT => {
-                let first = (offset - ENABLE) % ENABLE_STRIDE == 0;
+                let exist = existing(self.sources, ((offset - ENABLE) % ENABLE_STRIDE / 4) as usize);
                 if let Some(word) = self.enable_word(offset) {
-                    // Source 0 does not exist.
-                    *word = if first { value & !1 } else { value };
+                    *word = value & exist;
                 }
             }
             _ => match self.context(offset) {
@@ -202,6 +206,16 @@ fn empty(sources: usize, words: usize, contexts: usize) -> State {
         enable: vec![vec![0; words]; contexts],
         threshold: vec![0; contexts],
     }
+}
+
+/// The bits of word `word` that stand for sources: 1 to `sources`.
+fn existing(sources: usize, word: usize) -> u32 {
+    let below = match (sources + 1).saturating_sub(word * 32) {
+        0 => 0,
+        n @ 1..32 => (1 << n) - 1,
+        _ => u32::MAX,
+    };
+    if word == 0 { below & !1 } else { below }
 }
 
 fn bit(words: &[u32], n: usize) -> bool {
@@ -237,7 +251,11 @@ impl MutLifecycle for Plic {
                 self.s = State { level, ..empty(self.sources, words, self.targets.len()) };
             }
             ResetPhase::Hold => self.update(),
-            ResetPhase::Exit => {}
+            // Lines that are still high after all devices' reset are requests.
+            ResetPhase::Exit => {
+                self.s.pending.copy_from_slice(&self.s.level);
+                self.update();
+            }
         }
     }
 }
@@ -265,8 +283,20 @@ impl SaveRestore for Plic {
                 reason: format!("made for another number of sources or harts than {}", self.sources),
             });
         }
+        let stray = |words: &[u32]| words.iter().enumerate().any(|(i, w)| w & !existing(self.sources, i) != 0);
+        if arrays.iter().any(|a| stray(a)) || state.enable.iter().any(|e| stray(e)) {
+            return Err(SnapshotError::invalid(Self::SCHEMA, "pending", "bits of sources that do not exist"));
+        }
+        if state.priority.iter().chain(&state.threshold).any(|&p| p > MAX_PRIORITY) {
+            return Err(SnapshotError::invalid(Self::SCHEMA, "priority", format!("above {MAX_PRIORITY}")));
+        }
         self.s = state;
-        self.update();
+        // Driven whatever they were, as the vCPUs may have been reset meanwhile.
+        for context in 0..self.targets.len() {
+            self.output[context] = self.best(context).is_some();
+            let target = &self.targets[context];
+            target.vcpu.set_pin(target.pin, self.output[context]);
+        }
         Ok(())
     }
 }

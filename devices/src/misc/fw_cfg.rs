@@ -157,11 +157,11 @@ impl FwCfg {
         self.insert_file(name, data.into(), Some(listener))
     }
 
-    /// Replaces what a file holds; false if there is none of that name.
+    /// Replaces what a file holds; false if there is none of that name, or the data are 4 GiB or more.
     pub fn modify_file(&mut self, name: &str, data: impl Into<Vec<u8>>) -> bool {
-        let item = self.files.get(name).and_then(|key| self.items.get_mut(key));
-        let Some(item) = item else { return false };
-        item.data = data.into();
+        let (item, data) = (self.files.get(name).and_then(|key| self.items.get_mut(key)), data.into());
+        let Some(item) = item.filter(|_| data.len() < MAX_ITEM) else { return false };
+        item.data = data;
         self.update_directory();
         true
     }

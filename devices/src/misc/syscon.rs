@@ -5,12 +5,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use mimus_core::bus::{BusFault, MmioAccess};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::device::{MutLifecycle, MutMmioDevice};
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError, Stateless};
 
 /// Bytes of the register map.
 pub const SIZE: u64 = 0x1000;
+/// Accesses the region takes: OpenSBI writes 16 bits, Linux 32.
+pub const RULES: AccessRules = AccessRules {
+    valid_min: AccessSize::B2,
+    valid_max: AccessSize::B4,
+    ..AccessRules::sizes(AccessSize::B2, AccessSize::B4)
+};
 /// Value that powers off.
 pub const POWER_OFF: u32 = 0x5555;
 /// Value that resets.
@@ -20,7 +26,9 @@ const FAIL: u32 = 0x3333;
 /// What the guest asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SysconRequest {
+    /// Power off.
     PowerOff,
+    /// Reset the machine.
     Reset,
     /// End with this exit code.
     Fail(u16),

@@ -6,15 +6,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mimus_core::bus::{BusFault, MmioAccess};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::clock::Timer;
-use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
+use mimus_core::device::{Drain, MutLifecycle, MutMmioDevice, ResetPhase};
 use mimus_core::irq::IrqLine;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the register map.
 pub const SIZE: u64 = 0x1000;
+/// Accesses the region takes.
+pub const RULES: AccessRules = AccessRules::only(AccessSize::B4);
 const TIME_LOW: u64 = 0x00;
 const TIME_HIGH: u64 = 0x04;
 const ALARM_LOW: u64 = 0x08;
@@ -45,18 +47,20 @@ pub struct GoldfishRtc {
     s: State,
     irq: IrqLine,
     timer: Timer,
-    initial_offset: u64,
 }
 
 impl GoldfishRtc {
-    /// A clock that starts at `offset` nanoseconds after what `timer`'s clock says.
+    /// A clock that is `offset` nanoseconds ahead of `timer`'s clock: 0 on the host clock shows the world's time,
+    /// after a restore too; on the virtual clock, the time it was at the start makes a clock that stops with the
+    /// machine.
     pub fn new(irq: IrqLine, timer: Timer, offset: u64) -> Arc<Mutex<GoldfishRtc>> {
         let s = State { offset, ..State::default() };
-        let rtc = Arc::new(Mutex::new(GoldfishRtc { s, irq, timer: timer.clone(), initial_offset: offset }));
+        let rtc = Arc::new(Mutex::new(GoldfishRtc { s, irq, timer: timer.clone() }));
         let weak = Arc::downgrade(&rtc);
         timer.bind(move || {
             if let Some(rtc) = weak.upgrade() {
-                rtc.lock().unwrap_or_else(PoisonError::into_inner).alarm();
+                // Not `alarm`: on the host clock the deadline may have been reached by a step back and forth.
+                rtc.lock().unwrap_or_else(PoisonError::into_inner).arm();
             }
         });
         rtc
@@ -151,6 +155,15 @@ impl MutLifecycle for GoldfishRtc {
             ResetPhase::Exit => {}
         }
     }
+
+    fn start(&mut self) {
+        // An alarm that came due while the machine stood rings now.
+        self.arm();
+    }
+
+    fn stop(&mut self, _: &Drain) {
+        self.timer.disarm();
+    }
 }
 
 impl SaveRestore for GoldfishRtc {
@@ -162,10 +175,9 @@ impl SaveRestore for GoldfishRtc {
     }
 
     fn restore_state(&mut self, state: State) -> Result<(), SnapshotError> {
-        // The world's time has gone on since: the guest sees it as this start's.
-        self.s = State { offset: self.initial_offset, ..state };
+        self.s = state;
+        self.timer.disarm();
         self.irq.import_level(self.s.irq_pending && self.s.irq_enabled);
-        self.arm();
         Ok(())
     }
 }
