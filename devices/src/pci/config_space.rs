@@ -44,7 +44,8 @@ pub mod command {
 }
 
 /// Bits a driver may change; parity and SERR# have no effect.
-const COMMAND_WRITABLE: u16 = command::IO | command::MEMORY | command::BUS_MASTER | 1 << 6 | 1 << 8 | command::INTX_DISABLE;
+const COMMAND_WRITABLE: u16 =
+    command::IO | command::MEMORY | command::BUS_MASTER | 1 << 6 | 1 << 8 | command::INTX_DISABLE;
 const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 /// Error bits, cleared by writing ones.
@@ -237,10 +238,10 @@ impl ConfigSpace {
         if touches(COMMAND, COMMAND + 2) || touches(BAR0, BAR0 + 24) {
             self.apply_command();
         }
-        if let Some((at, msix)) = &self.msix {
-            if touches(*at, *at + 2) {
-                msix.set_control(self.word(*at));
-            }
+        if let Some((at, msix)) = &self.msix
+            && touches(*at, *at + 2)
+        {
+            msix.set_control(self.word(*at));
         }
     }
 
@@ -340,10 +341,10 @@ impl ConfigSpace {
         if s.msix.is_some() != self.msix.is_some() {
             return Err("with and without MSI-X");
         }
-        if let Some(((_, msix), saved)) = self.msix.as_ref().zip(s.msix) {
-            if !msix.restore(saved) {
-                return Err("another number of MSI-X vectors");
-            }
+        if let Some(((_, msix), saved)) = self.msix.as_ref().zip(s.msix)
+            && !msix.restore(saved)
+        {
+            return Err("another number of MSI-X vectors");
         }
         self.data = registers;
         let command = self.command();

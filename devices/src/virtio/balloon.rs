@@ -246,10 +246,7 @@ impl VirtioDevice for VirtioBalloon {
         self.actual.store(0, Ordering::Relaxed);
     }
     fn save(&self) -> Result<Payload, SnapshotError> {
-        let state = State {
-            wanted: self.wanted.load(Ordering::Relaxed),
-            actual: self.actual.load(Ordering::Relaxed),
-        };
+        let state = State { wanted: self.wanted.load(Ordering::Relaxed), actual: self.actual.load(Ordering::Relaxed) };
         Payload::encode(SCHEMA, &state)
     }
     fn restore(&self, payload: &Payload) -> Result<(), SnapshotError> {

@@ -287,7 +287,7 @@ impl Inner {
         let block = u64::from(self.backend.block_size()).max(SECTOR_SIZE);
         let start = sector.checked_mul(SECTOR_SIZE);
         let end = start.and_then(|s| s.checked_add(len));
-        let aligned = len % block == 0 && start.is_some_and(|s| s % block == 0);
+        let aligned = len.is_multiple_of(block) && start.is_some_and(|s| s % block == 0);
         aligned && end.is_some_and(|e| e <= self.backend.capacity())
     }
 
@@ -347,10 +347,13 @@ impl Inner {
         let written = if read { request.len } else { 0 };
         let through = modifies && !self.write_back();
         let inner = self.clone();
-        self.backend.submit(request, Box::new(move |result, _| match result {
-            Ok(()) if through => inner.flush_after(p),
-            result => inner.done(&p, result, written),
-        }));
+        self.backend.submit(
+            request,
+            Box::new(move |result, _| match result {
+                Ok(()) if through => inner.flush_after(p),
+                result => inner.done(&p, result, written),
+            }),
+        );
     }
 
     /// Write-through: the write counts once it is on stable storage.

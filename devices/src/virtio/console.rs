@@ -173,10 +173,10 @@ impl VirtioDevice for VirtioConsole {
         c
     }
     fn config_write(&self, offset: usize, data: &[u8]) {
-        if let (CONFIG_EMERG_WR, [byte, ..]) = (offset, data) {
-            if let Some(backend) = self.0.backend.get() {
-                backend.write(&[*byte]);
-            }
+        if let (CONFIG_EMERG_WR, [byte, ..]) = (offset, data)
+            && let Some(backend) = self.0.backend.get()
+        {
+            backend.write(&[*byte]);
         }
     }
     fn attach(&self, link: Arc<VirtioLink>) {

@@ -2,9 +2,9 @@
 
 use super::chain::Chain;
 use super::queue::{Queue, QueueError};
-use super::{feature, status};
 use super::transport::mmio::VirtioMmio;
 use super::transport::pci::VirtioPci;
+use super::{feature, status};
 use mimus_core::device::{Device, Drain};
 use mimus_core::memory::DmaHandle;
 use mimus_core::snapshot::{Payload, Schema, SnapshotError};

@@ -54,7 +54,11 @@ struct PciProperties {
 }
 
 /// Puts a device on the PCI bus the board attached.
-fn on_pci(device: Arc<dyn VirtioDevice>, p: PciProperties, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
+fn on_pci(
+    device: Arc<dyn VirtioDevice>,
+    p: PciProperties,
+    ctx: &mut DeviceContext<'_>,
+) -> Result<Arc<dyn Device>, BuildError> {
     if p.disable_modern {
         return Err(ctx.invalid("disable-modern=on leaves nothing: there is no legacy interface"));
     }
@@ -206,7 +210,9 @@ models! {
 fn queue_size(ctx: &DeviceContext<'_>, name: &str, value: Option<u16>) -> Result<u16, BuildError> {
     let size = value.unwrap_or(256);
     let possible = size.is_power_of_two() && (2..=MAX_QUEUE_SIZE).contains(&size);
-    possible.then_some(size).ok_or_else(|| ctx.invalid(format!("{name}={size} is not a power of two from 2 to {MAX_QUEUE_SIZE}")))
+    possible
+        .then_some(size)
+        .ok_or_else(|| ctx.invalid(format!("{name}={size} is not a power of two from 2 to {MAX_QUEUE_SIZE}")))
 }
 
 fn build_block(c: BlockConfig, ctx: &mut DeviceContext<'_>) -> Built {

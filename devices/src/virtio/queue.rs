@@ -227,7 +227,13 @@ impl Queue {
 
     /// Puts a finished chain `ahead` places into the used ring without showing it to the
     /// driver: several that belong together are shown by one [`Queue::publish`].
-    pub fn push_unpublished(&mut self, dma: &DmaHandle, chain: &Chain, written: u32, ahead: u16) -> Result<(), QueueError> {
+    pub fn push_unpublished(
+        &mut self,
+        dma: &DmaHandle,
+        chain: &Chain,
+        written: u32,
+        ahead: u16,
+    ) -> Result<(), QueueError> {
         if chain.epoch() != self.epoch || !self.state.ready {
             return Ok(());
         }
@@ -331,7 +337,7 @@ impl Queue {
         if d.flags & DESC_NEXT != 0 {
             return refuse("it has a next descriptor");
         }
-        if d.len == 0 || d.len % DESC_SIZE as u32 != 0 {
+        if d.len == 0 || !d.len.is_multiple_of(DESC_SIZE as u32) {
             return refuse("its length is not a positive multiple of 16");
         }
         match u16::try_from(d.len / DESC_SIZE as u32) {
@@ -345,7 +351,7 @@ impl QueueState {
     fn is_valid(&self, max_size: u16) -> bool {
         let size_ok = self.size.is_power_of_two() && self.size <= max_size;
         // §2.7: alignments of the three parts.
-        size_ok && self.desc % 16 == 0 && self.avail % 2 == 0 && self.used % 4 == 0
+        size_ok && self.desc.is_multiple_of(16) && self.avail.is_multiple_of(2) && self.used.is_multiple_of(4)
     }
 
     fn avail_entry(&self, index: u16) -> u64 {

@@ -45,14 +45,7 @@ impl VirtioRegisters {
     pub fn new(device: Arc<dyn VirtioDevice>, dma: DmaHandle, interrupt: Arc<dyn VirtioInterrupt>) -> Self {
         let link = VirtioLink::new(&*device, dma, interrupt);
         device.attach(link.clone());
-        Self {
-            device,
-            link,
-            device_feature_select: 0,
-            driver_feature_select: 0,
-            driver_features: 0,
-            queue_select: 0,
-        }
+        Self { device, link, device_feature_select: 0, driver_feature_select: 0, driver_features: 0, queue_select: 0 }
     }
 
     /// The device.

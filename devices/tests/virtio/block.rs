@@ -85,7 +85,9 @@ fn discard_and_write_zeroes() {
         let bytes = std::fs::read(file.path()).unwrap();
         assert_eq!(bytes[sector as usize * 512..][..4096], [0; 4096]);
     }
-    for (kind, sector, count, flags, want) in [(11, 8, 8, 1, 2), (13, 8, 8, 2, 2), (13, 250, 8, 0, 1), (11, 0, u32::MAX, 0, 1)] {
+    for (kind, sector, count, flags, want) in
+        [(11, 8, 8, 1, 2), (13, 8, 8, 2, 2), (13, 250, 8, 0, 1), (11, 0, u32::MAX, 0, 1)]
+    {
         let at = d.m.place(&range(sector, count, flags));
         assert_eq!(request(&mut d, 0, kind, 0, Some((at, 16, false))).0, want);
     }

@@ -157,15 +157,8 @@ impl Driver {
                 (VirtioPci::plug(device, slot, VirtioPciOptions { vectors }), devfn)
             }
         };
-        let mut d = Self {
-            m,
-            bus,
-            device: built,
-            rings: Vec::new(),
-            devfn,
-            pci: PciParts::default(),
-            seen_interrupts: 0,
-        };
+        let mut d =
+            Self { m, bus, device: built, rings: Vec::new(), devfn, pci: PciParts::default(), seen_interrupts: 0 };
         if bus != Bus::Mmio {
             d.enable_pci();
         }

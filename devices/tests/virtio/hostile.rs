@@ -2,8 +2,8 @@
 
 use super::driver::{BUSES, Bus, Driver, MMIO_BASE, reset};
 use super::machine::{ATTRS, MMIO64, RAM_BASE, RAM_LEN};
-use mimus_core::bus::{AccessSize, GuestPhys};
 use mimus_core::backend::{NetBackend, net::NetReceiver};
+use mimus_core::bus::{AccessSize, GuestPhys};
 use mimus_devices::block::host::NullBlock;
 use mimus_devices::virtio::VirtioDevice;
 use mimus_devices::virtio::balloon::{VirtioBalloon, VirtioBalloonOptions};
@@ -120,7 +120,8 @@ fn broken_rings_need_a_reset() {
 #[test]
 fn requests_without_their_parts() {
     let disk = || VirtioBlock::new(Arc::new(NullBlock::new(1 << 20, true)), VirtioBlockOptions::default());
-    let cases: [&[(u64, u32, bool)]; 3] = [&[(RAM_BASE, 16, false)], &[(RAM_BASE, 1, true)], &[(RAM_BASE, 15, false), (RAM_BASE, 1, true)]];
+    let cases: [&[(u64, u32, bool)]; 3] =
+        [&[(RAM_BASE, 16, false)], &[(RAM_BASE, 1, true)], &[(RAM_BASE, 15, false), (RAM_BASE, 1, true)]];
     for bufs in cases {
         let mut d = Driver::start(disk(), Bus::Pci, 0);
         d.send(0, bufs);

@@ -1,10 +1,12 @@
 //! Disks of the host: image files and host devices.
 
 pub mod null;
+pub mod overlay;
 pub mod pool;
 pub mod raw;
 
 pub use null::NullBlock;
+pub use overlay::OverlayBlock;
 pub use raw::{RawBlock, RawOptions};
 
 /// Why a disk cannot be opened.

@@ -276,11 +276,9 @@ impl VirtioDevice for VirtioNet {
     }
     fn notify(&self, queue: u16) {
         match queue {
-            RECEIVE => {
-                if self.0.starved.swap(false, Ordering::AcqRel) {
-                    attached(&self.0.link).disable_notify(RECEIVE);
-                    self.0.backend.receive_ready();
-                }
+            RECEIVE if self.0.starved.swap(false, Ordering::AcqRel) => {
+                attached(&self.0.link).disable_notify(RECEIVE);
+                self.0.backend.receive_ready();
             }
             TRANSMIT => self.0.transmit(attached(&self.0.link)),
             _ => {}

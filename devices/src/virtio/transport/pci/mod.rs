@@ -206,10 +206,10 @@ impl PciFunction for VirtioPci {
 
     fn config_write(&self, offset: u16, size: AccessSize, value: u32) {
         lock(&self.config).write(offset, size, value);
-        if self.is_cfg_data(offset) {
-            if let Some(t) = self.cfg_target() {
-                self.write_bar(t.offset, t.size, u64::from(value) & t.size.mask());
-            }
+        if self.is_cfg_data(offset)
+            && let Some(t) = self.cfg_target()
+        {
+            self.write_bar(t.offset, t.size, u64::from(value) & t.size.mask());
         }
     }
 }
