@@ -8,5 +8,9 @@ pub mod irqchip;
 pub mod misc;
 pub mod net;
 pub mod pci;
+pub mod ports;
 pub mod timer;
 pub mod virtio;
+
+#[cfg(test)]
+mod testing;

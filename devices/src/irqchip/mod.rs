@@ -1,4 +1,5 @@
 //! Interrupt controllers.
 
 pub mod aclint;
+pub mod i8259;
 pub mod plic;

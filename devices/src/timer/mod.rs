@@ -1,3 +1,4 @@
 //! Clocks and timers.
 
 pub mod goldfish_rtc;
+pub mod rate;
