@@ -3,8 +3,12 @@
 //! * [`config`] is the schema of a machine: what the command line (and later a
 //!   file or a management protocol) fills in and a board is built from.
 //! * [`boot`] reads kernels and firmware and decides where they go in RAM.
+//! * [`machine`] is what all boards share: vCPUs, devices, requests, reset, saved state.
+//! * [`riscv`] holds the RISC-V boards; [`registry`] lists the device models.
 //! * [`guests`] fetches ready-made guests through the host's package sources.
 pub mod boot;
 pub mod config;
 pub mod guests;
+pub mod machine;
+pub mod registry;
 pub mod riscv;

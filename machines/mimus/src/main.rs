@@ -4,24 +4,20 @@
 //! named `mimus-system-<guest>`; the other commands are shorter ways in. This file
 //! only tells the commands apart: see [`system`] and [`try_guest`].
 
+mod accels;
 mod argv;
 mod catalog;
 mod cli;
-#[allow(dead_code, reason = "called by the run loop of a board")]
 mod console;
 mod host;
 mod logging;
-#[allow(dead_code, reason = "called by the run loop of a board")]
 mod monitor;
-#[allow(dead_code, reason = "called by the run loop of a board")]
 mod mux;
 mod preflight;
 mod qemu_options;
 mod run;
-#[allow(dead_code, reason = "called by the run loop of a board")]
 mod signals;
 mod system;
-#[allow(dead_code, reason = "called by the run loop of a board")]
 mod terminal;
 mod try_guest;
 

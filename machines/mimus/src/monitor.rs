@@ -3,6 +3,9 @@
 //! Names and effects are those of QEMU's human monitor. Commands act on [`Control`], which
 //! the running machine implements; a command is one row of [`COMMANDS`].
 
+use std::sync::{Arc, Mutex};
+
+use mimus_core::backend::CharBackend;
 use mimus_machines::config::keyval::nearest;
 
 /// What the monitor can do to a machine. All calls return at once.
@@ -99,6 +102,28 @@ pub fn execute(line: &str, control: &dyn Control) -> String {
     }
 }
 
+/// A monitor on a character device of its own.
+pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) {
+    let (output, editor) = (Arc::downgrade(device), Mutex::new(LineEditor::default()));
+    device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    device.set_receiver(Box::new(move |typed| {
+        let Some(output) = output.upgrade() else {
+            return typed.len();
+        };
+        let mut editor = editor.lock().unwrap_or_else(|e| e.into_inner());
+        for byte in typed {
+            let mut echo = Vec::new();
+            let line = editor.feed(*byte, &mut echo);
+            if let Some(line) = line {
+                let answer = execute(&line, control.as_ref());
+                echo.extend(format!("{answer}{PROMPT}").replace('\n', "\r\n").bytes());
+            }
+            output.write(&echo);
+        }
+        typed.len()
+    }));
+}
+
 /// Longest line kept; the rest of a longer one is dropped.
 const MAX_LINE: usize = 4096;
 
@@ -135,8 +160,6 @@ impl LineEditor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[derive(Default)]

@@ -2,65 +2,241 @@
 //! meets boards and accelerators.
 
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 
-use mimus_machines::boot::BootFiles;
-use mimus_machines::boot::riscv::{Parts, RAM_BASE, Ram, place};
-use mimus_machines::config::MachineConfig;
+use mimus_core::accel::VcpuIndex;
+use mimus_core::arch::{CpuState, StateGroups};
+use mimus_core::vcpu::VcpuThreads;
+use mimus_machines::config::keyval::nearest;
+use mimus_machines::config::{CharBackend, MachineConfig};
+use mimus_machines::machine::control::QuitCause;
+use mimus_machines::machine::{HostIo, MachineControl, Request, RunEnd, backends};
+use mimus_machines::registry;
+use mimus_machines::riscv::virt;
+
+use crate::console::{Console, Sharing};
+use crate::monitor::{self, Control};
+use crate::{accels, signals, terminal};
 
 /// Boards, for `-machine help`.
 pub const BOARDS: &[(&str, &str)] = &[("virt", "RISC-V VirtIO board (default)")];
 
 /// CPU models, for `-cpu help`.
-pub const CPUS: &[(&str, &str)] = &[
-    ("rv64", "RV64GC with the common extensions (default)"),
-    ("max", "every extension there is"),
-];
+pub const CPUS: &[(&str, &str)] = mimus_core::arch::riscv::models::MODELS;
 
 /// The text of `-device help` (`None`) or `-device NAME,help`.
 pub fn device_help(driver: Option<&str>) -> String {
-    match driver {
-        None => "this build has no devices that can be added with -device\n".into(),
-        Some(name) => format!("there is no device '{name}'; see -device help\n"),
-    }
+    driver.map_or_else(registry::list, registry::properties)
 }
 
 /// Builds the machine and runs it to its end. The exit status is 0 when the guest
-/// powered off, or reset under `-no-reboot`; everything else is an error.
+/// powered off, or reset under `-no-reboot`, or the user quit; the guest's own if it gave
+/// one; 128 + the number of the signal that ended it. Everything else is an error.
 pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
+    check(&config)?;
+    let control = Arc::new(OnceLock::new());
+    watch_signals(&control)?;
+    let accel = accels::choose(&config)?;
+    let io = HostIo::new()?;
+    backends::open(&config, io.backends())?;
+    let consoles = Consoles::open(&config, &io)?;
+    let host = virt::Host {
+        accel: &*accel.accel,
+        accel_options: accel.options,
+        serial: consoles.serial.clone(),
+        io,
+    };
+    let mut machine = virt::build(&config, host)?;
+    machine.power_on()?;
+    let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });
+    consoles.attach(&operator);
+    let _ = control.set(machine.control());
+    let raw = match consoles.raw {
+        Some(signals) => Some(terminal::enter_raw(signals)?),
+        None => None,
+    };
+    if !config.start_paused {
+        machine.resume();
+    }
+    let end = machine.wait();
+    machine.end();
+    drop(raw);
+    exit_status(end)
+}
+
+fn check(config: &MachineConfig) -> anyhow::Result<()> {
     if let Some(name) = config.machine.name.as_deref()
         && !BOARDS.iter().any(|(board, _)| *board == name)
     {
-        let near = mimus_machines::config::keyval::nearest(name, BOARDS.iter().map(|(b, _)| *b));
+        let near = nearest(name, BOARDS.iter().map(|(b, _)| *b));
         anyhow::bail!(
             "-machine {name}: there is no such board{}; see -machine help",
             near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))
         );
     }
-    let files = BootFiles::read(&config)?;
-    if files.kernel.is_none() && files.firmware.is_none() && config.drives.is_empty() {
+    let flash = |d: &mimus_machines::config::Drive| d.interface == mimus_machines::config::DriveInterface::Pflash;
+    let firmware = matches!(config.boot.bios, mimus_machines::config::Bios::File(_));
+    if config.boot.kernel.is_none() && !firmware && !config.drives.iter().any(flash) {
         anyhow::bail!(
             "there is nothing to run: give -kernel FILE or -bios FILE (or see: mimus try {})",
             config.guest
         );
     }
-    // The device tree's size is known only once the board is built; 64 KiB is above any of ours.
-    let parts = Parts {
-        kernel: files.kernel.as_ref().map(|k| (k.what.as_str(), &k.value)),
-        initrd: files
-            .initrd
-            .as_ref()
-            .map(|i| (i.what.as_str(), i.value.len() as u64)),
-        fdt_size: 64 << 10,
+    Ok(())
+}
+
+/// Signals that ask to end become requests; before there is a machine they just end.
+fn watch_signals(control: &Arc<OnceLock<MachineControl>>) -> anyhow::Result<()> {
+    let control = control.clone();
+    signals::watch(move |signal| match control.get() {
+        Some(c) => c.request(Request::Quit(QuitCause::Signal(signal))),
+        None => {
+            terminal::restore();
+            std::process::exit(128 + signal);
+        }
+    })?;
+    Ok(())
+}
+
+fn exit_status(end: RunEnd) -> anyhow::Result<ExitCode> {
+    Ok(match end {
+        RunEnd::PowerOff | RunEnd::Reset | RunEnd::Quit(QuitCause::Monitor) => ExitCode::SUCCESS,
+        RunEnd::Exit(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+        RunEnd::Quit(QuitCause::Signal(signal)) => {
+            eprintln!("mimus: ended by signal {signal}");
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+        }
+        RunEnd::Panic => anyhow::bail!("the guest crashed"),
+        RunEnd::Failed(why) => anyhow::bail!("{why}"),
+    })
+}
+
+/// The character devices of a machine, and who types on the terminal.
+struct Consoles {
+    /// The serial port's back end by name.
+    serial: Option<String>,
+    terminal: Option<Arc<Console>>,
+    /// A monitor of its own.
+    monitor: Option<Arc<dyn mimus_core::backend::CharBackend>>,
+    /// The terminal goes into raw mode; whether keys still make signals.
+    raw: Option<bool>,
+}
+
+const SERIAL: &str = "#serial0";
+
+impl Consoles {
+    fn open(config: &MachineConfig, io: &HostIo) -> anyhow::Result<Self> {
+        let mut this = Consoles { serial: None, terminal: None, monitor: None, raw: None };
+        for chardev in &config.chardevs {
+            if let Some(backend) = this.backend("-chardev", &chardev.backend, io)? {
+                io.backends().add_char(&chardev.id, backend);
+            }
+        }
+        match config.serials.first() {
+            None | Some(CharBackend::None) => {}
+            Some(CharBackend::Chardev { id }) => this.serial = Some(id.clone()),
+            Some(other) => {
+                if let Some(backend) = this.backend("-serial", other, io)? {
+                    io.backends().add_char(SERIAL, backend);
+                    this.serial = Some(SERIAL.into());
+                }
+            }
+        }
+        this.monitor = match &config.monitor {
+            CharBackend::None => None,
+            CharBackend::Chardev { id } => {
+                let all = io.backends().list_char();
+                all.into_iter().find(|c| c.0 == *id).map(|c| c.1)
+            }
+            other => this.backend("-monitor", other, io)?,
+        };
+        Ok(this)
+    }
+
+    fn backend(
+        &mut self,
+        option: &str,
+        config: &CharBackend,
+        io: &HostIo,
+    ) -> anyhow::Result<Option<Arc<dyn mimus_core::backend::CharBackend>>> {
+        let CharBackend::Stdio { monitor, signal } = *config else {
+            return Ok(backends::open_char(option, config, io.handle())?);
+        };
+        let sharing = Sharing { escape: !signal, monitor };
+        let console = Console::start(Box::new(std::io::stdin()), Box::new(std::io::stdout()), sharing)?;
+        self.terminal = Some(console.clone());
+        self.raw = Some(signal);
+        Ok(Some(console))
+    }
+
+    /// Gives keys and monitors a machine.
+    fn attach(&self, operator: &Arc<Operator>) {
+        if let Some(terminal) = &self.terminal {
+            terminal.attach(operator.clone());
+        }
+        if let Some(monitor) = &self.monitor {
+            monitor::serve(monitor, operator.clone());
+        }
+    }
+}
+
+/// What a monitor does to the machine.
+struct Operator {
+    control: MachineControl,
+    threads: VcpuThreads,
+}
+
+impl Control for Operator {
+    fn status(&self) -> String {
+        self.control.state().name().into()
+    }
+    fn stop(&self) {
+        self.control.request(Request::Stop);
+    }
+    fn cont(&self) {
+        self.control.request(Request::Continue);
+    }
+    fn reset(&self) {
+        self.control.request(Request::Reset(mimus_core::accel::ResetCause::HostRequest));
+    }
+    fn powerdown(&self) {
+        self.control.request(Request::PowerButton);
+    }
+    fn sync(&self) {
+        self.control.request(Request::Sync);
+    }
+    fn quit(&self) {
+        self.control.request(Request::Quit(QuitCause::Monitor));
+    }
+    fn registers(&self) -> String {
+        let mut out = String::new();
+        for i in (0..self.threads.count() as u32).map(VcpuIndex) {
+            out.push_str(&format!("CPU {i}\n"));
+            match self.threads.run_on_sync(i, |v| v.get_state(StateGroups::All)) {
+                Ok(state) => out.push_str(&registers(&state)),
+                Err(e) => out.push_str(&format!("{e}\n")),
+            }
+        }
+        out
+    }
+}
+
+fn registers(state: &CpuState) -> String {
+    let Some(s) = state.as_riscv() else {
+        return String::new();
     };
-    place(
-        Ram {
-            base: RAM_BASE,
-            size: config.memory,
-        },
-        parts,
-    )?;
-    anyhow::bail!(
-        "this build of mimus has no board for {} to run on",
-        config.guest
-    )
+    let mut rows = vec![("pc".to_owned(), s.pc)];
+    rows.extend(s.x.iter().enumerate().skip(1).map(|(i, x)| (format!("x{i}"), *x)));
+    let csrs = [
+        ("mstatus", s.mstatus), ("mie", s.mie), ("mip", s.mip), ("mtvec", s.mtvec), ("mepc", s.mepc),
+        ("mcause", s.mcause), ("mtval", s.mtval), ("medeleg", s.medeleg), ("mideleg", s.mideleg), ("stvec", s.stvec),
+        ("sepc", s.sepc), ("scause", s.scause), ("stval", s.stval), ("satp", s.satp), ("stimecmp", s.stimecmp),
+    ];
+    rows.extend(csrs.map(|(name, value)| (name.to_owned(), value)));
+    let mut out = format!("mode {:?}{}\n", s.privilege, if s.waiting { ", waiting" } else { "" });
+    for row in rows.chunks(4) {
+        let line: Vec<String> = row.iter().map(|(name, value)| format!("{name:>8} {value:016x}")).collect();
+        out.push_str(&format!("{}\n", line.join(" ")));
+    }
+    out
 }

@@ -5,15 +5,19 @@
 //! early-boot code of older kernels makes. A call arrives as the vCPU's `a0`–`a7` and runs on its thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, RemoteFence, StartRequest, VcpuHandle, VcpuIndex};
 use mimus_core::backend::CharBackend;
 use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs};
 use mimus_core::clock::Timer;
+use mimus_core::device::{Lifecycle, ResetPhase};
+use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
 use mimus_devices::misc::syscon::SysconRequest;
+use serde::{Deserialize, Serialize};
 
 use super::map;
+use crate::machine::Hypercalls;
 
 /// Error codes (section 3, table 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,8 @@ const IMPLEMENTATION: u64 = 0x6d69_6d75;
 struct Hart {
     vcpu: Arc<dyn VcpuHandle>,
     timer: Timer,
+    /// The deadline set last, in ns of the virtual clock; `u64::MAX` for none.
+    deadline: AtomicU64,
     state: AtomicU8,
 }
 
@@ -64,31 +70,51 @@ pub struct Sbi {
     harts: Vec<Hart>,
     console: Option<Arc<dyn CharBackend>>,
     request: Box<dyn Fn(SysconRequest) + Send + Sync>,
+    power_off: Box<dyn Fn(VcpuIndex) + Send + Sync>,
+}
+
+const SCHEMA: Schema = Schema::new("sbi", 1);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedHart {
+    state: u8,
+    deadline: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    harts: Vec<SavedHart>,
 }
 
 impl Sbi {
     /// Firmware for `vcpus`, each with a timer of the virtual clock; hart 0 is started. `request` is told of
-    /// system resets and must not wait.
+    /// system resets, `power_off` turns off a vCPU that is about to leave its call; neither may wait.
     pub fn new(
         vcpus: Vec<(Arc<dyn VcpuHandle>, Timer)>,
         console: Option<Arc<dyn CharBackend>>,
         request: impl Fn(SysconRequest) + Send + Sync + 'static,
+        power_off: impl Fn(VcpuIndex) + Send + Sync + 'static,
     ) -> Arc<Sbi> {
         let harts = vcpus
             .into_iter()
             .enumerate()
             .map(|(i, (vcpu, timer))| {
                 let state = AtomicU8::new(if i == 0 { STARTED } else { STOPPED });
-                Hart { vcpu, timer, state }
+                let pin = vcpu.clone();
+                timer.bind(move || pin.set_pin(CpuPin::Stip, true));
+                Hart { vcpu, timer, deadline: AtomicU64::new(u64::MAX), state }
             })
             .collect();
-        Arc::new(Sbi { harts, console, request: Box::new(request) })
+        Arc::new(Sbi { harts, console, request: Box::new(request), power_off: Box::new(power_off) })
     }
 
     /// After a machine reset: only hart 0 is started, no timer is armed.
-    pub fn reset(&self) {
+    fn reset_harts(&self) {
         for (i, hart) in self.harts.iter().enumerate() {
             hart.state.store(if i == 0 { STARTED } else { STOPPED }, Ordering::SeqCst);
+            hart.deadline.store(u64::MAX, Ordering::SeqCst);
             hart.timer.disarm();
             hart.vcpu.set_pin(CpuPin::Stip, false);
             hart.vcpu.set_pin(CpuPin::Ssip, false);
@@ -181,6 +207,7 @@ impl Sbi {
     fn set_timer(&self, vcpu: VcpuIndex, ticks: u64) {
         let Some(hart) = self.hart(vcpu) else { return };
         let deadline = ticks.checked_mul(map::TICK_NS);
+        hart.deadline.store(deadline.unwrap_or(u64::MAX), Ordering::SeqCst);
         arm(&hart.vcpu, &hart.timer, CpuPin::Stip, deadline);
     }
 
@@ -261,6 +288,8 @@ impl Sbi {
             1 => {
                 let hart = self.hart(vcpu).ok_or(SbiError::Failed)?;
                 hart.timer.disarm();
+                // In this order: who sees it stopped may start it at once.
+                (self.power_off)(vcpu);
                 hart.state.store(STOPPED, Ordering::SeqCst);
                 Ok((0, HypercallResult::Leave))
             }
@@ -309,8 +338,52 @@ impl Sbi {
     }
 }
 
+impl Hypercalls for Sbi {
+    fn call(&self, io: &dyn CpuIo, vcpu: VcpuIndex, regs: &mut [u64; 8]) -> HypercallResult {
+        Sbi::call(self, io, vcpu, regs)
+    }
+}
+
+impl Lifecycle for Sbi {
+    fn reset(&self, phase: ResetPhase) {
+        if phase == ResetPhase::Hold {
+            self.reset_harts();
+        }
+    }
+}
+
+impl Snapshot for Sbi {
+    fn schema(&self) -> Schema {
+        SCHEMA
+    }
+
+    fn save(&self) -> Result<Payload, SnapshotError> {
+        let saved = |h: &Hart| SavedHart {
+            state: h.state.load(Ordering::SeqCst),
+            deadline: h.deadline.load(Ordering::SeqCst),
+        };
+        Payload::encode(SCHEMA, &Saved { harts: self.harts.iter().map(saved).collect() })
+    }
+
+    fn restore(&self, payload: &Payload) -> Result<(), SnapshotError> {
+        if (payload.schema.as_str(), payload.version) != (SCHEMA.name, SCHEMA.version) {
+            return Err(SnapshotError::WrongSchema { found: payload.schema.clone(), expected: SCHEMA.name });
+        }
+        let saved: Saved = payload.decode()?;
+        if saved.harts.len() != self.harts.len() || saved.harts.iter().any(|h| h.state > START_PENDING) {
+            return Err(SnapshotError::invalid(SCHEMA, "harts", "not those of this machine"));
+        }
+        for (hart, s) in self.harts.iter().zip(saved.harts) {
+            hart.state.store(s.state, Ordering::SeqCst);
+            hart.deadline.store(s.deadline, Ordering::SeqCst);
+            arm(&hart.vcpu, &hart.timer, CpuPin::Stip, Some(s.deadline).filter(|&d| d != u64::MAX));
+        }
+        Ok(())
+    }
+}
+
 /// Lowers `pin`, and raises it when the virtual clock reaches `deadline`; `None`: never.
-pub fn arm(vcpu: &Arc<dyn VcpuHandle>, timer: &Timer, pin: CpuPin, deadline: Option<u64>) {
+fn arm(vcpu: &Arc<dyn VcpuHandle>, timer: &Timer, pin: CpuPin, deadline: Option<u64>) {
     match deadline {
         Some(at) if at <= timer.now() => {
             timer.disarm();

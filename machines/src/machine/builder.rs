@@ -1,0 +1,257 @@
+//! The parts of a machine while a board puts it together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use mimus_core::accel::{AccelVm, Accelerator, Vcpu, VcpuHandle, VcpuIndex, VmConfig};
+use mimus_core::arch::{CpuModel, GuestArch};
+use mimus_core::bus::AccessRules;
+use mimus_core::clock::Clocks;
+use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, Services};
+use mimus_core::error::HostError;
+use mimus_core::io_thread::{IoThread, IoThreadHandle};
+use mimus_core::memory::{AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
+use mimus_core::vcpu::{PinTimers, VcpuThreads};
+
+use super::MachineError;
+use super::control::{MachineControl, Request};
+use super::cpu_io::{Hypercalls, MachineIo};
+use super::machine::{Board, Machine, Parts, Policy};
+
+/// What a machine is made from, whatever its board.
+pub struct MachineSpec<'a> {
+    /// The board's name, with its version if it has any: what snapshots are checked for.
+    pub board: &'static str,
+    /// The guest.
+    pub arch: GuestArch,
+    /// How to run it.
+    pub accel: &'a dyn Accelerator,
+    /// `-accel` options.
+    pub accel_options: BTreeMap<String, String>,
+    /// The CPU asked for.
+    pub cpu: CpuModel,
+    /// Number of vCPUs.
+    pub smp: u32,
+    /// Guest physical address of RAM.
+    pub ram_base: u64,
+    /// Bytes of RAM.
+    pub ram_size: u64,
+    /// The host's side.
+    pub io: HostIo,
+}
+
+/// What of the host a machine is connected to. Made first: character devices register
+/// with its I/O thread when they are opened.
+pub struct HostIo {
+    clocks: Clocks,
+    thread: IoThread,
+    backends: Arc<Backends>,
+}
+
+impl HostIo {
+    /// Starts the I/O thread; there are no back ends yet.
+    pub fn new() -> Result<Self, HostError> {
+        let clocks = Clocks::new();
+        let thread = IoThread::spawn("io-0", &clocks)?;
+        Ok(Self { clocks, thread, backends: Backends::new() })
+    }
+
+    /// The I/O thread.
+    pub fn handle(&self) -> &IoThreadHandle {
+        self.thread.handle()
+    }
+
+    /// Disks, networks and character devices by name.
+    pub fn backends(&self) -> &Arc<Backends> {
+        &self.backends
+    }
+}
+
+/// A machine without its devices: memory, clocks, vCPUs. Nothing runs.
+pub struct MachineBuilder {
+    board: &'static str,
+    ram: Arc<RamBlock>,
+    cpu: CpuModel,
+    services: Services,
+    io_thread: IoThread,
+    control: MachineControl,
+    requests: Receiver<Request>,
+    vm: Arc<dyn AccelVm>,
+    vcpus: Vec<Box<dyn Vcpu>>,
+    threads: VcpuThreads,
+    devices: Vec<(String, Arc<dyn Device>)>,
+}
+
+impl MachineBuilder {
+    /// Makes memory, clocks, the I/O thread and the vCPUs.
+    pub fn new(spec: MachineSpec<'_>) -> Result<Self, MachineError> {
+        let HostIo { clocks, thread: io_thread, backends } = spec.io;
+        let ram = GuestRam::new();
+        let block = ram.add_block("ram", spec.ram_size, RamBacking::Private)?;
+        let map = MemoryMap::new();
+        let root = MemoryRegion::container("system", u64::MAX);
+        let memory = map.address_space("memory", &root);
+        map.change(|t| {
+            t.map(&root, spec.ram_base, &MemoryRegion::ram("ram", &block));
+        });
+        let vm = spec.accel.create_vm(&VmConfig {
+            arch: spec.arch,
+            memory: memory.clone(),
+            ram: ram.clone(),
+            smp: spec.smp,
+            clock: clocks.virt.clone(),
+            options: spec.accel_options,
+        })?;
+        if let Some(listener) = vm.memory_listener() {
+            memory.add_listener(listener);
+        }
+        let most = vm.caps().max_vcpus;
+        if spec.smp > most {
+            let text = format!("-smp {}: accelerator {} has at most {most} vCPUs", spec.smp, spec.accel.name());
+            return Err(MachineError::Other(text));
+        }
+        let cpu = vm.filter_cpu_model(&spec.cpu)?;
+        let vcpus: Vec<_> = (0..spec.smp).map(|i| vm.create_vcpu(VcpuIndex(i), &cpu)).collect::<Result<_, _>>()?;
+        let handles: Vec<_> = vcpus.iter().map(|v| v.handle()).collect();
+        let (control, requests) = MachineControl::new();
+        let events = control.clone();
+        let threads = VcpuThreads::new(handles.clone(), move |event| events.vcpu_event(event));
+        control.set_threads(&threads);
+        let hooked = map.clone();
+        io_thread.handle().set_after_hook(move || hooked.apply_pending());
+        let services = Services {
+            map,
+            memory,
+            ram,
+            clocks,
+            io_thread: io_thread.handle().clone(),
+            backends,
+            vcpus: handles,
+        };
+        Ok(Self {
+            board: spec.board,
+            ram: block,
+            cpu,
+            services,
+            io_thread,
+            control,
+            requests,
+            vm,
+            vcpus,
+            threads,
+            devices: Vec::new(),
+        })
+    }
+
+    /// What devices share.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Main RAM.
+    pub fn ram(&self) -> &Arc<RamBlock> {
+        &self.ram
+    }
+
+    /// The memory vCPUs see.
+    pub fn memory(&self) -> &Arc<AddressSpace> {
+        &self.services.memory
+    }
+
+    /// The CPU model as the accelerator runs it.
+    pub fn cpu(&self) -> &CpuModel {
+        &self.cpu
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> &[Arc<dyn VcpuHandle>] {
+        &self.services.vcpus
+    }
+
+    /// The vCPUs' threads, for firmware that turns them off.
+    pub fn threads(&self) -> &VcpuThreads {
+        &self.threads
+    }
+
+    /// The way to ask things of the machine.
+    pub fn control(&self) -> &MachineControl {
+        &self.control
+    }
+
+    /// The context for a device at `path`.
+    pub fn context(&self, path: &str) -> DeviceContext<'_> {
+        DeviceContext::new(&self.services, path)
+    }
+
+    /// Takes a device in. Devices are reset and restored in this order.
+    pub fn add_device(&mut self, path: &str, device: Arc<dyn Device>) -> Result<(), MachineError> {
+        if self.devices.iter().any(|d| d.0 == path) {
+            let reason = "there are two devices of this name; give another id=".to_owned();
+            return Err(BuildError::Invalid { path: path.to_owned(), reason }.into());
+        }
+        self.devices.push((path.to_owned(), device));
+        Ok(())
+    }
+
+    /// Takes in a device with one block of registers at a fixed address.
+    pub fn add_mmio<D: Device + MmioDevice>(
+        &mut self,
+        path: &str,
+        (base, len): (u64, u64),
+        rules: AccessRules,
+        device: Arc<D>,
+    ) -> Result<(), MachineError> {
+        let region = MemoryRegion::mmio(path, len, rules);
+        if let Some(binding) = region.binding() {
+            binding.bind_mmio(device.clone(), 0);
+        }
+        self.map(base, &region);
+        self.add_device(path, device)
+    }
+
+    /// Maps a region in system memory.
+    pub fn map(&self, address: u64, region: &MemoryRegion) {
+        let memory = &self.services.memory;
+        self.services.map.change(|t| {
+            t.map(memory.root(), address, region);
+        });
+    }
+
+    /// A ROM with these contents at its start.
+    pub fn add_rom(&self, name: &str, (base, len): (u64, u64), contents: &[u8]) -> Result<Arc<RamBlock>, MachineError> {
+        let block = self.services.ram.add_block(name, len, RamBacking::Private)?;
+        if !block.write(0, contents) {
+            return Err(MachineError::Other(format!("{name}: {} bytes do not fit {len}", contents.len())));
+        }
+        self.map(base, &MemoryRegion::rom(name, &block));
+        Ok(block)
+    }
+
+    /// Starts the vCPUs' threads; the machine is ready, and paused.
+    pub fn finish(
+        self,
+        board: Box<dyn Board>,
+        hypercalls: Option<Arc<dyn Hypercalls>>,
+        policy: Policy,
+    ) -> Result<Machine, MachineError> {
+        let s = &self.services;
+        let timers = PinTimers::new(&s.io_thread, &s.vcpus);
+        let io = MachineIo::new(&s.memory, &s.clocks.virt, &self.threads, timers, hypercalls);
+        s.map.apply_pending();
+        self.threads.spawn(self.vcpus, io.clone())?;
+        Ok(Machine::new(Parts {
+            name: self.board,
+            board,
+            policy,
+            control: self.control,
+            requests: self.requests,
+            services: self.services,
+            io_thread: self.io_thread,
+            vm: self.vm,
+            threads: self.threads,
+            io,
+            devices: self.devices,
+        }))
+    }
+}
