@@ -41,6 +41,8 @@ pub mod insn {
     pub const FENCE_I: u32 = 0x100f;
     pub const SFENCE_ALL: u32 = 0x1200_0073;
     pub const NOP: u32 = 0x13;
+    /// `pause`: for loops that wait, since harts may be more than the host's CPUs.
+    pub const PAUSE: u32 = 0x0100_000f;
 }
 
 /// R format.

@@ -1,3 +1,5 @@
 //! Guest code on the translator, without a machine.
 
+mod code_changes;
 mod random;
+mod smp;
