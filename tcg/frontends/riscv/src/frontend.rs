@@ -139,10 +139,10 @@ pub(crate) fn arm_timer(cpu: &mut Cpu<Riscv>) {
         None
     };
     let index = cpu.index();
-    cpu.io(|io| io.arm_pin_timer(index, CpuPin::Stip, deadline_ns));
-    // After the old deadline is gone; see `take_interrupt` for one that was
-    // already being delivered.
+    // Lowered first: the new deadline may be reached before the call returns, and that must not be undone. An old
+    // one that is being delivered meanwhile raises the pin again; `take_interrupt` sees that it is too early.
     cpu.change_pins(TIMER_PIN, 0);
+    cpu.io(|io| io.arm_pin_timer(index, CpuPin::Stip, deadline_ns));
 }
 
 /// `sfence.vma`, of one address and of one address space if given.
