@@ -2,14 +2,16 @@
 //!
 //! Two threads of its own: one reads what is typed, one writes what the guest and the
 //! monitor print, so that a slow terminal never holds up a vCPU. Which keys are whose is
-//! decided by [`Mux`]; the machine is told through [`Control`].
+//! decided by [`Mux`]; the machine is told through [`Control`]. Input reaches the device on
+//! the machine's I/O thread only: a device may ask for more with its own lock held.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use mimus_core::backend::char::{CharBackend, CharEvent, CharReceiver};
+use mimus_core::io_thread::IoThreadHandle;
 
 use crate::monitor::{self, Control, LineEditor};
 use crate::mux::{self, Event, Focus, Mux};
@@ -39,6 +41,8 @@ pub struct Console {
     /// Typed and not taken yet.
     input: Mutex<VecDeque<u8>>,
     receiver: OnceLock<CharReceiver>,
+    io_thread: IoThreadHandle,
+    this: Weak<Console>,
     writable: OnceLock<Box<dyn Fn() + Send + Sync>>,
     events: OnceLock<Box<dyn Fn(CharEvent) + Send + Sync>>,
     control: OnceLock<Arc<dyn Control>>,
@@ -61,12 +65,15 @@ impl Console {
         input: Box<dyn Read + Send>,
         output: Box<dyn Write + Send>,
         sharing: Sharing,
+        io_thread: &IoThreadHandle,
     ) -> std::io::Result<Arc<Self>> {
-        let console = Arc::new(Console {
+        let console = Arc::new_cyclic(|this| Console {
             output: Mutex::default(),
             output_changed: Condvar::new(),
             input: Mutex::default(),
             receiver: OnceLock::new(),
+            io_thread: io_thread.clone(),
+            this: this.clone(),
             writable: OnceLock::new(),
             events: OnceLock::new(),
             control: OnceLock::new(),
@@ -197,6 +204,24 @@ impl Console {
         }
     }
 
+    /// On the I/O thread: offers what was typed to the device.
+    fn deliver(&self) {
+        let Some(receiver) = self.receiver.get() else {
+            return;
+        };
+        // Taken out while the device looks at it, so that no lock of ours is held there.
+        let waiting: Vec<u8> =
+            std::mem::take(&mut *self.input.lock().unwrap_or_else(|e| e.into_inner())).into();
+        if waiting.is_empty() {
+            return;
+        }
+        let taken = receiver(&waiting).min(waiting.len());
+        let mut input = self.input.lock().unwrap_or_else(|e| e.into_inner());
+        for byte in waiting[taken..].iter().rev() {
+            input.push_front(*byte);
+        }
+    }
+
     fn typed(&self, bytes: &[u8]) {
         {
             let mut input = self.input.lock().unwrap_or_else(|e| e.into_inner());
@@ -225,20 +250,12 @@ impl CharBackend for Console {
     }
 
     fn input_ready(&self) {
-        let Some(receiver) = self.receiver.get() else {
-            return;
-        };
-        // Taken out while the device looks at it, so that no lock of ours is held there.
-        let waiting: Vec<u8> =
-            std::mem::take(&mut *self.input.lock().unwrap_or_else(|e| e.into_inner())).into();
-        if waiting.is_empty() {
-            return;
-        }
-        let taken = receiver(&waiting).min(waiting.len());
-        let mut input = self.input.lock().unwrap_or_else(|e| e.into_inner());
-        for byte in waiting[taken..].iter().rev() {
-            input.push_front(*byte);
-        }
+        let this = self.this.clone();
+        self.io_thread.run_soon(move || {
+            if let Some(console) = this.upgrade() {
+                console.deliver();
+            }
+        });
     }
 
     fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
@@ -270,6 +287,9 @@ impl CharBackend for Console {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Receiver, channel};
+
+    use mimus_core::clock::Clocks;
+    use mimus_core::io_thread::IoThread;
 
     use super::*;
 
@@ -318,8 +338,13 @@ mod tests {
         }
     }
 
+    fn io_thread() -> IoThread {
+        IoThread::spawn("io-test", &Clocks::new()).unwrap()
+    }
+
     #[test]
     fn guest_monitor_and_quit_share_a_terminal() {
+        let io = io_thread();
         let (keys, keyboard) = channel();
         let (told, machine) = channel();
         let screen = Screen::default();
@@ -331,6 +356,7 @@ mod tests {
             Box::new(Keyboard(keyboard)),
             Box::new(screen.clone()),
             sharing,
+            io.handle(),
         )
         .unwrap();
         console.attach(Arc::new(Machine(told)));
@@ -360,6 +386,7 @@ mod tests {
 
     #[test]
     fn without_the_escape_every_byte_is_the_guests() {
+        let io = io_thread();
         let (keys, keyboard) = channel();
         let console = Console::start(
             Box::new(Keyboard(keyboard)),
@@ -368,6 +395,7 @@ mod tests {
                 escape: false,
                 monitor: false,
             },
+            io.handle(),
         )
         .unwrap();
         keys.send(b"\x01x".to_vec()).unwrap();
@@ -393,6 +421,7 @@ mod tests {
             }
         }
         let (release, held) = channel();
+        let io = io_thread();
         let (_keys, keyboard) = channel();
         let console = Console::start(
             Box::new(Keyboard(keyboard)),
@@ -401,6 +430,7 @@ mod tests {
                 escape: true,
                 monitor: false,
             },
+            io.handle(),
         )
         .unwrap();
         let (tell, told) = channel();

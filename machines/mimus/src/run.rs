@@ -163,7 +163,7 @@ impl Consoles {
             return Ok(backends::open_char(option, config, io.handle())?);
         };
         let sharing = Sharing { escape: !signal, monitor };
-        let console = Console::start(Box::new(std::io::stdin()), Box::new(std::io::stdout()), sharing)?;
+        let console = Console::start(Box::new(std::io::stdin()), Box::new(std::io::stdout()), sharing, io.handle())?;
         self.terminal = Some(console.clone());
         self.raw = Some(signal);
         Ok(Some(console))
