@@ -5,6 +5,7 @@
 //! * [`boot`] reads kernels and firmware and decides where they go in RAM.
 //! * [`machine`] is what all boards share: vCPUs, devices, requests, reset, saved state.
 //! * [`riscv`] holds the RISC-V boards; [`registry`] lists the device models.
+//! * [`x86`] holds the PCs.
 //! * [`guests`] fetches ready-made guests through the host's package sources.
 pub mod boot;
 pub mod config;
@@ -12,3 +13,4 @@ pub mod guests;
 pub mod machine;
 pub mod registry;
 pub mod riscv;
+pub mod x86;
