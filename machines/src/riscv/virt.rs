@@ -2,11 +2,10 @@
 //! virtio-mmio slots and a PCI Express root, where software written for QEMU's board of
 //! that name expects them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use mimus_core::accel::{Accelerator, CpuPin, ResetCause, ShutdownCause};
+use mimus_core::accel::{CpuPin, ResetCause, ShutdownCause};
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::backend::CharBackend;
 use mimus_core::bus::{AccessRules, AccessSize};
@@ -31,24 +30,13 @@ use super::sbi::Sbi;
 use crate::config::keyval::nearest;
 use crate::config::{Bios, ConfigError, DriveInterface, MachineConfig, Rtc, RtcBase, RtcClock};
 use crate::machine::backends::{DEFAULT_NETWORK, default_network, drive_id, nic_id};
-use crate::machine::{HostIo, Hypercalls, Machine, MachineBuilder, MachineControl, MachineError, MachineSpec, Policy, Request};
+use crate::machine::{
+    Host, Hypercalls, Machine, MachineBuilder, MachineControl, MachineError, MachineSpec, Policy, RamRange, Request,
+};
 use crate::registry;
 
 /// Most harts.
 pub const MAX_HARTS: u32 = 8;
-
-/// What the host gives a machine.
-pub struct Host<'a> {
-    /// How guest code is run.
-    pub accel: &'a dyn Accelerator,
-    /// `-accel` options.
-    pub accel_options: BTreeMap<String, String>,
-    /// Clocks and I/O thread; disks, networks and character devices by their names in the
-    /// configuration.
-    pub io: HostIo,
-    /// The character device of the serial port.
-    pub serial: Option<String>,
-}
 
 /// Builds the machine `config` describes. It is paused and not powered on yet.
 pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineError> {
@@ -65,11 +53,12 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         accel_options: host.accel_options,
         cpu,
         smp: config.smp.cpus,
-        ram_base: map::DRAM_BASE,
-        ram_size: config.memory,
+        ram: vec![RamRange { base: map::DRAM_BASE, len: config.memory }],
+        ports: false,
+        irqchip: None,
         io: host.io,
     })?;
-    let serial = match &host.serial {
+    let serial = match host.serials.iter().flatten().next() {
         Some(id) => Some(builder.context("/machine/serial").char_backend(id)?),
         None => None,
     };
