@@ -70,7 +70,7 @@ fn two_hundred_megabytes_over_virtio_pci() {
 fn read_only_and_temporary_disks() {
     let Some(c) = commands("read_only_and_temporary_disks") else { return };
     let dir = Dir::new("ro");
-    let data: Vec<u8> = (0..MIB as usize).map(|i| (i * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..MIB as usize).map(|i| ((i * 7) >> 3) as u8).collect();
     for name in ["ro.img", "tmp.img"] {
         std::fs::write(dir.path(name), &data).unwrap();
     }
