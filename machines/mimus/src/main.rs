@@ -88,14 +88,11 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
             println!("{}", system::version());
             Ok(ExitCode::SUCCESS)
         }
-        other if other.starts_with('-') => anyhow::bail!(
-            "{other}: options of a machine come after the guest: mimus system riscv64 {other} …"
-        ),
+        other if other.starts_with('-') => {
+            anyhow::bail!("{other}: options of a machine come after the guest: mimus system riscv64 {other} …")
+        }
         other => {
-            let near = mimus_machines::config::keyval::nearest(
-                other,
-                ["system", "try", "help", "version"].into_iter(),
-            );
+            let near = mimus_machines::config::keyval::nearest(other, ["system", "try", "help", "version"].into_iter());
             anyhow::bail!(
                 "there is no command '{other}'{}; see mimus help",
                 near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))
