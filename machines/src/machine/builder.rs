@@ -135,15 +135,8 @@ impl MachineBuilder {
         control.set_threads(&threads);
         let hooked = map.clone();
         io_thread.handle().set_after_hook(move || hooked.apply_pending());
-        let services = Services {
-            map,
-            memory,
-            ram,
-            clocks,
-            io_thread: io_thread.handle().clone(),
-            backends,
-            vcpus: handles,
-        };
+        let services =
+            Services { map, memory, ram, clocks, io_thread: io_thread.handle().clone(), backends, vcpus: handles };
         Ok(Self {
             board: spec.board,
             ram: block,

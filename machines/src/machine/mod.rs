@@ -6,6 +6,7 @@
 //!   signal.
 //! * [`cpu_io`] - what running vCPUs ask of it.
 //! * [`host`] - what the host gives it.
+//! * [`peripherals`] - devices from a configuration.
 //! * [`saved`] - all of it as saved state.
 //! * [`backends`] - disks and networks of the host, from a configuration.
 //!
@@ -19,6 +20,7 @@ pub mod cpu_io;
 pub mod host;
 #[expect(clippy::module_inception, reason = "the machine itself")]
 pub mod machine;
+pub mod peripherals;
 pub mod saved;
 
 pub use builder::{HostIo, MachineBuilder, MachineSpec, RamRange};
