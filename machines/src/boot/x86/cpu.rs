@@ -5,6 +5,10 @@
 //! `docs/misc/pvh.pandoc`, "x86/HVM direct boot ABI"; Intel SDM vol. 3, 3.4.5 (segment
 //! descriptors) and 4.5 (4-level paging).
 
+use mimus_core::arch::x86::regs::{RBX, RFLAGS_FIXED, RSI};
+use mimus_core::arch::x86::state::attr;
+use mimus_core::arch::x86::{Segment, TableRegister, X86State};
+
 /// Where the descriptor table is.
 pub const GDT: u64 = 0x500;
 /// Where the page tables are, [`PAGE_TABLE_BYTES`] of them.
@@ -20,46 +24,26 @@ pub const DATA: u16 = 0x18;
 /// A task state segment that is never used, which PVH asks for.
 pub const TASK: u16 = 0x20;
 
-/// A segment as a CPU holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Base.
-    pub base: u64,
-    /// Limit in bytes.
-    pub limit: u32,
-    /// Descriptor bits 40-47 (type, S, DPL, P) and 52-55 (AVL, L, D/B, G) in bits 12-15.
-    pub attributes: u16,
+/// A segment's descriptor (SDM vol. 3, figure 3-8).
+pub const fn descriptor(s: &Segment) -> u64 {
+    let limit = if s.attributes & attr::G != 0 { s.limit >> 12 } else { s.limit } as u64;
+    let attributes = s.attributes as u64;
+    limit & 0xffff
+        | (s.base & 0xff_ffff) << 16
+        | (attributes & 0xff) << 40
+        | (limit >> 16 & 0xf) << 48
+        | (attributes >> 12 & 0xf) << 52
+        | (s.base >> 24 & 0xff) << 56
 }
 
-impl Segment {
-    const fn flat(selector: u16, attributes: u16) -> Self {
-        Self { selector, base: 0, limit: u32::MAX, attributes }
-    }
-
-    /// As a descriptor.
-    pub const fn descriptor(&self) -> u64 {
-        let granular = self.attributes & 0x8000 != 0;
-        let limit = (if granular { self.limit >> 12 } else { self.limit }) as u64;
-        let attributes = self.attributes as u64;
-        limit & 0xffff
-            | (self.base & 0xff_ffff) << 16
-            | (attributes & 0xff) << 40
-            | (limit >> 16 & 0xf) << 48
-            | (attributes >> 12) << 52
-            | (self.base >> 24 & 0xff) << 56
-    }
-}
-
-/// Code in 32-bit mode: execute/read, accessed, 4 KiB granules.
-pub const CODE32: Segment = Segment::flat(CODE, 0xc09b);
+/// Code in 32-bit mode.
+pub const CODE32: Segment = Segment::flat(CODE, attr::CODE | attr::DB);
 /// Code in 64-bit mode.
-pub const CODE64: Segment = Segment::flat(CODE, 0xa09b);
-/// Data: read/write, accessed.
-pub const DATA32: Segment = Segment::flat(DATA, 0xc093);
+pub const CODE64: Segment = Segment::flat(CODE, attr::CODE | attr::L);
+/// Data.
+pub const DATA32: Segment = Segment::flat(DATA, attr::DATA | attr::DB);
 /// A busy 32-bit task state segment.
-pub const TSS32: Segment = Segment { selector: TASK, base: 0, limit: 0x67, attributes: 0x008b };
+pub const TSS32: Segment = Segment { selector: TASK, base: 0, limit: 0x67, attributes: attr::P | 0xb };
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +99,35 @@ impl Entry {
 
     /// The descriptor table, for [`GDT`].
     pub fn gdt(&self) -> Vec<u8> {
-        let table = [0, 0, self.code().descriptor(), DATA32.descriptor(), TSS32.descriptor()];
+        let table = [0, 0, descriptor(&self.code()), descriptor(&DATA32), descriptor(&TSS32)];
         table.iter().flat_map(|d| d.to_le_bytes()).collect()
     }
 
     /// Limit of the descriptor table.
-    pub const GDT_LIMIT: u16 = 5 * 8 - 1;
+    const GDT_LIMIT: u16 = 5 * 8 - 1;
+
+    /// Puts a CPU that has been reset there.
+    pub fn apply(&self, s: &mut X86State) {
+        (s.cr0, s.cr3, s.cr4, s.efer) = (self.cr0(), self.cr3(), self.cr4(), self.efer());
+        s.gpr = [0; 16];
+        s.rflags = RFLAGS_FIXED;
+        (s.cs, s.ldtr, s.tr) = (self.code(), Segment::UNUSABLE, TSS32);
+        for segment in [&mut s.ds, &mut s.es, &mut s.ss, &mut s.fs, &mut s.gs] {
+            *segment = DATA32;
+        }
+        s.gdtr = TableRegister { base: GDT, limit: Self::GDT_LIMIT };
+        s.idtr = TableRegister { base: 0, limit: 0 };
+        match *self {
+            Self::Protected { eip, ebx, esi } => {
+                s.rip = eip.into();
+                (s.gpr[RBX], s.gpr[RSI]) = (ebx.into(), esi.into());
+            }
+            Self::Long { rip, rsi } => {
+                s.rip = rip;
+                s.gpr[RSI] = rsi;
+            }
+        }
+    }
 
     /// Page tables, for [`PAGE_TABLES`]; empty without paging.
     pub fn page_tables(&self) -> Vec<u8> {
@@ -153,14 +160,28 @@ mod tests {
 
     #[test]
     fn descriptors() {
-        assert_eq!(CODE32.descriptor(), 0x00cf_9b00_0000_ffff);
-        assert_eq!(CODE64.descriptor(), 0x00af_9b00_0000_ffff);
-        assert_eq!(DATA32.descriptor(), 0x00cf_9300_0000_ffff);
-        assert_eq!(TSS32.descriptor(), 0x0000_8b00_0000_0067);
+        assert_eq!(descriptor(&CODE32), 0x00cf_9b00_0000_ffff);
+        assert_eq!(descriptor(&CODE64), 0x00af_9b00_0000_ffff);
+        assert_eq!(descriptor(&DATA32), 0x00cf_9300_0000_ffff);
+        assert_eq!(descriptor(&TSS32), 0x0000_8b00_0000_0067);
         let high = Segment { base: 0x1234_5678, ..TSS32 };
-        assert_eq!(high.descriptor(), 0x1200_8b34_5678_0067);
+        assert_eq!(descriptor(&high), 0x1200_8b34_5678_0067);
         let gdt = Entry::Long { rip: 0, rsi: 0 }.gdt();
-        assert_eq!((gdt.len(), u64_at(&gdt, 0x10)), (40, Some(CODE64.descriptor())));
+        assert_eq!((gdt.len(), u64_at(&gdt, 0x10)), (40, Some(descriptor(&CODE64))));
+    }
+
+    #[test]
+    fn a_cpu_out_of_reset_is_put_there() {
+        let mut s = X86State::reset(true);
+        Entry::Long { rip: 0x10_0200, rsi: 0x7000 }.apply(&mut s);
+        s.check().unwrap();
+        assert_eq!((s.linear_pc(), s.gpr[RSI], s.cpl(), s.cs.selector), (0x10_0200, 0x7000, 0, 0x10));
+        let mut s = X86State::reset(true);
+        Entry::Protected { eip: 0x10_0040, ebx: 0x1_0000, esi: 0 }.apply(&mut s);
+        s.check().unwrap();
+        assert_eq!((s.linear_pc(), s.gpr[RBX], s.gpr[2], s.efer), (0x10_0040, 0x1_0000, 0, 0));
+        // What the tables in memory hold is what the registers do.
+        assert_eq!(s.gdtr.limit as usize + 1, Entry::Long { rip: 0, rsi: 0 }.gdt().len());
     }
 
     /// Every address of the first 4 GiB translates to itself, the next one to nothing.
