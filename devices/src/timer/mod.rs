@@ -1,4 +1,6 @@
 //! Clocks and timers.
 
+pub mod calendar;
 pub mod goldfish_rtc;
+pub mod mc146818;
 pub mod rate;
