@@ -8,12 +8,12 @@
 //! do not exist carry over into the next month when the clock starts.
 //! Checked with: its tests; register sequences of Linux's rtc-cmos and SeaBIOS.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use mimus_core::bus::{BusFault, PioAccess};
 use mimus_core::clock::Timer;
 use mimus_core::device::{Drain, MutLifecycle, MutPioDevice, ResetPhase, lock};
-use mimus_core::irq::IrqLine;
+use mimus_core::irq::{IrqController, IrqLine};
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,12 @@ pub struct State {
     weekday_shift: u8,
     /// Clock time up to which flags of register C have been set, in ns.
     seen_ns: u64,
+    /// The HPET drives the interrupt.
+    replaced: bool,
 }
+
+/// The input that takes the interrupt away.
+struct Replaced(Weak<Mutex<Mc146818>>);
 
 /// A real-time clock.
 pub struct Mc146818 {
@@ -114,7 +119,8 @@ impl Mc146818 {
         let phase_ns = offset_ns.rem_euclid(second) as u64;
         let mut cmos = vec![0; LEN];
         (cmos[REG_A], cmos[REG_B], cmos[REG_D]) = (A_DEFAULT, B_24_HOURS, D_VRT);
-        let s = State { cmos, index: NMI_MASK, offset_s, phase_ns, weekday_shift: 0, seen_ns: timer.now() };
+        let seen_ns = timer.now();
+        let s = State { cmos, index: NMI_MASK, offset_s, phase_ns, weekday_shift: 0, seen_ns, replaced: false };
         let rtc = Arc::new(Mutex::new(Mc146818 { s, irq, timer: timer.clone() }));
         let weak = Arc::downgrade(&rtc);
         timer.bind(move || {
@@ -123,6 +129,17 @@ impl Mc146818 {
             }
         });
         rtc
+    }
+
+    /// A line that, while high, takes the interrupt away: an HPET drives a clone of this clock's line instead.
+    pub fn replaced(rtc: &Arc<Mutex<Mc146818>>) -> IrqLine {
+        IrqLine::new(Arc::new(Replaced(Arc::downgrade(rtc))), 0)
+    }
+
+    fn set_replaced(&mut self, replaced: bool) {
+        self.irq.lower();
+        self.s.replaced = replaced;
+        self.update();
     }
 
     /// Puts a byte into the RAM, where firmware looks for the machine's configuration. Time and registers, below 14,
@@ -294,7 +311,9 @@ impl Mc146818 {
         let c = self.s.cmos[REG_C] & FLAGS;
         let request = c & self.s.cmos[REG_B] & FLAGS != 0;
         self.s.cmos[REG_C] = c | if request { C_IRQF } else { 0 };
-        self.irq.set_level(request);
+        if !self.s.replaced {
+            self.irq.set_level(request);
+        }
     }
 
     /// Arms the timer for the first event that would raise an interrupt that is not raised yet.
@@ -389,6 +408,14 @@ impl Mc146818 {
     }
 }
 
+impl IrqController for Replaced {
+    fn set_input(&self, _pin: u32, level: bool) {
+        if let Some(rtc) = self.0.upgrade() {
+            lock(&rtc).set_replaced(level);
+        }
+    }
+}
+
 impl MutPioDevice for Mc146818 {
     fn pio_read(&mut self, a: PioAccess) -> Result<u64, BusFault> {
         // The index port is write-only.
@@ -412,6 +439,7 @@ impl MutLifecycle for Mc146818 {
                 self.s.index = NMI_MASK;
                 self.s.cmos[REG_B] &= !(B_PIE | B_AIE | B_UIE | B_SQWE);
                 self.s.cmos[REG_C] = 0;
+                self.s.replaced = false;
                 self.s.seen_ns = self.timer.now();
             }
             ResetPhase::Hold => {
@@ -456,7 +484,9 @@ impl SaveRestore for Mc146818 {
         }
         self.s = state;
         self.timer.disarm();
-        self.irq.import_level(self.s.cmos[REG_C] & self.s.cmos[REG_B] & FLAGS != 0);
+        if !self.s.replaced {
+            self.irq.import_level(self.s.cmos[REG_C] & self.s.cmos[REG_B] & FLAGS != 0);
+        }
         Ok(())
     }
 }

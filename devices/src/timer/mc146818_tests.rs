@@ -278,3 +278,21 @@ fn an_alarm_that_passed_while_stopped_rings_at_start() {
     mimus_core::device::Lifecycle::start(&*pc.rtc);
     assert!(pc.irq());
 }
+
+#[test]
+fn the_hpet_takes_the_interrupt() {
+    let pc = Pc::new();
+    let replaced = Mc146818::replaced(&pc.rtc);
+    pc.set(0x0b, B_24_HOURS | B_UIE);
+    pc.bench.advance(SECOND);
+    assert!(pc.irq());
+    replaced.raise();
+    assert!(!pc.irq());
+    pc.get(0x0c);
+    pc.bench.advance(SECOND);
+    assert!(!pc.irq());
+    assert_eq!(pc.get(0x0c) & C_UF, C_UF, "flags are set all the same");
+    pc.bench.advance(SECOND);
+    replaced.lower();
+    assert!(pc.irq());
+}

@@ -2,5 +2,6 @@
 
 pub mod calendar;
 pub mod goldfish_rtc;
+pub mod hpet;
 pub mod mc146818;
 pub mod rate;
