@@ -5,6 +5,7 @@
 //! * [`model`] - [`CpuModel`], what `-cpu` parses to.
 //! * [`state`] - [`CpuState`], the exchange format of accelerators, debugger and snapshots.
 //! * [`riscv`] - RISC-V registers, CSR numbers, extensions, models, state.
+//! * [`x86`] - x86 registers, MSRs, CPUID features, models, state, saved chips of a PC.
 //!
 //! The other architectures are named in [`GuestArch`] only.
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ pub mod guest_arch;
 pub mod model;
 pub mod riscv;
 pub mod state;
+pub mod x86;
 
 pub use guest_arch::{Endianness, GuestArch, UnknownArch};
 pub use model::{CpuModel, ModelError};

@@ -2,6 +2,7 @@
 
 use crate::guest_arch::GuestArch;
 use crate::riscv::models::RiscvModel;
+use crate::x86::models::X86Model;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -11,6 +12,8 @@ use std::fmt;
 pub enum CpuModel {
     /// A RISC-V hart.
     Riscv(RiscvModel),
+    /// An x86 processor, of either width.
+    X86(X86Model),
 }
 
 /// A `-cpu` argument that cannot be used.
@@ -53,6 +56,7 @@ impl CpuModel {
     pub fn parse(arch: GuestArch, text: &str) -> Result<Self, ModelError> {
         match arch {
             GuestArch::Riscv64 => RiscvModel::parse(text).map(Self::Riscv),
+            GuestArch::X86_64 | GuestArch::I386 => X86Model::parse(arch, text).map(Self::X86),
             other => Err(ModelError::NoModels(other)),
         }
     }
@@ -61,6 +65,7 @@ impl CpuModel {
     pub fn default_for(arch: GuestArch) -> Result<Self, ModelError> {
         match arch {
             GuestArch::Riscv64 => Ok(Self::Riscv(RiscvModel::default())),
+            GuestArch::X86_64 | GuestArch::I386 => Ok(Self::X86(X86Model::default_for(arch))),
             other => Err(ModelError::NoModels(other)),
         }
     }
@@ -69,6 +74,7 @@ impl CpuModel {
     pub fn arch(&self) -> GuestArch {
         match self {
             Self::Riscv(_) => GuestArch::Riscv64,
+            Self::X86(m) => m.arch,
         }
     }
 
@@ -76,6 +82,7 @@ impl CpuModel {
     pub fn name(&self) -> &str {
         match self {
             Self::Riscv(m) => &m.name,
+            Self::X86(m) => &m.name,
         }
     }
 
@@ -83,6 +90,15 @@ impl CpuModel {
     pub fn as_riscv(&self) -> Option<&RiscvModel> {
         match self {
             Self::Riscv(m) => Some(m),
+            _ => None,
+        }
+    }
+
+    /// The x86 model, if it is one.
+    pub fn as_x86(&self) -> Option<&X86Model> {
+        match self {
+            Self::X86(m) => Some(m),
+            _ => None,
         }
     }
 }
@@ -91,6 +107,7 @@ impl fmt::Display for CpuModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Riscv(m) => m.fmt(f),
+            Self::X86(m) => m.fmt(f),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::guest_arch::GuestArch;
 use crate::riscv::state::RiscvState;
+use crate::x86::state::X86State;
 use serde::{Deserialize, Serialize};
 
 /// Everything a vCPU is made of as far as software can tell: the exchange format
@@ -11,13 +12,16 @@ use serde::{Deserialize, Serialize};
 pub enum CpuState {
     /// A RISC-V hart.
     Riscv(Box<RiscvState>),
+    /// An x86 processor.
+    X86(Box<X86State>),
 }
 
 impl CpuState {
-    /// The architecture the state belongs to.
+    /// The architecture the state belongs to; of x86 the wider one.
     pub fn arch(&self) -> GuestArch {
         match self {
             Self::Riscv(_) => GuestArch::Riscv64,
+            Self::X86(_) => GuestArch::X86_64,
         }
     }
 
@@ -25,6 +29,7 @@ impl CpuState {
     pub fn as_riscv(&self) -> Option<&RiscvState> {
         match self {
             Self::Riscv(s) => Some(s),
+            _ => None,
         }
     }
 
@@ -32,13 +37,31 @@ impl CpuState {
     pub fn as_riscv_mut(&mut self) -> Option<&mut RiscvState> {
         match self {
             Self::Riscv(s) => Some(s),
+            _ => None,
         }
     }
 
-    /// The program counter.
+    /// The x86 state, if it is one.
+    pub fn as_x86(&self) -> Option<&X86State> {
+        match self {
+            Self::X86(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The x86 state, if it is one.
+    pub fn as_x86_mut(&mut self) -> Option<&mut X86State> {
+        match self {
+            Self::X86(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// The program counter; x86: the linear address of the next instruction.
     pub fn pc(&self) -> u64 {
         match self {
             Self::Riscv(s) => s.pc,
+            Self::X86(s) => s.linear_pc(),
         }
     }
 }
@@ -49,6 +72,9 @@ impl CpuState {
 pub enum StateGroups {
     /// pc and general registers only.
     Core,
+    /// What an unprivileged instruction can read or change: [`StateGroups::Core`], segments,
+    /// control registers, floating point, vectors, pending events. No MSRs, no CSRs of timers.
+    Execution,
     /// Everything.
     All,
 }

@@ -1,5 +1,6 @@
 //! Accelerators and the virtual machines inside them.
 
+use super::irqchip::{DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
 use super::vcpu::{Vcpu, VcpuIndex};
 use crate::clock::VirtualClock;
 use crate::memory::{AddressSpace, GuestRam, MemoryListener};
@@ -33,6 +34,37 @@ pub trait AccelVm: Send + Sync {
 
     /// Who wants to follow the system address space (memory slots, TLB flushes).
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        None
+    }
+
+    /// Who runs the interrupt controllers if the board has no wish of its own (x86).
+    fn irqchip_mode(&self) -> IrqChipMode {
+        IrqChipMode::User
+    }
+
+    /// Makes the accelerator's interrupt controllers. `None`: it has none of this mode; the
+    /// board uses its models. Called once at most, before vCPUs are made.
+    fn create_irqchip(&self, _mode: IrqChipMode) -> Result<Option<Arc<dyn IrqChip>>, AccelError> {
+        Ok(None)
+    }
+
+    /// Guest writes that signal a descriptor, if it has them.
+    fn doorbells(&self) -> Option<&dyn Doorbells> {
+        None
+    }
+
+    /// Interrupts by descriptor, if it has them.
+    fn irqfds(&self) -> Option<&dyn IrqFds> {
+        None
+    }
+
+    /// The log of written pages. `None`: page flags are always up to date.
+    fn dirty_log(&self) -> Option<&dyn DirtyLog> {
+        None
+    }
+
+    /// Clocks of the guest to stop and start with the machine.
+    fn guest_clock(&self) -> Option<&dyn GuestClock> {
         None
     }
 

@@ -20,6 +20,17 @@ pub enum HypercallResult {
     Wait,
 }
 
+/// A system register that is not in the CPU but in a device: an x86 local APIC, a GIC's CPU
+/// interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SysReg {
+    /// An x86 model-specific register: `IA32_APIC_BASE`, `IA32_TSC_DEADLINE`, x2APIC.
+    Msr(u32),
+    /// x86 CR8, bits 7:4 of the task priority.
+    Cr8,
+}
+
 /// Implemented once, by the machine. Any thread.
 pub trait CpuIo: Sync {
     /// Reads physical memory; all-ones if it fails.
@@ -71,13 +82,25 @@ pub trait CpuIo: Sync {
     /// the pin itself. One deadline per vCPU and pin.
     fn arm_pin_timer(&self, _vcpu: VcpuIndex, _pin: CpuPin, _deadline_ns: Option<u64>) {}
 
-    /// x86 INTA cycle: the vector to take.
+    /// x86 INTA cycle: the vector to take; of the local APIC first, else of the PIC.
+    /// Called with [`CpuPin::Intr`] high and interrupts open; `None` if it was withdrawn.
     fn acknowledge_interrupt(&self, _vcpu: VcpuIndex) -> Option<u8> {
         None
     }
 
     /// EOI broadcast to an I/O interrupt controller.
     fn end_of_interrupt(&self, _vcpu: VcpuIndex, _vector: u32) {}
+
+    /// Reads a system register that a device may have; `None` if none has it, or the guest may
+    /// not read it (`#GP`).
+    fn sysreg_read(&self, _vcpu: VcpuIndex, _reg: SysReg) -> Option<u64> {
+        None
+    }
+
+    /// Writes one; `None` if no device has it, or takes the value (`#GP`).
+    fn sysreg_write(&self, _vcpu: VcpuIndex, _reg: SysReg, _value: u64) -> Option<()> {
+        None
+    }
 
     /// The machine's clock.
     fn clock(&self) -> &VirtualClock;

@@ -2,13 +2,19 @@
 
 pub mod accelerator;
 pub mod cpu_io;
+pub mod emulation;
 pub mod exit;
+pub mod irqchip;
 pub mod null;
 pub mod vcpu;
 
 pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
-pub use cpu_io::{CpuIo, HypercallResult};
+pub use cpu_io::{CpuIo, HypercallResult, SysReg};
+pub use emulation::{EmulationFailure, FailedInstruction, Finished};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
+pub use irqchip::{
+    DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds,
+};
 pub use null::NullAccelerator;
 pub use vcpu::{
     Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault,

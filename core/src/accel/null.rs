@@ -9,6 +9,7 @@ use super::vcpu::{
 };
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::riscv::RiscvState;
+use mimus_arch::x86::X86State;
 use mimus_arch::{CpuModel, CpuState, GuestArch, StateGroups};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,18 +54,17 @@ impl AccelVm for NullVm {
     }
 
     fn create_vcpu(&self, index: VcpuIndex, model: &CpuModel) -> Result<Box<dyn Vcpu>, AccelError> {
-        let misa = model.as_riscv().map_or(0, |m| m.features.misa());
-        let hartid = u64::from(index.0);
-        let state = CpuState::Riscv(Box::new(RiscvState::new(hartid, misa, 0)));
         let handle = Arc::new(NullHandle {
             index,
             pins: AtomicU32::new(0),
             signal: VcpuSignal::new(),
         });
+        let model = model.clone();
+        let state = reset_state(&model, index);
         Ok(Box::new(NullVcpu {
             handle,
             state,
-            misa,
+            model,
         }))
     }
 }
@@ -72,7 +72,17 @@ impl AccelVm for NullVm {
 struct NullVcpu {
     handle: Arc<NullHandle>,
     state: CpuState,
-    misa: u64,
+    model: CpuModel,
+}
+
+fn reset_state(model: &CpuModel, index: VcpuIndex) -> CpuState {
+    match model.as_riscv() {
+        Some(m) => {
+            let state = RiscvState::new(u64::from(index.0), m.features.misa(), 0);
+            CpuState::Riscv(Box::new(state))
+        }
+        None => CpuState::X86(Box::new(X86State::reset(index.0 == 0))),
+    }
 }
 
 /// The handle of a null vCPU: remembers its pins for tests to look at.
@@ -143,13 +153,17 @@ impl Vcpu for NullVcpu {
     }
 
     fn reset(&mut self, _kind: ResetKind, start: Option<StartRequest>) {
-        let mut s = RiscvState::new(u64::from(self.handle.index.0), self.misa, 0);
-        if let Some(how) = start {
-            s.pc = how.pc;
-            s.x[10] = how.arg0;
-            s.x[11] = how.arg1;
+        self.state = reset_state(&self.model, self.handle.index);
+        let Some(how) = start else { return };
+        match &mut self.state {
+            CpuState::Riscv(s) => {
+                s.pc = how.pc;
+                s.x[10] = how.arg0;
+                s.x[11] = how.arg1;
+            }
+            CpuState::X86(s) => s.start_real_mode(how.pc),
+            _ => {}
         }
-        self.state = CpuState::Riscv(Box::new(s));
     }
 
     fn translate(&mut self, va: GuestVirt, _access: Access) -> Result<Translation, TranslateFault> {

@@ -2,6 +2,7 @@
 
 use super::accelerator::AccelError;
 use super::cpu_io::CpuIo;
+use super::emulation::EmulationFailure;
 use super::exit::{VcpuExit, WatchKind};
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::{CpuState, StateGroups};
@@ -44,12 +45,18 @@ pub trait Vcpu: Send {
     fn set_state(&mut self, state: &CpuState) -> Result<(), StateError>;
 
     /// Puts the vCPU in its reset state; with `start`, at that pc with those arguments in
-    /// the first two argument registers (RISC-V: `a0`, `a1`) and not waiting.
+    /// the first two argument registers (RISC-V: `a0`, `a1`) and not waiting. x86: `start` is
+    /// an INIT and a start-up IPI, `pc` the page (`vector << 12`); without, vCPU 0 is the
+    /// bootstrap processor and the others wait for a start-up IPI.
     fn reset(&mut self, kind: ResetKind, start: Option<StartRequest>);
 
     /// Translates a virtual address as an access of the current mode would be, without
     /// side effects.
     fn translate(&mut self, va: GuestVirt, access: Access) -> Result<Translation, TranslateFault>;
+
+    /// Who finishes instructions the accelerator cannot execute. One that can execute all
+    /// ignores it.
+    fn set_emulation_failure(&mut self, _hook: Arc<dyn EmulationFailure>) {}
 
     /// Breakpoints and single steps, if there are any.
     fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
