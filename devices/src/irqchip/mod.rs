@@ -2,4 +2,5 @@
 
 pub mod aclint;
 pub mod i8259;
+pub mod ioapic;
 pub mod plic;
