@@ -70,7 +70,7 @@ impl Chip for PicChipState {
 
     /// 0 for the highest priority in `set`, 8 if it is empty.
     fn priority(&self, set: u8) -> u32 {
-        set.rotate_right(u32::from(self.lowest + 1 & 7)).trailing_zeros()
+        set.rotate_right(u32::from((self.lowest + 1) & 7)).trailing_zeros()
     }
 
     fn input_at(&self, priority: u32) -> u8 {

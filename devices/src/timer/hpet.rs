@@ -103,7 +103,7 @@ pub struct HpetLines {
     pub irq0: IrqLine,
     /// The RTC's interrupt, which timer 1 takes over: a clone of its line.
     pub irq8: IrqLine,
-    /// High while the PIT's and the RTC's interrupts are taken over; one for each ([`I8254::replaced`](super::i8254),
+    /// High while the PIT's and the RTC's interrupts are taken over; one for each ([`I8254::replaced`](super::i8254::I8254::replaced),
     /// [`Mc146818::replaced`](super::mc146818::Mc146818::replaced)).
     pub replace: [IrqLine; 2],
     /// Where FSB messages go, if the timers can send them.
