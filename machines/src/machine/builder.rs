@@ -277,9 +277,15 @@ impl MachineBuilder {
         if let Some(binding) = region.binding() {
             binding.bind_pio(device, index);
         }
+        self.map_ports(base, &region)
+    }
+
+    /// Maps a region in the port space.
+    pub fn map_ports(&self, base: u16, region: &MemoryRegion) -> Result<(), MachineError> {
+        let name = region.name();
         let ports = self.ports.as_ref().ok_or_else(|| MachineError::other(format!("{name}: there are no ports")))?;
         self.services.map.change(|t| {
-            t.map(ports.root(), base.into(), &region);
+            t.map(ports.root(), base.into(), region);
         });
         Ok(())
     }

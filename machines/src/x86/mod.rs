@@ -3,4 +3,5 @@
 //! * [`acpi`] and [`smbios`] have the tables that describe them.
 
 pub mod acpi;
+pub mod interrupts;
 pub mod smbios;
