@@ -3,5 +3,9 @@
 //! * [`acpi`] and [`smbios`] have the tables that describe them.
 
 pub mod acpi;
+pub mod fw_cfg;
 pub mod interrupts;
+pub mod layout;
+pub mod options;
+pub mod rom;
 pub mod smbios;
