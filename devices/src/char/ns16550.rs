@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use mimus_core::backend::{CharBackend, CharEvent};
-use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
-use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess, PioAccess};
+use mimus_core::device::{MutLifecycle, MutMmioDevice, MutPioDevice, ResetPhase};
 use mimus_core::irq::IrqLine;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 pub const SIZE: u64 = 8;
 /// Accesses the region takes: each byte is a register.
 pub const RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B1);
+/// Accesses its ports take on a PC.
+pub use crate::ports::BYTE_PORTS as PORT_RULES;
+/// Where a PC has its four: first port and IRQ.
+pub const PC_PORTS: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 const FIFO: usize = 16;
 /// Received with a break instead of a stop bit.
 const RX_BREAK: u16 = 0x100;
@@ -348,6 +352,17 @@ impl MutMmioDevice for Ns16550 {
     }
 }
 
+impl MutPioDevice for Ns16550 {
+    fn pio_read(&mut self, a: PioAccess) -> Result<u64, BusFault> {
+        Ok(u64::from(self.read(a.offset.into())))
+    }
+
+    fn pio_write(&mut self, a: PioAccess, value: u64) -> Result<(), BusFault> {
+        self.write(a.offset.into(), value as u8);
+        Ok(())
+    }
+}
+
 impl MutLifecycle for Ns16550 {
     fn reset(&mut self, phase: ResetPhase) {
         match phase {
@@ -388,5 +403,29 @@ impl SaveRestore for Ns16550 {
         self.s = state;
         self.irq.import_level(self.interrupt() != IIR_NONE);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Levels, assert_round_trip, inb, outb, read32};
+
+    #[test]
+    fn ports_and_memory_reach_the_same_registers() {
+        let levels = Levels::new();
+        let uart = Ns16550::new(levels.line(4), None);
+        outb(&*uart, 0, 7, 0x5a);
+        assert_eq!((inb(&*uart, 0, 7), read32(&*uart, 0, 7)), (0x5a, 0x5a));
+        outb(&*uart, 0, 3, LCR_DLAB);
+        outb(&*uart, 0, 0, 1);
+        assert_eq!((inb(&*uart, 0, 0), inb(&*uart, 0, 1)), (1, 0));
+        outb(&*uart, 0, 3, 3);
+        outb(&*uart, 0, 1, IER_THRE);
+        assert_eq!((levels.take(), inb(&*uart, 0, 2)), (vec![(4, true)], IIR_THRE));
+        outb(&*uart, 0, 4, MCR_LOOP);
+        outb(&*uart, 0, 0, b'x');
+        assert_eq!((inb(&*uart, 0, 5) & LSR_DATA, inb(&*uart, 0, 0)), (LSR_DATA, b'x'));
+        assert_round_trip(&uart, &Ns16550::new(IrqLine::disconnected(), None));
     }
 }
