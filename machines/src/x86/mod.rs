@@ -3,8 +3,10 @@
 //! * [`acpi`] and [`smbios`] have the tables that describe them.
 
 pub mod acpi;
+pub mod boot;
 pub mod fw_cfg;
 pub mod interrupts;
+pub mod isa;
 pub mod layout;
 pub mod options;
 pub mod rom;
