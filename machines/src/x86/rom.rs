@@ -16,8 +16,6 @@ use crate::guests;
 use crate::machine::backends::drive_id;
 use crate::machine::{MachineBuilder, MachineError};
 
-/// The BIOS's file name.
-const BIOS: &str = "bios-256k.bin";
 /// Where distributions put it.
 const DIRECTORIES: &[&str] = &[
     "/usr/share/seabios",
@@ -79,8 +77,13 @@ pub fn has_flash(config: &MachineConfig) -> bool {
 }
 
 /// Puts the firmware in that `config` asks for: flash, `-bios FILE`, or without a kernel the BIOS of the host.
-/// `window` is where the end of a ROM is seen below 1 MiB.
-pub fn add(b: &mut MachineBuilder, config: &MachineConfig, window: &MemoryRegion) -> Result<Firmware, MachineError> {
+/// `window` is where the end of a ROM is seen below 1 MiB, `bios` the name of the host's BIOS.
+pub fn add(
+    b: &mut MachineBuilder,
+    config: &MachineConfig,
+    window: &MemoryRegion,
+    bios: &str,
+) -> Result<Firmware, MachineError> {
     let flash = banks(config)?;
     let path = match &config.boot.bios {
         _ if flash[0].is_some() => {
@@ -91,7 +94,7 @@ pub fn add(b: &mut MachineBuilder, config: &MachineConfig, window: &MemoryRegion
             return add_flash(b, flash, window);
         }
         Bios::File(path) => path.clone(),
-        Bios::Default if config.boot.kernel.is_none() => find(config)?,
+        Bios::Default if config.boot.kernel.is_none() => find(config, bios)?,
         Bios::None if config.boot.kernel.is_none() => {
             return Err(ConfigError::new("-bios", "none", "there is nothing to run then: give -kernel FILE").into());
         }
@@ -101,12 +104,12 @@ pub fn add(b: &mut MachineBuilder, config: &MachineConfig, window: &MemoryRegion
 }
 
 /// The BIOS of this host.
-fn find(config: &MachineConfig) -> Result<PathBuf, MachineError> {
+fn find(config: &MachineConfig, bios: &str) -> Result<PathBuf, MachineError> {
     let fetched = guests::cache_dir().ok().map(|c| c.join(guests::x86::SEABIOS.name));
     let directories = config.data_dirs.iter().cloned().chain(DIRECTORIES.iter().map(PathBuf::from)).chain(fetched);
-    directories.map(|d| d.join(BIOS)).find(|p| p.is_file()).ok_or_else(|| {
+    directories.map(|d| d.join(bios)).find(|p| p.is_file()).ok_or_else(|| {
         MachineError::other(format!(
-            "there is no BIOS ({BIOS}) in the usual places: install the package seabios, name one with -bios FILE, or give -kernel FILE"
+            "there is no BIOS ({bios}) in the usual places: install the package seabios, name one with -bios FILE, or give -kernel FILE"
         ))
     })
 }
@@ -215,10 +218,13 @@ mod tests {
     fn the_bios_is_looked_for() {
         let dir = std::env::temp_dir().join(format!("mimus-rom-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join(BIOS), [0]).unwrap();
+        std::fs::write(dir.join("b.bin"), [0]).unwrap();
         let mut config = MachineConfig::new("x86_64");
         config.data_dirs = vec![dir.clone()];
-        assert_eq!(find(&config).unwrap(), dir.join(BIOS));
+        assert_eq!(find(&config, "b.bin").unwrap(), dir.join("b.bin"));
         std::fs::remove_dir_all(&dir).unwrap();
+        assert!(
+            find(&MachineConfig::new("x86_64"), "no-such-bios.bin").unwrap_err().to_string().contains("-bios FILE")
+        );
     }
 }
