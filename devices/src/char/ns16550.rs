@@ -313,17 +313,17 @@ impl Ns16550 {
     }
 
     fn set_fifo_control(&mut self, value: u8) {
+        // Section 8.5: without bit 0 the others are not programmed.
+        let value = if value & FCR_ENABLE != 0 { value } else { 0 };
         let toggled = (value ^ self.s.fcr) & FCR_ENABLE != 0;
         if toggled || value & FCR_CLEAR_RX != 0 {
             self.s.rx.clear();
-            self.s.overrun = false;
         }
         if toggled || value & FCR_CLEAR_TX != 0 {
             // Bytes the host has not taken yet were sent long ago, as far as the line is concerned: they stay.
             self.s.thre_pending = self.s.tx.is_empty();
         }
-        // Section 8.5: without bit 0 the others are not programmed.
-        self.s.fcr = if value & FCR_ENABLE != 0 { value & 0xc9 } else { 0 };
+        self.s.fcr = value & 0xc9;
         self.update();
         self.offer_input();
     }
@@ -334,7 +334,8 @@ fn locked(uart: &Mutex<Ns16550>) -> std::sync::MutexGuard<'_, Ns16550> {
 }
 
 fn reset_state() -> State {
-    State { divisor: 0x0c, mcr: 0x08, thre_pending: false, ..State::default() }
+    // Table 2; the divisor is undefined there: 9600 baud.
+    State { divisor: 0x0c, ..State::default() }
 }
 
 impl MutMmioDevice for Ns16550 {
