@@ -391,3 +391,7 @@ impl SaveRestore for Ns16550 {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "ns16550_tests.rs"]
+mod tests;
