@@ -20,11 +20,7 @@ pub fn requested(guest: &str, args: &SystemArgs) -> Option<String> {
     if any(&args.device) {
         return Some(crate::run::device_help(None));
     }
-    if let Some(driver) = args
-        .device
-        .iter()
-        .find_map(|d| d.strip_suffix(",help").or(d.strip_suffix(",?")))
-    {
+    if let Some(driver) = args.device.iter().find_map(|d| d.strip_suffix(",help").or(d.strip_suffix(",?"))) {
         return Some(crate::run::device_help(Some(driver)));
     }
     if any(&args.netdev) || any(&args.nic) {
@@ -45,32 +41,19 @@ pub fn requested(guest: &str, args: &SystemArgs) -> Option<String> {
                 ("file", "output to a file (path=, append=)"),
                 ("pty", "a new pseudo-terminal"),
                 ("pipe", "named pipes PATH.in and PATH.out (path=)"),
-                (
-                    "socket",
-                    "TCP or Unix socket (host=, port= or path=, server=, wait=, telnet=)",
-                ),
+                ("socket", "TCP or Unix socket (host=, port= or path=, server=, wait=, telnet=)"),
             ],
         ));
     }
-    args.log
-        .as_deref()
-        .is_some_and(asks)
-        .then(|| table("log items of -d:", LOG_ITEMS))
+    args.log.as_deref().is_some_and(asks).then(|| table("log items of -d:", LOG_ITEMS))
 }
 
 fn accelerators() -> String {
-    let kvm = match std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
+    let kvm = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => "the host's virtualisation (/dev/kvm), for guests of the host's architecture",
         Err(_) => "the host's virtualisation; /dev/kvm cannot be opened here",
     };
-    table(
-        "accelerators:",
-        &[("tcg", "dynamic translation, for any guest"), ("kvm", kvm)],
-    )
+    table("accelerators:", &[("tcg", "dynamic translation, for any guest"), ("kvm", kvm)])
 }
 
 /// A heading and two columns.

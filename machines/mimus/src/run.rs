@@ -40,12 +40,7 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let io = HostIo::new()?;
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
-    let host = virt::Host {
-        accel: &*accel.accel,
-        accel_options: accel.options,
-        serial: consoles.serial.clone(),
-        io,
-    };
+    let host = virt::Host { accel: &*accel.accel, accel_options: accel.options, serial: consoles.serial.clone(), io };
     let mut machine = virt::build(&config, host)?;
     machine.power_on()?;
     let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });
@@ -77,10 +72,7 @@ fn check(config: &MachineConfig) -> anyhow::Result<()> {
     let flash = |d: &mimus_machines::config::Drive| d.interface == mimus_machines::config::DriveInterface::Pflash;
     let firmware = matches!(config.boot.bios, mimus_machines::config::Bios::File(_));
     if config.boot.kernel.is_none() && !firmware && !config.drives.iter().any(flash) {
-        anyhow::bail!(
-            "there is nothing to run: give -kernel FILE or -bios FILE (or see: mimus try {})",
-            config.guest
-        );
+        anyhow::bail!("there is nothing to run: give -kernel FILE or -bios FILE (or see: mimus try {})", config.guest);
     }
     Ok(())
 }
@@ -228,9 +220,21 @@ fn registers(state: &CpuState) -> String {
     let mut rows = vec![("pc".to_owned(), s.pc)];
     rows.extend(s.x.iter().enumerate().skip(1).map(|(i, x)| (format!("x{i}"), *x)));
     let csrs = [
-        ("mstatus", s.mstatus), ("mie", s.mie), ("mip", s.mip), ("mtvec", s.mtvec), ("mepc", s.mepc),
-        ("mcause", s.mcause), ("mtval", s.mtval), ("medeleg", s.medeleg), ("mideleg", s.mideleg), ("stvec", s.stvec),
-        ("sepc", s.sepc), ("scause", s.scause), ("stval", s.stval), ("satp", s.satp), ("stimecmp", s.stimecmp),
+        ("mstatus", s.mstatus),
+        ("mie", s.mie),
+        ("mip", s.mip),
+        ("mtvec", s.mtvec),
+        ("mepc", s.mepc),
+        ("mcause", s.mcause),
+        ("mtval", s.mtval),
+        ("medeleg", s.medeleg),
+        ("mideleg", s.mideleg),
+        ("stvec", s.stvec),
+        ("sepc", s.sepc),
+        ("scause", s.scause),
+        ("stval", s.stval),
+        ("satp", s.satp),
+        ("stimecmp", s.stimecmp),
     ];
     rows.extend(csrs.map(|(name, value)| (name.to_owned(), value)));
     let mut out = format!("mode {:?}{}\n", s.privilege, if s.waiting { ", waiting" } else { "" });

@@ -88,7 +88,9 @@ impl MachineBuilder {
     pub fn new(spec: MachineSpec<'_>) -> Result<Self, MachineError> {
         let HostIo { clocks, thread: io_thread, backends } = spec.io;
         let ram = GuestRam::new();
-        let block = ram.add_block("ram", spec.ram_size, RamBacking::Private)?;
+        let block = ram.add_block("ram", spec.ram_size, RamBacking::Private).map_err(|e| {
+            MachineError::Other(format!("-m {}M: {e}; use a smaller -m", spec.ram_size >> 20))
+        })?;
         let map = MemoryMap::new();
         let root = MemoryRegion::container("system", u64::MAX);
         let memory = map.address_space("memory", &root);
@@ -236,6 +238,7 @@ impl MachineBuilder {
         policy: Policy,
     ) -> Result<Machine, MachineError> {
         let s = &self.services;
+        all_used(&s.backends)?;
         let timers = PinTimers::new(&s.io_thread, &s.vcpus);
         let io = MachineIo::new(&s.memory, &s.clocks.virt, &self.threads, timers, hypercalls);
         s.map.apply_pending();
@@ -253,5 +256,20 @@ impl MachineBuilder {
             io,
             devices: self.devices,
         }))
+    }
+}
+
+/// A network or disk that no device uses is a mistake: the guest would go without it.
+fn all_used(backends: &Backends) -> Result<(), MachineError> {
+    let unused = |(id, user): (String, Option<String>)| user.is_none().then_some(id);
+    let error = |option: &str, id: &str, device: &str| {
+        MachineError::Other(format!("{option} id={id}: no device uses it; add -device {device}={id}"))
+    };
+    if let Some(id) = backends.list_net().into_iter().find_map(|(id, _, user)| unused((id, user))) {
+        return Err(error("-netdev", &id, "virtio-net-pci,netdev"));
+    }
+    match backends.list_block().into_iter().find_map(|(id, _, user)| unused((id, user))) {
+        Some(id) => Err(error("-drive", &id, "virtio-blk-pci,drive")),
+        None => Ok(()),
     }
 }

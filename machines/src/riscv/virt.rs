@@ -26,7 +26,7 @@ use mimus_devices::virtio::virtio_device_of;
 
 use super::boot::VirtBoot;
 use super::fdt::FdtConfig;
-use super::map;
+use super::{firmware, map};
 use super::sbi::Sbi;
 use crate::config::keyval::nearest;
 use crate::config::{Bios, ConfigError, DriveInterface, MachineConfig, Rtc, RtcBase, RtcClock};
@@ -80,7 +80,9 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     board.platform_devices(serial.clone(), &config.rtc)?;
     let pci = board.pci(config.memory)?;
     board.configured_devices(config, &pci)?;
-    board.finish(config, serial)
+    let flash = firmware::add_flash(&mut board.builder, config)?;
+    firmware::add_fw_cfg(&mut board.builder, config, flash)?;
+    board.finish(config, serial, flash)
 }
 
 /// What the configuration asks for that this board cannot be.
@@ -218,10 +220,8 @@ impl Virt {
                     }
                     self.add_model("-drive", "virtio-blk-device", options, pci)?;
                 }
-                DriveInterface::None => {}
-                DriveInterface::Pflash => {
-                    return Err(ConfigError::new("-drive", "if=pflash", "this build's virt board has no flash").into());
-                }
+                // A device's, or a bank of the flash (super::firmware).
+                DriveInterface::None | DriveInterface::Pflash => {}
             }
         }
         for text in &config.devices {
@@ -296,7 +296,12 @@ impl Virt {
         Ok(self.slots.remove(at))
     }
 
-    fn finish(mut self, config: &MachineConfig, serial: Option<Arc<dyn CharBackend>>) -> Result<Machine, MachineError> {
+    fn finish(
+        mut self,
+        config: &MachineConfig,
+        serial: Option<Arc<dyn CharBackend>>,
+        flash: bool,
+    ) -> Result<Machine, MachineError> {
         for slot in &self.slots {
             self.builder.map(map::VIRTIO.base + u64::from(*slot) * map::VIRTIO.size, &EmptySlot::region());
         }
@@ -304,10 +309,15 @@ impl Virt {
             Bios::Default => Some(self.sbi(serial)?),
             Bios::None | Bios::File(_) => None,
         };
+        let mut config = config.clone();
+        if flash {
+            // Firmware in flash gets them through fw_cfg, and loads them itself.
+            (config.boot.kernel, config.boot.initrd) = (None, None);
+        }
         let board = VirtBoot {
-            fdt: self.fdt(config),
+            fdt: self.fdt(&config),
             config: config.clone(),
-            flash: false,
+            flash,
             used: AtomicBool::new(false),
         };
         let policy = Policy { no_reboot: config.no_reboot, no_shutdown: config.no_shutdown };
@@ -337,8 +347,8 @@ impl Virt {
             rng_seed: [0; 32],
             reserved: None,
             machine_mode: config.boot.bios != Bios::Default,
-            fw_cfg: false,
-            flash: false,
+            fw_cfg: true,
+            flash: true,
             pcie: true,
         }
     }

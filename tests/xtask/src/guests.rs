@@ -27,10 +27,7 @@ pub fn bench() -> anyhow::Result<Bench> {
     let kernel = ensure(&guests::RISCV64)?;
     let busybox = ensure(&guests::RISCV64_BUSYBOX)?;
     let initrd = init::bench_initrd(&busybox, &busybox.join("busybox"))?;
-    Ok(Bench {
-        kernel: kernel.join("linux"),
-        initrd,
-    })
+    Ok(Bench { kernel: kernel.join("linux"), initrd })
 }
 
 /// Fetches everything.

@@ -282,6 +282,12 @@ pub struct PitChannelState {
     pub latched_status: Option<u8>,
     /// Virtual time at which the count was loaded (or the gate triggered), in ns.
     pub loaded_ns: i64,
+    /// Nothing is counted yet: the count was not written since the control word was, or, in
+    /// modes 1 and 5, the gate did not trigger. A kernel does not know: false.
+    pub waiting: bool,
+    /// GATE holds the counter: what it had counted until then, in ns. A kernel does not know:
+    /// `None`.
+    pub paused_ns: Option<u64>,
 }
 
 /// An 8254 as a PC wires it.
@@ -293,13 +299,15 @@ pub struct PitState {
     pub speaker: bool,
     /// Channel 0's interrupt is replaced by the HPET's.
     pub irq_disabled: bool,
+    /// Virtual time up to which channel 0 has interrupted, in ns. Of a kernel: when it was saved.
+    pub driven_ns: i64,
 }
 
 impl PitState {
     /// At power-on. The 8254 is undefined then; channels do not count until programmed.
     pub fn reset() -> Self {
-        let channel = |gate| PitChannelState { count: 0x1_0000, mode: 3, gate, ..Default::default() };
-        Self { channels: [channel(true), channel(true), channel(false)], speaker: false, irq_disabled: false }
+        let channel = |gate| PitChannelState { count: 0x1_0000, mode: 3, gate, waiting: true, ..Default::default() };
+        Self { channels: [channel(true), channel(true), channel(false)], ..Self::default() }
     }
 
     /// Checks what no 8254 could be in.
