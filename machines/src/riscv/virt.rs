@@ -52,6 +52,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         ram: vec![RamRange { base: map::DRAM_BASE, len: config.memory }],
         ports: false,
         irqchip: None,
+        emulation_failure: host.emulation_failure,
         io: host.io,
     })?;
     let serial = match host.serials.iter().flatten().next() {

@@ -64,6 +64,7 @@ pub fn builder(
         ram: layout::ranges(memory),
         ports: true,
         irqchip: options.irqchip,
+        emulation_failure: host.emulation_failure,
         io: host.io,
     })?;
     if let Some(mode) = options.irqchip.filter(|m| *m != IrqChipMode::User && b.irqchip_mode() != *m) {
