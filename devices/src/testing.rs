@@ -1,5 +1,9 @@
 //! What the tests of register-level devices share: a clock moved by hand, lines that
-//! remember, port and memory accesses, random numbers.
+//! remember, port and memory accesses, random numbers; host sides, memory, damaged states.
+
+pub mod host;
+pub mod memory;
+pub mod state;
 
 use std::sync::{Arc, Mutex};
 

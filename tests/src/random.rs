@@ -24,7 +24,7 @@ impl Random {
 
     /// Below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        (self.u64() >> 32) * n >> 32
+        ((self.u64() >> 32) * n) >> 32
     }
 
     /// True one time in `n`.

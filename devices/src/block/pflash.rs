@@ -471,11 +471,10 @@ impl WriteBack {
     fn completed(self: &Arc<Self>, result: Result<(), BlockError>, tokens: Vec<DrainToken>) {
         let mut s = lock(&self.s);
         s.in_flight = false;
-        if let Err(e) = result {
-            if !std::mem::replace(&mut s.failed, true) {
+        if let Err(e) = result
+            && !std::mem::replace(&mut s.failed, true) {
                 log::error!("flash {}: cannot write {}: {e}; later changes may be lost too", self.name, self.image.describe());
             }
-        }
         drop(s);
         drop(tokens);
         self.pump();

@@ -6,6 +6,8 @@ use mimus_devices::virtio::net::{VirtioNet, VirtioNetOptions};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+type LinkListener = Box<dyn Fn(bool) + Send + Sync>;
+
 /// A wire whose other end is the test.
 #[derive(Default)]
 struct Wire {
@@ -13,7 +15,7 @@ struct Wire {
     receiver: Mutex<Option<NetReceiver>>,
     ready: AtomicU32,
     down: AtomicBool,
-    link: Mutex<Option<Box<dyn Fn(bool) + Send + Sync>>>,
+    link: Mutex<Option<LinkListener>>,
 }
 
 impl NetBackend for Wire {
@@ -26,7 +28,7 @@ impl NetBackend for Wire {
     fn receive_ready(&self) {
         self.ready.fetch_add(1, Ordering::SeqCst);
     }
-    fn set_link_listener(&self, listener: Box<dyn Fn(bool) + Send + Sync>) {
+    fn set_link_listener(&self, listener: LinkListener) {
         *self.link.lock().unwrap() = Some(listener);
     }
     fn link_up(&self) -> bool {

@@ -5,26 +5,16 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser};
 use mimus_machines::config::options::{parse_log_items, parse_memory};
 use mimus_machines::config::{
-    Accel, Bios, CharBackend, Chardev, ConfigError, Drive, DriveInterface, MachineConfig,
-    MachineType, Netdev, Nic, Rtc, Smp,
+    Accel, Bios, CharBackend, Chardev, ConfigError, Drive, DriveInterface, MachineConfig, MachineType, Netdev, Nic,
+    Rtc, Smp,
 };
 
 /// Options of a machine. Words are QEMU's; each may have one dash or two.
 #[derive(Debug, Default, Parser)]
-#[command(
-    no_binary_name = true,
-    disable_help_flag = true,
-    disable_version_flag = true,
-    args_override_self = true
-)]
+#[command(no_binary_name = true, disable_help_flag = true, disable_version_flag = true, args_override_self = true)]
 pub struct SystemArgs {
     /// Board and its properties; `help` lists them
-    #[arg(
-        long = "machine",
-        alias = "M",
-        value_name = "NAME,KEY=VALUE…",
-        allow_hyphen_values = true
-    )]
+    #[arg(long = "machine", alias = "M", value_name = "NAME,KEY=VALUE…", allow_hyphen_values = true)]
     pub machine: Vec<String>,
     /// CPU model; `help` lists them
     #[arg(long, value_name = "MODEL")]
@@ -145,9 +135,7 @@ pub fn help(guest: &str) -> String {
     }
     out.push_str("\nexample:\n  mimus system ");
     out.push_str(guest);
-    out.push_str(
-        " -M virt -m 1G -smp 2 -nographic -kernel Image -initrd initrd.gz -append console=ttyS0\n",
-    );
+    out.push_str(" -M virt -m 1G -smp 2 -nographic -kernel Image -initrd initrd.gz -append console=ttyS0\n");
     out
 }
 
@@ -159,23 +147,13 @@ impl SystemArgs {
         self.boot(&mut config)?;
         self.disks_and_devices(&mut config)?;
         self.consoles(&mut config)?;
-        config.rtc = self
-            .rtc
-            .as_deref()
-            .map(Rtc::parse)
-            .transpose()?
-            .unwrap_or_default();
+        config.rtc = self.rtc.as_deref().map(Rtc::parse).transpose()?.unwrap_or_default();
         config.no_reboot = self.no_reboot;
         config.no_shutdown = self.no_shutdown;
         config.start_paused = self.paused;
         config.no_defaults = self.nodefaults;
         config.name = self.name;
-        config.log.items = self
-            .log
-            .as_deref()
-            .map(parse_log_items)
-            .transpose()?
-            .unwrap_or_default();
+        config.log.items = self.log.as_deref().map(parse_log_items).transpose()?.unwrap_or_default();
         config.log.file = self.log_file;
         config.data_dirs = self.data_dir;
         config.pidfile = self.pidfile;
@@ -217,14 +195,9 @@ impl SystemArgs {
             Some("none") => Bios::None,
             Some(file) => Bios::File(firmware_path(file, &self.data_dir)),
         };
-        for (option, given) in [
-            ("-initrd", boot.initrd.is_some()),
-            ("-append", boot.append.is_some()),
-        ] {
+        for (option, given) in [("-initrd", boot.initrd.is_some()), ("-append", boot.append.is_some())] {
             if given && boot.kernel.is_none() {
-                anyhow::bail!(
-                    "{option}: it goes with a kernel, and there is none: add -kernel FILE"
-                );
+                anyhow::bail!("{option}: it goes with a kernel, and there is none: add -kernel FILE");
             }
         }
         Ok(())
@@ -256,32 +229,15 @@ impl SystemArgs {
             ),
         };
         config.serials = parse_all(&self.serial, |t| CharBackend::parse_legacy("-serial", t))?;
-        let monitor = self
-            .monitor
-            .as_deref()
-            .map(|t| CharBackend::parse_legacy("-monitor", t))
-            .transpose()?;
-        let stdio_taken = config
-            .chardevs
-            .iter()
-            .any(|c| matches!(c.backend, CharBackend::Stdio { .. }))
-            || config
-                .serials
-                .iter()
-                .chain(&monitor)
-                .any(|b| matches!(b, CharBackend::Stdio { .. }));
+        let monitor = self.monitor.as_deref().map(|t| CharBackend::parse_legacy("-monitor", t)).transpose()?;
+        let stdio_taken = config.chardevs.iter().any(|c| matches!(c.backend, CharBackend::Stdio { .. }))
+            || config.serials.iter().chain(&monitor).any(|b| matches!(b, CharBackend::Stdio { .. }));
         if config.serials.is_empty() && !self.nodefaults {
             // QEMU shows the serial port in a window unless told otherwise; ours is the terminal.
             let wanted = self.nographic || shown;
             config.serials.push(match (wanted, stdio_taken, &monitor) {
-                (true, false, None) => CharBackend::Stdio {
-                    monitor: true,
-                    signal: false,
-                },
-                (true, false, Some(_)) => CharBackend::Stdio {
-                    monitor: false,
-                    signal: false,
-                },
+                (true, false, None) => CharBackend::Stdio { monitor: true, signal: false },
+                (true, false, Some(_)) => CharBackend::Stdio { monitor: false, signal: false },
                 _ => CharBackend::Null,
             });
         }
@@ -296,16 +252,10 @@ fn firmware_path(name: &str, dirs: &[PathBuf]) -> PathBuf {
     if plain.exists() {
         return plain;
     }
-    dirs.iter()
-        .map(|d| d.join(name))
-        .find(|p| p.exists())
-        .unwrap_or(plain)
+    dirs.iter().map(|d| d.join(name)).find(|p| p.exists()).unwrap_or(plain)
 }
 
-fn parse_all<T>(
-    texts: &[String],
-    parse: impl Fn(&str) -> Result<T, ConfigError>,
-) -> Result<Vec<T>, ConfigError> {
+fn parse_all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T, ConfigError>) -> Result<Vec<T>, ConfigError> {
     texts.iter().map(|t| parse(t)).collect()
 }
 
@@ -314,10 +264,7 @@ pub fn parse(words: Vec<std::ffi::OsString>) -> anyhow::Result<SystemArgs> {
     let words = crate::argv::rewrite(&SystemArgs::command(), words)?;
     SystemArgs::try_parse_from(words).map_err(|e| {
         let text = e.to_string();
-        let line = text
-            .lines()
-            .next()
-            .unwrap_or("the command line cannot be read");
+        let line = text.lines().next().unwrap_or("the command line cannot be read");
         anyhow::anyhow!("{}", line.trim_start_matches("error: "))
     })
 }
@@ -328,9 +275,7 @@ mod tests {
 
     fn config(line: &str) -> Result<MachineConfig, String> {
         let words = line.split_whitespace().map(Into::into).collect();
-        parse(words)
-            .and_then(|a| a.into_config("riscv64"))
-            .map_err(|e| format!("{e:#}"))
+        parse(words).and_then(|a| a.into_config("riscv64")).map_err(|e| format!("{e:#}"))
     }
 
     #[test]
@@ -340,17 +285,8 @@ mod tests {
              -drive file=d.img,if=virtio,format=raw -device virtio-rng-device -netdev user,id=n0 -no-reboot -S -name x",
         )
         .unwrap();
-        assert_eq!(
-            (c.memory, c.smp.cpus, c.cpu.as_deref()),
-            (2 << 30, 4, Some("max"))
-        );
-        assert_eq!(
-            c.serials,
-            [CharBackend::Stdio {
-                monitor: true,
-                signal: false
-            }]
-        );
+        assert_eq!((c.memory, c.smp.cpus, c.cpu.as_deref()), (2 << 30, 4, Some("max")));
+        assert_eq!(c.serials, [CharBackend::Stdio { monitor: true, signal: false }]);
         assert_eq!(c.accels[0].name, "tcg");
         assert!(c.no_reboot && c.start_paused && c.drives.len() == 1 && c.devices.len() == 1);
     }
@@ -358,35 +294,13 @@ mod tests {
     #[test]
     fn consoles_follow_qemu() {
         use CharBackend as B;
-        let (mux, plain) = (
-            B::Stdio {
-                monitor: true,
-                signal: false,
-            },
-            B::Stdio {
-                monitor: false,
-                signal: false,
-            },
-        );
+        let (mux, plain) = (B::Stdio { monitor: true, signal: false }, B::Stdio { monitor: false, signal: false });
         assert_eq!(config("").unwrap().serials, [mux]);
         assert_eq!(config("-nographic -monitor none").unwrap().serials, [plain]);
         assert_eq!(config("-display none").unwrap().serials, [B::Null]);
         let c = config("-monitor stdio").unwrap();
-        assert_eq!(
-            (c.serials, c.monitor),
-            (
-                vec![B::Null],
-                B::Stdio {
-                    monitor: false,
-                    signal: true
-                }
-            )
-        );
-        assert!(
-            config("-serial stdio -monitor stdio")
-                .unwrap_err()
-                .contains("mon:stdio")
-        );
+        assert_eq!((c.serials, c.monitor), (vec![B::Null], B::Stdio { monitor: false, signal: true }));
+        assert!(config("-serial stdio -monitor stdio").unwrap_err().contains("mon:stdio"));
         assert!(config("-display gtk").unwrap_err().contains("-nographic"));
     }
 

@@ -79,13 +79,9 @@ impl Console {
             control: OnceLock::new(),
         });
         let writer = Arc::clone(&console);
-        std::thread::Builder::new()
-            .name("console-out".into())
-            .spawn(move || writer.write_loop(output))?;
+        std::thread::Builder::new().name("console-out".into()).spawn(move || writer.write_loop(output))?;
         let reader = Arc::clone(&console);
-        std::thread::Builder::new()
-            .name("console-in".into())
-            .spawn(move || reader.read_loop(input, sharing))?;
+        std::thread::Builder::new().name("console-in".into()).spawn(move || reader.read_loop(input, sharing))?;
         Ok(console)
     }
 
@@ -100,9 +96,7 @@ impl Console {
 
     /// Prints text of ours, with line ends as a raw terminal needs them. Never refused.
     fn print(&self, text: &str) {
-        self.output()
-            .waiting
-            .extend(text.replace('\n', "\r\n").bytes());
+        self.output().waiting.extend(text.replace('\n', "\r\n").bytes());
         self.output_changed.notify_all();
     }
 
@@ -110,21 +104,14 @@ impl Console {
         loop {
             let mut state = self.output();
             while state.waiting.is_empty() {
-                state = self
-                    .output_changed
-                    .wait(state)
-                    .unwrap_or_else(|e| e.into_inner());
+                state = self.output_changed.wait(state).unwrap_or_else(|e| e.into_inner());
             }
             let bytes: Vec<u8> = state.waiting.drain(..).collect();
             state.writing = true;
             let tell = std::mem::take(&mut state.refused);
             let broken = state.broken;
             drop(state);
-            let failed = !broken
-                && terminal
-                    .write_all(&bytes)
-                    .and_then(|()| terminal.flush())
-                    .is_err();
+            let failed = !broken && terminal.write_all(&bytes).and_then(|()| terminal.flush()).is_err();
             {
                 let mut state = self.output();
                 state.writing = false;
@@ -163,9 +150,7 @@ impl Console {
             Event::Serial(bytes) => self.typed(&bytes),
             Event::Monitor(bytes) => self.command(&bytes, editor),
             Event::Help => self.print(&format!("\n{}", mux::HELP)),
-            Event::Switch(Focus::Monitor) => {
-                self.print(&format!("\n{}{}", monitor::GREETING, monitor::PROMPT))
-            }
+            Event::Switch(Focus::Monitor) => self.print(&format!("\n{}{}", monitor::GREETING, monitor::PROMPT)),
             Event::Switch(Focus::Serial) => self.print("\n"),
             Event::Break => {
                 if let Some(listener) = self.events.get() {
@@ -195,10 +180,9 @@ impl Console {
             self.output().waiting.extend(echo);
             self.output_changed.notify_all();
             if let Some(line) = line {
-                let answer = match self.control.get() {
-                    Some(control) => monitor::execute(&line, control.as_ref()),
-                    None => "the machine is not built yet\n".into(),
-                };
+                // What comes before the machine is there waits for it: building one takes
+                // milliseconds, and fails by ending the program.
+                let answer = monitor::execute(&line, self.control.wait().as_ref());
                 self.print(&format!("{answer}{}", monitor::PROMPT));
             }
         }
@@ -210,8 +194,7 @@ impl Console {
             return;
         };
         // Taken out while the device looks at it, so that no lock of ours is held there.
-        let waiting: Vec<u8> =
-            std::mem::take(&mut *self.input.lock().unwrap_or_else(|e| e.into_inner())).into();
+        let waiting: Vec<u8> = std::mem::take(&mut *self.input.lock().unwrap_or_else(|e| e.into_inner())).into();
         if waiting.is_empty() {
             return;
         }
@@ -271,11 +254,7 @@ impl CharBackend for Console {
         let mut state = self.output();
         while (!state.waiting.is_empty() || state.writing) && Instant::now() < end {
             let left = end.saturating_duration_since(Instant::now());
-            state = self
-                .output_changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(|e| e.into_inner())
-                .0;
+            state = self.output_changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
         }
     }
 
@@ -348,17 +327,9 @@ mod tests {
         let (keys, keyboard) = channel();
         let (told, machine) = channel();
         let screen = Screen::default();
-        let sharing = Sharing {
-            escape: true,
-            monitor: true,
-        };
-        let console = Console::start(
-            Box::new(Keyboard(keyboard)),
-            Box::new(screen.clone()),
-            sharing,
-            io.handle(),
-        )
-        .unwrap();
+        let sharing = Sharing { escape: true, monitor: true };
+        let console =
+            Console::start(Box::new(Keyboard(keyboard)), Box::new(screen.clone()), sharing, io.handle()).unwrap();
         console.attach(Arc::new(Machine(told)));
         let (got, guest) = channel();
         let got = Mutex::new(got);
@@ -378,8 +349,7 @@ mod tests {
         console.flush();
         let text = String::from_utf8(screen.0.lock().unwrap().clone()).unwrap();
         assert!(
-            text.starts_with("login: ")
-                && text.contains("(mimus) info status\r\nVM status: running\r\n"),
+            text.starts_with("login: ") && text.contains("(mimus) info status\r\nVM status: running\r\n"),
             "{text:?}"
         );
     }
@@ -391,10 +361,7 @@ mod tests {
         let console = Console::start(
             Box::new(Keyboard(keyboard)),
             Box::new(Screen::default()),
-            Sharing {
-                escape: false,
-                monitor: false,
-            },
+            Sharing { escape: false, monitor: false },
             io.handle(),
         )
         .unwrap();
@@ -426,10 +393,7 @@ mod tests {
         let console = Console::start(
             Box::new(Keyboard(keyboard)),
             Box::new(Stuck(held)),
-            Sharing {
-                escape: true,
-                monitor: false,
-            },
+            Sharing { escape: true, monitor: false },
             io.handle(),
         )
         .unwrap();

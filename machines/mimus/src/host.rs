@@ -7,21 +7,11 @@ pub fn memory() -> Option<(u64, u64)> {
 
 fn parse_meminfo(text: &str) -> Option<(u64, u64)> {
     let field = |name: &str| -> Option<u64> {
-        let line = text
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim()
-            .trim_end_matches(" kB")
-            .trim()
-            .parse::<u64>()
-            .ok()?
-            .checked_mul(1024)
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()?.checked_mul(1024)
     };
     let swap = field("SwapTotal").unwrap_or(0);
-    Some((
-        field("MemTotal")? + swap,
-        field("MemAvailable")? + field("SwapFree").unwrap_or(0),
-    ))
+    Some((field("MemTotal")? + swap, field("MemAvailable")? + field("SwapFree").unwrap_or(0)))
 }
 
 #[cfg(test)]

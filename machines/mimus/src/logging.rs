@@ -13,9 +13,7 @@ use mimus_machines::config::LogConfig;
 /// Starts the logger. A second call in one process leaves the first.
 pub fn start(config: &LogConfig) -> anyhow::Result<()> {
     let mut builder = Builder::new();
-    builder
-        .filter_level(LevelFilter::Warn)
-        .parse_env("MIMUS_LOG");
+    builder.filter_level(LevelFilter::Warn).parse_env("MIMUS_LOG");
     // What guests do wrong or expect of us is of interest to who asks for it only.
     for quiet in ["guest_errors", "unimp"] {
         builder.filter_module(quiet, LevelFilter::Off);
@@ -26,9 +24,8 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
     }
     let to_file = match &config.file {
         Some(path) => {
-            let file = File::create(path).with_context(|| {
-                format!("-D {}: the log cannot be written there", path.display())
-            })?;
+            let file = File::create(path)
+                .with_context(|| format!("-D {}: the log cannot be written there", path.display()))?;
             builder.target(Target::Pipe(Box::new(file)));
             true
         }
@@ -39,32 +36,15 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
         match record.level() {
             // In raw mode a newline does not return the carriage.
             level @ (log::Level::Error | log::Level::Warn) => {
-                let word = if level == log::Level::Error {
-                    ""
-                } else {
-                    "warning: "
-                };
-                write!(
-                    out,
-                    "mimus: {word}{}{}",
-                    record.args(),
-                    if to_file {
-                        "\n"
-                    } else {
-                        crate::terminal::newline()
-                    }
-                )
+                let word = if level == log::Level::Error { "" } else { "warning: " };
+                write!(out, "mimus: {word}{}{}", record.args(), if to_file { "\n" } else { crate::terminal::newline() })
             }
             _ => write!(
                 out,
                 "{}: {}{}",
                 record.target(),
                 record.args(),
-                if to_file {
-                    "\n"
-                } else {
-                    crate::terminal::newline()
-                }
+                if to_file { "\n" } else { crate::terminal::newline() }
             ),
         }
     });

@@ -15,6 +15,7 @@ mod monitor;
 mod mux;
 mod preflight;
 mod qemu_options;
+mod registers;
 mod run;
 mod signals;
 mod system;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             // One line: the chain of causes, outermost first.
-            eprintln!("mimus: {e:#}");
+            eprintln!("mimus: {}", one_line(&e));
             ExitCode::FAILURE
         }
     }
@@ -88,18 +89,28 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
             println!("{}", system::version());
             Ok(ExitCode::SUCCESS)
         }
-        other if other.starts_with('-') => anyhow::bail!(
-            "{other}: options of a machine come after the guest: mimus system riscv64 {other} …"
-        ),
+        other if other.starts_with('-') => {
+            anyhow::bail!("{other}: options of a machine come after the guest: mimus system riscv64 {other} …")
+        }
         other => {
-            let near = mimus_machines::config::keyval::nearest(
-                other,
-                ["system", "try", "help", "version"].into_iter(),
-            );
+            let near = mimus_machines::config::keyval::nearest(other, ["system", "try", "help", "version"].into_iter());
             anyhow::bail!(
                 "there is no command '{other}'{}; see mimus help",
                 near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))
             )
         }
     }
+}
+
+/// An error with its causes, those left out that it quotes itself.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -37,23 +37,13 @@ type Action = fn(&dyn Control) -> String;
 
 const COMMANDS: &[(&[&str], &str, Action)] = &[
     (&["help", "?"], "this list", |_| help()),
-    (&["info status"], "whether the machine runs", |c| {
-        format!("VM status: {}\n", c.status())
-    }),
-    (&["info registers"], "registers of the vCPUs", |c| {
-        c.registers()
-    }),
-    (&["info version"], "the version", |_| {
-        format!("{}\n", env!("CARGO_PKG_VERSION"))
-    }),
+    (&["info status"], "whether the machine runs", |c| format!("VM status: {}\n", c.status())),
+    (&["info registers"], "registers of the vCPUs", |c| c.registers()),
+    (&["info version"], "the version", |_| format!("{}\n", env!("CARGO_PKG_VERSION"))),
     (&["stop", "s"], "stop the machine", |c| quietly(|| c.stop())),
     (&["cont", "c"], "let it go on", |c| quietly(|| c.cont())),
-    (&["system_reset"], "reset the machine", |c| {
-        quietly(|| c.reset())
-    }),
-    (&["system_powerdown"], "ask the guest to power off", |c| {
-        quietly(|| c.powerdown())
-    }),
+    (&["system_reset"], "reset the machine", |c| quietly(|| c.reset())),
+    (&["system_powerdown"], "ask the guest to power off", |c| quietly(|| c.powerdown())),
     (&["quit", "q"], "end mimus", |c| quietly(|| c.quit())),
 ];
 
@@ -64,10 +54,7 @@ fn quietly(action: impl Fn()) -> String {
 }
 
 fn help() -> String {
-    COMMANDS
-        .iter()
-        .map(|(names, about, _)| format!("{:<18} {about}\n", names[0]))
-        .collect()
+    COMMANDS.iter().map(|(names, about, _)| format!("{:<18} {about}\n", names[0])).collect()
 }
 
 /// Runs one command and returns what to print.
@@ -80,23 +67,13 @@ pub fn execute(line: &str, control: &dyn Control) -> String {
     if line == "info" {
         return help();
     }
-    match COMMANDS
-        .iter()
-        .find(|(names, _, _)| names.contains(&line.as_str()))
-    {
+    match COMMANDS.iter().find(|(names, _, _)| names.contains(&line.as_str())) {
         Some((_, _, action)) => action(control),
         None => {
-            let near = nearest(
-                &line,
-                COMMANDS
-                    .iter()
-                    .flat_map(|(names, _, _)| names.iter().copied()),
-            );
+            let near = nearest(&line, COMMANDS.iter().flat_map(|(names, _, _)| names.iter().copied()));
             format!(
                 "there is no command '{line}'; {}\n",
-                near.map_or("type 'help' for the list".into(), |n| format!(
-                    "did you mean '{n}'?"
-                ))
+                near.map_or("type 'help' for the list".into(), |n| format!("did you mean '{n}'?"))
             )
         }
     }
@@ -197,10 +174,7 @@ mod tests {
         for line in ["stop", "c", "system_reset", "system_powerdown", "q"] {
             assert_eq!(execute(line, &fake), "");
         }
-        assert_eq!(
-            *fake.0.lock().unwrap(),
-            ["stop", "cont", "reset", "powerdown", "quit"]
-        );
+        assert_eq!(*fake.0.lock().unwrap(), ["stop", "cont", "reset", "powerdown", "quit"]);
         assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));
         assert!(execute("help", &fake).lines().count() == COMMANDS.len());
         assert_eq!(execute("", &fake), "");
@@ -209,10 +183,8 @@ mod tests {
     #[test]
     fn editing() {
         let (mut editor, mut echo) = (LineEditor::default(), Vec::new());
-        let lines: Vec<String> = b"stpo\x7f\x7fop\rxx\x15c\n"
-            .iter()
-            .filter_map(|b| editor.feed(*b, &mut echo))
-            .collect();
+        let lines: Vec<String> =
+            b"stpo\x7f\x7fop\rxx\x15c\n".iter().filter_map(|b| editor.feed(*b, &mut echo)).collect();
         assert_eq!(lines, ["stop", "c"]);
     }
 }

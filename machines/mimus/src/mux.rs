@@ -52,11 +52,7 @@ pub struct Mux {
 impl Mux {
     /// A multiplexer with the keyboard at the serial port; `monitor` says if there is a monitor.
     pub fn new(monitor: bool) -> Self {
-        Mux {
-            focus: Focus::Serial,
-            monitor,
-            escaped: false,
-        }
+        Mux { focus: Focus::Serial, monitor, escaped: false }
     }
 
     /// Takes input; the events are in order, bytes for the same receiver in one.
@@ -83,11 +79,7 @@ impl Mux {
             b'b' => events.push(Event::Break),
             b's' => events.push(Event::Sync),
             b'c' if self.monitor => {
-                self.focus = if self.focus == Focus::Serial {
-                    Focus::Monitor
-                } else {
-                    Focus::Serial
-                };
+                self.focus = if self.focus == Focus::Serial { Focus::Monitor } else { Focus::Serial };
                 events.push(Event::Switch(self.focus));
             }
             // Not a command: nobody gets it, as in QEMU.
@@ -97,8 +89,9 @@ impl Mux {
 
     fn pass(&self, byte: u8, events: &mut Vec<Event>) {
         match (self.focus, events.last_mut()) {
-            (Focus::Serial, Some(Event::Serial(bytes)))
-            | (Focus::Monitor, Some(Event::Monitor(bytes))) => bytes.push(byte),
+            (Focus::Serial, Some(Event::Serial(bytes))) | (Focus::Monitor, Some(Event::Monitor(bytes))) => {
+                bytes.push(byte)
+            }
             (Focus::Serial, _) => events.push(Event::Serial(vec![byte])),
             (Focus::Monitor, _) => events.push(Event::Monitor(vec![byte])),
         }
@@ -115,11 +108,7 @@ mod tests {
         assert_eq!(mux.feed(b"ls\r"), [Event::Serial(b"ls\r".to_vec())]);
         assert_eq!(
             mux.feed(b"a\x01hb\x01\x01"),
-            [
-                Event::Serial(b"a".to_vec()),
-                Event::Help,
-                Event::Serial(b"b\x01".to_vec())
-            ]
+            [Event::Serial(b"a".to_vec()), Event::Help, Event::Serial(b"b\x01".to_vec())]
         );
         assert_eq!(mux.feed(b"\x01"), []);
         assert_eq!(mux.feed(b"x"), [Event::Quit]);
@@ -137,9 +126,6 @@ mod tests {
 
     #[test]
     fn without_a_monitor_there_is_nothing_to_switch_to() {
-        assert_eq!(
-            Mux::new(false).feed(b"\x01cx"),
-            [Event::Serial(b"x".to_vec())]
-        );
+        assert_eq!(Mux::new(false).feed(b"\x01cx"), [Event::Serial(b"x".to_vec())]);
     }
 }

@@ -69,22 +69,14 @@ fn disk(drive: &Drive, snapshot: bool) -> anyhow::Result<()> {
             bail!("-drive file={name}: it is a directory; give a disk image")
         }
         Ok(_) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => bail!(
-            "-drive file={name}: no such file; make an empty disk with: truncate -s 8G {name}"
-        ),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            bail!("-drive file={name}: no such file; make an empty disk with: truncate -s 8G {name}")
+        }
         Err(e) if e.kind() == ErrorKind::IsADirectory => {
             bail!("-drive file={name}: it is a directory; give a disk image")
         }
-        Err(e)
-            if writable
-                && matches!(
-                    e.kind(),
-                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-                ) =>
-        {
-            bail!(
-                "-drive file={name}: it cannot be written ({e}); make it writable, or add readonly=on or snapshot=on"
-            )
+        Err(e) if writable && matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            bail!("-drive file={name}: it cannot be written ({e}); make it writable, or add readonly=on or snapshot=on")
         }
         Err(e) => bail!("-drive file={name}: {e}"),
     }
@@ -96,24 +88,18 @@ fn port(option: &str, forward: &HostForward) -> anyhow::Result<()> {
     }
     let address = forward.host_address.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let (name, bound) = match forward.protocol {
-        Protocol::Tcp => (
-            "TCP",
-            TcpListener::bind((address, forward.host_port)).map(drop),
-        ),
-        Protocol::Udp => (
-            "UDP",
-            UdpSocket::bind((address, forward.host_port)).map(drop),
-        ),
+        Protocol::Tcp => ("TCP", TcpListener::bind((address, forward.host_port)).map(drop)),
+        Protocol::Udp => ("UDP", UdpSocket::bind((address, forward.host_port)).map(drop)),
     };
     let port = forward.host_port;
     match bound {
         Ok(()) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::AddrInUse => bail!(
-            "{option} hostfwd: {name} port {port} of {address} is in use by another program; choose another port"
-        ),
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!(
-            "{option} hostfwd: {name} port {port} needs privileges on this host; use a port above 1023"
-        ),
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {
+            bail!("{option} hostfwd: {name} port {port} of {address} is in use by another program; choose another port")
+        }
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            bail!("{option} hostfwd: {name} port {port} needs privileges on this host; use a port above 1023")
+        }
         Err(e) => bail!("{option} hostfwd: cannot listen on {name} port {port} of {address}: {e}"),
     }
 }
@@ -125,12 +111,7 @@ mod tests {
     #[test]
     fn memory_too_little_or_too_much() {
         let host = Some((24 << 30, 20 << 30));
-        assert!(
-            memory(1 << 20, host)
-                .unwrap_err()
-                .to_string()
-                .starts_with("-m 1 MiB: too little")
-        );
+        assert!(memory(1 << 20, host).unwrap_err().to_string().starts_with("-m 1 MiB: too little"));
         assert_eq!(
             memory(1 << 40, host).unwrap_err().to_string(),
             "-m 1 TiB: this host has 24 GiB of memory (20 GiB available); use at most -m 20480M"
@@ -143,11 +124,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let busy = listener.local_addr().unwrap().port();
         let forward = HostForward::parse(&format!("tcp:127.0.0.1:{busy}-:22")).unwrap();
-        assert!(
-            port("-nic", &forward)
-                .unwrap_err()
-                .to_string()
-                .contains("in use by another program")
-        );
+        assert!(port("-nic", &forward).unwrap_err().to_string().contains("in use by another program"));
     }
 }

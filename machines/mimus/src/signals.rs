@@ -21,31 +21,26 @@ const SIGINFO: usize = 128;
 /// signal's number for each one that asks to end. Call before any thread is started.
 pub fn watch(stop: impl Fn(i32) + Send + 'static) -> io::Result<()> {
     let mut fd = signal_fd(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCONT])?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            let mut record = [0u8; SIGINFO];
-            let mut asked = false;
-            while fd.read_exact(&mut record).is_ok() {
-                let number =
-                    u32::from_ne_bytes([record[0], record[1], record[2], record[3]]) as i32;
-                if number == libc::SIGCONT {
-                    terminal::reenter();
-                    continue;
-                }
-                if asked {
-                    force_exit(number);
-                }
-                asked = true;
-                let _ = std::thread::Builder::new()
-                    .name("grace".into())
-                    .spawn(move || {
-                        std::thread::sleep(GRACE);
-                        force_exit(number);
-                    });
-                stop(number);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut record = [0u8; SIGINFO];
+        let mut asked = false;
+        while fd.read_exact(&mut record).is_ok() {
+            let number = u32::from_ne_bytes([record[0], record[1], record[2], record[3]]) as i32;
+            if number == libc::SIGCONT {
+                terminal::reenter();
+                continue;
             }
-        })?;
+            if asked {
+                force_exit(number);
+            }
+            asked = true;
+            let _ = std::thread::Builder::new().name("grace".into()).spawn(move || {
+                std::thread::sleep(GRACE);
+                force_exit(number);
+            });
+            stop(number);
+        }
+    })?;
     Ok(())
 }
 

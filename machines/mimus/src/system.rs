@@ -21,12 +21,9 @@ pub fn main(guest: &str, words: Vec<OsString>) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !SUPPORTED_GUESTS.contains(&guest) {
-        let near = nearest(guest, SUPPORTED_GUESTS.iter().copied())
-            .map_or(String::new(), |n| format!(" (did you mean {n}?)"));
-        anyhow::bail!(
-            "system {guest}: there is no such guest{near}; there are {}",
-            SUPPORTED_GUESTS.join(", ")
-        );
+        let near =
+            nearest(guest, SUPPORTED_GUESTS.iter().copied()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
+        anyhow::bail!("system {guest}: there is no such guest{near}; there are {}", SUPPORTED_GUESTS.join(", "));
     }
     let args = cli::parse(words)?;
     if args.help {

@@ -69,11 +69,7 @@ pub fn reenter() {
 
 /// End of a line as the terminal needs it now.
 pub fn newline() -> &'static str {
-    if RAW.load(Ordering::Relaxed) {
-        "\r\n"
-    } else {
-        "\n"
-    }
+    if RAW.load(Ordering::Relaxed) { "\r\n" } else { "\n" }
 }
 
 /// Makes every panic, on any thread, restore the terminal before its message, and gives the
@@ -87,9 +83,7 @@ pub fn restore_on_panic() {
             return;
         }
         let message = info.payload_as_str().unwrap_or("unknown");
-        let place = info
-            .location()
-            .map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
+        let place = info.location().map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
         eprintln!(
             "mimus: internal error: {message}{place}; please report it with the command line and the output under RUST_BACKTRACE=1"
         );

@@ -42,41 +42,16 @@ pub fn main(words: Vec<OsString>) -> anyhow::Result<ExitCode> {
     }
     let (kernel, initrd) = fetch(spec)?;
     if fetch_only {
-        println!(
-            "kernel {}\ninitrd {}",
-            kernel.to_string_lossy(),
-            initrd.to_string_lossy()
-        );
+        println!("kernel {}\ninitrd {}", kernel.to_string_lossy(), initrd.to_string_lossy());
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("Booting Debian 13 (riscv64). Leave with Ctrl-A x; Ctrl-A h for help.");
     // What comes later on a command line wins, so the user's options follow ours.
-    let mut line: Vec<OsString> = ["-M", "virt", "-m", "512M", "-nographic", "-no-reboot"]
-        .iter()
-        .map(Into::into)
-        .collect();
-    line.extend([
-        "-kernel".into(),
-        kernel,
-        "-initrd".into(),
-        initrd,
-        "-append".into(),
-        init::SHELL_APPEND.into(),
-    ]);
-    if !extra
-        .iter()
-        .any(|w| matches!(w.to_str(), Some("-nic" | "--nic" | "-netdev" | "--netdev")))
-    {
-        line.extend(
-            [
-                "-netdev",
-                "user,id=net0",
-                "-device",
-                "virtio-net-device,netdev=net0",
-            ]
-            .iter()
-            .map(OsString::from),
-        );
+    let mut line: Vec<OsString> =
+        ["-M", "virt", "-m", "512M", "-nographic", "-no-reboot"].iter().map(Into::into).collect();
+    line.extend(["-kernel".into(), kernel, "-initrd".into(), initrd, "-append".into(), init::SHELL_APPEND.into()]);
+    if !extra.iter().any(|w| matches!(w.to_str(), Some("-nic" | "--nic" | "-netdev" | "--netdev"))) {
+        line.extend(["-netdev", "user,id=net0", "-device", "virtio-net-device,netdev=net0"].iter().map(OsString::from));
     }
     line.extend(extra);
     system::main("riscv64", line)
@@ -87,11 +62,7 @@ fn fetch(spec: &GuestSpec) -> anyhow::Result<(OsString, OsString)> {
     let dir = match guests::installed(spec, &cache) {
         Some(dir) => dir,
         None => {
-            eprintln!(
-                "Fetching {} through this machine's package sources into {} (once).",
-                spec.name,
-                cache.display()
-            );
+            eprintln!("Fetching {} through this machine's package sources into {} (once).", spec.name, cache.display());
             let bar = Bar::new();
             let dir = guests::ensure(spec, &cache, &bar);
             bar.0.finish_and_clear();
@@ -123,9 +94,7 @@ impl Progress for Bar {
     fn download(&self, done: u64, total: u64) {
         if self.0.length() != Some(total) {
             self.0.set_length(total);
-            if let Ok(style) =
-                ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}")
-            {
+            if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}") {
                 self.0.set_style(style.progress_chars("=> "));
             }
         }

@@ -4,11 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 fn mimus(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mimus"))
-        .args(args)
-        .env_remove("RUST_BACKTRACE")
-        .output()
-        .expect("mimus starts")
+    Command::new(env!("CARGO_BIN_EXE_mimus")).args(args).env_remove("RUST_BACKTRACE").output().expect("mimus starts")
 }
 
 /// The one line on standard error of a run that must fail.
@@ -17,10 +13,7 @@ fn error(args: &[&str]) -> String {
     let text = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(1), "{args:?}: {text}");
     assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
-    assert!(
-        text.starts_with("mimus: ") && !text.contains("internal error"),
-        "{text}"
-    );
+    assert!(text.starts_with("mimus: ") && !text.contains("internal error"), "{text}");
     text
 }
 
@@ -75,10 +68,7 @@ fn help_and_version_succeed() {
         &["system", "riscv64", "-d", "help"],
     ] {
         let out = mimus(args);
-        assert!(
-            out.status.success() && !out.stdout.is_empty() && out.stderr.is_empty(),
-            "{args:?}"
-        );
+        assert!(out.status.success() && !out.stdout.is_empty() && out.stderr.is_empty(), "{args:?}");
     }
 }
 
@@ -88,10 +78,7 @@ fn a_link_names_the_guest() {
     let link = dir.0.join("mimus-system-riscv64");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mimus"), &link).unwrap();
     let out = Command::new(&link).arg("-help").output().unwrap();
-    assert!(
-        out.status.success()
-            && String::from_utf8_lossy(&out.stdout).contains("mimus system riscv64")
-    );
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("mimus system riscv64"));
 }
 
 #[test]
@@ -103,25 +90,16 @@ fn bad_kernels() {
     let mut short = image(1 << 20);
     short.truncate(1000);
     let cases = [
-        (
-            dir.0.join("none").to_str().unwrap().to_owned(),
-            "no such file",
-        ),
+        (dir.0.join("none").to_str().unwrap().to_owned(), "no such file"),
         (dir.file("empty", b""), "is empty"),
-        (
-            dir.file("x86", &elf),
-            "is an x86-64 ELF; this is mimus system riscv64: use ",
-        ),
+        (dir.file("x86", &elf), "is an x86-64 ELF; this is mimus system riscv64: use "),
         (dir.file("short", &short), "truncated"),
         (dir.file("text", b"hello hello hello\n"), "not a kernel"),
         (dir.0.to_str().unwrap().to_owned(), "is a directory"),
     ];
     for (path, says) in cases {
         let text = system(&["-kernel", &path]);
-        assert!(
-            text.contains(says) && text.contains("-kernel "),
-            "{says}: {text}"
-        );
+        assert!(text.contains(says) && text.contains("-kernel "), "{says}: {text}");
     }
 }
 
@@ -131,10 +109,7 @@ fn sizes_that_do_not_fit() {
     let kernel = dir.file("Image", &image(1 << 20));
     let initrd = dir.file("initrd", &vec![1; 40 << 20]);
     let text = system(&["-m", "32M", "-kernel", &kernel, "-initrd", &initrd]);
-    assert!(
-        text.contains("it has 40 MiB") && text.contains("use -m "),
-        "{text}"
-    );
+    assert!(text.contains("it has 40 MiB") && text.contains("use -m "), "{text}");
     assert!(system(&["-m", "1", "-kernel", &kernel]).contains("-m 512M"));
     assert!(system(&["-m", "1000T", "-kernel", &kernel]).contains("this host has"));
 }
@@ -142,10 +117,7 @@ fn sizes_that_do_not_fit() {
 #[test]
 fn bad_options() {
     for (args, says) in [
-        (
-            &["-spice", "port=1"][..],
-            "-spice is an option of QEMU that mimus does not have (yet): ",
-        ),
+        (&["-spice", "port=1"][..], "-spice is an option of QEMU that mimus does not have (yet): "),
         (&["-nographics"], "did you mean -nographic?"),
         (&["-M", "vitr", "-kernel", "x"], "did you mean virt?"),
         (&["-accel", "kmv"], "did you mean kvm?"),
@@ -163,11 +135,43 @@ fn bad_options() {
 }
 
 #[test]
+fn what_no_device_uses() {
+    let dir = Dir::new("unused");
+    let kernel = dir.file("kernel", &image(1 << 16));
+    let disk = dir.file("disk", &[0; 512]);
+    let text = system(&["-kernel", &kernel, "-netdev", "user,id=n0"]);
+    assert!(text.contains("-device virtio-net-pci,netdev=n0"), "{text}");
+    let drive = format!("file={disk},format=raw,if=none,id=d0");
+    let text = system(&["-kernel", &kernel, "-drive", &drive]);
+    assert!(text.contains("-device virtio-blk-pci,drive=d0"), "{text}");
+    let text = system(&["-kernel", &kernel, "-drive", &format!("file={}", dir.file("q", b"QFI\xfb\0\0\0\x03"))]);
+    assert!(text.contains("qcow2") && text.contains("qemu-img convert"), "{text}");
+}
+
+#[test]
+fn an_image_nobody_may_write() {
+    // Not even root may write this file of the kernel's.
+    let text = system(&["-kernel", "x", "-drive", "file=/sys/kernel/notes,format=raw"]);
+    assert!(text.contains("cannot be written") && text.contains("readonly=on"), "{text}");
+}
+
+#[test]
+fn no_address_space_for_the_guest() {
+    let dir = Dir::new("no-memory");
+    let kernel = dir.file("kernel", &image(1 << 16));
+    let limited = format!(
+        "ulimit -v 4000000; exec {} system riscv64 -m 6G -kernel {kernel} -display none",
+        env!("CARGO_BIN_EXE_mimus")
+    );
+    let out = Command::new("sh").args(["-c", &limited]).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!((out.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+    assert!(text.contains("-m 6144M") && text.contains("use a smaller -m"), "{text}");
+}
+
+#[test]
 fn a_busy_port() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let forward = format!(
-        "user,hostfwd=tcp:127.0.0.1:{}-:22",
-        listener.local_addr().unwrap().port()
-    );
+    let forward = format!("user,hostfwd=tcp:127.0.0.1:{}-:22", listener.local_addr().unwrap().port());
     assert!(system(&["-nic", &forward, "-kernel", "x"]).contains("in use"));
 }

@@ -174,8 +174,13 @@ impl Drive {
         if let Some(format) = format.as_deref().filter(|f| *f != "raw") {
             return Err(kv.error(format!("format={format}: mimus reads raw images (yet); convert with: qemu-img convert -O raw IN OUT")));
         }
-        let index = match kv.take_number("index")? {
-            Some(n) if n > 255 => return Err(kv.error("index= is at most 255")),
+        // Each interface here has one bus: a drive's unit on it is its index.
+        let (index, unit) = (kv.take_number("index")?, kv.take_number("unit")?);
+        if index.is_some() && unit.is_some() && index != unit {
+            return Err(kv.error("index= and unit= both name the drive's place: give one"));
+        }
+        let index = match index.or(unit) {
+            Some(n) if n > 255 => return Err(kv.error("index= and unit= are at most 255")),
             other => other.map(|n| n as u32),
         };
         let cdrom = kv

@@ -21,18 +21,27 @@ pub struct Package {
     pub architecture: Option<&'static str>,
     /// Suites to look in, first choice first.
     pub suites: &'static [&'static str],
+    /// It only depends on what is wanted: the package to fetch is the dependency whose name
+    /// begins so (`linux-image-amd64` depends on `linux-image-6.1.0-30-amd64`).
+    pub dependency: Option<&'static str>,
 }
 
 impl Package {
     fn full_name(&self) -> String {
+        self.qualified(self.name)
+    }
+
+    fn qualified(&self, name: &str) -> String {
         self.architecture
-            .map_or(self.name.to_owned(), |a| format!("{}:{a}", self.name))
+            .map_or(name.to_owned(), |a| format!("{name}:{a}"))
     }
 }
 
 /// What apt's index says about a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
+    /// Name.
+    pub package: String,
     /// Version.
     pub version: String,
     /// Length of the .deb in bytes.
@@ -57,7 +66,7 @@ pub fn fetch(package: Package, work: &Path, progress: &dyn Progress) -> Result<R
         progress.step("reading the package lists");
         let update = apt.run("apt-get", &["update"]);
         match apt.record(package) {
-            Ok(record) => return apt.download(package, record, work, progress),
+            Ok(record) => return apt.download(&package, record, work, progress),
             Err(e) => last = Some(update.err().unwrap_or(e)),
         }
     }
@@ -136,21 +145,30 @@ impl Apt {
 
     fn record(&self, package: Package) -> Result<Record, GuestError> {
         let name = package.full_name();
-        let missing = || GuestError::NotFound {
-            package: name.clone(),
+        let text = self.show(&name)?;
+        let Some(prefix) = package.dependency else {
+            return parse_record(&text).ok_or(GuestError::NotFound { package: name });
         };
-        let text = self
-            .run("apt-cache", &["show", "--no-all-versions", &name])
+        let missing = || GuestError::NotFound {
+            package: format!("{prefix}… (a dependency of {name})"),
+        };
+        let real = dependency(&text, prefix).ok_or_else(missing)?;
+        parse_record(&self.show(&package.qualified(&real))?).ok_or_else(missing)
+    }
+
+    fn show(&self, name: &str) -> Result<String, GuestError> {
+        self.run("apt-cache", &["show", "--no-all-versions", name])
             .map_err(|e| match e {
-                GuestError::Apt { .. } => missing(),
+                GuestError::Apt { .. } => GuestError::NotFound {
+                    package: name.to_owned(),
+                },
                 other => other,
-            })?;
-        parse_record(&text).ok_or_else(missing)
+            })
     }
 
     fn download(
         &self,
-        package: Package,
+        package: &Package,
         record: Record,
         work: &Path,
         progress: &dyn Progress,
@@ -158,10 +176,11 @@ impl Apt {
         let dir = work.join("deb");
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).map_err(|e| GuestError::io("create", &dir, &e))?;
-        progress.step(&format!("fetching {} {}", package.name, record.version));
+        progress.step(&format!("fetching {} {}", record.package, record.version));
+        let full_name = package.qualified(&record.package);
         let mut child = self
             .command("apt-get")
-            .args(["download", &package.full_name()])
+            .args(["download", &full_name])
             .current_dir(&dir)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -181,7 +200,7 @@ impl Apt {
             .map_err(|e| GuestError::tool("apt-get", &e))?;
         if !output.status.success() {
             return Err(GuestError::Apt {
-                what: format!("apt-get download {}", package.full_name()),
+                what: format!("apt-get download {full_name}"),
                 says: first_error(&output.stderr),
             });
         }
@@ -261,10 +280,23 @@ fn parse_record(text: &str) -> Option<Record> {
     let sha256 = field("SHA256")?.to_ascii_lowercase();
     (sha256.len() == 64).then_some(())?;
     Some(Record {
+        package: field("Package")?.to_owned(),
         version: field("Version")?.to_owned(),
         size: field("Size")?.parse().ok()?,
         sha256,
     })
+}
+
+/// The first name in the record's `Depends` that begins with `prefix` (Debian policy 7.1).
+fn dependency(text: &str, prefix: &str) -> Option<String> {
+    let depends = text.lines().find_map(|l| l.strip_prefix("Depends:"))?;
+    let names = depends
+        .split([',', '|'])
+        .filter_map(|d| d.split([' ', '(', ':']).find(|w| !w.is_empty()));
+    names
+        .into_iter()
+        .find(|n| n.starts_with(prefix))
+        .map(str::to_owned)
 }
 
 /// apt's first complaint.
@@ -353,6 +385,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn dependencies() {
+        let text = "Package: m\nDepends: linux-base (= 1), linux-image-6.1-amd64:any (= 6.1) | x\n";
+        let found = |prefix| dependency(text, prefix);
+        assert_eq!(found("linux-image-").as_deref(), Some("linux-image-6.1-amd64"));
+        assert_eq!(found("linux-headers-"), None);
+    }
+
+    #[test]
     fn records() {
         let hash = "ab".repeat(32);
         let text = format!(
@@ -361,6 +401,7 @@ mod tests {
         assert_eq!(
             parse_record(&text),
             Some(Record {
+                package: "x".into(),
                 version: "1:2-3".into(),
                 size: 77,
                 sha256: hash

@@ -8,6 +8,7 @@ pub mod apt;
 pub mod cpio;
 pub mod init;
 pub mod sources;
+pub mod x86;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -123,7 +124,7 @@ impl GuestError {
 /// Which file of a package to keep, and as what.
 #[derive(Debug, Clone, Copy)]
 pub struct Keep {
-    /// End of its path in the package.
+    /// End of its path in the package; a `*` at its end stands for the rest of the name.
     pub path_ends: &'static str,
     /// Its name in the cache.
     pub name: &'static str,
@@ -146,6 +147,7 @@ pub const RISCV64: GuestSpec = GuestSpec {
             name: "debian-installer-13-netboot-riscv64",
             architecture: None,
             suites: &["trixie"],
+            dependency: None,
         },
         &[
             Keep {
@@ -168,6 +170,7 @@ pub const RISCV64_BUSYBOX: GuestSpec = GuestSpec {
             name: "busybox-static",
             architecture: Some("riscv64"),
             suites: &["trixie", "sid"],
+            dependency: None,
         },
         &[Keep {
             path_ends: "bin/busybox",
@@ -176,7 +179,55 @@ pub const RISCV64_BUSYBOX: GuestSpec = GuestSpec {
     )],
 };
 
-/// OpenSBI and U-Boot for the `virt` board, for tests with real firmware.
+/// Debian 13's kernel for riscv64 with the modules of a disk, for tests: the installer's
+/// initrd has none.
+pub const RISCV64_KERNEL: GuestSpec = GuestSpec {
+    name: "riscv64-kernel",
+    parts: &[(
+        Package {
+            name: "linux-image-riscv64",
+            architecture: Some("riscv64"),
+            suites: &["trixie"],
+            dependency: Some("linux-image-"),
+        },
+        &[
+            Keep {
+                path_ends: "boot/vmlinux-*",
+                name: "linux",
+            },
+            Keep {
+                path_ends: "block/virtio_blk.ko.xz",
+                name: "virtio_blk.ko.xz",
+            },
+            Keep {
+                path_ends: "virtio/virtio_mmio.ko.xz",
+                name: "virtio_mmio.ko.xz",
+            },
+            Keep {
+                path_ends: "hw_random/virtio-rng.ko.xz",
+                name: "virtio-rng.ko.xz",
+            },
+            Keep {
+                path_ends: "virtio/virtio_balloon.ko.xz",
+                name: "virtio_balloon.ko.xz",
+            },
+            Keep {
+                path_ends: "net/virtio_net.ko.xz",
+                name: "virtio_net.ko.xz",
+            },
+            Keep {
+                path_ends: "net/net_failover.ko.xz",
+                name: "net_failover.ko.xz",
+            },
+            Keep {
+                path_ends: "net/core/failover.ko.xz",
+                name: "failover.ko.xz",
+            },
+        ],
+    )],
+};
+
+/// OpenSBI, U-Boot and EDK II for the `virt` board, for tests with real firmware.
 pub const RISCV64_FIRMWARE: GuestSpec = GuestSpec {
     name: "riscv64-firmware",
     parts: &[
@@ -185,6 +236,7 @@ pub const RISCV64_FIRMWARE: GuestSpec = GuestSpec {
                 name: "opensbi",
                 architecture: None,
                 suites: &["trixie"],
+                dependency: None,
             },
             &[
                 Keep {
@@ -202,6 +254,7 @@ pub const RISCV64_FIRMWARE: GuestSpec = GuestSpec {
                 name: "u-boot-qemu",
                 architecture: None,
                 suites: &["trixie"],
+                dependency: None,
             },
             &[
                 Keep {
@@ -211,6 +264,24 @@ pub const RISCV64_FIRMWARE: GuestSpec = GuestSpec {
                 Keep {
                     path_ends: "qemu-riscv64/u-boot.bin",
                     name: "u-boot.bin",
+                },
+            ],
+        ),
+        (
+            Package {
+                name: "qemu-efi-riscv64",
+                architecture: None,
+                suites: &["trixie"],
+                dependency: None,
+            },
+            &[
+                Keep {
+                    path_ends: "RISCV_VIRT_CODE.fd",
+                    name: "edk2-code.fd",
+                },
+                Keep {
+                    path_ends: "RISCV_VIRT_VARS.fd",
+                    name: "edk2-vars.fd",
                 },
             ],
         ),
@@ -312,7 +383,7 @@ fn install(
         }
         manifest
             .packages
-            .push((package.name.into(), record.version, record.sha256));
+            .push((record.package, record.version, record.sha256));
     }
     let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
     write_synced(&staged.join(MANIFEST), &text)?;
@@ -343,7 +414,18 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
         })
 }
 
-/// The regular file below `root` whose path ends with `ends` (at a path separator).
+/// True if `path` ends with `ends`, at a path separator; a `*` at its end stands for the
+/// rest of the name.
+fn path_ends(path: &Path, ends: &str) -> bool {
+    let Some(start) = ends.strip_suffix('*') else {
+        return path.ends_with(ends);
+    };
+    let (dir, name) = start.rsplit_once('/').unwrap_or(("", start));
+    let own = path.file_name().unwrap_or_default().to_string_lossy();
+    own.starts_with(name) && path.parent().is_some_and(|p| p.ends_with(dir))
+}
+
+/// The regular file below `root` whose path ends with `ends` (see [`Keep::path_ends`]).
 fn find(root: &Path, ends: &str) -> Option<PathBuf> {
     let mut todo = vec![root.to_owned()];
     while let Some(dir) = todo.pop() {
@@ -355,7 +437,7 @@ fn find(root: &Path, ends: &str) -> Option<PathBuf> {
             };
             if kind.is_dir() {
                 todo.push(entry.path());
-            } else if kind.is_file() && entry.path().ends_with(ends) {
+            } else if kind.is_file() && path_ends(&entry.path(), ends) {
                 return Some(entry.path());
             }
         }
@@ -417,6 +499,8 @@ mod tests {
             Some(dir.0.join("a/riscv64/linux"))
         );
         assert_eq!(find(&dir.0, "riscv64/initrd.gz"), None);
+        assert_eq!(find(&dir.0, "riscv64/lin*"), find(&dir.0, "riscv64/linux"));
+        assert_eq!(find(&dir.0, "64/lin*"), None);
     }
 
     #[test]

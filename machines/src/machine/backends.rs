@@ -6,7 +6,7 @@ use mimus_core::backend::{BlockBackend, CharBackend};
 use mimus_core::device::Backends;
 use mimus_core::error::HostError;
 use mimus_core::io_thread::IoThreadHandle;
-use mimus_devices::block::host::{RawBlock, RawOptions};
+use mimus_devices::block::host::{OverlayBlock, RawBlock, RawOptions};
 use mimus_devices::char::host::{
     FileChar, NullChar, PipeChar, PtyChar, SocketAddress, SocketChar, SocketOptions,
 };
@@ -14,7 +14,7 @@ use mimus_devices::net::host::user::{UserNet as UserNetwork, UserNetConfig};
 
 use super::MachineError;
 use crate::config::{
-    CharBackend as CharConfig, ConfigError, Drive, MachineConfig, NetdevBackend, Protocol, SocketAddress as SocketConfig, UserNet,
+    CacheMode, CharBackend as CharConfig, ConfigError, Drive, MachineConfig, NetdevBackend, Protocol, SocketAddress as SocketConfig, UserNet,
 };
 
 /// The name of a `-drive` among the block back ends.
@@ -69,13 +69,42 @@ fn open_drive(drive: &Drive, snapshot: bool) -> Result<Arc<dyn BlockBackend>, Ma
         );
         return Err(ConfigError::new("-drive", &name, reason).into());
     }
-    if drive.snapshot || snapshot {
-        let reason = "snapshot=on is not supported; copy the image, or use readonly=on";
+    let read_only = drive.read_only || drive.cdrom;
+    let temporary = (drive.snapshot || snapshot) && !read_only;
+    if drive.format.is_none()
+        && let Some(format) = foreign_format(path)
+    {
+        let reason = format!(
+            "it looks like a {format} image; convert it with: qemu-img convert -O raw {} disk.img (or say format=raw if it is none)",
+            path.display()
+        );
         return Err(ConfigError::new("-drive", &name, reason).into());
     }
-    let options = RawOptions { read_only: drive.read_only || drive.cdrom, discard: drive.discard, lock: true };
-    let disk = RawBlock::open(path, options).map_err(|e| ConfigError::new("-drive", &name, e.reason))?;
-    Ok(Arc::new(disk))
+    let sync = matches!(drive.cache, Some(CacheMode::Writethrough | CacheMode::Directsync));
+    let options = RawOptions { read_only: read_only || temporary, discard: drive.discard, lock: true, sync };
+    let open = |reason| MachineError::from(ConfigError::new("-drive", &name, reason));
+    let disk = Arc::new(RawBlock::open(path, options).map_err(|e| open(e.reason))?);
+    if temporary {
+        return Ok(Arc::new(OverlayBlock::new(disk).map_err(|e| open(e.reason))?));
+    }
+    Ok(disk)
+}
+
+/// The format whose header the file begins with. Never asked when `format=` says raw: a
+/// guest can write any header to its disk.
+fn foreign_format(path: &std::path::Path) -> Option<&'static str> {
+    const MAGICS: &[(&[u8], &str)] = &[
+        (b"QFI\xfb", "qcow2"),
+        (b"KDMV", "vmdk"),
+        (b"# Disk DescriptorFile", "vmdk"),
+        (b"conectix", "vpc"),
+        (b"vhdxfile", "vhdx"),
+        (b"<<< Oracle VM VirtualBox Disk Image >>>", "vdi"),
+    ];
+    let mut head = [0; 64];
+    let mut file = std::fs::File::open(path).ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()))?;
+    let n = std::io::Read::read(&mut file, &mut head).ok()?;
+    MAGICS.iter().find(|(magic, _)| head[..n].starts_with(magic)).map(|m| m.1)
 }
 
 fn add_network(backends: &Backends, option: &str, id: &str, backend: &NetdevBackend) -> Result<(), MachineError> {

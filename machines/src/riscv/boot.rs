@@ -27,7 +27,7 @@ pub(super) struct VirtBoot {
     pub config: MachineConfig,
     /// The tree but for the initrd's place and the seed.
     pub fdt: fdt::FdtConfig,
-    /// Flash holds something to boot.
+    /// The first bank of flash has an image: that is what starts, after `-bios`.
     pub flash: bool,
     /// RAM was used before: what images leave zero must be made so.
     pub used: AtomicBool,

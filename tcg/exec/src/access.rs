@@ -20,7 +20,7 @@ const PAGE: u64 = 4096;
 pub(crate) const PAGE_STORE_CACHED: u8 = 1 << 7;
 
 /// The access has been turned into a trap: `head.pc` is its handler's.
-pub(crate) struct Trapped;
+pub struct Trapped;
 
 /// The range of RAM that was found last, page-aligned: nearly all accesses are to one.
 #[derive(Clone, Copy)]
@@ -350,14 +350,14 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     /// Zeroes `len` bytes (a power of two up to a page, `va` aligned to it): a cache-block zero.
-    pub fn zero_block(&mut self, pc: u64, va: u64, len: u64) -> Result<(), ()> {
+    pub fn zero_block(&mut self, pc: u64, va: u64, len: u64) -> Result<(), Trapped> {
         let pc = At::Pc(pc);
         if let Some(host) = self.mmu.context().lookup_write(va) {
             // SAFETY: `len` bytes inside a page that the TLB grants stores to.
             unsafe { ptr::write_bytes(host as *mut u8, 0, len as usize) };
             return Ok(());
         }
-        let place = self.locate(va, Access::Store).map_err(|f| drop(self.fault(pc, va, Access::Store, f)))?;
+        let place = self.locate(va, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         match place {
             Place::Ram { readonly: true, .. } => Ok(()),
             Place::Ram { host, block, offset, .. } => {
@@ -370,19 +370,13 @@ impl<F: GuestFrontend> Cpu<F> {
             }
             Place::Io(_) => (0..len)
                 .step_by(8)
-                .try_for_each(|i| self.store(pc, va + i, 0, Size::B8).map_err(|Trapped| ())),
+                .try_for_each(|i| self.store(pc, va + i, 0, Size::B8)),
         }
     }
 
     /// Checks that `va` may be accessed, without accessing it; the trap is taken if not.
-    pub fn probe(&mut self, pc: u64, va: u64, access: Access) -> Result<(), ()> {
-        match self.locate(va, access) {
-            Ok(_) => Ok(()),
-            Err(f) => {
-                self.fault(At::Pc(pc), va, access, f);
-                Err(())
-            }
-        }
+    pub fn probe(&mut self, pc: u64, va: u64, access: Access) -> Result<(), Trapped> {
+        self.locate(va, access).map(drop).map_err(|f| self.fault(At::Pc(pc), va, access, f))
     }
 
     /// Host address of the RAM page of code at `pa` and the block's flags for it.

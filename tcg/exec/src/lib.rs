@@ -10,6 +10,7 @@
 //! * [`hostfp`]: the host's floating-point control word.
 
 mod access;
+pub use access::Trapped;
 pub mod code;
 pub mod context;
 pub mod engine;

@@ -80,7 +80,7 @@ fn data_beside_code() {
         a.op([addi(A0, 0, 0)]).li(A2, 20_000).la(S0, "data");
         a.label("again").op([ld(T0, S0, 0), addi(T0, T0, 1), sd(T0, S0, 0), addi(A2, A2, -1)]).bnez(A2, "again");
         a.op([ld(A0, S0, 0), insn::EBREAK, insn::NOP, insn::NOP]);
-        while a.here() % 8 != 0 {
+        while !a.here().is_multiple_of(8) {
             a.op([insn::NOP]);
         }
         a.label("data").op([0, 0]);

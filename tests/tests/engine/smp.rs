@@ -111,7 +111,7 @@ fn atomic_operations_lose_nothing() {
         let h = u64::from(HARTS);
         assert_eq!(c.base.u64_at(SHARED), h * n);
         assert_eq!(c.base.u64_at(SHARED + 64), h * n);
-        assert_eq!(c.base.u64_at(SHARED + 128), if n % 2 == 0 { 0 } else { 15 });
+        assert_eq!(c.base.u64_at(SHARED + 128), if n.is_multiple_of(2) { 0 } else { 15 });
         assert_eq!(c.base.u64_at(SHARED + 192), n);
         assert_eq!(c.base.u64_at(SHARED + 256), 0);
         assert_eq!(c.base.u64_at(SHARED + 320), (h * (h + 1) / 2 * n) << 32);
@@ -135,7 +135,7 @@ fn load_reserved_and_store_conditional_lose_nothing() {
         let c = run(engine, "LR and SC", a, |hart, s| prepare(hart, s, n));
         let sum = u64::from(HARTS) * n;
         assert_eq!(c.base.u64_at(SHARED), sum);
-        assert_eq!(c.base.u64_at(SHARED + 64), sum << 32 | 3 * sum);
+        assert_eq!(c.base.u64_at(SHARED + 64), (sum << 32) | (3 * sum));
     });
 }
 

@@ -5,7 +5,7 @@
 //! made in turn on one machine mean anything.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -23,6 +23,10 @@ const USER_HZ: f64 = 100.0;
 const BOOT: &str = "boot to /init";
 const CPU: &str = "CPU time";
 const RSS: &str = "RSS after boot, MiB";
+const OWN: &str = "  of it not guest RAM";
+const START: &str = "start to first store, ms";
+/// Guest RAM, in MiB: also how its mapping is told from the others.
+const RAM_MIB: u64 = 512;
 
 struct Options {
     runs: usize,
@@ -43,13 +47,7 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
         .context("cargo metadata names no target directory")?;
     let mimus = target.join("release/mimus");
     let with_qemu = options.emulators.iter().any(|e| e == "qemu");
-    if with_qemu
-        && Command::new("qemu-system-riscv64")
-            .arg("-version")
-            .stdout(Stdio::null())
-            .status()
-            .is_err()
-    {
+    if with_qemu && Command::new("qemu-system-riscv64").arg("-version").stdout(Stdio::null()).status().is_err() {
         bail!(
             "qemu-system-riscv64 is not installed: apt-get install qemu-system-misc (newer releases: qemu-system-riscv), or time mimus alone with --only mimus"
         );
@@ -58,12 +56,10 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
     for round in 1..=options.runs {
         for name in &options.emulators {
             let command = if name == "qemu" { qemu() } else { ours(&mimus) };
-            let rows = one(command, &files, options.smp)
-                .with_context(|| format!("run {round} of {name}"))?;
-            let boot = rows
-                .iter()
-                .find(|(row, _)| row == BOOT)
-                .map_or(0.0, |(_, s)| *s);
+            let starting = if name == "qemu" { qemu() } else { ours(&mimus) };
+            let mut rows = one(command, &files, options.smp).with_context(|| format!("run {round} of {name}"))?;
+            rows.insert(1, (START.to_owned(), start(starting, &target)?));
+            let boot = rows.iter().find(|(row, _)| row == BOOT).map_or(0.0, |(_, s)| *s);
             println!("run {round} of {name}: {boot:.2} s to /init");
             results.entry(name.clone()).or_default().push(rows);
         }
@@ -73,11 +69,7 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
 }
 
 fn parse(words: &[&str]) -> anyhow::Result<Options> {
-    let mut options = Options {
-        runs: 3,
-        smp: 1,
-        emulators: vec!["qemu".into(), "mimus".into()],
-    };
+    let mut options = Options { runs: 3, smp: 1, emulators: vec!["qemu".into(), "mimus".into()] };
     let mut words = words.iter();
     match words.next() {
         Some(&"riscv64") => {}
@@ -98,9 +90,7 @@ fn parse(words: &[&str]) -> anyhow::Result<Options> {
                 Some(&name @ ("qemu" | "mimus")) => options.emulators = vec![name.into()],
                 _ => bail!("--only takes qemu or mimus"),
             },
-            other => bail!(
-                "bench: there is no option '{other}'; there are --runs N, --smp N, --only qemu|mimus"
-            ),
+            other => bail!("bench: there is no option '{other}'; there are --runs N, --smp N, --only qemu|mimus"),
         }
     }
     Ok(options)
@@ -129,18 +119,14 @@ impl Drop for Running {
 }
 
 /// One run: its rows, in order.
-fn one(
-    mut command: Command,
-    files: &guests::Bench,
-    smp: u32,
-) -> anyhow::Result<Vec<(String, f64)>> {
+fn one(mut command: Command, files: &guests::Bench, smp: u32) -> anyhow::Result<Vec<(String, f64)>> {
     let start = Instant::now();
     let child = command
         .args([
             "-M",
             "virt",
             "-m",
-            "512",
+            &RAM_MIB.to_string(),
             "-nographic",
             "-no-reboot",
             "-smp",
@@ -165,21 +151,19 @@ fn one(
         let left = LIMIT.saturating_sub(start.elapsed());
         let (at, line) = match lines.recv_timeout(left) {
             Ok(got) => got,
-            Err(RecvTimeoutError::Timeout) => bail!(
-                "no end after {} s; its last lines:\n{}",
-                LIMIT.as_secs(),
-                last.join("\n")
-            ),
-            Err(RecvTimeoutError::Disconnected) => bail!(
-                "it ended before the benchmark did; its last lines:\n{}",
-                last.join("\n")
-            ),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("no end after {} s; its last lines:\n{}", LIMIT.as_secs(), last.join("\n"))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("it ended before the benchmark did; its last lines:\n{}", last.join("\n"))
+            }
         };
         let pid = running.0.id();
         match line.split_whitespace().collect::<Vec<_>>().as_slice() {
             ["BENCH", "boot", _] => {
                 rows.push((BOOT.to_owned(), (at - start).as_secs_f64()));
                 rows.extend(resident_mib(pid).map(|mib| (RSS.to_owned(), mib)));
+                rows.extend(own_mib(pid).map(|mib| (OWN.to_owned(), mib)));
             }
             ["SPAN", name, from, to] => {
                 let (from, to): (f64, f64) = (from.parse()?, to.parse()?);
@@ -223,15 +207,57 @@ fn cpu_seconds(pid: u32) -> Option<f64> {
     Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / USER_HZ)
 }
 
+/// Milliseconds from the start of the emulator to the first thing its guest does: the
+/// median of a few starts of a program that writes one byte to the serial port.
+fn start(mut command: Command, target: &Path) -> anyhow::Result<f64> {
+    let image = target.join("bench-start.bin");
+    let mut code = START_IMAGE.map(u32::to_le_bytes).concat();
+    code.resize(4096, 0);
+    std::fs::write(&image, code).with_context(|| image.display().to_string())?;
+    command.args(["-M", "virt", "-m", &RAM_MIB.to_string(), "-nographic", "-bios", "none"]);
+    command.arg("-kernel").arg(&image).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let from = Instant::now();
+        let mut running = Running(command.spawn().with_context(|| format!("{:?}", command.get_program()))?);
+        let mut out = running.0.stdout.take().context("no output")?;
+        let mut byte = [0];
+        while byte != *b"!" {
+            out.read_exact(&mut byte).context("the start program did not run")?;
+        }
+        times.push(from.elapsed().as_secs_f64() * 1000.0);
+    }
+    median(times).context("no times")
+}
+
+/// Stores `!` to the virt board's serial port, then turns it off at the test finisher.
+const START_IMAGE: [u32; 8] = [
+    0x1000_02b7, // lui  t0, 0x10000
+    0x0210_0313, // li   t1, '!'
+    0x0062_8023, // sb   t1, 0(t0)
+    0x0010_02b7, // lui  t0, 0x100
+    0x0000_5337, // lui  t1, 0x5
+    0x5553_0313, // addi t1, t1, 0x555
+    0x0062_a023, // sw   t1, 0(t0)
+    0x0000_006f, // j    .
+];
+
+/// Resident memory without the mapping of guest RAM: the one of its size (proc_pid_smaps(5)).
+fn own_mib(pid: u32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    let kib = |line: &str, name: &str| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok();
+    let (mut size, mut own) = (0, 0);
+    for line in text.lines() {
+        size = kib(line, "Size:").unwrap_or(size);
+        own += kib(line, "Rss:").filter(|_| size != RAM_MIB << 10).unwrap_or(0);
+    }
+    Some(own as f64 / 1024.0)
+}
+
 fn resident_mib(pid: u32) -> Option<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    line.trim()
-        .strip_suffix(" kB")?
-        .trim()
-        .parse::<f64>()
-        .ok()
-        .map(|kib| kib / 1024.0)
+    line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kib| kib / 1024.0)
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -246,37 +272,19 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 
 /// Medians side by side; the ratio is QEMU's time by mimus's, so more is better.
 fn table(results: &BTreeMap<String, Vec<Vec<(String, f64)>>>, smp: u32) -> String {
-    let names: Vec<&String> = results
-        .values()
-        .flatten()
-        .next()
-        .map(|rows| rows.iter().map(|(row, _)| row).collect())
-        .unwrap_or_default();
+    let names: Vec<&String> =
+        results.values().flatten().next().map(|rows| rows.iter().map(|(row, _)| row).collect()).unwrap_or_default();
     let value = |emulator: &str, row: &str| {
         let runs = results.get(emulator)?;
-        median(
-            runs.iter()
-                .filter_map(|r| r.iter().find(|(n, _)| n == row))
-                .map(|(_, v)| *v)
-                .collect(),
-        )
+        median(runs.iter().filter_map(|r| r.iter().find(|(n, _)| n == row)).map(|(_, v)| *v).collect())
     };
     let cell = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
-    let mut out = format!(
-        "\n{:<22} {:>10} {:>10} {:>7}   (seconds, medians, -smp {smp})\n",
-        "row", "QEMU", "mimus", "ratio"
-    );
+    let mut out =
+        format!("\n{:<22} {:>10} {:>10} {:>7}   (seconds, medians, -smp {smp})\n", "row", "QEMU", "mimus", "ratio");
     for row in names {
         let (qemu, mimus) = (value("qemu", row), value("mimus", row));
-        let ratio = qemu
-            .zip(mimus)
-            .filter(|(_, m)| *m > 0.0)
-            .map_or("-".into(), |(q, m)| format!("{:.2}×", q / m));
-        out.push_str(&format!(
-            "{row:<22} {:>10} {:>10} {ratio:>7}\n",
-            cell(qemu),
-            cell(mimus)
-        ));
+        let ratio = qemu.zip(mimus).filter(|(_, m)| *m > 0.0).map_or("-".into(), |(q, m)| format!("{:.2}×", q / m));
+        out.push_str(&format!("{row:<22} {:>10} {:>10} {ratio:>7}\n", cell(qemu), cell(mimus)));
     }
     out
 }
@@ -303,12 +311,7 @@ mod tests {
     fn options() {
         let o = parse(&["riscv64", "--runs", "5", "--smp", "4", "--only", "qemu"]).unwrap();
         assert_eq!((o.runs, o.smp, o.emulators.len()), (5, 4, 1));
-        for bad in [
-            &["x86"][..],
-            &["riscv64", "--runs", "0"],
-            &["riscv64", "--rusn", "1"],
-            &[],
-        ] {
+        for bad in [&["x86"][..], &["riscv64", "--runs", "0"], &["riscv64", "--rusn", "1"], &[]] {
             assert!(parse(bad).is_err());
         }
     }

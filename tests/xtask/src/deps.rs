@@ -14,39 +14,17 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("mimus-tcg-softfloat", &[], &[]),
     ("mimus-tcg-ir", &[], &["mimus-tcg-softfloat"]),
     ("mimus-core", &["mimus-arch"], &[]),
-    (
-        "mimus-tcg-exec",
-        &["mimus-core", "mimus-arch", "mimus-tcg-ir"],
-        &["mimus-tcg-softfloat"],
-    ),
+    ("mimus-tcg-exec", &["mimus-core", "mimus-arch", "mimus-tcg-ir"], &["mimus-tcg-softfloat"]),
     (
         "mimus-tcg-frontend-*",
-        &[
-            "mimus-core",
-            "mimus-arch",
-            "mimus-tcg-ir",
-            "mimus-tcg-exec",
-            "mimus-tcg-softfloat",
-        ],
+        &["mimus-core", "mimus-arch", "mimus-tcg-ir", "mimus-tcg-exec", "mimus-tcg-softfloat"],
         &["mimus-tcg-decode", "mimus-tcg-backend-*"],
     ),
-    (
-        "mimus-tcg-backend-*",
-        &["mimus-tcg-ir"],
-        &["mimus-tcg-softfloat"],
-    ),
-    (
-        "mimus-tcg",
-        &["mimus-core", "mimus-arch", "mimus-tcg-*"],
-        &["mimus-tcg-*"],
-    ),
+    ("mimus-tcg-backend-*", &["mimus-tcg-ir"], &["mimus-tcg-softfloat"]),
+    ("mimus-tcg", &["mimus-core", "mimus-arch", "mimus-tcg-*"], &["mimus-tcg-*"]),
     ("mimus-accel-kvm", &["mimus-core", "mimus-arch"], &[]),
     ("mimus-devices", &["mimus-core", "mimus-arch"], &[]),
-    (
-        "mimus-machines",
-        &["mimus-core", "mimus-arch", "mimus-devices"],
-        &[],
-    ),
+    ("mimus-machines", &["mimus-core", "mimus-arch", "mimus-devices"], &[]),
     ("mimus", &["mimus-*"], &["mimus-*"]),
     ("mimus-tests", &["mimus-*"], &["mimus-*"]),
     ("mimus-xtask", &["mimus-machines"], &[]),
@@ -62,10 +40,7 @@ pub fn check() -> anyhow::Result<()> {
     for line in &wrong {
         eprintln!("{line}");
     }
-    bail!(
-        "{} dependencies are not allowed; the rules are in tests/xtask/src/deps.rs",
-        wrong.len()
-    )
+    bail!("{} dependencies are not allowed; the rules are in tests/xtask/src/deps.rs", wrong.len())
 }
 
 fn violations(metadata: &Value) -> Vec<String> {
@@ -93,8 +68,7 @@ fn violations(metadata: &Value) -> Vec<String> {
 }
 
 fn matches(rule: &str, name: &str) -> bool {
-    rule.strip_suffix('*')
-        .map_or(rule == name, |prefix| name.starts_with(prefix))
+    rule.strip_suffix('*').map_or(rule == name, |prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -102,10 +76,8 @@ mod tests {
     use super::*;
 
     fn package(name: &str, uses: &[(&str, Option<&str>)]) -> Value {
-        let deps: Vec<Value> = uses
-            .iter()
-            .map(|(n, kind)| serde_json::json!({"name": n, "kind": kind, "path": "x"}))
-            .collect();
+        let deps: Vec<Value> =
+            uses.iter().map(|(n, kind)| serde_json::json!({"name": n, "kind": kind, "path": "x"})).collect();
         serde_json::json!({"packages": [{"name": name, "dependencies": deps}]})
     }
 
@@ -116,49 +88,17 @@ mod tests {
             violations(&package("mimus-devices", &[("mimus-tcg", None)])),
             ["mimus-devices must not depend on mimus-tcg"]
         );
-        assert!(
-            violations(&package(
-                "mimus-tcg-backend-arm64",
-                &[("mimus-tcg-ir", None)]
-            ))
-            .is_empty()
-        );
-        assert!(
-            !violations(&package("mimus-tcg-backend-arm64", &[("mimus-core", None)])).is_empty()
-        );
-        assert!(
-            !violations(&package(
-                "mimus-tcg-frontend-x86",
-                &[("mimus-tcg-frontend-riscv", None)]
-            ))
-            .is_empty()
-        );
-        assert!(
-            violations(&package(
-                "mimus-tcg-frontend-riscv",
-                &[("mimus-tcg-decode", Some("build"))]
-            ))
-            .is_empty()
-        );
-        assert!(
-            !violations(&package(
-                "mimus-tcg-frontend-riscv",
-                &[("mimus-tcg-decode", None)]
-            ))
-            .is_empty()
-        );
-        assert_eq!(
-            violations(&package("mimus-new", &[])),
-            ["mimus-new: no rule says what it may use"]
-        );
+        assert!(violations(&package("mimus-tcg-backend-arm64", &[("mimus-tcg-ir", None)])).is_empty());
+        assert!(!violations(&package("mimus-tcg-backend-arm64", &[("mimus-core", None)])).is_empty());
+        assert!(!violations(&package("mimus-tcg-frontend-x86", &[("mimus-tcg-frontend-riscv", None)])).is_empty());
+        assert!(violations(&package("mimus-tcg-frontend-riscv", &[("mimus-tcg-decode", Some("build"))])).is_empty());
+        assert!(!violations(&package("mimus-tcg-frontend-riscv", &[("mimus-tcg-decode", None)])).is_empty());
+        assert_eq!(violations(&package("mimus-new", &[])), ["mimus-new: no rule says what it may use"]);
     }
 
     /// The workspace itself keeps to them.
     #[test]
     fn this_workspace() {
-        assert_eq!(
-            violations(&crate::metadata().unwrap()),
-            Vec::<String>::new()
-        );
+        assert_eq!(violations(&crate::metadata().unwrap()), Vec::<String>::new());
     }
 }

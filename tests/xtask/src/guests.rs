@@ -27,10 +27,7 @@ pub fn bench() -> anyhow::Result<Bench> {
     let kernel = ensure(&guests::RISCV64)?;
     let busybox = ensure(&guests::RISCV64_BUSYBOX)?;
     let initrd = init::bench_initrd(&busybox, &busybox.join("busybox"))?;
-    Ok(Bench {
-        kernel: kernel.join("linux"),
-        initrd,
-    })
+    Ok(Bench { kernel: kernel.join("linux"), initrd })
 }
 
 /// Fetches everything.
@@ -39,6 +36,9 @@ pub fn fetch() -> anyhow::Result<()> {
     let dir = ensure(&guests::RISCV64)?;
     init::shell_initrd(&dir)?;
     ensure(&guests::RISCV64_FIRMWARE)?;
+    for spec in [&guests::x86::X86_64_KERNEL, &guests::x86::X86_64_BUSYBOX, &guests::x86::SEABIOS] {
+        ensure(spec)?;
+    }
     Ok(())
 }
 

@@ -33,9 +33,7 @@ fn main() -> ExitCode {
             print!("{USAGE}");
             Ok(())
         }
-        [other, ..] => Err(anyhow::anyhow!(
-            "there is no task '{other}'; see cargo xtask help"
-        )),
+        [other, ..] => Err(anyhow::anyhow!("there is no task '{other}'; see cargo xtask help")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,11 +59,7 @@ pub fn root() -> PathBuf {
 /// Runs cargo at the root and wants success.
 pub fn cargo(args: &[&str]) -> anyhow::Result<()> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(program)
-        .args(args)
-        .current_dir(root())
-        .status()
-        .context("cargo")?;
+    let status = Command::new(program).args(args).current_dir(root()).status().context("cargo")?;
     if !status.success() {
         bail!("cargo {} failed", args.join(" "));
     }
@@ -81,10 +75,7 @@ pub fn metadata() -> anyhow::Result<serde_json::Value> {
         .output()
         .context("cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -31,11 +31,13 @@ pub struct RawOptions {
     pub discard: bool,
     /// Take a lock that keeps other processes away.
     pub lock: bool,
+    /// Each write reaches the disk before it completes (`cache=writethrough`).
+    pub sync: bool,
 }
 
 impl Default for RawOptions {
     fn default() -> Self {
-        Self { read_only: false, discard: true, lock: true }
+        Self { read_only: false, discard: true, lock: true, sync: false }
     }
 }
 
@@ -59,7 +61,7 @@ impl RawBlock {
         let fail = |reason: String| OpenError { path: path.display().to_string(), reason };
         // Without O_NONBLOCK, opening a FIFO would wait for its other end.
         let mut how = OpenOptions::new();
-        let how = how.read(true).write(!options.read_only).custom_flags(libc::O_NONBLOCK);
+        let how = how.read(true).write(!options.read_only).custom_flags(libc::O_NONBLOCK | if options.sync { libc::O_DSYNC } else { 0 });
         let file = how.open(path);
         let mut file = file.map_err(|e| fail(open_reason(&e, options)))?;
         let kind = file.metadata().map_err(|e| fail(e.to_string()))?.file_type();

@@ -1,0 +1,11 @@
+//! Whole machines: real kernels, firmware and disks, from the command line.
+//!
+//! The guests come from the host's own package sources into the cache that `mimus try`
+//! uses. Where they are not to be had, a test says `SKIPPED (name): reason`.
+
+mod boot;
+mod disk;
+mod end;
+mod harness;
+mod network;
+mod terminal;
