@@ -102,7 +102,7 @@ impl PciBus {
             return Err(PciError::Taken { bus: self.name.clone(), devfn });
         }
         functions.insert(devfn, None);
-        let wire = IntxRouter::wire(devfn.device(), 0);
+        let wire = self.router.wire_of(devfn.device(), 0);
         Ok(PciSlot {
             bus: self.clone(),
             devfn,

@@ -1,0 +1,1 @@
+//! South bridges.
