@@ -5,7 +5,7 @@ use super::config_space::BarKind;
 use super::intx::{IntxPin, IntxRouter};
 use mimus_core::bus::{AccessSize, MemTxAttrs, Requester};
 use mimus_core::irq::MsiTarget;
-use mimus_core::memory::{AddressSpace, DmaGate, DmaHandle, MemoryRegion, RegionHandle};
+use mimus_core::memory::{AddressSpace, DmaGate, DmaHandle, MemoryMap, MemoryRegion, RegionHandle};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -70,6 +70,11 @@ impl PciBus {
     /// Its name: `pcie.0`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The machine's memory map.
+    pub fn map(&self) -> &Arc<MemoryMap> {
+        self.system.map()
     }
 
     /// The container of memory BARs, for a host bridge's windows.

@@ -7,7 +7,8 @@
 
 use super::config_ports::ConfigPorts;
 use super::pc_memory::{
-    PAM_BITS, PAM_REGISTERS, PcMemory, PcRegions, SMRAM_BASE_SEGMENT, SMRAM_CLOSED, SMRAM_ENABLE, SMRAM_LOCK, SMRAM_OPEN,
+    PAM_BITS, PAM_REGISTERS, PcMemory, PcRegions, SMRAM_BASE_SEGMENT, SMRAM_CLOSED, SMRAM_ENABLE, SMRAM_LOCK,
+    SMRAM_OPEN,
 };
 use super::q35::map_ports;
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};

@@ -115,7 +115,8 @@ impl PcRegions {
         let map = m.system.map().clone();
         let mut t = Transaction::default();
         let (root, ram_view) = (m.system.root(), MemoryRegion::rom(format!("{name}-ram-read-only"), m.ram));
-        let everything = |what: &str, target: &MemoryRegion| MemoryRegion::alias(format!("{name}-{what}"), target, 0, target.len());
+        let everything =
+            |what: &str, target: &MemoryRegion| MemoryRegion::alias(format!("{name}-{what}"), target, 0, target.len());
         t.map_with_priority(root, 0, BEHIND, &everything("pci", bus.memory()));
         t.map_with_priority(m.io, 0, BEHIND, &everything("pci-io", bus.io()));
 
