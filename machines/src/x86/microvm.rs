@@ -14,7 +14,7 @@ use mimus_devices::acpi::ged::{self, Ged, GedRequest};
 use super::boot::PcBoard;
 use super::common::{self, GuestRequests};
 use super::fw_cfg::Contents;
-use super::interrupts::Interrupts;
+use super::interrupts::{Interrupts, mask_pic};
 use super::options::{Kind, Options};
 use super::rom::{self, Firmware};
 use super::{acpi, isa, layout};
@@ -72,6 +72,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         true => String::new(),
         false => virtio_arguments(&used),
     };
+    let pic = ints.pic.clone();
     let board = PcBoard {
         kind,
         config: config.clone(),
@@ -80,7 +81,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         acpi: tables,
         smbios,
         cmdline,
-        set_up: Box::new(|_| ()),
+        set_up: Box::new(move |_| mask_pic(&*pic)),
         power_button: Box::new(move || match &ged {
             Some(ged) => {
                 lock(ged).press_power_button();
