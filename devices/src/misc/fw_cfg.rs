@@ -346,7 +346,10 @@ impl MutMmioDevice for FwCfg {
             // Writing through the data register ended with QEMU 2.4.
             (DATA, _) => {}
             (SELECTOR, AccessSize::B2) => self.select(value as u16),
-            (DMA, AccessSize::B8) => self.transfer(GuestPhys(value)),
+            (DMA, AccessSize::B8) => {
+                self.dma_high = 0;
+                self.transfer(GuestPhys(value));
+            }
             (DMA, AccessSize::B4) => self.dma_high = value as u32,
             (DMA_LOW, AccessSize::B4) => {
                 let high = std::mem::take(&mut self.dma_high);
