@@ -406,3 +406,7 @@ impl SaveRestore for FwCfg {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "fw_cfg_mmio_tests.rs"]
+mod mmio_tests;
