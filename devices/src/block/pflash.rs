@@ -484,3 +484,7 @@ impl WriteBack {
         self.pump();
     }
 }
+
+#[cfg(test)]
+#[path = "pflash_tests.rs"]
+mod tests;
