@@ -3,12 +3,29 @@
 #![allow(unsafe_code)]
 
 use mimus_core::memory::RamBlock;
-use std::sync::atomic::Ordering;
 
-#[target_feature(enable = "cmpxchg16b")]
+/// What was at `at`, which holds `new` now if that was `old`. By hand: the intrinsic is a library call, which is not
+/// there, unless it is inlined.
+///
+/// # Safety
+/// `at` is aligned to 16 bytes that stay mapped, and the processor has CMPXCHG16B.
 unsafe fn exchange(at: *mut u128, old: u128, new: u128) -> u128 {
-    // SAFETY: the caller gives an aligned address of 16 bytes that stay mapped.
-    unsafe { std::arch::x86_64::cmpxchg16b(at, old, new, Ordering::SeqCst, Ordering::SeqCst) }
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: as for this function; RBX, which the compiler keeps for itself, is restored.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "xchg rbx, rsi",
+            in("rdi") at,
+            inout("rsi") new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 /// Stores `new` at `offset` if `old` is there; what was there. `None` if it is not inside, not aligned, or the

@@ -24,10 +24,11 @@ use super::fdt::FdtConfig;
 use super::sbi::Sbi;
 use super::{firmware, map};
 use crate::config::keyval::nearest;
-use crate::config::{Bios, ConfigError, MachineConfig, Rtc, RtcBase, RtcClock};
+use crate::config::{Bios, ConfigError, MachineConfig, Rtc};
 use crate::machine::peripherals::{MmioSlots, Peripherals};
 use crate::machine::{
     Host, Hypercalls, Machine, MachineBuilder, MachineControl, MachineError, MachineSpec, Policy, RamRange, Request,
+    time,
 };
 
 /// Most harts.
@@ -51,6 +52,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         ram: vec![RamRange { base: map::DRAM_BASE, len: config.memory }],
         ports: false,
         irqchip: None,
+        emulation_failure: host.emulation_failure,
         io: host.io,
     })?;
     let serial = match host.serials.iter().flatten().next() {
@@ -152,8 +154,9 @@ impl Virt {
     fn platform_devices(&mut self, serial: Option<Arc<dyn CharBackend>>, rtc: &Rtc) -> Result<(), MachineError> {
         let words = AccessRules::only(AccessSize::B4);
         let uart = Ns16550::new(self.irq(map::IRQ_UART), serial);
-        let (timer, offset) = self.rtc_time(rtc)?;
-        let rtc = GoldfishRtc::new(self.irq(map::IRQ_RTC), timer, offset);
+        let (timer, offset) = time::rtc(self.builder.services(), rtc)?;
+        // The device adds modulo 2^64.
+        let rtc = GoldfishRtc::new(self.irq(map::IRQ_RTC), timer, offset as u64);
         let b = &mut self.builder;
         b.add_mmio("/machine/serial", span(map::UART), AccessRules::only(AccessSize::B1), uart)?;
         b.add_mmio("/machine/rtc", span(map::RTC), words, rtc)?;
@@ -165,28 +168,6 @@ impl Virt {
             finisher,
         )?;
         b.add_rom("mrom", span(map::MROM), &[]).map(drop)
-    }
-
-    /// The clock behind the RTC, and what is added to it, in ns.
-    fn rtc_time(&self, rtc: &Rtc) -> Result<(mimus_core::clock::Timer, u64), MachineError> {
-        let services = self.builder.services();
-        let kind = match rtc.clock {
-            RtcClock::Host => ClockKind::Host,
-            RtcClock::Rt => ClockKind::Realtime,
-            RtcClock::Vm => ClockKind::Virtual,
-        };
-        let timer = services.io_thread.timer(kind);
-        let base = match rtc.base {
-            RtcBase::Utc => services.clocks.get(ClockKind::Host).now(),
-            RtcBase::Seconds(s) => u64::try_from(s).unwrap_or(0).saturating_mul(1_000_000_000),
-            RtcBase::Localtime => {
-                let reason = "guests of this board keep the clock in UTC; use base=utc, or a date";
-                return Err(ConfigError::new("-rtc", "base=localtime", reason).into());
-            }
-        };
-        let offset =
-            if (rtc.base, rtc.clock) == (RtcBase::Utc, RtcClock::Host) { 0 } else { base.wrapping_sub(timer.now()) };
-        Ok((timer, offset))
     }
 
     fn pci(&mut self, ram: u64) -> Result<Arc<PciBus>, MachineError> {
