@@ -214,6 +214,8 @@ const RW_LSB: u8 = 1;
 const RW_MSB: u8 = 2;
 const RW_WORD0: u8 = 3;
 const RW_WORD1: u8 = 4;
+/// The kernel's mode of a channel that does not count.
+const NOT_PROGRAMMED: u8 = 0xff;
 
 /// `offset` is what to add to the kernel's time for the virtual clock's, in ns; `now` is the virtual clock's.
 pub fn pit_to(k: &kvm_pit_state2, offset: i64, now: i64) -> PitState {
@@ -222,7 +224,7 @@ pub fn pit_to(k: &kvm_pit_state2, offset: i64, now: i64) -> PitState {
             1..=0xffff => c.count,
             _ => 0x1_0000,
         },
-        mode: c.mode.min(5),
+        mode: if c.mode > 5 { 3 } else { c.mode },
         bcd: c.bcd != 0,
         gate: c.gate != 0,
         access: c.rw_mode & 3,
@@ -234,7 +236,7 @@ pub fn pit_to(k: &kvm_pit_state2, offset: i64, now: i64) -> PitState {
         latched_high: c.count_latched == RW_MSB && c.rw_mode & 3 == 3,
         latched_status: (c.status_latched != 0).then_some(c.status),
         loaded_ns: c.count_load_time.wrapping_add(offset),
-        waiting: false,
+        waiting: c.mode > 5,
         paused_ns: None,
     };
     PitState {
@@ -270,7 +272,7 @@ pub fn pit_from(s: &PitState, offset: i64, now: i64) -> kvm_pit_state2 {
             write_state: state(c.write_high),
             write_latch: c.write_latch,
             rw_mode: c.access,
-            mode: c.mode,
+            mode: if c.waiting { NOT_PROGRAMMED } else { c.mode },
             bcd: c.bcd.into(),
             gate: c.gate.into(),
             count_load_time: c.paused_ns.map_or(c.loaded_ns, |held| now - held as i64).wrapping_sub(offset),
