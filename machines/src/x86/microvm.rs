@@ -57,6 +57,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     let lines = (0..VIRTIO_SLOTS).map(|i| ints.line(virtio_irq(i, options.acpi))).collect();
     let slots = MmioSlots::new(VIRTIO_BASE, VIRTIO_STRIDE, lines);
     let mut peripherals = Peripherals::mmio(slots, None);
+    peripherals.isa = Some(isa::bus(&b, &ints));
     peripherals.add_configured(&mut b, config)?;
     let used = peripherals.slots.map_or_else(Vec::new, |slots| {
         slots.map_empty(&b);

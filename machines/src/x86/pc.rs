@@ -74,7 +74,9 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
         add_hpet(&mut b, &ints, &rtc, rtc_irq)?;
     }
     add_legacy(&mut b, &options, &ints)?;
-    Peripherals::pci(bus.clone()).add_configured(&mut b, config)?;
+    let mut peripherals = Peripherals::pci(bus.clone());
+    peripherals.isa = Some(isa::bus(&b, &ints));
+    peripherals.add_configured(&mut b, config)?;
 
     let (mmio32, bits) = (layout::mmio32(kind, memory), common::phys_bits(&b, boards::guest(config)?));
     let platform = description(kind, &options, &serials, mmio32, layout::mmio64(memory, bits));
