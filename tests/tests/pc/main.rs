@@ -6,5 +6,6 @@
 mod chipset;
 mod harness;
 mod interrupts;
+mod kvm;
 mod microvm;
 mod saved;
