@@ -230,3 +230,7 @@ impl Drop for PciSlot {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bus_tests.rs"]
+mod tests;

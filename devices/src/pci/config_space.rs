@@ -352,3 +352,7 @@ impl ConfigSpace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "config_space_tests.rs"]
+mod tests;

@@ -219,3 +219,7 @@ impl MmioDevice for Msix {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "msix_tests.rs"]
+mod tests;

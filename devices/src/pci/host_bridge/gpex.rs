@@ -134,3 +134,7 @@ impl MmioDevice for Unclaimed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "gpex_tests.rs"]
+mod tests;
