@@ -456,3 +456,7 @@ fn arm(vcpu: &Arc<dyn VcpuHandle>, timer: &Timer, pin: CpuPin, deadline: Option<
         }
     }
 }
+
+#[cfg(test)]
+#[path = "sbi_tests.rs"]
+mod tests;
