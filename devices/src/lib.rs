@@ -7,6 +7,7 @@ pub mod block;
 pub mod char;
 pub mod input;
 pub mod irqchip;
+pub mod isa;
 pub mod misc;
 pub mod net;
 pub mod pci;

@@ -1,7 +1,7 @@
 //! Tests of the PC's host bridges, by the ports and memory that guests use.
 
 use super::config_ports::{PORT, RESET_VALUE};
-use super::pc_memory::{ROM_BASE, ROM_LEN};
+use super::pc_memory::ROM_LEN;
 use super::*;
 use crate::testing::{Levels, assert_snapshot_round_trip, reset};
 use mimus_core::bus::PioSpace;
