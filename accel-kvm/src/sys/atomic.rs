@@ -3,12 +3,27 @@
 #![allow(unsafe_code)]
 
 use mimus_core::memory::RamBlock;
-use std::sync::atomic::Ordering;
+use std::arch::asm;
 
-#[target_feature(enable = "cmpxchg16b")]
-unsafe fn exchange(at: *mut u128, old: u128, new: u128) -> u128 {
-    // SAFETY: the caller gives an aligned address of 16 bytes that stay mapped.
-    unsafe { std::arch::x86_64::cmpxchg16b(at, old, new, Ordering::SeqCst, Ordering::SeqCst) }
+/// `at` is the aligned address of 16 bytes that stay mapped; the processor has the instruction.
+unsafe fn exchange(at: *mut u8, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: touches the 16 bytes at `at` only, which the caller vouches for. RBX, which the compiler keeps for
+    // itself, is put back.
+    unsafe {
+        asm!(
+            "xchg {new}, rbx",
+            "lock cmpxchg16b [{at}]",
+            "mov rbx, {new}",
+            at = in(reg) at,
+            new = inout(reg) new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 /// Stores `new` at `offset` if `old` is there; what was there. `None` if it is not inside, not aligned, or the
@@ -18,7 +33,7 @@ pub fn compare_exchange(block: &RamBlock, offset: u64, old: u128, new: u128) -> 
         return None;
     }
     // SAFETY: inside the block and aligned; guest RAM is only accessed by copies and atomics.
-    let found = unsafe { exchange(block.host_ptr(offset).cast(), old, new) };
+    let found = unsafe { exchange(block.host_ptr(offset), old, new) };
     block.note_write(offset, 16);
     Some(found)
 }

@@ -98,6 +98,11 @@ impl Bus {
         std::mem::take(&mut lock(&self.seen))
     }
 
+    /// Records again what was taken.
+    pub fn put_back(&self, seen: Vec<Seen>) {
+        *lock(&self.seen) = seen;
+    }
+
     /// Values written to a port.
     pub fn out_values(&self, port: u16) -> Vec<u64> {
         let seen = lock(&self.seen);
