@@ -63,7 +63,11 @@ fn log_tells_the_truth(name: &str, setup: Setup) {
             .collect();
         list(&g, &pages);
         dirty(&g);
-        if round % 2 == 0 { g.long(0) } else { g.user(0) }
+        if round % 2 == 0 {
+            g.long(0)
+        } else {
+            g.user(0)
+        }
         g.run_to_stop(0);
         log.sync().expect("synced");
         let seen = dirty(&g);

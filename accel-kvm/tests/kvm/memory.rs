@@ -18,7 +18,11 @@ fn read_only_memory() {
     let region = MemoryRegion::rom("rom", &rom);
     g.map.change(|t| _ = t.map(&g.root, HOLE, &region));
     for user in [false, true] {
-        if user { g.user(0) } else { g.long(0) }
+        if user {
+            g.user(0)
+        } else {
+            g.long(0)
+        }
         g.code(if user { USER } else { CODE }, 64, |a| {
             a.mov(ebx, HOLE as u32)?;
             a.mov(rax, qword_ptr(rbx))?;
