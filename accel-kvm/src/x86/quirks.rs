@@ -5,6 +5,7 @@
 
 use crate::sys::ioctl::{self, SlotRequest};
 use crate::sys::run_page::RunPage;
+use crate::sys::x86 as sys_x86;
 use kvm_bindings::*;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use mimus_arch::x86::regs::*;
@@ -314,7 +315,7 @@ fn tsc_fixed(kvm: &Kvm) -> io::Result<bool> {
     p.vcpu.set_msrs(&zero.map_err(|_| io::ErrorKind::InvalidInput)?).map_err(os)?;
     // rdtsc; mov eax, edx: the upper half of a counter that was just zero, and the host's is not.
     let end = p.run(&p.long(true), &code(&[&[0x0f, 0x31, 0x89, 0xd0], &MARK_EAX]))?;
-    Ok(end != End::Mark(0, 0) && ioctl::host_tsc() >> 32 != 0)
+    Ok(end != End::Mark(0, 0) && sys_x86::host_tsc() >> 32 != 0)
 }
 
 fn shadow_paging(kvm: &Kvm) -> io::Result<bool> {

@@ -3,7 +3,7 @@
 use crate::entry::{KICK, LOOK};
 use crate::error::refused;
 use crate::handle::{Count, INIT, INTR, LATCHED, NMI, SMI, VcpuCore};
-use crate::sys::ioctl;
+use crate::sys::{ioctl, x86 as sys_x86};
 use crate::vm::{VmShared, handle};
 use crate::x86::debug::Debug;
 use crate::x86::{clock, msrs};
@@ -203,7 +203,7 @@ impl KvmVcpu {
             // KVM_INTERRUPT would put the vector where no saved state has it: this way it is an event.
             self.inject_as_event(vector)
         } else {
-            ioctl::interrupt(fd, vector)
+            sys_x86::interrupt(fd, vector)
         };
         if let Err(e) = injected {
             log::error!("kvm: interrupt vector {vector:#x} is lost: {e}");

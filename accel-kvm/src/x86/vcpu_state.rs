@@ -1,7 +1,7 @@
 //! The state of a vCPU: reading, setting, resetting, in groups.
 
 use crate::error::{errno, refused};
-use crate::sys::ioctl;
+use crate::sys::x86 as sys_x86;
 use crate::x86::irqchip;
 use crate::x86::vcpu::KvmVcpu;
 use crate::x86::{clock, msrs, regs};
@@ -93,7 +93,7 @@ impl KvmVcpu {
             _ => regs::mp_to(&fd.get_mp_state().map_err(errno("read whether it runs"))?),
         };
         if self.vm.caps.sregs2 {
-            let sregs = ioctl::get_sregs2(fd).map_err(refused("read segments and control registers"))?;
+            let sregs = sys_x86::get_sregs2(fd).map_err(refused("read segments and control registers"))?;
             regs::sregs2_to(state, &sregs);
         }
         state.msrs = msrs::read_available(fd, self.vm.available_msrs(fd)?)?;
@@ -105,7 +105,7 @@ impl KvmVcpu {
     /// Floating point, vectors and what handles them.
     fn read_vectors(&self, state: &mut X86State) -> Result<(), AccelError> {
         let fd = &self.core.fd;
-        let area = ioctl::get_xsave(fd, self.vm.caps.xsave_size).map_err(refused("read vector registers"))?;
+        let area = sys_x86::get_xsave(fd, self.vm.caps.xsave_size).map_err(refused("read vector registers"))?;
         match self.vm.host.layout.convert(&area, &LAYOUT) {
             Some(mut area) => {
                 // MXCSR_MASK says what the host's processor can; it is no state.
@@ -129,7 +129,7 @@ impl KvmVcpu {
         fd.set_xcrs(&xcrs).map_err(|e| StateError(format!("XCR0 {:#x}: {e}", state.xcr0)))?;
         let area = LAYOUT.convert(&state.xsave, &self.vm.host.layout);
         let area = area.ok_or_else(|| StateError("vector registers are not those of this host".to_owned()))?;
-        ioctl::set_xsave(fd, self.vm.caps.xsave_size, &area).map_err(bad)
+        sys_x86::set_xsave(fd, self.vm.caps.xsave_size, &area).map_err(bad)
     }
 
     /// Sets everything but time. The order matters: control registers decide what other values mean, MSRs of features come
@@ -147,7 +147,7 @@ impl KvmVcpu {
         let fd = &self.core.fd;
         if self.vm.caps.sregs2 {
             let sregs = regs::sregs2_from(state);
-            ioctl::set_sregs2(fd, &sregs).map_err(|e| StateError(format!("segments or control registers: {e}")))?;
+            sys_x86::set_sregs2(fd, &sregs).map_err(|e| StateError(format!("segments or control registers: {e}")))?;
         } else {
             fd.set_sregs(&regs::sregs_from(state)).map_err(refused("segments or control registers"))?;
         }
