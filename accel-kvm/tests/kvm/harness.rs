@@ -331,7 +331,7 @@ impl Guest {
         let (pdpt, pd) = (PML4 + 0x1000, PML4 + 0x2000);
         self.store(PML4, pdpt | all);
         for i in 0..4 {
-            self.store(pdpt + i * 8, pd + i * 0x1000 | all);
+            self.store(pdpt + i * 8, (pd + i * 0x1000) | all);
         }
         for i in 1..2048 {
             self.store(pd + i * 8, i << 21 | LARGE | all);
