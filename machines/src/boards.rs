@@ -36,6 +36,22 @@ pub const BOARDS: &[BoardEntry] = &[
         build: riscv::virt::build,
     },
     BoardEntry {
+        name: "q35",
+        aliases: &["pc-q35"],
+        summary: "PC with PCI Express (Q35, ICH9)",
+        guests: &[GuestArch::X86_64, GuestArch::I386],
+        own_firmware: true,
+        build: x86::pc::build_q35,
+    },
+    BoardEntry {
+        name: "pc",
+        aliases: &["pc-i440fx"],
+        summary: "PC with PCI (440FX, PIIX3)",
+        guests: &[GuestArch::X86_64, GuestArch::I386],
+        own_firmware: true,
+        build: x86::pc::build_pc,
+    },
+    BoardEntry {
         name: "microvm",
         aliases: &[],
         summary: "little more than virtio devices; starts fastest",

@@ -1,9 +1,7 @@
 //! Every device model of this program: what `-device` can name.
 
 use mimus_core::device::{ModelEntry, Registry, UnknownModel};
-use mimus_devices::virtio;
-
-use crate::x86::isa;
+use mimus_devices::{isa, virtio};
 
 /// The models, by class.
 pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS]);

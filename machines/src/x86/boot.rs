@@ -13,6 +13,7 @@ use mimus_core::arch::CpuState;
 use mimus_core::arch::x86::msr;
 use mimus_core::bus::GuestPhys;
 use mimus_core::device::Services;
+use mimus_core::snapshot::SnapshotError;
 
 use super::acpi::TableSet;
 use super::layout;
@@ -29,7 +30,7 @@ const RSDP: u64 = 0xf_0000;
 const SMBIOS_ANCHOR: u64 = 0xf_0040;
 
 /// What firmware would do to the chipset, after a reset and before a kernel.
-pub type SetUpChipset = Box<dyn Fn(&Services) + Send>;
+pub type SetUpChipset = Box<dyn Fn(&Services) -> Result<(), SnapshotError> + Send>;
 /// Presses the power button; false if nobody listens.
 pub type PressPowerButton = Box<dyn Fn() -> bool + Send>;
 
@@ -92,7 +93,7 @@ impl PcBoard {
         let initrd_size = initrd.as_ref().map(|i| (i.what.as_str(), i.value.len() as u64));
         let placement = direct::place(self.memory, (&what, &image), initrd_size, tables)?;
 
-        (self.set_up)(services);
+        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
         services.map.apply_pending();
         let zero = self.used.swap(true, Ordering::Relaxed);
         load(services, &what, &image, zero)?;

@@ -1,23 +1,19 @@
-//! Devices on the ISA bus: serial ports and the clock of every PC, and the models that
-//! `-device isa-…` names.
+//! The ISA bus: serial ports and the clock of every PC, and what `-device isa-…` is put on.
 
 use std::sync::{Arc, Mutex};
 
 use mimus_core::accel::ShutdownCause;
 use mimus_core::backend::CharBackend;
-use mimus_core::bus::AccessRules;
-use mimus_core::device::{BuildError, Device, DeviceContext, DeviceModel, ModelEntry, PioDevice, lock};
+use mimus_core::device::lock;
 use mimus_core::irq::IrqLine;
 use mimus_devices::char::ns16550::{self, Ns16550};
-use mimus_devices::misc::debugcon::{self, DebugCon};
-use mimus_devices::misc::isa_debug_exit::{self, IsaDebugExit};
-use mimus_devices::misc::pvpanic::{self, PanicEvent, PvPanic};
+use mimus_devices::isa::{IsaBus, IsaRequest};
+use mimus_devices::misc::pvpanic::PanicEvent;
 use mimus_devices::timer::mc146818::{self, Mc146818};
-use serde::Deserialize;
 
 use super::interrupts::Interrupts;
 use crate::config::{ConfigError, MachineConfig};
-use crate::machine::{MachineBuilder, MachineControl, MachineError, Request, time};
+use crate::machine::{MachineBuilder, MachineError, Request, time};
 
 /// The clock's interrupt.
 pub const IRQ_RTC: u32 = 8;
@@ -61,121 +57,16 @@ pub fn add_rtc(
     Ok((rtc, irq))
 }
 
-/// The models that `-device` can name.
-pub const MODELS: &[ModelEntry] =
-    &[ModelEntry::of::<DebugExitModel>(), ModelEntry::of::<DebugConModel>(), ModelEntry::of::<PvPanicModel>()];
-
-/// A device with one block of ports at `port`.
-fn on_ports<D: Device + PioDevice>(
-    ctx: &mut DeviceContext<'_>,
-    (port, len): (u16, u64),
-    rules: AccessRules,
-    device: Arc<D>,
-) -> Result<Arc<dyn Device>, BuildError> {
-    if !ctx.has_ports() {
-        return Err(ctx.invalid("this board has no ports"));
-    }
-    let region = ctx.pio_region("ports", len, rules);
-    region.bind_pio(0, device.clone());
-    region.map(port.into());
-    Ok(device)
-}
-
-fn control(ctx: &DeviceContext<'_>) -> Result<MachineControl, BuildError> {
-    ctx.attachment::<MachineControl>().cloned()
-}
-
-/// Options of [`DebugExitModel`].
-#[derive(Debug, Deserialize)]
-#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-pub struct DebugExitConfig {
-    iobase: u16,
-    iosize: u64,
-}
-
-impl Default for DebugExitConfig {
-    fn default() -> Self {
-        Self { iobase: isa_debug_exit::PORT, iosize: isa_debug_exit::PORTS }
-    }
-}
-
-/// `isa-debug-exit`
-pub struct DebugExitModel;
-
-impl DeviceModel for DebugExitModel {
-    const NAME: &'static str = "isa-debug-exit";
-    const SUMMARY: &'static str = "writing N to its port ends mimus with status 2 N + 1";
-    type Config = DebugExitConfig;
-
-    fn build(c: DebugExitConfig, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
-        if !(1..=16).contains(&c.iosize) {
-            return Err(ctx.invalid(format!("iosize={}: it is from 1 to 16", c.iosize)));
+/// The bus that `-device isa-…` models sit on.
+pub fn bus(b: &MachineBuilder, ints: &Interrupts) -> IsaBus {
+    let control = b.control().clone();
+    let shut_down = move |cause| control.guest_request(Request::Shutdown(cause));
+    IsaBus::new((0..16).map(|n| ints.line(n)).collect(), move |request| match request {
+        IsaRequest::Exit(code) => shut_down(ShutdownCause::GuestExit(code)),
+        IsaRequest::Panic(PanicEvent::Panicked) => shut_down(ShutdownCause::GuestPanic),
+        IsaRequest::Panic(PanicEvent::ShutDown) => shut_down(ShutdownCause::GuestPowerOff),
+        IsaRequest::Panic(PanicEvent::CrashLoaded) => {
+            log::info!("the guest's kernel crashed; its crash kernel goes on")
         }
-        let control = control(ctx)?;
-        let device = IsaDebugExit::new(move |code| {
-            control.guest_request(Request::Shutdown(ShutdownCause::GuestExit(code)));
-        });
-        on_ports(ctx, (c.iobase, c.iosize), isa_debug_exit::RULES, device)
-    }
-}
-
-/// Options of [`DebugConModel`].
-#[derive(Debug, Deserialize)]
-#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-pub struct DebugConConfig {
-    iobase: u16,
-    chardev: Option<String>,
-}
-
-impl Default for DebugConConfig {
-    fn default() -> Self {
-        Self { iobase: debugcon::PORT_BOCHS, chardev: None }
-    }
-}
-
-/// `isa-debugcon`
-pub struct DebugConModel;
-
-impl DeviceModel for DebugConModel {
-    const NAME: &'static str = "isa-debugcon";
-    const SUMMARY: &'static str = "what is written to its port goes to a character device (iobase=0x402 for firmware)";
-    type Config = DebugConConfig;
-
-    fn build(c: DebugConConfig, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
-        let id = c.chardev.ok_or_else(|| ctx.invalid("chardev= is missing: name one made with -chardev"))?;
-        let device = DebugCon::new(ctx.char_backend(&id)?);
-        on_ports(ctx, (c.iobase, 1), debugcon::RULES, device)
-    }
-}
-
-/// Options of [`PvPanicModel`].
-#[derive(Debug, Deserialize)]
-#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
-pub struct PvPanicConfig {
-    ioport: u16,
-}
-
-impl Default for PvPanicConfig {
-    fn default() -> Self {
-        Self { ioport: pvpanic::PORT }
-    }
-}
-
-/// `pvpanic`
-pub struct PvPanicModel;
-
-impl DeviceModel for PvPanicModel {
-    const NAME: &'static str = "pvpanic";
-    const SUMMARY: &'static str = "by which a guest's kernel says that it crashed";
-    type Config = PvPanicConfig;
-
-    fn build(c: PvPanicConfig, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
-        let control = control(ctx)?;
-        let device = PvPanic::new(move |event| match event {
-            PanicEvent::Panicked => control.guest_request(Request::Shutdown(ShutdownCause::GuestPanic)),
-            PanicEvent::ShutDown => control.guest_request(Request::Shutdown(ShutdownCause::GuestPowerOff)),
-            PanicEvent::CrashLoaded => log::info!("the guest's kernel crashed; its crash kernel goes on"),
-        });
-        on_ports(ctx, (c.ioport, 1), pvpanic::RULES, device)
-    }
+    })
 }

@@ -3,6 +3,8 @@
 //! The hole below 4 GiB is where software written for QEMU's boards expects it: fw_cfg,
 //! CMOS and the memory map say so too, and firmware follows them.
 
+use mimus_devices::pci::host_bridge::q35;
+
 use super::acpi::Window;
 use super::options::Kind;
 use crate::boot::x86::{self, Memory, MemoryMap};
@@ -11,7 +13,7 @@ use crate::machine::RamRange;
 /// Where addresses above 4 GiB begin.
 pub const FOUR_GIB: u64 = 1 << 32;
 /// PCI Express configuration space of the `q35` board, as its firmware places it.
-pub const ECAM: (u64, u32) = (0xb000_0000, 256);
+pub const ECAM: (u64, u32) = (q35::ECAM_BASE, 256);
 /// The I/O APIC: PCI's memory ends below it.
 const PCI_END: u64 = super::acpi::IOAPIC_BASE as u64;
 /// Granularity of the window above RAM.

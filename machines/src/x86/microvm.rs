@@ -14,7 +14,7 @@ use mimus_devices::acpi::ged::{self, Ged, GedRequest};
 use super::boot::PcBoard;
 use super::common::{self, GuestRequests};
 use super::fw_cfg::Contents;
-use super::interrupts::Interrupts;
+use super::interrupts::{Interrupts, mask_pic};
 use super::options::{Kind, Options};
 use super::rom::{self, Firmware};
 use super::{acpi, isa, layout};
@@ -57,6 +57,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     let lines = (0..VIRTIO_SLOTS).map(|i| ints.line(virtio_irq(i, options.acpi))).collect();
     let slots = MmioSlots::new(VIRTIO_BASE, VIRTIO_STRIDE, lines);
     let mut peripherals = Peripherals::mmio(slots, None);
+    peripherals.isa = Some(isa::bus(&b, &ints));
     peripherals.add_configured(&mut b, config)?;
     let used = peripherals.slots.map_or_else(Vec::new, |slots| {
         slots.map_empty(&b);
@@ -72,6 +73,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         true => String::new(),
         false => virtio_arguments(&used),
     };
+    let pic = ints.pic.clone();
     let board = PcBoard {
         kind,
         config: config.clone(),
@@ -80,7 +82,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         acpi: tables,
         smbios,
         cmdline,
-        set_up: Box::new(|_| ()),
+        set_up: Box::new(move |_| mask_pic(&*pic)),
         power_button: Box::new(move || match &ged {
             Some(ged) => {
                 lock(ged).press_power_button();

@@ -11,5 +11,7 @@ pub mod isa;
 pub mod layout;
 pub mod microvm;
 pub mod options;
+pub mod pc;
+pub mod pci_setup;
 pub mod rom;
 pub mod smbios;

@@ -167,7 +167,7 @@ fn add_flash(
             return Err(ConfigError::new("-drive", &format!("if=pflash,unit={i}"), why).into());
         }
         let region = ctx.rom_device_region("flash", len, pflash::RULES)?;
-        let flash = Pflash::new(region.clone(), Some(image)).map_err(|e| MachineError::other(e.to_string()))?;
+        let flash = Pflash::with_geometry(region.clone(), Some(image), pflash::PC).map_err(|e| MachineError::other(e.to_string()))?;
         top -= len;
         region.map(top);
         if i == 0 {

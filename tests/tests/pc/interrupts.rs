@@ -10,6 +10,14 @@ const BSP: VcpuIndex = VcpuIndex(0);
 const IOAPIC: u64 = 0xfec0_0000;
 const LAPIC: u64 = 0xfee0_0000;
 
+fn wait_until(what: &str, happens: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !happens() {
+        assert!(Instant::now() < deadline, "{what}: not in 10 s");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn start(cpus: u32) -> Pc {
     Setup::new("microvm").kernel(&bzimage()).cpus(cpus).start()
 }
@@ -58,11 +66,7 @@ fn the_interval_timer_is_on_input_2() {
         pc.outb(port, value);
     }
     pc.machine.resume();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while pc.io.acknowledge_interrupt(BSP) != Some(0x30) {
-        assert!(Instant::now() < deadline, "no tick");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until("a tick comes", || pc.io.acknowledge_interrupt(BSP) == Some(0x30));
 }
 
 #[test]
@@ -81,18 +85,15 @@ fn start_up_messages_start_a_processor() {
     let mut pc = start(2);
     let ap = VcpuIndex(1);
     pc.machine.resume();
-    assert!(pc.machine.threads().is_on(BSP) && !pc.machine.threads().is_on(ap));
+    wait_until("the first processor starts", || pc.machine.threads().is_on(BSP));
+    assert!(!pc.machine.threads().is_on(ap));
     let command = |value: u64| {
         pc.store(LAPIC + 0x310, 4, 1 << 24);
         pc.store(LAPIC + 0x300, 4, value);
     };
     command(0x4500);
     command(0x4609);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !pc.machine.threads().is_on(ap) {
-        assert!(Instant::now() < deadline, "the processor does not start");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until("the second starts", || pc.machine.threads().is_on(ap));
     let state = pc.machine.vcpu_state(ap, mimus_core::arch::StateGroups::All).unwrap();
     assert_eq!(state.pc(), 0x9000);
 }

@@ -46,6 +46,35 @@ fn microvm() {
     assert_eq!(format!("{:?}", third.machine.save_tree().unwrap()), format!("{first:?}"));
 }
 
+/// The same for chipsets: registers of PCI, power management, timers, shadowed ROM.
+#[test]
+fn pc_and_q35() {
+    for board in ["pc", "q35"] {
+        let setup = || Setup::new(board).kernel(&bzimage()).device("virtio-rng-pci,id=rng,addr=6");
+        let mut pc = setup().start();
+        pc.output(0xcf8, 4, 0x8000_3004);
+        pc.output(0xcfc, 2, 7);
+        pc.output(0x602, 2, 0x121);
+        pc.store(0xfed0_0108, 4, 0x1234);
+        pc.store(0xc_c000, 4, 0x5566_7788);
+        pc.outb(0x64, 0x60);
+        pc.outb(0x60, 0x47);
+        let file = save(&mut pc);
+        let first = pc.machine.save_tree().unwrap();
+
+        let mut other = setup().start();
+        other.machine.restore(&mut &file[..]).unwrap();
+        assert_eq!(other.input(0xcfc, 2), 7, "{board}");
+        assert_eq!(other.input(0x602, 2), 0x121, "{board}");
+        assert_eq!((other.load(0xfed0_0108, 4), other.load(0xc_c000, 4)), (0x1234, 0x5566_7788), "{board}");
+        other.outb(0x64, 0x20);
+        assert_eq!(other.inb(0x60), 0x47, "{board}");
+        let mut third = setup().start();
+        third.machine.restore(&mut &file[..]).unwrap();
+        assert_eq!(format!("{:?}", third.machine.save_tree().unwrap()), format!("{first:?}"), "{board}");
+    }
+}
+
 #[test]
 fn a_snapshot_of_another_machine_is_refused() {
     let file = save(&mut setup("microvm").start());
