@@ -48,6 +48,9 @@ pub(super) enum Form {
     Other,
 }
 
+/// The extension of `bt`, which changes nothing.
+const BT: u8 = 4;
+
 pub(super) fn form_of(op: FlagOp) -> Form {
     match op {
         FlagOp::Add => Form::Classic(Alu::Add),
@@ -64,7 +67,7 @@ pub(super) fn form_of(op: FlagOp) -> Form {
         FlagOp::Ror => Form::Shift(Shift::Ror),
         FlagOp::Rcl => Form::Shift(Shift::Rcl),
         FlagOp::Rcr => Form::Shift(Shift::Rcr),
-        FlagOp::Bt => Form::Bit(0xa3, 4),
+        FlagOp::Bt => Form::Bit(0xa3, BT),
         FlagOp::Bts => Form::Bit(0xab, 5),
         FlagOp::Btr => Form::Bit(0xb3, 6),
         FlagOp::Btc => Form::Bit(0xbb, 7),
@@ -271,7 +274,7 @@ impl Lower<'_> {
     }
 
     fn bit_f(&mut self, opcode: u8, ext: u8, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
-        let place = if d.is_none() && matches!(a, Opnd::Reg(_)) {
+        let place = if ext == BT && matches!(a, Opnd::Reg(_)) {
             self.as_rm(a, RAX)
         } else if matches!(b, Opnd::Imm(_)) {
             self.start(d, size, a, b)
