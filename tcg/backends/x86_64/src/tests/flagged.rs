@@ -378,4 +378,4 @@ fn random_blocks_with_flags() {
     }
 }
 
-const BLOCKS: u64 = 20_000;
+const BLOCKS: u64 = 8_000;

@@ -329,6 +329,17 @@ pub fn guest(rng: &mut Rng) -> Guest {
     g
 }
 
+/// Shows the block that could not be lowered.
+struct PrintOnPanic<'a>(&'a Block);
+
+impl Drop for PrintOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0);
+        }
+    }
+}
+
 /// Runs one block both ways and compares.
 pub fn check(
     m: &Machine,
@@ -349,7 +360,9 @@ pub fn check(
     let outcome = interp::run(block, &mut oracle);
     // With every start address modulo 16.
     let at = m.blocks_at + rng.below(16) as usize;
+    let print = PrintOnPanic(block);
     m.backend.emit(block, at, None, &mut scratch.0, &mut scratch.1);
+    drop(print);
     m.write_code(at, &scratch.0);
     let mut env = start.env();
     env.kick = u32::from(self_loops || rng.chance(30));
