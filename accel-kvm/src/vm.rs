@@ -11,7 +11,7 @@ use crate::routing::Routing;
 use crate::slots::{SlotLimits, Slots};
 use crate::sys::ring::DirtyRing;
 use crate::sys::run_page::RunPage;
-use crate::sys::{ioctl, signal};
+use crate::sys::{ioctl, signal, x86 as sys_x86};
 use crate::x86::cpuid::HostCpu;
 use crate::x86::irqchip::KvmIrqChip;
 use crate::x86::msrs;
@@ -239,7 +239,7 @@ impl KvmVm {
             coalescer: Coalescer::new(fd.clone()),
             clock: config.clock.clone(),
             memory: config.memory.clone(),
-            host_tsc_khz: ioctl::tsc_khz(&*fd),
+            host_tsc_khz: sys_x86::tsc_khz(&*fd),
             msr_candidates: msrs::candidates(&kvm)?,
             smp: config.smp,
             msr_list: OnceLock::new(),

@@ -8,3 +8,5 @@ pub mod ioctl;
 pub mod ring;
 pub mod run_page;
 pub mod signal;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;

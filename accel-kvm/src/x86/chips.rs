@@ -109,7 +109,7 @@ pub fn ioapic_from(s: &IoApicState) -> kvm_ioapic_state {
 
 /// The kernel's entry as a number.
 fn ioapic_entry_bits(e: &kvm_ioapic_state__bindgen_ty_1) -> u64 {
-    crate::sys::ioctl::redirection_bits(e)
+    crate::sys::x86::redirection_bits(e)
 }
 
 /// Offsets in the page of a local APIC.

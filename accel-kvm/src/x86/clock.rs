@@ -5,7 +5,7 @@
 //! the offset that KVM adds to the host's counter: all vCPUs stay as far apart as they were.
 
 use crate::handle::VcpuCore;
-use crate::sys::ioctl;
+use crate::sys::{ioctl, x86 as sys_x86};
 use crate::vm::VmShared;
 use crate::x86::msrs;
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data};
@@ -45,7 +45,7 @@ pub fn write_tsc(vcpu: &VcpuCore, value: u64) {
 
 impl GuestClock for VmShared {
     fn start(&self) {
-        let host = ioctl::host_tsc();
+        let host = sys_x86::host_tsc();
         for vcpu in self.vcpus().iter() {
             let Some(value) = vcpu.frozen_tsc().take() else { continue };
             let offset = value.wrapping_sub(scaled(self, vcpu, host));
@@ -63,7 +63,7 @@ impl GuestClock for VmShared {
     }
 
     fn stop(&self) {
-        let host = ioctl::host_tsc();
+        let host = sys_x86::host_tsc();
         for vcpu in self.vcpus().iter() {
             let value = match offset(vcpu) {
                 Some(offset) => scaled(self, vcpu, host).wrapping_add(offset),

@@ -47,6 +47,8 @@ pub struct Debug {
     stopped_at: Option<GuestVirt>,
     /// Points at this address are lifted for one step.
     lifted: Option<GuestVirt>,
+    /// Where the step that is being made began.
+    step_from: u64,
 }
 
 impl Patch {
@@ -112,11 +114,38 @@ impl KvmVcpu {
 
     /// Before a run: lets it go on from the breakpoint it stopped at.
     pub(super) fn prepare_debug(&mut self) -> Result<(), AccelError> {
-        let Some(va) = self.debug.stopped_at.take() else { return Ok(()) };
-        if self.linear_pc() == va && self.debug.is_breakpoint(va) {
+        if let Some(va) = self.debug.stopped_at.take()
+            && self.linear_pc() == va
+            && self.debug.is_breakpoint(va)
+        {
             self.lift(va)?;
         }
+        self.begin_step();
         Ok(())
+    }
+
+    /// True while single instructions are made.
+    pub(super) fn stepping(&self) -> bool {
+        self.debug.step || self.debug.lifted.is_some()
+    }
+
+    fn begin_step(&mut self) {
+        if self.stepping() {
+            self.debug.step_from = self.read_state(StateGroups::Core).rip;
+        }
+    }
+
+    /// An access was made and is complete. A kernel that emulates the instruction does not report the step then.
+    pub(super) fn step_after_access(&mut self) -> Option<VcpuExit> {
+        if self.read_state(StateGroups::Core).rip == self.debug.step_from {
+            // A string instruction with more to do.
+            return None;
+        }
+        self.put_back();
+        if self.debug.step {
+            return Some(VcpuExit::Debug(DebugStop::Step));
+        }
+        None
     }
 
     fn lift(&mut self, va: GuestVirt) -> Result<(), AccelError> {
@@ -178,7 +207,10 @@ impl KvmVcpu {
             return Some(VcpuExit::Debug(DebugStop::Step));
         }
         // A step of our own, over a breakpoint; another one may follow at once.
-        if stepped_over { None } else { self.give_to_guest(VECTOR_DB, Some(exit.dr6)) }
+        if stepped_over {
+            return None;
+        }
+        self.give_to_guest(VECTOR_DB, Some(exit.dr6))
     }
 
     /// An `INT3` of ours that the kernel could not execute.

@@ -101,10 +101,11 @@ impl KvmVcpu {
         let sregs = regs::sregs_from(after);
         let changed = sregs != regs::sregs_from(before);
         let events = regs::events_from(after, self.vm.caps.events);
-        let fd = &self.core.fd;
         let general = regs::regs_from(after);
         self.flags_known = false;
         self.copied = false;
+        self.note_untold(after);
+        let fd = &self.core.fd;
         if !self.can_copy() {
             if changed {
                 fd.set_sregs(&sregs)?;

@@ -3,7 +3,7 @@
 use crate::error::{errno, refused};
 use crate::options::KvmOptions;
 use crate::routing::{Message, PinRoute};
-use crate::sys::ioctl;
+use crate::sys::{ioctl, x86 as sys_x86};
 use crate::vm::VmShared;
 use crate::x86::{chips, msrs};
 use kvm_bindings::*;
@@ -72,7 +72,7 @@ impl KvmIrqChip {
                 let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
                 vm.fd.create_pit2(pit).map_err(errno("make an interval timer"))?;
                 if !options.pit_reinject {
-                    ioctl::pit_reinject(&vm.fd, false).map_err(refused("turn pit-reinject off"))?;
+                    sys_x86::pit_reinject(&vm.fd, false).map_err(refused("turn pit-reinject off"))?;
                 }
                 vm.routing.set_pins(pc_routes())?;
             }
@@ -107,7 +107,7 @@ impl IrqChip for KvmIrqChip {
         let lapic: Arc<dyn Device> = Arc::new(KernelChip(Lapics(vm.clone())));
         match self.mode {
             IrqChipMode::Kernel => {
-                let now = AtomicI64::new(ioctl::monotonic_ns());
+                let now = AtomicI64::new(sys_x86::monotonic_ns());
                 vec![
                     ("pic", Arc::new(KernelChip(Pic(vm.clone())))),
                     ("ioapic", Arc::new(KernelChip(IoApic(self.input.clone())))),
@@ -242,7 +242,7 @@ impl Chip for Pic {
     fn get(&self) -> io::Result<PicState> {
         let master = get_chip(&self.0, KVM_IRQCHIP_PIC_MASTER)?;
         let slave = get_chip(&self.0, KVM_IRQCHIP_PIC_SLAVE)?;
-        Ok(chips::pic_to(&ioctl::pic_of(&master), &ioctl::pic_of(&slave)))
+        Ok(chips::pic_to(&sys_x86::pic_of(&master), &sys_x86::pic_of(&slave)))
     }
 
     fn set(&self, state: &PicState) -> io::Result<()> {
@@ -275,7 +275,7 @@ impl Chip for IoApic {
 
     fn get(&self) -> io::Result<IoApicState> {
         let chip = get_chip(&self.0.vm, KVM_IRQCHIP_IOAPIC)?;
-        Ok(chips::ioapic_to(&ioctl::ioapic_of(&chip), pins_of(self.0.lines.load(Ordering::SeqCst))))
+        Ok(chips::ioapic_to(&sys_x86::ioapic_of(&chip), pins_of(self.0.lines.load(Ordering::SeqCst))))
     }
 
     fn set(&self, state: &IoApicState) -> io::Result<()> {
@@ -314,7 +314,7 @@ struct Pit {
 impl Pit {
     fn now(&self) -> i64 {
         match self.stopped.load(Ordering::SeqCst) {
-            0 => ioctl::monotonic_ns(),
+            0 => sys_x86::monotonic_ns(),
             stopped => stopped,
         }
     }
@@ -353,7 +353,7 @@ impl Chip for Pit {
         if stopped == 0 {
             return;
         }
-        let paused = ioctl::monotonic_ns() - stopped;
+        let paused = sys_x86::monotonic_ns() - stopped;
         let shift = self.vm.fd.get_pit2().and_then(|mut pit| {
             pit.channels.iter_mut().for_each(|c| c.count_load_time += paused);
             self.vm.fd.set_pit2(&pit)
@@ -364,7 +364,7 @@ impl Chip for Pit {
     }
 
     fn stop(&self) {
-        self.stopped.store(ioctl::monotonic_ns(), Ordering::SeqCst);
+        self.stopped.store(sys_x86::monotonic_ns(), Ordering::SeqCst);
     }
 }
 

@@ -5,8 +5,10 @@
 
 use crate::sys::ioctl::{self, SlotRequest};
 use crate::sys::run_page::RunPage;
+use crate::sys::x86 as sys_x86;
 use kvm_bindings::*;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use mimus_arch::x86::msr::APIC_BASE_X2APIC;
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::attr;
 use mimus_arch::x86::{Segment, X86State};
@@ -41,6 +43,9 @@ pub struct Quirks {
     pub no_watchpoints: bool,
     /// `INT3` is not reported as a breakpoint.
     pub no_int3: bool,
+    /// The local APIC takes an interrupt as ended when it is delivered: handlers are not protected from lower
+    /// priorities, and ends are told early.
+    pub early_eoi: bool,
 }
 
 /// Memory of a probe's machine: code, tables, data.
@@ -48,6 +53,7 @@ const MEMORY: u64 = 0x20_0000;
 const CODE: u64 = 0x1000;
 const STACK: u64 = 0x8000;
 const GDT: u64 = 0x9000;
+const IDT: u64 = 0xa000;
 const PML4: u64 = 0x1_0000;
 const DATA: u64 = 0x2_0000;
 /// Mapped by the page tables, but there is no memory.
@@ -82,8 +88,16 @@ fn os(e: kvm_ioctls::Error) -> io::Error {
 
 impl Probe {
     fn new(kvm: &Kvm) -> io::Result<Self> {
+        Self::with_chips(kvm, false)
+    }
+
+    /// With interrupt controllers in the kernel, or without.
+    fn with_chips(kvm: &Kvm, chips: bool) -> io::Result<Self> {
         let vm = kvm.create_vm().map_err(os)?;
         vm.set_tss_address(0xfeff_d000).map_err(os)?;
+        if chips {
+            vm.create_irq_chip().map_err(os)?;
+        }
         let ram = GuestRam::new().add_block("kvm.probe", MEMORY, RamBacking::Private).map_err(io::Error::other)?;
         let request = SlotRequest { slot: 0, flags: 0, guest: 0, len: MEMORY, block: &ram, offset: 0 };
         ioctl::set_memory(&vm, request).map_err(os)?;
@@ -236,6 +250,7 @@ impl Quirks {
             no_user_step: no_user_step(kvm)?,
             no_watchpoints: no_watchpoints(kvm)?,
             no_int3: no_int3(kvm)?,
+            early_eoi: early_eoi(kvm)?,
         })
     }
 
@@ -253,6 +268,7 @@ impl Quirks {
             ("no-user-step", self.no_user_step),
             ("no-watchpoints", self.no_watchpoints),
             ("no-int3", self.no_int3),
+            ("early-eoi", self.early_eoi),
         ]
         .into_iter()
         .filter_map(|(name, on)| on.then_some(name))
@@ -319,7 +335,7 @@ fn tsc_fixed(kvm: &Kvm) -> io::Result<bool> {
     p.vcpu.set_msrs(&zero.map_err(|_| io::ErrorKind::InvalidInput)?).map_err(os)?;
     // rdtsc; mov eax, edx: the upper half of a counter that was just zero, and the host's is not.
     let end = p.run(&p.long(true), &code(&[&[0x0f, 0x31, 0x89, 0xd0], &MARK_EAX]))?;
-    Ok(end != End::Mark(0, 0) && ioctl::host_tsc() >> 32 != 0)
+    Ok(end != End::Mark(0, 0) && sys_x86::host_tsc() >> 32 != 0)
 }
 
 fn shadow_paging(kvm: &Kvm) -> io::Result<bool> {
@@ -337,7 +353,7 @@ fn shadow_paging(kvm: &Kvm) -> io::Result<bool> {
     // mov rax, cr3; mov cr3, rax; iretq
     let enter = [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0x48, 0xcf];
     let first = p.run(&p.long(false), &enter)?;
-    p.store(entry, DATA + 0x1000 | PRESENT_ALL | 0x60);
+    p.store(entry, (DATA + 0x1000) | PRESENT_ALL | 0x60);
     let second = p.run(&p.long(false), &enter)?;
     Ok(first == End::Mark(0, 1) && second == End::Mark(0, 1))
 }
@@ -360,4 +376,26 @@ fn no_int3(kvm: &Kvm) -> io::Result<bool> {
     let p = Probe::new(kvm)?;
     p.debug(KVM_GUESTDBG_USE_SW_BP, None)?;
     Ok(p.run(&p.long(false), &[0xcc, HLT])? != End::Other(KVM_EXIT_DEBUG))
+}
+
+fn early_eoi(kvm: &Kvm) -> io::Result<bool> {
+    const VECTOR: u64 = 0x40;
+    let p = Probe::with_chips(kvm, true)?;
+    let handler = CODE + 0x100;
+    p.store(IDT + VECTOR * 16, handler | 8 << 16 | 0x8e00 << 32);
+    p.write(handler, &MARK_EAX);
+    let mut s = p.long(false);
+    (s.idtr.base, s.idtr.limit) = (IDT, 0xfff);
+    s.apic_base |= APIC_BASE_X2APIC;
+    // SVR: on, then an interrupt to itself, then open.
+    let wrmsr = |msr: u32, value: u32| {
+        let (msr, value) = (msr.to_le_bytes(), value.to_le_bytes());
+        code(&[&[0xb9], &msr, &[0xb8], &value, &[0x31, 0xd2, 0x0f, 0x30]])
+    };
+    let sti = [0xfb, NOP, NOP, HLT];
+    let end = p.run(&s, &code(&[&wrmsr(0x80f, 0x1ff), &wrmsr(0x83f, VECTOR as u32), &sti]))?;
+    let page = p.vcpu.get_lapic().map_err(os)?;
+    // Bit 0 of the third word of ISR.
+    let in_service = page.regs[0x120] & 1 != 0;
+    Ok(end == End::Mark(0, VECTOR) && !in_service)
 }

@@ -3,12 +3,12 @@
 use crate::entry::{KICK, LOOK};
 use crate::error::refused;
 use crate::handle::{Count, INIT, INTR, LATCHED, NMI, SMI, VcpuCore};
-use crate::sys::ioctl;
+use crate::sys::{ioctl, x86 as sys_x86};
 use crate::vm::{VmShared, handle};
 use crate::x86::debug::Debug;
 use crate::x86::{clock, msrs};
 use kvm_bindings::*;
-use mimus_arch::x86::state::Msr;
+use mimus_arch::x86::state::{Exception, Msr};
 use mimus_arch::x86::{MpState, msr};
 use mimus_arch::{CpuState, StateGroups};
 use mimus_core::accel::{
@@ -36,13 +36,16 @@ pub struct KvmVcpu {
     /// `User`: there is a local APIC among the devices; unknown before the first run.
     has_lapic: Option<bool>,
     /// CR8 as the local APIC and the kernel last agreed.
-    cr8: u64,
+    pub(super) cr8: u64,
     pub(super) hook: Option<Arc<dyn EmulationFailure>>,
     pub(super) debug: Debug,
     /// Have every exit copy registers: emulation failures are frequent.
     pub(super) copy_regs: bool,
     /// The run page has a copy of the registers as they are now.
     pub(super) copied: bool,
+    /// A software exception (`INT3`, `INTO`) that was given to the kernel, with RIP and RSP then: it does not tell
+    /// of these, and RIP is past the instruction already.
+    pub(super) untold: Option<(Exception, u64, u64)>,
     /// MSRs as they were at creation.
     pub(super) initial_msrs: Vec<Msr>,
 }
@@ -69,6 +72,7 @@ impl KvmVcpu {
             debug: Debug::default(),
             copy_regs: false,
             copied: false,
+            untold: None,
             initial_msrs,
         };
         vcpu.reset_all(ResetKind::Cold)?;
@@ -199,7 +203,7 @@ impl KvmVcpu {
             // KVM_INTERRUPT would put the vector where no saved state has it: this way it is an event.
             self.inject_as_event(vector)
         } else {
-            ioctl::interrupt(fd, vector)
+            sys_x86::interrupt(fd, vector)
         };
         if let Err(e) = injected {
             log::error!("kvm: interrupt vector {vector:#x} is lost: {e}");
@@ -251,7 +255,10 @@ impl KvmVcpu {
         self.vm.coalescer.make_writes(io, self.core.index);
         self.store_cr8(io);
         match result {
-            Ok(()) => self.handle_exit(io),
+            Ok(()) => {
+                self.untold = None;
+                self.handle_exit(io)
+            }
             Err(e) => match e.raw_os_error() {
                 Some(libc::EINTR) => {
                     self.core.count(Count::Interrupted);
@@ -478,6 +485,12 @@ impl KvmVcpu {
             self.after_entry();
             if let Some(exit) = self.after_run(result, io) {
                 return exit;
+            }
+            if self.pending && self.stepping() {
+                let exit = self.finish_pending(io).or_else(|| self.step_after_access());
+                if let Some(exit) = exit {
+                    return exit;
+                }
             }
         }
     }

@@ -1,13 +1,13 @@
 //! The state of a vCPU: reading, setting, resetting, in groups.
 
 use crate::error::{errno, refused};
-use crate::sys::ioctl;
+use crate::sys::x86 as sys_x86;
 use crate::x86::irqchip;
 use crate::x86::vcpu::KvmVcpu;
 use crate::x86::{clock, msrs, regs};
 use kvm_bindings::*;
 use mimus_arch::StateGroups;
-use mimus_arch::x86::regs::{CR0_CD, CR0_NW};
+use mimus_arch::x86::regs::{CR0_CD, CR0_NW, RSP, VECTOR_BP, VECTOR_OF, XSAVE_MXCSR};
 use mimus_arch::x86::xsave::LAYOUT;
 use mimus_arch::x86::{MpState, X86State};
 use mimus_core::accel::{AccelError, IrqChipMode, ResetKind, StateError};
@@ -72,6 +72,11 @@ impl KvmVcpu {
         regs::regs_to(state, &basic.regs);
         regs::sregs_to(state, &basic.sregs);
         regs::events_to(state, &basic.events);
+        if let Some((exception, rip, rsp)) = self.untold
+            && (rip, rsp) == (state.rip, state.gpr[RSP])
+        {
+            state.events.exception = Some(exception);
+        }
         state.events.intr = self.core.pins() & crate::handle::INTR != 0;
         state.mp_state = MpState::Running;
         if groups == StateGroups::Core {
@@ -88,7 +93,7 @@ impl KvmVcpu {
             _ => regs::mp_to(&fd.get_mp_state().map_err(errno("read whether it runs"))?),
         };
         if self.vm.caps.sregs2 {
-            let sregs = ioctl::get_sregs2(fd).map_err(refused("read segments and control registers"))?;
+            let sregs = sys_x86::get_sregs2(fd).map_err(refused("read segments and control registers"))?;
             regs::sregs2_to(state, &sregs);
         }
         state.msrs = msrs::read_available(fd, self.vm.available_msrs(fd)?)?;
@@ -100,9 +105,13 @@ impl KvmVcpu {
     /// Floating point, vectors and what handles them.
     fn read_vectors(&self, state: &mut X86State) -> Result<(), AccelError> {
         let fd = &self.core.fd;
-        let area = ioctl::get_xsave(fd, self.vm.caps.xsave_size).map_err(refused("read vector registers"))?;
+        let area = sys_x86::get_xsave(fd, self.vm.caps.xsave_size).map_err(refused("read vector registers"))?;
         match self.vm.host.layout.convert(&area, &LAYOUT) {
-            Some(area) => state.xsave = area,
+            Some(mut area) => {
+                // MXCSR_MASK says what the host's processor can; it is no state.
+                area[XSAVE_MXCSR + 4..XSAVE_MXCSR + 8].fill(0);
+                state.xsave = area;
+            }
             None => return Err(AccelError::Other("vector registers are of an unknown form".to_owned())),
         }
         let xcrs = fd.get_xcrs().map_err(errno("read XCR0"))?;
@@ -120,7 +129,7 @@ impl KvmVcpu {
         fd.set_xcrs(&xcrs).map_err(|e| StateError(format!("XCR0 {:#x}: {e}", state.xcr0)))?;
         let area = LAYOUT.convert(&state.xsave, &self.vm.host.layout);
         let area = area.ok_or_else(|| StateError("vector registers are not those of this host".to_owned()))?;
-        ioctl::set_xsave(fd, self.vm.caps.xsave_size, &area).map_err(bad)
+        sys_x86::set_xsave(fd, self.vm.caps.xsave_size, &area).map_err(bad)
     }
 
     /// Sets everything but time. The order matters: control registers decide what other values mean, MSRs of features come
@@ -138,7 +147,7 @@ impl KvmVcpu {
         let fd = &self.core.fd;
         if self.vm.caps.sregs2 {
             let sregs = regs::sregs2_from(state);
-            ioctl::set_sregs2(fd, &sregs).map_err(|e| StateError(format!("segments or control registers: {e}")))?;
+            sys_x86::set_sregs2(fd, &sregs).map_err(|e| StateError(format!("segments or control registers: {e}")))?;
         } else {
             fd.set_sregs(&regs::sregs_from(state)).map_err(refused("segments or control registers"))?;
         }
@@ -149,11 +158,23 @@ impl KvmVcpu {
         let events = regs::events_from(state, self.vm.caps.events);
         fd.set_vcpu_events(&events).map_err(refused("pending events"))?;
         match self.mode {
-            IrqChipMode::User => self.wait = state.mp_state,
+            IrqChipMode::User => {
+                self.wait = state.mp_state;
+                // The kernel takes CR8 from there with every entry.
+                self.cr8 = state.cr8;
+                self.core.page.set_cr8(state.cr8);
+            }
             _ => fd.set_mp_state(regs::mp_from(state.mp_state)).map_err(refused("whether it runs"))?,
         }
+        self.note_untold(state);
         self.core.set_restored_pins(state.events.intr);
         Ok(())
+    }
+
+    /// Remembers a software exception that is given to the kernel.
+    pub(super) fn note_untold(&mut self, state: &X86State) {
+        let soft = state.events.exception.filter(|e| matches!(e.vector, VECTOR_BP | VECTOR_OF));
+        self.untold = soft.map(|e| (e, state.rip, state.gpr[RSP]));
     }
 
     fn set_frequency(&self, khz: u32) {

@@ -150,7 +150,11 @@ fn user_code_reaches_registers_and_runs_native() {
     let sum = 1_000_000u64 * 1_000_001 / 2;
     assert_eq!(
         g.bus.take(),
-        [Seen::Write(HOLE, 8, sum), Seen::Write(HOLE + 8, 8, (sum as f64).sqrt().round() as u64), Seen::Read(HOLE + 16, 1)]
+        [
+            Seen::Write(HOLE, 8, sum),
+            Seen::Write(HOLE + 8, 8, (sum as f64).sqrt().round() as u64),
+            Seen::Read(HOLE + 16, 1)
+        ]
     );
     assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
 }

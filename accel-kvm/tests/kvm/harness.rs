@@ -98,6 +98,11 @@ impl Bus {
         std::mem::take(&mut lock(&self.seen))
     }
 
+    /// Records again what was taken.
+    pub fn put_back(&self, seen: Vec<Seen>) {
+        *lock(&self.seen) = seen;
+    }
+
     /// Values written to a port.
     pub fn out_values(&self, port: u16) -> Vec<u64> {
         let seen = lock(&self.seen);
@@ -145,7 +150,11 @@ impl CpuIo for Bus {
         value: u64,
     ) -> MemTxResult {
         self.see(vcpu, Seen::Write(pa.0, size.bytes(), value));
-        if self.memory.view().lookup(pa).is_some() { self.memory.write(pa, size, value, attrs) } else { MemTxResult::Ok }
+        if self.memory.view().lookup(pa).is_some() {
+            self.memory.write(pa, size, value, attrs)
+        } else {
+            MemTxResult::Ok
+        }
     }
 
     fn pio_read(&self, vcpu: VcpuIndex, port: u16, size: AccessSize) -> u64 {
@@ -243,7 +252,6 @@ pub struct Guest {
     pub chip: Option<Arc<dyn IrqChip>>,
     pub vcpus: Vec<Box<dyn Vcpu>>,
     pub bus: Arc<Bus>,
-    pub clock: Arc<VirtualClock>,
     pub setup: Setup,
 }
 
@@ -275,7 +283,7 @@ impl Guest {
         let model = vm.filter_cpu_model(&model).expect("the model");
         let vcpus: Vec<_> = (0..setup.smp).map(|i| vm.create_vcpu(VcpuIndex(i), &model).expect("a vCPU")).collect();
         let bus = Arc::new(Bus {
-            clock: clock.clone(),
+            clock,
             memory,
             seen: Mutex::default(),
             answers: Mutex::default(),
@@ -287,7 +295,7 @@ impl Guest {
             stop_always: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
         });
-        let guest = Self { map, root, ram, guest_ram, vm, chip, vcpus, bus, clock, setup };
+        let guest = Self { map, root, ram, guest_ram, vm, chip, vcpus, bus, setup };
         guest.write_tables();
         guest
     }
@@ -323,7 +331,7 @@ impl Guest {
         let (pdpt, pd) = (PML4 + 0x1000, PML4 + 0x2000);
         self.store(PML4, pdpt | all);
         for i in 0..4 {
-            self.store(pdpt + i * 8, pd + i * 0x1000 | all);
+            self.store(pdpt + i * 8, (pd + i * 0x1000) | all);
         }
         for i in 1..2048 {
             self.store(pd + i * 8, i << 21 | LARGE | all);
@@ -457,11 +465,7 @@ pub fn x86(state: CpuState) -> X86State {
     }
 }
 
-pub fn assemble(
-    at: u64,
-    bits: u32,
-    f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
-) -> Vec<u8> {
+pub fn assemble(at: u64, bits: u32, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
     let mut a = CodeAssembler::new(bits).expect("an assembler");
     f(&mut a).expect("code");
     a.assemble(at).expect("code")

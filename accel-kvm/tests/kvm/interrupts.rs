@@ -438,21 +438,12 @@ fn split_controllers() {
     send(0x8052 | 0x4000);
     g.run_to_stop(0);
     let seen = g.bus.take();
-    assert_eq!(
-        seen,
-        [
-            Seen::Out(0x70, 1, 0x60),
-            Seen::Out(PORT_STOP, 1, 0),
-            Seen::Out(0x70, 1, 0x52),
-            Seen::Eoi(0x52),
-            Seen::Out(PORT_STOP, 1, 0)
-        ]
-        .map(|s| match s {
-            // AL is what the end of the interrupt left there.
-            Seen::Out(PORT_STOP, 1, _) => Seen::Out(PORT_STOP, 1, (LAPIC + 0xb0) & 0xff),
-            other => other,
-        })
-    );
+    let ends: Vec<_> = seen.iter().enumerate().filter(|(_, s)| matches!(s, Seen::Eoi(_))).collect();
+    let [(at, Seen::Eoi(0x52))] = ends[..] else { panic!("{seen:?}") };
+    let handled = seen.iter().position(|s| *s == Seen::Out(0x70, 1, 0x52)).expect("handled");
+    assert!(at > handled || quirks().early_eoi, "{seen:?}");
+    let values: Vec<_> = seen.iter().filter(|s| matches!(s, Seen::Out(0x70, ..))).collect();
+    assert_eq!(values, [&Seen::Out(0x70, 1, 0x60), &Seen::Out(0x70, 1, 0x52)]);
     // The PIC outside, through LINT0.
     let handle = g.vcpus[0].handle();
     lock(&g.bus.vectors).push_back(0x24);

@@ -6,7 +6,11 @@ use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::attr;
 
 /// A page fault with its cause: bit 0 present, 1 write, 2 user, 4 fetch.
-fn fault(g: &mut Guest, user: bool, program: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<u64> {
+fn fault(
+    g: &mut Guest,
+    user: bool,
+    program: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Option<u64> {
     // The handler pops the error code, reports it and the address, and stops.
     g.code(0x2000, 64, |a| {
         a.pop(rax)?;
@@ -57,9 +61,27 @@ fn page_faults_have_the_right_error_codes() {
     for page in [readonly, supervisor, noexec] {
         g.write(page, &[0xc3]);
     }
-    let load = |at: u64| move |a: &mut CodeAssembler| { a.mov(rbx, at)?; a.mov(al, byte_ptr(rbx))?; done(a) };
-    let store = |at: u64| move |a: &mut CodeAssembler| { a.mov(rbx, at)?; a.mov(byte_ptr(rbx), al)?; done(a) };
-    let call = |at: u64| move |a: &mut CodeAssembler| { a.mov(rbx, at)?; a.call(rbx)?; done(a) };
+    let load = |at: u64| {
+        move |a: &mut CodeAssembler| {
+            a.mov(rbx, at)?;
+            a.mov(al, byte_ptr(rbx))?;
+            done(a)
+        }
+    };
+    let store = |at: u64| {
+        move |a: &mut CodeAssembler| {
+            a.mov(rbx, at)?;
+            a.mov(byte_ptr(rbx), al)?;
+            done(a)
+        }
+    };
+    let call = |at: u64| {
+        move |a: &mut CodeAssembler| {
+            a.mov(rbx, at)?;
+            a.call(rbx)?;
+            done(a)
+        }
+    };
     // Supervisor, with CR0.WP.
     assert_eq!(fault(&mut g, false, load(absent)), Some(0));
     assert_eq!(fault(&mut g, false, store(absent)), Some(2));
@@ -276,9 +298,7 @@ fn sysret_to_user_code() {
         a.mov(r11, 2u64)?;
         a.sysretq()
     });
-    g.code(USER, 64, |a| {
-        a.mov(byte_ptr(HOLE), al)
-    });
+    g.code(USER, 64, |a| a.mov(byte_ptr(HOLE), al));
     g.bus.stop_always.store(true, std::sync::atomic::Ordering::Relaxed);
     g.run_to_stop(0);
     let s = g.state(0);
@@ -290,7 +310,11 @@ fn code_that_changes_itself() {
     let Some(mut g) = Setup::default().build("code_that_changes_itself") else { return };
     g.bus.stop_always.store(true, std::sync::atomic::Ordering::Relaxed);
     for user in [false, true] {
-        if user { g.user(0) } else { g.long(0) }
+        if user {
+            g.user(0)
+        } else {
+            g.long(0)
+        }
         let at = if user { USER } else { CODE };
         // mov eax, 1 at a known place; its immediate is changed before the second round.
         g.code(at, 64, |a| {

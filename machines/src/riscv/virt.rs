@@ -8,16 +8,15 @@ use std::sync::atomic::AtomicBool;
 use mimus_core::accel::{CpuPin, ResetCause, ShutdownCause};
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::backend::CharBackend;
-use mimus_core::bus::{AccessRules, AccessSize};
 use mimus_core::clock::ClockKind;
 use mimus_core::irq::{IrqController, IrqLine};
-use mimus_devices::char::ns16550::Ns16550;
-use mimus_devices::irqchip::aclint::Aclint;
-use mimus_devices::irqchip::plic::{Plic, PlicTarget};
-use mimus_devices::misc::syscon::{Syscon, SysconRequest};
+use mimus_devices::char::ns16550::{self, Ns16550};
+use mimus_devices::irqchip::aclint::{self, Aclint};
+use mimus_devices::irqchip::plic::{self, Plic, PlicTarget};
+use mimus_devices::misc::syscon::{self, Syscon, SysconRequest};
 use mimus_devices::pci::PciBus;
 use mimus_devices::pci::host_bridge::{Gpex, GpexWindows};
-use mimus_devices::timer::goldfish_rtc::GoldfishRtc;
+use mimus_devices::timer::goldfish_rtc::{self, GoldfishRtc};
 
 use super::boot::VirtBoot;
 use super::fdt::FdtConfig;
@@ -143,30 +142,23 @@ impl Virt {
 
     fn interrupt_controllers(&mut self, plic: Arc<std::sync::Mutex<Plic>>) -> Result<(), MachineError> {
         let b = &mut self.builder;
-        let words = AccessRules::only(AccessSize::B4);
-        b.add_mmio("/machine/plic", span(map::PLIC), words, plic)?;
+        b.add_mmio("/machine/plic", span(map::PLIC), plic::RULES, plic)?;
         let harts = b.vcpus().to_vec();
         let timers = harts.iter().map(|_| b.services().io_thread.timer(ClockKind::Virtual)).collect();
         let aclint = Aclint::new(harts, timers, map::TICK_NS);
-        b.add_mmio("/machine/aclint", span(map::CLINT), AccessRules::sizes(AccessSize::B4, AccessSize::B8), aclint)
+        b.add_mmio("/machine/aclint", span(map::CLINT), aclint::RULES, aclint)
     }
 
     fn platform_devices(&mut self, serial: Option<Arc<dyn CharBackend>>, rtc: &Rtc) -> Result<(), MachineError> {
-        let words = AccessRules::only(AccessSize::B4);
         let uart = Ns16550::new(self.irq(map::IRQ_UART), serial);
         let (timer, offset) = time::rtc(self.builder.services(), rtc)?;
         // The device adds modulo 2^64.
         let rtc = GoldfishRtc::new(self.irq(map::IRQ_RTC), timer, offset as u64);
         let b = &mut self.builder;
-        b.add_mmio("/machine/serial", span(map::UART), AccessRules::only(AccessSize::B1), uart)?;
-        b.add_mmio("/machine/rtc", span(map::RTC), words, rtc)?;
+        b.add_mmio("/machine/serial", span(map::UART), ns16550::RULES, uart)?;
+        b.add_mmio("/machine/rtc", span(map::RTC), goldfish_rtc::RULES, rtc)?;
         let finisher = Syscon::new(guest_requests(b.control()));
-        b.add_mmio(
-            "/machine/test-finisher",
-            span(map::TEST),
-            AccessRules::sizes(AccessSize::B2, AccessSize::B4),
-            finisher,
-        )?;
+        b.add_mmio("/machine/test-finisher", span(map::TEST), syscon::RULES, finisher)?;
         b.add_rom("mrom", span(map::MROM), &[]).map(drop)
     }
 
