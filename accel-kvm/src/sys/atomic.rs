@@ -3,20 +3,22 @@
 #![allow(unsafe_code)]
 
 use mimus_core::memory::RamBlock;
-use std::arch::asm;
 
-/// `at` is the aligned address of 16 bytes that stay mapped; the processor has the instruction.
-unsafe fn exchange(at: *mut u8, old: u128, new: u128) -> u128 {
+/// What was at `at`, which holds `new` now if that was `old`. By hand: the intrinsic is a library call, which is not
+/// there, unless it is inlined.
+///
+/// # Safety
+/// `at` is aligned to 16 bytes that stay mapped, and the processor has CMPXCHG16B.
+unsafe fn exchange(at: *mut u128, old: u128, new: u128) -> u128 {
     let (mut low, mut high) = (old as u64, (old >> 64) as u64);
-    // SAFETY: touches the 16 bytes at `at` only, which the caller vouches for. RBX, which the compiler keeps for
-    // itself, is put back.
+    // SAFETY: as for this function; RBX, which the compiler keeps for itself, is restored.
     unsafe {
-        asm!(
-            "xchg {new}, rbx",
-            "lock cmpxchg16b [{at}]",
-            "mov rbx, {new}",
-            at = in(reg) at,
-            new = inout(reg) new as u64 => _,
+        std::arch::asm!(
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "xchg rbx, rsi",
+            in("rdi") at,
+            inout("rsi") new as u64 => _,
             in("rcx") (new >> 64) as u64,
             inout("rax") low,
             inout("rdx") high,
@@ -33,7 +35,7 @@ pub fn compare_exchange(block: &RamBlock, offset: u64, old: u128, new: u128) -> 
         return None;
     }
     // SAFETY: inside the block and aligned; guest RAM is only accessed by copies and atomics.
-    let found = unsafe { exchange(block.host_ptr(offset), old, new) };
+    let found = unsafe { exchange(block.host_ptr(offset).cast(), old, new) };
     block.note_write(offset, 16);
     Some(found)
 }

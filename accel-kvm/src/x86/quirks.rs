@@ -231,6 +231,11 @@ fn code(parts: &[&[u8]]) -> Vec<u8> {
 }
 
 impl Quirks {
+    /// Those of this host's `/dev/kvm`.
+    pub fn of_host() -> io::Result<Self> {
+        Self::probe(&Kvm::new().map_err(os)?)
+    }
+
     /// Runs all probes.
     pub fn probe(kvm: &Kvm) -> io::Result<Self> {
         Ok(Self {

@@ -57,6 +57,13 @@ pub trait IrqChip: Send + Sync {
     /// Same schemas as the models. Called after all vCPUs are made. Not while a vCPU is in `run`
     /// are the devices used.
     fn devices(&self) -> Vec<(&'static str, Arc<dyn Device>)>;
+
+    /// `Split`: the message that input `pin` of the IOAPIC model sends from now on, `None` while it is masked: the
+    /// accelerator then knows which vectors' ends it must report. Called with the IOAPIC locked; must not call back.
+    fn ioapic_route(&self, _pin: u32, _route: Option<(u64, u32)>) {}
+
+    /// `Kernel`: the PIT's interrupt is taken over by an HPET (KVM_PIT_FLAGS_HPET_LEGACY), or no longer. Any thread, vCPUs may run.
+    fn replace_pit(&self, _on: bool) {}
 }
 
 /// Where a doorbell is.
