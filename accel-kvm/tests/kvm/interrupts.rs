@@ -318,6 +318,16 @@ fn interval_timer_in_the_kernel() {
     let state: PitState = pit.save().expect("saved").decode().expect("decoded");
     assert_eq!((state.channels[0].count, state.channels[0].mode, state.channels[0].access), (5966, 2, 3));
     state.check().expect("valid");
+    // Its interrupt goes to an HPET.
+    let chip = g.chip.clone().expect("a chip");
+    chip.replace_pit(true);
+    let state: PitState = pit.save().expect("saved").decode().expect("decoded");
+    assert!(state.irq_disabled);
+    chip.replace_pit(false);
+    // At reset no channel counts, and none is started by a restore.
+    pit.reset(mimus_core::device::ResetPhase::Enter);
+    let state: PitState = pit.save().expect("saved").decode().expect("decoded");
+    assert!(state.channels.iter().all(|c| c.waiting) && !state.irq_disabled);
 }
 
 #[test]
@@ -444,6 +454,13 @@ fn split_controllers() {
     assert!(at > handled || quirks().early_eoi, "{seen:?}");
     let values: Vec<_> = seen.iter().filter(|s| matches!(s, Seen::Out(0x70, ..))).collect();
     assert_eq!(values, [&Seen::Out(0x70, 1, 0x60), &Seen::Out(0x70, 1, 0x52)]);
+    // The same when the model tells its messages; masked, the route stays.
+    chip.ioapic_route(5, Some((LAPIC, 0x8053 | 0x4000)));
+    chip.ioapic_route(5, None);
+    handler(&g, 0x53, 0x2300, true, lapic_eoi);
+    send(0x8053 | 0x4000);
+    g.run_to_stop(0);
+    assert!(g.bus.take().contains(&Seen::Eoi(0x53)));
     // The PIC outside, through LINT0.
     let handle = g.vcpus[0].handle();
     lock(&g.bus.vectors).push_back(0x24);
