@@ -9,8 +9,8 @@ use std::path::Path;
 use mimus_devices::misc::fw_cfg::{FwCfg, FwCfgError, key};
 
 use super::acpi::{TableSet, loader};
-use super::{layout, smbios};
-use crate::boot::x86::{Memory, bzimage};
+use super::{kernel_rom, layout, smbios};
+use crate::boot::x86::{CMDLINE, Image, Memory, bzimage, check_cmdline, place};
 use crate::boot::{self, BootError};
 use crate::config::MachineConfig;
 use crate::machine::MachineError;
@@ -22,7 +22,11 @@ mod x86_key {
 }
 /// Numbers of Linux's set-up part.
 const SETUP_SIZE: u16 = 0x17;
-const SETUP_DATA: u16 = 0x18;
+pub(super) const SETUP_DATA: u16 = 0x18;
+/// Where a boot loader puts it.
+pub(super) const SETUP_ADDRESS: u64 = 0x1_0000;
+/// RAM below 4 GiB that a BIOS may use at its end.
+const BIOS_ROOM: u64 = 1 << 20;
 
 /// What firmware is told.
 pub struct Contents<'a> {
@@ -57,42 +61,55 @@ pub fn fill(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
         }
     }
     if c.kernel {
-        add_kernel(f, c.config)?;
+        add_kernel(f, c)?;
     }
     Ok(())
 }
 
-/// Kernel, initrd and command line, for firmware that boots them (OVMF).
-fn add_kernel(f: &mut FwCfg, config: &MachineConfig) -> Result<(), MachineError> {
+/// Kernel, initrd and command line, for firmware that boots them (OVMF), and the ROM by which a BIOS does.
+fn add_kernel(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
+    let boot = &c.config.boot;
     let read = |option: &'static str, path: &Path| -> Result<(String, Vec<u8>), BootError> {
         Ok((format!("{option} {}", path.display()), boot::read_file(option, path)?))
     };
-    let add = |f: &mut FwCfg, what: &str, data: Vec<u8>, size_key: u16, data_key: u16| {
-        let fail = |e: FwCfgError| MachineError::other(format!("{what}: {e}"));
-        let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        f.add_bytes(data_key, data).map_err(fail)?;
-        f.add_u32(size_key, size).map_err(fail)
-    };
-    if let Some(path) = &config.boot.kernel {
-        let (what, mut data) = read("-kernel", path)?;
-        if bzimage::is_bzimage(&data) {
-            bzimage::parse(&what, &data, &config.guest)?;
-            let code = data.split_off(bzimage::setup_len(&data).min(data.len()));
-            add(f, &what, data, SETUP_SIZE, SETUP_DATA)?;
-            data = code;
+    let Some(path) = &boot.kernel else { return Ok(()) };
+    let (what, mut file) = read("-kernel", path)?;
+    let initrd = boot.initrd.as_ref().map(|path| read("-initrd", path)).transpose()?;
+    let mut cmdline = boot.append.clone().unwrap_or_default().into_bytes();
+    cmdline.push(0);
+    if bzimage::is_bzimage(&file) {
+        let kernel = bzimage::parse(&what, &file, &c.config.guest)?;
+        let setup_len = bzimage::setup_len(&file).min(file.len());
+        let code = file.split_off(setup_len);
+        let image = Image::Linux(kernel);
+        check_cmdline(&image, boot.append.as_deref().unwrap_or_default())?;
+        let named = initrd.as_ref().map(|(what, data)| (what.as_str(), data.len() as u64));
+        // Real-mode code is told of an initrd below 4 GiB only.
+        let placed = place(Memory { high: 0, ..c.memory }, (&what, &image), named, BIOS_ROOM)?;
+        let at = placed.initrd.map(|r| (r.start, r.end - r.start));
+        bzimage::patch_setup(&mut file, CMDLINE as u32, at, kernel_rom::HEAP_END);
+        if let Image::Linux(kernel) = &image {
+            let rom = kernel_rom::build(kernel, setup_len, at, cmdline.len());
+            f.add_file(kernel_rom::FILE, rom).map_err(|e| MachineError::other(e.to_string()))?;
+            let mut order = kernel_rom::BOOT_ORDER.as_bytes().to_vec();
+            order.push(0);
+            f.add_file("bootorder", order).map_err(|e| MachineError::other(e.to_string()))?;
         }
-        add(f, &what, data, key::KERNEL_SIZE, key::KERNEL_DATA)?;
+        add_item(f, &what, file, SETUP_SIZE, SETUP_DATA)?;
+        file = code;
     }
-    if let Some(path) = &config.boot.initrd {
-        let (what, data) = read("-initrd", path)?;
-        add(f, &what, data, key::INITRD_SIZE, key::INITRD_DATA)?;
+    add_item(f, &what, file, key::KERNEL_SIZE, key::KERNEL_DATA)?;
+    if let Some((what, data)) = initrd {
+        add_item(f, &what, data, key::INITRD_SIZE, key::INITRD_DATA)?;
     }
-    if let Some(text) = &config.boot.append {
-        let mut data = text.clone().into_bytes();
-        data.push(0);
-        add(f, "-append", data, key::CMDLINE_SIZE, key::CMDLINE_DATA)?;
-    }
-    Ok(())
+    add_item(f, "-append", cmdline, key::CMDLINE_SIZE, key::CMDLINE_DATA)
+}
+
+fn add_item(f: &mut FwCfg, what: &str, data: Vec<u8>, size_key: u16, data_key: u16) -> Result<(), MachineError> {
+    let fail = |e: FwCfgError| MachineError::other(format!("{what}: {e}"));
+    let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    f.add_bytes(data_key, data).map_err(fail)?;
+    f.add_u32(size_key, size).map_err(fail)
 }
 
 /// The CMOS bytes of a PC: place and value.

@@ -8,6 +8,7 @@ pub mod common;
 pub mod fw_cfg;
 pub mod interrupts;
 pub mod isa;
+pub mod kernel_rom;
 pub mod layout;
 pub mod microvm;
 pub mod options;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use mimus_accel_kvm::{KvmAccelerator, Repairs};
 use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
-use mimus_machines::config::{Drive, DriveInterface};
+use mimus_machines::config::{Bios, Drive, DriveInterface};
 use mimus_machines::machine::RunEnd;
+use mimus_machines::x86::rom;
 
 use crate::harness::{Pc, Setup};
 
@@ -100,6 +101,56 @@ fn a_boot_sector_from_a_disk() {
         let Some(mut pc) = on_kvm("a_boot_sector_from_a_disk", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
         assert!(pc.output_text().contains(&text), "{}", pc.output_text());
+    }
+}
+
+/// Whoever runs the interrupt controllers, the disk's interrupts and the timer's come.
+#[test]
+fn interrupt_controllers_in_every_mode() {
+    // The accelerator's own are what the other tests have.
+    for mode in ["split", "off"] {
+        let text = format!("kernel-irqchip={mode}\r\n");
+        let setup = with_disk("q35", &boot_sector(&text)).option("kernel-irqchip", mode).cpus(2);
+        let Some(mut pc) = on_kvm("interrupt_controllers_in_every_mode", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{mode}: {}", pc.output_text());
+        assert!(pc.output_text().contains(&text), "{}", pc.output_text());
+    }
+}
+
+/// The BIOS finds the ROM that boots `-kernel`: its set-up code runs, with everything in its place.
+#[test]
+fn a_kernel_through_the_bios() {
+    let mut kernel = crate::harness::bzimage();
+    let code = [
+        0xb8, 0x00, 0x20, 0x8e, 0xc0, // mov ax, 0x2000; mov es, ax
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0x31, 0xf6, // xor si, si
+        0x26, 0x8a, 0x04, // mov al, es:[si]
+        0x46, // inc si
+        0x84, 0xc0, // test al, al
+        0x74, 0x03, // jz +3
+        0xee, // out dx, al
+        0xeb, 0xf5, // jmp -11
+        0xba, 0xf4, 0x00, 0xb0, 0x07, 0xee, // mov dx, 0xf4; mov al, 7; out dx, al
+        0xf4, 0xeb, 0xfd, // hlt; jmp hlt
+    ];
+    kernel[0x26c..0x26c + code.len()].copy_from_slice(&code);
+    for board in ["q35"] {
+        let mut setup = Setup::new(board).kernel(&kernel).device("isa-debug-exit");
+        let Some(bios) = rom::find_bios(&[], rom::PC_BIOS) else {
+            return println!("SKIPPED (a_kernel_through_the_bios): there is no BIOS; install seabios");
+        };
+        setup.config.boot.bios = Bios::File(bios);
+        setup.config.boot.append = Some("the command line".into());
+        setup.config.boot.initrd = Some(setup.file("initrd", b"an initrd"));
+        let Some(mut pc) = on_kvm("a_kernel_through_the_bios", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(7 << 1 | 1), "{}", pc.output_text());
+        assert!(pc.output_text().contains("the command line"), "{}", pc.output_text());
+        // Protected-mode code, the header's fields, the initrd.
+        assert_eq!(pc.bytes(0x10_0000, 3), [0xf4, 0xeb, 0xfd]);
+        let initrd = pc.load(0x1_0218, 4);
+        assert_eq!((pc.bytes(initrd, 9), pc.load(0x1_021c, 4)), (b"an initrd".to_vec(), 9), "{board}");
+        assert_eq!((pc.load(0x1_0228, 4), pc.load(0x1_0211, 1) & 0x80), (0x2_0000, 0x80));
     }
 }
 

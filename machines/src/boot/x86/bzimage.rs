@@ -152,6 +152,26 @@ pub fn setup_len(bytes: &[u8]) -> usize {
     (sectors + 1) * SECTOR
 }
 
+/// Writes into a set-up part what a boot loader must ("Details of Header Fields"), for one
+/// that is entered in real mode: addresses of the command line and the initrd, the end of
+/// the heap in its segment.
+pub fn patch_setup(setup: &mut [u8], cmdline: u32, initrd: Option<(u64, u64)>, heap_end: u16) {
+    const LOADER_UNDEFINED: u8 = 0xff;
+    const CAN_USE_HEAP: u8 = 0x80;
+    let mut put = |at: usize, value: &[u8]| {
+        if let Some(field) = setup.get_mut(at..at + value.len()) {
+            field.copy_from_slice(value);
+        }
+    };
+    put(0x210, &[LOADER_UNDEFINED]);
+    put(0x211, &[LOADED_HIGH | CAN_USE_HEAP]);
+    let (address, len) = initrd.unwrap_or_default();
+    put(0x218, &(address as u32).to_le_bytes());
+    put(0x21c, &(len as u32).to_le_bytes());
+    put(0x224, &(heap_end - 0x200).to_le_bytes());
+    put(0x228, &cmdline.to_le_bytes());
+}
+
 fn protected_mode(bytes: &[u8]) -> Result<&[u8], String> {
     let start = setup_len(bytes);
     let length = u32_at(bytes, 0x1f4).unwrap_or(0) as usize * 16;
