@@ -154,20 +154,24 @@ fn a_kernel_through_the_bios() {
     }
 }
 
-/// Firmware is saved while it runs, restored into another machine, and comes to its boot line there.
+/// Firmware is saved while it runs, restored into another machine, whose interrupt controllers somebody else runs,
+/// and comes to its boot line there.
 #[test]
 fn firmware_goes_on_in_another_machine() {
     let name = "firmware_goes_on_in_another_machine";
-    let Some(mut pc) = on_kvm(name, Setup::new("q35")) else { return };
-    std::thread::sleep(Duration::from_millis(500));
-    let mut file = std::io::Cursor::new(Vec::new());
-    pc.machine.save(&mut file).unwrap();
-    drop(pc);
-    let Some(mut other) = on_kvm(name, Setup::new("q35")) else { return };
-    other.machine.restore(&mut &file.into_inner()[..]).unwrap();
-    other.serial.take(usize::MAX);
-    other.machine.resume();
-    wait_for(&other, "Booting from");
+    for (from, to) in [("on", "off"), ("split", "on")] {
+        let setup = |mode: &str| Setup::new("q35").option("kernel-irqchip", mode);
+        let Some(mut pc) = on_kvm(name, setup(from)) else { return };
+        std::thread::sleep(Duration::from_millis(500));
+        let mut file = std::io::Cursor::new(Vec::new());
+        pc.machine.save(&mut file).unwrap();
+        drop(pc);
+        let Some(mut other) = on_kvm(name, setup(to)) else { return };
+        other.machine.restore(&mut &file.into_inner()[..]).unwrap_or_else(|e| panic!("{from} to {to}: {e}"));
+        other.serial.take(usize::MAX);
+        other.machine.resume();
+        wait_for(&other, "Booting from");
+    }
 }
 
 /// A kernel entered directly: 64-bit code that prints, then powers off the way ACPI says.
