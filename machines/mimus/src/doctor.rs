@@ -229,7 +229,7 @@ fn files(r: &mut Report) {
     let there: Vec<&str> = all.iter().filter(|s| guests::installed(s, &cache).is_some()).map(|s| s.name).collect();
     let text = if there.is_empty() { "none yet".to_owned() } else { there.join(", ") };
     r.line(Mark::Note, &format!("in {}: {text}", cache.display()));
-    let apt = ["apt-get", "dpkg-deb"].into_iter().all(|p| on_path(p));
+    let apt = ["apt-get", "dpkg-deb"].into_iter().all(on_path);
     match apt {
         true => r.line(Mark::Good, "apt and dpkg are here: mimus try fetches guests"),
         false => r.line(Mark::Note, "no apt and dpkg: guests cannot be fetched, give kernels of your own"),

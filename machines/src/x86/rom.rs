@@ -123,7 +123,7 @@ fn find(config: &MachineConfig, bios: &str) -> Result<PathBuf, MachineError> {
 fn add_rom(b: &mut MachineBuilder, path: &Path, window: &MemoryRegion) -> Result<Firmware, MachineError> {
     let data = boot::read_file("-bios", path)?;
     let len = data.len() as u64;
-    if len % UNIT != 0 || len > MAX_ROM {
+    if !len.is_multiple_of(UNIT) || len > MAX_ROM {
         let why = format!(
             "it has {} ({len} bytes); firmware is a multiple of {} and has at most {}",
             human(len),
@@ -163,7 +163,7 @@ fn add_flash(
         let mut ctx = b.context(&path);
         let image = ctx.block_backend(&drive)?;
         let len = image.capacity();
-        if len == 0 || len % FLASH_UNIT != 0 || FOUR_GIB - top + len > MAX_FLASH {
+        if len == 0 || !len.is_multiple_of(FLASH_UNIT) || FOUR_GIB - top + len > MAX_FLASH {
             let why = format!(
                 "the image has {} ({len} bytes); flash is in multiples of {}, at most {} together",
                 human(len),

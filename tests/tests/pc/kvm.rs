@@ -13,7 +13,7 @@ use mimus_machines::config::{Bios, Drive, DriveInterface};
 use mimus_machines::machine::RunEnd;
 use mimus_machines::x86::rom;
 
-use crate::harness::{Pc, Setup};
+use crate::harness::{Pc, Setup, skipped};
 
 /// Longest wait for firmware: an emulating KVM on a busy host.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The machine on KVM, or why there is none, told under the test's name.
 fn on_kvm(test: &str, setup: Setup) -> Option<Pc> {
     if let Err(why) = KvmAccelerator.probe(GuestArch::X86_64) {
-        println!("SKIPPED ({test}): {why}");
+        skipped(test, &why.to_string());
         return None;
     }
     let setup =
@@ -33,7 +33,7 @@ fn on_kvm(test: &str, setup: Setup) -> Option<Pc> {
             Some(pc)
         }
         Err(e) if e.to_string().starts_with("there is no BIOS") => {
-            println!("SKIPPED ({test}): {e}");
+            skipped(test, &e.to_string());
             None
         }
         Err(e) => panic!("{e}"),
@@ -135,23 +135,21 @@ fn a_kernel_through_the_bios() {
         0xf4, 0xeb, 0xfd, // hlt; jmp hlt
     ];
     kernel[0x26c..0x26c + code.len()].copy_from_slice(&code);
-    for board in ["q35"] {
-        let mut setup = Setup::new(board).kernel(&kernel).device("isa-debug-exit");
-        let Some(bios) = rom::find_bios(&[], rom::PC_BIOS) else {
-            return println!("SKIPPED (a_kernel_through_the_bios): there is no BIOS; install seabios");
-        };
-        setup.config.boot.bios = Bios::File(bios);
-        setup.config.boot.append = Some("the command line".into());
-        setup.config.boot.initrd = Some(setup.file("initrd", b"an initrd"));
-        let Some(mut pc) = on_kvm("a_kernel_through_the_bios", setup) else { return };
-        assert_eq!(pc.machine.wait(), RunEnd::Exit(7 << 1 | 1), "{}", pc.output_text());
-        assert!(pc.output_text().contains("the command line"), "{}", pc.output_text());
-        // Protected-mode code, the header's fields, the initrd.
-        assert_eq!(pc.bytes(0x10_0000, 3), [0xf4, 0xeb, 0xfd]);
-        let initrd = pc.load(0x1_0218, 4);
-        assert_eq!((pc.bytes(initrd, 9), pc.load(0x1_021c, 4)), (b"an initrd".to_vec(), 9), "{board}");
-        assert_eq!((pc.load(0x1_0228, 4), pc.load(0x1_0211, 1) & 0x80), (0x2_0000, 0x80));
-    }
+    let mut setup = Setup::new("q35").kernel(&kernel).device("isa-debug-exit");
+    let Some(bios) = rom::find_bios(&[], rom::PC_BIOS) else {
+        return skipped("a_kernel_through_the_bios", "there is no BIOS; install seabios");
+    };
+    setup.config.boot.bios = Bios::File(bios);
+    setup.config.boot.append = Some("the command line".into());
+    setup.config.boot.initrd = Some(setup.file("initrd", b"an initrd"));
+    let Some(mut pc) = on_kvm("a_kernel_through_the_bios", setup) else { return };
+    assert_eq!(pc.machine.wait(), RunEnd::Exit(7 << 1 | 1), "{}", pc.output_text());
+    assert!(pc.output_text().contains("the command line"), "{}", pc.output_text());
+    // Protected-mode code, the header's fields, the initrd.
+    assert_eq!(pc.bytes(0x10_0000, 3), [0xf4, 0xeb, 0xfd]);
+    let initrd = pc.load(0x1_0218, 4);
+    assert_eq!((pc.bytes(initrd, 9), pc.load(0x1_021c, 4)), (b"an initrd".to_vec(), 9));
+    assert_eq!((pc.load(0x1_0228, 4), pc.load(0x1_0211, 1) & 0x80), (0x2_0000, 0x80));
 }
 
 /// Firmware is saved while it runs, restored into another machine, whose interrupt controllers somebody else runs,

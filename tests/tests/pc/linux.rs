@@ -1,6 +1,5 @@
 //! Debian's kernel to a shell, where something can run it at speed: KVM with hardware behind it.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,14 +12,9 @@ use mimus_machines::guests::x86::{X86_64_BUSYBOX, X86_64_KERNEL, X86_64_MODULES}
 use mimus_machines::guests::{self, GuestSpec};
 use mimus_machines::machine::RunEnd;
 
-use crate::harness::{Pc, Setup};
+use crate::harness::{Pc, Setup, skipped};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// Says on the real standard error, which the test runner does not keep to itself, that a test does not run.
-fn skipped(test: &str, reason: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED ({test}): {reason}");
-}
 
 /// What runs a whole Linux here, or why nothing does.
 fn accelerator() -> Result<Box<dyn Accelerator>, String> {
