@@ -79,7 +79,7 @@ pub fn find(config: &MachineConfig) -> Result<&'static BoardEntry, ConfigError> 
         let reason = "there are no boards of this guest";
         return of(guest).next().ok_or_else(|| ConfigError::new("system", guest.name(), reason));
     };
-    let named = |b: &BoardEntry| b.name == name || b.aliases.contains(&name);
+    let named = |b: &BoardEntry| b.name == name || b.aliases.iter().any(|a| is_version_of(name, a));
     of(guest).find(|b| named(b)).ok_or_else(|| {
         let near = nearest(name, of(guest).map(|b| b.name));
         let hint = near.map_or(String::new(), |n| format!(" (did you mean {n}?)"));
@@ -90,6 +90,13 @@ pub fn find(config: &MachineConfig) -> Result<&'static BoardEntry, ConfigError> 
         };
         ConfigError::new("-machine", name, reason)
     })
+}
+
+/// `pc-q35` itself, or with a version as in `pc-q35-9.2`: there is one version of each board.
+fn is_version_of(name: &str, board: &str) -> bool {
+    let Some(rest) = name.strip_prefix(board) else { return false };
+    let version = |v: &str| v.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    rest.is_empty() || rest.strip_prefix('-').is_some_and(version)
 }
 
 /// Names and descriptions, for `-machine help`.
@@ -124,6 +131,9 @@ mod tests {
     fn names_and_defaults() {
         assert_eq!(find_name("riscv64", None), Ok("virt"));
         assert_eq!(find_name("riscv64", Some("virt")), Ok("virt"));
+        assert_eq!(find_name("x86_64", Some("pc-q35-9.2")), Ok("q35"));
+        assert_eq!(find_name("i386", Some("pc-i440fx")), Ok("pc"));
+        assert!(find_name("x86_64", Some("pc-q35-x")).is_err());
         assert!(find_name("riscv64", Some("vitr")).unwrap_err().contains("did you mean virt?"));
         assert!(find_name("riscv65", None).unwrap_err().contains("no such guest"));
         assert!(list(GuestArch::Riscv64)[0].1.ends_with("(default)"));

@@ -176,12 +176,69 @@ fn firmware_goes_on_in_another_machine() {
 #[test]
 fn a_kernel_without_firmware() {
     for (board, off) in [("microvm", &POWER_OFF_GED[..]), ("q35", &POWER_OFF_PM[..])] {
-        let mut kernel = crate::harness::bzimage();
-        let code = [&PRINT_OK[..], off].concat();
-        kernel[0x600..0x600 + code.len()].copy_from_slice(&code);
+        let kernel = kernel_of(&[&PRINT_OK[..], off].concat());
         let Some(mut pc) = on_kvm("a_kernel_without_firmware", Setup::new(board).kernel(&kernel)) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{board}: {}", pc.output_text());
         assert_eq!(pc.output_text(), "OK", "{board}");
+    }
+}
+
+/// A kernel with this code at its 64-bit entry point.
+fn kernel_of(code: &[u8]) -> Vec<u8> {
+    let mut kernel = crate::harness::bzimage();
+    kernel[0x600..0x600 + code.len()].copy_from_slice(code);
+    kernel
+}
+
+/// A guest resets the machine; the second time it finds what it left in memory, and powers off.
+#[test]
+fn a_guest_resets_itself() {
+    let reset_pm = [0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd]; // mov dx, 0xcf9; mov al, 6; out
+    let reset_ged = [0xb8, 0x02, 0x02, 0xa0, 0xfe, 0xc6, 0x00, 0x42, 0xf4, 0xeb, 0xfd]; // mov byte [0xfea00202], 0x42
+    for (board, reset, off) in
+        [("q35", &reset_pm[..], &POWER_OFF_PM[..]), ("microvm", &reset_ged[..], &POWER_OFF_GED[..])]
+    {
+        let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xb0, b'R', 0xee]; // print R
+        code.extend([0xb8, 0x00, 0x00, 0x20, 0x00]); // mov eax, 0x200000
+        code.extend([0x80, 0x38, 0x01, 0x74, 3 + reset.len() as u8]); // cmp byte [rax], 1; je off
+        code.extend([0xc6, 0x00, 0x01]); // mov byte [rax], 1
+        code.extend(reset);
+        code.extend(off);
+        let setup = Setup::new(board).kernel(&kernel_of(&code));
+        let Some(mut pc) = on_kvm("a_guest_resets_itself", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{board}");
+        assert_eq!(pc.output_text(), "RR", "{board}");
+    }
+}
+
+/// INIT and start-up IPIs to all other processors, by whoever has the local APICs.
+#[test]
+fn processors_start_each_other() {
+    for mode in ["on", "split", "off"] {
+        // At 0x8000, in real mode: cli; xor ax, ax; mov ds, ax; lock inc byte [0x8800]; hlt.
+        let ap: [u8; 16] = [0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xf0, 0xfe, 0x06, 0x00, 0x88, 0xf4, 0xeb, 0xfd, 0, 0, 0];
+        let mut code = Vec::new();
+        for (half, at) in ap.chunks(8).zip([0x8000u32, 0x8008]) {
+            code.extend([0x48, 0xb9]); // mov rcx, half
+            code.extend(half);
+            code.extend([0x48, 0x89, 0x0c, 0x25]); // mov [at], rcx
+            code.extend(at.to_le_bytes());
+        }
+        code.extend([0xc6, 0x04, 0x25, 0x00, 0x88, 0x00, 0x00, 0x00]); // mov byte [0x8800], 0
+        code.extend([0xb8, 0xf0, 0x00, 0xe0, 0xfe, 0xc7, 0x00, 0xff, 0x01, 0x00, 0x00]); // enable the local APIC
+        code.extend([0xb8, 0x00, 0x03, 0xe0, 0xfe]); // mov eax, 0xfee00300
+        for command in [0xc_4500u32, 0xc_4608] {
+            code.extend([0xc7, 0x00]); // mov dword [rax], command
+            code.extend(command.to_le_bytes());
+        }
+        code.extend([0xf3, 0x90]); // pause
+        code.extend([0x80, 0x3c, 0x25, 0x00, 0x88, 0x00, 0x00, 0x02, 0x75, 0xf4]); // cmp byte [0x8800], 2; jne pause
+        code.extend(PRINT_OK);
+        code.extend(POWER_OFF_PM);
+        let setup = Setup::new("q35").kernel(&kernel_of(&code)).cpus(3).option("kernel-irqchip", mode);
+        let Some(mut pc) = on_kvm("processors_start_each_other", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{mode}");
+        assert_eq!((pc.output_text(), pc.load(0x8800, 1)), ("OK".into(), 2), "{mode}");
     }
 }
 
