@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod memory;
+pub mod pci;
 pub mod state;
 
 use std::sync::{Arc, Mutex};

@@ -7,7 +7,7 @@ use mimus_core::arch::x86::X86Model;
 use crate::config::keyval::nearest;
 use crate::config::{ConfigError, MachineConfig};
 use crate::machine::{Host, Machine, MachineError};
-use crate::riscv;
+use crate::{riscv, x86};
 
 /// One board.
 pub struct BoardEntry {
@@ -26,14 +26,24 @@ pub struct BoardEntry {
 }
 
 /// The boards, the default of each guest before its others.
-pub const BOARDS: &[BoardEntry] = &[BoardEntry {
-    name: "virt",
-    aliases: &[],
-    summary: "RISC-V VirtIO board",
-    guests: &[GuestArch::Riscv64],
-    own_firmware: false,
-    build: riscv::virt::build,
-}];
+pub const BOARDS: &[BoardEntry] = &[
+    BoardEntry {
+        name: "virt",
+        aliases: &[],
+        summary: "RISC-V VirtIO board",
+        guests: &[GuestArch::Riscv64],
+        own_firmware: false,
+        build: riscv::virt::build,
+    },
+    BoardEntry {
+        name: "microvm",
+        aliases: &[],
+        summary: "little more than virtio devices; starts fastest",
+        guests: &[GuestArch::X86_64, GuestArch::I386],
+        own_firmware: false,
+        build: x86::microvm::build,
+    },
+];
 
 /// The boards of a guest, the default first.
 pub fn of(guest: GuestArch) -> impl Iterator<Item = &'static BoardEntry> {

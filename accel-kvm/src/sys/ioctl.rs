@@ -137,10 +137,7 @@ pub fn reset_dirty_rings(vm: &VmFd) -> io::Result<u32> {
 
 /// Drives an interrupt line.
 pub fn irq_line(vm: &VmFd, gsi: u32, level: bool) -> io::Result<()> {
-    let line = kvm_irq_level {
-        __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: gsi },
-        level: level.into(),
-    };
+    let line = kvm_irq_level { __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: gsi }, level: level.into() };
     with_ref(vm, KVM_IRQ_LINE, &line).map(drop)
 }
 
@@ -243,4 +240,33 @@ pub fn host_tsc() -> u64 {
 pub fn redirection_bits(entry: &kvm_ioapic_state__bindgen_ty_1) -> u64 {
     // SAFETY: both views of the union are plain integers of the same 64 bits.
     unsafe { entry.bits }
+}
+
+/// The clock the kernel's PIT counts in (CLOCK_MONOTONIC), in ns.
+pub fn monotonic_ns() -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec, which is there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+/// The PIC in what `KVM_GET_IRQCHIP` gave for one.
+#[cfg(target_arch = "x86_64")]
+pub fn pic_of(chip: &kvm_irqchip) -> kvm_pic_state {
+    // SAFETY: any bytes are valid for the plain integers of every chip's struct.
+    unsafe { chip.chip.pic }
+}
+
+/// The IOAPIC in what `KVM_GET_IRQCHIP` gave for it.
+#[cfg(target_arch = "x86_64")]
+pub fn ioapic_of(chip: &kvm_irqchip) -> kvm_ioapic_state {
+    // SAFETY: as in `pic_of`.
+    unsafe { chip.chip.ioapic }
+}
+
+/// Frequency of a VM's or vCPU's time-stamp counter in kHz; 0 if unknown.
+#[cfg(target_arch = "x86_64")]
+pub fn tsc_khz(fd: &impl AsRawFd) -> u32 {
+    const KVM_GET_TSC_KHZ: libc::Ioctl = number(0, 0xa3, 0);
+    with_none(fd, KVM_GET_TSC_KHZ).unwrap_or(0)
 }

@@ -45,14 +45,18 @@ pub enum FlashError {
     #[error("flash {0}: its region is no ROM device of a power of two of at least 512 KiB")]
     Region(String),
     /// The image's size does not match.
-    #[error(
-        "flash {name}: the image {image} has {found} bytes, the bank has {expected}: {}",
-        if found < expected { "pad it with `truncate -s {expected}`, or make it read-only" } else { "use a smaller image" }
-    )]
+    #[error("flash {name}: the image {image} has {found} bytes, the bank has {expected}: {}", size_hint(*found, *expected))]
     Size { name: String, image: String, found: u64, expected: u64 },
     /// The image cannot be read.
     #[error("flash {name}: cannot read {image}: {source}")]
     Read { name: String, image: String, source: BlockError },
+}
+
+fn size_hint(found: u64, expected: u64) -> String {
+    if found > expected {
+        return "use a smaller image".to_owned();
+    }
+    format!("pad it with `truncate -s {expected}`, or make it read-only")
 }
 
 /// What reads give.
@@ -480,3 +484,7 @@ impl WriteBack {
         self.pump();
     }
 }
+
+#[cfg(test)]
+#[path = "pflash_tests.rs"]
+mod tests;

@@ -358,10 +358,8 @@ impl ConfigSpace {
         if s.msix.is_some() != self.msix.is_some() {
             return Err("with and without MSI-X");
         }
-        if let Some(((_, msix), saved)) = self.msix.as_ref().zip(s.msix)
-            && !msix.restore(saved)
-        {
-            return Err("another number of MSI-X vectors");
+        if let Some(((at, msix), saved)) = self.msix.as_ref().zip(s.msix) {
+            msix.restore(saved, u16::from_le_bytes([registers[*at], registers[at + 1]]))?;
         }
         self.data = registers;
         let command = self.command();
@@ -371,3 +369,7 @@ impl ConfigSpace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "config_space_tests.rs"]
+mod tests;

@@ -167,7 +167,7 @@ impl Peripherals {
             Some(id) => format!("/machine/peripheral/{id}"),
             None => format!("/machine/peripheral-anon/{}.{number}", model.name),
         };
-        let mut ctx: DeviceContext<'_> = builder.context(&path);
+        let mut ctx: DeviceContext<'_> = builder.context(&path).with_attachment(builder.control().clone());
         match &self.pci {
             Some(bus) => ctx = ctx.with_attachment(bus.clone()),
             None if model.name.ends_with("-pci") => {

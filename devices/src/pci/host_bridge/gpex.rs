@@ -109,3 +109,7 @@ impl MmioDevice for Unclaimed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "gpex_tests.rs"]
+mod tests;
