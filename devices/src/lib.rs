@@ -2,8 +2,10 @@
 //!
 //! One folder per class; a class's `host/` modules are the host side (files, sockets, terminals) and
 //! know no registers.
+pub mod acpi;
 pub mod block;
 pub mod char;
+pub mod input;
 pub mod irqchip;
 pub mod misc;
 pub mod net;

@@ -3,8 +3,10 @@
 use mimus_core::device::{ModelEntry, Registry, UnknownModel};
 use mimus_devices::virtio;
 
+use crate::x86::isa;
+
 /// The models, by class.
-pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS]);
+pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS]);
 
 /// Short names, as QEMU has them.
 const ALIASES: &[(&str, &str)] = &[

@@ -262,6 +262,11 @@ impl<'a> DeviceContext<'a> {
         self.keep(name, region, self.mmio_bus.clone())
     }
 
+    /// The board has ports.
+    pub fn has_ports(&self) -> bool {
+        self.pio_bus.is_some()
+    }
+
     /// `len` ports, not mapped yet.
     pub fn pio_region(&mut self, name: &str, len: u64, rules: AccessRules) -> RegionHandle {
         let region = MemoryRegion::mmio(format!("{}:{name}", self.path), len, rules);

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use mimus_core::backend::{CharBackend, CharEvent};
-use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
-use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess, PioAccess};
+use mimus_core::device::{MutLifecycle, MutMmioDevice, MutPioDevice, ResetPhase};
 use mimus_core::irq::IrqLine;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 pub const SIZE: u64 = 8;
 /// Accesses the region takes: each byte is a register.
 pub const RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B1);
+/// Accesses its ports take on a PC.
+pub use crate::ports::BYTE_PORTS as PORT_RULES;
+/// Where a PC has its four: first port and IRQ.
+pub const PC_PORTS: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 const FIFO: usize = 16;
 /// Received with a break instead of a stop bit.
 const RX_BREAK: u16 = 0x100;
@@ -345,6 +349,17 @@ impl MutMmioDevice for Ns16550 {
 
     fn mmio_write(&mut self, a: MmioAccess, value: u64) -> Result<(), BusFault> {
         self.write(a.offset, value as u8);
+        Ok(())
+    }
+}
+
+impl MutPioDevice for Ns16550 {
+    fn pio_read(&mut self, a: PioAccess) -> Result<u64, BusFault> {
+        Ok(u64::from(self.read(a.offset.into())))
+    }
+
+    fn pio_write(&mut self, a: PioAccess, value: u64) -> Result<(), BusFault> {
+        self.write(a.offset.into(), value as u8);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::host::Terminal;
 use crate::testing::memory::{OnBus, any_size};
 use crate::testing::state::{go_on_alike, restore_damaged};
-use crate::testing::{Levels, Rng, assert_round_trip, mmio, reset, restore_with, saved};
+use crate::testing::{Levels, Rng, assert_round_trip, inb, mmio, outb, read32, reset, restore_with, saved};
 use mimus_core::device::{Lifecycle, MmioDevice, lock};
 
 const RBR: u64 = 0;
@@ -472,4 +472,22 @@ fn random_accesses() {
         }
     }
     assert_round_trip(&p.uart, &Port::new().uart);
+}
+
+#[test]
+fn ports_and_memory_reach_the_same_registers() {
+    let levels = Levels::new();
+    let uart = Ns16550::new(levels.line(4), None);
+    outb(&*uart, 0, 7, 0x5a);
+    assert_eq!((inb(&*uart, 0, 7), read32(&*uart, 0, 7)), (0x5a, 0x5a));
+    outb(&*uart, 0, 3, LCR_DLAB);
+    outb(&*uart, 0, 0, 1);
+    assert_eq!((inb(&*uart, 0, 0), inb(&*uart, 0, 1)), (1, 0));
+    outb(&*uart, 0, 3, 3);
+    outb(&*uart, 0, 1, IER_THRE);
+    assert_eq!((levels.take(), inb(&*uart, 0, 2)), (vec![(4, true)], IIR_THRE));
+    outb(&*uart, 0, 4, MCR_LOOP);
+    outb(&*uart, 0, 0, b'x');
+    assert_eq!((inb(&*uart, 0, 5) & LSR_DATA, inb(&*uart, 0, 0)), (LSR_DATA, b'x'));
+    assert_round_trip(&uart, &Ns16550::new(IrqLine::disconnected(), None));
 }

@@ -5,7 +5,7 @@ use super::config_space::BarKind;
 use super::intx::{IntxPin, IntxRouter};
 use mimus_core::bus::{AccessSize, MemTxAttrs, Requester};
 use mimus_core::irq::MsiTarget;
-use mimus_core::memory::{AddressSpace, DmaGate, DmaHandle, MemoryRegion, RegionHandle};
+use mimus_core::memory::{AddressSpace, DmaGate, DmaHandle, MemoryMap, MemoryRegion, RegionHandle};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -73,6 +73,11 @@ impl PciBus {
         &self.name
     }
 
+    /// The machine's memory map.
+    pub fn map(&self) -> &Arc<MemoryMap> {
+        self.system.map()
+    }
+
     /// The container of memory BARs, for a host bridge's windows.
     pub fn memory(&self) -> &MemoryRegion {
         &self.memory
@@ -103,7 +108,7 @@ impl PciBus {
             return Err(PciError::Taken { bus: self.name.clone(), devfn });
         }
         functions.insert(devfn, None);
-        let wire = IntxRouter::wire(devfn.device(), 0);
+        let wire = self.router.wire_of(devfn.device(), 0);
         Ok(PciSlot {
             bus: self.clone(),
             devfn,

@@ -15,6 +15,7 @@ mod monitor;
 mod mux;
 mod preflight;
 mod qemu_options;
+mod registers;
 mod run;
 mod signals;
 mod system;
