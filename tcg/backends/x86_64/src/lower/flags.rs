@@ -170,10 +170,9 @@ fn keeps_host(op: &Op) -> bool {
         | Op::CMovF { .. }
         | Op::BranchF { .. }
         | Op::AluF { op: FlagOp::Not, .. } => true,
-        Op::Un { op, .. } => matches!(
-            op,
-            UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW
-        ),
+        Op::Un { op, .. } => {
+            matches!(op, UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW)
+        }
         // As `lea`.
         Op::Alu { op: AluOp::Add, ty, .. } => ty != Ty::I32,
         Op::Alu { op: AluOp::Sub, ty, b: Val::Imm(_), .. } => ty != Ty::I32,
@@ -381,6 +380,7 @@ impl Lower<'_> {
         };
         if self.flags.save_before == self.next {
             self.save_flags();
+            self.cached = None;
         }
     }
 

@@ -21,7 +21,7 @@ use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, Val};
+use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,6 +189,7 @@ impl Lower<'_> {
             return;
         }
         self.last = self.cached.take();
+        let stays = self.last.filter(|slot| self.keeps_rax(op) && !writes(op, *slot));
         self.kept = self.keep_flags();
         match *op {
             Op::Insn { .. } => {}
@@ -235,7 +236,9 @@ impl Lower<'_> {
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
         }
+        self.cached = self.cached.or(stays);
         self.flags_after(op);
+        self.adjust_group(op);
         for_each_written(op, |d| {
             if self.boxes(op, d) {
                 self.boxed |= boxed_bit(d);
@@ -407,14 +410,23 @@ impl Lower<'_> {
         }
     }
 
-    /// Whether temporary `d`, now in `rax`, is read by the next operation from there and never again, so that
-    /// its memory need not be written. Temporaries die with their guest instruction.
+    /// Whether temporary `d`, now in `rax`, is read by the next operation that has to do with it, or with `rax`, from
+    /// there and never again, so that its memory need not be written. Temporaries die with their guest instruction.
     fn dies_at_next(&self, d: Slot) -> bool {
         if d.0 < FIRST_TEMP {
             return false;
         }
-        let Some((next, rest)) = self.ops.get(self.next..).and_then(<[Op]>::split_first) else {
+        let Some(mut rest) = self.ops.get(self.next..) else {
             return false;
+        };
+        let next = loop {
+            let Some((next, after)) = rest.split_first() else {
+                return false;
+            };
+            rest = after;
+            if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
+                break next;
+            }
         };
         if !Self::reads_from_rax(next, d) {
             return false;
@@ -433,6 +445,18 @@ impl Lower<'_> {
         true
     }
 
+    /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.
+    fn keeps_rax(&self, op: &Op) -> bool {
+        let pinned = |d: Slot| self.be.pin_of(d).is_some();
+        match *op {
+            Op::DeadFlags { .. } => true,
+            Op::Lea { d, .. } => pinned(d),
+            Op::Un { op: UnOp::Mov | UnOp::SextW | UnOp::ZextW, d, .. } => pinned(d),
+            Op::Alu { op: AluOp::Add | AluOp::Sub, d, b: Val::Imm(_), .. } => pinned(d),
+            _ => false,
+        }
+    }
+
     /// Whether lowering `op` reads `d` through [`Lower::val`] wherever it reads it, and before `rax` changes.
     fn reads_from_rax(op: &Op, d: Slot) -> bool {
         let v = Val::Slot(d);
@@ -444,6 +468,10 @@ impl Lower<'_> {
             Op::Branch { a, b, .. } => a == v || b == v,
             Op::JumpReg { base, .. } => base == d,
             Op::Lea { base, index, .. } => base == v || index == v,
+            // A destination of which a part stays is read from its memory.
+            Op::AluF { size, d: to, a, b, .. } => {
+                (a == v || b == v) && !(to == Some(d) && size < Size::B4) && flagged::reads_rax(op)
+            }
             _ => false,
         }
     }
