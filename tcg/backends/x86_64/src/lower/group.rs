@@ -74,7 +74,9 @@ impl Lower<'_> {
             && group.slow.end == next
         {
             self.group = None;
-            self.cached = None;
+            // What a load has left in rax is there in both copies.
+            let last = self.ops.get(next.wrapping_sub(1));
+            self.cached = self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot));
             let back = self.asm.pos();
             self.cold.push(Cold::Group(Slow { back, ..group.slow }));
         }
@@ -180,8 +182,9 @@ impl Lower<'_> {
         self.asm.bind(slow.from);
         (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         (self.cached, self.last) = (None, None);
+        self.skip = 0;
         for i in slow.first..slow.end {
-            if let Some(op) = self.ops.get(i) {
+            if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
                 self.flags_before(i);
                 self.next = i + 1;
                 self.op(op);

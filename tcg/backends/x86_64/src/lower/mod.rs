@@ -8,6 +8,7 @@ mod control;
 mod flagged;
 mod flags;
 mod fp;
+mod fuse;
 mod group;
 mod mem;
 mod rmw;
@@ -134,16 +135,19 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         needs: flags::needs(&block.ops),
         flags: flags::FlagState::default(),
         kept: false,
+        skip: 0,
         routines: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
     }
     for (i, op) in block.ops.iter().enumerate() {
-        l.flags_before(i);
-        l.enter_group(i);
-        l.next = i + 1;
-        l.op(op);
+        if i >= l.skip {
+            l.flags_before(i);
+            l.enter_group(i);
+            l.next = i + 1;
+            l.op(op);
+        }
         l.leave_group(i + 1);
     }
     if !block.ops.last().is_some_and(Op::is_terminal) {
@@ -178,6 +182,8 @@ struct Lower<'a> {
     flags: flags::FlagState,
     /// Whether the operation being lowered leaves the host's flags alone if it can.
     kept: bool,
+    /// Operations with lower numbers have been lowered.
+    skip: usize,
     /// Offsets of the routines that save flags, by number.
     routines: Vec<u32>,
 }
@@ -196,7 +202,10 @@ impl Lower<'_> {
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
             Op::Un { op, ty, d, a } => self.un(op, ty, d, a),
             Op::GetPc { d, pc } => self.get_pc(d, pc),
-            Op::Load { d, base, off, size, ext } => self.load(d, base, off, size, ext),
+            Op::Load { d, base, off, size, ext } => match self.fusable(d, size) {
+                Some(fused) => return self.load_fused(fused, base, off, size),
+                None => self.load(d, base, off, size, ext),
+            },
             Op::Store { src, base, off, size } => self.store(src, base, off, size),
             Op::LoadReserved { d, base, size, ext } => self.load_reserved(d, base, size, ext),
             Op::StoreConditional { d, src, base, size } => {
