@@ -93,6 +93,11 @@ impl Features {
         XCR0_X87 | XCR0_SSE | if self.avx { XCR0_AVX } else { 0 }
     }
 
+    /// The vendor's twelve characters.
+    pub fn vendor_name(&self) -> String {
+        self.vendor.iter().flat_map(|w| w.to_le_bytes()).map(char::from).collect()
+    }
+
     fn basic_max(&self) -> u32 {
         0x16
     }

@@ -29,4 +29,6 @@ pub mod syscall;
 pub mod task;
 
 #[cfg(test)]
+mod system_tests;
+#[cfg(test)]
 mod testing;
