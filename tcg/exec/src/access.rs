@@ -34,8 +34,7 @@ pub(crate) struct RamWindow {
 
 impl RamWindow {
     /// No range.
-    pub const NONE: RamWindow =
-        RamWindow { base: 0, len: 0, host: ptr::null_mut(), block: ptr::null(), offset: 0 };
+    pub const NONE: RamWindow = RamWindow { base: 0, len: 0, host: ptr::null_mut(), block: ptr::null(), offset: 0 };
 }
 
 /// Which guest instruction an access belongs to.
@@ -50,7 +49,12 @@ pub(crate) enum At {
 /// Where an access ends up.
 pub(crate) enum Place {
     /// Host memory; the block and the offset in it for stores.
-    Ram { host: *mut u8, readonly: bool, block: *const RamBlock, offset: u64 },
+    Ram {
+        host: *mut u8,
+        readonly: bool,
+        block: *const RamBlock,
+        offset: u64,
+    },
     Io(GuestPhys),
 }
 
@@ -271,9 +275,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Load-reserved.
     pub(crate) fn load_reserved(&mut self, pc: At, va: u64, size: Size, ext: Ext) -> Result<u64, Trapped> {
-        let place = self
-            .locate_atomic(va, size, Access::Load)
-            .map_err(|f| self.fault(pc, va, Access::Load, f))?;
+        let place = self.locate_atomic(va, size, Access::Load).map_err(|f| self.fault(pc, va, Access::Load, f))?;
         let Place::Ram { host, .. } = place else { return Ok(0) };
         // SAFETY: aligned, inside a page of RAM.
         let value = extend(unsafe { read(host, size) }, size, ext);
@@ -286,9 +288,7 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn store_conditional(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
         let reserved = std::mem::replace(&mut self.head.reserve_addr, !0);
         let expected = self.head.reserve_value;
-        let place = self
-            .locate_atomic(va, size, Access::Store)
-            .map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let place = self.locate_atomic(va, size, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         let Place::Ram { host, block, offset, .. } = place else { return Ok(1) };
         if reserved != va {
             return Ok(1);
@@ -303,9 +303,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Atomic read-modify-write; answers the old value, sign-extended.
     pub(crate) fn amo(&mut self, pc: At, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
-        let place = self
-            .locate_atomic(va, size, Access::Store)
-            .map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let place = self.locate_atomic(va, size, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         let Place::Ram { host, block, offset, .. } = place else { return Ok(0) };
         // SAFETY: as above.
         unsafe {
@@ -319,6 +317,66 @@ impl<F: GuestFrontend> Cpu<F> {
             self.stored(&*block, offset, host, size.bytes());
             Ok(old)
         }
+    }
+
+    /// Read-modify-write of `size` bytes at any alignment; answers the old value, zeros above. Memory becomes what
+    /// `new` makes of it. Atomic in RAM with `lock` (but for an access to two pages that the host has apart).
+    pub(crate) fn rmw(
+        &mut self,
+        pc: At,
+        va: u64,
+        size: Size,
+        lock: bool,
+        new: &mut dyn FnMut(u64) -> u64,
+    ) -> Result<u64, Trapped> {
+        if va & (PAGE - 1) > PAGE - u64::from(size.bytes()) {
+            return self.rmw_across(pc, va, size, new);
+        }
+        let place = self.locate(va, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        match place {
+            Place::Ram { host, readonly: false, block, offset } => {
+                // SAFETY: inside one page of a RAM block, which the view keeps alive.
+                unsafe {
+                    let old = exchange(host, size, lock, new);
+                    self.stored(&*block, offset, host, size.bytes());
+                    Ok(old)
+                }
+            }
+            place => {
+                let old = self.load_at(place, va, size).map_err(|f| self.fault(pc, va, Access::Load, f))?;
+                let old = extend(old, size, Ext::Zero);
+                self.store(pc, va, new(old), size).map(|()| old)
+            }
+        }
+    }
+
+    fn rmw_across(&mut self, pc: At, va: u64, size: Size, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Trapped> {
+        let second = (va | (PAGE - 1)).wrapping_add(1);
+        let mut places = [va, second]
+            .into_iter()
+            .map(|page| self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f)));
+        let (first, after) = match (places.next(), places.next()) {
+            (Some(first), Some(after)) => (first?, after?),
+            _ => return Ok(0),
+        };
+        if let (
+            Place::Ram { host, readonly: false, block, offset },
+            Place::Ram { host: next, readonly: false, block: next_block, offset: next_offset },
+        ) = (first, after)
+        {
+            let in_first = (second.wrapping_sub(va)) as usize;
+            if host as usize + in_first == next as usize {
+                // SAFETY: both pages are of RAM blocks, which the view keeps alive, and one follows the other.
+                unsafe {
+                    let old = exchange(host, size, true, new);
+                    self.stored(&*block, offset, host, in_first as u32);
+                    self.stored(&*next_block, next_offset, next, size.bytes() - in_first as u32);
+                    return Ok(old);
+                }
+            }
+        }
+        let old = self.load_across(pc, va, size)?;
+        self.store_across(pc, va, new(old), size).map(|()| old)
     }
 
     /// Reads guest physical memory as page walks do. `None`: not RAM.
@@ -368,9 +426,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 }
                 Ok(())
             }
-            Place::Io(_) => (0..len)
-                .step_by(8)
-                .try_for_each(|i| self.store(pc, va + i, 0, Size::B8)),
+            Place::Io(_) => (0..len).step_by(8).try_for_each(|i| self.store(pc, va + i, 0, Size::B8)),
         }
     }
 
@@ -420,9 +476,7 @@ pub(crate) unsafe fn read(host: *mut u8, size: Size) -> u64 {
                 u64::from(AtomicU32::from_ptr(host.cast()).load(Ordering::Relaxed))
             }
             Size::B4 => u64::from(u32::from_le(host.cast::<u32>().read_unaligned())),
-            Size::B8 if host.cast::<u64>().is_aligned() => {
-                AtomicU64::from_ptr(host.cast()).load(Ordering::Relaxed)
-            }
+            Size::B8 if host.cast::<u64>().is_aligned() => AtomicU64::from_ptr(host.cast()).load(Ordering::Relaxed),
             Size::B8 => u64::from_le(host.cast::<u64>().read_unaligned()),
         }
     }
@@ -468,6 +522,47 @@ pub(crate) unsafe fn compare_exchange(host: *mut u8, old: u64, new: u64, size: S
             Size::B8 => AtomicU64::from_ptr(host.cast()).compare_exchange(old, new, O, O).is_ok(),
         }
     }
+}
+
+/// Replaces memory by what `new` makes of it; the old value. With `lock`, atomically.
+///
+/// # Safety
+/// `size` bytes at `host` are mapped. They need not be aligned.
+unsafe fn exchange(host: *mut u8, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> u64 {
+    // SAFETY: mapped, by the caller.
+    unsafe {
+        let mut old = read(host, size);
+        if !lock {
+            write(host, new(old), size);
+            return old;
+        }
+        loop {
+            let found = lock_cmpxchg(host, old, new(old), size);
+            if found == old {
+                return old;
+            }
+            old = found;
+        }
+    }
+}
+
+/// The host's own compare-and-exchange, which is atomic at any alignment; what it found, zeros above.
+///
+/// # Safety
+/// `size` bytes at `host` are mapped.
+unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
+    use std::arch::asm;
+    let mut found = old;
+    // SAFETY: one instruction on memory that is mapped, by the caller.
+    unsafe {
+        match size {
+            Size::B1 => asm!("lock cmpxchg [{}], {:l}", in(reg) host, in(reg) new, inout("rax") found),
+            Size::B2 => asm!("lock cmpxchg [{}], {:x}", in(reg) host, in(reg) new, inout("rax") found),
+            Size::B4 => asm!("lock cmpxchg [{}], {:e}", in(reg) host, in(reg) new, inout("rax") found),
+            Size::B8 => asm!("lock cmpxchg [{}], {}", in(reg) host, in(reg) new, inout("rax") found),
+        }
+    }
+    extend(found, size, Ext::Zero)
 }
 
 /// Copies a page of guest memory that other vCPUs may be writing.

@@ -93,7 +93,8 @@ impl<F: GuestFrontend> Machine<F> {
         memory: Arc<AddressSpace>,
         config: EngineConfig,
     ) -> Result<Arc<Machine<F>>, String> {
-        let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512)).map_err(|e| format!("code cache: {e}"))?;
+        let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512))
+            .map_err(|e| format!("code cache: {e}"))?;
         let helpers = F::helpers();
         let backend_config = BackendConfig {
             env: Cpu::<F>::layout(),
@@ -101,6 +102,7 @@ impl<F: GuestFrontend> Machine<F> {
             fns: runtime::functions::<F>(),
             helpers: helpers.iter().map(|h| h.entry).collect(),
             pin_order: F::PIN_ORDER.to_vec(),
+            code_align: F::CODE_ALIGN,
             code_base: mapping.code_base(),
         };
         let (emitter, stubs): (Box<dyn Emitter>, Stubs) = if config.interpret {

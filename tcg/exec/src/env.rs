@@ -131,11 +131,7 @@ impl<F: GuestFrontend> Cpu<F> {
     ///
     /// # Errors
     /// The host has no address space left.
-    pub(crate) fn new(
-        machine: Arc<Machine<F>>,
-        mailbox: Arc<Mailbox>,
-        guest: F::State,
-    ) -> std::io::Result<Cpu<F>> {
+    pub(crate) fn new(machine: Arc<Machine<F>>, mailbox: Arc<Mailbox>, guest: F::State) -> std::io::Result<Cpu<F>> {
         let view = machine.memory.view();
         Ok(Cpu {
             head: EnvHead {

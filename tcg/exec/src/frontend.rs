@@ -121,6 +121,9 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Slots in the order in which they deserve a host register.
     const PIN_ORDER: &'static [Slot];
 
+    /// Instructions begin at multiples of this many bytes: 1 or 2.
+    const CODE_ALIGN: u32;
+
     /// Helpers, in the order of the numbers `Op::Call` uses. Make them with [`Helper::new`].
     fn helpers() -> Vec<Helper<Self>>;
 

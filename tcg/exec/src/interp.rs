@@ -51,6 +51,13 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
         let pc = At::Pc(self.current_insn().0);
         Ok(Cpu::amo(self, pc, op, va, value, size)?)
     }
+    fn rmw(&mut self, va: u64, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::rmw(self, pc, va, size, lock, new)?)
+    }
+    fn code_align(&self) -> u64 {
+        F::CODE_ALIGN.into()
+    }
     fn fence(&mut self) {
         fence(Ordering::SeqCst);
     }

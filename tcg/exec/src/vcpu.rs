@@ -111,11 +111,8 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
         let Some(bit) = F::pin_bit(pin) else { return };
         let mask = 1u64 << bit;
         let pins = &self.peer.mailbox.pins;
-        let before = if level {
-            pins.fetch_or(mask, Ordering::SeqCst)
-        } else {
-            pins.fetch_and(!mask, Ordering::SeqCst)
-        };
+        let before =
+            if level { pins.fetch_or(mask, Ordering::SeqCst) } else { pins.fetch_and(!mask, Ordering::SeqCst) };
         if level && before & mask == 0 {
             self.peer.cell.kick(KICK_EVENT);
             self.signal.wake();

@@ -48,14 +48,7 @@ impl CodeMapping {
         let base = reserve_low(code_len + tables_len)?;
         // SAFETY: replaces a part of the reservation just made, which nothing else knows of.
         let exec = unsafe {
-            mmap(
-                base.cast(),
-                code_len,
-                ProtFlags::READ | ProtFlags::EXEC,
-                MapFlags::SHARED | MapFlags::FIXED,
-                &fd,
-                0,
-            )?
+            mmap(base.cast(), code_len, ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)?
         };
         // SAFETY: as above, the reservation's second part.
         let tables = unsafe {
@@ -214,7 +207,10 @@ fn reserve_low(len: usize) -> io::Result<*mut u8> {
     }
     Err(io::Error::new(
         io::ErrorKind::OutOfMemory,
-        format!("no {} MiB of address space are free below 2 GiB for translated code: use a smaller tb-size", len >> 20),
+        format!(
+            "no {} MiB of address space are free below 2 GiB for translated code: use a smaller tb-size",
+            len >> 20
+        ),
     ))
 }
 

@@ -32,11 +32,7 @@ impl Lower<'_> {
         if let (Val::Imm(a), Val::Imm(b)) = (a, b) {
             return self.set_imm(d, interp::alu(op, ty, a as u64, b as u64) as i64);
         }
-        let ty = if interp::is_64_bit_only(op) {
-            Ty::I64
-        } else {
-            ty
-        };
+        let ty = if interp::is_64_bit_only(op) { Ty::I64 } else { ty };
         match op {
             AluOp::Add => self.classic(Alu::Add, ty, d, a, b),
             AluOp::Sub => self.classic(Alu::Sub, ty, d, a, b),
@@ -152,17 +148,7 @@ impl Lower<'_> {
 
     /// `lea t, [a + b]`.
     fn lea_sum(&mut self, w: bool, t: u8, a: u8, b: u8) {
-        self.asm.ins(
-            Map::Base,
-            w,
-            0x8d,
-            t,
-            Rm::Mem {
-                base: a,
-                index: Some(b),
-                disp: 0,
-            },
-        );
+        self.asm.ins(Map::Base, w, 0x8d, t, Rm::Mem { base: a, index: Some(b), disp: 0 });
     }
 
     /// The low half of an operand, unless it is in the register already.
@@ -265,11 +251,7 @@ impl Lower<'_> {
             let bits = if w { 64 } else { 32 };
             let left = (imm as u8) & (bits - 1);
             // rorx has a destination of its own.
-            let right = if op == Shift::Ror {
-                left
-            } else {
-                (bits - left) & (bits - 1)
-            };
+            let right = if op == Shift::Ror { left } else { (bits - left) & (bits - 1) };
             let a = self.val(a);
             let t = self.target(d);
             let a = self.as_rm(a, R14);
@@ -293,7 +275,7 @@ impl Lower<'_> {
     }
 
     /// Whether a host register holds a slot.
-    fn is_pin(&self, reg: u8) -> bool {
+    pub(super) fn is_pin(&self, reg: u8) -> bool {
         self.be.pinned.iter().any(|&(r, _)| r == reg)
     }
 
@@ -322,13 +304,8 @@ impl Lower<'_> {
             Opnd::Imm(imm) => {
                 let a = self.as_rm(a, R15);
                 let byte = i64::from(imm as i8) == imm;
-                self.asm
-                    .ins(Map::Base, w, if byte { 0x6b } else { 0x69 }, t, a);
-                if byte {
-                    self.asm.push(imm as u8)
-                } else {
-                    self.asm.push_i32(imm as i32)
-                }
+                self.asm.ins(Map::Base, w, if byte { 0x6b } else { 0x69 }, t, a);
+                if byte { self.asm.push(imm as u8) } else { self.asm.push_i32(imm as i32) }
             }
             b => {
                 self.mov(t, a);
@@ -340,7 +317,7 @@ impl Lower<'_> {
     }
 
     /// Saves `rdx` in `r15` if it holds a slot; what to read for operands then.
-    fn save_rdx(&mut self) {
+    pub(super) fn save_rdx(&mut self) {
         if self.is_pin(RDX) {
             self.mov(R15, Opnd::Reg(RDX));
         }
@@ -355,12 +332,8 @@ impl Lower<'_> {
     }
 
     /// Where an operand is while `rdx` is saved.
-    fn beside_rdx(&self, from: Opnd) -> Opnd {
-        if from == Opnd::Reg(RDX) {
-            Opnd::Reg(R15)
-        } else {
-            from
-        }
+    pub(super) fn beside_rdx(&self, from: Opnd) -> Opnd {
+        if from == Opnd::Reg(RDX) { Opnd::Reg(R15) } else { from }
     }
 
     fn mul_high_signed(&mut self, d: Slot, a: Val, b: Val) {

@@ -41,11 +41,7 @@ impl Lower<'_> {
         match (base, self.val(base)) {
             (Val::Imm(imm), _) => {
                 self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
-                Address {
-                    base: RAX,
-                    off: 0,
-                    slot: None,
-                }
+                Address { base: RAX, off: 0, slot: None }
             }
             (_, Opnd::Reg(base)) => {
                 let slot = self.last.filter(|_| base == RAX);
@@ -53,11 +49,7 @@ impl Lower<'_> {
             }
             (Val::Slot(slot), from) => {
                 self.mov(RAX, from);
-                Address {
-                    base: RAX,
-                    off,
-                    slot: Some(slot),
-                }
+                Address { base: RAX, off, slot: Some(slot) }
             }
         }
     }
@@ -101,11 +93,7 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         let from = self.translate(at, size, self.be.config.context.read_tag);
-        let place = Rm::Mem {
-            base: at.base,
-            index: Some(R14),
-            disp: at.off,
-        };
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         self.load_from(d, place, size, ext);
         let reload = match home {
@@ -156,16 +144,14 @@ impl Lower<'_> {
         }
         if ext == Ext::Ones && size != Size::B8 {
             self.asm.mov_ri(R15, -1i64 << (8 * size.bytes()));
-            self.asm
-                .alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
+            self.asm.alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
         }
     }
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
-        self.asm
-            .mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
+        self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
         match slow.value {
@@ -189,23 +175,12 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         // `rax` may have been overwritten by the base.
-        let value = if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) {
-            cached
-        } else {
-            self.home_val(src)
-        };
+        let value =
+            if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) { cached } else { self.home_val(src) };
         let from = self.translate(at, size, self.be.config.context.write_tag);
-        let place = Rm::Mem {
-            base: at.base,
-            index: Some(R14),
-            disp: at.off,
-        };
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
-        let reload = if at.base == RAX {
-            self.keep_base(at)
-        } else {
-            None
-        };
+        let reload = if at.base == RAX { self.keep_base(at) } else { None };
         let back = self.asm.pos();
         let insn = self.insn;
         self.cold.push(Cold::Store(Slow {
@@ -222,7 +197,7 @@ impl Lower<'_> {
     }
 
     /// Memory at `place` = `value`.
-    fn store_to(&mut self, place: Rm, value: Opnd, size: Size) {
+    pub(super) fn store_to(&mut self, place: Rm, value: Opnd, size: Size) {
         match value {
             Opnd::Imm(imm) if size != Size::B8 || fits32(imm) => self.store_imm(place, imm, size),
             value => {
