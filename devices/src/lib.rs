@@ -4,6 +4,7 @@
 //! know no registers.
 pub mod block;
 pub mod char;
+pub mod input;
 pub mod irqchip;
 pub mod misc;
 pub mod net;

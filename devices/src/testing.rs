@@ -1,12 +1,17 @@
 //! What the tests of register-level devices share: a clock moved by hand, lines that
-//! remember, port and memory accesses, random numbers.
+//! remember, port and memory accesses, random numbers; host sides, memory, damaged states.
+
+pub mod host;
+pub mod memory;
+pub mod state;
 
 use std::sync::{Arc, Mutex};
 
-use mimus_core::bus::{AccessSize, MemTxAttrs, MmioAccess, PioAccess};
+use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs, MmioAccess, PioAccess};
 use mimus_core::clock::{Timer, TimerQueue, VirtualClock};
 use mimus_core::device::{Lifecycle, MmioDevice, PioDevice, ResetPhase, lock};
 use mimus_core::irq::{IrqController, IrqLine};
+use mimus_core::memory::{AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking};
 use mimus_core::snapshot::SaveRestore;
 
 /// A virtual clock and its timers, on the test's thread.
@@ -140,5 +145,38 @@ impl Rng {
 
     pub fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 32) % n
+    }
+}
+
+/// Memory for devices that do DMA: RAM from address 0 on.
+pub struct Ram {
+    pub space: Arc<AddressSpace>,
+}
+
+impl Ram {
+    pub fn new(len: u64) -> Self {
+        let map = MemoryMap::new();
+        let root = MemoryRegion::container("system", u64::MAX);
+        let space = map.address_space("system", &root);
+        let block = GuestRam::new().add_block("ram", len, RamBacking::Private).unwrap();
+        let ram = MemoryRegion::ram("ram", &block);
+        map.change(|t| {
+            t.map(&root, 0, &ram);
+        });
+        Self { space }
+    }
+
+    pub fn dma(&self) -> DmaHandle {
+        DmaHandle::ungated(self.space.clone())
+    }
+
+    pub fn get(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        assert!(self.space.read_bytes(GuestPhys(at), &mut bytes, MemTxAttrs::default()).is_ok());
+        bytes
+    }
+
+    pub fn put(&self, at: u64, bytes: &[u8]) {
+        assert!(self.space.load_bytes(GuestPhys(at), bytes).is_ok());
     }
 }

@@ -4,11 +4,15 @@
 //!   file or a management protocol) fills in and a board is built from.
 //! * [`boot`] reads kernels and firmware and decides where they go in RAM.
 //! * [`machine`] is what all boards share: vCPUs, devices, requests, reset, saved state.
-//! * [`riscv`] holds the RISC-V boards; [`registry`] lists the device models.
+//! * [`riscv`] holds the RISC-V boards.
+//! * [`boards`] lists the boards, [`registry`] the device models.
+//! * [`x86`] holds the PCs.
 //! * [`guests`] fetches ready-made guests through the host's package sources.
+pub mod boards;
 pub mod boot;
 pub mod config;
 pub mod guests;
 pub mod machine;
 pub mod registry;
 pub mod riscv;
+pub mod x86;

@@ -1,6 +1,6 @@
 //! Accelerators and the virtual machines inside them.
 
-use super::irqchip::{DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
+use super::irqchip::{CoalescedIo, DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
 use super::vcpu::{Vcpu, VcpuIndex};
 use crate::clock::VirtualClock;
 use crate::memory::{AddressSpace, GuestRam, MemoryListener};
@@ -50,6 +50,11 @@ pub trait AccelVm: Send + Sync {
 
     /// Guest writes that signal a descriptor, if it has them.
     fn doorbells(&self) -> Option<&dyn Doorbells> {
+        None
+    }
+
+    /// Guest writes that may wait, if it has them.
+    fn coalesced_io(&self) -> Option<&dyn CoalescedIo> {
         None
     }
 

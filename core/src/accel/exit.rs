@@ -44,6 +44,8 @@ pub enum ResetCause {
     Guest,
     /// A watchdog.
     Watchdog,
+    /// The guest's processor shut down (x86 triple fault); a PC's chipset resets it then.
+    TripleFault,
     /// The host: monitor.
     HostRequest,
 }

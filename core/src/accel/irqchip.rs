@@ -2,6 +2,7 @@
 //! offer a machine: doorbells, interrupts by descriptor, the log of dirty pages.
 
 use super::accelerator::AccelError;
+use super::cpu_io::CpuIo;
 use crate::bus::{AccessSize, GuestPhys};
 use crate::device::Device;
 use crate::irq::IrqController;
@@ -56,6 +57,13 @@ pub trait IrqChip: Send + Sync {
     /// Same schemas as the models. Called after all vCPUs are made. Not while a vCPU is in `run`
     /// are the devices used.
     fn devices(&self) -> Vec<(&'static str, Arc<dyn Device>)>;
+
+    /// `Split`: the message that input `pin` of the IOAPIC model sends from now on, `None` while it is masked: the
+    /// accelerator then knows which vectors' ends it must report. Called with the IOAPIC locked; must not call back.
+    fn ioapic_route(&self, _pin: u32, _route: Option<(u64, u32)>) {}
+
+    /// `Kernel`: the PIT's interrupt is taken over by an HPET (KVM_PIT_FLAGS_HPET_LEGACY), or no longer. Any thread, vCPUs may run.
+    fn replace_pit(&self, _on: bool) {}
 }
 
 /// Where a doorbell is.
@@ -77,6 +85,19 @@ pub trait Doorbells: Send + Sync {
     fn attach(&self, at: DoorbellAddress, fd: BorrowedFd<'_>) -> Result<(), AccelError>;
     /// No longer; the same arguments as when attached.
     fn detach(&self, at: DoorbellAddress, fd: BorrowedFd<'_>) -> Result<(), AccelError>;
+}
+
+/// Guest writes that may wait: the accelerator collects them and makes them, in order, before anything
+/// else the vCPU asks of the machine. For regions where a write has no effect of its own that anybody waits
+/// for: frame buffers, indexed registers.
+pub trait CoalescedIo: Send + Sync {
+    /// From now on writes of `len` bytes from `addr` (`pio`: ports) may wait.
+    fn add(&self, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError>;
+    /// No longer. What was collected is made by the next [`CoalescedIo::flush`].
+    fn remove(&self, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError>;
+    /// Makes what was collected: before a device's registers are looked at from outside, a display
+    /// refreshed, a state saved. Holding no device's lock.
+    fn flush(&self, io: &dyn CpuIo);
 }
 
 /// Interrupts raised by signalling an eventfd.

@@ -13,7 +13,7 @@ pub use cpu_io::{CpuIo, HypercallResult, SysReg};
 pub use emulation::{EmulationFailure, FailedInstruction, Finished};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
 pub use irqchip::{
-    DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds,
+    CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds,
 };
 pub use null::NullAccelerator;
 pub use vcpu::{

@@ -67,7 +67,7 @@ pub enum RamError {
         host_mib: u64,
     },
     /// The host refuses the mapping.
-    #[error("RAM block {name}: cannot map {len:#x} bytes: {source}")]
+    #[error("RAM block {name}: the host gives no {} MiB of memory: {source}", len >> 20)]
     Map {
         name: String,
         len: u64,

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use mimus_core::backend::{CharBackend, CharEvent};
-use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
-use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess, PioAccess};
+use mimus_core::device::{MutLifecycle, MutMmioDevice, MutPioDevice, ResetPhase};
 use mimus_core::irq::IrqLine;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 pub const SIZE: u64 = 8;
 /// Accesses the region takes: each byte is a register.
 pub const RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B1);
+/// Accesses its ports take on a PC.
+pub use crate::ports::BYTE_PORTS as PORT_RULES;
+/// Where a PC has its four: first port and IRQ.
+pub const PC_PORTS: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 const FIFO: usize = 16;
 /// Received with a break instead of a stop bit.
 const RX_BREAK: u16 = 0x100;
@@ -313,17 +317,17 @@ impl Ns16550 {
     }
 
     fn set_fifo_control(&mut self, value: u8) {
+        // Section 8.5: without bit 0 the others are not programmed.
+        let value = if value & FCR_ENABLE != 0 { value } else { 0 };
         let toggled = (value ^ self.s.fcr) & FCR_ENABLE != 0;
         if toggled || value & FCR_CLEAR_RX != 0 {
             self.s.rx.clear();
-            self.s.overrun = false;
         }
         if toggled || value & FCR_CLEAR_TX != 0 {
             // Bytes the host has not taken yet were sent long ago, as far as the line is concerned: they stay.
             self.s.thre_pending = self.s.tx.is_empty();
         }
-        // Section 8.5: without bit 0 the others are not programmed.
-        self.s.fcr = if value & FCR_ENABLE != 0 { value & 0xc9 } else { 0 };
+        self.s.fcr = value & 0xc9;
         self.update();
         self.offer_input();
     }
@@ -334,7 +338,8 @@ fn locked(uart: &Mutex<Ns16550>) -> std::sync::MutexGuard<'_, Ns16550> {
 }
 
 fn reset_state() -> State {
-    State { divisor: 0x0c, mcr: 0x08, thre_pending: false, ..State::default() }
+    // Table 2; the divisor is undefined there: 9600 baud.
+    State { divisor: 0x0c, ..State::default() }
 }
 
 impl MutMmioDevice for Ns16550 {
@@ -344,6 +349,17 @@ impl MutMmioDevice for Ns16550 {
 
     fn mmio_write(&mut self, a: MmioAccess, value: u64) -> Result<(), BusFault> {
         self.write(a.offset, value as u8);
+        Ok(())
+    }
+}
+
+impl MutPioDevice for Ns16550 {
+    fn pio_read(&mut self, a: PioAccess) -> Result<u64, BusFault> {
+        Ok(u64::from(self.read(a.offset.into())))
+    }
+
+    fn pio_write(&mut self, a: PioAccess, value: u64) -> Result<(), BusFault> {
+        self.write(a.offset.into(), value as u8);
         Ok(())
     }
 }
@@ -390,3 +406,7 @@ impl SaveRestore for Ns16550 {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "ns16550_tests.rs"]
+mod tests;

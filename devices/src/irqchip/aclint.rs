@@ -190,3 +190,7 @@ impl SaveRestore for Aclint {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "aclint_tests.rs"]
+mod tests;

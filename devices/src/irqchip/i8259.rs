@@ -11,11 +11,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use mimus_arch::x86::irqchip::{ELCR_MASK, PicChipState, PicState};
+use mimus_core::accel::irqchip::PIC_SCHEMA;
 use mimus_core::bus::{BusFault, PioAccess};
 use mimus_core::device::{MutLifecycle, MutPioDevice, ResetPhase, lock};
 use mimus_core::irq::{IrqController, IrqLine};
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
-use serde::{Deserialize, Serialize};
 
 /// Region number of the master's two ports (0x20).
 pub const REGION_MASTER: u32 = 0;
@@ -26,8 +27,6 @@ pub const REGION_ELCR: u32 = 2;
 
 /// The master's input the slave is on.
 const CASCADE: u8 = 2;
-/// Inputs that can be level-triggered: not the timer, keyboard, cascade, RTC and FPU.
-const ELCR_MASK: [u8; 2] = [0xf8, 0xde];
 
 const ICW1: u8 = 0x10;
 const ICW1_IC4: u8 = 1;
@@ -37,45 +36,24 @@ const ICW4_AEOI: u8 = 2;
 const ICW4_SFNM: u8 = 0x10;
 const OCW3: u8 = 8;
 
-/// One chip's registers, as saved.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChipState {
-    /// Levels of the inputs; of the master's cascade input always 0.
-    lines: u8,
-    /// Edges not acknowledged yet.
-    edges: u8,
-    imr: u8,
-    isr: u8,
-    elcr: u8,
-    /// Vector of input 0.
-    base: u8,
-    /// Input with the lowest priority.
-    lowest: u8,
-    /// Which ICW the next write of port 1 is, 2 to 4; 0: it is OCW1.
-    next_icw: u8,
-    /// All ICWs were written.
-    initialised: bool,
-    icw4_follows: bool,
-    single: bool,
-    level_mode: bool,
-    auto_eoi: bool,
-    rotate_on_auto_eoi: bool,
-    special_fully_nested: bool,
-    special_mask: bool,
-    read_isr: bool,
-    poll: bool,
+/// What a chip does with its registers.
+trait Chip {
+    fn reset(&mut self);
+    fn level_triggered(&self) -> u8;
+    fn irr(&self, cascade: bool) -> u8;
+    fn priority(&self, set: u8) -> u32;
+    fn input_at(&self, priority: u32) -> u8;
+    fn pending(&self, cascade: Option<bool>) -> Option<u8>;
+    fn accept(&mut self, input: u8);
+    fn set_line(&mut self, input: u8, level: bool);
+    fn icw1(&mut self, value: u8);
+    fn write_data(&mut self, value: u8);
+    fn write_command(&mut self, value: u8);
+    fn ocw3(&mut self, value: u8);
+    fn ocw2(&mut self, value: u8);
 }
 
-/// The registers of the pair, as saved.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    master: ChipState,
-    slave: ChipState,
-}
-
-impl ChipState {
+impl Chip for PicChipState {
     fn reset(&mut self) {
         *self = Self { lines: self.lines, lowest: 7, ..Self::default() };
     }
@@ -217,27 +195,11 @@ impl ChipState {
             _ => {}
         }
     }
-
-    fn check(&self, elcr_mask: u8) -> Result<(), (&'static str, String)> {
-        if self.lowest > 7 {
-            return Err(("lowest", format!("no input {}", self.lowest)));
-        }
-        if !matches!(self.next_icw, 0 | 2..=4) {
-            return Err(("next_icw", format!("no ICW{}", self.next_icw)));
-        }
-        if self.initialised && self.next_icw != 0 {
-            return Err(("initialised", "inside the initialisation sequence".to_owned()));
-        }
-        if self.base & 7 != 0 || self.elcr & !elcr_mask != 0 {
-            return Err(("base, elcr", format!("{:#04x}, {:#04x}", self.base, self.elcr)));
-        }
-        Ok(())
-    }
 }
 
 /// The pair: inputs 0 to 7 are the master's, 8 to 15 the slave's.
 pub struct I8259 {
-    s: State,
+    s: PicState,
     output: IrqLine,
 }
 
@@ -247,10 +209,7 @@ struct Inputs(Arc<Mutex<I8259>>);
 impl I8259 {
     /// A pair whose INT output is `output`.
     pub fn new(output: IrqLine) -> Arc<Mutex<I8259>> {
-        let mut s = State::default();
-        s.master.reset();
-        s.slave.reset();
-        Arc::new(Mutex::new(I8259 { s, output }))
+        Arc::new(Mutex::new(I8259 { s: PicState::reset(), output }))
     }
 
     /// The controller to make interrupt lines with; pin `n` is IRQ `n`, 0 to 15 without 2.
@@ -314,7 +273,7 @@ impl I8259 {
         pending.map_or(0, |input| 0x80 | input)
     }
 
-    fn chip(&mut self, region: u32) -> &mut ChipState {
+    fn chip(&mut self, region: u32) -> &mut PicChipState {
         if region == REGION_MASTER { &mut self.s.master } else { &mut self.s.slave }
     }
 
@@ -345,7 +304,12 @@ impl I8259 {
     }
 }
 
-impl State {
+/// What the master asks for, with the slave behind it.
+trait Pair {
+    fn master_pending(&self) -> Option<u8>;
+}
+
+impl Pair for PicState {
     fn master_pending(&self) -> Option<u8> {
         let cascade = !self.master.single && self.slave.pending(None).is_some();
         self.master.pending(Some(cascade))
@@ -380,23 +344,25 @@ impl MutLifecycle for I8259 {
             ResetPhase::Exit => {}
         }
     }
+
+    fn start(&mut self) {
+        // Who listens may have been saved without the levels of its inputs, as a local APIC is.
+        let level = self.output();
+        self.output.import_level(!level);
+        self.output.set_level(level);
+    }
 }
 
 impl SaveRestore for I8259 {
-    const SCHEMA: Schema = Schema::new("i8259", 1);
-    type State = State;
+    const SCHEMA: Schema = PIC_SCHEMA;
+    type State = PicState;
 
-    fn save_state(&self) -> State {
+    fn save_state(&self) -> PicState {
         self.s.clone()
     }
 
-    fn restore_state(&mut self, state: State) -> Result<(), SnapshotError> {
-        for (chip, mask) in [(&state.master, ELCR_MASK[0]), (&state.slave, ELCR_MASK[1])] {
-            chip.check(mask).map_err(|(field, reason)| SnapshotError::invalid(Self::SCHEMA, field, reason))?;
-        }
-        if (state.master.lines | state.master.edges) & 1 << CASCADE != 0 {
-            return Err(SnapshotError::invalid(Self::SCHEMA, "lines", "the cascade input is not a line"));
-        }
+    fn restore_state(&mut self, state: PicState) -> Result<(), SnapshotError> {
+        state.check().map_err(|(field, reason)| SnapshotError::invalid(Self::SCHEMA, field, reason))?;
         self.s = state;
         self.output.import_level(self.output());
         Ok(())

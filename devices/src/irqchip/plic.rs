@@ -300,3 +300,7 @@ impl SaveRestore for Plic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "plic_tests.rs"]
+mod tests;

@@ -1,15 +1,19 @@
-//! Firmware configuration device, memory-mapped: how firmware gets the kernel, the command line and tables.
+//! Firmware configuration device: how firmware gets the kernel, the command line and tables.
 //!
-//! Spec: QEMU's `docs/specs/fw_cfg`, binding `qemu,fw-cfg-mmio`. Data register at 0 (1 to 8 bytes, first byte of
-//! the item in the lowest address), selector at 8 (big-endian 16 bits), DMA address at 16 (big-endian 64 bits, or
-//! its halves, the low one starting the transfer).
+//! Spec: QEMU's `docs/specs/fw_cfg`. One device, two attachments:
+//! * memory-mapped, binding `qemu,fw-cfg-mmio`: data register at 0 (1 to 8 bytes, first byte of the item in the
+//!   lowest address), selector at 8 (big-endian 16 bits), DMA address at 16 (big-endian 64 bits, or its halves, the
+//!   low one starting the transfer);
+//! * x86 ports from 0x510 on: selector at 0 (little-endian 16 bits), data register at 1 (a byte at a time), DMA
+//!   address at 4 (the halves, big-endian).
+//!
 //! Checked with: the specification; Linux qemu_fw_cfg and EDK2's QemuFwCfgLib use the same paths.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use mimus_core::bus::{AccessRules, AccessSize, BusFault, GuestPhys, MmioAccess};
-use mimus_core::device::{MutLifecycle, MutMmioDevice, ResetPhase};
+use mimus_core::bus::{AccessRules, AccessSize, BusFault, GuestPhys, MmioAccess, PioAccess};
+use mimus_core::device::{MutLifecycle, MutMmioDevice, MutPioDevice, ResetPhase};
 use mimus_core::memory::DmaHandle;
 use mimus_core::snapshot::{SaveRestore, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
@@ -18,6 +22,13 @@ use serde::{Deserialize, Serialize};
 pub const SIZE: u64 = 0x18;
 /// Accesses the region takes.
 pub const RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B8).big_endian();
+
+/// First of the x86 ports.
+pub const PORT: u16 = 0x510;
+/// Number of x86 ports.
+pub const PORTS: u64 = 12;
+/// Accesses the x86 ports take.
+pub const PORT_RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B4).with_unaligned();
 
 /// Numbers of the items that have one; files get theirs from [`key::FILE_FIRST`] on.
 pub mod key {
@@ -59,6 +70,10 @@ pub mod key {
     pub const FILE_FIRST: u16 = 0x20;
 }
 
+const PORT_SELECTOR: u16 = 0;
+const PORT_DATA: u16 = 1;
+const PORT_DMA: u16 = 4;
+const PORT_DMA_LOW: u16 = 8;
 const DATA: u64 = 0;
 const SELECTOR: u64 = 8;
 const DMA: u64 = 16;
@@ -259,6 +274,12 @@ impl FwCfg {
         value
     }
 
+    /// The low half of the DMA address was written.
+    fn transfer_low(&mut self, low: u32) {
+        let high = std::mem::take(&mut self.dma_high);
+        self.transfer(GuestPhys(u64::from(high) << 32 | u64::from(low)));
+    }
+
     /// One transfer as the descriptor at `at` says: control, length, address, all big-endian.
     fn transfer(&mut self, at: GuestPhys) {
         let mut raw = [0; 16];
@@ -348,11 +369,34 @@ impl MutMmioDevice for FwCfg {
             (SELECTOR, AccessSize::B2) => self.select(value as u16),
             (DMA, AccessSize::B8) => self.transfer(GuestPhys(value)),
             (DMA, AccessSize::B4) => self.dma_high = value as u32,
-            (DMA_LOW, AccessSize::B4) => {
-                let high = std::mem::take(&mut self.dma_high);
-                self.transfer(GuestPhys(u64::from(high) << 32 | value & 0xffff_ffff));
-            }
+            (DMA_LOW, AccessSize::B4) => self.transfer_low(value as u32),
             _ => return Err(BusFault::Access),
+        }
+        Ok(())
+    }
+}
+
+impl MutPioDevice for FwCfg {
+    fn pio_read(&mut self, a: PioAccess) -> Result<u64, BusFault> {
+        let bytes = a.size.bytes() as usize;
+        Ok(match a.offset {
+            PORT_DATA if bytes == 1 => self.read_data(AccessSize::B1),
+            PORT_DMA.. => {
+                let at = usize::from(a.offset - PORT_DMA);
+                let shown = DMA_SIGNATURE.to_be_bytes().into_iter().skip(at).take(bytes);
+                shown.enumerate().fold(0, |value, (n, byte)| value | u64::from(byte) << (8 * n))
+            }
+            _ => 0,
+        })
+    }
+
+    fn pio_write(&mut self, a: PioAccess, value: u64) -> Result<(), BusFault> {
+        match (a.offset, a.size) {
+            (PORT_SELECTOR, AccessSize::B2) => self.select(value as u16),
+            (PORT_DMA, AccessSize::B4) => self.dma_high = (value as u32).swap_bytes(),
+            (PORT_DMA_LOW, AccessSize::B4) => self.transfer_low((value as u32).swap_bytes()),
+            // Ports have nobody to report an error to.
+            _ => {}
         }
         Ok(())
     }
@@ -386,7 +430,10 @@ impl SaveRestore for FwCfg {
         for (key, data) in &state.written {
             let item = self.items.get(key).filter(|i| i.writable.is_some());
             if item.is_none_or(|i| i.data.len() != data.len()) {
-                return invalid("written", format!("this machine has no writable item {key:#x} of {} bytes", data.len()));
+                return invalid(
+                    "written",
+                    format!("this machine has no writable item {key:#x} of {} bytes", data.len()),
+                );
             }
         }
         let len = self.items.get(&state.selected).map_or(0, |i| i.data.len());
@@ -403,3 +450,7 @@ impl SaveRestore for FwCfg {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "fw_cfg_tests.rs"]
+mod tests;

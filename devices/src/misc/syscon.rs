@@ -79,3 +79,7 @@ impl SaveRestore for Syscon {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "syscon_tests.rs"]
+mod tests;

@@ -181,3 +181,7 @@ impl SaveRestore for GoldfishRtc {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "goldfish_rtc_tests.rs"]
+mod tests;

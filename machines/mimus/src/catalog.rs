@@ -1,5 +1,7 @@
 //! The lists behind `-machine help`, `-cpu help`, `-accel help`, `-device help` and so on.
 
+use mimus_core::arch::GuestArch;
+use mimus_machines::boards;
 use mimus_machines::config::options::LOG_ITEMS;
 
 use crate::cli::SystemArgs;
@@ -9,10 +11,10 @@ pub fn requested(guest: &str, args: &SystemArgs) -> Option<String> {
     let asks = |text: &str| matches!(text, "help" | "?");
     let any = |texts: &[String]| texts.iter().any(|t| asks(t));
     if any(&args.machine) {
-        return Some(table(&format!("boards of {guest}:"), crate::run::BOARDS));
+        return Some(table(&format!("boards of {guest}:"), &boards::list(arch(guest)?)));
     }
     if args.cpu.as_deref().is_some_and(asks) {
-        return Some(table(&format!("CPU models of {guest}:"), crate::run::CPUS));
+        return Some(table(&format!("CPU models of {guest}:"), &boards::cpus(arch(guest)?)));
     }
     if any(&args.accel) {
         return Some(accelerators());
@@ -56,12 +58,16 @@ fn accelerators() -> String {
     table("accelerators:", &[("tcg", "dynamic translation, for any guest"), ("kvm", kvm)])
 }
 
+fn arch(guest: &str) -> Option<GuestArch> {
+    GuestArch::ALL.into_iter().find(|a| a.name() == guest)
+}
+
 /// A heading and two columns.
-pub fn table(heading: &str, rows: &[(&str, &str)]) -> String {
+pub fn table<T: AsRef<str>>(heading: &str, rows: &[(&str, T)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut out = format!("{heading}\n");
     for (name, about) in rows {
-        out.push_str(&format!("  {name:<width$}  {about}\n"));
+        out.push_str(&format!("  {name:<width$}  {}\n", about.as_ref()));
     }
     out
 }

@@ -15,6 +15,7 @@ mod monitor;
 mod mux;
 mod preflight;
 mod qemu_options;
+mod registers;
 mod run;
 mod signals;
 mod system;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             // One line: the chain of causes, outermost first.
-            eprintln!("mimus: {e:#}");
+            eprintln!("mimus: {}", one_line(&e));
             ExitCode::FAILURE
         }
     }
@@ -99,4 +100,17 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
             )
         }
     }
+}
+
+/// An error with its causes, those left out that it quotes itself.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -5,24 +5,17 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use mimus_core::accel::VcpuIndex;
-use mimus_core::arch::{CpuState, StateGroups};
+use mimus_core::arch::StateGroups;
 use mimus_core::vcpu::VcpuThreads;
-use mimus_machines::config::keyval::nearest;
+use mimus_machines::boards::{self, BoardEntry};
 use mimus_machines::config::{CharBackend, MachineConfig};
 use mimus_machines::machine::control::QuitCause;
-use mimus_machines::machine::{HostIo, MachineControl, Request, RunEnd, backends};
+use mimus_machines::machine::{Host, HostIo, MachineControl, Request, RunEnd, backends};
 use mimus_machines::registry;
-use mimus_machines::riscv::virt;
 
 use crate::console::{Console, Sharing};
 use crate::monitor::{self, Control};
-use crate::{accels, signals, terminal};
-
-/// Boards, for `-machine help`.
-pub const BOARDS: &[(&str, &str)] = &[("virt", "RISC-V VirtIO board (default)")];
-
-/// CPU models, for `-cpu help`.
-pub const CPUS: &[(&str, &str)] = mimus_core::arch::riscv::models::MODELS;
+use crate::{accels, registers, signals, terminal};
 
 /// The text of `-device help` (`None`) or `-device NAME,help`.
 pub fn device_help(driver: Option<&str>) -> String {
@@ -33,15 +26,17 @@ pub fn device_help(driver: Option<&str>) -> String {
 /// powered off, or reset under `-no-reboot`, or the user quit; the guest's own if it gave
 /// one; 128 + the number of the signal that ended it. Everything else is an error.
 pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
-    check(&config)?;
+    let board = boards::find(&config)?;
+    check(&config, board)?;
     let control = Arc::new(OnceLock::new());
     watch_signals(&control)?;
     let accel = accels::choose(&config)?;
     let io = HostIo::new()?;
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
-    let host = virt::Host { accel: &*accel.accel, accel_options: accel.options, serial: consoles.serial.clone(), io };
-    let mut machine = virt::build(&config, host)?;
+    let serials = consoles.serials.clone();
+    let host = Host { accel: &*accel.accel, accel_options: accel.options, serials, io };
+    let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
     let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });
     consoles.attach(&operator);
@@ -59,15 +54,9 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     exit_status(end)
 }
 
-fn check(config: &MachineConfig) -> anyhow::Result<()> {
-    if let Some(name) = config.machine.name.as_deref()
-        && !BOARDS.iter().any(|(board, _)| *board == name)
-    {
-        let near = nearest(name, BOARDS.iter().map(|(b, _)| *b));
-        anyhow::bail!(
-            "-machine {name}: there is no such board{}; see -machine help",
-            near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))
-        );
+fn check(config: &MachineConfig, board: &BoardEntry) -> anyhow::Result<()> {
+    if board.own_firmware {
+        return Ok(());
     }
     let flash = |d: &mimus_machines::config::Drive| d.interface == mimus_machines::config::DriveInterface::Pflash;
     let firmware = matches!(config.boot.bios, mimus_machines::config::Bios::File(_));
@@ -105,8 +94,8 @@ fn exit_status(end: RunEnd) -> anyhow::Result<ExitCode> {
 
 /// The character devices of a machine, and who types on the terminal.
 struct Consoles {
-    /// The serial port's back end by name.
-    serial: Option<String>,
+    /// The serial ports' back ends by name.
+    serials: Vec<Option<String>>,
     terminal: Option<Arc<Console>>,
     /// A monitor of its own.
     monitor: Option<Arc<dyn mimus_core::backend::CharBackend>>,
@@ -114,25 +103,25 @@ struct Consoles {
     raw: Option<bool>,
 }
 
-const SERIAL: &str = "#serial0";
-
 impl Consoles {
     fn open(config: &MachineConfig, io: &HostIo) -> anyhow::Result<Self> {
-        let mut this = Consoles { serial: None, terminal: None, monitor: None, raw: None };
+        let mut this = Consoles { serials: Vec::new(), terminal: None, monitor: None, raw: None };
         for chardev in &config.chardevs {
             if let Some(backend) = this.backend("-chardev", &chardev.backend, io)? {
                 io.backends().add_char(&chardev.id, backend);
             }
         }
-        match config.serials.first() {
-            None | Some(CharBackend::None) => {}
-            Some(CharBackend::Chardev { id }) => this.serial = Some(id.clone()),
-            Some(other) => {
-                if let Some(backend) = this.backend("-serial", other, io)? {
-                    io.backends().add_char(SERIAL, backend);
-                    this.serial = Some(SERIAL.into());
-                }
-            }
+        for (i, serial) in config.serials.iter().enumerate() {
+            let id = match serial {
+                CharBackend::None => None,
+                CharBackend::Chardev { id } => Some(id.clone()),
+                other => this.backend("-serial", other, io)?.map(|backend| {
+                    let id = format!("#serial{i}");
+                    io.backends().add_char(&id, backend);
+                    id
+                }),
+            };
+            this.serials.push(id);
         }
         this.monitor = match &config.monitor {
             CharBackend::None => None,
@@ -205,42 +194,10 @@ impl Control for Operator {
         for i in (0..self.threads.count() as u32).map(VcpuIndex) {
             out.push_str(&format!("CPU {i}\n"));
             match self.threads.run_on_sync(i, |v| v.get_state(StateGroups::All)) {
-                Ok(state) => out.push_str(&registers(&state)),
+                Ok(state) => out.push_str(&registers::show(&state)),
                 Err(e) => out.push_str(&format!("{e}\n")),
             }
         }
         out
     }
-}
-
-fn registers(state: &CpuState) -> String {
-    let Some(s) = state.as_riscv() else {
-        return String::new();
-    };
-    let mut rows = vec![("pc".to_owned(), s.pc)];
-    rows.extend(s.x.iter().enumerate().skip(1).map(|(i, x)| (format!("x{i}"), *x)));
-    let csrs = [
-        ("mstatus", s.mstatus),
-        ("mie", s.mie),
-        ("mip", s.mip),
-        ("mtvec", s.mtvec),
-        ("mepc", s.mepc),
-        ("mcause", s.mcause),
-        ("mtval", s.mtval),
-        ("medeleg", s.medeleg),
-        ("mideleg", s.mideleg),
-        ("stvec", s.stvec),
-        ("sepc", s.sepc),
-        ("scause", s.scause),
-        ("stval", s.stval),
-        ("satp", s.satp),
-        ("stimecmp", s.stimecmp),
-    ];
-    rows.extend(csrs.map(|(name, value)| (name.to_owned(), value)));
-    let mut out = format!("mode {:?}{}\n", s.privilege, if s.waiting { ", waiting" } else { "" });
-    for row in rows.chunks(4) {
-        let line: Vec<String> = row.iter().map(|(name, value)| format!("{name:>8} {value:016x}")).collect();
-        out.push_str(&format!("{}\n", line.join(" ")));
-    }
-    out
 }

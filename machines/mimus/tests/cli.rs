@@ -135,6 +135,41 @@ fn bad_options() {
 }
 
 #[test]
+fn what_no_device_uses() {
+    let dir = Dir::new("unused");
+    let kernel = dir.file("kernel", &image(1 << 16));
+    let disk = dir.file("disk", &[0; 512]);
+    let text = system(&["-kernel", &kernel, "-netdev", "user,id=n0"]);
+    assert!(text.contains("-device virtio-net-pci,netdev=n0"), "{text}");
+    let drive = format!("file={disk},format=raw,if=none,id=d0");
+    let text = system(&["-kernel", &kernel, "-drive", &drive]);
+    assert!(text.contains("-device virtio-blk-pci,drive=d0"), "{text}");
+    let text = system(&["-kernel", &kernel, "-drive", &format!("file={}", dir.file("q", b"QFI\xfb\0\0\0\x03"))]);
+    assert!(text.contains("qcow2") && text.contains("qemu-img convert"), "{text}");
+}
+
+#[test]
+fn an_image_nobody_may_write() {
+    // Not even root may write this file of the kernel's.
+    let text = system(&["-kernel", "x", "-drive", "file=/sys/kernel/notes,format=raw"]);
+    assert!(text.contains("cannot be written") && text.contains("readonly=on"), "{text}");
+}
+
+#[test]
+fn no_address_space_for_the_guest() {
+    let dir = Dir::new("no-memory");
+    let kernel = dir.file("kernel", &image(1 << 16));
+    let limited = format!(
+        "ulimit -v 4000000; exec {} system riscv64 -m 6G -kernel {kernel} -display none",
+        env!("CARGO_BIN_EXE_mimus")
+    );
+    let out = Command::new("sh").args(["-c", &limited]).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!((out.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+    assert!(text.contains("-m 6144M") && text.contains("use a smaller -m"), "{text}");
+}
+
+#[test]
 fn a_busy_port() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let forward = format!("user,hostfwd=tcp:127.0.0.1:{}-:22", listener.local_addr().unwrap().port());

@@ -1,7 +1,8 @@
-//! ELF64 executables: kernels (`vmlinux`), bare-metal programs, firmware.
+//! ELF executables: kernels (`vmlinux`), bare-metal programs, firmware.
 //!
 //! Spec: System V ABI, chapter 4 and 5 (gABI 4.3). Segments go to their physical
 //! address (`p_paddr`), as QEMU and boot loaders do; relocations are not applied.
+//! 64-bit files, and 32-bit ones where a guest can run them (x86).
 
 use object::Endianness;
 use object::elf as e;
@@ -37,7 +38,7 @@ fn machine(number: u16, class64: bool) -> (&'static str, &'static str) {
     }
 }
 
-/// Reads an ELF64 executable. `what` names it in errors.
+/// Reads an executable. `what` names it in errors.
 pub fn load(what: &str, bytes: &[u8], guest: &str) -> Result<Kernel, BootError> {
     let short = |detail: &str| BootError::Truncated {
         what: what.into(),
@@ -53,29 +54,38 @@ pub fn load(what: &str, bytes: &[u8], guest: &str) -> Result<Kernel, BootError> 
         u16::from_le_bytes([bytes[18], bytes[19]])
     };
     let (found, arch) = machine_checked(number, class64);
-    if arch != guest {
+    // An x86-64 CPU starts out as an i386.
+    if arch != guest && (arch, guest) != ("i386", "x86_64") {
         return Err(wrong_architecture(what, &found, arch, guest));
     }
-    let header = e::FileHeader64::<Endianness>::parse(bytes)
-        .map_err(|_| short("its ELF header is incomplete"))?;
+    if class64 {
+        load_class::<e::FileHeader64<Endianness>>(what, bytes)
+    } else {
+        load_class::<e::FileHeader32<Endianness>>(what, bytes)
+    }
+}
+
+fn load_class<H: FileHeader<Endian = Endianness>>(what: &str, bytes: &[u8]) -> Result<Kernel, BootError> {
+    let short = |detail: &str| BootError::Truncated { what: what.into(), detail: detail.into() };
+    let header = H::parse(bytes).map_err(|_| short("its ELF header is incomplete"))?;
     let endian = header
         .endian()
         .map_err(|err| damaged(what, &err.to_string()))?;
-    check_type(what, header.e_type.get(endian))?;
+    check_type(what, header.e_type(endian))?;
     let headers = header
         .program_headers(endian, bytes)
         .map_err(|_| short("its program headers lie beyond the end of the file"))?;
     let mut segments = Vec::new();
     let mut total = 0u64;
-    let mut entry = header.e_entry(endian);
+    let mut entry: u64 = header.e_entry(endian).into();
     let virtual_entry = entry;
     for ph in headers
         .iter()
-        .filter(|ph| ph.p_type(endian) == e::PT_LOAD && ph.p_memsz(endian) > 0)
+        .filter(|ph| ph.p_type(endian) == e::PT_LOAD && ph.p_memsz(endian).into() > 0)
     {
-        let (paddr, vaddr, memory_size) =
-            (ph.p_paddr(endian), ph.p_vaddr(endian), ph.p_memsz(endian));
-        if ph.p_filesz(endian) > memory_size || paddr.checked_add(memory_size).is_none() {
+        let (paddr, vaddr, memory_size): (u64, u64, u64) =
+            (ph.p_paddr(endian).into(), ph.p_vaddr(endian).into(), ph.p_memsz(endian).into());
+        if ph.p_filesz(endian).into() > memory_size || paddr.checked_add(memory_size).is_none() {
             return Err(damaged(
                 what,
                 &format!("segment at {paddr:#x} has impossible sizes"),
@@ -115,6 +125,28 @@ pub fn load(what: &str, bytes: &[u8], guest: &str) -> Result<Kernel, BootError> 
         entry,
         segments,
     })
+}
+
+/// What the note of this owner and kind holds, in an executable that [`load`] takes.
+pub fn note(bytes: &[u8], owner: &str, kind: u32) -> Option<Vec<u8>> {
+    match bytes.get(4).copied() {
+        Some(c) if c == e::ELFCLASS64.0 => note_class::<e::FileHeader64<Endianness>>(bytes, owner, kind),
+        _ => note_class::<e::FileHeader32<Endianness>>(bytes, owner, kind),
+    }
+}
+
+fn note_class<H: FileHeader<Endian = Endianness>>(bytes: &[u8], owner: &str, kind: u32) -> Option<Vec<u8>> {
+    let header = H::parse(bytes).ok()?;
+    let endian = header.endian().ok()?;
+    for segment in header.program_headers(endian, bytes).ok()? {
+        let Ok(Some(mut notes)) = segment.notes(endian, bytes) else { continue };
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == owner.as_bytes() && note.n_type(endian).0 == kind {
+                return Some(note.desc().to_vec());
+            }
+        }
+    }
+    None
 }
 
 fn machine_checked(number: u16, class64: bool) -> (String, &'static str) {

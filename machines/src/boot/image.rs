@@ -138,10 +138,7 @@ fn load_unpacked(what: &str, bytes: Vec<u8>, guest: &str) -> Result<Kernel, Boot
     }
     check_foreign(what, &bytes, guest)?;
     if looks_like_text(&bytes) {
-        return Err(BootError::UnknownFormat {
-            what: what.into(),
-            found: "it looks like text".into(),
-        });
+        return Err(BootError::unknown_format(what, "it looks like text", guest));
     }
     if bytes.len() < HEADER {
         return Err(BootError::Truncated {
@@ -153,10 +150,7 @@ fn load_unpacked(what: &str, bytes: Vec<u8>, guest: &str) -> Result<Kernel, Boot
         });
     }
     if bytes[..HEADER].iter().all(|b| *b == 0) {
-        return Err(BootError::UnknownFormat {
-            what: what.into(),
-            found: "it begins with zeros".into(),
-        });
+        return Err(BootError::unknown_format(what, "it begins with zeros", guest));
     }
     // Bare-metal programs have no header: QEMU runs them from the kernel address, so do we.
     log::info!("{what}: no known header, taken as raw code");
@@ -263,7 +257,7 @@ fn zboot_payload<'a>(what: &str, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Bo
 }
 
 /// Errors for files that are recognised and cannot be run here.
-fn check_foreign(what: &str, bytes: &[u8], guest: &str) -> Result<(), BootError> {
+pub(super) fn check_foreign(what: &str, bytes: &[u8], guest: &str) -> Result<(), BootError> {
     if let Some(tool) = compression(bytes) {
         return Err(BootError::Compressed {
             what: what.into(),
@@ -271,7 +265,8 @@ fn check_foreign(what: &str, bytes: &[u8], guest: &str) -> Result<(), BootError>
         });
     }
     let foreign = if magic_at(bytes, 0x202) == Some(b"HdrS") {
-        Some(("an x86 bzImage", "x86_64"))
+        // Kernels of 32-bit x86 have the same header.
+        Some(("an x86 bzImage", if guest == "i386" { "i386" } else { "x86_64" }))
     } else if magic_at(bytes, 56) == Some(ARM64_MAGIC) {
         Some(("an AArch64 Linux Image", "aarch64"))
     } else if magic_at(bytes, 36) == Some(&[0x18, 0x28, 0x6f, 0x01]) {
@@ -283,25 +278,13 @@ fn check_foreign(what: &str, bytes: &[u8], guest: &str) -> Result<(), BootError>
     };
     match foreign {
         Some((found, arch)) if arch != guest => Err(wrong_architecture(what, found, arch, guest)),
-        _ if bytes.starts_with(&[0x27, 0x05, 0x19, 0x56]) => Err(BootError::UnknownFormat {
-            what: what.into(),
-            found: "it is a U-Boot uImage; boot the Image inside it (dumpimage -p 0)".into(),
-        }),
-        _ if bytes.starts_with(&[0xd0, 0x0d, 0xfe, 0xed]) => Err(BootError::UnknownFormat {
-            what: what.into(),
-            found: "it is a device tree: that is -dtb".into(),
-        }),
-        _ if bytes.starts_with(b"070701") => Err(BootError::UnknownFormat {
-            what: what.into(),
-            found: "it is a cpio archive: that is -initrd".into(),
-        }),
+        _ if bytes.starts_with(&[0x27, 0x05, 0x19, 0x56]) => Err(BootError::unknown_format(what, "it is a U-Boot uImage; boot the Image inside it (dumpimage -p 0)", guest)),
+        _ if bytes.starts_with(&[0xd0, 0x0d, 0xfe, 0xed]) => Err(BootError::unknown_format(what, "it is a device tree: that is -dtb", guest)),
+        _ if bytes.starts_with(b"070701") => Err(BootError::unknown_format(what, "it is a cpio archive: that is -initrd", guest)),
         _ if bytes.starts_with(b"QFI\xfb")
             || bytes.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && bytes.len() > 1 << 20 =>
         {
-            Err(BootError::UnknownFormat {
-                what: what.into(),
-                found: "it is a disk image: that is -drive file=…,if=virtio".into(),
-            })
+            Err(BootError::unknown_format(what, "it is a disk image: that is -drive file=…,if=virtio", guest))
         }
         _ => Ok(()),
     }
@@ -346,7 +329,7 @@ pub(super) fn wrong_architecture(what: &str, found: &str, arch: &str, guest: &st
     let advice = if SUPPORTED_GUESTS.contains(&arch) {
         format!("use mimus system {arch}")
     } else {
-        format!("use a {guest} kernel (Linux Image, gzip'ed Image or ELF)")
+        format!("use a {guest} kernel")
     };
     BootError::WrongArchitecture {
         what: what.into(),
@@ -356,7 +339,7 @@ pub(super) fn wrong_architecture(what: &str, found: &str, arch: &str, guest: &st
     }
 }
 
-fn looks_like_text(bytes: &[u8]) -> bool {
+pub(super) fn looks_like_text(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(256)];
     head.iter()
         .all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7e))

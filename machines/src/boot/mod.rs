@@ -9,12 +9,14 @@
 //! * [`gzip`] decompresses with a bound.
 //! * [`files`] reads what a machine configuration names.
 //! * [`riscv`] holds the placement rules of the RISC-V `virt` board.
+//! * [`x86`] is direct boot of PCs.
 
 pub mod elf;
 pub mod files;
 pub mod gzip;
 pub mod image;
 pub mod riscv;
+pub mod x86;
 
 use std::fs::File;
 use std::io::Read;
@@ -64,13 +66,15 @@ pub enum BootError {
     },
     /// Nothing known.
     #[error(
-        "{what} is not a kernel that can be booted ({found}): give a Linux Image, a gzip'ed Image or a 64-bit ELF"
+        "{what} is not a kernel that can be booted ({found}): give {accepted}"
     )]
     UnknownFormat {
         /// Option and file.
         what: String,
         /// What the file looks like.
         found: String,
+        /// What would do.
+        accepted: &'static str,
     },
     /// A compressed file whose compression is not read here.
     #[error(
@@ -98,6 +102,14 @@ pub enum BootError {
         /// What is wrong.
         detail: String,
     },
+    /// The kernel's command line is too long for it.
+    #[error("-append has {len} bytes; this kernel takes at most {max}: shorten it")]
+    CommandLine {
+        /// Its length in bytes.
+        len: u64,
+        /// What the kernel takes.
+        max: u64,
+    },
     /// Something does not fit in guest RAM.
     #[error("{what} does not fit: {detail}; use -m {suggest_mib}M or more")]
     TooBig {
@@ -108,6 +120,17 @@ pub enum BootError {
         /// RAM size that would do, in MiB.
         suggest_mib: u64,
     },
+}
+
+impl BootError {
+    /// A file that is no kernel for `guest`.
+    pub(crate) fn unknown_format(what: &str, found: &str, guest: &str) -> Self {
+        let accepted = match guest {
+            "x86_64" | "i386" => "a Linux bzImage, or an ELF kernel (vmlinux) with a PVH or 64-bit entry point",
+            _ => "a Linux Image, a gzip'ed Image or a 64-bit ELF",
+        };
+        BootError::UnknownFormat { what: what.into(), found: found.into(), accepted }
+    }
 }
 
 /// Reads a file named by a command-line option, with errors that name both.

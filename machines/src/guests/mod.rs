@@ -8,6 +8,7 @@ pub mod apt;
 pub mod cpio;
 pub mod init;
 pub mod sources;
+pub mod x86;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use mimus_core::accel::{AccelVm, Accelerator, Vcpu, VcpuHandle, VcpuIndex, VmConfig};
+use mimus_core::accel::{AccelVm, Accelerator, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig};
 use mimus_core::arch::{CpuModel, GuestArch};
-use mimus_core::bus::AccessRules;
+use mimus_core::bus::{AccessRules, PioSpace};
 use mimus_core::clock::Clocks;
-use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, Services};
+use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
 use mimus_core::error::HostError;
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
 use mimus_core::memory::{AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
@@ -16,7 +16,7 @@ use mimus_core::vcpu::{PinTimers, VcpuThreads};
 
 use super::MachineError;
 use super::control::{MachineControl, Request};
-use super::cpu_io::{Hypercalls, MachineIo};
+use super::cpu_io::{CpuHooks, MachineIo};
 use super::machine::{Board, Machine, Parts, Policy};
 
 /// What a machine is made from, whatever its board.
@@ -33,12 +33,23 @@ pub struct MachineSpec<'a> {
     pub cpu: CpuModel,
     /// Number of vCPUs.
     pub smp: u32,
-    /// Guest physical address of RAM.
-    pub ram_base: u64,
-    /// Bytes of RAM.
-    pub ram_size: u64,
+    /// Where RAM is, in the order in which it fills the RAM block.
+    pub ram: Vec<RamRange>,
+    /// There are x86 ports.
+    pub ports: bool,
+    /// Who runs the interrupt controllers that an accelerator may run; `None`: it decides.
+    pub irqchip: Option<IrqChipMode>,
     /// The host's side.
     pub io: HostIo,
+}
+
+/// A stretch of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// Guest physical address.
+    pub base: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// What of the host a machine is connected to. Made first: character devices register
@@ -72,12 +83,15 @@ impl HostIo {
 pub struct MachineBuilder {
     board: &'static str,
     ram: Arc<RamBlock>,
+    main: MemoryRegion,
     cpu: CpuModel,
     services: Services,
+    ports: Option<Arc<PioSpace>>,
     io_thread: IoThread,
     control: MachineControl,
     requests: Receiver<Request>,
     vm: Arc<dyn AccelVm>,
+    irqchip: Option<Arc<dyn IrqChip>>,
     vcpus: Vec<Box<dyn Vcpu>>,
     threads: VcpuThreads,
     devices: Vec<(String, Arc<dyn Device>)>,
@@ -88,13 +102,15 @@ impl MachineBuilder {
     pub fn new(spec: MachineSpec<'_>) -> Result<Self, MachineError> {
         let HostIo { clocks, thread: io_thread, backends } = spec.io;
         let ram = GuestRam::new();
-        let block = ram.add_block("ram", spec.ram_size, RamBacking::Private)?;
+        let size = spec.ram.iter().map(|r| r.len).sum::<u64>();
+        let block = ram.add_block("ram", size, RamBacking::Private);
+        let block = block.map_err(|e| MachineError::Other(format!("-m {}M: {e}; use a smaller -m", size >> 20)))?;
         let map = MemoryMap::new();
         let root = MemoryRegion::container("system", u64::MAX);
         let memory = map.address_space("memory", &root);
-        map.change(|t| {
-            t.map(&root, spec.ram_base, &MemoryRegion::ram("ram", &block));
-        });
+        let main = MemoryRegion::ram("ram", &block);
+        map_ram(&map, &root, &main, &spec.ram);
+        let ports = spec.ports.then(|| PioSpace::new(&map));
         let vm = spec.accel.create_vm(&VmConfig {
             arch: spec.arch,
             memory: memory.clone(),
@@ -111,6 +127,7 @@ impl MachineBuilder {
             let text = format!("-smp {}: accelerator {} has at most {most} vCPUs", spec.smp, spec.accel.name());
             return Err(MachineError::Other(text));
         }
+        let irqchip = vm.create_irqchip(spec.irqchip.unwrap_or(vm.irqchip_mode()))?;
         let cpu = vm.filter_cpu_model(&spec.cpu)?;
         let vcpus: Vec<_> = (0..spec.smp).map(|i| vm.create_vcpu(VcpuIndex(i), &cpu)).collect::<Result<_, _>>()?;
         let handles: Vec<_> = vcpus.iter().map(|v| v.handle()).collect();
@@ -120,24 +137,20 @@ impl MachineBuilder {
         control.set_threads(&threads);
         let hooked = map.clone();
         io_thread.handle().set_after_hook(move || hooked.apply_pending());
-        let services = Services {
-            map,
-            memory,
-            ram,
-            clocks,
-            io_thread: io_thread.handle().clone(),
-            backends,
-            vcpus: handles,
-        };
+        let services =
+            Services { map, memory, ram, clocks, io_thread: io_thread.handle().clone(), backends, vcpus: handles };
         Ok(Self {
             board: spec.board,
             ram: block,
+            main,
             cpu,
             services,
+            ports,
             io_thread,
             control,
             requests,
             vm,
+            irqchip,
             vcpus,
             threads,
             devices: Vec::new(),
@@ -152,6 +165,31 @@ impl MachineBuilder {
     /// Main RAM.
     pub fn ram(&self) -> &Arc<RamBlock> {
         &self.ram
+    }
+
+    /// All of the RAM block as a region, to make aliases of.
+    pub fn ram_region(&self) -> &MemoryRegion {
+        &self.main
+    }
+
+    /// The ports, if there are any.
+    pub fn ports(&self) -> Option<&Arc<PioSpace>> {
+        self.ports.as_ref()
+    }
+
+    /// The interrupt controllers that the accelerator runs.
+    pub fn irqchip(&self) -> Option<&Arc<dyn IrqChip>> {
+        self.irqchip.as_ref()
+    }
+
+    /// Who runs the interrupt controllers.
+    pub fn irqchip_mode(&self) -> IrqChipMode {
+        self.irqchip.as_ref().map_or(IrqChipMode::User, |c| c.mode())
+    }
+
+    /// The accelerator's part.
+    pub fn vm(&self) -> &Arc<dyn AccelVm> {
+        &self.vm
     }
 
     /// The memory vCPUs see.
@@ -181,7 +219,11 @@ impl MachineBuilder {
 
     /// The context for a device at `path`.
     pub fn context(&self, path: &str) -> DeviceContext<'_> {
-        DeviceContext::new(&self.services, path)
+        let ctx = DeviceContext::new(&self.services, path);
+        match &self.ports {
+            Some(ports) => ctx.with_pio_bus(ports.root()),
+            None => ctx,
+        }
     }
 
     /// Takes a device in. Devices are reset and restored in this order.
@@ -210,6 +252,44 @@ impl MachineBuilder {
         self.add_device(path, device)
     }
 
+    /// Takes in a device with one block of ports.
+    pub fn add_pio<D: Device + PioDevice>(
+        &mut self,
+        path: &str,
+        (base, len): (u16, u64),
+        rules: AccessRules,
+        device: Arc<D>,
+    ) -> Result<(), MachineError> {
+        self.map_pio(path, (base, len), rules, 0, device.clone())?;
+        self.add_device(path, device)
+    }
+
+    /// Maps ports of a device, as its region number `index`.
+    pub fn map_pio<D: PioDevice + 'static>(
+        &self,
+        name: &str,
+        (base, len): (u16, u64),
+        rules: AccessRules,
+        index: u32,
+        device: Arc<D>,
+    ) -> Result<(), MachineError> {
+        let region = MemoryRegion::mmio(name, len, rules);
+        if let Some(binding) = region.binding() {
+            binding.bind_pio(device, index);
+        }
+        self.map_ports(base, &region)
+    }
+
+    /// Maps a region in the port space.
+    pub fn map_ports(&self, base: u16, region: &MemoryRegion) -> Result<(), MachineError> {
+        let name = region.name();
+        let ports = self.ports.as_ref().ok_or_else(|| MachineError::other(format!("{name}: there are no ports")))?;
+        self.services.map.change(|t| {
+            t.map(ports.root(), base.into(), region);
+        });
+        Ok(())
+    }
+
     /// Maps a region in system memory.
     pub fn map(&self, address: u64, region: &MemoryRegion) {
         let memory = &self.services.memory;
@@ -232,12 +312,14 @@ impl MachineBuilder {
     pub fn finish(
         self,
         board: Box<dyn Board>,
-        hypercalls: Option<Arc<dyn Hypercalls>>,
+        hooks: impl Into<CpuHooks>,
         policy: Policy,
     ) -> Result<Machine, MachineError> {
         let s = &self.services;
+        all_used(&s.backends)?;
         let timers = PinTimers::new(&s.io_thread, &s.vcpus);
-        let io = MachineIo::new(&s.memory, &s.clocks.virt, &self.threads, timers, hypercalls);
+        let hooks = CpuHooks { ports: self.ports, ..hooks.into() };
+        let io = MachineIo::new(&s.memory, &s.clocks.virt, &self.threads, timers, hooks);
         s.map.apply_pending();
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
@@ -253,5 +335,36 @@ impl MachineBuilder {
             io,
             devices: self.devices,
         }))
+    }
+}
+
+/// Maps the ranges, lowest offset in the block first.
+fn map_ram(map: &MemoryMap, root: &MemoryRegion, main: &MemoryRegion, ranges: &[RamRange]) {
+    let mut offset = 0;
+    map.change(|t| {
+        for range in ranges.iter().filter(|r| r.len > 0) {
+            // One range is the block itself: fewer steps to render.
+            let region = match ranges.len() {
+                1 => main.clone(),
+                _ => MemoryRegion::alias(format!("ram-{:x}", range.base), main, offset, range.len),
+            };
+            t.map(root, range.base, &region);
+            offset += range.len;
+        }
+    });
+}
+
+/// A network or disk that no device uses is a mistake: the guest would go without it.
+fn all_used(backends: &Backends) -> Result<(), MachineError> {
+    let unused = |(id, user): (String, Option<String>)| user.is_none().then_some(id);
+    let error = |option: &str, id: &str, device: &str| {
+        MachineError::Other(format!("{option} id={id}: no device uses it; add -device {device}={id}"))
+    };
+    if let Some(id) = backends.list_net().into_iter().find_map(|(id, _, user)| unused((id, user))) {
+        return Err(error("-netdev", &id, "virtio-net-pci,netdev"));
+    }
+    match backends.list_block().into_iter().find_map(|(id, _, user)| unused((id, user))) {
+        Some(id) => Err(error("-drive", &id, "virtio-blk-pci,drive")),
+        None => Ok(()),
     }
 }

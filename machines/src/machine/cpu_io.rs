@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, StartRequest, VcpuHandle, VcpuIndex};
+use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, StartRequest, SysReg, VcpuHandle, VcpuIndex};
+use mimus_core::bus::{AccessSize, MemTxAttrs, PioSpace};
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::AddressSpace;
 use mimus_core::vcpu::{PinTimers, VcpuThreads};
@@ -12,6 +13,35 @@ use mimus_core::vcpu::{PinTimers, VcpuThreads};
 pub trait Hypercalls: Send + Sync {
     /// A call by `vcpu`, on its thread; see [`CpuIo::hypercall`].
     fn call(&self, io: &dyn CpuIo, vcpu: VcpuIndex, regs: &mut [u64; 8]) -> HypercallResult;
+}
+
+/// Interrupt controllers of the board that a vCPU talks to other than by its pins (x86).
+pub trait CpuInterrupts: Send + Sync {
+    /// See [`CpuIo::acknowledge_interrupt`].
+    fn acknowledge(&self, vcpu: VcpuIndex) -> Option<u8>;
+    /// See [`CpuIo::end_of_interrupt`].
+    fn end_of_interrupt(&self, vcpu: VcpuIndex, vector: u32);
+    /// See [`CpuIo::sysreg_read`].
+    fn sysreg_read(&self, vcpu: VcpuIndex, reg: SysReg) -> Option<u64>;
+    /// See [`CpuIo::sysreg_write`].
+    fn sysreg_write(&self, vcpu: VcpuIndex, reg: SysReg, value: u64) -> Option<()>;
+}
+
+/// What of a board its vCPUs reach directly.
+#[derive(Clone, Default)]
+pub struct CpuHooks {
+    /// Firmware that is part of the board.
+    pub firmware: Option<Arc<dyn Hypercalls>>,
+    /// Ports; filled in by the builder.
+    pub ports: Option<Arc<PioSpace>>,
+    /// Interrupt controllers.
+    pub interrupts: Option<Arc<dyn CpuInterrupts>>,
+}
+
+impl From<Option<Arc<dyn Hypercalls>>> for CpuHooks {
+    fn from(firmware: Option<Arc<dyn Hypercalls>>) -> Self {
+        Self { firmware, ..Self::default() }
+    }
 }
 
 /// Pins that accelerators arm timers for.
@@ -25,7 +55,7 @@ pub(super) struct MachineIo {
     timers: PinTimers,
     /// Per vCPU: bits of [`TIMER_PINS`] whose timers were ever armed.
     armed: Vec<AtomicU32>,
-    hypercalls: Option<Arc<dyn Hypercalls>>,
+    hooks: CpuHooks,
 }
 
 impl MachineIo {
@@ -34,7 +64,7 @@ impl MachineIo {
         clock: &Arc<VirtualClock>,
         threads: &VcpuThreads,
         timers: PinTimers,
-        hypercalls: Option<Arc<dyn Hypercalls>>,
+        hooks: CpuHooks,
     ) -> Arc<Self> {
         Arc::new(Self {
             memory: memory.clone(),
@@ -42,7 +72,7 @@ impl MachineIo {
             threads: threads.clone(),
             timers,
             armed: (0..threads.count()).map(|_| AtomicU32::new(0)).collect(),
-            hypercalls,
+            hooks,
         })
     }
 
@@ -61,8 +91,37 @@ impl MachineIo {
 }
 
 impl CpuIo for MachineIo {
+    fn pio_read(&self, vcpu: VcpuIndex, port: u16, size: AccessSize) -> u64 {
+        let ports = self.hooks.ports.as_ref();
+        ports.map_or(size.mask(), |p| p.read(port, size, MemTxAttrs::vcpu(vcpu.0)))
+    }
+
+    fn pio_write(&self, vcpu: VcpuIndex, port: u16, size: AccessSize, value: u64) {
+        if let Some(ports) = &self.hooks.ports {
+            ports.write(port, size, value, MemTxAttrs::vcpu(vcpu.0));
+        }
+    }
+
+    fn acknowledge_interrupt(&self, vcpu: VcpuIndex) -> Option<u8> {
+        self.hooks.interrupts.as_ref()?.acknowledge(vcpu)
+    }
+
+    fn end_of_interrupt(&self, vcpu: VcpuIndex, vector: u32) {
+        if let Some(controllers) = &self.hooks.interrupts {
+            controllers.end_of_interrupt(vcpu, vector);
+        }
+    }
+
+    fn sysreg_read(&self, vcpu: VcpuIndex, reg: SysReg) -> Option<u64> {
+        self.hooks.interrupts.as_ref()?.sysreg_read(vcpu, reg)
+    }
+
+    fn sysreg_write(&self, vcpu: VcpuIndex, reg: SysReg, value: u64) -> Option<()> {
+        self.hooks.interrupts.as_ref()?.sysreg_write(vcpu, reg, value)
+    }
+
     fn hypercall(&self, vcpu: VcpuIndex, regs: &mut [u64; 8]) -> HypercallResult {
-        match &self.hypercalls {
+        match &self.hooks.firmware {
             Some(firmware) => firmware.call(self, vcpu, regs),
             None => HypercallResult::NotHandled,
         }

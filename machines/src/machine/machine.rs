@@ -30,8 +30,11 @@ pub trait Board: Send {
     }
 }
 
+/// Changes the state a vCPU has after reset to the one it is to start in.
+pub type SetUp = Arc<dyn Fn(&mut CpuState) + Send + Sync>;
+
 /// How a vCPU starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum PowerOn {
     /// Not, until another starts it.
     Off,
@@ -39,6 +42,8 @@ pub enum PowerOn {
     AtReset,
     /// At an address with arguments.
     At(StartRequest),
+    /// From its reset state with changes.
+    With(SetUp),
 }
 
 /// What the user wants done at the guest's reset and power-off.
@@ -131,6 +136,9 @@ impl Machine {
         p.devices.iter().for_each(|d| d.1.start());
         p.services.map.apply_pending();
         p.services.clocks.virt.start();
+        if let Some(clock) = p.vm.guest_clock() {
+            clock.start();
+        }
         p.threads.resume();
     }
 
@@ -144,6 +152,9 @@ impl Machine {
     fn stop_as(&mut self, state: RunState) {
         let p = &self.parts;
         p.threads.pause();
+        if let Some(clock) = p.vm.guest_clock() {
+            clock.stop();
+        }
         p.services.clocks.virt.stop();
         p.services.io_thread.barrier();
         let drain = Drain::new();
@@ -185,6 +196,15 @@ impl Machine {
                 PowerOn::Off => {}
                 PowerOn::AtReset => _ = p.threads.power_on(i, None),
                 PowerOn::At(request) => _ = p.threads.power_on(i, Some(request)),
+                PowerOn::With(change) => {
+                    let set = self.on_vcpu(i, move |v| {
+                        let mut state = v.get_state(StateGroups::All);
+                        change(&mut state);
+                        v.set_state(&state)
+                    })?;
+                    set.map_err(|e| MachineError::Other(format!("vCPU {i}: {e}")))?;
+                    p.threads.power_on(i, None);
+                }
             }
         }
         Ok(())

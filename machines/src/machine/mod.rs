@@ -5,6 +5,8 @@
 //! * [`control`] - what any thread may ask of it: the guest through a device, a monitor, a
 //!   signal.
 //! * [`cpu_io`] - what running vCPUs ask of it.
+//! * [`host`] - what the host gives it.
+//! * [`peripherals`] - devices from a configuration.
 //! * [`saved`] - all of it as saved state.
 //! * [`backends`] - disks and networks of the host, from a configuration.
 //!
@@ -15,14 +17,17 @@ pub mod backends;
 pub mod builder;
 pub mod control;
 pub mod cpu_io;
+pub mod host;
 #[expect(clippy::module_inception, reason = "the machine itself")]
 pub mod machine;
+pub mod peripherals;
 pub mod saved;
 
-pub use builder::{HostIo, MachineBuilder, MachineSpec};
+pub use builder::{HostIo, MachineBuilder, MachineSpec, RamRange};
 pub use control::{MachineControl, Request, RunEnd, RunState};
-pub use cpu_io::Hypercalls;
-pub use machine::{Board, Machine, Policy, PowerOn};
+pub use cpu_io::{CpuHooks, CpuInterrupts, Hypercalls};
+pub use host::Host;
+pub use machine::{Board, Machine, Policy, PowerOn, SetUp};
 
 use mimus_core::accel::AccelError;
 use mimus_core::device::{BuildError, OptionError};

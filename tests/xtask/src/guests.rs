@@ -36,6 +36,9 @@ pub fn fetch() -> anyhow::Result<()> {
     let dir = ensure(&guests::RISCV64)?;
     init::shell_initrd(&dir)?;
     ensure(&guests::RISCV64_FIRMWARE)?;
+    for spec in [&guests::x86::X86_64_KERNEL, &guests::x86::X86_64_BUSYBOX, &guests::x86::SEABIOS] {
+        ensure(spec)?;
+    }
     Ok(())
 }
 

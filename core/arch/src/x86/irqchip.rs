@@ -4,6 +4,7 @@
 //! Spec: Intel 8259A data sheet; 82093AA (IOAPIC) data sheet; 8254 data sheet; SDM volume 3 chapter 11
 //! (APIC).
 
+use super::msr;
 use serde::{Deserialize, Serialize};
 
 /// What is impossible in a saved state: the field, and why.
@@ -144,10 +145,13 @@ impl IoApicState {
 /// Number of local vector table entries saved.
 pub const LAPIC_LVTS: usize = 7;
 
-/// The local APIC of one vCPU. IA32_APIC_BASE is in [`X86State`](super::X86State).
+/// The local APIC of one vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LapicState {
+    /// IA32_APIC_BASE: whether the APIC is on, and its mode. The same as in
+    /// [`X86State`](super::X86State) if the kernel runs the chip.
+    pub apic_base: u64,
     /// Its id: 8 bits in xAPIC mode, 32 in x2APIC mode.
     pub id: u32,
     /// Task priority.
@@ -166,6 +170,8 @@ pub struct LapicState {
     pub irr: [u32; 8],
     /// Error status, as read.
     pub esr: u32,
+    /// Errors since the register was written last; 0 from a kernel that does not tell.
+    pub errors: u32,
     /// Interrupt command; the destination is in the upper half (xAPIC: bits 63:56).
     pub icr: u64,
     /// Local vector table: CMCI (0x2f0), timer (0x320), thermal (0x330), performance (0x340),
@@ -193,9 +199,10 @@ pub const LVT_ERROR: usize = 6;
 pub const LVT_MASKED: u32 = 1 << 16;
 
 impl LapicState {
-    /// At power-on (SDM volume 3 section 11.4.7.1).
+    /// At power-on (SDM volume 3 section 11.4.7.1), of an application processor.
     pub fn reset(id: u32) -> Self {
         Self {
+            apic_base: msr::APIC_BASE_ADDRESS | msr::APIC_BASE_ENABLE,
             id,
             tpr: 0,
             ldr: 0,
@@ -205,6 +212,7 @@ impl LapicState {
             tmr: [0; 8],
             irr: [0; 8],
             esr: 0,
+            errors: 0,
             icr: 0,
             lvt: [LVT_MASKED; LAPIC_LVTS],
             timer_initial: 0,
@@ -222,6 +230,10 @@ impl LapicState {
         if self.timer_current > self.timer_initial {
             let (now, first) = (self.timer_current, self.timer_initial);
             return Err(("timer_current", format!("{now} of {first}")));
+        }
+        // Only an enabled APIC can be in x2APIC mode.
+        if self.apic_base & (msr::APIC_BASE_ENABLE | msr::APIC_BASE_X2APIC) == msr::APIC_BASE_X2APIC {
+            return Err(("apic_base", format!("{:#x}", self.apic_base)));
         }
         // Vectors 0 to 15 cannot be requested.
         for (field, words) in [("isr", &self.isr), ("tmr", &self.tmr), ("irr", &self.irr)] {
@@ -270,6 +282,12 @@ pub struct PitChannelState {
     pub latched_status: Option<u8>,
     /// Virtual time at which the count was loaded (or the gate triggered), in ns.
     pub loaded_ns: i64,
+    /// Nothing is counted yet: the count was not written since the control word was, or, in
+    /// modes 1 and 5, the gate did not trigger. A kernel does not know: false.
+    pub waiting: bool,
+    /// GATE holds the counter: what it had counted until then, in ns. A kernel does not know:
+    /// `None`.
+    pub paused_ns: Option<u64>,
 }
 
 /// An 8254 as a PC wires it.
@@ -281,13 +299,15 @@ pub struct PitState {
     pub speaker: bool,
     /// Channel 0's interrupt is replaced by the HPET's.
     pub irq_disabled: bool,
+    /// Virtual time up to which channel 0 has interrupted, in ns. Of a kernel: when it was saved.
+    pub driven_ns: i64,
 }
 
 impl PitState {
     /// At power-on. The 8254 is undefined then; channels do not count until programmed.
     pub fn reset() -> Self {
-        let channel = |gate| PitChannelState { count: 0x1_0000, mode: 3, gate, ..Default::default() };
-        Self { channels: [channel(true), channel(true), channel(false)], speaker: false, irq_disabled: false }
+        let channel = |gate| PitChannelState { count: 0x1_0000, mode: 3, gate, waiting: true, ..Default::default() };
+        Self { channels: [channel(true), channel(true), channel(false)], ..Self::default() }
     }
 
     /// Checks what no 8254 could be in.

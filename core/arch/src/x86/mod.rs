@@ -4,12 +4,14 @@
 //! Spec: Intel 64 and IA-32 Architectures Software Developer's Manual (SDM), volumes 1 to 4; AMD64
 //! Architecture Programmer's Manual (APM), volume 2, for what AMD defines.
 
+pub mod cpuid;
 pub mod features;
 pub mod irqchip;
 pub mod models;
 pub mod msr;
 pub mod regs;
 pub mod state;
+pub mod xsave;
 
 pub use features::{CpuidFeature, FeatureWord, X86Features};
 pub use models::{Vendor, X86Model};

@@ -1,0 +1,83 @@
+//! Coalesced I/O: guest writes the kernel collects in a ring, made here before anything else.
+//!
+//! Lock order: the ring's lock is outside of everything that handlers of writes take; it is taken by vCPU
+//! threads with nothing held, and by callers of `flush`, who may hold no device's lock.
+
+use crate::error::refused;
+use crate::sys::ioctl;
+use crate::sys::ring::{CoalescedRing, CoalescedWrite};
+use kvm_ioctls::VmFd;
+use mimus_core::accel::{AccelError, CoalescedIo, CpuIo, VcpuIndex};
+use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The collected writes of a VM.
+pub struct Coalescer {
+    vm: Arc<VmFd>,
+    /// There is at least one range.
+    active: AtomicBool,
+    ring: Mutex<Option<CoalescedRing>>,
+}
+
+impl Coalescer {
+    /// No ranges yet.
+    pub fn new(vm: Arc<VmFd>) -> Self {
+        Self { vm, active: AtomicBool::new(false), ring: Mutex::default() }
+    }
+
+    /// Maps the ring through the first vCPU.
+    pub fn map(&self, vcpu: &impl AsRawFd) -> Result<(), AccelError> {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.is_none() {
+            *ring = Some(CoalescedRing::map(vcpu).map_err(refused("map the ring of collected writes"))?);
+        }
+        Ok(())
+    }
+
+    /// Makes the collected writes, as vCPU `vcpu` (which of them made them is not known).
+    pub fn make_writes(&self, io: &dyn CpuIo, vcpu: VcpuIndex) {
+        if !self.active.load(Ordering::Acquire) {
+            return;
+        }
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(write) = ring.as_mut().and_then(CoalescedRing::pop) {
+            make(io, vcpu, &write);
+        }
+    }
+
+    fn set(&self, on: bool, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError> {
+        let what = if on { "collect" } else { "stop collecting" };
+        ioctl::coalesce(&self.vm, on, pio, addr.0, len).map_err(refused(format!("{what} writes to {addr}")))
+    }
+}
+
+fn make(io: &dyn CpuIo, vcpu: VcpuIndex, write: &CoalescedWrite) {
+    let value = u64::from_le_bytes(write.data);
+    let Some(size) = AccessSize::from_bytes(write.len.into()) else {
+        return log::warn!("kvm: a collected write of {} bytes is lost", write.len);
+    };
+    let value = value & size.mask();
+    if write.pio {
+        io.pio_write(vcpu, write.addr as u16, size, value);
+    } else {
+        let attrs = MemTxAttrs::vcpu(vcpu.0);
+        let _ = io.mem_write(vcpu, GuestPhys(write.addr), size, attrs, value);
+    }
+}
+
+impl CoalescedIo for Coalescer {
+    fn add(&self, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError> {
+        self.active.store(true, Ordering::Release);
+        self.set(true, pio, addr, len)
+    }
+
+    fn remove(&self, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError> {
+        self.set(false, pio, addr, len)
+    }
+
+    fn flush(&self, io: &dyn CpuIo) {
+        self.make_writes(io, VcpuIndex(0));
+    }
+}

@@ -1,0 +1,8 @@
+//! The unsafe half of the crate: ioctls that `kvm-ioctls` lacks, the pages shared with the kernel, the
+//! signal that ends `KVM_RUN`. What is outside of this folder has no `unsafe`, except for the one call
+//! that gives guest RAM to the kernel, which is here too.
+
+pub mod ioctl;
+pub mod ring;
+pub mod run_page;
+pub mod signal;

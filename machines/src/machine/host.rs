@@ -1,0 +1,21 @@
+//! What the host gives a machine.
+
+use std::collections::BTreeMap;
+
+use mimus_core::accel::Accelerator;
+
+use super::HostIo;
+
+/// What the host gives a machine.
+pub struct Host<'a> {
+    /// How guest code is run.
+    pub accel: &'a dyn Accelerator,
+    /// `-accel` options.
+    pub accel_options: BTreeMap<String, String>,
+    /// Clocks and I/O thread; disks, networks and character devices by their names in the
+    /// configuration.
+    pub io: HostIo,
+    /// The character devices of the serial ports, in order; `None` for a port that is there and
+    /// connected to nothing.
+    pub serials: Vec<Option<String>>,
+}
