@@ -15,8 +15,10 @@
 pub mod control;
 pub mod convert;
 pub mod cpuid;
+pub mod decode;
 pub mod exception;
 pub mod far;
+pub mod helper_ids;
 pub mod host;
 pub mod interrupt;
 pub mod msr;
@@ -27,6 +29,7 @@ pub mod stack;
 pub mod state;
 pub mod syscall;
 pub mod task;
+pub mod translate;
 
 #[cfg(test)]
 mod system_tests;
