@@ -31,6 +31,9 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
     fn begin_insn(&mut self, pc: PagePc, len: u8) {
         self.head.cur_insn = pack_insn(pc, len);
     }
+    fn stops(&mut self) -> bool {
+        F::COHERENT_CODE && self.code_changed()
+    }
     fn load(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
         Ok(Cpu::load(self, pc, va, size, ext)?)
@@ -90,6 +93,7 @@ impl<F: GuestFrontend> Cpu<F> {
             Err(NoCode::Later | NoCode::Careful) => return self.check_events(),
         }
         let block = std::mem::take(&mut self.scratch.block);
+        self.code_changed = false;
         self.head.page_base = pc & !4095;
         match run(&block, self) {
             Outcome::Next(va) => self.head.pc = va,

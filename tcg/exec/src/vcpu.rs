@@ -153,6 +153,10 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
             return VcpuExit::Kicked;
         }
         F::take_interrupt(cpu);
+        if cpu.step_at.take() == Some(cpu.head.pc) {
+            cpu.step_careful();
+            continue;
+        }
         if cpu.machine.interpret { interpret(cpu) } else { compile_and_run(cpu) }
     }
 }
@@ -222,6 +226,7 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         };
         cpu.head.page_base = pc & !4095;
         cpu.head.exit_request = 0;
+        cpu.code_changed = false;
         match run(&block, cpu) {
             Outcome::Next(va) => cpu.head.pc = va,
             Outcome::Careful(va) => {

@@ -33,6 +33,11 @@ pub trait InterpHost {
     fn page_base(&self) -> u64;
     /// A guest instruction of `len` bytes at `pc` begins: faults and helper calls from here on are its.
     fn begin_insn(&mut self, pc: PagePc, len: u8);
+    /// Asked before each guest instruction: whether the block is to be left here, because what it was made from
+    /// has changed.
+    fn stops(&mut self) -> bool {
+        false
+    }
     /// Loads `size` bytes at virtual address `va`, extended by `ext`.
     ///
     /// # Errors
@@ -106,6 +111,9 @@ pub fn run<H: InterpHost>(block: &Block, host: &mut H) -> Outcome {
     let mut insn = PagePc(i32::from(block.start));
     for op in &block.ops {
         if let Op::Insn { pc, .. } = op {
+            if host.stops() {
+                return Outcome::Next(pc_va(host, *pc));
+            }
             insn = *pc;
         }
         match step(op, insn, host) {
