@@ -1,5 +1,5 @@
 //! Guest memory for helpers: accesses that answer a fault instead of taking the trap, so that a helper can make
-//! several and do the rest only when all have succeeded; and physical memory as page walks and system tables use it.
+//! several and do the rest only when all have succeeded.
 //!
 //! Where nothing answers, loads give all ones and stores are lost; unaligned accesses to devices are split.
 #![allow(unsafe_code)]
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use mimus_core::bus::GuestPhys;
 use mimus_tcg_ir::Size;
 
-use crate::access::{Place, compare_exchange, read, write};
+use crate::access::{Place, read, write};
 use crate::env::Cpu;
 use crate::frontend::{Access, GuestFrontend, MemFault};
 
@@ -173,54 +173,6 @@ impl<F: GuestFrontend> Cpu<F> {
                 Ok(Some(u128::from(low) | u128::from(high) << 64))
             }
             _ => Ok(None),
-        }
-    }
-
-    /// Reads 1 to 8 bytes of physical memory inside a page; all ones where there is nothing.
-    pub fn phys_load(&mut self, pa: u64, bytes: usize) -> u64 {
-        let mut value = [0; 8];
-        if let Some((host, ..)) = self.ram_at(pa, Access::Load) {
-            match bytes {
-                // SAFETY: inside a page of RAM.
-                8 => return unsafe { read(host, Size::B8) },
-                // SAFETY: as above.
-                4 => return unsafe { read(host, Size::B4) },
-                // SAFETY: as above.
-                _ => unsafe { std::ptr::copy_nonoverlapping(host, value.as_mut_ptr(), bytes) },
-            }
-            return u64::from_le_bytes(value);
-        }
-        self.io_bytes(pa, &mut value[..bytes]);
-        u64::from_le_bytes(value)
-    }
-
-    /// Writes 1 to 8 bytes of physical memory inside a page.
-    pub fn phys_store(&mut self, pa: u64, bytes: usize, value: u64) {
-        let from = &value.to_le_bytes()[..bytes];
-        match self.ram_at(pa, Access::Store) {
-            Some((_, true, ..)) => {}
-            Some((host, false, block, offset, _)) => {
-                // SAFETY: inside a page of a RAM block that the view keeps alive.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(from.as_ptr(), host, bytes);
-                    self.stored(&*block, offset, host, bytes as u32);
-                }
-            }
-            None => self.io_store(pa, from),
-        }
-    }
-
-    /// Compares and exchanges 4 or 8 aligned bytes of physical memory; true where there is no RAM to change.
-    pub fn phys_compare_exchange(&mut self, pa: u64, size: Size, old: u64, new: u64) -> bool {
-        let Some((host, readonly, block, offset, _)) = self.ram_at(pa, Access::Store) else { return true };
-        if readonly {
-            return true;
-        }
-        // SAFETY: aligned, inside a RAM block that the view keeps alive.
-        unsafe {
-            let done = compare_exchange(host, old, new, size);
-            self.stored(&*block, offset, host, size.bytes());
-            done
         }
     }
 

@@ -137,6 +137,9 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
 fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
     loop {
         let kick = cpu.head.kick.swap(0, Ordering::SeqCst);
+        if let Some(exit) = cpu.stopped.take() {
+            return exit;
+        }
         cpu.process_requests();
         if kick & KICK_FULL != 0 {
             cpu.machine.clone().flush_code();
