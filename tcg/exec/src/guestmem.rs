@@ -145,6 +145,18 @@ impl<F: GuestFrontend> Cpu<F> {
         self.store_bytes(va, &value.to_le_bytes()[..size.bytes() as usize])
     }
 
+    /// Atomic read-modify-write of 1, 2, 4 or 8 bytes, whatever their alignment; answers what was there.
+    ///
+    /// # Errors
+    /// The fault of a store.
+    pub fn try_rmw(&mut self, va: u64, size: Size, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, MemFault> {
+        let last = va.wrapping_add(u64::from(size.bytes()) - 1);
+        for at in [va, last] {
+            self.locate(at, Access::Store)?;
+        }
+        self.rmw_data(va, size, new).map_err(|_| MemFault::Access)
+    }
+
     /// Compares and exchanges 16 bytes, aligned; answers what was there. `None` of devices and ROM.
     ///
     /// # Errors

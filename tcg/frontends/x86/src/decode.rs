@@ -58,12 +58,7 @@ pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruct
 
 /// Up to 15 bytes of code at an offset, as many as may be read.
 pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usize {
-    for (i, to) in out.iter_mut().enumerate() {
-        let at = offset + i as u32;
-        let Some(half) = code.halfword(at & !1) else { return i };
-        *to = (half >> (8 * (at & 1))) as u8;
-    }
-    MAX_LEN
+    code.bytes(offset, out).len()
 }
 
 /// Whether the model has the instruction.

@@ -71,6 +71,8 @@ pub struct State {
     pub fx: FxArea,
     /// SSE control and status.
     pub mxcsr: u32,
+    /// The x87 control word while the vCPU runs.
+    pub fcw: u16,
     /// The current privilege level.
     pub cpl: u8,
     /// [`SYSTEM`] flags.
@@ -127,6 +129,7 @@ impl State {
             vec: [[0; 4]; 16],
             fx: FxArea([0; 512]),
             mxcsr: MXCSR_RESET,
+            fcw: FCW_RESET,
             cpl: 0,
             flags: 0,
             seg: [Segment::default(); 6],
@@ -302,6 +305,40 @@ impl State {
     /// SMAP forbids explicit supervisor accesses to user pages now (SDM volume 3 section 5.6.1).
     pub fn smap_active(&self) -> bool {
         self.cr4 & CR4_SMAP != 0 && self.cpl != 3 && self.flags & RFLAGS_AC == 0
+    }
+}
+
+/// A [`State::code_mode`] taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CodeMode(pub u16);
+
+impl CodeMode {
+    /// Code size: 16, 32 or 64.
+    pub const fn bits(self) -> u32 {
+        match self.0 & 3 {
+            0 => 16,
+            1 => 32,
+            _ => 64,
+        }
+    }
+
+    /// Width of the stack pointer in bytes.
+    pub const fn stack_bytes(self) -> u32 {
+        match (self.0 & 3, self.0 & 4) {
+            (2.., _) => 8,
+            (_, 0) => 2,
+            _ => 4,
+        }
+    }
+
+    /// CS, DS, ES and SS need no check.
+    pub const fn flat(self) -> bool {
+        self.bits() == 64 || self.0 & 8 != 0
+    }
+
+    /// Real or virtual-8086 mode.
+    pub const fn real(self) -> bool {
+        self.0 & 16 != 0
     }
 }
 

@@ -13,7 +13,7 @@
 mod arena;
 mod stub;
 
-pub use stub::{Built, Memory, Native, Unit};
+pub use stub::{Built, Memory, Native, Unit, unit_of};
 
 use mimus_arch::x86::X86Features;
 

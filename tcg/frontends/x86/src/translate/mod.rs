@@ -14,13 +14,15 @@ mod flow;
 mod moves;
 mod operands;
 
+pub(crate) use operands::{is_high, segment as segment_number};
+
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
 use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
 
 use crate::decode::{MAX_LEN, Packed, decode, fetch, pack};
 use crate::helper_ids;
-use crate::state::State;
+use crate::state::{CodeMode, State};
 
 /// Slot of the first segment base.
 pub const BASE0: u8 = 16;
@@ -53,14 +55,13 @@ pub(crate) struct Tr<'a> {
     pc: PagePc,
     next: PagePc,
     temps: u8,
-    /// What of the state decides about instructions.
-    state: &'a State,
 }
 
 /// Translates a block, or one instruction.
 pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block) {
     block.clear(start);
-    let bits = state.code_bits();
+    let code_mode = CodeMode(code.mode());
+    let bits = code_mode.bits();
     let careful = mode == TranslateMode::Careful;
     let mut at = u32::from(start);
     loop {
@@ -80,14 +81,13 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             block: &mut *block,
             insn,
             bits,
-            flat: bits == 64 || state.flat(),
-            stack: state.stack_bytes(),
-            real: matches!(state.mode(), crate::state::Mode::Real | crate::state::Mode::V86),
+            flat: code_mode.flat(),
+            stack: code_mode.stack_bytes(),
+            real: code_mode.real(),
             careful,
             pc: PagePc(at as i32),
             next: PagePc((at + len as u32) as i32),
             temps: 0,
-            state,
         };
         let flow = tr.instruction(len as u8);
         at += len as u32;
@@ -104,15 +104,10 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
 }
 
 /// Whether the instruction at `start` reaches into the next page.
-pub fn crosses_page(state: &State, code: CodeWindow<'_>, start: u16) -> bool {
+pub fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
     let mut bytes = [0; MAX_LEN];
-    let have = fetch(code, u32::from(start), &mut bytes);
-    let left = 4096 - usize::from(start);
-    let have = have.min(left);
-    have < MAX_LEN && {
-        let insn = decode(&bytes[..have], state.code_bits(), u64::from(start), &state.features);
-        insn.is_invalid() && is_truncated(&bytes[..have], state.code_bits())
-    }
+    let have = fetch(code, u32::from(start), &mut bytes).min(4096 - usize::from(start));
+    have < MAX_LEN && is_truncated(&bytes[..have], CodeMode(code.mode()).bits())
 }
 
 /// Whether more bytes could make an instruction of these.

@@ -50,10 +50,6 @@ impl Tr<'_> {
         self.insn.op_kind(i) == OpKind::Memory
     }
 
-    pub(crate) fn has_memory(&self) -> bool {
-        (0..self.insn.op_count()).any(|i| self.is_memory(i))
-    }
-
     /// Bytes of an operand.
     pub(crate) fn bytes(&self, i: u32) -> u32 {
         match self.insn.op_kind(i) {
