@@ -323,7 +323,7 @@ pub fn eval(op: FlagOp, size: Size, a: u64, b: u64, flags: Flags) -> (Option<u64
             let (start, len) = (full_b as u8, (full_b >> 8) as u8);
             let shifted = a.checked_shr(start.into()).unwrap_or(0);
             let value = if len < 64 { shifted & ((1 << len) - 1) } else { shifted };
-            (value, szp(size, value).union(Flags::AF))
+            (value, szp(size, value).without(Flags::SF).union(Flags::AF))
         }
         FlagOp::Bzhi => {
             let index = full_b as u8;
@@ -407,7 +407,7 @@ fn rotate(op: FlagOp, size: Size, a: u64, n: u32, flags: Flags) -> (u64, Flags) 
 
 /// The double shift: `a` shifted left (or right) by `n`, filled from the top (or bottom) of `b`. As
 /// [`FlagOp::Shl`] as to the count and the flags. For [`Size::B2`] and a count above 16, which the manuals leave
-/// open, what is shifted is `a:b:a`.
+/// open, `b` rotated, without carry.
 pub fn shift_double(left: bool, size: Size, a: u64, b: u64, n: u64, flags: Flags) -> (u64, Flags) {
     let size = size.max(Size::B2);
     let (bits, m, n) = (8 * size.bytes(), mask(size), count(size, n));
@@ -415,24 +415,17 @@ pub fn shift_double(left: bool, size: Size, a: u64, b: u64, n: u64, flags: Flags
     if n == 0 {
         return (a, flags);
     }
-    let (wide, value, carry);
-    if left {
-        wide = u128::from(a) << bits | u128::from(b);
-        let triple = if bits < 64 { wide << bits | u128::from(a) } else { 0 };
-        if n <= bits {
-            value = (wide << n >> bits) as u64 & m;
-            carry = wide >> (2 * bits - n) & 1 != 0;
-        } else {
-            value = (triple << n >> (2 * bits)) as u64 & m;
-            carry = triple >> (3 * bits - n) & 1 != 0;
-        }
+    let (value, carry) = if n > bits {
+        let b = b as u16;
+        (u64::from(if left { b.rotate_left(n) } else { b.rotate_right(n) }), false)
+    } else if left {
+        let wide = u128::from(a) << bits | u128::from(b);
+        ((wide << n >> bits) as u64 & m, wide >> (2 * bits - n) & 1 != 0)
     } else {
-        wide = u128::from(b) << bits | u128::from(a);
-        let triple = if bits < 64 { u128::from(a) << (2 * bits) | wide } else { wide };
-        value = (triple >> n) as u64 & m;
-        carry = triple >> (n - 1) & 1 != 0;
-    }
-    let overflow = if left { msb(size, value) != carry } else { msb(size, value) != msb(size, value << 1) };
+        let wide = u128::from(b) << bits | u128::from(a);
+        ((wide >> n) as u64 & m, wide >> (n - 1) & 1 != 0)
+    };
+    let overflow = if left { msb(size, a << n & m) != carry } else { msb(size, value) != msb(size, value << 1) };
     let new = szp(size, value).union(Flags::AF).union(Flags::CF.bit(carry)).union(Flags::OF.bit(overflow));
     (value, new)
 }

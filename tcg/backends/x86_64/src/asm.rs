@@ -586,6 +586,12 @@ impl<'a> Asm<'a> {
         }
     }
 
+    /// `call` of an offset in the block, behind or ahead.
+    pub fn call_back(&mut self, target: u32) {
+        let target = self.at + target as usize;
+        self.call_abs(target);
+    }
+
     /// `jcc` to a host address.
     pub fn jcc_abs(&mut self, cc: Cc, target: usize) {
         self.buf.extend_from_slice(&[0x0f, 0x80 | cc as u8]);

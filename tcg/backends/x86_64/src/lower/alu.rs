@@ -91,6 +91,9 @@ impl Lower<'_> {
             return self.un_opnd(UnOp::ZextB, ty, d, a);
         }
         let b = self.imm32(b, R14);
+        if self.kept && op == Alu::Add && ty != Ty::I32 {
+            return self.add_as_lea(w, d, a, b);
+        }
         if w && self.in_place(op, d, a, b) {
             return;
         }
@@ -121,6 +124,20 @@ impl Lower<'_> {
             }
         }
         self.finish_ty(d, ty);
+    }
+
+    /// `d = a + b` without a change of the host's flags.
+    fn add_as_lea(&mut self, w: bool, d: Slot, a: Opnd, b: Opnd) {
+        let t = self.target(d);
+        let a = self.in_reg(a, R15);
+        match b {
+            Opnd::Imm(imm) => self.asm.lea(w, t, a, imm as i32),
+            b => {
+                let b = self.in_reg(b, R14);
+                self.lea_sum(w, t, a, b);
+            }
+        }
+        self.finish(d);
     }
 
     /// `op [d], b`, where `d` is in memory, an operand too, and not wanted in a register next.
@@ -650,7 +667,9 @@ impl Lower<'_> {
     pub(super) fn page_va(&mut self, t: u8, pc: PagePc) {
         let page_base = self.be.env(self.be.config.env.page_base);
         self.mov(t, Opnd::Mem(page_base));
-        if pc.0 != 0 {
+        if pc.0 != 0 && self.kept {
+            self.asm.lea(true, t, t, pc.0);
+        } else if pc.0 != 0 {
             self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(t), pc.0);
         }
     }

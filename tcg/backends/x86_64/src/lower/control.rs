@@ -20,7 +20,7 @@ impl Lower<'_> {
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful { from, pc: self.start });
+        self.cold.push(Cold::Careful { from, pc: self.start, flags: None });
     }
 
     /// `cmp dword [kick], 0`.
@@ -218,7 +218,8 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful { from, pc: self.insn.pc });
+        let flags = self.flags_at_fault();
+        self.cold.push(Cold::Careful { from, pc: self.insn.pc, flags });
         self.cached = self.last;
     }
 

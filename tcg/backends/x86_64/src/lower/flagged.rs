@@ -7,8 +7,6 @@
 use super::{Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, Rm, Shift, Vex, fits32};
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::flags::Flags;
-use mimus_tcg_ir::verify::{flags_read, flags_written};
 use mimus_tcg_ir::{CondF, Ext, FlagOp, Op, PagePc, Size, Slot, Val};
 
 /// The host's condition.
@@ -48,6 +46,9 @@ pub(super) enum Form {
     Other,
 }
 
+/// The extension of `bt`, which changes nothing.
+const BT: u8 = 4;
+
 pub(super) fn form_of(op: FlagOp) -> Form {
     match op {
         FlagOp::Add => Form::Classic(Alu::Add),
@@ -64,7 +65,7 @@ pub(super) fn form_of(op: FlagOp) -> Form {
         FlagOp::Ror => Form::Shift(Shift::Ror),
         FlagOp::Rcl => Form::Shift(Shift::Rcl),
         FlagOp::Rcr => Form::Shift(Shift::Rcr),
-        FlagOp::Bt => Form::Bit(0xa3, 4),
+        FlagOp::Bt => Form::Bit(0xa3, BT),
         FlagOp::Bts => Form::Bit(0xab, 5),
         FlagOp::Btr => Form::Bit(0xb3, 6),
         FlagOp::Btc => Form::Bit(0xbb, 7),
@@ -90,6 +91,13 @@ pub(super) fn form_of(op: FlagOp) -> Form {
 impl Lower<'_> {
     pub(super) fn alu_f(&mut self, op: FlagOp, size: Size, d: Option<Slot>, a: Val, b: Val) {
         let whole = Op::AluF { op, size, d, a, b };
+        if d.is_none() && !self.flags_wanted(&whole) {
+            // Nothing of it is left.
+            if op != FlagOp::Not {
+                self.flags_from(&whole);
+            }
+            return;
+        }
         self.flags_for(&whole);
         let (a, b) = (self.home_val(a), self.home_val(b));
         match form_of(op) {
@@ -103,7 +111,9 @@ impl Lower<'_> {
             }
             Form::Other => self.other_f(op, size, d, a, b),
         }
-        self.flags_from(&whole);
+        if op != FlagOp::Not {
+            self.flags_from(&whole);
+        }
     }
 
     /// Where to compute a result that begins as `a` and goes to `d`: in place where `d` is `a` already, in the
@@ -180,7 +190,7 @@ impl Lower<'_> {
         match (op, d) {
             (Alu::Sub, None) => {
                 let place = self.as_rm(a, RAX);
-                let b = if matches!(place, Rm::Env(_)) { self.in_reg_unless_imm(b, R14) } else { b };
+                let b = if matches!(place, Rm::Env(_)) { self.in_reg_unless_imm(b, R15) } else { b };
                 self.classic_at(Alu::Cmp, size, place, b, R15);
             }
             (Alu::And, None) => self.test_f(size, a, b),
@@ -205,7 +215,7 @@ impl Lower<'_> {
         }
     }
 
-    fn test_f(&mut self, size: Size, a: Opnd, b: Opnd) {
+    pub(super) fn test_f(&mut self, size: Size, a: Opnd, b: Opnd) {
         let (a, b) = if matches!(a, Opnd::Imm(_)) { (b, a) } else { (a, b) };
         let place = self.as_rm(a, RAX);
         match self.operand(b, size, R15) {
@@ -271,7 +281,7 @@ impl Lower<'_> {
     }
 
     fn bit_f(&mut self, opcode: u8, ext: u8, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
-        let place = if d.is_none() && matches!(a, Opnd::Reg(_)) {
+        let place = if ext == BT && matches!(a, Opnd::Reg(_)) {
             self.as_rm(a, RAX)
         } else if matches!(b, Opnd::Imm(_)) {
             self.start(d, size, a, b)
@@ -418,16 +428,16 @@ impl Lower<'_> {
     }
 
     pub(super) fn set_cond(&mut self, cond: CondF, d: Slot) {
-        self.flags_for(&Op::SetCondF { cond, d });
+        let cc = self.condition(cond);
         let place = self.rm(d);
-        self.asm.ins8(Map::Of, 0x90 | cc_of(cond) as u8, 0, place);
+        self.asm.ins8(Map::Of, 0x90 | cc as u8, 0, place);
     }
 
     pub(super) fn cmov(&mut self, cond: CondF, size: Size, d: Slot, a: Val) {
-        self.flags_for(&Op::CMovF { cond, size, d, a });
+        let cc = self.condition(cond);
         let a = self.home_val(a);
         let a = self.as_rm(a, R14);
-        let opcode = 0x40 | cc_of(cond) as u8;
+        let opcode = 0x40 | cc as u8;
         match self.home(d) {
             Opnd::Reg(t) => self.asm.wide(Map::Of, size, opcode, t, a),
             home => {
@@ -438,9 +448,9 @@ impl Lower<'_> {
         }
     }
 
-    pub(super) fn branch_f(&mut self, cond: CondF, to: PagePc, dead: Flags) {
-        self.flags_for(&Op::BranchF { cond, to, dead });
-        self.branch_on(cc_of(cond), to);
+    pub(super) fn branch_f(&mut self, cond: CondF, to: PagePc) {
+        let cc = self.condition(cond);
+        self.branch_on(cc, to);
     }
 
     pub(super) fn lea_op(&mut self, d: Slot, (base, index, shift): (Val, Val, u8), disp: i32, size: Size) {
@@ -565,10 +575,4 @@ impl Lower<'_> {
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.store_to(place, src, size);
     }
-}
-
-/// Whether an operation needs the flags before it in the host's: to use them, or because it leaves some alone.
-pub(super) fn needs_flags(op: &Op) -> bool {
-    let (may, must) = flags_written(op);
-    !flags_read(op).is_empty() || (!may.is_empty() && must != Flags::ALL)
 }

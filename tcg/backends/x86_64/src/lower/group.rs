@@ -33,6 +33,7 @@ pub(super) struct Slow {
     /// State at the first operation.
     insn: Insn,
     boxed: u64,
+    flags: super::flags::FlagState,
 }
 
 /// What a group spans.
@@ -58,7 +59,8 @@ impl Lower<'_> {
         self.cached = None;
         self.last = None;
         let from = self.check_group(base, extent);
-        let slow = Slow { from, back: 0, first, end: extent.end, insn: self.insn, boxed: self.boxed };
+        self.flags_lost();
+        let slow = Slow { from, back: 0, first, end: extent.end, insn: self.insn, boxed: self.boxed, flags: self.flags };
         self.group = Some(Group { base, slow });
     }
 
@@ -157,10 +159,11 @@ impl Lower<'_> {
     /// The copy of a group with a check per access.
     pub(super) fn slow_group(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        (self.insn, self.boxed) = (slow.insn, slow.boxed);
+        (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         (self.cached, self.last) = (None, None);
         for i in slow.first..slow.end {
             if let Some(op) = self.ops.get(i) {
+                self.flags_before(i);
                 self.next = i + 1;
                 self.op(op);
             }

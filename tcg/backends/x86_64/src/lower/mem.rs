@@ -25,6 +25,8 @@ pub(super) struct Slow {
     insn: Insn,
     /// Displacement of the slot whose value `rax` must hold again.
     reload: Option<i32>,
+    /// What saves the flags first.
+    flags: Option<u32>,
 }
 
 /// A guest address: `base + off`, and the slot in memory that was loaded to `base` (`rax`), if one was.
@@ -102,6 +104,7 @@ impl Lower<'_> {
         };
         let back = self.asm.pos();
         let insn = self.insn;
+        let flags = self.flags_at_fault();
         self.cold.push(Cold::Load(Slow {
             from,
             back,
@@ -112,6 +115,7 @@ impl Lower<'_> {
             value: home,
             insn,
             reload,
+            flags,
         }));
     }
 
@@ -151,6 +155,7 @@ impl Lower<'_> {
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
+        self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
@@ -183,6 +188,7 @@ impl Lower<'_> {
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
         let back = self.asm.pos();
         let insn = self.insn;
+        let flags = self.flags_at_fault();
         self.cold.push(Cold::Store(Slow {
             from,
             back,
@@ -193,6 +199,7 @@ impl Lower<'_> {
             value,
             insn,
             reload,
+            flags,
         }));
     }
 
@@ -238,6 +245,7 @@ impl Lower<'_> {
     pub(super) fn slow_store(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
+        self.save_at_fault(slow.flags);
         self.mov(RAX, slow.value);
         self.asm.mov_ri(R14, i64::from(slow.size as u32));
         self.asm.call_abs(self.be.stubs.store);

@@ -68,6 +68,12 @@ enum Cold {
     CarefulDivision {
         from: Fixups,
         pc: PagePc,
+        flags: Option<u32>,
+    },
+    /// The routine that computes flags and saves them.
+    Flags {
+        recipe: flags::Recipe,
+        number: u32,
     },
     /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
     Link {
@@ -92,6 +98,7 @@ enum Cold {
     Careful {
         from: Fixups,
         pc: PagePc,
+        flags: Option<u32>,
     },
     /// The whole operation in software.
     Fp {
@@ -124,11 +131,16 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         cached: None,
         last: None,
         group: None,
+        needs: flags::needs(&block.ops),
+        flags: flags::FlagState::default(),
+        kept: false,
+        routines: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
     }
     for (i, op) in block.ops.iter().enumerate() {
+        l.flags_before(i);
         l.enter_group(i);
         l.next = i + 1;
         l.op(op);
@@ -160,6 +172,14 @@ struct Lower<'a> {
     last: Option<Slot>,
     /// Accesses that were checked together, while among them.
     group: Option<group::Group>,
+    /// The flags needed after each operation; empty if the block has none.
+    needs: Vec<flags::Needs>,
+    /// Where the flags are.
+    flags: flags::FlagState,
+    /// Whether the operation being lowered leaves the host's flags alone if it can.
+    kept: bool,
+    /// Offsets of the routines that save flags, by number.
+    routines: Vec<u32>,
 }
 
 impl Lower<'_> {
@@ -169,6 +189,7 @@ impl Lower<'_> {
             return;
         }
         self.last = self.cached.take();
+        self.kept = self.keep_flags();
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
@@ -202,18 +223,19 @@ impl Lower<'_> {
             Op::SetCondF { cond, d } => self.set_cond(cond, d),
             Op::CMovF { cond, size, d, a } => self.cmov(cond, size, d, a),
             Op::GetFlags { d } => self.get_flags(d),
-            Op::SetFlags { a, mask } => self.set_flags(a, mask),
-            Op::FlipFlags { mask } => self.flip_flags(mask),
+            Op::SetFlags { a, mask } => self.set_flags(op, a, mask),
+            Op::FlipFlags { mask } => self.flip_flags(op, mask),
             Op::DeadFlags { .. } => {}
             Op::Rmw { .. } => self.rmw(op),
             Op::CmpXchg { d, size, expected, new, base, off } => {
                 self.cmpxchg(d, size, [expected, new, base], off);
             }
-            Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
+            Op::BranchF { cond, to, .. } => self.branch_f(cond, to),
             Op::Jump { to } => self.jump(to),
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
         }
+        self.flags_after(op);
         for_each_written(op, |d| {
             if self.boxes(op, d) {
                 self.boxed |= boxed_bit(d);
@@ -371,7 +393,7 @@ impl Lower<'_> {
     /// A constant to a slot.
     fn set_imm(&mut self, d: Slot, imm: i64) {
         match self.be.pin_of(d) {
-            Some(reg) if imm == 0 => {
+            Some(reg) if imm == 0 && !self.kept => {
                 self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg));
             }
             Some(reg) => self.asm.mov_ri(reg, imm),
@@ -458,7 +480,8 @@ impl Lower<'_> {
                 Cold::Atomic(slow) => self.slow_atomic(slow),
                 Cold::Rmw(slow) => self.slow_rmw(slow),
                 Cold::Division(slow) => self.slow_division(slow),
-                Cold::CarefulDivision { from, pc } => self.careful_division(from, pc),
+                Cold::CarefulDivision { from, pc, flags } => self.careful_division(from, pc, flags),
+                Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
                 Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
                 Cold::Kick { from, to } => {
@@ -469,8 +492,9 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
-                Cold::Careful { from, pc } => {
+                Cold::Careful { from, pc, flags } => {
                     self.bind(from);
+                    self.save_at_fault(flags);
                     self.exit_at(pc, self.be.stubs.careful);
                 }
                 Cold::Fp { from, packed, back } => {

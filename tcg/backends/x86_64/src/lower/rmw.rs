@@ -26,6 +26,10 @@ pub(super) struct Slow {
     new: Option<Opnd>,
     d: Option<Slot>,
     insn: Insn,
+    /// What saves the flags first.
+    flags: Option<u32>,
+    /// The flags are wanted in the host's afterwards.
+    restore: bool,
 }
 
 /// The host address of the access.
@@ -53,6 +57,7 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.asm.ins(Map::Base, true, 0x8d, R14, place);
+        self.flags_lost();
         miss
     }
 
@@ -62,6 +67,7 @@ impl Lower<'_> {
         };
         let src = self.home_val(src);
         let at = self.rmw_address(base, off);
+        let flags = self.flags_at_fault();
         let miss = self.rmw_translate(at, size);
         self.flags_for(whole);
         match op {
@@ -81,8 +87,11 @@ impl Lower<'_> {
             }
             RmwOp::F(op) => self.rmw_plain(op, size, lock, src),
         }
-        self.flags_from(whole);
         let back = self.asm.pos();
+        let restore = self.flags_wanted(whole);
+        if matches!(op, RmwOp::F(_)) {
+            self.flags_from(whole);
+        }
         let descriptor = size as u32 | rmw_kind(op) << 16 | if lock { RMW_LOCK } else { 0 };
         let insn = self.insn;
         self.cold.push(Cold::Rmw(Slow {
@@ -95,6 +104,8 @@ impl Lower<'_> {
             new: None,
             d: old,
             insn,
+            flags,
+            restore,
         }));
     }
 
@@ -164,6 +175,7 @@ impl Lower<'_> {
     pub(super) fn cmpxchg(&mut self, d: Slot, size: Size, [expected, new, base]: [Val; 3], off: i32) {
         let (expected, new) = (self.home_val(expected), self.home_val(new));
         let at = self.rmw_address(base, off);
+        let flags = self.flags_at_fault();
         let miss = self.rmw_translate(at, size);
         self.mov(RAX, expected);
         let reg = self.in_reg(new, R15);
@@ -182,12 +194,15 @@ impl Lower<'_> {
             new: Some(new),
             d: Some(d),
             insn,
+            flags,
+            restore: false,
         }));
     }
 
     pub(super) fn slow_rmw(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
+        self.save_at_fault(slow.flags);
         if let Some(new) = slow.new {
             let new = self.in_reg(new, R14);
             self.asm.mov_rm_r(true, FRAME, new);
@@ -199,6 +214,9 @@ impl Lower<'_> {
         self.fault_entry(slow.insn);
         if let Some(d) = slow.d {
             self.set(d, RAX);
+        }
+        if slow.restore {
+            self.restore_flags();
         }
         self.asm.jmp_back(slow.back);
     }

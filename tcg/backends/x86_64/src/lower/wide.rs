@@ -15,6 +15,8 @@ pub(super) struct SlowDivision {
     high: Opnd,
     careful: Fixups,
     pc: mimus_tcg_ir::PagePc,
+    /// What saves the flags before leaving.
+    flags: Option<u32>,
 }
 
 impl Lower<'_> {
@@ -51,6 +53,7 @@ impl Lower<'_> {
 
     pub(super) fn div_wide(&mut self, signed: bool, size: Size, (q, r): (Slot, Slot), [hi, lo, b]: [Val; 3]) {
         let [hi, lo, b] = [hi, lo, b].map(|v| self.home_val(v));
+        let flags = self.flags_at_fault();
         // Whatever is in rdx is put aside, and operands read from there.
         self.save_rdx();
         let [hi, lo, b] = [hi, lo, b].map(|v| self.beside_rdx(v));
@@ -58,7 +61,7 @@ impl Lower<'_> {
         if size < Size::B4 {
             self.divide_small(signed, size, [hi, lo, b], &mut careful);
         } else if signed {
-            self.divide_signed(size, [hi, lo, b], &mut careful);
+            self.divide_signed(size, [hi, lo, b], &mut careful, flags);
         } else {
             self.mov(R14, b);
             self.mov(RAX, lo);
@@ -84,7 +87,7 @@ impl Lower<'_> {
             self.place_pair(size, q, r);
         }
         let pc = self.insn.pc;
-        self.cold.push(Cold::CarefulDivision { from: careful, pc });
+        self.cold.push(Cold::CarefulDivision { from: careful, pc, flags });
         self.flags_from(&Op::DivWideF { signed, size, q, r, hi: Val::Imm(0), lo: Val::Imm(0), b: Val::Imm(0) });
     }
 
@@ -127,7 +130,7 @@ impl Lower<'_> {
 
     /// The plain case is a dividend that is the sign extension of its low half, and a divisor that is neither 0
     /// nor −1.
-    fn divide_signed(&mut self, size: Size, [hi, lo, b]: [Opnd; 3], careful: &mut Fixups) {
+    fn divide_signed(&mut self, size: Size, [hi, lo, b]: [Opnd; 3], careful: &mut Fixups, flags: Option<u32>) {
         let w = size == Size::B8;
         let code = |l: &mut Self| {
             if w {
@@ -156,7 +159,7 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, w, 0xf7, 7, Rm::Reg(R14));
         let back = self.asm.pos();
         let pc = self.insn.pc;
-        let slow = SlowDivision { from, back, size, high: hi, careful: Fixups::default(), pc };
+        let slow = SlowDivision { from, back, size, high: hi, careful: Fixups::default(), pc, flags };
         self.cold.push(Cold::Division(slow));
     }
 
@@ -183,11 +186,11 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; mov eax, eax ; mov edx, edx);
         }
         self.asm.jmp_back(slow.back);
-        self.cold.push(Cold::CarefulDivision { from: careful, pc: slow.pc });
+        self.cold.push(Cold::CarefulDivision { from: careful, pc: slow.pc, flags: slow.flags });
     }
 
     /// Leaves before a division that cannot be done.
-    pub(super) fn careful_division(&mut self, from: Fixups, pc: mimus_tcg_ir::PagePc) {
+    pub(super) fn careful_division(&mut self, from: Fixups, pc: mimus_tcg_ir::PagePc, flags: Option<u32>) {
         if from.0.iter().all(Option::is_none) {
             return;
         }
@@ -195,6 +198,7 @@ impl Lower<'_> {
         if self.is_pin(RDX) {
             self.mov(RDX, Opnd::Reg(R15));
         }
+        self.save_at_fault(flags);
         self.exit_at(pc, self.be.stubs.careful);
     }
 }

@@ -277,7 +277,8 @@ fn pure_result(a: [u64; 3]) -> u64 {
 fn may_exit(slots: &mut [u64; SLOTS], a: [u64; 3]) -> (u64, bool) {
     slots[10] = slots[10].wrapping_add(a[1]);
     slots[20] ^= a[2];
-    slots[33] = slots[33].rotate_left(1);
+    slots[33] = slots[33].rotate_left(1) ^ slots[usize::from(FLAGS.0)];
+    slots[usize::from(FLAGS.0)] ^= Flags::ALL.pack() & 0x4501;
     (pure_result(a), a[0] & 3 == 0)
 }
 
