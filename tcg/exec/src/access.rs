@@ -144,8 +144,19 @@ impl<F: GuestFrontend> Cpu<F> {
             At::Return(ret) => self.guest_pc(ret),
         };
         self.head.exit_request = 1;
-        F::deliver_fault(self, va, access, fault);
+        self.trap(va, access, fault);
         Trapped
+    }
+
+    /// Has the trap of a fault taken: at once, or, while generated code holds guest registers that delivery may
+    /// change, when it has been left.
+    pub(crate) fn trap(&mut self, va: u64, access: Access, fault: MemFault) {
+        if self.in_generated && F::TRAPS_USE_SLOTS {
+            self.fault_later = Some((va, access, fault));
+            self.check_events();
+        } else {
+            F::deliver_fault(self, va, access, fault);
+        }
     }
 
     pub(crate) fn io_read(&mut self, pa: GuestPhys, size: Size) -> Result<u64, MemFault> {

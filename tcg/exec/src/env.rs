@@ -16,7 +16,7 @@ use mimus_tcg_ir::{Block, SLOTS, Slot};
 
 use crate::access::RamWindow;
 use crate::engine::Machine;
-use crate::frontend::{GuestFrontend, Helper};
+use crate::frontend::{Access, GuestFrontend, Helper, MemFault};
 use crate::hostfp;
 use crate::mmu::Mmu;
 
@@ -121,6 +121,10 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) step_at: Option<u64>,
     /// Waits for an interrupt.
     pub halted: bool,
+    /// Generated code runs.
+    pub(crate) in_generated: bool,
+    /// A trap to take once generated code has been left: `head.pc` is its instruction's.
+    pub(crate) fault_later: Option<(u64, Access, MemFault)>,
     /// Why `run` is to return.
     pub(crate) stopped: Option<VcpuExit>,
     /// Valid while `running`.
@@ -163,6 +167,8 @@ impl<F: GuestFrontend> Cpu<F> {
             code_changed: false,
             step_at: None,
             halted: false,
+            in_generated: false,
+            fault_later: None,
             stopped: None,
             io: None,
             running: false,

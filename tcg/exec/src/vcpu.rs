@@ -200,7 +200,13 @@ fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
     // cache, which the gate keeps from being emptied; the environment is laid out as the backend was told.
     unsafe {
         let entry: extern "C" fn(*mut Cpu<F>, usize) = std::mem::transmute(entry);
+        cpu.in_generated = true;
         entry(cpu, code.host);
+    }
+    cpu.in_generated = false;
+    if let Some((va, access, fault)) = cpu.fault_later.take() {
+        F::deliver_fault(cpu, va, access, fault);
+        cpu.head.exit_request = 0;
     }
 }
 

@@ -344,6 +344,7 @@ impl GuestFrontend for X86 {
     const COHERENT_CODE: bool = true;
     const LENIENT_BUS: bool = true;
     const LATCHED_PINS: u64 = PIN_NMI;
+    const TRAPS_USE_SLOTS: bool = true;
 
     fn helpers() -> Vec<Helper<Self>> {
         exec::table()

@@ -77,7 +77,6 @@ fn exceptions_are_precise() {
         let s = g.run();
         assert_eq!((s.rip, s.cr2, s.gpr[RAX]), (0xa0e1, 0x4000_0000, 1));
         let frame: Vec<u64> = (0..6).map(|i| g.u64_at(s.gpr[RSP] + 8 * i)).collect();
-        println!("{:x?} {:x}", frame, s.gpr[RSP]);
         assert_eq!(frame[..3], [0, CODE + 7, 0x18]);
         assert_eq!(frame[4], STACK);
         // push to an unmapped stack leaves rsp; division by zero; invalid opcode
