@@ -63,7 +63,10 @@ pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usiz
 
 /// Whether the model has the instruction.
 fn available(insn: &Instruction, f: &Features) -> bool {
-    insn.cpuid_features().iter().all(|&feature| has(feature, f)) && !matches!(insn.mnemonic(), Mnemonic::Getsec)
+    if matches!(insn.mnemonic(), Mnemonic::Prefetch | Mnemonic::Prefetchw) {
+        return f.has("3dnowprefetch");
+    }
+    insn.cpuid_features().iter().all(|&feature| has(feature, f))
 }
 
 fn has(feature: CpuidFeature, f: &Features) -> bool {
@@ -118,7 +121,6 @@ fn has(feature: CpuidFeature, f: &Features) -> bool {
         C::FSGSBASE => f.has("fsgsbase"),
         C::INVPCID => f.has("invpcid"),
         C::SMAP => f.has("smap"),
-        C::PREFETCHW | C::D3NOW => f.has("3dnowprefetch"),
         C::WBNOINVD => f.has("wbnoinvd"),
         // Hints that are NOPs to processors without them.
         C::CET_IBT | C::CLDEMOTE | C::MPX => true,

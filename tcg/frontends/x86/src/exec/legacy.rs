@@ -351,8 +351,7 @@ fn compare_exchange_register(x: &mut Exec<'_>) -> Result<()> {
     if a == old {
         x.set_reg(to, new);
     } else {
-        // The destination is written with itself, too.
-        x.set_reg(to, old);
+        // The upper half of a 32-bit destination stays, as on the processors of one maker.
         x.set_reg(accumulator, old);
     }
     Ok(())

@@ -127,10 +127,21 @@ impl Native {
         let used = self.info.info(insn);
         let mut gprs: Vec<Gpr> = Vec::new();
         let mut vectors: Vec<(u8, bool, bool)> = Vec::new();
-        let explicit: Vec<Register> = (0..insn.op_count())
-            .filter(|&i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr())
-            .map(|i| insn.op_register(i).full_register())
-            .collect();
+        let code = insn.code().op_code();
+        let fixed = |i: u32| {
+            use iced_x86::OpCodeOperandKind as K;
+            matches!(code.op_kind(i), K::al | K::cl | K::ax | K::dx | K::eax | K::rax)
+        };
+        let named = (0..insn.op_count()).filter(|&i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr());
+        let (fixed_operands, free): (Vec<u32>, Vec<u32>) = named.partition(|&i| fixed(i));
+        let explicit: Vec<Register> = free.iter().map(|&i| insn.op_register(i).full_register()).collect();
+        let writes = |r: Register| {
+            used.used_registers().iter().any(|u| u.register().full_register() == r && access(u.access()).1)
+        };
+        for &i in &fixed_operands {
+            let full = insn.op_register(i).full_register();
+            gprs.push(Gpr { guest: number(full), host: full, read: true, write: writes(full) && !explicit.contains(&full) });
+        }
         let is_address = |r: Register| {
             let full = r.full_register();
             full == insn.memory_base().full_register() || full == insn.memory_index().full_register()
@@ -148,7 +159,7 @@ impl Native {
                 if !named && is_address(full) && !write {
                     continue;
                 }
-                if !named {
+                if !named && !gprs.iter().any(|g| g.host == full) {
                     // Implicit: only those a stub can leave in place.
                     if !matches!(full, Register::RAX | Register::RCX | Register::RDX) {
                         return None;
@@ -159,33 +170,26 @@ impl Native {
                 return None;
             }
         }
-        if unit == Unit::Integer || !explicit.is_empty() {
-            let writes = |r: Register| {
-                used.used_registers().iter().any(|u| u.register().full_register() == r && access(u.access()).1)
-            };
-            let mut pool = POOL.iter().filter(|&&p| !gprs.iter().any(|g| g.host == p)).collect::<Vec<_>>().into_iter();
-            for i in 0..insn.op_count() {
-                let operand = insn.op_register(i);
-                if insn.op_kind(i) != OpKind::Register || !operand.is_gpr() {
-                    continue;
-                }
-                if matches!(operand, Register::AH | Register::CH | Register::DH | Register::BH) {
-                    return None;
-                }
-                let full = operand.full_register();
-                let guest = number(full);
-                let known = gprs.iter().find(|g| g.guest == guest && POOL.contains(&g.host) && explicit.contains(&full));
-                let to = match known {
-                    Some(g) => g.host,
-                    None => {
-                        let to = *pool.next()?;
-                        gprs.push(Gpr { guest, host: to, read: true, write: writes(full) });
-                        to
-                    }
-                };
-                host.set_op_register(i, sized(to, operand.size()));
+        let mut pool = POOL.iter().filter(|&&p| !gprs.iter().any(|g| g.host == p)).collect::<Vec<_>>().into_iter();
+        let mut moved: Vec<Gpr> = Vec::new();
+        for &i in &free {
+            let operand = insn.op_register(i);
+            if matches!(operand, Register::AH | Register::CH | Register::DH | Register::BH) {
+                return None;
             }
+            let full = operand.full_register();
+            let guest = number(full);
+            let to = match moved.iter().find(|g| g.guest == guest) {
+                Some(g) => g.host,
+                None => {
+                    let to = *pool.next()?;
+                    moved.push(Gpr { guest, host: to, read: true, write: writes(full) });
+                    to
+                }
+            };
+            host.set_op_register(i, sized(to, operand.size()));
         }
+        gprs.extend(moved);
         let memory = memory_of(used.used_memory().iter().map(|m| m.access()));
         let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
         if memory != Memory::None && !has_memory {
