@@ -377,16 +377,16 @@ fn undefined(insns: &[Instruction]) -> Option<u64> {
         if rflags(i.rflags_read()) & undefined != 0 {
             return None;
         }
-        undefined = undefined & !rflags(i.rflags_modified()) | rflags(i.rflags_undefined());
         // A count of zero, which only the run shows, changes nothing.
         let counted = matches!(
             i.mnemonic(),
             Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl
                 | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd
         );
-        if counted {
-            undefined |= rflags(i.rflags_undefined());
+        if !counted {
+            undefined &= !rflags(i.rflags_modified());
         }
+        undefined |= rflags(i.rflags_undefined());
     }
     Some(undefined)
 }
