@@ -13,7 +13,7 @@ use crate::state::State;
 /// What this frontend can do on any host.
 const HAVE: &[&str] = &[
     "fpu", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "sep", "mtrr", "pge", "mca", "cmov", "pat",
-    "pse36", "clflush", "mmx", "fxsr", "sse", "sse2", "ss", "pni", "cx16", "pcid", "movbe", "x2apic", "tsc-deadline",
+    "pse36", "clflush", "mmx", "fxsr", "sse", "sse2", "ss", "pni", "cx16", "pcid", "movbe", "x2apic",
     "xsave", "hypervisor", "arat", "fsgsbase", "tsc-adjust", "smep", "erms", "invpcid", "rdseed", "rdrand", "smap",
     "clflushopt", "clwb", "umip", "la57", "rdpid", "fsrm", "xsaveopt", "xsavec", "xgetbv1", "syscall", "nx",
     "pdpe1gb", "rdtscp", "lm", "lahf-lm", "cr8legacy", "3dnowprefetch", "invtsc", "wbnoinvd",
@@ -150,7 +150,7 @@ pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
             _ => [0, 0, subleaf & 0xff, f.index],
         },
         0xd => xsave_leaf(st, subleaf),
-        0x15 if f.has("tsc-deadline") => [1, st.tsc_khz / 25_000, 25_000_000, 0],
+        0x15 => [1, st.tsc_khz / 25_000, 25_000_000, 0],
         0x16 => [st.tsc_khz / 1000, st.tsc_khz / 1000, 100, 0],
         0x4000_0000 if f.has("hypervisor") => {
             let at = |i: usize| u32::from_le_bytes([SIGNATURE[i], SIGNATURE[i + 1], SIGNATURE[i + 2], SIGNATURE[i + 3]]);
