@@ -9,14 +9,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mimus_core::accel::{CpuIo, RemoteFence, VcpuIndex};
+use mimus_core::accel::{CpuIo, RemoteFence, VcpuExit, VcpuIndex};
 use mimus_core::memory::FlatView;
 use mimus_tcg_ir::backend::EnvLayout;
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 
 use crate::access::RamWindow;
 use crate::engine::Machine;
-use crate::frontend::{GuestFrontend, Helper};
+use crate::frontend::{Access, GuestFrontend, Helper, MemFault};
 use crate::hostfp;
 use crate::mmu::Mmu;
 
@@ -121,6 +121,12 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) step_at: Option<u64>,
     /// Waits for an interrupt.
     pub halted: bool,
+    /// Generated code runs.
+    pub(crate) in_generated: bool,
+    /// A trap to take once generated code has been left: `head.pc` is its instruction's.
+    pub(crate) fault_later: Option<(u64, Access, MemFault)>,
+    /// Why `run` is to return.
+    pub(crate) stopped: Option<VcpuExit>,
     /// Valid while `running`.
     io: Option<NonNull<dyn CpuIo>>,
     running: bool,
@@ -161,6 +167,9 @@ impl<F: GuestFrontend> Cpu<F> {
             code_changed: false,
             step_at: None,
             halted: false,
+            in_generated: false,
+            fault_later: None,
+            stopped: None,
             io: None,
             running: false,
         })
@@ -218,6 +227,12 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// For a helper that has also called [`Cpu::jump`]: `run` returns to the run loop.
     pub fn leave_run_loop(&mut self) {
+        self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
+    }
+
+    /// `run` returns with `exit` before another guest instruction; for a helper that has also called [`Cpu::jump`].
+    pub fn stop(&mut self, exit: VcpuExit) {
+        self.stopped = Some(exit);
         self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
     }
 
