@@ -68,6 +68,9 @@ pub fn foreign_guest(guest: GuestArch) -> Unavailable {
 
 /// The file is not KVM's, or of another age.
 pub fn wrong_version(device: &Path, version: i32) -> Unavailable {
+    if version < 0 {
+        return unavailable(format!("{} is not KVM's device: use /dev/kvm, or -accel tcg", device.display()));
+    }
     unavailable(format!(
         "{} speaks KVM version {version}, not 12: the kernel is too old or too new, use -accel tcg",
         device.display()

@@ -38,8 +38,6 @@ mod x86;
 pub use abilities::Abilities;
 pub use accelerator::KvmAccelerator;
 #[cfg(target_arch = "x86_64")]
-pub use vm::KvmVm;
-#[cfg(target_arch = "x86_64")]
 pub use x86::quirks::Quirks;
 #[cfg(target_arch = "x86_64")]
 pub use x86::repair::Repairs;

@@ -16,7 +16,7 @@ use crate::sys::{ioctl, signal, x86 as sys_x86};
 use crate::x86::cpuid::HostCpu;
 use crate::x86::irqchip::KvmIrqChip;
 use crate::x86::msrs;
-use crate::x86::quirks::Quirks;
+use crate::x86::quirks;
 use crate::x86::regs::EventCaps;
 use crate::x86::vcpu::KvmVcpu;
 use kvm_bindings::*;
@@ -84,7 +84,7 @@ pub struct VmShared {
     mmap_size: usize,
     ring: u32,
     scratch: OnceLock<Arc<RamBlock>>,
-    quirks: OnceLock<Quirks>,
+    shadow_paging: OnceLock<bool>,
     device: std::path::PathBuf,
 }
 
@@ -137,14 +137,16 @@ impl VmShared {
         ioctl::check_extension(&*self.fd, cap) != 0
     }
 
-    /// What this host does differently, found out the first time it is asked for.
-    pub fn quirks(&self) -> &Quirks {
-        self.quirks.get_or_init(|| open(&self.device).ok().and_then(|kvm| Quirks::probe(&kvm).ok()).unwrap_or_default())
+    /// Whether the kernel shadows page tables, found out the first time it is asked for.
+    fn shadows_page_tables(&self) -> bool {
+        let probe = || open(&self.device).ok().and_then(|kvm| quirks::shadow_paging(&kvm).ok());
+        // If it cannot be found out, forgetting is the safe side.
+        *self.shadow_paging.get_or_init(|| probe().unwrap_or(true))
     }
 
     /// Guest page tables were changed by us: has the kernel forget what it has cached of them.
     pub fn forget_page_tables(&self) -> Result<(), AccelError> {
-        if !self.quirks().shadow_paging {
+        if !self.shadows_page_tables() {
             return Ok(());
         }
         if self.scratch.get().is_none() {
@@ -254,7 +256,7 @@ impl KvmVm {
             mmap_size: kvm.get_vcpu_mmap_size().map_err(errno("size its run page"))?,
             ring,
             scratch: OnceLock::new(),
-            quirks: OnceLock::new(),
+            shadow_paging: OnceLock::new(),
             device: options.device.clone(),
             entries,
             fd,
@@ -264,11 +266,6 @@ impl KvmVm {
         let dirty_log =
             KvmDirtyLog([Some(&shared.slots), shared.smm_slots.as_ref()].into_iter().flatten().cloned().collect());
         Ok(Arc::new(Self { shared, options, caps, doorbells, dirty_log, irqfds: OnceLock::new() }))
-    }
-
-    /// What this host does differently.
-    pub fn quirks(&self) -> &Quirks {
-        self.shared.quirks()
     }
 }
 

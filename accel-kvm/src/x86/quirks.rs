@@ -338,7 +338,8 @@ fn tsc_fixed(kvm: &Kvm) -> io::Result<bool> {
     Ok(end != End::Mark(0, 0) && sys_x86::host_tsc() >> 32 != 0)
 }
 
-fn shadow_paging(kvm: &Kvm) -> io::Result<bool> {
+/// One of the probes alone.
+pub fn shadow_paging(kvm: &Kvm) -> io::Result<bool> {
     let p = Probe::new(kvm)?;
     let entry = PML4 + 0x3000 + (DATA >> 12) * 8;
     p.store(DATA, 1);

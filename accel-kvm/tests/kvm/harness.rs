@@ -1,7 +1,7 @@
 //! Small machines: RAM, tables, a bus that records.
 
 use iced_x86::code_asm::CodeAssembler;
-use mimus_accel_kvm::{KvmAccelerator, KvmVm, Quirks};
+use mimus_accel_kvm::{KvmAccelerator, Quirks};
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::attr;
 use mimus_arch::x86::{Segment, X86State};
@@ -474,14 +474,7 @@ pub fn assemble(at: u64, bits: u32, f: impl FnOnce(&mut CodeAssembler) -> Result
 /// What this host does differently, found out once.
 pub fn quirks() -> Quirks {
     static QUIRKS: OnceLock<Quirks> = OnceLock::new();
-    *QUIRKS.get_or_init(|| {
-        let map = MemoryMap::new();
-        let root = MemoryRegion::container("system", 1 << 40);
-        let memory = map.address_space("system", &root);
-        let setup = Setup::default();
-        let vm = KvmVm::create(&config(&setup, &memory, &GuestRam::new(), &VirtualClock::new())).expect("a VM");
-        *vm.quirks()
-    })
+    *QUIRKS.get_or_init(|| Quirks::of_host().expect("probes"))
 }
 
 /// True if the quirk is not there; else says that the test is skipped.

@@ -31,7 +31,7 @@ fn refusals_say_what_to_do() {
     let text = refusal(&Setup::default().option("device", "/dev/no-such-kvm"), GuestArch::X86_64);
     assert!(text.contains("/dev/no-such-kvm does not exist") && text.contains("modprobe"), "{text}");
     let text = refusal(&Setup::default().option("device", "/dev/null"), GuestArch::X86_64);
-    assert!(text.contains("/dev/null speaks KVM version"), "{text}");
+    assert!(text.contains("/dev/null is not KVM's device"), "{text}");
     let text = refusal(&Setup::default(), GuestArch::Ppc64le);
     assert!(!text.contains('\n'), "one line: {text}");
 }
