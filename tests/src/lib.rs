@@ -3,6 +3,7 @@
 //! | test | what it runs |
 //! |---|---|
 //! | `engine` | guest code on the translator, without a machine: random code on generated code and interpreter, several vCPUs |
+//! | `machine` | the `virt` board as a whole machine: its registers, guests on it, saved states |
 
 pub mod cpus;
 pub mod random;

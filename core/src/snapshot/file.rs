@@ -239,6 +239,9 @@ pub fn read_snapshot<R: Read>(
 ) -> Result<SnapshotContents, SnapshotError> {
     read_file_header(input)?;
     let meta: Meta = decode("META", &read_small(input, b"META", "META")?)?;
+    if !meta.iter().all(|(key, value)| is_name(key) && is_name(value)) {
+        return Err(damaged("a text in the META section is too long, or not printable"));
+    }
     check(&meta)?;
     let tree = read_tree(&read_small(input, b"TREE", "TREE")?)?;
     let mut missing = ram.blocks();
@@ -329,6 +332,11 @@ fn decode<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T,
     .map_err(|e| damaged(e.to_string()))
 }
 
+/// Names are shown in errors.
+fn is_name(text: &str) -> bool {
+    text.len() <= MAX_NAME && !text.chars().any(char::is_control)
+}
+
 fn read_tree(bytes: &[u8]) -> Result<StateTree, SnapshotError> {
     let objects: Vec<SavedObject> = decode("TREE", bytes)?;
     if objects.len() > MAX_OBJECTS {
@@ -336,8 +344,8 @@ fn read_tree(bytes: &[u8]) -> Result<StateTree, SnapshotError> {
     }
     let mut tree = StateTree::new();
     for o in objects {
-        if o.path.len() > MAX_NAME || o.schema.len() > MAX_NAME {
-            return Err(damaged("a name is too long"));
+        if !is_name(&o.path) || !is_name(&o.schema) {
+            return Err(damaged("a name is too long, or not printable"));
         }
         tree.insert(
             &o.path,
@@ -487,6 +495,26 @@ mod tests {
                 .to_string()
                 .contains("not a mimus")
         );
+    }
+
+    #[test]
+    fn names_fit_a_terminal() {
+        let ram = ram();
+        let refused = |c: &SnapshotContents| {
+            let mut out = Cursor::new(Vec::new());
+            write_snapshot(&mut out, c, &ram).unwrap();
+            let error = read(&out.into_inner(), &ram).unwrap_err().to_string();
+            assert!(error.contains("not printable") && !error.chars().any(char::is_control), "{error:?}");
+        };
+        let mut c = SnapshotContents::default();
+        c.meta.insert("machine".into(), "vi\nrt".into());
+        refused(&c);
+        let payload = |name: &str| Payload { schema: name.into(), version: 1, body: vec![0xc0] };
+        for (path, schema) in [("/a\x1b[2J", "uart"), ("/a", "u\nart")] {
+            let mut c = SnapshotContents::default();
+            c.tree.insert(path, payload(schema)).unwrap();
+            refused(&c);
+        }
     }
 
     #[test]

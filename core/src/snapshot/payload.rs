@@ -38,7 +38,7 @@ impl Payload {
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, SnapshotError> {
         let bad = |reason: String| SnapshotError::Body {
             schema: self.schema.clone(),
-            reason,
+            reason: one_line(&reason),
         };
         let mut rest = self.body.as_slice();
         let mut de = rmp_serde::Deserializer::new(&mut rest);
@@ -50,6 +50,23 @@ impl Payload {
             Err(bad("bytes after the state".to_owned()))
         }
     }
+}
+
+/// A decoder's words, which may quote what it read, fit for a terminal.
+fn one_line(text: &str) -> String {
+    const MAX: usize = 300;
+    let mut out = String::new();
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+        if out.len() > MAX {
+            return out + "…";
+        }
+    }
+    out
 }
 
 /// All saved objects of a machine, by their paths.

@@ -240,6 +240,11 @@ mod tests {
         assert!(restore(encode("other", 2, 1)).contains("of a other"));
         assert!(restore(encode("counter", 3, 1)).contains("version 3"));
         assert!(restore(encode("counter", 2, 101)).contains("at most 100"));
+        let named = Payload::encode(Schema::new("counter", 2), &std::collections::BTreeMap::from([("co\nunt", 1)]));
+        let error = restore(named.unwrap());
+        assert!(error.contains("co\\nunt") && !error.contains('\n'), "{error}");
+        let long = std::collections::BTreeMap::from([("x".repeat(10_000), 1)]);
+        assert!(restore(Payload::encode(Schema::new("counter", 2), &long).unwrap()).len() < 500);
         let mut trailing = encode("counter", 2, 1);
         trailing.body.push(0);
         assert!(restore(trailing).contains("bytes after"));

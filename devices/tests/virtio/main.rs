@@ -4,6 +4,7 @@ mod block;
 mod driver;
 mod hostile;
 mod machine;
+mod mmio;
 mod models;
 mod net;
 mod others;

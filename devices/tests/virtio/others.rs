@@ -170,3 +170,130 @@ fn balloon_statistics_across_a_save() {
     assert_eq!(d.rings[2].used_index(&d.m), 1);
     assert!(!now(&d).request_statistics());
 }
+
+#[test]
+fn console_waits_for_its_driver() {
+    let t = Terminal::new(0);
+    let device = console(&t);
+    let mut d = Driver::find(device.clone(), Bus::Mmio);
+    assert_eq!(t.type_in(b"early"), 0, "nobody takes input yet");
+    d.set_config(8, B4, 0x1_0041);
+    t.give_room(10);
+    d.set_config(8, B4, 0x1_0042);
+    assert_eq!(
+        (t.text().as_str(), d.config(8, B4)),
+        ("B", 0),
+        "the emergency register takes a byte, and is written only"
+    );
+    let ready = t.ready.load(Ordering::SeqCst);
+    d.set_up(0);
+    assert!(t.ready.load(Ordering::SeqCst) > ready, "asks for what waits");
+    assert_eq!(t.type_in(b"x"), 0, "no buffers");
+    let buf = d.m.alloc(8, 8);
+    d.send(0, &[(buf, 2, true), (buf + 4, 2, true)]);
+    d.send(0, &[(buf + 2, 0, true)]);
+    assert_eq!(t.type_in(b"abcdefgh"), 4);
+    assert_eq!(d.m.bytes(buf, 8), b"ab\0\0cd\0\0");
+    assert_eq!(d.rings[0].take_used(&d.m).map(|u| u.1), Some(4));
+    // A transmit buffer that cannot be read is given back, and what is written to the receive queue's is not sent.
+    d.call(1, &[(0x10, 4, false)]);
+    assert_eq!(t.text(), "B");
+    d.set_status(0);
+    assert_eq!(t.type_in(b"late"), 0);
+}
+
+#[test]
+fn console_size() {
+    let t = Terminal::new(10);
+    let device = console(&t);
+    assert_eq!(Driver::find(device.clone(), Bus::Mmio).features() & 1, 0, "not known");
+    device.set_size(80, 25);
+    let device = console(&Terminal::new(10));
+    device.set_size(80, 25);
+    let mut d = Driver::start(device.clone(), Bus::Mmio, 0);
+    assert_eq!((d.features() & 1, d.config(0, B4)), (1, 25 << 16 | 80));
+    device.set_size(132, 43);
+    assert_eq!((d.take_interrupts(), d.config(0, B4)), (1, 43 << 16 | 132));
+}
+
+#[test]
+fn a_console_connected_to_nothing() {
+    let mut d = Driver::start(VirtioConsole::new(), Bus::Pci, 0);
+    let text = d.m.place(b"gone");
+    d.call(1, &[(text, 4, false)]);
+    d.set_config(8, B1, 65);
+    assert!(console(&Terminal::new(1)).connect(Terminal::new(1)).eq(&false), "one back end");
+}
+
+#[test]
+fn entropy_in_odd_places() {
+    let mut d = Driver::start(VirtioRng::new(None).unwrap(), Bus::Mmio, 0);
+    let buf = d.m.alloc(64, 16);
+    assert_eq!(d.call(0, &[(buf, 3, true), (buf + 10, 1, true), (buf + 20, 0, true)]), 4);
+    assert_eq!(d.m.bytes(buf + 11, 8), [0; 8], "not a byte beside");
+    assert_eq!(d.call(0, &[(0x10, 16, true)]), 0, "nowhere");
+    // A source that has no more.
+    let mut d = Driver::start(VirtioRng::new(Some("/dev/null")).unwrap(), Bus::Mmio, 0);
+    let buf = d.m.alloc(16, 16);
+    assert_eq!((d.call(0, &[(buf, 16, true)]), d.status()), (0, 15));
+}
+
+#[test]
+fn balloon_queues_depend_on_features() {
+    // Without statistics the reporting queue is number 2 (§5.5.2).
+    let mut d = Driver::start(balloon(), Bus::Mmio, 1 << 1);
+    let page = RAM_BASE + RAM_LEN / 2;
+    d.m.dma().fill(GuestPhys(page), 4096, 7).unwrap();
+    d.call(2, &[(page, 4096, true)]);
+    assert_eq!(d.m.bytes(page, 1), [0]);
+    let now = virtio_device_of::<VirtioBalloon>(&*d.device).unwrap();
+    assert!(!now.request_statistics() && now.statistics().is_empty());
+    // With neither there are two.
+    let plain = VirtioBalloon::new(VirtioBalloonOptions::default());
+    let mut d = Driver::start(plain, Bus::Mmio, 1 << 1);
+    assert_eq!((d.rings.len(), d.features() & 0x3f), (3, 2));
+    let page = d.m.alloc(4096, 4096);
+    d.m.put(page, &[7]);
+    d.call(2, &[(page, 4096, true)]);
+    assert_eq!(d.m.bytes(page, 1), [7], "nobody asked for it");
+}
+
+#[test]
+fn balloon_lists_of_any_length() {
+    let mut d = Driver::start(balloon(), Bus::Mmio, 0);
+    let first = (RAM_BASE + RAM_LEN / 2) >> 12;
+    // More than is read at a time, in two buffers that split a number.
+    let numbers: Vec<u8> = (0..2000u32).flat_map(|i| (first as u32 + i % 100).to_le_bytes()).collect();
+    let list = d.m.place(&numbers);
+    d.m.dma().fill(GuestPhys(first << 12), 101 << 12, 7).unwrap();
+    d.call(0, &[(list, 4098, false), (list + 4098, 8000 - 4098, false)]);
+    let left: Vec<u64> = (0..101).filter(|i| d.m.bytes((first + i) << 12, 1) == [7]).collect();
+    assert_eq!(left, [100]);
+    // Half a number, nothing, numbers of no page, a list that is nowhere.
+    let odd = d.m.place(&[0xff; 7]);
+    for buffer in [(odd, 7, false), (odd, 3, false), (odd, 0, false), (0x10, 8, false)] {
+        for queue in [0, 1] {
+            d.call(queue, &[buffer]);
+        }
+    }
+    assert_eq!(d.status(), 15);
+}
+
+#[test]
+fn balloon_statistics_that_make_no_sense() {
+    let mut d = Driver::start(balloon(), Bus::Mmio, 0);
+    let now = virtio_device_of::<VirtioBalloon>(&*d.device).unwrap();
+    let at = d.m.alloc(4096, 8);
+    d.m.put(at, &[0xff; 4096]);
+    d.send(2, &[(at, 4096, false)]);
+    assert!(now.statistics().len() <= 64, "not without bound");
+    assert!(now.statistics().iter().all(|s| *s == (0xffff, u64::MAX)));
+    // A second buffer pushes the first one out.
+    d.send(2, &[(at, 19, false)]);
+    assert_eq!((d.rings[2].used_index(&d.m), now.statistics().len()), (1, 1));
+    d.send(2, &[(0x10, 100, false)]);
+    assert!(now.statistics().is_empty());
+    assert!(now.request_statistics());
+    d.set_status(0);
+    assert!(!now.request_statistics() && now.statistics().is_empty(), "forgotten in a reset");
+}

@@ -165,7 +165,7 @@ impl VirtioMmio {
             reg::INTERRUPT_ACK => self.interrupt.change(|s| s & !(value as u8)),
             reg::STATUS => {
                 regs.set_status(value as u8);
-                if value == 0 {
+                if value as u8 == 0 {
                     self.interrupt.change(|_| 0);
                 }
             }
@@ -243,6 +243,9 @@ impl Snapshot for VirtioMmio {
     }
     fn restore(&self, payload: &Payload) -> Result<(), SnapshotError> {
         let state: MmioState = decode_payload(SCHEMA, payload)?;
+        if state.interrupt_status & !(INT_VRING | INT_CONFIG) != 0 {
+            return Err(SnapshotError::invalid(SCHEMA, "interrupt_status", "bits set that the register does not have"));
+        }
         lock(&self.regs).restore(SCHEMA, state.virtio)?;
         let mut status = lock(&self.interrupt.status);
         *status = state.interrupt_status;
