@@ -134,6 +134,7 @@ impl Machine {
             helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,
             code_align,
+            flags: code_align == 1,
             code_base: code as usize,
         };
         let mut out = Vec::new();
