@@ -103,6 +103,7 @@ impl<F: GuestFrontend> Machine<F> {
             helpers: helpers.iter().map(|h| h.entry).collect(),
             pin_order: F::PIN_ORDER.to_vec(),
             code_align: F::CODE_ALIGN,
+            flags: F::FLAGS,
             code_base: mapping.code_base(),
         };
         let (emitter, stubs): (Box<dyn Emitter>, Stubs) = if config.interpret {

@@ -156,6 +156,10 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Instructions begin at multiples of this many bytes: 1 or 2.
     const CODE_ALIGN: u32;
 
+    /// The guest has condition flags: blocks may have operations on them, and [`mimus_tcg_ir::flags::FLAGS`] is not
+    /// in [`GuestFrontend::PIN_ORDER`].
+    const FLAGS: bool;
+
     /// Stores to code that is being executed take effect before the next instruction, without any instruction that
     /// says so.
     const COHERENT_CODE: bool;

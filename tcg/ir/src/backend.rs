@@ -208,6 +208,8 @@ pub struct BackendConfig {
     pub pin_order: Vec<Slot>,
     /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
     pub code_align: u32,
+    /// The guest has condition flags: its blocks may have operations on them.
+    pub flags: bool,
     /// First code address (entry-table values are offsets from it). Code, tables and stubs are below 2 GiB.
     pub code_base: usize,
 }

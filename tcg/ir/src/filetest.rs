@@ -6,7 +6,9 @@
 //! ```text
 //! case load sign-extends           # what it shows, to the end of the line
 //! page 0x80000000                  # virtual address of the block's page (this one if left out)
+//! align 1                          # code is aligned to 1 byte; to 2 if left out
 //! s6 = 0x1000                      # slots before; 0 if not named
+//! flags = cz                       # condition flags before; none if left out
 //! env[0x4] = 0x1                   # bytes of the guest's hot state before; 0 if not named
 //! mem.b4 0x1000 = 0x80000000, 1    # memory before, little-endian, elements of 1, 2, 4 or 8 bytes
 //! block start=0x10 len=4 insns=1 {
@@ -29,16 +31,18 @@
 //!
 //! `expect s5 = …`, `expect env[…] = …` and `expect mem.b8 … = …` say what changed: guest slots, hot state and
 //! memory not named must be as before (temporaries are nobody's business). `expect fflags N` are RISC-V's
-//! floating-point flags, 0 if not named. Helpers are the ones of [`helper`].
+//! floating-point flags, 0 if not named. `expect flags = …` are the condition flags, `expect open …` those of them
+//! that are not compared, being undefined. Helpers are the ones of [`helper`].
 
 mod host;
 
 use std::collections::BTreeMap;
 
+use crate::flags::{FLAGS, Flags};
 use crate::interp::{Outcome, run};
 use crate::op::{Block, FIRST_TEMP, PagePc, Size, Slot};
 use crate::text::{Cursor, ParseError, parse_lines, strip_comment};
-use crate::verify::verify;
+use crate::verify::{uses_flags, verify};
 
 pub use host::{FaultKind, FaultRecord, FpFn, HelperEffect, Memory, PAGE, TestHost, helper};
 
@@ -74,6 +78,10 @@ pub struct Case {
     pub env: BTreeMap<i32, u8>,
     /// Memory before.
     pub memory: Memory,
+    /// Guest code is aligned to this many bytes.
+    pub code_align: u64,
+    /// Condition flags that are not compared.
+    pub open: Flags,
     /// What is expected after.
     pub expect: Final,
 }
@@ -126,6 +134,7 @@ impl Case {
         host.slots[..GUEST_SLOTS].copy_from_slice(&self.slots);
         host.env = self.env.clone();
         host.memory = self.memory.clone();
+        host.code_align = self.code_align;
         host
     }
 
@@ -144,7 +153,14 @@ impl Case {
     /// # Errors
     /// What is not as expected, a line each.
     pub fn check(&self, got: &Final) -> Result<(), String> {
-        match self.expect.difference(got) {
+        let (mut want, mut got) = (self.expect.clone(), got.clone());
+        if self.block.ops.iter().any(uses_flags) {
+            for slots in [&mut want.slots, &mut got.slots] {
+                let slot = &mut slots[usize::from(FLAGS.0)];
+                *slot = Flags::unpack(*slot).without(self.open).pack();
+            }
+        }
+        match want.difference(&got) {
             None => Ok(()),
             Some(lines) => Err(format!("case {} (line {}):\n{lines}", self.name, self.line)),
         }
@@ -197,6 +213,7 @@ struct CaseParser {
     name: String,
     line: usize,
     page_base: u64,
+    code_align: u64,
     state: State,
 }
 
@@ -211,7 +228,7 @@ struct State {
 impl CaseParser {
     fn new(name: String, line: usize) -> Self {
         let state = State { slots: [0; GUEST_SLOTS], env: BTreeMap::new(), memory: Memory::default() };
-        CaseParser { name, line, page_base: DEFAULT_PAGE, state }
+        CaseParser { name, line, page_base: DEFAULT_PAGE, code_align: 2, state }
     }
 
     /// Reads the lines after `case`; also answers the line that begins the next case.
@@ -234,6 +251,8 @@ impl CaseParser {
                 if !self.page_base.is_multiple_of(PAGE) {
                     return Err(at.error("the address of a page (a multiple of 0x1000)"));
                 }
+            } else if cursor.eat("align") {
+                self.code_align = cursor.ranged(1, 2, "1 or 2")? as u64;
             } else {
                 self.state.line(&mut cursor)?;
             }
@@ -242,6 +261,7 @@ impl CaseParser {
         let before = self.state.clone();
         let mut ending = None;
         let mut fp_flags = 0;
+        let mut open = Flags::NONE;
         let following = loop {
             let Some((number, line)) = lines.next() else { break None };
             let mut cursor = Cursor::new(line, number);
@@ -255,6 +275,8 @@ impl CaseParser {
                 }
             } else if cursor.eat("fflags") {
                 fp_flags = cursor.byte()?;
+            } else if cursor.eat("open") {
+                open = cursor.flags()?;
             } else {
                 self.state.line(&mut cursor)?;
             }
@@ -271,6 +293,8 @@ impl CaseParser {
             slots: before.slots,
             env: before.env,
             memory: before.memory,
+            code_align: self.code_align,
+            open,
             expect: Final { ending, slots, env, memory, fp_flags: Some(fp_flags) },
         };
         Ok((case, following))
@@ -304,6 +328,11 @@ impl State {
             c.expect("]")?;
             c.expect("=")?;
             self.env.insert(off, c.byte()?);
+            return Ok(());
+        }
+        if c.eat("flags") {
+            c.expect("=")?;
+            self.slots[usize::from(FLAGS.0)] = c.flags()?.pack();
             return Ok(());
         }
         for size in [Size::B1, Size::B2, Size::B4, Size::B8] {

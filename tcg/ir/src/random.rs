@@ -4,7 +4,10 @@
 //! interesting rather than uniform: operands are often edge values, destinations often alias sources, most
 //! accesses hit the mapped window, some miss it, some cross pages, some atomics are misaligned.
 
+mod flagged;
+
 use crate::filetest::{FpFn, GUEST_SLOTS, PAGE, TestHost};
+use crate::flags::Flags;
 use crate::op::*;
 use crate::verify::{alu_type_allowed, un_type_allowed};
 
@@ -142,6 +145,8 @@ pub struct RandomConfig {
     pub fp: bool,
     /// Calls of the test helpers ([`crate::filetest::helper`]).
     pub calls: bool,
+    /// Operations on flags and parts of slots. There must be fewer than 22 integer slots then.
+    pub flags: bool,
     /// Reads and writes of bytes 0 to 7 of the hot state.
     pub env: bool,
     /// Of 100 accesses, how many use an arbitrary address.
@@ -160,6 +165,7 @@ impl Default for RandomConfig {
             small_atomics: false,
             fp: false,
             calls: true,
+            flags: false,
             env: true,
             wild_percent: 4,
         }
@@ -279,12 +285,18 @@ impl Generator<'_> {
             let (off, mask) = (self.rng.below(ENV_BYTES) as i32, 1 + self.rng.below(255) as u8);
             self.ops.push(Op::GuardEnv { off, mask });
         }
+        if self.config.flags && self.rng.chance(5) {
+            self.divide();
+        }
         for _ in 0..self.rng.pick(&[0, 1, 1, 1, 1, 2, 3]) {
             self.op();
         }
     }
 
     fn op(&mut self) {
+        if self.config.flags && self.rng.chance(60) {
+            return self.flagged();
+        }
         match self.rng.below(100) {
             0..36 => self.alu(),
             36..46 => self.un(),
@@ -435,6 +447,9 @@ impl Generator<'_> {
                 Op::JumpReg { base, off, link, hint }
             }
         };
+        if self.config.flags && self.rng.chance(30) {
+            self.ops.push(Op::DeadFlags { mask: Flags::ALL });
+        }
         self.ops.push(op);
     }
 

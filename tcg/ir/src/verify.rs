@@ -293,6 +293,7 @@ pub const fn is_unary(op: FlagOp) -> bool {
 }
 
 /// Whether an operation reads or writes the flags.
+#[inline]
 pub const fn uses_flags(op: &Op) -> bool {
     matches!(
         op,
@@ -329,6 +330,7 @@ pub const fn un_type_allowed(op: UnOp, ty: Ty) -> bool {
 
 /// Calls `f` with each slot whose value the operation depends on (so without a floating-point operation's
 /// unused operands, but with a destination that is replaced in part only).
+#[inline]
 pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
     let mut val = |v: Val| {
         if let Val::Slot(slot) = v {
@@ -419,6 +421,7 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
 
 /// Calls `f` with each slot that the operation itself writes, but for the flags. (A [`CallKind::MayExit`] helper
 /// may write others.)
+#[inline]
 pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
     match *op {
         Op::Alu { d, .. }

@@ -14,11 +14,16 @@ fn everything() -> RandomConfig {
     RandomConfig { fp: true, small_atomics: true, ..RandomConfig::default() }
 }
 
+fn with_flags() -> RandomConfig {
+    RandomConfig { flags: true, int_slots: 16, ..everything() }
+}
+
 #[test]
 fn every_block_verifies_and_survives_the_text_form() {
     for seed in 0..4000 {
         let mut rng = Rng::new(seed);
-        let config = RandomConfig { max_insns: 1 + (seed % 40) as u16, fp: seed % 2 == 0, ..everything() };
+        let kind = if seed % 3 == 0 { with_flags() } else { everything() };
+        let config = RandomConfig { max_insns: 1 + (seed % 40) as u16, fp: seed % 2 == 0, ..kind };
         let block = random_block(&mut rng, &config);
         assert_eq!(verify(&block), Ok(()), "seed {seed}:\n{block}");
         assert_eq!(text::parse(&block.to_string()), Ok(block), "seed {seed}");
@@ -43,9 +48,9 @@ fn a_seed_gives_the_same_block_and_run() {
 fn every_ending_and_operation_is_reached() {
     let mut reached: BTreeMap<String, u32> = BTreeMap::new();
     let mut crossing = 0;
-    for seed in 0..6000 {
+    for seed in 0..9000 {
         let mut rng = Rng::new(seed);
-        let config = everything();
+        let config = if seed % 3 == 0 { with_flags() } else { everything() };
         let block = random_block(&mut rng, &config);
         let mut host = random_host(&mut rng, &RandomConfig { window_pages: 1, ..config.clone() }, common::soft_fp);
         host.memory.map(config.window, config.window_pages * 4096);
@@ -120,7 +125,8 @@ fn damaged_text_does_no_harm() {
     let mut read = 0;
     for seed in 0..3000 {
         let mut rng = Rng::new(seed);
-        let mut bytes = random_block(&mut rng, &everything()).to_string().into_bytes();
+        let config = if seed % 2 == 0 { with_flags() } else { everything() };
+        let mut bytes = random_block(&mut rng, &config).to_string().into_bytes();
         for _ in 0..=rng.below(3) {
             let at = rng.below(bytes.len() as u64) as usize;
             match rng.below(3) {

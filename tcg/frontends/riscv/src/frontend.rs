@@ -230,6 +230,7 @@ impl GuestFrontend for Riscv {
     /// By how often compiled code uses them: argument registers, the stack
     /// pointer, the first saved registers, the return address, then the rest.
     const CODE_ALIGN: u32 = 2;
+    const FLAGS: bool = false;
     // fence.i says so.
     const COHERENT_CODE: bool = false;
     const LENIENT_BUS: bool = false;

@@ -171,6 +171,8 @@ pub struct TestHost {
     pub fault: Option<FaultRecord>,
     /// Floating-point flags, in RISC-V's encoding.
     pub fp_flags: u8,
+    /// Guest code is aligned to this many bytes.
+    pub code_align: u64,
     /// Condition flags whose values the manuals leave open.
     pub undefined: Flags,
     /// Condition flags whose values the block leaves open.
@@ -192,6 +194,7 @@ impl TestHost {
             insn: NO_INSN,
             fault: None,
             fp_flags: 0,
+            code_align: 2,
             undefined: Flags::NONE,
             dropped: Flags::NONE,
             reservation: None,
@@ -286,6 +289,10 @@ impl InterpHost for TestHost {
     fn flags_written(&mut self, written: Flags, undefined: Flags, dropped: Flags) {
         self.undefined = self.undefined.without(written).union(undefined);
         self.dropped = self.dropped.without(written).union(dropped);
+    }
+
+    fn code_align(&self) -> u64 {
+        self.code_align
     }
 
     fn fence(&mut self) {}

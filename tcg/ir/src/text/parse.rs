@@ -534,8 +534,11 @@ impl<'a> Cursor<'a> {
         Ok((a, b, self.val()?))
     }
 
-    /// A set of flags: `cpazso`, or `-`.
-    fn flags(&mut self) -> Parsed<Flags> {
+    /// Takes a set of flags: `cpazso`, or `-`.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub fn flags(&mut self) -> Parsed<Flags> {
         let at = self.clone();
         let letters = if self.eat("-") { "-" } else { self.peek_word() };
         if letters != "-" {

@@ -1,5 +1,6 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
+use super::flags::Routine;
 use super::{Cold, Fixups, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
 use dynasm::dynasm;
@@ -20,7 +21,7 @@ impl Lower<'_> {
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful { from, pc: self.start, flags: None });
+        self.cold.push(Cold::Careful { from, pc: self.start, flags: Routine::NONE });
     }
 
     /// `cmp dword [kick], 0`.

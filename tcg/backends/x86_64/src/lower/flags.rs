@@ -56,6 +56,14 @@ enum How {
     Test,
 }
 
+/// A routine that saves the flags, by its number in [`Lower::routines`]; or none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Routine(u32);
+
+impl Routine {
+    pub(super) const NONE: Routine = Routine(u32::MAX);
+}
+
 /// Where the flags are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlagState {
@@ -64,15 +72,21 @@ pub(super) struct FlagState {
     /// Those that the slot has.
     in_slot: Flags,
     recipe: Option<Recipe>,
-    /// Where the recipe's cold code is, once an access needs it: an index into [`Lower::routines`].
-    routine: Option<u32>,
+    /// Where the recipe's cold code is, once an access needs it.
+    routine: Routine,
     /// Before which operation the flags are to be saved.
     save_before: usize,
 }
 
 impl Default for FlagState {
     fn default() -> FlagState {
-        FlagState { in_host: Flags::NONE, in_slot: Flags::ALL, recipe: None, routine: None, save_before: usize::MAX }
+        FlagState {
+            in_host: Flags::NONE,
+            in_slot: Flags::ALL,
+            recipe: None,
+            routine: Routine::NONE,
+            save_before: usize::MAX,
+        }
     }
 }
 
@@ -262,9 +276,6 @@ impl Lower<'_> {
 
     /// After an operation has been lowered: what is left of the flags.
     pub(super) fn flags_after(&mut self, op: &Op) {
-        if self.needs.is_empty() {
-            return;
-        }
         if self.flags.recipe.is_some_and(|recipe| recipe.is_spoilt_by(op)) && !produces(op) {
             self.flags.recipe = None;
         }
@@ -386,7 +397,7 @@ impl Lower<'_> {
             in_host,
             in_slot: before.in_slot.without(may),
             recipe,
-            routine: None,
+            routine: Routine::NONE,
             save_before: self.plan(recipe, in_host),
         };
         if self.flags.save_before == self.next {
@@ -456,35 +467,35 @@ impl Lower<'_> {
     }
 
     /// For the cold code of an access: the routine that saves the flags, if they are not in their slot.
-    pub(super) fn flags_at_fault(&mut self) -> Option<u32> {
+    pub(super) fn flags_at_fault(&mut self) -> Routine {
         if self.needs.is_empty() {
-            return None;
+            return Routine::NONE;
         }
         // What is needed before the operation: it may fault, so whatever was needed after the one before it.
         let index = self.next.wrapping_sub(2);
         let needed = match self.needs.get(index) {
             Some(needs) => needs.any(),
-            None => return None,
+            None => return Routine::NONE,
         };
         if self.flags.in_slot.contains(needed) {
-            return None;
+            return Routine::NONE;
         }
         let Some(recipe) = self.flags.recipe else {
             debug_assert!(false, "flags {needed} are nowhere at a fault: {:?}", self.flags);
-            return None;
+            return Routine::NONE;
         };
-        if self.flags.routine.is_none() {
+        if self.flags.routine == Routine::NONE {
             let number = self.routines.len() as u32;
             self.routines.push(0);
             self.cold.push(Cold::Flags { recipe, number });
-            self.flags.routine = Some(number);
+            self.flags.routine = Routine(number);
         }
         self.flags.routine
     }
 
     /// In cold code: calls a routine that [`Lower::flags_at_fault`] gave. Clobbers `r14`.
-    pub(super) fn save_at_fault(&mut self, routine: Option<u32>) {
-        if let Some(at) = routine.and_then(|number| self.routines.get(number as usize)) {
+    pub(super) fn save_at_fault(&mut self, routine: Routine) {
+        if let Some(at) = self.routines.get(routine.0 as usize) {
             self.asm.call_back(*at);
         }
     }

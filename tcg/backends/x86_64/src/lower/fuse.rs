@@ -22,7 +22,7 @@ enum How {
     /// `cmp` or `test` of memory with a register.
     WithReg(u8),
     /// `cmp` or `test` of memory with a constant.
-    WithImm(i64),
+    WithImm(i32),
 }
 
 impl Lower<'_> {
@@ -54,7 +54,7 @@ impl Lower<'_> {
             (FlagOp::Sub, None, a, b) if b == loaded => How::OfReg(reg(a)?),
             (FlagOp::And, None, a, b) if b == loaded => How::WithReg(reg(a)?),
             (FlagOp::Sub | FlagOp::And, None, a, Val::Imm(imm)) if a == loaded => {
-                How::WithImm(Some(imm).filter(|imm| size != Size::B8 || fits32(*imm))?)
+                How::WithImm(Some(imm).filter(|imm| size != Size::B8 || fits32(*imm))? as i32)
             }
             (FlagOp::Sub | FlagOp::And, None, a, b) if a == loaded => How::WithReg(reg(b)?),
             _ => return None,
@@ -70,11 +70,11 @@ impl Lower<'_> {
             (Form::Classic(Alu::Sub), How::WithReg(r)) => {
                 self.asm.sized(Map::Base, size, (Alu::Cmp as u8) << 3, r, place);
             }
-            (Form::Classic(Alu::Sub), How::WithImm(imm)) => self.asm.alu_sized_i(Alu::Cmp, size, place, imm),
+            (Form::Classic(Alu::Sub), How::WithImm(imm)) => self.asm.alu_sized_i(Alu::Cmp, size, place, imm.into()),
             (_, How::WithReg(r)) => self.asm.sized(Map::Base, size, 0x84, r, place),
             (_, How::WithImm(imm)) => {
                 self.asm.sized_ext(Map::Base, size, 0xf6, 0, place);
-                self.asm.imm_sized(size, imm);
+                self.asm.imm_sized(size, imm.into());
             }
             (_, How::OfReg(r)) => self.asm.sized(Map::Base, size, (Alu::Cmp as u8) << 3 | 2, r, place),
             (Form::Classic(alu), How::ToReg(r)) => self.asm.sized(Map::Base, size, (alu as u8) << 3 | 2, r, place),

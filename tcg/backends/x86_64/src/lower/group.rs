@@ -22,7 +22,9 @@ pub(super) struct Group {
     base: Slot,
     /// What has been added to the base.
     delta: i32,
-    slow: Slow,
+    /// Its end, and the number of its copy in [`Lower::groups`].
+    end: u32,
+    slow: u32,
 }
 
 /// The copy with checks.
@@ -63,29 +65,39 @@ impl Lower<'_> {
         self.last = None;
         let from = self.check_group(base, extent);
         self.flags_lost();
-        let slow =
-            Slow { from, back: 0, first, end: extent.end, insn: self.insn, boxed: self.boxed, flags: self.flags };
-        self.group = Some(Group { base, delta: 0, slow });
+        let slow = self.groups.len() as u32;
+        self.groups.push(Slow {
+            from,
+            back: 0,
+            first,
+            end: extent.end,
+            insn: self.insn,
+            boxed: self.boxed,
+            flags: self.flags,
+        });
+        self.group = Some(Group { base, delta: 0, end: extent.end as u32, slow });
     }
 
     /// Ends the group if operation `next` is the first after it.
     pub(super) fn leave_group(&mut self, next: usize) {
         if let Some(group) = self.group
-            && group.slow.end == next
+            && group.end as usize == next
         {
             self.group = None;
             // What a load has left in rax is there in both copies.
             let last = self.ops.get(next.wrapping_sub(1));
             self.cached = self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot));
-            let back = self.asm.pos();
-            self.cold.push(Cold::Group(Slow { back, ..group.slow }));
+            if let Some(slow) = self.groups.get_mut(group.slow as usize) {
+                slow.back = self.asm.pos();
+            }
+            self.cold.push(Cold::Group(group.slow));
         }
     }
 
     /// Where an access at `base + off` is, if it belongs to the group.
     pub(super) fn grouped(&self, base: Val, off: i32) -> Option<Rm> {
         let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
-        debug_assert!(self.next <= group.slow.end);
+        debug_assert!(self.next <= group.end as usize);
         Some(Rm::Mem { base: R14, index: None, disp: off.wrapping_add(group.delta) })
     }
 
@@ -130,12 +142,11 @@ impl Lower<'_> {
                 _ if self.keeps_r14(op) => {}
                 _ => break,
             }
-            if let Some(by) = adjustment(op, base) {
-                delta += i64::from(by);
-                continue;
-            }
             if writes(op, base) {
-                break;
+                match adjustment(op, base) {
+                    Some(by) => delta += i64::from(by),
+                    None => break,
+                }
             }
         }
         extent.filter(|_| accesses > 1).map(|extent| (base, extent))
@@ -178,7 +189,8 @@ impl Lower<'_> {
     }
 
     /// The copy of a group with a check per access.
-    pub(super) fn slow_group(&mut self, slow: Slow) {
+    pub(super) fn slow_group(&mut self, number: u32) {
+        let Some(&slow) = self.groups.get(number as usize) else { return };
         self.asm.bind(slow.from);
         (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         (self.cached, self.last) = (None, None);

@@ -4,6 +4,7 @@
 //! a hit and huge otherwise, so one compare finds misses and accesses that leave the page. The address stays
 //! in the base register throughout; the arrays' `addend` makes it a host address.
 
+use super::flags::Routine;
 use super::fuse::Fused;
 use super::{Cold, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
@@ -27,7 +28,7 @@ pub(super) struct Slow {
     /// Displacement of the slot whose value `rax` must hold again.
     reload: Option<i32>,
     /// What saves the flags first.
-    flags: Option<u32>,
+    flags: Routine,
     /// What is done with the value in its stead.
     fused: Option<Fused>,
 }

@@ -17,6 +17,7 @@ mod wide;
 #[cfg(test)]
 pub use fp::result_is_float;
 
+use self::flags::Routine;
 use crate::X86_64;
 use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
@@ -69,7 +70,7 @@ enum Cold {
     CarefulDivision {
         from: Fixups,
         pc: PagePc,
-        flags: Option<u32>,
+        flags: Routine,
     },
     /// The routine that computes flags and saves them.
     Flags {
@@ -84,7 +85,7 @@ enum Cold {
         to: PagePc,
     },
     /// The operations of a group, each with a check of its own.
-    Group(group::Slow),
+    Group(u32),
     /// Exit because of the kick word; continue at `to`.
     Kick {
         from: Fixup,
@@ -99,7 +100,7 @@ enum Cold {
     Careful {
         from: Fixups,
         pc: PagePc,
-        flags: Option<u32>,
+        flags: Routine,
     },
     /// The whole operation in software.
     Fp {
@@ -119,6 +120,7 @@ enum Cold {
 pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
     info.sites.clear();
     info.faults.clear();
+    let needs = if be.config.flags { flags::needs(&block.ops) } else { Vec::new() };
     let mut l = Lower {
         be,
         asm: Asm::new(out, at),
@@ -132,7 +134,9 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         cached: None,
         last: None,
         group: None,
-        needs: flags::needs(&block.ops),
+        groups: Vec::new(),
+        flagged: !needs.is_empty(),
+        needs,
         flags: flags::FlagState::default(),
         kept: false,
         skip: 0,
@@ -176,6 +180,10 @@ struct Lower<'a> {
     last: Option<Slot>,
     /// Accesses that were checked together, while among them.
     group: Option<group::Group>,
+    /// The groups' copies.
+    groups: Vec<group::Slow>,
+    /// Whether the block has to do with flags.
+    flagged: bool,
     /// The flags needed after each operation; empty if the block has none.
     needs: Vec<flags::Needs>,
     /// Where the flags are.
@@ -189,23 +197,44 @@ struct Lower<'a> {
 }
 
 impl Lower<'_> {
+    #[inline]
     fn op(&mut self, op: &Op) {
         if let Op::Insn { pc, len } = *op {
             self.insn = Insn { pc, len };
             return;
         }
         self.last = self.cached.take();
-        let stays = self.last.filter(|slot| self.keeps_rax(op) && !writes(op, *slot));
+        if self.flagged {
+            return self.op_beside_flags(op);
+        }
+        self.lower(op);
+    }
+
+    /// An operation of a block that has to do with flags.
+    #[inline(never)]
+    fn op_beside_flags(&mut self, op: &Op) {
+        if let Op::Load { d, base, off, size, .. } = *op
+            && let Some(fused) = self.fusable(d, size)
+        {
+            return self.load_fused(fused, base, off, size);
+        }
+        let stays = match self.last {
+            Some(slot) if self.keeps_rax(op) && !writes(op, slot) => self.last,
+            _ => None,
+        };
         self.kept = self.keep_flags();
+        self.lower(op);
+        self.cached = self.cached.or(stays);
+        self.flags_after(op);
+    }
+
+    fn lower(&mut self, op: &Op) {
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
             Op::Un { op, ty, d, a } => self.un(op, ty, d, a),
             Op::GetPc { d, pc } => self.get_pc(d, pc),
-            Op::Load { d, base, off, size, ext } => match self.fusable(d, size) {
-                Some(fused) => return self.load_fused(fused, base, off, size),
-                None => self.load(d, base, off, size, ext),
-            },
+            Op::Load { d, base, off, size, ext } => self.load(d, base, off, size, ext),
             Op::Store { src, base, off, size } => self.store(src, base, off, size),
             Op::LoadReserved { d, base, size, ext } => self.load_reserved(d, base, size, ext),
             Op::StoreConditional { d, src, base, size } => {
@@ -245,26 +274,24 @@ impl Lower<'_> {
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
         }
-        self.cached = self.cached.or(stays);
-        self.flags_after(op);
-        self.adjust_group(op);
-        for_each_written(op, |d| {
-            if self.boxes(op, d) {
-                self.boxed |= boxed_bit(d);
-            } else {
-                self.boxed &= !boxed_bit(d);
-            }
-        });
+        if self.group.is_some() {
+            self.adjust_group(op);
+        }
+        if let Some(d) = self.boxes(op) {
+            self.boxed |= boxed_bit(d);
+        } else if self.boxed != 0 {
+            for_each_written(op, |d| self.boxed &= !boxed_bit(d));
+        }
     }
 
-    /// Whether an operation leaves a NaN-boxed single in its destination's memory.
-    fn boxes(&self, op: &Op, d: Slot) -> bool {
-        let boxes = match *op {
-            Op::Fp { op, fmt, .. } => fmt == FpFmt::F32 && fp::result_is_float(op),
-            Op::Load { size, ext, .. } => size == Size::B4 && ext == Ext::Ones,
-            _ => false,
+    /// The slot in whose memory an operation leaves a NaN-boxed single.
+    fn boxes(&self, op: &Op) -> Option<Slot> {
+        let d = match *op {
+            Op::Fp { op, fmt: FpFmt::F32, d, .. } if fp::result_is_float(op) => d,
+            Op::Load { d, size: Size::B4, ext: Ext::Ones, .. } => d,
+            _ => return None,
         };
-        boxes && self.be.pin_of(d).is_none()
+        Some(d).filter(|d| self.be.pin_of(*d).is_none())
     }
 
     /// Where a slot lives.
@@ -457,6 +484,10 @@ impl Lower<'_> {
     /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.
     fn keeps_rax(&self, op: &Op) -> bool {
         let pinned = |d: Slot| self.be.pin_of(d).is_some();
+        // Other guests are not worth the time.
+        if !self.flagged {
+            return false;
+        }
         match *op {
             Op::DeadFlags { .. } => true,
             Op::Lea { d, .. } => pinned(d),

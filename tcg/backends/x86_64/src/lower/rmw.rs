@@ -4,6 +4,7 @@
 //! The access needs store permission only, which on guests that have these instructions includes loads.
 
 use super::flagged::{Form, form_of};
+use super::flags::Routine;
 use super::mem::Address;
 use super::{Cold, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, RCX, Rm, fits32};
@@ -28,7 +29,7 @@ pub(super) struct Slow {
     d: Option<Slot>,
     insn: Insn,
     /// What saves the flags first.
-    flags: Option<u32>,
+    flags: Routine,
     /// The flags are wanted in the host's afterwards.
     restore: bool,
 }

@@ -1,5 +1,6 @@
 //! Multiplication to, and division of, twice the width: the host's own instructions, on `rdx:rax`.
 
+use super::flags::Routine;
 use super::{Cold, Fixups, Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RDX, Rm, fits32};
 use dynasm::dynasm;
@@ -13,10 +14,9 @@ pub(super) struct SlowDivision {
     back: u32,
     size: Size,
     high: Opnd,
-    careful: Fixups,
     pc: mimus_tcg_ir::PagePc,
     /// What saves the flags before leaving.
-    flags: Option<u32>,
+    flags: Routine,
 }
 
 impl Lower<'_> {
@@ -130,7 +130,7 @@ impl Lower<'_> {
 
     /// The plain case is a dividend that is the sign extension of its low half, and a divisor that is neither 0
     /// nor −1.
-    fn divide_signed(&mut self, size: Size, [hi, lo, b]: [Opnd; 3], careful: &mut Fixups, flags: Option<u32>) {
+    fn divide_signed(&mut self, size: Size, [hi, lo, b]: [Opnd; 3], careful: &mut Fixups, flags: Routine) {
         let w = size == Size::B8;
         let code = |l: &mut Self| {
             if w {
@@ -159,7 +159,7 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, w, 0xf7, 7, Rm::Reg(R14));
         let back = self.asm.pos();
         let pc = self.insn.pc;
-        let slow = SlowDivision { from, back, size, high: hi, careful: Fixups::default(), pc, flags };
+        let slow = SlowDivision { from, back, size, high: hi, pc, flags };
         self.cold.push(Cold::Division(slow));
     }
 
@@ -178,7 +178,7 @@ impl Lower<'_> {
             );
         }
         self.asm.call_abs(self.be.stubs.divide);
-        let mut careful = slow.careful;
+        let mut careful = Fixups::default();
         careful.add(self.asm.jcc(Cc::B));
         if slow.size == Size::B4 {
             dynasm!(self.asm ; .arch x64 ; movsxd r14, eax ; cmp r14, rax);
@@ -190,7 +190,7 @@ impl Lower<'_> {
     }
 
     /// Leaves before a division that cannot be done.
-    pub(super) fn careful_division(&mut self, from: Fixups, pc: mimus_tcg_ir::PagePc, flags: Option<u32>) {
+    pub(super) fn careful_division(&mut self, from: Fixups, pc: mimus_tcg_ir::PagePc, flags: Routine) {
         if from.0.iter().all(Option::is_none) {
             return;
         }

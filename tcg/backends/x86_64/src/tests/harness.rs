@@ -103,11 +103,6 @@ impl Machine {
 
     /// A machine whose code is aligned so.
     pub fn with_code_align(pin_order: Vec<Slot>, code_align: u32) -> Machine {
-        let rw = libc::PROT_READ | libc::PROT_WRITE;
-        let code = map(CODE_SIZE, rw | libc::PROT_EXEC, libc::MAP_32BIT);
-        let context = map(ContextLayout::SIZE, rw, 0);
-        let tables = map(4 * 8192, rw, libc::MAP_32BIT).cast::<u32>();
-        let data = map(DATA_LEN as usize, rw, 0);
         let guest = offset_of!(Env, guest);
         let config = BackendConfig {
             env: EnvLayout {
@@ -134,8 +129,30 @@ impl Machine {
             helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,
             code_align,
-            code_base: code as usize,
+            flags: code_align == 1,
+            code_base: 0,
         };
+        let m = Machine::with_config(config);
+        let l = ContextLayout::STANDARD;
+        for page in 0..3u64 {
+            let va = DATA + page * 4096;
+            m.context_entry(l.read_tag, va, va);
+            m.context_entry(l.addend, va, (m.data as u64).wrapping_sub(DATA));
+            if page < 2 {
+                m.context_entry(l.write_tag, va, va);
+            }
+        }
+        m
+    }
+
+    /// A machine with an empty context; `config` says everything but where the code is.
+    pub fn with_config(config: BackendConfig) -> Machine {
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        let code = map(CODE_SIZE, rw | libc::PROT_EXEC, libc::MAP_32BIT);
+        let context = map(ContextLayout::SIZE, rw, 0);
+        let tables = map(4 * 8192, rw, libc::MAP_32BIT).cast::<u32>();
+        let data = map(DATA_LEN as usize, rw, 0);
+        let config = BackendConfig { code_base: code as usize, ..config };
         let mut out = Vec::new();
         let (backend, stubs) = X86_64::new(config, &mut out).expect("a host that can");
         let m = Machine { backend, stubs, code, blocks_at: 0, context, tables, data };
@@ -144,14 +161,6 @@ impl Machine {
         for tags in [l.read_tag, l.write_tag, l.exec_tag] {
             // Zero is an empty entry everywhere but in the first one.
             m.context_entry(tags, 0, !0);
-        }
-        for page in 0..3u64 {
-            let va = DATA + page * 4096;
-            m.context_entry(l.read_tag, va, va);
-            m.context_entry(l.addend, va, (data as u64).wrapping_sub(DATA));
-            if page < 2 {
-                m.context_entry(l.write_tag, va, va);
-            }
         }
         Machine { blocks_at: code as usize + out.len(), ..m }
     }
@@ -176,6 +185,18 @@ impl Machine {
         assert!(offset < 4 * 8192);
         // SAFETY: checked to be inside the tables' mapping.
         unsafe { at.write(value) }
+    }
+
+    /// Enters generated code at `code` with the environment at `env`, which is laid out as the backend was told.
+    pub fn enter(&self, env: *mut u8, code: usize) {
+        let enter = self.stubs.enter;
+        // SAFETY: `enter` is a C function of this signature; generated code finds its context by the gs base, which
+        // nothing else on this host uses.
+        unsafe {
+            asm!("wrgsbase {}", in(reg) self.context);
+            let enter: extern "C" fn(*mut u8, usize) = std::mem::transmute(enter);
+            enter(env, code);
+        }
     }
 
     /// Runs `code` on `env` with the guest's memory in place; gives how it ended.
