@@ -49,6 +49,8 @@ pub struct Features {
     pub bmi1: bool,
     /// KVM's signature and paravirtual features are shown.
     pub kvm: bool,
+    /// Instruction sets, by the decoder's numbers.
+    pub(crate) isa: Vec<bool>,
     pub phys_bits: u8,
     vendor: [u32; 3],
     signature: u32,
@@ -72,7 +74,7 @@ impl Features {
             0 => 36,
             bits => bits,
         };
-        Self {
+        let mut features = Self {
             pdpe1gb: set.has_name("pdpe1gb"),
             long_mode,
             nx: set.has_name("nx"),
@@ -85,8 +87,11 @@ impl Features {
             signature: signature(model),
             brand,
             index,
+            isa: Vec::new(),
             set,
-        }
+        };
+        features.isa = crate::decode::instruction_sets(&features);
+        features
     }
 
     /// Whether the model has a feature, by name.

@@ -67,7 +67,12 @@ fn available(insn: &Instruction, f: &Features) -> bool {
         // 64-bit processors have it, or do nothing.
         return f.has("3dnowprefetch") || f.long_mode;
     }
-    insn.cpuid_features().iter().all(|&feature| has(feature, f))
+    insn.cpuid_features().iter().all(|&feature| f.isa[feature as usize])
+}
+
+/// Which of the decoder's instruction sets the model has.
+pub fn instruction_sets(f: &Features) -> Vec<bool> {
+    CpuidFeature::values().map(|feature| has(feature, f)).collect()
 }
 
 fn has(feature: CpuidFeature, f: &Features) -> bool {
