@@ -17,6 +17,7 @@ const HAVE: &[&str] = &[
     "xsave", "hypervisor", "arat", "fsgsbase", "tsc-adjust", "smep", "erms", "invpcid", "rdseed", "rdrand", "smap",
     "clflushopt", "clwb", "umip", "la57", "rdpid", "fsrm", "xsaveopt", "xsavec", "xgetbv1", "syscall", "nx",
     "pdpe1gb", "rdtscp", "lm", "lahf-lm", "cr8legacy", "3dnowprefetch", "invtsc", "wbnoinvd",
+    "kvmclock", "kvmclock-stable-bit", "kvm-nopiodelay",
 ];
 
 /// What runs on the host's own units, if it has them.
@@ -25,8 +26,9 @@ const NEED_HOST: &[&str] = &[
     "lzcnt", "sha-ni", "vaes", "vpclmulqdq", "gfni", "sse4a", "misalignsse",
 ];
 
-/// Leaf 0x4000_0000: 12 characters.
+/// Leaf 0x4000_0000: 12 characters. KVM's, of a model with KVM's paravirtual features.
 const SIGNATURE: &[u8; 12] = b"MimusMimusMi";
+const KVM_SIGNATURE: &[u8; 12] = b"KVMKVMKVM\0\0\0";
 
 /// The features that can be had on this host.
 pub fn supported() -> X86Features {
@@ -45,6 +47,10 @@ pub struct Features {
     pub avx: bool,
     pub lzcnt: bool,
     pub bmi1: bool,
+    /// KVM's signature and paravirtual features are shown.
+    pub kvm: bool,
+    /// Instruction sets, by the decoder's numbers.
+    pub(crate) isa: Vec<bool>,
     pub phys_bits: u8,
     vendor: [u32; 3],
     signature: u32,
@@ -68,20 +74,24 @@ impl Features {
             0 => 36,
             bits => bits,
         };
-        Self {
+        let mut features = Self {
             pdpe1gb: set.has_name("pdpe1gb"),
             long_mode,
             nx: set.has_name("nx"),
             avx: set.has_name("avx") && set.has_name("xsave"),
             lzcnt: set.has_name("lzcnt"),
             bmi1: set.has_name("bmi1"),
+            kvm: model.kvm && set.has_name("hypervisor"),
             phys_bits,
             vendor: [word(0), word(4), word(8)],
             signature: signature(model),
             brand,
             index,
+            isa: Vec::new(),
             set,
-        }
+        };
+        features.isa = crate::decode::instruction_sets(&features);
+        features
     }
 
     /// Whether the model has a feature, by name.
@@ -153,9 +163,11 @@ pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
         0x15 => [1, st.tsc_khz / 25_000, 25_000_000, 0],
         0x16 => [st.tsc_khz / 1000, st.tsc_khz / 1000, 100, 0],
         0x4000_0000 if f.has("hypervisor") => {
-            let at = |i: usize| u32::from_le_bytes([SIGNATURE[i], SIGNATURE[i + 1], SIGNATURE[i + 2], SIGNATURE[i + 3]]);
-            [0x4000_0000, at(0), at(4), at(8)]
+            let name = if f.kvm { KVM_SIGNATURE } else { SIGNATURE };
+            let at = |i: usize| u32::from_le_bytes([name[i], name[i + 1], name[i + 2], name[i + 3]]);
+            [0x4000_0001, at(0), at(4), at(8)]
         }
+        0x4000_0001 if f.has("hypervisor") && f.kvm => [word(FeatureWord::KvmEax), 0, 0, 0],
         0x8000_0000 => [0x8000_0008, f.vendor[0], f.vendor[2], f.vendor[1]],
         0x8000_0001 => {
             let mut edx = word(FeatureWord::F81Edx);

@@ -64,9 +64,15 @@ pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usiz
 /// Whether the model has the instruction.
 fn available(insn: &Instruction, f: &Features) -> bool {
     if matches!(insn.mnemonic(), Mnemonic::Prefetch | Mnemonic::Prefetchw) {
-        return f.has("3dnowprefetch");
+        // 64-bit processors have it, or do nothing.
+        return f.has("3dnowprefetch") || f.long_mode;
     }
-    insn.cpuid_features().iter().all(|&feature| has(feature, f))
+    insn.cpuid_features().iter().all(|&feature| f.isa[feature as usize])
+}
+
+/// Which of the decoder's instruction sets the model has.
+pub fn instruction_sets(f: &Features) -> Vec<bool> {
+    CpuidFeature::values().map(|feature| has(feature, f)).collect()
 }
 
 fn has(feature: CpuidFeature, f: &Features) -> bool {

@@ -238,6 +238,7 @@ pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
     // A stop goes on where it was.
     cpu.head.pc = pc;
     interrupt::raise(cpu, exception, ip);
+    cpu.guest.st.update_guards();
     cpu.switch_context();
 }
 
@@ -269,6 +270,7 @@ fn deliver(cpu: &mut X86Cpu, vector: u8) {
     cpu.guest.deliveries += 1;
     let ip = ip_of(cpu, cpu.head.pc);
     interrupt::hardware(cpu, vector, ip);
+    cpu.guest.st.update_guards();
     cpu.switch_context();
     cpu.head.exit_request = 0;
 }
@@ -552,6 +554,7 @@ fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     }
     cpu.set_ip(registers.ip);
     cpu.head.exit_request = 0;
+    cpu.guest.st.update_guards();
     cpu.switch_context();
 }
 

@@ -24,6 +24,7 @@ pub mod frontend;
 pub mod helper_ids;
 pub mod host;
 pub mod interrupt;
+pub mod kvmclock;
 pub mod msr;
 pub mod native;
 pub mod paging;

@@ -9,6 +9,7 @@ use mimus_core::accel::SysReg;
 
 use crate::exception::{Exception, Result};
 use crate::host::{Flush, Host};
+use crate::kvmclock;
 use crate::state::{FS, GS, State};
 
 /// Variable ranges of the MTRRs.
@@ -49,6 +50,9 @@ pub struct Msrs {
     pub mtrr_def_type: u64,
     pub mtrr_fixed: [u64; 11],
     pub mtrr_variable: [u64; 2 * MTRR_RANGES],
+    /// KVM's clock, see [`crate::kvmclock`].
+    pub wall_clock: u64,
+    pub system_time: u64,
 }
 
 impl Msrs {
@@ -76,6 +80,8 @@ impl Msrs {
             mtrr_def_type: 0,
             mtrr_fixed: [0; 11],
             mtrr_variable: [0; 2 * MTRR_RANGES],
+            wall_clock: 0,
+            system_time: 0,
         }
     }
 
@@ -99,6 +105,8 @@ impl Msrs {
             number::XSS => &mut self.xss,
             number::MCG_STATUS => &mut self.mcg_status,
             number::MTRR_DEF_TYPE => &mut self.mtrr_def_type,
+            kvmclock::WALL_CLOCK => &mut self.wall_clock,
+            kvmclock::SYSTEM_TIME => &mut self.system_time,
             _ => {
                 if let Some(i) = FIXED.iter().position(|&n| n == index) {
                     return Some(&mut self.mtrr_fixed[i]);
@@ -111,7 +119,9 @@ impl Msrs {
 
     /// The numbers [`Msrs::stored`] knows.
     pub fn stored_numbers() -> impl Iterator<Item = u32> {
-        const NAMED: [u32; 17] = [
+        const NAMED: [u32; 19] = [
+            kvmclock::WALL_CLOCK,
+            kvmclock::SYSTEM_TIME,
             number::SYSENTER_CS,
             number::SYSENTER_ESP,
             number::SYSENTER_EIP,
@@ -152,6 +162,7 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
     let long = st.features.long_mode;
     Ok(match index {
         number::TSC => st.tsc(now),
+        _ if kvmclock::is_clock(index) && kvmclock::available(st) => kvmclock::read(st, index),
         MPERF | APERF => st.tsc(now),
         number::EFER if long || st.features.nx => st.efer,
         number::FS_BASE if long => st.seg[FS].base,
@@ -183,6 +194,7 @@ fn exists(st: &State, index: u32) -> bool {
         number::TSC_ADJUST => st.features.has("tsc-adjust"),
         number::SPEC_CTRL => st.features.has("spec-ctrl"),
         number::XSS => st.features.has("xsaves"),
+        _ if kvmclock::is_clock(index) => false,
         _ => true,
     }
 }
@@ -200,11 +212,14 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
             let delta = value.wrapping_sub(st.tsc(now));
             st.msrs.tsc_adjust = st.msrs.tsc_adjust.wrapping_add(delta);
             st.set_tsc(now, value);
+            kvmclock::refresh(h);
         }
+        _ if kvmclock::is_clock(index) && kvmclock::available(st) => return kvmclock::write(h, index, value),
         number::TSC_ADJUST if exists(st, index) => {
             let delta = value.wrapping_sub(st.msrs.tsc_adjust);
             st.tsc_offset = st.tsc_offset.wrapping_add(delta);
             st.msrs.tsc_adjust = value;
+            kvmclock::refresh(h);
         }
         number::EFER => return write_efer(h, value),
         number::FS_BASE | number::GS_BASE if st.features.long_mode => {

@@ -73,6 +73,8 @@ pub struct State {
     pub mxcsr: u32,
     /// The x87 control word while the vCPU runs.
     pub fcw: u16,
+    /// 1 if SSE instructions cannot be used: see [`State::update_guards`].
+    pub sse_off: u8,
     /// The current privilege level.
     pub cpl: u8,
     /// [`SYSTEM`] flags.
@@ -130,6 +132,7 @@ impl State {
             fx: FxArea([0; 512]),
             mxcsr: MXCSR_RESET,
             fcw: FCW_RESET,
+            sse_off: 1,
             cpl: 0,
             flags: 0,
             seg: [Segment::default(); 6],
@@ -186,6 +189,12 @@ impl State {
         } else {
             Mode::Protected
         }
+    }
+
+    /// Sets what translated code looks at, after control registers may have changed.
+    pub fn update_guards(&mut self) {
+        let on = self.cr0 & (CR0_EM | CR0_TS) == 0 && self.cr4 & CR4_OSFXSR != 0;
+        self.sse_off = u8::from(!on);
     }
 
     /// IA-32e mode is active.

@@ -18,7 +18,7 @@ use crate::exception::{Exception, Result};
 use crate::frontend::{X86, X86Cpu, decode_packed, ip_of, raise};
 use crate::helper_ids::COUNT;
 use crate::host::Host;
-use crate::native::{Unit, unit_of};
+use crate::native::{Built, Unit, unit_of};
 use crate::segment;
 use crate::state::{Mode, mask};
 use crate::translate::{is_high, segment_number};
@@ -27,11 +27,13 @@ use crate::translate::{is_high, segment_number};
 const DECODED: usize = 1024;
 
 /// A decoded instruction.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) struct Decoded {
     packed: Packed,
     insn: Instruction,
     run: fn(&mut Exec<'_>) -> Result<()>,
+    /// Of an instruction that runs on the host's units: its stub, valid in this generation of the stubs.
+    built: Option<(Built, u32)>,
 }
 
 pub(crate) fn no_decoded() -> Vec<Option<Decoded>> {
@@ -61,6 +63,8 @@ pub(crate) struct Exec<'a> {
     pub pc: u64,
     /// Offset in CS of the next one.
     pub next: u64,
+    /// See [`Decoded::built`].
+    built: Option<(Built, u32)>,
 }
 
 fn slot_of(packed: &Packed) -> usize {
@@ -73,11 +77,11 @@ fn decoded(cpu: &mut X86Cpu, packed: Packed, pc: u64) -> Decoded {
     if let Some(d) = &cpu.guest.decoded[slot]
         && d.packed == packed
     {
-        return d.clone();
+        return *d;
     }
     let insn = decode_packed(cpu, &packed, pc);
-    let d = Decoded { packed, insn, run: runner(&insn) };
-    cpu.guest.decoded[slot] = Some(d.clone());
+    let d = Decoded { packed, insn, run: runner(&insn), built: None };
+    cpu.guest.decoded[slot] = Some(d);
     d
 }
 
@@ -91,6 +95,15 @@ fn runner(insn: &Instruction) -> fn(&mut Exec<'_>) -> Result<()> {
     })
 }
 
+/// Remembers an instruction's stub.
+fn keep(x: &mut Exec<'_>, built: (Built, u32)) {
+    if let Some(d) = &mut x.cpu.guest.decoded[slot_of(&x.packed)]
+        && d.packed == x.packed
+    {
+        d.built = Some(built);
+    }
+}
+
 /// Executes an instruction.
 fn execute(cpu: &mut X86Cpu, low: u64, high: u64, offset: u64) -> u64 {
     let (pc, len) = cpu.current_insn();
@@ -99,8 +112,10 @@ fn execute(cpu: &mut X86Cpu, low: u64, high: u64, offset: u64) -> u64 {
     let d = decoded(cpu, packed, pc);
     cpu.guest.leave = false;
     let next = ip_of(cpu, pc).wrapping_add(u64::from(len)) & cpu.guest.st.ip_mask();
-    let mut exec = Exec { cpu, insn: d.insn, packed, offset, pc, next };
-    if let Err(exception) = (d.run)(&mut exec) {
+    let mut exec = Exec { cpu, insn: d.insn, packed, offset, pc, next, built: d.built };
+    let result = (d.run)(&mut exec);
+    cpu.guest.st.update_guards();
+    if let Err(exception) = result {
         raise(cpu, exception, pc);
         return 0;
     }

@@ -42,16 +42,19 @@ pub(super) fn integer(x: &mut Exec<'_>) -> Result<()> {
 }
 
 fn built(x: &mut Exec<'_>) -> Result<Built> {
-    if let Some(built) = x.cpu.guest.native.find(&x.packed) {
+    let generation = x.cpu.guest.native.generation();
+    if let Some((built, of)) = x.built
+        && of == generation
+    {
         return Ok(built);
     }
-    match x.cpu.guest.native.build(x.packed, &x.insn) {
-        Some(built) => Ok(built),
-        None => {
-            log::warn!("no way to execute {:?} at {:#x}: #UD", x.insn.code(), x.pc);
-            Err(Exception::UD)
-        }
-    }
+    let Some(built) = x.cpu.guest.native.build(&x.insn) else {
+        log::warn!("no way to execute {:?} at {:#x}: #UD", x.insn.code(), x.pc);
+        return Err(Exception::UD);
+    };
+    let generation = x.cpu.guest.native.generation();
+    super::keep(x, (built, generation));
+    Ok(built)
 }
 
 /// Whether the unit may be used (SDM volume 3 section 2.5, table 2-2; volume 1 section 13.5).

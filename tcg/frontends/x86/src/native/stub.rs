@@ -62,19 +62,12 @@ fn number(r: Register) -> u8 {
     r.full_register().number() as u8
 }
 
-/// Builds stubs and keeps them by the instruction's bytes.
+/// Builds stubs.
 pub struct Native {
     arena: Arena,
-    cache: Vec<Option<([u64; 2], Built)>>,
+    generation: u32,
     info: InstructionInfoFactory,
     avx: bool,
-}
-
-const CACHE: usize = 2048;
-
-fn slot_of(key: &[u64; 2]) -> usize {
-    let mix = (key[0] ^ key[1].rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mix >> 40) as usize % CACHE
 }
 
 impl Native {
@@ -86,35 +79,31 @@ impl Native {
         let arena = Arena::new().map_err(|e| format!("executable memory: {e}"))?;
         Ok(Self {
             arena,
-            cache: vec![None; CACHE],
+            generation: 0,
             info: InstructionInfoFactory::new(),
             avx: is_x86_feature_detected!("avx"),
         })
     }
 
-    /// The stub kept for these bytes.
-    pub fn find(&self, key: &[u64; 2]) -> Option<Built> {
-        match &self.cache[slot_of(key)] {
-            Some((k, built)) if k == key => Some(*built),
-            _ => None,
-        }
+    /// Stubs of earlier generations are not there any more.
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
-    /// Makes the stub for an instruction and keeps it; `None` if it cannot be one.
-    pub fn build(&mut self, key: [u64; 2], insn: &Instruction) -> Option<Built> {
+    /// Makes the stub for an instruction; `None` if it cannot be one.
+    pub fn build(&mut self, insn: &Instruction) -> Option<Built> {
         let mut code = Vec::new();
         let mut built = self.emit(insn, &mut code)?;
         let at = match self.arena.push(&code) {
             Some(at) => at,
             None => {
                 self.arena.clear();
-                self.cache.fill(None);
+                self.generation = self.generation.wrapping_add(1);
                 self.arena.push(&code)?
             }
         };
         // SAFETY: a function of this type has just been written there.
         built.run = unsafe { std::mem::transmute::<usize, StubFn>(at) };
-        self.cache[slot_of(&key)] = Some((key, built));
         Some(built)
     }
 

@@ -13,6 +13,7 @@ mod arith;
 mod flow;
 mod moves;
 mod operands;
+mod vector;
 
 pub(crate) use operands::{is_high, segment as segment_number};
 
@@ -142,7 +143,7 @@ impl Tr<'_> {
             return Flow::End;
         }
         let before = self.block.ops.len();
-        if let Some(flow) = self.arith().or_else(|| self.moves()).or_else(|| self.control()) {
+        if let Some(flow) = self.arith().or_else(|| self.moves()).or_else(|| self.control()).or_else(|| self.vector()) {
             return flow;
         }
         // Nothing of an attempt that was given up stays.
