@@ -16,7 +16,7 @@ use mimus_tcg_exec::vcpu::TcgVcpu;
 use mimus_tcg_frontend_riscv::frontend::{Riscv, SUPPORTED};
 
 const NAME: &str = "tcg";
-const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };
+const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: false };
 const MIB: u64 = 1 << 20;
 
 /// The translator.

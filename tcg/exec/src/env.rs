@@ -117,6 +117,7 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) interp_blocks: HashMap<usize, Rc<Block>>,
     /// Waits for an interrupt.
     pub halted: bool,
+    pub(crate) debug: crate::debug::DebugState,
     /// Valid while `running`.
     io: Option<NonNull<dyn CpuIo>>,
     running: bool,
@@ -159,6 +160,7 @@ impl<F: GuestFrontend> Cpu<F> {
             scratch: Default::default(),
             interp_blocks: HashMap::new(),
             halted: false,
+            debug: Default::default(),
             io: None,
             running: false,
         })

@@ -319,9 +319,13 @@ impl CodeStore {
         }
     }
 
-    /// Withdraws all blocks of a page.
+    /// Withdraws all blocks of a page; a translation begun before is stale.
     pub fn withdraw_page(&self, page: PageKey) {
-        self.withdraw(&mut self.lock(), page);
+        let mut inner = self.lock();
+        if let Some(p) = inner.pages.get_mut(&page) {
+            p.stores = p.stores.wrapping_add(1);
+        }
+        self.withdraw(&mut inner, page);
     }
 
     fn withdraw(&self, inner: &mut Inner, page: PageKey) {
