@@ -9,6 +9,7 @@ mod argv;
 mod catalog;
 mod cli;
 mod console;
+mod gdb;
 mod host;
 mod logging;
 mod monitor;

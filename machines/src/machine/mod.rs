@@ -24,7 +24,7 @@ pub mod peripherals;
 pub mod saved;
 
 pub use builder::{HostIo, MachineBuilder, MachineSpec, RamRange};
-pub use control::{MachineControl, Request, RunEnd, RunState};
+pub use control::{MachineControl, Notice, Request, RunEnd, RunState};
 pub use cpu_io::{CpuHooks, CpuInterrupts, Hypercalls};
 pub use host::Host;
 pub use machine::{Board, Machine, Policy, PowerOn, SetUp};
