@@ -27,13 +27,7 @@ pub struct KvmOptions {
 
 impl Default for KvmOptions {
     fn default() -> Self {
-        Self {
-            device: PathBuf::from("/dev/kvm"),
-            irqchip: None,
-            dirty_ring: 0,
-            halt_poll_ns: None,
-            pit_reinject: true,
-        }
+        Self { device: PathBuf::from("/dev/kvm"), irqchip: None, dirty_ring: 0, halt_poll_ns: None, pit_reinject: true }
     }
 }
 

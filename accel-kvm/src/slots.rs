@@ -192,8 +192,7 @@ impl Slots {
     pub fn drop_shadows(&self, scratch: &Arc<RamBlock>) -> Result<(), kvm_ioctls::Error> {
         let mut state = self.lock();
         let end = state.slots.values().next_back().map_or(0, |s| s.map.base + s.map.len);
-        let map =
-            Mapping { base: end + PAGE_SIZE, len: PAGE_SIZE, block: scratch.clone(), offset: 0, readonly: false };
+        let map = Mapping { base: end + PAGE_SIZE, len: PAGE_SIZE, block: scratch.clone(), offset: 0, readonly: false };
         let id = state.free.pop().unwrap_or_else(|| {
             state.next += 1;
             state.next - 1

@@ -2,10 +2,12 @@
 //!
 //! One folder per class; a class's `host/` modules are the host side (files, sockets, terminals) and
 //! know no registers.
+pub mod acpi;
 pub mod block;
 pub mod char;
 pub mod input;
 pub mod irqchip;
+pub mod isa;
 pub mod misc;
 pub mod net;
 pub mod pci;

@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod memory;
+pub mod pci;
 pub mod state;
 
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use mimus_core::clock::{Timer, TimerQueue, VirtualClock};
 use mimus_core::device::{Lifecycle, MmioDevice, PioDevice, ResetPhase, lock};
 use mimus_core::irq::{IrqController, IrqLine};
 use mimus_core::memory::{AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking};
-use mimus_core::snapshot::SaveRestore;
+use mimus_core::snapshot::{SaveRestore, Snapshot};
 
 /// A virtual clock and its timers, on the test's thread.
 pub struct Bench {
@@ -179,4 +180,11 @@ impl Ram {
     pub fn put(&self, at: u64, bytes: &[u8]) {
         assert!(self.space.load_bytes(GuestPhys(at), bytes).is_ok());
     }
+}
+
+/// The same for devices that are not in one mutex.
+pub fn assert_snapshot_round_trip(from: &impl Snapshot, to: &impl Snapshot) {
+    let state = from.save().unwrap();
+    to.restore(&state).unwrap();
+    assert_eq!(to.save().unwrap(), state);
 }

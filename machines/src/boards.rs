@@ -7,7 +7,7 @@ use mimus_core::arch::x86::X86Model;
 use crate::config::keyval::nearest;
 use crate::config::{ConfigError, MachineConfig};
 use crate::machine::{Host, Machine, MachineError};
-use crate::riscv;
+use crate::{riscv, x86};
 
 /// One board.
 pub struct BoardEntry {
@@ -26,14 +26,40 @@ pub struct BoardEntry {
 }
 
 /// The boards, the default of each guest before its others.
-pub const BOARDS: &[BoardEntry] = &[BoardEntry {
-    name: "virt",
-    aliases: &[],
-    summary: "RISC-V VirtIO board",
-    guests: &[GuestArch::Riscv64],
-    own_firmware: false,
-    build: riscv::virt::build,
-}];
+pub const BOARDS: &[BoardEntry] = &[
+    BoardEntry {
+        name: "virt",
+        aliases: &[],
+        summary: "RISC-V VirtIO board",
+        guests: &[GuestArch::Riscv64],
+        own_firmware: false,
+        build: riscv::virt::build,
+    },
+    BoardEntry {
+        name: "q35",
+        aliases: &["pc-q35"],
+        summary: "PC with PCI Express (Q35, ICH9)",
+        guests: &[GuestArch::X86_64, GuestArch::I386],
+        own_firmware: true,
+        build: x86::pc::build_q35,
+    },
+    BoardEntry {
+        name: "pc",
+        aliases: &["pc-i440fx"],
+        summary: "PC with PCI (440FX, PIIX3)",
+        guests: &[GuestArch::X86_64, GuestArch::I386],
+        own_firmware: true,
+        build: x86::pc::build_pc,
+    },
+    BoardEntry {
+        name: "microvm",
+        aliases: &[],
+        summary: "little more than virtio devices; starts fastest",
+        guests: &[GuestArch::X86_64, GuestArch::I386],
+        own_firmware: false,
+        build: x86::microvm::build,
+    },
+];
 
 /// The boards of a guest, the default first.
 pub fn of(guest: GuestArch) -> impl Iterator<Item = &'static BoardEntry> {

@@ -1,10 +1,10 @@
 //! Every device model of this program: what `-device` can name.
 
 use mimus_core::device::{ModelEntry, Registry, UnknownModel};
-use mimus_devices::virtio;
+use mimus_devices::{isa, virtio};
 
 /// The models, by class.
-pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS]);
+pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS]);
 
 /// Short names, as QEMU has them.
 const ALIASES: &[(&str, &str)] = &[

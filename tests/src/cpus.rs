@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mimus_arch::riscv::RiscvState;
 use mimus_arch::{CpuModel, CpuState, GuestArch, StateGroups};
 use mimus_core::accel::{
-    Accelerator, AccelVm, CpuIo, CpuPin, HypercallResult, RemoteFence, Vcpu, VcpuExit, VcpuHandle, VcpuIndex, VmConfig,
+    AccelVm, Accelerator, CpuIo, CpuPin, HypercallResult, RemoteFence, Vcpu, VcpuExit, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::clock::{Clocks, VirtualClock};
 use mimus_core::io_thread::IoThread;
@@ -169,8 +169,7 @@ struct Watch {
 
 impl Watch {
     fn start(handle: Arc<dyn VcpuHandle>) -> (Arc<Watch>, JoinHandle<()>) {
-        let watch =
-            Arc::new(Watch { deadline: AtomicU64::new(0), epoch: Instant::now(), ended: Default::default() });
+        let watch = Arc::new(Watch { deadline: AtomicU64::new(0), epoch: Instant::now(), ended: Default::default() });
         let own = watch.clone();
         let thread = std::thread::spawn(move || {
             let mut ended = own.ended.0.lock().unwrap_or_else(PoisonError::into_inner);

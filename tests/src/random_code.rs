@@ -56,8 +56,30 @@ impl Item {
 /// clocks or counters, of which each run has its own.
 fn left_out(p: &Pattern) -> bool {
     const NAMES: [&str; 24] = [
-        "jal", "beq", "bne", "blt", "bge", "bltu", "bgeu", "c.j", "c.beqz", "c.bnez", "c.addi16sp", "wrs.nto", "wrs.sto",
-        "wfi", "mret", "sret", "ecall", "ebreak", "c.ebreak", "jalr", "c.jr", "c.jalr", "dret", "c.ret",
+        "jal",
+        "beq",
+        "bne",
+        "blt",
+        "bge",
+        "bltu",
+        "bgeu",
+        "c.j",
+        "c.beqz",
+        "c.bnez",
+        "c.addi16sp",
+        "wrs.nto",
+        "wrs.sto",
+        "wfi",
+        "mret",
+        "sret",
+        "ecall",
+        "ebreak",
+        "c.ebreak",
+        "jalr",
+        "c.jr",
+        "c.jalr",
+        "dret",
+        "c.ret",
     ];
     p.reserved || NAMES.contains(&p.name)
 }
@@ -154,7 +176,10 @@ fn plain(p: &Pattern, random: &mut Random) -> Item {
             insn &= 0xffff;
             let clobbers = match insn & 3 {
                 0 => writes_reserved(8 + (insn >> 2 & 7)) && insn >> 13 < 4,
-                1 => insn >> 13 >= 4 && writes_reserved(8 + (insn >> 7 & 7)) || insn >> 13 < 4 && writes_reserved(insn >> 7 & 31),
+                1 => {
+                    insn >> 13 >= 4 && writes_reserved(8 + (insn >> 7 & 7))
+                        || insn >> 13 < 4 && writes_reserved(insn >> 7 & 31)
+                }
                 _ => insn >> 13 < 5 && writes_reserved(insn >> 7 & 31),
             };
             if clobbers || find16(insn as u16, |_| true) != Some(p) {

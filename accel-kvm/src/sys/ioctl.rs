@@ -11,11 +11,11 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
 
-const WRITE: u64 = 1;
-const READ: u64 = 2;
+pub(super) const WRITE: u64 = 1;
+pub(super) const READ: u64 = 2;
 
 /// The number of an ioctl: direction, size of the argument, type `KVMIO`, number.
-const fn number(direction: u64, nr: u64, size: usize) -> libc::Ioctl {
+pub(super) const fn number(direction: u64, nr: u64, size: usize) -> libc::Ioctl {
     (direction << 30 | (size as u64) << 16 | (KVMIO as u64) << 8 | nr) as libc::Ioctl
 }
 
@@ -23,47 +23,35 @@ const KVM_GET_DIRTY_LOG: libc::Ioctl = number(WRITE, 0x42, size_of::<kvm_dirty_l
 const KVM_IRQ_LINE: libc::Ioctl = number(WRITE, 0x61, size_of::<kvm_irq_level>());
 const KVM_REGISTER_COALESCED_MMIO: libc::Ioctl = number(WRITE, 0x67, size_of::<kvm_coalesced_mmio_zone>());
 const KVM_UNREGISTER_COALESCED_MMIO: libc::Ioctl = number(WRITE, 0x68, size_of::<kvm_coalesced_mmio_zone>());
-const KVM_REINJECT_CONTROL: libc::Ioctl = number(0, 0x71, 0);
 const KVM_IRQFD: libc::Ioctl = number(WRITE, 0x76, size_of::<kvm_irqfd>());
 const KVM_IOEVENTFD: libc::Ioctl = number(WRITE, 0x79, size_of::<kvm_ioeventfd>());
 const KVM_RUN: libc::Ioctl = number(0, 0x80, 0);
-const KVM_INTERRUPT: libc::Ioctl = number(WRITE, 0x86, size_of::<kvm_interrupt>());
 const KVM_CLEAR_DIRTY_LOG: libc::Ioctl = number(READ | WRITE, 0xc0, size_of::<kvm_clear_dirty_log>());
 const KVM_RESET_DIRTY_RINGS: libc::Ioctl = number(0, 0xc7, 0);
-#[cfg(target_arch = "x86_64")]
-const KVM_GET_XSAVE2: libc::Ioctl = number(READ, 0xcf, size_of::<kvm_xsave>());
-#[cfg(target_arch = "x86_64")]
-const KVM_GET_XSAVE: libc::Ioctl = number(READ, 0xa4, size_of::<kvm_xsave>());
-#[cfg(target_arch = "x86_64")]
-const KVM_SET_XSAVE: libc::Ioctl = number(WRITE, 0xa5, size_of::<kvm_xsave>());
-#[cfg(target_arch = "x86_64")]
-const KVM_GET_SREGS2: libc::Ioctl = number(READ, 0xcc, size_of::<kvm_sregs2>());
-#[cfg(target_arch = "x86_64")]
-const KVM_SET_SREGS2: libc::Ioctl = number(WRITE, 0xcd, size_of::<kvm_sregs2>());
 const KVM_SET_DEVICE_ATTR: libc::Ioctl = number(WRITE, 0xe1, size_of::<kvm_device_attr>());
 const KVM_GET_DEVICE_ATTR: libc::Ioctl = number(WRITE, 0xe2, size_of::<kvm_device_attr>());
 
-fn result(value: libc::c_int) -> io::Result<u32> {
+pub(super) fn result(value: libc::c_int) -> io::Result<u32> {
     u32::try_from(value).map_err(|_| io::Error::last_os_error())
 }
 
-fn with_none(fd: &impl AsRawFd, request: libc::Ioctl) -> io::Result<u32> {
+pub(super) fn with_none(fd: &impl AsRawFd, request: libc::Ioctl) -> io::Result<u32> {
     // SAFETY: the request has no argument.
     result(unsafe { libc::ioctl(fd.as_raw_fd(), request, 0) })
 }
 
-fn with_value(fd: &impl AsRawFd, request: libc::Ioctl, value: u64) -> io::Result<u32> {
+pub(super) fn with_value(fd: &impl AsRawFd, request: libc::Ioctl, value: u64) -> io::Result<u32> {
     // SAFETY: the request takes its argument by value.
     result(unsafe { libc::ioctl(fd.as_raw_fd(), request, value) })
 }
 
 /// `request` must be one whose number holds the size of `T`, and that only reads or writes that many bytes.
-fn with_ref<T>(fd: &impl AsRawFd, request: libc::Ioctl, arg: &T) -> io::Result<u32> {
+pub(super) fn with_ref<T>(fd: &impl AsRawFd, request: libc::Ioctl, arg: &T) -> io::Result<u32> {
     // SAFETY: all requests given here were made with the size of their argument's type, and read it only.
     result(unsafe { libc::ioctl(fd.as_raw_fd(), request, arg as *const T) })
 }
 
-fn with_mut<T>(fd: &impl AsRawFd, request: libc::Ioctl, arg: &mut T) -> io::Result<u32> {
+pub(super) fn with_mut<T>(fd: &impl AsRawFd, request: libc::Ioctl, arg: &mut T) -> io::Result<u32> {
     // SAFETY: as in `with_ref`; the kernel writes at most the size of the argument.
     result(unsafe { libc::ioctl(fd.as_raw_fd(), request, arg as *mut T) })
 }
@@ -71,11 +59,6 @@ fn with_mut<T>(fd: &impl AsRawFd, request: libc::Ioctl, arg: &mut T) -> io::Resu
 /// `KVM_RUN`; the exit is in the run page.
 pub fn run(vcpu: &impl AsRawFd) -> io::Result<()> {
     with_none(vcpu, KVM_RUN).map(drop)
-}
-
-/// Queues an external interrupt (no local APIC in the kernel, or an ExtINT).
-pub fn interrupt(vcpu: &impl AsRawFd, vector: u8) -> io::Result<()> {
-    with_ref(vcpu, KVM_INTERRUPT, &kvm_interrupt { irq: vector.into() }).map(drop)
 }
 
 /// A memory slot as the kernel gets it.
@@ -137,10 +120,7 @@ pub fn reset_dirty_rings(vm: &VmFd) -> io::Result<u32> {
 
 /// Drives an interrupt line.
 pub fn irq_line(vm: &VmFd, gsi: u32, level: bool) -> io::Result<()> {
-    let line = kvm_irq_level {
-        __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: gsi },
-        level: level.into(),
-    };
+    let line = kvm_irq_level { __bindgen_anon_1: kvm_irq_level__bindgen_ty_1 { irq: gsi }, level: level.into() };
     with_ref(vm, KVM_IRQ_LINE, &line).map(drop)
 }
 
@@ -165,12 +145,6 @@ pub fn coalesce(vm: &VmFd, on: bool, pio: bool, addr: u64, size: u32) -> io::Res
     with_ref(vm, request, &zone).map(drop)
 }
 
-/// Whether PIT ticks that could not be delivered are delivered later.
-pub fn pit_reinject(vm: &VmFd, on: bool) -> io::Result<()> {
-    let control = kvm_reinject_control { pit_reinject: on.into(), reserved: [0; 31] };
-    with_ref(vm, KVM_REINJECT_CONTROL, &control).map(drop)
-}
-
 /// Sets a 64-bit attribute of a vCPU.
 pub fn set_vcpu_attr(vcpu: &impl AsRawFd, group: u32, attr: u64, value: u64) -> io::Result<()> {
     let request = kvm_device_attr { flags: 0, group, attr, addr: &raw const value as u64 };
@@ -189,58 +163,4 @@ pub fn get_vcpu_attr(vcpu: &impl AsRawFd, group: u32, attr: u64) -> io::Result<u
 pub fn check_extension(fd: &impl AsRawFd, cap: u32) -> u32 {
     const KVM_CHECK_EXTENSION: libc::Ioctl = number(0, 0x03, 0);
     with_value(fd, KVM_CHECK_EXTENSION, cap.into()).unwrap_or(0)
-}
-
-/// Segments and control registers with PDPTRs.
-#[cfg(target_arch = "x86_64")]
-pub fn get_sregs2(vcpu: &impl AsRawFd) -> io::Result<kvm_sregs2> {
-    let mut sregs = kvm_sregs2::default();
-    with_mut(vcpu, KVM_GET_SREGS2, &mut sregs)?;
-    Ok(sregs)
-}
-
-/// Sets them.
-#[cfg(target_arch = "x86_64")]
-pub fn set_sregs2(vcpu: &impl AsRawFd, sregs: &kvm_sregs2) -> io::Result<()> {
-    with_ref(vcpu, KVM_SET_SREGS2, sregs).map(drop)
-}
-
-/// Reads the XSAVE area. `size` is what `KVM_CAP_XSAVE2` says, 0 without it.
-#[cfg(target_arch = "x86_64")]
-pub fn get_xsave(vcpu: &impl AsRawFd, size: usize) -> io::Result<Vec<u8>> {
-    let request = if size > 0 { KVM_GET_XSAVE2 } else { KVM_GET_XSAVE };
-    let size = size.max(size_of::<kvm_xsave>());
-    // The kernel copies to any address; u64 keeps it aligned.
-    let mut area = vec![0u64; size.div_ceil(8)];
-    // SAFETY: KVM_GET_XSAVE writes 4096 bytes, KVM_GET_XSAVE2 as many as the capability says.
-    result(unsafe { libc::ioctl(vcpu.as_raw_fd(), request, area.as_mut_ptr()) })?;
-    Ok(area.iter().flat_map(|w| w.to_ne_bytes()).take(size).collect())
-}
-
-/// Sets it; `size` as in [`get_xsave`]. A shorter area is filled up with zeros.
-#[cfg(target_arch = "x86_64")]
-pub fn set_xsave(vcpu: &impl AsRawFd, size: usize, area: &[u8]) -> io::Result<()> {
-    let size = size.max(size_of::<kvm_xsave>());
-    let mut words = vec![0u64; size.div_ceil(8)];
-    for (word, bytes) in words.iter_mut().zip(area.chunks(8)) {
-        let mut buffer = [0; 8];
-        buffer[..bytes.len()].copy_from_slice(bytes);
-        *word = u64::from_ne_bytes(buffer);
-    }
-    // SAFETY: the kernel reads as many bytes as KVM_CAP_XSAVE2 says, at least 4096, and that many are there.
-    result(unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_XSAVE, words.as_ptr()) }).map(drop)
-}
-
-/// The host's time-stamp counter.
-#[cfg(target_arch = "x86_64")]
-pub fn host_tsc() -> u64 {
-    // SAFETY: reads a counter; every x86-64 processor has it.
-    unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-/// An IOAPIC's redirection entry as a number.
-#[cfg(target_arch = "x86_64")]
-pub fn redirection_bits(entry: &kvm_ioapic_state__bindgen_ty_1) -> u64 {
-    // SAFETY: both views of the union are plain integers of the same 64 bits.
-    unsafe { entry.bits }
 }

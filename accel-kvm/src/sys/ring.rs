@@ -43,11 +43,6 @@ impl CoalescedRing {
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().cast::<u32>().add(which)) }
     }
 
-    /// True if there is nothing.
-    pub fn is_empty(&self) -> bool {
-        self.index(0).load(Ordering::Relaxed) == self.index(1).load(Ordering::Acquire)
-    }
-
     /// Takes the oldest write.
     pub fn pop(&mut self) -> Option<CoalescedWrite> {
         let first = self.index(0).load(Ordering::Relaxed) % RING_ENTRIES;

@@ -117,8 +117,9 @@ impl RunPage {
     /// Answers value number `i` of a port read.
     pub fn set_io_value(&self, io: &IoExit, i: u32, value: u64) {
         let to = self.io_element(io, i);
+        let bytes = value.to_le_bytes();
         // SAFETY: as in `io_value`.
-        unsafe { value.to_le_bytes().as_ptr().copy_to_nonoverlapping(to, io.size.into()) };
+        unsafe { bytes.as_ptr().copy_to_nonoverlapping(to, io.size.into()) };
     }
 
     /// The access of `KVM_EXIT_MMIO`.

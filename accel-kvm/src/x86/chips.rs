@@ -109,7 +109,7 @@ pub fn ioapic_from(s: &IoApicState) -> kvm_ioapic_state {
 
 /// The kernel's entry as a number.
 fn ioapic_entry_bits(e: &kvm_ioapic_state__bindgen_ty_1) -> u64 {
-    crate::sys::ioctl::redirection_bits(e)
+    crate::sys::x86::redirection_bits(e)
 }
 
 /// Offsets in the page of a local APIC.
@@ -214,15 +214,17 @@ const RW_LSB: u8 = 1;
 const RW_MSB: u8 = 2;
 const RW_WORD0: u8 = 3;
 const RW_WORD1: u8 = 4;
+/// The kernel's mode of a channel that does not count.
+const NOT_PROGRAMMED: u8 = 0xff;
 
-/// `offset` is what to add to the kernel's time for the virtual clock's, in ns.
-pub fn pit_to(k: &kvm_pit_state2, offset: i64) -> PitState {
+/// `offset` is what to add to the kernel's time for the virtual clock's, in ns; `now` is the virtual clock's.
+pub fn pit_to(k: &kvm_pit_state2, offset: i64, now: i64) -> PitState {
     let channel = |c: &kvm_pit_channel_state| PitChannelState {
         count: match c.count {
             1..=0xffff => c.count,
             _ => 0x1_0000,
         },
-        mode: c.mode.min(5),
+        mode: if c.mode > 5 { 3 } else { c.mode },
         bcd: c.bcd != 0,
         gate: c.gate != 0,
         access: c.rw_mode & 3,
@@ -234,16 +236,19 @@ pub fn pit_to(k: &kvm_pit_state2, offset: i64) -> PitState {
         latched_high: c.count_latched == RW_MSB && c.rw_mode & 3 == 3,
         latched_status: (c.status_latched != 0).then_some(c.status),
         loaded_ns: c.count_load_time.wrapping_add(offset),
+        waiting: c.mode > 5,
+        paused_ns: None,
     };
     PitState {
         channels: std::array::from_fn(|i| channel(&k.channels[i])),
         speaker: k.flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON != 0,
         irq_disabled: k.flags & KVM_PIT_FLAGS_HPET_LEGACY != 0,
+        driven_ns: now,
     }
 }
 
-/// The other way.
-pub fn pit_from(s: &PitState, offset: i64) -> kvm_pit_state2 {
+/// The other way. A counter that its gate holds goes on from where it is held.
+pub fn pit_from(s: &PitState, offset: i64, now: i64) -> kvm_pit_state2 {
     let flag = |on: bool, bit: u32| if on { bit } else { 0 };
     let channel = |c: &PitChannelState| {
         let state = |high: bool| match c.access {
@@ -267,10 +272,10 @@ pub fn pit_from(s: &PitState, offset: i64) -> kvm_pit_state2 {
             write_state: state(c.write_high),
             write_latch: c.write_latch,
             rw_mode: c.access,
-            mode: c.mode,
+            mode: if c.waiting { NOT_PROGRAMMED } else { c.mode },
             bcd: c.bcd.into(),
             gate: c.gate.into(),
-            count_load_time: c.loaded_ns.wrapping_sub(offset),
+            count_load_time: c.paused_ns.map_or(c.loaded_ns, |held| now - held as i64).wrapping_sub(offset),
         }
     };
     kvm_pit_state2 {
@@ -362,8 +367,9 @@ mod tests {
         s.channels[1].access = 1;
         s.channels[1].latched_status = Some(0x34);
         s.speaker = true;
-        let k = pit_from(&s, -500);
+        s.driven_ns = 20000;
+        let k = pit_from(&s, -500, 20000);
         assert_eq!(k.channels[0].count_load_time, 12845);
-        assert_eq!(pit_to(&k, -500), s);
+        assert_eq!(pit_to(&k, -500, 20000), s);
     }
 }

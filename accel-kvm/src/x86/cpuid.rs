@@ -69,11 +69,6 @@ impl HostCpu {
         Self { supported, entries, layout, components, phys_bits }
     }
 
-    /// The features a guest can have.
-    pub fn supported(&self) -> X86Features {
-        self.supported
-    }
-
     fn entry(&self, leaf: u32) -> Option<&kvm_cpuid_entry2> {
         self.entries.iter().find(|e| e.function == leaf)
     }

@@ -7,9 +7,8 @@ use mimus_arch::x86::{MpState, Segment, TableRegister, X86State};
 
 /// General registers.
 pub fn regs_to(state: &mut X86State, r: &kvm_regs) {
-    state.gpr = [
-        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
-    ];
+    state.gpr =
+        [r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15];
     state.rip = r.rip;
     state.rflags = r.rflags;
 }

@@ -9,6 +9,10 @@ pub trait IrqController: Send + Sync {
     /// Input `pin` is now at `level`. Called only when it changes.
     fn set_input(&self, pin: u32, level: bool);
 
+    /// Input `pin` was at `level` when a snapshot was made that is being restored. Controllers save their
+    /// inputs and ignore this; gates, which do not, take it over and pass it on, silently.
+    fn import_input(&self, _pin: u32, _level: bool) {}
+
     /// A message-signalled interrupt: `data` was written to `address`.
     fn msi(&self, _address: u64, _data: u32, _requester: Requester) -> MemTxResult {
         MemTxResult::AccessError

@@ -75,6 +75,9 @@ impl IrqLine {
     pub fn import_level(&self, level: bool) {
         let _order = lock(&self.0.drive);
         self.0.level.store(level, Ordering::Release);
+        if let Some((controller, pin)) = &self.0.sink {
+            controller.import_input(*pin, level);
+        }
     }
 
     /// The level last driven.
@@ -132,6 +135,14 @@ impl IrqController for OrGate {
         }
         self.output.set_level(levels.contains(&true));
     }
+
+    fn import_input(&self, pin: u32, level: bool) {
+        let mut levels = lock(&self.levels);
+        if let Some(l) = levels.get_mut(pin as usize) {
+            *l = level;
+        }
+        self.output.import_level(levels.contains(&true));
+    }
 }
 
 #[cfg(test)]
@@ -174,5 +185,11 @@ mod tests {
         a.lower();
         b.lower();
         assert_eq!(*lock(&log.0), [(0, true), (0, false)]);
+        a.import_level(true);
+        b.import_level(true);
+        a.lower();
+        assert_eq!(lock(&log.0).len(), 2, "restoring is silent");
+        b.lower();
+        assert_eq!(lock(&log.0)[2], (0, false));
     }
 }

@@ -1,8 +1,8 @@
 //! Parallel NOR flash with the Intel command set (CFI 0x0001): firmware and its variables.
 //!
 //! Spec: Intel StrataFlash 28F256J3 datasheet (commands, status register), JEDEC JEP137 and the CFI specification
-//! (query table). A bank is two 16-bit chips side by side, as on the `virt` boards, so that each register and
-//! command appears in both halves of a 32-bit word.
+//! (query table). A bank is made as a [`Geometry`] says: on the `virt` boards of two 16-bit chips side by side, so
+//! that each register and command appears in both halves of a 32-bit word; on PCs of one 8-bit chip.
 //! Modelled: array, identifier, query and status reads; word program, buffered program, block erase; locks are
 //! accepted without effect. Programming and erasing take no time.
 //! Not modelled: suspend, one-time-programmable registers.
@@ -19,12 +19,27 @@ use serde::{Deserialize, Serialize};
 
 /// Accesses the region takes.
 pub const RULES: AccessRules = AccessRules::sizes(AccessSize::B1, AccessSize::B4);
-/// Bytes of an erase block of the bank: 128 KiB of each chip.
+/// Bytes of an erase block of a `virt` board's bank: 128 KiB of each chip.
 pub const SECTOR: u64 = 256 << 10;
-/// Bytes per word of the bank.
-const BANK_WIDTH: u64 = 4;
-/// Chips side by side.
-const CHIPS: u64 = 2;
+
+/// How a bank is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of an erase block of the bank, a multiple of 256 for each chip.
+    pub sector: u64,
+    /// Bytes per word of the bank.
+    pub width: u64,
+    /// Chips side by side.
+    pub chips: u64,
+    /// The size need not be the power of two that the query table can say: its firmware knows it.
+    pub any_size: bool,
+}
+
+/// Two 16-bit chips.
+pub const VIRT: Geometry = Geometry { sector: SECTOR, width: 4, chips: 2, any_size: false };
+/// One 8-bit chip with small blocks, as firmware of PCs knows it.
+pub const PC: Geometry = Geometry { sector: 4 << 10, width: 1, chips: 1, any_size: true };
+
 /// Bytes of one chip's write buffer, as a power of two.
 const BUFFER_LOG2: u8 = 11;
 /// Most bus words in one buffered program.
@@ -42,17 +57,21 @@ const STATUS_LOCKED: u8 = 0x02;
 #[non_exhaustive]
 pub enum FlashError {
     /// The region is not a ROM device of whole sectors.
-    #[error("flash {0}: its region is no ROM device of a power of two of at least 512 KiB")]
+    #[error("flash {0}: its region is no ROM device of a size that flash has")]
     Region(String),
     /// The image's size does not match.
-    #[error(
-        "flash {name}: the image {image} has {found} bytes, the bank has {expected}: {}",
-        if found < expected { "pad it with `truncate -s {expected}`, or make it read-only" } else { "use a smaller image" }
-    )]
+    #[error("flash {name}: the image {image} has {found} bytes, the bank has {expected}: {}", size_hint(*found, *expected))]
     Size { name: String, image: String, found: u64, expected: u64 },
     /// The image cannot be read.
     #[error("flash {name}: cannot read {image}: {source}")]
     Read { name: String, image: String, source: BlockError },
+}
+
+fn size_hint(found: u64, expected: u64) -> String {
+    if found > expected {
+        return "use a smaller image".to_owned();
+    }
+    format!("pad it with `truncate -s {expected}`, or make it read-only")
 }
 
 /// What reads give.
@@ -75,7 +94,9 @@ enum Cycle {
     /// Number of words, less one, of a buffered program.
     BufferCount,
     /// Data for the buffer; so many words after this one.
-    BufferData { left: u32 },
+    BufferData {
+        left: u32,
+    },
     BufferConfirm,
 }
 
@@ -102,6 +123,7 @@ pub struct Pflash {
     s: State,
     region: RegionHandle,
     block: Arc<RamBlock>,
+    geometry: Geometry,
     query: [u8; 0x40],
     read_only: bool,
     write_back: Option<Arc<WriteBack>>,
@@ -114,18 +136,31 @@ impl Pflash {
     /// [`RULES`], holding what `image` does and writing changes to it. Without an image it starts as zeros and
     /// forgets. Binds the region (number 0). Reads the image now: not on an I/O thread.
     pub fn new(region: RegionHandle, image: Option<Arc<dyn BlockBackend>>) -> Result<Arc<Mutex<Pflash>>, FlashError> {
+        Self::with_geometry(region, image, VIRT)
+    }
+
+    /// The same, made as `geometry` says.
+    pub fn with_geometry(
+        region: RegionHandle,
+        image: Option<Arc<dyn BlockBackend>>,
+        geometry: Geometry,
+    ) -> Result<Arc<Mutex<Pflash>>, FlashError> {
         let name = region.region().name().to_owned();
         let block = region.region().ram_block().cloned();
-        let fits = |b: &Arc<RamBlock>| region.region().binding().is_some() && b.len().is_power_of_two() && b.len() >= 2 * SECTOR;
+        let whole = |len: u64| {
+            let sized = geometry.any_size || len.is_power_of_two();
+            sized && len.is_multiple_of(geometry.sector) && len >= 2 * geometry.sector
+        };
+        let fits = |b: &Arc<RamBlock>| region.region().binding().is_some() && whole(b.len());
         let block = block.filter(fits).ok_or_else(|| FlashError::Region(name.clone()))?;
         let read_only = image.as_ref().is_some_and(|i| i.read_only());
         if let Some(image) = &image {
             load(&name, &block, image)?;
         }
         let write_back = image.filter(|_| !read_only).map(|image| WriteBack::new(name, block.clone(), image));
-        let query = query_table(block.len());
+        let query = query_table(block.len(), geometry);
         let handle = region.clone();
-        let flash = Pflash { s: reset_state(), region, block, query, read_only, write_back, restored: false };
+        let flash = Pflash { s: reset_state(), region, block, geometry, query, read_only, write_back, restored: false };
         let flash = Arc::new(Mutex::new(flash));
         handle.bind(0, &flash);
         Ok(flash)
@@ -157,7 +192,7 @@ impl Pflash {
     }
 
     fn sector_of(&self, offset: u64) -> u64 {
-        offset & (self.block.len() - 1) & !(SECTOR - 1)
+        offset - offset % self.geometry.sector
     }
 
     fn command(&mut self, offset: u64, command: u8) {
@@ -207,10 +242,11 @@ impl Pflash {
         if self.read_only {
             return STATUS_ERASE_ERROR | STATUS_LOCKED;
         }
-        if !self.block.fill(sector, SECTOR, 0xff) {
+        let len = self.geometry.sector;
+        if !self.block.fill(sector, len, 0xff) {
             return STATUS_ERASE_ERROR;
         }
-        self.changed(sector, SECTOR);
+        self.changed(sector, len);
         0
     }
 
@@ -231,7 +267,8 @@ impl Pflash {
 
     fn program_buffer(&mut self) {
         let writes = std::mem::take(&mut self.s.buffer);
-        let errors = writes.into_iter().fold(0, |e, (offset, size, value)| e | self.program(offset, size.into(), value));
+        let errors =
+            writes.into_iter().fold(0, |e, (offset, size, value)| e | self.program(offset, size.into(), value));
         self.finish(errors);
     }
 
@@ -265,10 +302,21 @@ impl Pflash {
     }
 
     fn read(&self, offset: u64, size: AccessSize) -> u64 {
-        let word = (offset / BANK_WIDTH) as usize;
-        let chip: u16 = match self.s.mode {
-            Mode::Array => return self.read_array(offset, size),
-            Mode::Status => (STATUS_READY | self.s.errors).into(),
+        if self.s.mode == Mode::Array {
+            return self.read_array(offset, size);
+        }
+        let Geometry { width, chips, .. } = self.geometry;
+        let byte = |at: u64| {
+            let value = self.chip_word((at / width) as usize).to_le_bytes();
+            value[(at % width % (width / chips)) as usize]
+        };
+        (0..size.bytes()).fold(0, |value, n| value | u64::from(byte(offset + n)) << (8 * n))
+    }
+
+    /// What a chip gives at a word address, other than its array.
+    fn chip_word(&self, word: usize) -> u16 {
+        match self.s.mode {
+            Mode::Array | Mode::Status => (STATUS_READY | self.s.errors).into(),
             Mode::Identifier => match word & 0xff {
                 0 => MANUFACTURER,
                 1 => DEVICE,
@@ -276,9 +324,7 @@ impl Pflash {
                 _ => 0,
             },
             Mode::Query => self.query.get(word & 0xff).copied().unwrap_or(0).into(),
-        };
-        let both = u64::from(chip) << 16 | u64::from(chip);
-        (both << 32 | both) >> ((offset % BANK_WIDTH) * 8) & size.mask()
+        }
     }
 
     fn read_array(&self, offset: u64, size: AccessSize) -> u64 {
@@ -289,7 +335,7 @@ impl Pflash {
 }
 
 /// The query table of one chip, indexed by word address (JEP137, CFI publication 100).
-fn query_table(bank: u64) -> [u8; 0x40] {
+fn query_table(bank: u64, geometry: Geometry) -> [u8; 0x40] {
     let mut t = [0; 0x40];
     let mut put = |at: usize, bytes: &[u8]| t[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x10, b"QRY");
@@ -297,10 +343,12 @@ fn query_table(bank: u64) -> [u8; 0x40] {
     put(0x13, &[0x01, 0x00, 0x31, 0x00, 0, 0, 0, 0]);
     // Vcc 4.5 to 5.5 V; no Vpp. Word and buffer program 2^7 µs, erase 2^10 ms; at most 2^4 times that.
     put(0x1b, &[0x45, 0x55, 0, 0, 0x07, 0x07, 0x0a, 0, 0x04, 0x04, 0x04, 0]);
-    let sectors = bank / SECTOR;
-    let region = SECTOR / CHIPS / 256;
-    // Size, x8/x16 interface, write buffer, one erase region.
-    put(0x27, &[(bank / CHIPS).trailing_zeros() as u8, 0x02, 0, BUFFER_LOG2, 0, 1]);
+    let sectors = bank / geometry.sector;
+    let region = geometry.sector / geometry.chips / 256;
+    // Size, x8/x16 or x8 interface, write buffer, one erase region.
+    let size = (bank / geometry.chips).next_power_of_two().trailing_zeros() as u8;
+    let (interface, buffer) = if geometry.width == 1 { (0, BUFFER_LOG2 - 1) } else { (2, BUFFER_LOG2) };
+    put(0x27, &[size, interface, 0, buffer, 0, 1]);
     put(0x2d, &((sectors - 1) as u16).to_le_bytes());
     put(0x2f, &(region as u16).to_le_bytes());
     put(0x31, b"PRI10");
@@ -379,7 +427,9 @@ impl SaveRestore for Pflash {
             return invalid("buffer", "more words than the buffer has");
         }
         let stray = |&(offset, size, _): &(u64, u8, u32)| {
-            self.sector_of(offset) != state.sector || !matches!(size, 1 | 2 | 4) || !self.block.contains(offset, size.into())
+            self.sector_of(offset) != state.sector
+                || !matches!(size, 1 | 2 | 4)
+                || !self.block.contains(offset, size.into())
         };
         if state.sector >= self.block.len() || state.buffer.iter().any(stray) {
             return invalid("sector", "the buffer's words are not in one sector of the bank");
@@ -472,11 +522,20 @@ impl WriteBack {
         let mut s = lock(&self.s);
         s.in_flight = false;
         if let Err(e) = result
-            && !std::mem::replace(&mut s.failed, true) {
-                log::error!("flash {}: cannot write {}: {e}; later changes may be lost too", self.name, self.image.describe());
-            }
+            && !std::mem::replace(&mut s.failed, true)
+        {
+            log::error!(
+                "flash {}: cannot write {}: {e}; later changes may be lost too",
+                self.name,
+                self.image.describe()
+            );
+        }
         drop(s);
         drop(tokens);
         self.pump();
     }
 }
+
+#[cfg(test)]
+#[path = "pflash_tests.rs"]
+mod tests;

@@ -409,4 +409,4 @@ impl SaveRestore for Ns16550 {
 
 #[cfg(test)]
 #[path = "ns16550_tests.rs"]
-mod tests;
+mod register_tests;

@@ -367,7 +367,10 @@ impl MutMmioDevice for FwCfg {
             // Writing through the data register ended with QEMU 2.4.
             (DATA, _) => {}
             (SELECTOR, AccessSize::B2) => self.select(value as u16),
-            (DMA, AccessSize::B8) => self.transfer(GuestPhys(value)),
+            (DMA, AccessSize::B8) => {
+                self.dma_high = 0;
+                self.transfer(GuestPhys(value));
+            }
             (DMA, AccessSize::B4) => self.dma_high = value as u32,
             (DMA_LOW, AccessSize::B4) => self.transfer_low(value as u32),
             _ => return Err(BusFault::Access),
@@ -454,3 +457,7 @@ impl SaveRestore for FwCfg {
 #[cfg(test)]
 #[path = "fw_cfg_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fw_cfg_mmio_tests.rs"]
+mod mmio_tests;

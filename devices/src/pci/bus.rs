@@ -5,8 +5,9 @@ use super::config_space::BarKind;
 use super::intx::{IntxPin, IntxRouter};
 use mimus_core::bus::{AccessSize, MemTxAttrs, Requester};
 use mimus_core::irq::MsiTarget;
-use mimus_core::memory::{AddressSpace, DmaGate, DmaHandle, MemoryRegion, RegionHandle};
+use mimus_core::memory::{AddressSpace, DmaGate, DmaHandle, MemoryMap, MemoryRegion, RegionHandle};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Header type, whose bit 7 says that device has more functions.
@@ -72,6 +73,11 @@ impl PciBus {
         &self.name
     }
 
+    /// The machine's memory map.
+    pub fn map(&self) -> &Arc<MemoryMap> {
+        self.system.map()
+    }
+
     /// The container of memory BARs, for a host bridge's windows.
     pub fn memory(&self) -> &MemoryRegion {
         &self.memory
@@ -102,18 +108,21 @@ impl PciBus {
             return Err(PciError::Taken { bus: self.name.clone(), devfn });
         }
         functions.insert(devfn, None);
-        let wire = IntxRouter::wire(devfn.device(), 0);
+        let wire = self.router.wire_of(devfn.device(), 0);
         Ok(PciSlot {
             bus: self.clone(),
             devfn,
             gate: DmaGate::new(false),
             intx: IntxPin::new(Some(self.router.clone()), wire),
+            plugged: AtomicBool::new(false),
         })
     }
 
     /// Removes a function; the next to enumerate does not see it.
     pub fn unplug(&self, devfn: DevFn) {
-        self.functions_mut().remove(&devfn);
+        // Let go of without the lock: its slot, if this is the last of it, gives its address back.
+        let function = self.functions_mut().remove(&devfn);
+        drop(function);
     }
 
     /// Addresses of all functions.
@@ -157,6 +166,8 @@ pub struct PciSlot {
     devfn: DevFn,
     gate: DmaGate,
     intx: Arc<IntxPin>,
+    /// The address is the function's, not the slot's to give back.
+    plugged: AtomicBool,
 }
 
 impl PciSlot {
@@ -212,15 +223,19 @@ impl PciSlot {
 
     /// Makes a finished function visible.
     pub fn plug(&self, function: Arc<dyn PciFunction>) {
+        self.plugged.store(true, Ordering::Relaxed);
         self.bus.functions_mut().insert(self.devfn, Some(function));
     }
 }
 
 impl Drop for PciSlot {
     fn drop(&mut self) {
-        let mut functions = self.bus.functions_mut();
-        if matches!(functions.get(&self.devfn), Some(None)) {
-            functions.remove(&self.devfn);
+        if !*self.plugged.get_mut() {
+            self.bus.functions_mut().remove(&self.devfn);
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bus_tests.rs"]
+mod tests;

@@ -4,17 +4,27 @@ use mimus_core::device::lock;
 use mimus_core::irq::IrqLine;
 use std::sync::{Arc, Mutex};
 
-/// The four wires of a root bus, each the OR of the pins on it.
+/// The wire that a pin is on: device number, pin (0 is INTA).
+pub type IntxMap = fn(u8, u8) -> usize;
+
+/// The wires of a root bus, each the OR of the pins on it.
 pub struct IntxRouter {
     /// How many pins drive each wire. Router-level lock.
-    counts: Mutex<[u32; 4]>,
-    outputs: [IrqLine; 4],
+    counts: Mutex<Vec<u32>>,
+    outputs: Vec<IrqLine>,
+    map: IntxMap,
 }
 
 impl IntxRouter {
-    /// Wires onto `outputs`, the lines of INTA to INTD as device 0 sees them.
+    /// Wires onto `outputs`, the lines of INTA to INTD as device 0 sees them, and the pins on them as
+    /// [`IntxRouter::wire`] says.
     pub fn new(outputs: [IrqLine; 4]) -> Arc<Self> {
-        Arc::new(Self { counts: Mutex::default(), outputs })
+        Self::with_map(outputs.to_vec(), Self::wire)
+    }
+
+    /// Wires onto `outputs`, with pins on them as `map` says.
+    pub fn with_map(outputs: Vec<IrqLine>, map: IntxMap) -> Arc<Self> {
+        Arc::new(Self { counts: Mutex::new(vec![0; outputs.len()]), outputs, map })
     }
 
     /// The wire that pin `pin` (0 is INTA) of device `device` is on: the swizzle of
@@ -23,14 +33,18 @@ impl IntxRouter {
         ((device as usize) + (pin as usize)) % 4
     }
 
+    /// The wire that pin `pin` of device `device` is on here.
+    pub fn wire_of(&self, device: u8, pin: u8) -> usize {
+        (self.map)(device, pin)
+    }
+
     fn drive(&self, wire: usize, on: bool, silently: bool) {
         let mut counts = lock(&self.counts);
-        let count = &mut counts[wire % 4];
+        let Some((count, line)) = counts.get_mut(wire).zip(self.outputs.get(wire)) else { return };
         *count = if on { *count + 1 } else { count.saturating_sub(1) };
-        let (level, line) = (*count > 0, &self.outputs[wire % 4]);
         match silently {
-            true => line.import_level(level),
-            false => line.set_level(level),
+            true => line.import_level(*count > 0),
+            false => line.set_level(*count > 0),
         }
     }
 }

@@ -11,10 +11,11 @@ pub mod config_space;
 pub mod host_bridge;
 pub mod intx;
 pub mod msix;
+pub mod southbridge;
 
 pub use bus::{PciBus, PciError, PciFunction, PciSlot};
 pub use config_space::{BarKind, ConfigSpace, ConfigState, PciIds};
-pub use intx::{IntxPin, IntxRouter};
+pub use intx::{IntxMap, IntxPin, IntxRouter};
 pub use msix::{Msix, MsixState};
 
 use std::fmt;

@@ -135,14 +135,21 @@ impl Msix {
         lock(&self.state).clone()
     }
 
-    /// Takes over a saved state; false if it has another number of vectors.
-    pub fn restore(&self, saved: MsixState) -> bool {
+    /// Takes over a saved state of a function whose message control is `control`; an error says why it does not
+    /// fit.
+    pub fn restore(&self, saved: MsixState, control: u16) -> Result<(), &'static str> {
         let mut s = lock(&self.state);
-        let fits = saved.entries.len() == s.entries.len() && saved.pending.len() == s.pending.len();
-        if fits {
-            *s = saved;
+        if saved.entries.len() != s.entries.len() || saved.pending.len() != s.pending.len() {
+            return Err("another number of MSI-X vectors");
         }
-        fits
+        if saved.entries.iter().any(|e| e.address & 3 != 0 || e.control & !ENTRY_MASKED != 0) {
+            return Err("reserved bits in the MSI-X table");
+        }
+        if (saved.enabled, saved.masked) != (control & CONTROL_ENABLE != 0, control & CONTROL_MASK_ALL != 0) {
+            return Err("MSI-X state and message control differ");
+        }
+        *s = saved;
+        Ok(())
     }
 
     /// Sends with no lock held.
@@ -212,3 +219,7 @@ impl MmioDevice for Msix {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "msix_tests.rs"]
+mod tests;

@@ -1,10 +1,13 @@
 //! Which accelerator runs the guest.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use mimus_core::accel::{Accelerator, NullAccelerator};
+use mimus_core::accel::{Accelerator, EmulationFailure, NullAccelerator};
 use mimus_core::arch::GuestArch;
-use mimus_machines::config::{Accel, MachineConfig};
+use mimus_accel_kvm::KvmAccelerator;
+use mimus_machines::boards;
+use mimus_machines::config::MachineConfig;
 use mimus_tcg::TcgAccelerator;
 
 /// An accelerator with its options.
@@ -15,15 +18,31 @@ pub struct Choice {
     pub options: BTreeMap<String, String>,
 }
 
+impl Choice {
+    /// Who finishes instructions that the accelerator cannot execute.
+    pub fn emulation_failure(&self) -> Option<Arc<dyn EmulationFailure>> {
+        #[cfg(target_arch = "x86_64")]
+        if self.accel.name() == "kvm" {
+            return Some(Arc::new(mimus_accel_kvm::Repairs::default()));
+        }
+        None
+    }
+}
+
 /// The first of the accelerators asked for that can run the guest here; without any asked
 /// for, the best.
 pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
-    let default = [Accel { name: "tcg".into(), options: Vec::new() }];
-    let asked = if config.accels.is_empty() { &default[..] } else { &config.accels };
+    let arch = boards::guest(config)?;
+    if config.accels.is_empty() {
+        return best(arch);
+    }
     let mut reasons = Vec::new();
-    for accel in asked {
-        match open(&accel.name, &config.guest) {
+    for accel in &config.accels {
+        match open(&accel.name, arch) {
             Ok(found) => {
+                for reason in reasons {
+                    log::warn!("{reason}; using {}", accel.name);
+                }
                 let options = accel.options.iter().cloned().collect();
                 return Ok(Choice { accel: found, options });
             }
@@ -33,19 +52,44 @@ pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
     anyhow::bail!("{}", reasons.join("; "))
 }
 
-fn open(name: &str, guest: &str) -> Result<Box<dyn Accelerator>, String> {
+/// KVM where it has hardware behind it, else the translator, else what there is.
+fn best(arch: GuestArch) -> anyhow::Result<Choice> {
+    let choice = |accel| Ok(Choice { accel, options: BTreeMap::new() });
+    let host = arch == GuestArch::X86_64 || arch == GuestArch::I386;
+    let kvm = if host { Some(open("kvm", arch)) } else { None };
+    let slow = matches!(kvm, Some(Ok(_))) && kvm_interprets();
+    match (kvm, open("tcg", arch)) {
+        (Some(Ok(kvm)), _) if !slow => choice(kvm),
+        (_, Ok(tcg)) => choice(tcg),
+        (Some(Ok(kvm)), Err(_)) => {
+            eprintln!("mimus: this host's KVM interprets system software, some 100 times slower than hardware does");
+            choice(kvm)
+        }
+        (Some(Err(kvm)), Err(tcg)) => anyhow::bail!("{kvm}; {tcg}"),
+        (None, Err(tcg)) => anyhow::bail!("{tcg}"),
+    }
+}
+
+/// Whether the host's KVM has no hardware behind it, found by running a few instructions.
+#[cfg(target_arch = "x86_64")]
+pub fn kvm_interprets() -> bool {
+    mimus_accel_kvm::Quirks::of_host().is_ok_and(|q| q.emulated_cpl0)
+}
+
+/// There is no KVM of another architecture's guests.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn kvm_interprets() -> bool {
+    false
+}
+
+/// An accelerator by name, if it can run the guest here.
+pub fn open(name: &str, arch: GuestArch) -> Result<Box<dyn Accelerator>, String> {
     let accel: Box<dyn Accelerator> = match name {
         "tcg" => Box::new(TcgAccelerator),
         "null" => Box::new(NullAccelerator),
-        "kvm" => {
-            return Err(format!(
-                "the host's virtualisation runs guests of the host's architecture ({}) only; use -accel tcg for {guest}",
-                std::env::consts::ARCH
-            ));
-        }
+        "kvm" => Box::new(KvmAccelerator),
         _ => return Err("there is no such accelerator; use tcg".into()),
     };
-    let arch = GuestArch::ALL.into_iter().find(|a| a.name() == guest).ok_or("there is no such guest")?;
     accel.probe(arch).map_err(|e| e.to_string())?;
     Ok(accel)
 }

@@ -36,7 +36,8 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
     let serials = consoles.serials.clone();
-    let host = Host { accel: &*accel.accel, accel_options: accel.options, serials, io };
+    let emulation_failure = accel.emulation_failure();
+    let host = Host { accel: &*accel.accel, accel_options: accel.options, emulation_failure, serials, io };
     let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
     let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });

@@ -31,7 +31,7 @@ pub use image::{Kernel, KernelFormat, Segment, load_firmware, load_kernel};
 pub const MAX_FILE: u64 = 4 << 30;
 
 /// Guests this build can run; used to tell a user where a wrong kernel belongs.
-pub const SUPPORTED_GUESTS: &[&str] = &["riscv64"];
+pub const SUPPORTED_GUESTS: &[&str] = &["riscv64", "x86_64", "i386"];
 
 /// Why a kernel, initrd or firmware cannot be booted. Each prints as one line.
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -64,7 +64,7 @@ impl Accel {
 
 fn check_accel(kv: &KeyValues, name: &str) -> Result<String, ConfigError> {
     match name {
-        "tcg" | "kvm" => Ok(name.into()),
+        "tcg" | "kvm" | "null" => Ok(name.into()),
         "hvf" | "whpx" | "nvmm" | "xen" | "qtest" | "mshv" => Err(kv.error(format!("{name} is an accelerator of QEMU that mimus does not have; there are tcg (any guest) and kvm"))),
         _ => {
             let hint = nearest(name, ["tcg", "kvm"].into_iter()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use mimus_core::accel::{AccelVm, Accelerator, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig};
+use mimus_core::accel::{AccelVm, Accelerator, EmulationFailure, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig};
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
 use mimus_core::clock::Clocks;
@@ -39,6 +39,8 @@ pub struct MachineSpec<'a> {
     pub ports: bool,
     /// Who runs the interrupt controllers that an accelerator may run; `None`: it decides.
     pub irqchip: Option<IrqChipMode>,
+    /// Who finishes instructions that the accelerator cannot execute.
+    pub emulation_failure: Option<Arc<dyn EmulationFailure>>,
     /// The host's side.
     pub io: HostIo,
 }
@@ -129,7 +131,10 @@ impl MachineBuilder {
         }
         let irqchip = vm.create_irqchip(spec.irqchip.unwrap_or(vm.irqchip_mode()))?;
         let cpu = vm.filter_cpu_model(&spec.cpu)?;
-        let vcpus: Vec<_> = (0..spec.smp).map(|i| vm.create_vcpu(VcpuIndex(i), &cpu)).collect::<Result<_, _>>()?;
+        let mut vcpus: Vec<_> = (0..spec.smp).map(|i| vm.create_vcpu(VcpuIndex(i), &cpu)).collect::<Result<_, _>>()?;
+        if let Some(hook) = &spec.emulation_failure {
+            vcpus.iter_mut().for_each(|v| v.set_emulation_failure(hook.clone()));
+        }
         let handles: Vec<_> = vcpus.iter().map(|v| v.handle()).collect();
         let (control, requests) = MachineControl::new();
         let events = control.clone();

@@ -1,8 +1,9 @@
 //! What the host gives a machine.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use mimus_core::accel::Accelerator;
+use mimus_core::accel::{Accelerator, EmulationFailure};
 
 use super::HostIo;
 
@@ -15,6 +16,8 @@ pub struct Host<'a> {
     /// Clocks and I/O thread; disks, networks and character devices by their names in the
     /// configuration.
     pub io: HostIo,
+    /// Who finishes instructions that the accelerator cannot execute.
+    pub emulation_failure: Option<Arc<dyn EmulationFailure>>,
     /// The character devices of the serial ports, in order; `None` for a port that is there and
     /// connected to nothing.
     pub serials: Vec<Option<String>>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use mimus_core::accel::{AccelVm, ResetKind, ShutdownCause, StartRequest, VcpuIndex};
+use mimus_core::accel::{AccelVm, CpuIo, ResetKind, ShutdownCause, StartRequest, VcpuIndex};
 use mimus_core::arch::{CpuState, StateGroups};
 use mimus_core::backend::BlockRequest;
 use mimus_core::device::{Device, Drain, ResetPhase, Services};
@@ -103,6 +103,11 @@ impl Machine {
     /// The vCPUs' threads.
     pub fn threads(&self) -> &VcpuThreads {
         &self.parts.threads
+    }
+
+    /// The machine as its vCPUs see it: memory, ports, interrupt controllers.
+    pub fn io(&self) -> Arc<dyn CpuIo + Send + Sync> {
+        self.parts.io.clone()
     }
 
     /// The accelerator's part.

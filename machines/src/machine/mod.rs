@@ -7,6 +7,7 @@
 //! * [`cpu_io`] - what running vCPUs ask of it.
 //! * [`host`] - what the host gives it.
 //! * [`peripherals`] - devices from a configuration.
+//! * [`time`] - the real-time clock as configured.
 //! * [`saved`] - all of it as saved state.
 //! * [`backends`] - disks and networks of the host, from a configuration.
 //!
@@ -22,6 +23,7 @@ pub mod host;
 pub mod machine;
 pub mod peripherals;
 pub mod saved;
+pub mod time;
 
 pub use builder::{HostIo, MachineBuilder, MachineSpec, RamRange};
 pub use control::{MachineControl, Notice, Request, RunEnd, RunState};

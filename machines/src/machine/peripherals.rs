@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mimus_core::backend::MacAddress;
 use mimus_core::device::{DeviceContext, Options};
 use mimus_core::irq::IrqLine;
+use mimus_devices::isa::IsaBus;
 use mimus_devices::pci::PciBus;
 use mimus_devices::virtio::console::VirtioConsole;
 use mimus_devices::virtio::transport::mmio::EmptySlot;
@@ -86,6 +87,8 @@ pub struct Peripherals {
     pub slots: Option<MmioSlots>,
     /// Its PCI bus.
     pub pci: Option<Arc<PciBus>>,
+    /// Its ISA bus.
+    pub isa: Option<IsaBus>,
     /// What disks and network cards without a model become: `device` or `pci`.
     virtio: &'static str,
     /// The console a `virtconsole` is plugged into.
@@ -97,12 +100,12 @@ pub struct Peripherals {
 impl Peripherals {
     /// A board whose own virtio devices are on virtio-mmio.
     pub fn mmio(slots: MmioSlots, pci: Option<Arc<PciBus>>) -> Self {
-        Self { slots: Some(slots), pci, virtio: "device", console: None, count: 0 }
+        Self { slots: Some(slots), pci, isa: None, virtio: "device", console: None, count: 0 }
     }
 
     /// A board whose own virtio devices are on PCI.
     pub fn pci(bus: Arc<PciBus>) -> Self {
-        Self { slots: None, pci: Some(bus), virtio: "pci", console: None, count: 0 }
+        Self { slots: None, pci: Some(bus), isa: None, virtio: "pci", console: None, count: 0 }
     }
 
     /// Adds all that `config` asks for.
@@ -168,6 +171,9 @@ impl Peripherals {
             None => format!("/machine/peripheral-anon/{}.{number}", model.name),
         };
         let mut ctx: DeviceContext<'_> = builder.context(&path);
+        if let Some(bus) = &self.isa {
+            ctx = ctx.with_attachment(bus.clone());
+        }
         match &self.pci {
             Some(bus) => ctx = ctx.with_attachment(bus.clone()),
             None if model.name.ends_with("-pci") => {

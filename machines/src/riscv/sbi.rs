@@ -49,6 +49,10 @@ const STARTED: u8 = 0;
 const STOPPED: u8 = 1;
 const START_PENDING: u8 = 2;
 
+/// Suspend types (section 9.4) that every platform has.
+const SUSPEND_RETENTIVE: u32 = 0;
+const SUSPEND_NON_RETENTIVE: u32 = 0x8000_0000;
+
 /// Bytes of one debug console call that are handled; the caller is told how many were.
 const CONSOLE_CHUNK: u64 = 4096;
 
@@ -63,6 +67,21 @@ struct Hart {
     /// The deadline set last, in ns of the virtual clock; `u64::MAX` for none.
     deadline: AtomicU64,
     state: AtomicU8,
+}
+
+impl Hart {
+    /// One that is being started may run already, before whoever starts it is told.
+    fn is_started(&self) -> bool {
+        self.state.load(Ordering::SeqCst) != STOPPED
+    }
+
+    /// No timer, and no interrupt of a call that was for who ran before.
+    fn quiet(&self) {
+        self.deadline.store(u64::MAX, Ordering::SeqCst);
+        self.timer.disarm();
+        self.vcpu.set_pin(CpuPin::Stip, false);
+        self.vcpu.set_pin(CpuPin::Ssip, false);
+    }
 }
 
 /// The firmware's state.
@@ -114,10 +133,7 @@ impl Sbi {
     fn reset_harts(&self) {
         for (i, hart) in self.harts.iter().enumerate() {
             hart.state.store(if i == 0 { STARTED } else { STOPPED }, Ordering::SeqCst);
-            hart.deadline.store(u64::MAX, Ordering::SeqCst);
-            hart.timer.disarm();
-            hart.vcpu.set_pin(CpuPin::Stip, false);
-            hart.vcpu.set_pin(CpuPin::Ssip, false);
+            hart.quiet();
         }
     }
 
@@ -144,8 +160,7 @@ impl Sbi {
                 Err(e) => Err(e),
             },
             EXT_SRST if function == 0 => {
-                after = HypercallResult::Leave;
-                self.system_reset(regs[0])
+                self.system_reset(regs[0], regs[1]).inspect(|_| after = HypercallResult::Leave)
             }
             EXT_DBCN => self.debug_console(io, function, regs),
             _ => Err(SbiError::NotSupported),
@@ -162,8 +177,9 @@ impl Sbi {
         match extension {
             LEGACY_SET_TIMER => self.set_timer(vcpu, regs[0]),
             LEGACY_PUTCHAR => {
-                if let Some(console) = &self.console {
-                    console.write(&[regs[0] as u8]);
+                if !self.put(regs[0] as u8) {
+                    regs[0] = SbiError::Failed as i64 as u64;
+                    return HypercallResult::Done;
                 }
             }
             LEGACY_SHUTDOWN => {
@@ -185,8 +201,17 @@ impl Sbi {
 
     fn base(&self, function: u64, extension: u64) -> SbiResult {
         const KNOWN: [u64; 11] = [
-            EXT_BASE, EXT_TIME, EXT_IPI, EXT_RFENCE, EXT_HSM, EXT_SRST, EXT_DBCN, LEGACY_SET_TIMER, LEGACY_PUTCHAR,
-            LEGACY_GETCHAR, LEGACY_SHUTDOWN,
+            EXT_BASE,
+            EXT_TIME,
+            EXT_IPI,
+            EXT_RFENCE,
+            EXT_HSM,
+            EXT_SRST,
+            EXT_DBCN,
+            LEGACY_SET_TIMER,
+            LEGACY_PUTCHAR,
+            LEGACY_GETCHAR,
+            LEGACY_SHUTDOWN,
         ];
         Ok(match function {
             0 => SPEC_VERSION,
@@ -224,12 +249,13 @@ impl Sbi {
         Ok(selected)
     }
 
+    /// Those that run, or are about to.
     fn started(&self) -> Vec<&Hart> {
-        self.harts.iter().filter(|h| h.state.load(Ordering::SeqCst) == STARTED).collect()
+        self.harts.iter().filter(|h| h.is_started()).collect()
     }
 
     fn send_ipi(&self, mask: u64, base: u64) -> SbiResult {
-        for hart in self.select(mask, base)? {
+        for hart in self.select(mask, base)?.into_iter().filter(|h| h.is_started()) {
             // An edge: the target clears sip.SSIP, which is this pin's memory, itself.
             hart.vcpu.set_pin(CpuPin::Ssip, true);
         }
@@ -272,8 +298,9 @@ impl Sbi {
         let done = |value| Ok((value, HypercallResult::Done));
         match function {
             0 => {
-                let hart = usize::try_from(regs[0]).ok().and_then(|i| self.harts.get(i)).ok_or(SbiError::InvalidParam)?;
-                if io.memory().load().lookup(GuestPhys(regs[1])).is_none() {
+                let hart =
+                    usize::try_from(regs[0]).ok().and_then(|i| self.harts.get(i)).ok_or(SbiError::InvalidParam)?;
+                if !is_memory(io, regs[1], 2) {
                     return Err(SbiError::InvalidAddress);
                 }
                 let claim = hart.state.compare_exchange(STOPPED, START_PENDING, Ordering::SeqCst, Ordering::SeqCst);
@@ -287,25 +314,36 @@ impl Sbi {
             }
             1 => {
                 let hart = self.hart(vcpu).ok_or(SbiError::Failed)?;
-                hart.timer.disarm();
+                hart.quiet();
                 // In this order: who sees it stopped may start it at once.
                 (self.power_off)(vcpu);
                 hart.state.store(STOPPED, Ordering::SeqCst);
                 Ok((0, HypercallResult::Leave))
             }
             2 => {
-                let hart = usize::try_from(regs[0]).ok().and_then(|i| self.harts.get(i)).ok_or(SbiError::InvalidParam)?;
+                let hart =
+                    usize::try_from(regs[0]).ok().and_then(|i| self.harts.get(i)).ok_or(SbiError::InvalidParam)?;
                 done(u64::from(hart.state.load(Ordering::SeqCst)))
             }
-            // Retentive suspend is WFI; a non-retentive one may be refused.
-            3 if regs[0] == 0 => Ok((0, HypercallResult::Wait)),
+            // The type is 32 bits wide.
+            3 => match regs[0] as u32 {
+                // Retentive suspend is WFI.
+                SUSPEND_RETENTIVE => Ok((0, HypercallResult::Wait)),
+                SUSPEND_NON_RETENTIVE => Err(SbiError::NotSupported),
+                // Reserved, or of platforms.
+                _ => Err(SbiError::InvalidParam),
+            },
             _ => Err(SbiError::NotSupported),
         }
     }
 
-    /// Section 10.
-    fn system_reset(&self, kind: u64) -> SbiResult {
-        (self.request)(match kind {
+    /// Section 10. Type and reason are 32 bits wide.
+    fn system_reset(&self, kind: u64, reason: u64) -> SbiResult {
+        // 0: none, 1: system failure. The others are reserved, or of platforms and vendors.
+        if reason as u32 > 1 {
+            return Err(SbiError::InvalidParam);
+        }
+        (self.request)(match kind as u32 {
             0 => SysconRequest::PowerOff,
             1 | 2 => SysconRequest::Reset,
             _ => return Err(SbiError::InvalidParam),
@@ -315,27 +353,44 @@ impl Sbi {
 
     /// Section 12.
     fn debug_console(&self, io: &dyn CpuIo, function: u64, regs: &[u64; 8]) -> SbiResult {
+        let [len, base, base_high, ..] = *regs;
+        if function < 2 && (base_high != 0 || !is_memory(io, base, len)) {
+            return Err(SbiError::InvalidParam);
+        }
         match function {
             0 => {
-                let len = regs[0].min(CONSOLE_CHUNK);
-                let mut bytes = vec![0; len as usize];
-                let read = io.memory().read_bytes(GuestPhys(regs[1]), &mut bytes, MemTxAttrs::default());
-                if regs[2] != 0 || !read.is_ok() {
-                    return Err(SbiError::InvalidParam);
+                let mut bytes = vec![0; len.min(CONSOLE_CHUNK) as usize];
+                match io.memory().read_bytes(GuestPhys(base), &mut bytes, MemTxAttrs::default()).is_ok() {
+                    true => Ok(self.console.as_ref().map_or(bytes.len(), |c| c.write(&bytes)) as u64),
+                    false => Err(SbiError::InvalidParam),
                 }
-                Ok(self.console.as_ref().map_or(len, |c| c.write(&bytes) as u64))
             }
             // Input goes to the serial port.
             1 => Ok(0),
-            2 => {
-                if let Some(console) = &self.console {
-                    console.write(&[regs[0] as u8]);
-                }
-                Ok(0)
-            }
+            2 if self.put(regs[0] as u8) => Ok(0),
+            2 => Err(SbiError::Failed),
             _ => Err(SbiError::NotSupported),
         }
     }
+
+    /// Sends one byte; false if the host does not take it now.
+    fn put(&self, byte: u8) -> bool {
+        self.console.as_ref().is_none_or(|c| c.write(&[byte]) == 1)
+    }
+}
+
+/// True if all of it is RAM or ROM.
+fn is_memory(io: &dyn CpuIo, base: u64, len: u64) -> bool {
+    let Some(end) = base.checked_add(len) else { return false };
+    let view = io.memory().load();
+    let mut at = base;
+    while at < end {
+        match view.lookup(GuestPhys(at)) {
+            Some(range) if range.ram_at(GuestPhys(at)).is_some() => at = range.end(),
+            _ => return false,
+        }
+    }
+    true
 }
 
 impl Hypercalls for Sbi {
@@ -358,19 +413,21 @@ impl Snapshot for Sbi {
     }
 
     fn save(&self) -> Result<Payload, SnapshotError> {
-        let saved = |h: &Hart| SavedHart {
-            state: h.state.load(Ordering::SeqCst),
-            deadline: h.deadline.load(Ordering::SeqCst),
-        };
+        let saved =
+            |h: &Hart| SavedHart { state: h.state.load(Ordering::SeqCst), deadline: h.deadline.load(Ordering::SeqCst) };
         Payload::encode(SCHEMA, &Saved { harts: self.harts.iter().map(saved).collect() })
     }
 
     fn restore(&self, payload: &Payload) -> Result<(), SnapshotError> {
-        if (payload.schema.as_str(), payload.version) != (SCHEMA.name, SCHEMA.version) {
+        if payload.schema != SCHEMA.name {
             return Err(SnapshotError::WrongSchema { found: payload.schema.clone(), expected: SCHEMA.name });
         }
+        if payload.version != SCHEMA.version {
+            let (found, expected) = (payload.version, SCHEMA.version);
+            return Err(SnapshotError::WrongVersion { schema: SCHEMA.name, found, expected });
+        }
         let saved: Saved = payload.decode()?;
-        if saved.harts.len() != self.harts.len() || saved.harts.iter().any(|h| h.state > START_PENDING) {
+        if saved.harts.len() != self.harts.len() || saved.harts.iter().any(|h| h.state > STOPPED) {
             return Err(SnapshotError::invalid(SCHEMA, "harts", "not those of this machine"));
         }
         for (hart, s) in self.harts.iter().zip(saved.harts) {
@@ -399,3 +456,7 @@ fn arm(vcpu: &Arc<dyn VcpuHandle>, timer: &Timer, pin: CpuPin, deadline: Option<
         }
     }
 }
+
+#[cfg(test)]
+#[path = "sbi_tests.rs"]
+mod tests;

@@ -8,26 +8,26 @@ use std::sync::atomic::AtomicBool;
 use mimus_core::accel::{CpuPin, ResetCause, ShutdownCause};
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::backend::CharBackend;
-use mimus_core::bus::{AccessRules, AccessSize};
 use mimus_core::clock::ClockKind;
 use mimus_core::irq::{IrqController, IrqLine};
-use mimus_devices::char::ns16550::Ns16550;
-use mimus_devices::irqchip::aclint::Aclint;
-use mimus_devices::irqchip::plic::{Plic, PlicTarget};
-use mimus_devices::misc::syscon::{Syscon, SysconRequest};
+use mimus_devices::char::ns16550::{self, Ns16550};
+use mimus_devices::irqchip::aclint::{self, Aclint};
+use mimus_devices::irqchip::plic::{self, Plic, PlicTarget};
+use mimus_devices::misc::syscon::{self, Syscon, SysconRequest};
 use mimus_devices::pci::PciBus;
 use mimus_devices::pci::host_bridge::{Gpex, GpexWindows};
-use mimus_devices::timer::goldfish_rtc::GoldfishRtc;
+use mimus_devices::timer::goldfish_rtc::{self, GoldfishRtc};
 
 use super::boot::VirtBoot;
 use super::fdt::FdtConfig;
 use super::sbi::Sbi;
 use super::{firmware, map};
 use crate::config::keyval::nearest;
-use crate::config::{Bios, ConfigError, MachineConfig, Rtc, RtcBase, RtcClock};
+use crate::config::{Bios, ConfigError, MachineConfig, Rtc};
 use crate::machine::peripherals::{MmioSlots, Peripherals};
 use crate::machine::{
     Host, Hypercalls, Machine, MachineBuilder, MachineControl, MachineError, MachineSpec, Policy, RamRange, Request,
+    time,
 };
 
 /// Most harts.
@@ -51,6 +51,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         ram: vec![RamRange { base: map::DRAM_BASE, len: config.memory }],
         ports: false,
         irqchip: None,
+        emulation_failure: host.emulation_failure,
         io: host.io,
     })?;
     let serial = match host.serials.iter().flatten().next() {
@@ -141,52 +142,24 @@ impl Virt {
 
     fn interrupt_controllers(&mut self, plic: Arc<std::sync::Mutex<Plic>>) -> Result<(), MachineError> {
         let b = &mut self.builder;
-        let words = AccessRules::only(AccessSize::B4);
-        b.add_mmio("/machine/plic", span(map::PLIC), words, plic)?;
+        b.add_mmio("/machine/plic", span(map::PLIC), plic::RULES, plic)?;
         let harts = b.vcpus().to_vec();
         let timers = harts.iter().map(|_| b.services().io_thread.timer(ClockKind::Virtual)).collect();
         let aclint = Aclint::new(harts, timers, map::TICK_NS);
-        b.add_mmio("/machine/aclint", span(map::CLINT), AccessRules::sizes(AccessSize::B4, AccessSize::B8), aclint)
+        b.add_mmio("/machine/aclint", span(map::CLINT), aclint::RULES, aclint)
     }
 
     fn platform_devices(&mut self, serial: Option<Arc<dyn CharBackend>>, rtc: &Rtc) -> Result<(), MachineError> {
-        let words = AccessRules::only(AccessSize::B4);
         let uart = Ns16550::new(self.irq(map::IRQ_UART), serial);
-        let (timer, offset) = self.rtc_time(rtc)?;
-        let rtc = GoldfishRtc::new(self.irq(map::IRQ_RTC), timer, offset);
+        let (timer, offset) = time::rtc(self.builder.services(), rtc)?;
+        // The device adds modulo 2^64.
+        let rtc = GoldfishRtc::new(self.irq(map::IRQ_RTC), timer, offset as u64);
         let b = &mut self.builder;
-        b.add_mmio("/machine/serial", span(map::UART), AccessRules::only(AccessSize::B1), uart)?;
-        b.add_mmio("/machine/rtc", span(map::RTC), words, rtc)?;
+        b.add_mmio("/machine/serial", span(map::UART), ns16550::RULES, uart)?;
+        b.add_mmio("/machine/rtc", span(map::RTC), goldfish_rtc::RULES, rtc)?;
         let finisher = Syscon::new(guest_requests(b.control()));
-        b.add_mmio(
-            "/machine/test-finisher",
-            span(map::TEST),
-            AccessRules::sizes(AccessSize::B2, AccessSize::B4),
-            finisher,
-        )?;
+        b.add_mmio("/machine/test-finisher", span(map::TEST), syscon::RULES, finisher)?;
         b.add_rom("mrom", span(map::MROM), &[]).map(drop)
-    }
-
-    /// The clock behind the RTC, and what is added to it, in ns.
-    fn rtc_time(&self, rtc: &Rtc) -> Result<(mimus_core::clock::Timer, u64), MachineError> {
-        let services = self.builder.services();
-        let kind = match rtc.clock {
-            RtcClock::Host => ClockKind::Host,
-            RtcClock::Rt => ClockKind::Realtime,
-            RtcClock::Vm => ClockKind::Virtual,
-        };
-        let timer = services.io_thread.timer(kind);
-        let base = match rtc.base {
-            RtcBase::Utc => services.clocks.get(ClockKind::Host).now(),
-            RtcBase::Seconds(s) => u64::try_from(s).unwrap_or(0).saturating_mul(1_000_000_000),
-            RtcBase::Localtime => {
-                let reason = "guests of this board keep the clock in UTC; use base=utc, or a date";
-                return Err(ConfigError::new("-rtc", "base=localtime", reason).into());
-            }
-        };
-        let offset =
-            if (rtc.base, rtc.clock) == (RtcBase::Utc, RtcClock::Host) { 0 } else { base.wrapping_sub(timer.now()) };
-        Ok((timer, offset))
     }
 
     fn pci(&mut self, ram: u64) -> Result<Arc<PciBus>, MachineError> {

@@ -6,12 +6,15 @@
 
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use mimus_core::accel::irqchip::PIC_SCHEMA;
 use mimus_core::accel::{CpuPin, IrqChip, IrqChipMode, ResetKind, StartRequest, SysReg, VcpuIndex};
+use mimus_core::arch::x86::irqchip::PicState;
 use mimus_core::bus::MemTxResult;
 use mimus_core::bus::Requester;
 use mimus_core::clock::ClockKind;
 use mimus_core::device::{Device, lock};
-use mimus_core::irq::{IrqController, IrqLine, MsiTarget};
+use mimus_core::irq::{IrqController, IrqLine, MsiTarget, OrGate};
+use mimus_core::snapshot::{Payload, SnapshotError};
 use mimus_core::vcpu::VcpuThreads;
 use mimus_devices::irqchip::i8259::{self, I8259};
 use mimus_devices::irqchip::ioapic::{self, IoApic};
@@ -25,10 +28,12 @@ pub const GSIS: u32 = ioapic::PINS;
 
 /// The controllers, wired.
 pub struct Interrupts {
-    /// Pin `n` is global system interrupt `n`.
-    gsi: Arc<dyn IrqController>,
+    /// One for each global system interrupt: several devices may share one.
+    gates: Vec<Arc<OrGate>>,
     /// Takes messages.
     apics: Arc<dyn IrqController>,
+    /// The PIC pair, whoever runs it.
+    pub pic: Arc<dyn Device>,
     /// The line of the interval timer.
     pub timer: IrqLine,
     /// While high, an HPET has the interval timer's interrupt.
@@ -40,10 +45,12 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// The line of a global system interrupt. Each call is a wire of its own: what shares
-    /// an interrupt is to be joined before.
+    /// A wire to a global system interrupt, which is asserted while any of its wires is.
+    ///
+    /// # Panics
+    /// If there is no such interrupt.
     pub fn line(&self, gsi: u32) -> IrqLine {
-        IrqLine::new(self.gsi.clone(), gsi)
+        self.gates[gsi as usize].input()
     }
 
     /// The way to send messages.
@@ -61,6 +68,20 @@ impl Interrupts {
     }
 }
 
+fn gates(gsi: &Arc<dyn IrqController>) -> Vec<Arc<OrGate>> {
+    (0..GSIS).map(|n| OrGate::new(IrqLine::new(gsi.clone(), n))).collect()
+}
+
+/// Leaves a PIC pair as firmware does: initialised, at the vectors of real mode, all inputs masked. By its saved
+/// state: the accelerator's has no ports here.
+pub fn mask_pic(pic: &dyn Device) -> Result<(), SnapshotError> {
+    let mut state: PicState = pic.save()?.decode()?;
+    for (chip, base) in [(&mut state.master, 0x08), (&mut state.slave, 0x70)] {
+        (chip.base, chip.imr, chip.initialised) = (base, 0xff, true);
+    }
+    pic.restore(&Payload::encode(PIC_SCHEMA, &state)?)
+}
+
 fn path(name: &str) -> String {
     format!("/machine/{name}")
 }
@@ -72,11 +93,14 @@ fn add_chips(b: &mut MachineBuilder, chip: &Arc<dyn IrqChip>) -> Result<(), Mach
 fn kernel(b: &mut MachineBuilder, chip: &Arc<dyn IrqChip>) -> Result<Interrupts, MachineError> {
     add_chips(b, chip)?;
     let gsi = chip.gsi();
+    let pic = chip.devices().into_iter().find(|d| d.0 == "pic").map(|d| d.1);
+    let gates = gates(&gsi);
     Ok(Interrupts {
-        timer: IrqLine::new(gsi.clone(), 0),
+        pic: pic.ok_or_else(|| MachineError::other("the accelerator's interrupt controllers have no PIC"))?,
+        timer: gates[0].input(),
         timer_replaced: IrqLine::new(Arc::new(ReplacePit(chip.clone())), 0),
-        apics: gsi.clone(),
-        gsi,
+        apics: gsi,
+        gates,
         hooks: None,
         accelerator_starts: true,
     })
@@ -168,15 +192,16 @@ fn models(
     for (base, region) in [(0x20, i8259::REGION_MASTER), (0xa0, i8259::REGION_SLAVE), (0x4d0, i8259::REGION_ELCR)] {
         b.map_pio("pic", (base, 2), ports, region, pic.clone())?;
     }
-    b.add_device(&path("pic"), pic)?;
+    b.add_device(&path("pic"), pic.clone())?;
     b.add_mmio(&path("ioapic"), (ioapic::BASE, ioapic::SIZE), ioapic::RULES, io)?;
-    let timer = IrqLine::new(gsi.clone(), 0);
+    let gates = gates(&gsi);
+    let timer = gates[0].input();
     let pit = I8254::new(timer.clone(), b.services().io_thread.timer(ClockKind::Virtual));
     b.map_pio("pit", (0x40, i8254::PORTS), i8254::RULES, i8254::REGION_COUNTERS, pit.clone())?;
     b.map_pio("pit", (0x61, 1), i8254::RULES, i8254::REGION_CONTROL, pit.clone())?;
     let timer_replaced = I8254::replaced(&pit);
     b.add_device(&path("pit"), pit as Arc<dyn Device>)?;
-    Ok(Interrupts { gsi, apics, timer, timer_replaced, hooks, accelerator_starts })
+    Ok(Interrupts { gates, apics, pic, timer, timer_replaced, hooks, accelerator_starts })
 }
 
 /// Global system interrupts to both kinds of controller.

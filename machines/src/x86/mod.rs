@@ -3,5 +3,15 @@
 //! * [`acpi`] and [`smbios`] have the tables that describe them.
 
 pub mod acpi;
+pub mod boot;
+pub mod common;
+pub mod fw_cfg;
 pub mod interrupts;
+pub mod isa;
+pub mod layout;
+pub mod microvm;
+pub mod options;
+pub mod pc;
+pub mod pci_setup;
+pub mod rom;
 pub mod smbios;

@@ -9,7 +9,6 @@ use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
 use mimus_core::memory::{FlatKind, PAGE_CODE, RamBlock};
 use mimus_tcg_ir::{AmoOp, Ext, Size};
 
-use crate::code::PageKey;
 use crate::context::DataFill;
 use crate::env::Cpu;
 use crate::frontend::{Access, GuestFrontend, Leaf, MemFault};
@@ -37,8 +36,7 @@ pub(crate) struct RamWindow {
 
 impl RamWindow {
     /// No range.
-    pub const NONE: RamWindow =
-        RamWindow { base: 0, len: 0, host: ptr::null_mut(), block: ptr::null(), offset: 0 };
+    pub const NONE: RamWindow = RamWindow { base: 0, len: 0, host: ptr::null_mut(), block: ptr::null(), offset: 0 };
 }
 
 /// Which guest instruction an access belongs to.
@@ -53,7 +51,12 @@ pub(crate) enum At {
 /// Where an access ends up.
 enum Place {
     /// Host memory; the block and the offset in it for stores.
-    Ram { host: *mut u8, readonly: bool, block: *const RamBlock, offset: u64 },
+    Ram {
+        host: *mut u8,
+        readonly: bool,
+        block: *const RamBlock,
+        offset: u64,
+    },
     Io(GuestPhys),
 }
 
@@ -165,6 +168,7 @@ impl<F: GuestFrontend> Cpu<F> {
         let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
         match answer {
             Some((value, MemTxResult::Ok)) => Ok(value),
+            _ if F::LENIENT_BUS => Ok(!0),
             _ => Err(MemFault::Access),
         }
     }
@@ -174,8 +178,28 @@ impl<F: GuestFrontend> Cpu<F> {
         let attrs = MemTxAttrs::vcpu(index.0);
         match self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value)) {
             Some(MemTxResult::Ok) => Ok(()),
+            _ if F::LENIENT_BUS => Ok(()),
             _ => Err(MemFault::Access),
         }
+    }
+
+    /// An access to devices by aligned pieces: `f` is given each one's address, size and bit offset.
+    fn in_pieces(
+        pa: GuestPhys,
+        size: Size,
+        mut f: impl FnMut(GuestPhys, Size, u32) -> Result<(), MemFault>,
+    ) -> Result<(), MemFault> {
+        let mut done = 0;
+        while done < size.bytes() {
+            let at = pa.0.wrapping_add(done.into());
+            let fits = |piece: &Size| {
+                at.is_multiple_of(piece.bytes().into()) && piece.bytes() <= size.bytes() - done
+            };
+            let piece = [Size::B8, Size::B4, Size::B2].into_iter().find(fits).unwrap_or(Size::B1);
+            f(GuestPhys(at), piece, 8 * done)?;
+            done += piece.bytes();
+        }
+        Ok(())
     }
 
     /// Loads; `pc` says which instruction does.
@@ -197,6 +221,14 @@ impl<F: GuestFrontend> Cpu<F> {
             // SAFETY: inside one page of a RAM block.
             Place::Ram { host, .. } => Ok(unsafe { read(host, size) }),
             Place::Io(pa) if va.is_multiple_of(u64::from(size.bytes())) => self.io_read(pa, size),
+            Place::Io(pa) if F::LENIENT_BUS => {
+                let mut value = 0;
+                Self::in_pieces(pa, size, |at, piece, shift| {
+                    value |= extend(self.io_read(at, piece)?, piece, Ext::Zero) << shift;
+                    Ok(())
+                })?;
+                Ok(value)
+            }
             // Device registers are not split: QEMU's and real fabrics' answer is an access fault.
             Place::Io(_) => Err(MemFault::Misaligned),
         }
@@ -227,9 +259,32 @@ impl<F: GuestFrontend> Cpu<F> {
         if va & (PAGE - 1) > PAGE - bytes {
             return self.store_across(pc, va, value, size);
         }
-        self.locate(va, Access::Store)
-            .and_then(|place| self.store_at(place, va, value, size))
-            .map_err(|fault| self.fault(pc, va, Access::Store, fault))
+        let place = self.locate(va, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        self.check_own_code(pc, &place, size.bytes())?;
+        self.store_at(place, va, value, size).map_err(|f| self.fault(pc, va, Access::Store, f))
+    }
+
+    /// Where stores to code must be seen at once: has an instruction of a block that is about to overwrite its own
+    /// block, or one that it may be linked to, executed by itself instead.
+    fn check_own_code(&mut self, pc: At, place: &Place, len: u32) -> Result<(), Trapped> {
+        let (true, At::Return(ret), Place::Ram { host, readonly: false, block, offset }) =
+            (F::COHERENT_CODE, pc, place)
+        else {
+            return Ok(());
+        };
+        // SAFETY: `self.view` keeps the block alive.
+        let flags = unsafe { &**block }.page_flags(offset / PAGE);
+        let host = *host as u64;
+        if flags.load(Ordering::SeqCst) & PAGE_CODE == 0
+            || !self.machine.store.hits_own_code(ret, host, host as u32 & 0xfff, len)
+        {
+            return Ok(());
+        }
+        self.head.pc = self.guest_pc(ret);
+        self.head.exit_request = 1;
+        self.step_at = Some(self.head.pc);
+        self.check_events();
+        Err(Trapped)
     }
 
     fn store_at(&mut self, place: Place, va: u64, value: u64, size: Size) -> Result<(), MemFault> {
@@ -244,6 +299,9 @@ impl<F: GuestFrontend> Cpu<F> {
                 Ok(())
             }
             Place::Io(pa) if va.is_multiple_of(u64::from(size.bytes())) => self.io_write(pa, size, value),
+            Place::Io(pa) if F::LENIENT_BUS => {
+                Self::in_pieces(pa, size, |at, piece, shift| self.io_write(at, piece, value >> shift))
+            }
             Place::Io(_) => Err(MemFault::Misaligned),
         }
     }
@@ -254,15 +312,17 @@ impl<F: GuestFrontend> Cpu<F> {
         fence(Ordering::SeqCst);
         let flags = block.page_flags(offset / PAGE);
         if flags.load(Ordering::SeqCst) & PAGE_CODE != 0 {
-            let page = PageKey(host as u64 & !(PAGE - 1));
-            self.machine.store.store_to_code(page, host as u32 & 0xfff, len, flags);
+            let withdrawn = self.machine.store.store_to_code(host as u64, host as u32 & 0xfff, len, flags);
+            self.code_changed |= withdrawn;
         }
     }
 
     fn store_across(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
         let second = (va | (PAGE - 1)).wrapping_add(1);
-        for page in [va, second] {
-            self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
+        let in_first = second.wrapping_sub(va) as u32;
+        for (page, len) in [(va, in_first), (second, size.bytes() - in_first)] {
+            let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
+            self.check_own_code(pc, &place, len)?;
         }
         for i in 0..u64::from(size.bytes()) {
             let at = va.wrapping_add(i);
@@ -288,9 +348,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Load-reserved.
     pub(crate) fn load_reserved(&mut self, pc: At, va: u64, size: Size, ext: Ext) -> Result<u64, Trapped> {
         self.watch(pc, va, size.bytes().into(), READS)?;
-        let place = self
-            .locate_atomic(va, size, Access::Load)
-            .map_err(|f| self.fault(pc, va, Access::Load, f))?;
+        let place = self.locate_atomic(va, size, Access::Load).map_err(|f| self.fault(pc, va, Access::Load, f))?;
         let Place::Ram { host, .. } = place else { return Ok(0) };
         // SAFETY: aligned, inside a page of RAM.
         let value = extend(unsafe { read(host, size) }, size, ext);
@@ -304,9 +362,7 @@ impl<F: GuestFrontend> Cpu<F> {
         self.watch(pc, va, size.bytes().into(), WRITES)?;
         let reserved = std::mem::replace(&mut self.head.reserve_addr, !0);
         let expected = self.head.reserve_value;
-        let place = self
-            .locate_atomic(va, size, Access::Store)
-            .map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let place = self.locate_atomic(va, size, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         let Place::Ram { host, block, offset, .. } = place else { return Ok(1) };
         if reserved != va {
             return Ok(1);
@@ -322,9 +378,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Atomic read-modify-write; answers the old value, sign-extended.
     pub(crate) fn amo(&mut self, pc: At, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
         self.watch(pc, va, size.bytes().into(), (true, true))?;
-        let place = self
-            .locate_atomic(va, size, Access::Store)
-            .map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let place = self.locate_atomic(va, size, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         let Place::Ram { host, block, offset, .. } = place else { return Ok(0) };
         // SAFETY: as above.
         unsafe {
@@ -340,20 +394,83 @@ impl<F: GuestFrontend> Cpu<F> {
         }
     }
 
-    /// Reads guest physical memory as page walks do. `None`: not RAM.
-    pub fn phys_read_u64(&self, pa: u64) -> Option<u64> {
-        if !pa.is_multiple_of(8) {
+    /// Read-modify-write of `size` bytes at any alignment; answers the old value, zeros above. Memory becomes what
+    /// `new` makes of it. Atomic in RAM with `lock` (but for an access to two pages that the host has apart).
+    pub(crate) fn rmw(
+        &mut self,
+        pc: At,
+        va: u64,
+        size: Size,
+        lock: bool,
+        new: &mut dyn FnMut(u64) -> u64,
+    ) -> Result<u64, Trapped> {
+        if va & (PAGE - 1) > PAGE - u64::from(size.bytes()) {
+            return self.rmw_across(pc, va, size, new);
+        }
+        let place = self.locate(va, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        self.check_own_code(pc, &place, size.bytes())?;
+        match place {
+            Place::Ram { host, readonly: false, block, offset } => {
+                // SAFETY: inside one page of a RAM block, which the view keeps alive.
+                unsafe {
+                    let old = exchange(host, size, lock, new);
+                    self.stored(&*block, offset, host, size.bytes());
+                    Ok(old)
+                }
+            }
+            place => {
+                let old = self.load_at(place, va, size).map_err(|f| self.fault(pc, va, Access::Load, f))?;
+                let old = extend(old, size, Ext::Zero);
+                self.store(pc, va, new(old), size).map(|()| old)
+            }
+        }
+    }
+
+    fn rmw_across(&mut self, pc: At, va: u64, size: Size, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Trapped> {
+        let second = (va | (PAGE - 1)).wrapping_add(1);
+        let in_first = second.wrapping_sub(va) as usize;
+        let first = self.locate(va, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
+        let after = self.locate(second, Access::Store).map_err(|f| self.fault(pc, second, Access::Store, f))?;
+        self.check_own_code(pc, &first, in_first as u32)?;
+        self.check_own_code(pc, &after, size.bytes() - in_first as u32)?;
+        if let (
+            Place::Ram { host, readonly: false, block, offset },
+            Place::Ram { host: next, readonly: false, block: next_block, offset: next_offset },
+        ) = (first, after)
+        {
+            if host as usize + in_first == next as usize {
+                // SAFETY: both pages are of RAM blocks, which the view keeps alive, and one follows the other.
+                unsafe {
+                    let old = exchange(host, size, true, new);
+                    self.stored(&*block, offset, host, in_first as u32);
+                    self.stored(&*next_block, next_offset, next, size.bytes() - in_first as u32);
+                    return Ok(old);
+                }
+            }
+        }
+        let old = self.load_across(pc, va, size)?;
+        self.store_across(pc, va, new(old), size).map(|()| old)
+    }
+
+    /// Reads guest physical memory as page walks do: aligned. `None`: not RAM.
+    pub fn phys_read(&self, pa: u64, size: Size) -> Option<u64> {
+        if !pa.is_multiple_of(u64::from(size.bytes())) {
             return None;
         }
         let (host, ..) = self.ram_at(pa, Access::Load)?;
         // SAFETY: aligned, inside a RAM block.
-        Some(unsafe { read(host, Size::B8) })
+        Some(unsafe { read(host, size) })
     }
 
-    /// Compares and exchanges guest physical memory, as page walks set accessed and dirty bits. `None`: not
-    /// writable RAM; else whether it was stored.
-    pub fn phys_compare_exchange_u64(&mut self, pa: u64, old: u64, new: u64) -> Option<bool> {
-        if !pa.is_multiple_of(8) {
+    /// [`Cpu::phys_read`] of 8 bytes.
+    pub fn phys_read_u64(&self, pa: u64) -> Option<u64> {
+        self.phys_read(pa, Size::B8)
+    }
+
+    /// Compares and exchanges guest physical memory, as page walks set accessed and dirty bits: aligned. `None`:
+    /// not writable RAM; else whether it was stored.
+    pub fn phys_compare_exchange(&mut self, pa: u64, old: u64, new: u64, size: Size) -> Option<bool> {
+        if !pa.is_multiple_of(u64::from(size.bytes())) {
             return None;
         }
         let (host, readonly, block, offset, _) = self.ram_at(pa, Access::Store)?;
@@ -362,10 +479,87 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         // SAFETY: aligned, inside a RAM block that the view keeps alive.
         unsafe {
-            let stored = compare_exchange(host, old, new, Size::B8);
-            self.stored(&*block, offset, host, 8);
+            let stored = compare_exchange(host, old, new, size);
+            self.stored(&*block, offset, host, size.bytes());
             Some(stored)
         }
+    }
+
+    /// [`Cpu::phys_compare_exchange`] of 8 bytes.
+    pub fn phys_compare_exchange_u64(&mut self, pa: u64, old: u64, new: u64) -> Option<bool> {
+        self.phys_compare_exchange(pa, old, new, Size::B8)
+    }
+
+    /// Loads from guest physical memory, RAM or device, within one page; zeros above. For accesses that do not go
+    /// by the current privilege (descriptor tables, frames of exceptions): the frontend has walked and checked.
+    ///
+    /// # Errors
+    /// Nothing answers.
+    pub fn phys_load(&mut self, pa: u64, size: Size) -> Result<u64, MemFault> {
+        let place = match self.ram_at(pa, Access::Load) {
+            Some((host, readonly, block, offset, _)) => Place::Ram { host, readonly, block, offset },
+            None => Place::Io(GuestPhys(pa)),
+        };
+        Ok(extend(self.load_at(place, pa, size)?, size, Ext::Zero))
+    }
+
+    /// Stores to guest physical memory, RAM or device, within one page; see [`Cpu::phys_load`].
+    ///
+    /// # Errors
+    /// Nothing answers.
+    pub fn phys_store(&mut self, pa: u64, value: u64, size: Size) -> Result<(), MemFault> {
+        let place = match self.ram_at(pa, Access::Store) {
+            Some((host, readonly, block, offset, _)) => Place::Ram { host, readonly, block, offset },
+            None => Place::Io(GuestPhys(pa)),
+        };
+        self.store_at(place, pa, value, size)
+    }
+
+    /// For helpers: loads as the instruction being executed, zeros above.
+    ///
+    /// # Errors
+    /// The access trapped: return from the helper.
+    pub fn load_data(&mut self, va: u64, size: Size) -> Result<u64, Trapped> {
+        if va & (PAGE - 1) <= PAGE - u64::from(size.bytes())
+            && let Some(host) = self.mmu.context().lookup_read(va)
+        {
+            // SAFETY: inside a page of RAM that the TLB grants loads of.
+            return Ok(unsafe { read(host as *mut u8, size) });
+        }
+        let pc = self.current_insn().0;
+        self.load(At::Pc(pc), va, size, Ext::Zero)
+    }
+
+    /// For helpers: stores as the instruction being executed. See [`Cpu::code_changed`].
+    ///
+    /// # Errors
+    /// The access trapped, and nothing was stored: return from the helper.
+    pub fn store_data(&mut self, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
+        if va & (PAGE - 1) <= PAGE - u64::from(size.bytes())
+            && let Some(host) = self.mmu.context().lookup_write(va)
+        {
+            // SAFETY: inside a page of RAM that the TLB grants stores to.
+            unsafe { write(host as *mut u8, value, size) };
+            return Ok(());
+        }
+        let pc = self.current_insn().0;
+        self.store(At::Pc(pc), va, value, size)
+    }
+
+    /// For helpers: atomic read-modify-write as the instruction being executed; the old value.
+    ///
+    /// # Errors
+    /// The access trapped, as a store: return from the helper.
+    pub fn rmw_data(&mut self, va: u64, size: Size, mut new: impl FnMut(u64) -> u64) -> Result<u64, Trapped> {
+        let pc = self.current_insn().0;
+        self.rmw(At::Pc(pc), va, size, true, &mut new)
+    }
+
+    /// For helpers, where stores to code must be seen at once ([`GuestFrontend::COHERENT_CODE`]): whether a store
+    /// since the last call withdrew code. The block may go on in code that is not there any more, so the helper
+    /// then ends with [`Cpu::jump`] to the next instruction.
+    pub fn code_changed(&mut self) -> bool {
+        std::mem::take(&mut self.code_changed)
     }
 
     /// Zeroes `len` bytes (a power of two up to a page, `va` aligned to it): a cache-block zero.
@@ -388,9 +582,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 }
                 Ok(())
             }
-            Place::Io(_) => (0..len)
-                .step_by(8)
-                .try_for_each(|i| self.store(pc, va + i, 0, Size::B8)),
+            Place::Io(_) => (0..len).step_by(8).try_for_each(|i| self.store(pc, va + i, 0, Size::B8)),
         }
     }
 
@@ -440,9 +632,7 @@ unsafe fn read(host: *mut u8, size: Size) -> u64 {
                 u64::from(AtomicU32::from_ptr(host.cast()).load(Ordering::Relaxed))
             }
             Size::B4 => u64::from(u32::from_le(host.cast::<u32>().read_unaligned())),
-            Size::B8 if host.cast::<u64>().is_aligned() => {
-                AtomicU64::from_ptr(host.cast()).load(Ordering::Relaxed)
-            }
+            Size::B8 if host.cast::<u64>().is_aligned() => AtomicU64::from_ptr(host.cast()).load(Ordering::Relaxed),
             Size::B8 => u64::from_le(host.cast::<u64>().read_unaligned()),
         }
     }
@@ -488,6 +678,47 @@ unsafe fn compare_exchange(host: *mut u8, old: u64, new: u64, size: Size) -> boo
             Size::B8 => AtomicU64::from_ptr(host.cast()).compare_exchange(old, new, O, O).is_ok(),
         }
     }
+}
+
+/// Replaces memory by what `new` makes of it; the old value. With `lock`, atomically.
+///
+/// # Safety
+/// `size` bytes at `host` are mapped. They need not be aligned.
+unsafe fn exchange(host: *mut u8, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> u64 {
+    // SAFETY: mapped, by the caller.
+    unsafe {
+        let mut old = read(host, size);
+        if !lock {
+            write(host, new(old), size);
+            return old;
+        }
+        loop {
+            let found = lock_cmpxchg(host, old, new(old), size);
+            if found == old {
+                return old;
+            }
+            old = found;
+        }
+    }
+}
+
+/// The host's own compare-and-exchange, which is atomic at any alignment; what it found, zeros above.
+///
+/// # Safety
+/// `size` bytes at `host` are mapped.
+unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
+    use std::arch::asm;
+    let mut found = old;
+    // SAFETY: one instruction on memory that is mapped, by the caller.
+    unsafe {
+        match size {
+            Size::B1 => asm!("lock cmpxchg [{}], {:l}", in(reg) host, in(reg) new, inout("rax") found),
+            Size::B2 => asm!("lock cmpxchg [{}], {:x}", in(reg) host, in(reg) new, inout("rax") found),
+            Size::B4 => asm!("lock cmpxchg [{}], {:e}", in(reg) host, in(reg) new, inout("rax") found),
+            Size::B8 => asm!("lock cmpxchg [{}], {}", in(reg) host, in(reg) new, inout("rax") found),
+        }
+    }
+    extend(found, size, Ext::Zero)
 }
 
 /// Copies a page of guest memory that other vCPUs may be writing.

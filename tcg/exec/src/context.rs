@@ -52,10 +52,7 @@ impl Context {
     /// # Errors
     /// The host has no address space left.
     pub fn new() -> std::io::Result<Context> {
-        let map = MmapOptions::new()
-            .len(ContextLayout::SIZE)
-            .no_reserve_swap()
-            .map_anon()?;
+        let map = MmapOptions::new().len(ContextLayout::SIZE).no_reserve_swap().map_anon()?;
         let mut context = Context { map, fills: Vec::new(), local: Vec::new(), large: Vec::new() };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);

@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn cuts_go_when_unwanted_and_run_into() {
-        let (cuts, page) = (Cuts::default(), PageKey(0x7000));
+        let (cuts, page) = (Cuts::default(), PageKey::new(0x7000, 0));
         cuts.want(0x1010);
         assert!(cuts.add(page, [0x1010, 0x1020].into_iter()));
         assert!(!cuts.add(page, [0x1010].into_iter()), "it is cut there already");

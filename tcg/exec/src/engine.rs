@@ -7,7 +7,7 @@ use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Stubs};
 
 use crate::code::mapping::CodeMapping;
-use crate::code::{CodeStore, PageKey};
+use crate::code::CodeStore;
 use crate::env::{Cpu, KICK_EVENT, Peer, Request};
 use crate::frontend::{GuestFrontend, Helper};
 use crate::runtime;
@@ -94,7 +94,8 @@ impl<F: GuestFrontend> Machine<F> {
         memory: Arc<AddressSpace>,
         config: EngineConfig,
     ) -> Result<Arc<Machine<F>>, String> {
-        let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512)).map_err(|e| format!("code cache: {e}"))?;
+        let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512), F::CODE_ALIGN)
+            .map_err(|e| format!("code cache: {e}"))?;
         let helpers = F::helpers();
         let backend_config = BackendConfig {
             env: Cpu::<F>::layout(),
@@ -102,6 +103,7 @@ impl<F: GuestFrontend> Machine<F> {
             fns: runtime::functions::<F>(),
             helpers: helpers.iter().map(|h| h.entry).collect(),
             pin_order: F::PIN_ORDER.to_vec(),
+            code_align: F::CODE_ALIGN,
             code_base: mapping.code_base(),
         };
         let (emitter, stubs): (Box<dyn Emitter>, Stubs) = if config.interpret {
@@ -169,8 +171,8 @@ impl<F: GuestFrontend> CodeWriteListener for Machine<F> {
         while at < end {
             let page = at & !4095;
             let next = (page + 4096).min(end);
-            let key = PageKey(block.host_ptr(page) as u64);
-            self.store.store_to_code(key, (at - page) as u32, (next - at) as u32, block.page_flags(page / 4096));
+            let host = block.host_ptr(page) as u64;
+            self.store.store_to_code(host, (at - page) as u32, (next - at) as u32, block.page_flags(page / 4096));
             at = next;
         }
     }

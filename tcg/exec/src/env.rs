@@ -115,6 +115,10 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) scratch: crate::translate::Scratch,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
     pub(crate) interp_blocks: HashMap<usize, Rc<Block>>,
+    /// A store withdrew code.
+    pub(crate) code_changed: bool,
+    /// The instruction at this address is to be executed by itself.
+    pub(crate) step_at: Option<u64>,
     /// Waits for an interrupt.
     pub halted: bool,
     pub(crate) debug: crate::debug::DebugState,
@@ -132,11 +136,7 @@ impl<F: GuestFrontend> Cpu<F> {
     ///
     /// # Errors
     /// The host has no address space left.
-    pub(crate) fn new(
-        machine: Arc<Machine<F>>,
-        mailbox: Arc<Mailbox>,
-        guest: F::State,
-    ) -> std::io::Result<Cpu<F>> {
+    pub(crate) fn new(machine: Arc<Machine<F>>, mailbox: Arc<Mailbox>, guest: F::State) -> std::io::Result<Cpu<F>> {
         let view = machine.memory.view();
         Ok(Cpu {
             head: EnvHead {
@@ -159,6 +159,8 @@ impl<F: GuestFrontend> Cpu<F> {
             ram_window: Cell::new(RamWindow::NONE),
             scratch: Default::default(),
             interp_blocks: HashMap::new(),
+            code_changed: false,
+            step_at: None,
             halted: false,
             debug: Default::default(),
             io: None,

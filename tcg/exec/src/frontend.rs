@@ -69,6 +69,7 @@ pub struct CodeWindow<'a> {
     pub(crate) next: Option<&'a CodePage>,
     /// Nothing is read from this offset on.
     pub(crate) end: u32,
+    mode: u16,
 }
 
 /// A snapshot of a page of guest code: other vCPUs may write the page itself at any time.
@@ -77,12 +78,44 @@ pub type CodePage = [u8; 4096];
 impl<'a> CodeWindow<'a> {
     /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
     pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
-        CodeWindow { page, next, end: u32::MAX }
+        CodeWindow { page, next, end: u32::MAX, mode: 0 }
     }
 
     /// The same window, but that a block is to end before offset `cut`.
     pub(crate) fn until(self, cut: Option<u16>) -> CodeWindow<'a> {
         CodeWindow { end: cut.map_or(self.end, u32::from), ..self }
+    }
+
+    /// The same window, its code to be translated for [`GuestFrontend::code_mode`] `mode`.
+    pub fn with_mode(self, mode: u16) -> CodeWindow<'a> {
+        CodeWindow { mode, ..self }
+    }
+
+    /// The code mode to translate for.
+    pub fn mode(&self) -> u16 {
+        self.mode
+    }
+
+    /// The bytes from `offset` (from the page's start) on, at most as many as `buffer` has: fewer at the end of
+    /// what may be read.
+    pub fn bytes<'b>(&self, offset: u32, buffer: &'b mut [u8]) -> &'b [u8] {
+        let mut n = 0;
+        for (i, place) in (offset..).zip(buffer.iter_mut()) {
+            let Some(byte) = self.byte(i) else { break };
+            *place = byte;
+            n += 1;
+        }
+        &buffer[..n]
+    }
+
+    /// The byte at `offset` from the page's start; `None` past what may be read.
+    pub fn byte(&self, offset: u32) -> Option<u8> {
+        match offset {
+            _ if offset >= self.end => None,
+            0..4096 => self.page.get(offset as usize).copied(),
+            4096..8192 => self.next?.get(offset as usize - 4096).copied(),
+            _ => None,
+        }
     }
 
     /// The little-endian halfword at `offset` (even) from the page's start; `None` past what may be read.
@@ -129,6 +162,17 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Slots in the order in which they deserve a host register.
     const PIN_ORDER: &'static [Slot];
 
+    /// Instructions begin at multiples of this many bytes: 1 or 2.
+    const CODE_ALIGN: u32;
+
+    /// Stores to code that is being executed take effect before the next instruction, without any instruction that
+    /// says so.
+    const COHERENT_CODE: bool;
+
+    /// What devices' registers and addresses that nothing answers at are like. True: unaligned accesses are split,
+    /// reads of nothing give ones and writes are ignored. False: both are faults.
+    const LENIENT_BUS: bool;
+
     /// Helpers, in the order of the numbers `Op::Call` uses. Make them with [`Helper::new`].
     fn helpers() -> Vec<Helper<Self>>;
 
@@ -141,7 +185,16 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Resets registers (`cpu.head`) and state; with `start`, to where a firmware service starts a vCPU.
     fn reset(cpu: &mut Cpu<Self>, kind: ResetKind, start: Option<StartRequest>);
 
-    /// Translates at `start` (offset in the page). In [`TranslateMode::Careful`], exactly one instruction.
+    /// What the translation of code depends on besides its bytes and what blocks guard: operand sizes, privilege
+    /// and the like, below 4096. A page's code is translated for each mode that executes it. Part of
+    /// [`GuestFrontend::context_key`]: different modes, different keys.
+    fn code_mode(cpu: &Cpu<Self>) -> u16 {
+        let _ = cpu;
+        0
+    }
+
+    /// Translates at `start` (offset in the page), for [`CodeWindow::mode`]. In [`TranslateMode::Careful`], exactly
+    /// one instruction. An instruction that reaches into the next page is a block of its own.
     fn translate(state: &Self::State, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block);
 
     /// Whether the instruction at `start` reaches into the next page.

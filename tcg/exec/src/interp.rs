@@ -31,6 +31,9 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
     fn begin_insn(&mut self, pc: PagePc, len: u8) {
         self.head.cur_insn = pack_insn(pc, len);
     }
+    fn stops(&mut self) -> bool {
+        F::COHERENT_CODE && self.code_changed()
+    }
     fn load(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
         Ok(Cpu::load(self, pc, va, size, ext)?)
@@ -50,6 +53,13 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
     fn amo(&mut self, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
         Ok(Cpu::amo(self, pc, op, va, value, size)?)
+    }
+    fn rmw(&mut self, va: u64, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
+        let pc = At::Pc(self.current_insn().0);
+        Ok(Cpu::rmw(self, pc, va, size, lock, new)?)
+    }
+    fn code_align(&self) -> u64 {
+        F::CODE_ALIGN.into()
     }
     fn fence(&mut self) {
         fence(Ordering::SeqCst);
@@ -83,6 +93,7 @@ impl<F: GuestFrontend> Cpu<F> {
             Err(NoCode::Later | NoCode::Careful) => return self.check_events(),
         }
         let block = std::mem::take(&mut self.scratch.block);
+        self.code_changed = false;
         self.head.page_base = pc & !4095;
         match run(&block, self) {
             Outcome::Next(va) => self.head.pc = va,

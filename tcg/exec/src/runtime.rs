@@ -1,13 +1,36 @@
 //! What generated code calls (through the backend's stubs): see `mimus_tcg_ir::backend::RuntimeFns`.
 #![allow(unsafe_code)]
 
-use mimus_tcg_ir::backend::{ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, RuntimeFns};
-use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, Rm, Size};
+use mimus_tcg_ir::backend::{
+    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, RMW_LOCK, RuntimeFns, rmw_of_kind,
+};
+use mimus_tcg_ir::flags::{self, FLAGS, Flags};
+use mimus_tcg_ir::interp::extend;
+use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, Rm, RmwOp, Size};
 
-use crate::access::At;
+use crate::access::{At, Trapped};
 use crate::env::Cpu;
 use crate::frontend::GuestFrontend;
 use crate::translate::NoCode;
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// An `Op::Rmw`: memory, and the flags in their slot.
+    fn rmw_flags(&mut self, at: At, op: RmwOp, va: u64, src: u64, (size, lock): (Size, bool)) -> Result<u64, Trapped> {
+        let before = Flags::unpack(self.slot(FLAGS));
+        let eval = |memory: u64| match op {
+            RmwOp::Swap => (src, before),
+            RmwOp::F(op) => {
+                let (value, flags) = flags::eval(op, size, memory, src, before);
+                (value.unwrap_or(memory), flags)
+            }
+        };
+        let old = self.rmw(at, va, size, lock, &mut |memory| eval(memory).0)?;
+        if op != RmwOp::Swap {
+            self.set_slot(FLAGS, eval(old).1.pack());
+        }
+        Ok(old)
+    }
+}
 
 /// The functions, for guest `F`.
 pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
@@ -15,6 +38,7 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         load: load::<F> as *const () as usize,
         store: store::<F> as *const () as usize,
         atomic: atomic::<F> as *const () as usize,
+        cmpxchg: cmpxchg::<F> as *const () as usize,
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
     }
@@ -68,9 +92,28 @@ extern "C" fn atomic<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, val
     match (desc >> 16) & 0xff {
         ATOMIC_LOAD_RESERVED => cpu.load_reserved(at, va, size, ext),
         ATOMIC_STORE_CONDITIONAL => cpu.store_conditional(at, va, value, size),
-        op => cpu.amo(at, amo_from(op), va, value, size),
+        kind => match rmw_of_kind(kind) {
+            Some(op) => cpu.rmw_flags(at, op, va, value, (size, desc & RMW_LOCK != 0)),
+            None => cpu.amo(at, amo_from(kind), va, value, size),
+        },
     }
     .unwrap_or(0)
+}
+
+extern "C" fn cmpxchg<F: GuestFrontend>(
+    cpu: *mut Cpu<F>,
+    va: u64,
+    desc: u32,
+    expected: u64,
+    new: u64,
+    ret: usize,
+) -> u64 {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    let size = size_from(desc);
+    let expected = extend(expected, size, Ext::Zero);
+    let exchange = &mut |old| if old == expected { new } else { old };
+    cpu.rmw(At::Return(ret), va, size, true, exchange).unwrap_or(0)
 }
 
 fn amo_from(op: u32) -> AmoOp {

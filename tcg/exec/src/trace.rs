@@ -19,7 +19,7 @@ pub(crate) fn block<F: GuestFrontend>(va: u64, code: CodeWindow<'_>, block: &Blo
         }
     }
     if log_enabled!(target: "op", Level::Trace) {
-        trace!(target: "op", "{va:016x}:\n{block:?}");
+        trace!(target: "op", "{va:016x}:\n{block}");
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::Emitted;
+use mimus_tcg_ir::verify::MAX_INSN_LEN;
 
 use crate::access::{PAGE_STORE_CACHED, copy_page};
 use crate::code::{PageKey, Published};
@@ -67,7 +68,7 @@ impl<F: GuestFrontend> Cpu<F> {
         let (table, key) = match self.mmu.context().code_table(va) {
             Some(table) => {
                 if let Some(host) = self.machine.store.find(table, offset) {
-                    let page = self.machine.store.page_of(table).unwrap_or(PageKey(0));
+                    let page = self.machine.store.page_of(table).unwrap_or(PageKey::new(0, 0));
                     return Ok(Code { host, page });
                 }
                 let Some(key) = self.machine.store.page_of(table) else { return Err(self.later(KICK_SELF)) };
@@ -97,7 +98,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if !leaf.cacheable {
             return Err(NoCode::Careful);
         }
-        let key = PageKey(host as u64);
+        let key = PageKey::new(host as u64, F::code_mode(self));
         let Some(table) = self.machine.store.table(key) else { return Err(self.later(KICK_FULL)) };
         self.cut_page(va, key);
         self.mmu.fill_code(va & !PAGE_MASK, table, leaf.local, leaf.mapping_size);
@@ -132,9 +133,9 @@ impl<F: GuestFrontend> Cpu<F> {
             return None;
         }
         let stamp = machine.store.begin(key, flags);
-        self.mmu.revoke_write(key.0);
+        self.mmu.revoke_write(key.host());
         for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
-            peer.post(Request::RevokeWrite(key.0));
+            peer.post(Request::RevokeWrite(key.host()));
         }
         for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
             peer.wait_outside();
@@ -150,7 +151,7 @@ impl<F: GuestFrontend> Cpu<F> {
             Err(fault) => return Err(self.fetch_fault(va, va, fault)),
         };
         match self.code_page(page.pa) {
-            Some((host, _)) if host as u64 == key.0 => {}
+            Some((host, _)) if host as u64 == key.host() => {}
             // The tables changed under an entry that has not been flushed: both answers are allowed; take the new one.
             _ => return self.fetch_page(va, va).and_then(|_| Err(self.later(KICK_SELF))),
         }
@@ -173,7 +174,8 @@ impl<F: GuestFrontend> Cpu<F> {
     ) -> Result<Code, NoCode> {
         let cut_here = self.machine.cuts.at(page.0, start);
         let mut next = None;
-        if !cut_here && F::crosses_page(CodeWindow::new(&scratch.page, None), start) {
+        let mode = page.0.mode();
+        if !cut_here && F::crosses_page(CodeWindow::new(&scratch.page, None).with_mode(mode), start) {
             let next_va = (va | PAGE_MASK).wrapping_add(1);
             let fetched = self.fetch_page(va, next_va)?;
             let Some(stamp) = self.claim(fetched.key, fetched.leaf.pa, in_guest) else {
@@ -184,7 +186,7 @@ impl<F: GuestFrontend> Cpu<F> {
             }
             next = Some((fetched, stamp));
         }
-        let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next));
+        let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).with_mode(mode);
         if cut_here {
             cut_block(&mut scratch.block, start);
         } else {
@@ -220,9 +222,10 @@ impl<F: GuestFrontend> Cpu<F> {
         };
         let mut scratch = std::mem::take(&mut self.scratch);
         copy_page(host, &mut scratch.page);
+        let mode = F::code_mode(self);
         let mut result = Ok(());
         let mut has_next = false;
-        if F::crosses_page(CodeWindow::new(&scratch.page, None), start) {
+        if F::crosses_page(CodeWindow::new(&scratch.page, None).with_mode(mode), start) {
             let next_va = (va | PAGE_MASK).wrapping_add(1);
             match F::walk(self, next_va, Access::Fetch) {
                 Ok(leaf) => match self.code_page(leaf.pa) {
@@ -236,7 +239,7 @@ impl<F: GuestFrontend> Cpu<F> {
             }
         }
         if result.is_ok() {
-            let window = CodeWindow::new(&scratch.page, has_next.then_some(&*scratch.next));
+            let window = CodeWindow::new(&scratch.page, has_next.then_some(&*scratch.next)).with_mode(mode);
             F::translate(&self.guest, window, start, TranslateMode::Careful, &mut scratch.block);
         }
         self.scratch = scratch;
@@ -245,19 +248,23 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// After a block that reaches into the next page refused to run: makes it run next time.
     pub(crate) fn refresh_crossing(&mut self, va: u64) {
-        if va & PAGE_MASK != PAGE_MASK - 1 {
+        if va & PAGE_MASK <= PAGE_MASK - u64::from(MAX_INSN_LEN - 1) {
             return;
         }
         let Some(table) = self.mmu.context().code_table(va) else { return };
         let Some(key) = self.machine.store.page_of(table) else { return };
+        if self.machine.store.next_table(key) == 0 {
+            return;
+        }
         let next_va = (va | PAGE_MASK).wrapping_add(1);
         let Ok(leaf) = F::walk(self, next_va, Access::Fetch) else { return };
         let Some((host, _)) = self.code_page(leaf.pa) else { return };
         if !leaf.cacheable {
             return;
         }
-        let Some(next_table) = self.machine.store.table(PageKey(host as u64)) else { return };
-        self.cut_page(next_va, PageKey(host as u64));
+        let next_key = PageKey::new(host as u64, key.mode());
+        let Some(next_table) = self.machine.store.table(next_key) else { return };
+        self.cut_page(next_va, next_key);
         self.mmu.fill_code(next_va, next_table, leaf.local, leaf.mapping_size);
         if self.machine.store.next_table(key) != next_table {
             self.machine.store.withdraw_page(key);

@@ -117,11 +117,8 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
         let Some(bit) = F::pin_bit(pin) else { return };
         let mask = 1u64 << bit;
         let pins = &self.peer.mailbox.pins;
-        let before = if level {
-            pins.fetch_or(mask, Ordering::SeqCst)
-        } else {
-            pins.fetch_and(!mask, Ordering::SeqCst)
-        };
+        let before =
+            if level { pins.fetch_or(mask, Ordering::SeqCst) } else { pins.fetch_and(!mask, Ordering::SeqCst) };
         if level && before & mask == 0 {
             self.peer.cell.kick(KICK_EVENT);
             self.signal.wake();
@@ -168,6 +165,10 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
             }
         }
         F::take_interrupt(cpu);
+        if cpu.step_at.take() == Some(cpu.head.pc) {
+            cpu.step_careful();
+            continue;
+        }
         if cpu.machine.interpret { interpret(cpu) } else { compile_and_run(cpu) }
     }
 }
@@ -237,6 +238,7 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         };
         cpu.head.page_base = pc & !4095;
         cpu.head.exit_request = 0;
+        cpu.code_changed = false;
         match run(&block, cpu) {
             Outcome::Next(va) => cpu.head.pc = va,
             Outcome::Careful(va) => {

@@ -1,7 +1,7 @@
 //! What a host backend owes the runtime, and the vCPU environment's layout as data, so that a backend
 //! depends on nothing but the IR.
 
-use crate::op::{Block, FpFmt, FpOp, PagePc, Rm, Slot};
+use crate::op::{Block, FlagOp, FpFmt, FpOp, PagePc, Rm, RmwOp, Slot};
 
 /// Byte offsets, from the start of the environment, of what generated code touches. The runtime owns the
 /// structure; this is its description.
@@ -63,13 +63,7 @@ impl ContextLayout {
     /// The one layout in use.
     pub const STANDARD: ContextLayout = {
         let array = (Self::ENTRIES * 8) as i32;
-        ContextLayout {
-            read_tag: 0,
-            write_tag: array,
-            addend: 2 * array,
-            exec_tag: 3 * array,
-            exec_table: 4 * array,
-        }
+        ContextLayout { read_tag: 0, write_tag: array, addend: 2 * array, exec_tag: 3 * array, exec_table: 4 * array }
     };
     /// Bytes of address space a context takes.
     pub const SIZE: usize = Self::ENTRIES * 8 * 5;
@@ -112,8 +106,12 @@ pub struct RuntimeFns {
     pub store: usize,
     /// `(env, va: u64, size_log2 | ext << 8 | kind << 16: u32, value: u64, return_address) -> old`; kind: an
     /// [`crate::AmoOp`] as its number, [`ATOMIC_LOAD_RESERVED`] or [`ATOMIC_STORE_CONDITIONAL`] (0: stored,
-    /// 1: not). Maintains `reserve_*`. Sets `exit_request` on a fault.
+    /// 1: not), or [`rmw_kind`], with [`RMW_LOCK`] or without. Those of [`rmw_kind`] read and write the flags in
+    /// their slot and give the old value with zeros above. Maintains `reserve_*`. Sets `exit_request` on a fault.
     pub atomic: usize,
+    /// `(env, va: u64, size_log2: u32, expected: u64, new: u64, return_address) -> old`: compares and exchanges
+    /// atomically, whatever the alignment; the old value has zeros above. Sets `exit_request` on a fault.
+    pub cmpxchg: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
     /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
@@ -125,6 +123,26 @@ pub struct RuntimeFns {
 pub const ATOMIC_LOAD_RESERVED: u32 = 0xff;
 /// `kind` of [`RuntimeFns::atomic`] for a store-conditional.
 pub const ATOMIC_STORE_CONDITIONAL: u32 = 0xfe;
+
+/// `kind` of [`RuntimeFns::atomic`] for an [`crate::Op::Rmw`].
+pub const fn rmw_kind(op: RmwOp) -> u32 {
+    match op {
+        RmwOp::Swap => 0x7f,
+        RmwOp::F(op) => 0x40 + op as u32,
+    }
+}
+
+/// Undoes [`rmw_kind`].
+pub fn rmw_of_kind(kind: u32) -> Option<RmwOp> {
+    if kind == rmw_kind(RmwOp::Swap) {
+        return Some(RmwOp::Swap);
+    }
+    let number = kind.checked_sub(0x40)?;
+    FlagOp::ALL.get(number as usize).map(|op| RmwOp::F(*op))
+}
+
+/// In the descriptor of [`RuntimeFns::atomic`] for an [`crate::Op::Rmw`]: it is to be atomic.
+pub const RMW_LOCK: u32 = 1 << 24;
 
 /// A floating-point operation in a word, for [`RuntimeFns::fp`]: from the lowest byte up op, format,
 /// rounding mode, `d`, `a`, `b`, `c`.
@@ -188,6 +206,8 @@ pub struct BackendConfig {
     pub helpers: Vec<usize>,
     /// Slots in the order in which they deserve a host register of their own.
     pub pin_order: Vec<Slot>,
+    /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
+    pub code_align: u32,
     /// First code address (entry-table values are offsets from it). Code, tables and stubs are below 2 GiB.
     pub code_base: usize,
 }

@@ -159,21 +159,13 @@ impl TestHost {
             Outcome::Dispatch => Ending::Dispatch(self.pc),
             Outcome::Careful(va) => Ending::Careful(va),
             // The interpreter reports a fault only when the host did.
-            Outcome::Faulted => Ending::Fault(self.fault.unwrap_or(FaultRecord {
-                kind: FaultKind::Load,
-                va: u64::MAX,
-                pc: self.insn,
-            })),
+            Outcome::Faulted => {
+                Ending::Fault(self.fault.unwrap_or(FaultRecord { kind: FaultKind::Load, va: u64::MAX, pc: self.insn }))
+            }
         };
         let mut slots = [0; GUEST_SLOTS];
         slots.copy_from_slice(&self.slots[..GUEST_SLOTS]);
-        Final {
-            ending,
-            slots,
-            env: self.env.clone(),
-            memory: self.memory.clone(),
-            fp_flags: Some(self.fp_flags),
-        }
+        Final { ending, slots, env: self.env.clone(), memory: self.memory.clone(), fp_flags: Some(self.fp_flags) }
     }
 }
 
@@ -268,9 +260,8 @@ impl CaseParser {
             }
             cursor.end()?;
         };
-        let ending = ending.ok_or_else(|| {
-            missing(self.line, "an outcome (expect next, dispatch, fault or careful) for the case")
-        })?;
+        let ending = ending
+            .ok_or_else(|| missing(self.line, "an outcome (expect next, dispatch, fault or careful) for the case"))?;
         let State { slots, env, memory } = self.state;
         let case = Case {
             name: self.name,

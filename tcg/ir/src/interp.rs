@@ -4,6 +4,9 @@
 //! obvious over being fast, keeps no state of its own (registers, memory and the guest's hot state belong to
 //! the [`InterpHost`]) and is total: it cannot panic, whatever the block.
 
+mod flagged;
+
+use crate::flags::Flags;
 use crate::op::*;
 
 /// A memory access faulted. The host has already recorded the trap; the guest instruction is abandoned.
@@ -30,6 +33,11 @@ pub trait InterpHost {
     fn page_base(&self) -> u64;
     /// A guest instruction of `len` bytes at `pc` begins: faults and helper calls from here on are its.
     fn begin_insn(&mut self, pc: PagePc, len: u8);
+    /// Asked before each guest instruction: whether the block is to be left here, because what it was made from
+    /// has changed.
+    fn stops(&mut self) -> bool {
+        false
+    }
     /// Loads `size` bytes at virtual address `va`, extended by `ext`.
     ///
     /// # Errors
@@ -55,6 +63,21 @@ pub trait InterpHost {
     /// # Errors
     /// The access faulted or `va` is misaligned.
     fn amo(&mut self, op: AmoOp, va: u64, val: u64, size: Size) -> Result<u64, Fault>;
+    /// Atomic exchange of `size` bytes for what `new` makes of them (zeros above; it may be called more than
+    /// once, and only its last call counts); the old value, zeros above. Without `lock` it need not be atomic.
+    ///
+    /// # Errors
+    /// The access faulted, as a store.
+    fn rmw(&mut self, va: u64, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault>;
+    /// Flags were written: of `written`, those in `undefined` as the manuals leave open, those in `dropped` as a
+    /// backend likes. For hosts that compare executors.
+    fn flags_written(&mut self, written: Flags, undefined: Flags, dropped: Flags) {
+        let _ = (written, undefined, dropped);
+    }
+    /// Guest code begins at multiples of this many bytes: 1 or 2.
+    fn code_align(&self) -> u64 {
+        2
+    }
     /// Orders every earlier access before every later one.
     fn fence(&mut self);
     /// A floating-point operation; flags accumulate in the host. Operands that `op` does not use are
@@ -88,6 +111,9 @@ pub fn run<H: InterpHost>(block: &Block, host: &mut H) -> Outcome {
     let mut insn = PagePc(i32::from(block.start));
     for op in &block.ops {
         if let Op::Insn { pc, .. } = op {
+            if host.stops() {
+                return Outcome::Next(pc_va(host, *pc));
+            }
             insn = *pc;
         }
         match step(op, insn, host) {
@@ -122,11 +148,25 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
             host.set_slot(d, result);
         }
         Op::SetEnvByte { off, val } => host.set_env_byte(off, val),
-        Op::Load { .. }
-        | Op::Store { .. }
-        | Op::LoadReserved { .. }
-        | Op::StoreConditional { .. }
-        | Op::Amo { .. } => access(op, host)?,
+        Op::Load { .. } | Op::Store { .. } | Op::LoadReserved { .. } | Op::StoreConditional { .. } | Op::Amo { .. } => {
+            access(op, host)?
+        }
+        Op::Lea { .. }
+        | Op::SetPart { .. }
+        | Op::GetHigh { .. }
+        | Op::SetHigh { .. }
+        | Op::LoadEnv { .. }
+        | Op::StoreEnv { .. } => flagged::plain(op, host),
+        Op::AluF { .. }
+        | Op::ShiftDoubleF { .. }
+        | Op::MulWideF { .. }
+        | Op::SetCondF { .. }
+        | Op::CMovF { .. }
+        | Op::GetFlags { .. }
+        | Op::SetFlags { .. }
+        | Op::FlipFlags { .. }
+        | Op::DeadFlags { .. } => flagged::step(op, host),
+        Op::Rmw { .. } | Op::CmpXchg { .. } => flagged::access(op, host)?,
         _ => return Ok(control(op, insn, host)),
     }
     Ok(None)
@@ -164,9 +204,7 @@ fn access<H: InterpHost>(op: &Op, host: &mut H) -> Result<(), Fault> {
 /// The operations that may end the block.
 fn control<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Option<Outcome> {
     match *op {
-        Op::GuardEnv { off, mask } => {
-            (host.env_byte(off) & mask != 0).then(|| Outcome::Careful(pc_va(host, insn)))
-        }
+        Op::GuardEnv { off, mask } => (host.env_byte(off) & mask != 0).then(|| Outcome::Careful(pc_va(host, insn))),
         Op::Call { helper, kind, ret, args } => {
             let args = args.map(|arg| value(host, arg));
             let (result, outcome) = host.call(helper, args);
@@ -181,10 +219,15 @@ fn control<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Option<Outcome
         Op::Branch { cond: c, a, b, to } => {
             cond(c, value(host, a), value(host, b)).then(|| Outcome::Next(pc_va(host, to)))
         }
+        Op::BranchF { cond, to, dead } => {
+            let taken = flagged::branch(host, cond, dead);
+            taken.then(|| Outcome::Next(pc_va(host, to)))
+        }
+        Op::DivWideF { .. } => (!flagged::divide(op, host)).then(|| Outcome::Careful(pc_va(host, insn))),
         Op::Jump { to } => Some(Outcome::Next(pc_va(host, to))),
         Op::JumpReg { base, off, link, .. } => {
             // The base is read first: it may be the link register.
-            let target = host.slot(base).wrapping_add(off as i64 as u64) & !1;
+            let target = host.slot(base).wrapping_add(off as i64 as u64) & host.code_align().wrapping_neg();
             if let Some((d, pc)) = link {
                 let va = pc_va(host, pc);
                 host.set_slot(d, va);

@@ -1,6 +1,7 @@
 //! The translator's intermediate representation: the one thing that guest frontends and host backends share.
 //!
 //! * [`op`]: the operations and the block;
+//! * [`flags`]: condition flags and the arithmetic that sets them;
 //! * [`backend`]: what a host backend owes, and the environment's layout as data;
 //! * [`interp`]: executes a block on the spot: the oracle for every backend;
 //! * [`text`]: the text form, written and read;
@@ -11,6 +12,7 @@
 
 pub mod backend;
 pub mod filetest;
+pub mod flags;
 pub mod interp;
 pub mod op;
 pub mod random;

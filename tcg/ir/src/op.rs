@@ -4,8 +4,15 @@
 //! host backend lowers it in one pass without building a graph. What a frontend writes is close to what
 //! the host executes; what makes it an IR is that it has a text form, a verifier and an interpreter, and
 //! that neither guests nor hosts see one another through it.
+//!
+//! Guests with condition flags have operations of their own (named `…F`, with [`FlagOp`]): the flags are one
+//! value, the [`FLAGS`](crate::flags::FLAGS) slot, which each such operation reads or writes as x86 defines it.
+//! Every other operation leaves it alone. A backend keeps it wherever it likes as long as nobody can tell:
+//! helpers that may exit, faults and the ends of the block see it in its slot.
 
 use std::fmt;
+
+use crate::flags::Flags;
 
 /// Number of slots a block may name: guest registers first, then temporaries.
 pub const SLOTS: usize = 80;
@@ -125,7 +132,7 @@ pub enum UnOp {
     Clz,
     Ctz,
     Popcnt,
-    /// Reverses the bytes of the 64-bit value.
+    /// Reverses the bytes of the value.
     Bswap,
     /// Each byte becomes 0xff if it is not zero.
     OrcB,
@@ -260,6 +267,126 @@ pub enum FpOp {
     MvFromInt,
 }
 
+/// Integer operations that set flags, as the x86 instructions of these names do: with their masking of counts,
+/// their flags left alone by a count of zero, and so on. [`crate::flags::eval`] is the definition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlagOp {
+    Add,
+    /// `a + b + CF`
+    Adc,
+    /// Without a destination, a compare.
+    Sub,
+    /// `a - b - CF`
+    Sbb,
+    /// Without a destination, a test.
+    And,
+    Or,
+    Xor,
+    /// `!a & b`
+    Andn,
+    /// `-a`; like the others of one operand, `b` is ignored (use `Val::Imm(0)`).
+    Neg,
+    /// `!a`; sets no flag.
+    Not,
+    /// `a + 1`, CF stays.
+    Inc,
+    /// `a - 1`, CF stays.
+    Dec,
+    /// Signed product, truncated. Sizes 2, 4, 8.
+    Mul,
+    Shl,
+    Shr,
+    Sar,
+    Rol,
+    Ror,
+    /// Rotate through CF.
+    Rcl,
+    /// Rotate through CF.
+    Rcr,
+    /// Bit `b` (modulo the width) of `a` to CF; the destination, if any, is left alone. Sizes 2, 4, 8, as for all
+    /// below.
+    Bt,
+    /// Bit test and set.
+    Bts,
+    /// Bit test and reset.
+    Btr,
+    /// Bit test and complement.
+    Btc,
+    /// Index of the lowest one; the destination is left alone if there is none.
+    Bsf,
+    /// Index of the highest one; the destination is left alone if there is none.
+    Bsr,
+    Popcnt,
+    Lzcnt,
+    Tzcnt,
+    /// The bits of `a` from the one that `b`'s low byte names, as many as its second byte says. Sizes 4, 8, as for
+    /// all below.
+    Bextr,
+    /// `a` with the bits from the one that `b`'s low byte names on cleared.
+    Bzhi,
+    /// `a & -a`
+    Blsi,
+    /// `a & (a - 1)`
+    Blsr,
+    /// `a ^ (a - 1)`
+    Blsmsk,
+}
+
+impl FlagOp {
+    /// All of them, in order.
+    pub const ALL: [FlagOp; 34] = {
+        use FlagOp::*;
+        [
+            Add, Adc, Sub, Sbb, And, Or, Xor, Andn, Neg, Not, Inc, Dec, Mul, Shl, Shr, Sar, Rol, Ror, Rcl, Rcr, Bt,
+            Bts, Btr, Btc, Bsf, Bsr, Popcnt, Lzcnt, Tzcnt, Bextr, Bzhi, Blsi, Blsr, Blsmsk,
+        ]
+    };
+}
+
+/// Conditions on flags, in x86's encoding order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum CondF {
+    O,
+    No,
+    B,
+    Ae,
+    E,
+    Ne,
+    Be,
+    A,
+    S,
+    Ns,
+    P,
+    Np,
+    L,
+    Ge,
+    Le,
+    G,
+}
+
+impl CondF {
+    /// All of them, in encoding order.
+    pub const ALL: [CondF; 16] = {
+        use CondF::*;
+        [O, No, B, Ae, E, Ne, Be, A, S, Ns, P, Np, L, Ge, Le, G]
+    };
+
+    /// The opposite condition.
+    pub const fn invert(self) -> CondF {
+        CondF::ALL[self as usize ^ 1]
+    }
+}
+
+/// What an [`Op::Rmw`] does to memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RmwOp {
+    /// Memory becomes the operand; no flag changes.
+    Swap,
+    /// `memory = op(memory, operand)`, with its flags. Operations of one operand ignore the operand.
+    F(FlagOp),
+}
+
 /// What a helper call may do beside computing its result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallKind {
@@ -368,6 +495,151 @@ pub enum Op {
         ret: Option<Slot>,
         args: [Val; 3],
     },
+    /// `d` = the low bits of `base + (index << shift) + disp`: x86's `lea`. [`Size::B2`], [`Size::B4`] and
+    /// [`Size::B8`]; zeros above the size. `shift` is 0 to 3.
+    Lea {
+        d: Slot,
+        base: Val,
+        index: Val,
+        shift: u8,
+        disp: i32,
+        size: Size,
+    },
+    /// Replaces the low byte ([`Size::B1`]) or two ([`Size::B2`]) of `d` by those of `a`.
+    SetPart {
+        d: Slot,
+        size: Size,
+        a: Val,
+    },
+    /// `d` = bits 8 to 15 of `a` (x86's `ah`, `ch`, `dh`, `bh`), zeros above.
+    GetHigh {
+        d: Slot,
+        a: Slot,
+    },
+    /// Replaces bits 8 to 15 of `d` by the low byte of `a`.
+    SetHigh {
+        d: Slot,
+        a: Val,
+    },
+    /// `d` = `size` bytes at byte offset `off` of the guest's hot state.
+    LoadEnv {
+        d: Slot,
+        off: i32,
+        size: Size,
+        ext: Ext,
+    },
+    /// Stores to `size` bytes at byte offset `off` of the guest's hot state.
+    StoreEnv {
+        src: Val,
+        off: i32,
+        size: Size,
+    },
+    /// `d` = `op(a, b)` at `size`, and the flags. Sizes of 4 and 8 bytes fill the slot, with zeros above; 1 and 2
+    /// bytes replace the low bytes of `d`. Without `d`, the flags alone.
+    AluF {
+        op: FlagOp,
+        size: Size,
+        d: Option<Slot>,
+        a: Val,
+        b: Val,
+    },
+    /// x86's `shld` and `shrd` at 2, 4 or 8 bytes: `a` shifted by `n`, filled from `b`. `d` as in `AluF`.
+    ShiftDoubleF {
+        left: bool,
+        size: Size,
+        d: Slot,
+        a: Val,
+        b: Val,
+        n: Val,
+    },
+    /// Both halves of `a * b`; `lo` and `hi` are filled as `AluF` fills `d`, and are not one slot. For
+    /// [`Size::B1`] the 16-bit product replaces the low two bytes of `lo`, and `hi` is not written. CF and OF: the
+    /// high half says something; the other flags are undefined.
+    MulWideF {
+        signed: bool,
+        size: Size,
+        lo: Slot,
+        hi: Slot,
+        a: Val,
+        b: Val,
+    },
+    /// Quotient `q` and remainder `r` of `hi:lo` by `b`; filled as `AluF` fills `d`, and not one slot. For
+    /// [`Size::B1`] the dividend is the low two bytes of `lo` (`hi` is not used), and the two bytes remainder:
+    /// quotient replace the low two of `q` (`r` is not written). The flags are undefined afterwards.
+    ///
+    /// If `b` is zero or the quotient does not fit, leaves the block *before* the current instruction, to have it
+    /// executed in careful mode: so this comes before anything the instruction changes.
+    DivWideF {
+        signed: bool,
+        size: Size,
+        q: Slot,
+        r: Slot,
+        hi: Val,
+        lo: Val,
+        b: Val,
+    },
+    /// Replaces the low byte of `d` by 1 if the condition holds, by 0 if not.
+    SetCondF {
+        cond: CondF,
+        d: Slot,
+    },
+    /// If the condition holds, `d` = `a` at 2, 4 or 8 bytes, filled as in `AluF`. If not, `d` stays, but for
+    /// [`Size::B4`], which clears the upper half either way.
+    CMovF {
+        cond: CondF,
+        size: Size,
+        d: Slot,
+        a: Val,
+    },
+    /// `d` = the flags, where x86's EFLAGS has them; zeros elsewhere.
+    GetFlags {
+        d: Slot,
+    },
+    /// The flags in `mask` become what they are in `a`, which is laid out as x86's EFLAGS.
+    SetFlags {
+        a: Val,
+        mask: Flags,
+    },
+    /// The flags in `mask` become their opposites.
+    FlipFlags {
+        mask: Flags,
+    },
+    /// Right before the terminal: where it leads, nobody looks at these flags before they are written.
+    DeadFlags {
+        mask: Flags,
+    },
+    /// Memory at `base + off` = `op` of it and `src`; the access as a whole faults as a store, or is done with
+    /// its flags. `old` (with [`RmwOp::Swap`] and `F(Add)` only) = what was there, zeros above. `lock`: atomically,
+    /// whatever the alignment.
+    ///
+    /// The operations are `Swap` and of `FlagOp` those without `Andn`, `Mul`, `Bt` and what follows `Btc`. The bit
+    /// operations take their bit number modulo the width here too.
+    Rmw {
+        op: RmwOp,
+        size: Size,
+        lock: bool,
+        old: Option<Slot>,
+        src: Val,
+        base: Val,
+        off: i32,
+    },
+    /// If memory at `base + off` is `expected` (at `size`), it becomes `new`; `d` = what was there, zeros above.
+    /// Atomic whatever the alignment; faults as a store. No flag changes.
+    CmpXchg {
+        d: Slot,
+        size: Size,
+        expected: Val,
+        new: Val,
+        base: Val,
+        off: i32,
+    },
+    /// Side exit to `to` if the condition on flags holds. There, nobody looks at the flags in `dead` before they
+    /// are written.
+    BranchF {
+        cond: CondF,
+        to: PagePc,
+        dead: Flags,
+    },
     /// Side exit to `to` if the condition holds.
     Branch {
         cond: Cond,
@@ -379,7 +651,7 @@ pub enum Op {
     Jump {
         to: PagePc,
     },
-    /// Terminal: continue at `(base + off) & !1`; first `link.0` = virtual address of `link.1`.
+    /// Terminal: continue at `base + off`, without its lowest bit for guests whose code is 2-aligned; first `link.0` = virtual address of `link.1`.
     JumpReg {
         base: Slot,
         off: i32,
@@ -426,10 +698,6 @@ impl Block {
 
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 >= FIRST_TEMP {
-            write!(f, "t{}", self.0 - FIRST_TEMP)
-        } else {
-            write!(f, "s{}", self.0)
-        }
+        if self.0 >= FIRST_TEMP { write!(f, "t{}", self.0 - FIRST_TEMP) } else { write!(f, "s{}", self.0) }
     }
 }

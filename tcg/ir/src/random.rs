@@ -268,16 +268,8 @@ const AMO: [AmoOp; 9] = {
 const COND: [Cond; 6] = [Cond::Eq, Cond::Ne, Cond::LtS, Cond::GeS, Cond::LtU, Cond::GeU];
 const TYPES: [Ty; 4] = [Ty::I64, Ty::I64, Ty::I32, Ty::U32];
 const SIZES: [Size; 4] = [Size::B1, Size::B2, Size::B4, Size::B8];
-const ROUNDING: [Rm; 8] = [
-    Rm::Dynamic,
-    Rm::Dynamic,
-    Rm::Dynamic,
-    Rm::NearestEven,
-    Rm::ToZero,
-    Rm::Down,
-    Rm::Up,
-    Rm::NearestMaxMag,
-];
+const ROUNDING: [Rm; 8] =
+    [Rm::Dynamic, Rm::Dynamic, Rm::Dynamic, Rm::NearestEven, Rm::ToZero, Rm::Down, Rm::Up, Rm::NearestMaxMag];
 
 impl Generator<'_> {
     fn insn(&mut self, pc: u16, len: u8) {
@@ -393,10 +385,7 @@ impl Generator<'_> {
     fn fp(&mut self) {
         let (op, rm) = (self.rng.pick(&FP), self.rng.pick(&ROUNDING));
         let fmt = self.rng.pick(&[FpFmt::F32, FpFmt::F64]);
-        let from_int = matches!(
-            op,
-            FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt
-        );
+        let from_int = matches!(op, FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt);
         let a = if from_int { self.int_slot() } else { self.fp_slot() };
         let (b, c) = (self.fp_slot(), self.fp_slot());
         let to_int = matches!(

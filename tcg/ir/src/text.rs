@@ -32,6 +32,19 @@
 //! | `guard env[0x4] & 0x3` | `GuardEnv` |
 //! | `D = call.pure 3(A, A, A)` | `Call` of helper 3; `call.mayexit`; without `D =` when there is no result |
 //! | `br.ltu A, A -> +0x40` | `Branch`; `eq`, `ne`, `lts`, `ges`, `ltu`, `geu` |
+//! | `D = lea.b8 A, A, 2, 0x10` | `Lea`: base, index, shift, displacement |
+//! | `D = part.b1 A`, `D = gethigh D`, `D = sethigh A` | `SetPart`, `GetHigh`, `SetHigh` |
+//! | `D = loadenv.b4.zero [0x10]`, `storeenv.b4 [0x10], A` | `LoadEnv`, `StoreEnv` |
+//! | `D = f.add.b4 A, A` | `AluF`; without `D =` when only the flags count, with one operand where the operation has one |
+//! | `D = shld.b4 A, A, A` | `ShiftDoubleF`; `shrd` |
+//! | `D, D = mulwide.s.b8 A, A` | `MulWideF`; `s`, `u` |
+//! | `D, D = divwide.s.b8 A, A, A` | `DivWideF`: high, low, divisor |
+//! | `D = set.ne`, `D = cmov.ne.b4 A` | `SetCondF`, `CMovF`; conditions as in x86 mnemonics |
+//! | `D = getflags`, `setflags cpazso, A`, `flipflags c` | `GetFlags`, `SetFlags`, `FlipFlags` |
+//! | `rmw.add.b4.lock [A + 0x8], A` | `Rmw`; without `.lock` when not atomic; `D =` when the old value is wanted |
+//! | `D = cmpxchg.b4 [A + 0x8], A, A` | `CmpXchg`: expected, new |
+//! | `brf.ne -> +0x40 dead cpazso` | `BranchF`; `dead` where there are dead flags |
+//! | `deadflags cpazso` | `DeadFlags` |
 //! | `jump +0x14` | `Jump` |
 //! | `jumpreg D + 0x8 call link D = +0x18` | `JumpReg`; offset, hint (`call`, `ret`) and link only where present |
 //! | `dispatch` | `Dispatch` |

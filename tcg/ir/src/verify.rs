@@ -7,14 +7,19 @@
 //!   block's page, each of 1 to [`MAX_INSN_LEN`] bytes; the last instruction ends at `start + len`, so it alone
 //!   may reach into the next page.
 //! * Slots are below [`SLOTS`]. A temporary is written before it is read, within its guest instruction.
-//! * Operations that exist at 64 bits only have type `I64`: [`is_64_bit_only`] ones, and `SextW`, `ZextW`,
-//!   `Bswap` and `OrcB`. `BSet`, `BClr`, `BInv` and `BExt` have `I64` or `I32`.
+//! * Operations that exist at 64 bits only have type `I64`: [`is_64_bit_only`] ones, and `SextW`, `ZextW` and
+//!   `OrcB`. `BSet`, `BClr`, `BInv` and `BExt` have `I64` or `I32`.
 //! * [`Ext::Ones`] is for plain loads of 4 bytes (a single to be NaN-boxed).
 //! * A floating-point operation names three slots, of which it uses [`fp_arity`]: the others must be valid, but
 //!   may hold anything.
-//! * A [`Op::GuardEnv`] comes before anything its instruction changes (temporaries aside), since nothing of it
+//! * A block with operations on flags names [`FLAGS`] in no operand. [`Op::DeadFlags`] comes right before the
+//!   terminal. Sizes are those that [`FlagOp`] and the operations' documentation list; the two destinations of
+//!   [`Op::MulWideF`] and [`Op::DivWideF`] differ but for [`Size::B1`], which has one.
+//! * An operation that replaces a part of its destination, or may leave it alone, reads it.
+//! * A [`Op::GuardEnv`] or [`Op::DivWideF`] comes before anything its instruction changes (temporaries aside), since nothing of it
 //!   may have happened when the block is left; its mask is not 0. Offsets into the hot state are not negative.
 
+use crate::flags::{self, FLAGS, Flags};
 use crate::interp::is_64_bit_only;
 use crate::op::*;
 
@@ -53,7 +58,14 @@ pub const fn fp_arity(op: FpOp) -> usize {
 /// # Errors
 /// The first rule broken.
 pub fn verify(block: &Block) -> Result<(), VerifyError> {
-    let mut v = Verifier { insns: 0, end: i32::from(block.start), temps: 0, changed: false, start: block.start };
+    let mut v = Verifier {
+        insns: 0,
+        end: i32::from(block.start),
+        temps: 0,
+        changed: false,
+        start: block.start,
+        flagged: block.ops.iter().any(uses_flags),
+    };
     if block.start >= 4096 {
         return Err(VerifyError::Block(format!("start {:#x} is not in the page (below 0x1000)", block.start)));
     }
@@ -68,6 +80,10 @@ pub fn verify(block: &Block) -> Result<(), VerifyError> {
             } else {
                 "the last operation must be terminal (jump, jumpreg or dispatch)".into()
             };
+            return Err(VerifyError::Op { index, reason });
+        }
+        if matches!(op, Op::DeadFlags { .. }) && index + 1 != last {
+            let reason = "dead flags are said right before the terminal".into();
             return Err(VerifyError::Op { index, reason });
         }
     }
@@ -94,6 +110,8 @@ struct Verifier {
     /// Whether this instruction may have changed guest state already.
     changed: bool,
     start: u16,
+    /// Whether the block has operations on flags.
+    flagged: bool,
 }
 
 const _: () = assert!(SLOTS - FIRST_TEMP as usize <= 32);
@@ -107,10 +125,10 @@ impl Verifier {
             return Err("comes before the first instruction mark".into());
         }
         check_form(op)?;
-        if let Op::GuardEnv { .. } = op
+        if let Op::GuardEnv { .. } | Op::DivWideF { .. } = op
             && self.changed
         {
-            return Err("guard after its instruction changed something; guards come first".into());
+            return Err("guard or division after its instruction changed something; they come first".into());
         }
         let mut reads = Ok(());
         for_each_read(op, |slot| {
@@ -118,13 +136,16 @@ impl Verifier {
                 reads = self.read(slot);
             }
         });
-        reads?;
+        reads.clone()?;
         if let Op::Fp { a, b, c, .. } = *op {
             [a, b, c].into_iter().try_for_each(check_slot)?;
         }
-        if let Some(d) = written(op) {
-            self.write(d)?;
-        }
+        for_each_written(op, |slot| {
+            if reads.is_ok() {
+                reads = self.write(slot);
+            }
+        });
+        reads?;
         self.changed |= has_effect(op);
         Ok(())
     }
@@ -149,8 +170,15 @@ impl Verifier {
         Ok(())
     }
 
+    fn check_slot(&self, slot: Slot) -> Result<(), String> {
+        if self.flagged && slot == FLAGS {
+            return Err(format!("{FLAGS} holds the flags in this block; read them with getflags"));
+        }
+        check_slot(slot)
+    }
+
     fn read(&self, slot: Slot) -> Result<(), String> {
-        check_slot(slot)?;
+        self.check_slot(slot)?;
         if slot.0 >= FIRST_TEMP && self.temps & 1 << (slot.0 - FIRST_TEMP) == 0 {
             return Err(format!("temporary {slot} is read before its instruction writes it"));
         }
@@ -158,7 +186,7 @@ impl Verifier {
     }
 
     fn write(&mut self, slot: Slot) -> Result<(), String> {
-        check_slot(slot)?;
+        self.check_slot(slot)?;
         if slot.0 >= FIRST_TEMP {
             self.temps |= 1 << (slot.0 - FIRST_TEMP);
         }
@@ -167,11 +195,7 @@ impl Verifier {
 }
 
 fn check_slot(slot: Slot) -> Result<(), String> {
-    if usize::from(slot.0) < SLOTS {
-        Ok(())
-    } else {
-        Err(format!("slot number {} is not below {SLOTS}", slot.0))
-    }
+    if usize::from(slot.0) < SLOTS { Ok(()) } else { Err(format!("slot number {} is not below {SLOTS}", slot.0)) }
 }
 
 /// What can be said about an operation by itself, slots aside.
@@ -187,8 +211,104 @@ fn check_form(op: &Op) -> Result<(), String> {
             Err(format!("offset {off} into the hot state is negative"))
         }
         Op::GuardEnv { mask: 0, .. } => Err("guard with mask 0 never leaves; drop it".into()),
+        _ => check_flag_form(op),
+    }
+}
+
+/// The same for the operations of guests with flags and partial registers.
+fn check_flag_form(op: &Op) -> Result<(), String> {
+    let size_of = |name: &str, size: Size, least: Size| match size >= least {
+        true => Ok(()),
+        false => Err(format!("{name} has no form of {} bytes", size.bytes())),
+    };
+    match *op {
+        Op::Lea { shift, .. } if shift > 3 => Err(format!("lea shifts by 0 to 3, not {shift}")),
+        Op::Lea { size, .. } => size_of("lea", size, Size::B2),
+        Op::SetPart { size, .. } if size > Size::B2 => {
+            Err(format!("a part of a slot has 1 or 2 bytes, not {}", size.bytes()))
+        }
+        Op::LoadEnv { off, .. } | Op::StoreEnv { off, .. } if off < 0 => {
+            Err(format!("offset {off} into the hot state is negative"))
+        }
+        Op::LoadEnv { ext: Ext::Ones, .. } => Err("the hot state is loaded by zeros or by sign".into()),
+        Op::AluF { op, size, .. } => size_of(&format!("{op:?}"), size, least_size(op)),
+        Op::ShiftDoubleF { size, .. } => size_of("a double shift", size, Size::B2),
+        Op::CMovF { size, .. } => size_of("a conditional move", size, Size::B2),
+        Op::MulWideF { size, lo: a, hi: b, .. } | Op::DivWideF { size, q: a, r: b, .. } => {
+            if a == b && size != Size::B1 {
+                return Err(format!("both results are to go to {a}"));
+            }
+            Ok(())
+        }
+        Op::SetFlags { mask, .. } | Op::FlipFlags { mask } | Op::DeadFlags { mask } => {
+            if mask.is_empty() || !Flags::ALL.contains(mask) {
+                return Err(format!("{:#x} is not a set of flags", mask.0));
+            }
+            Ok(())
+        }
+        Op::BranchF { dead, .. } if !Flags::ALL.contains(dead) => Err(format!("{:#x} is not a set of flags", dead.0)),
+        Op::Rmw { op, size, old, .. } => {
+            if let RmwOp::F(op) = op {
+                if !rmw_allowed(op) {
+                    return Err(format!("{op:?} is no operation on memory"));
+                }
+                size_of(&format!("{op:?}"), size, least_size(op))?;
+            }
+            let gives_old = matches!(op, RmwOp::Swap | RmwOp::F(FlagOp::Add));
+            if old.is_some() && !gives_old {
+                return Err(format!("{op:?} does not give the old value"));
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
+}
+
+/// The smallest size an operation has; it has all above.
+pub const fn least_size(op: FlagOp) -> Size {
+    use FlagOp::*;
+    match op {
+        Add | Adc | Sub | Sbb | And | Or | Xor | Neg | Not | Inc | Dec | Shl | Shr | Sar | Rol | Ror | Rcl | Rcr => {
+            Size::B1
+        }
+        Mul | Bt | Bts | Btr | Btc | Bsf | Bsr | Popcnt | Lzcnt | Tzcnt => Size::B2,
+        Andn | Bextr | Bzhi | Blsi | Blsr | Blsmsk => Size::B4,
+    }
+}
+
+/// Whether an [`Op::Rmw`] may do `op`.
+pub const fn rmw_allowed(op: FlagOp) -> bool {
+    use FlagOp::*;
+    match op {
+        Add | Adc | Sub | Sbb | And | Or | Xor | Neg | Not | Inc | Dec | Shl | Shr | Sar | Rol | Ror | Rcl | Rcr
+        | Bts | Btr | Btc => true,
+        Andn | Mul | Bt | Bsf | Bsr | Popcnt | Lzcnt | Tzcnt | Bextr | Bzhi | Blsi | Blsr | Blsmsk => false,
+    }
+}
+
+/// Whether an operation has one operand, its `b` being ignored.
+pub const fn is_unary(op: FlagOp) -> bool {
+    use FlagOp::*;
+    matches!(op, Neg | Not | Inc | Dec | Bsf | Bsr | Popcnt | Lzcnt | Tzcnt | Blsi | Blsr | Blsmsk)
+}
+
+/// Whether an operation reads or writes the flags.
+pub const fn uses_flags(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::AluF { .. }
+            | Op::ShiftDoubleF { .. }
+            | Op::MulWideF { .. }
+            | Op::DivWideF { .. }
+            | Op::SetCondF { .. }
+            | Op::CMovF { .. }
+            | Op::BranchF { .. }
+            | Op::GetFlags { .. }
+            | Op::SetFlags { .. }
+            | Op::FlipFlags { .. }
+            | Op::DeadFlags { .. }
+            | Op::Rmw { .. }
+    )
 }
 
 /// Whether a block may hold `op` with type `ty`.
@@ -204,43 +324,102 @@ pub const fn alu_type_allowed(op: AluOp, ty: Ty) -> bool {
 /// Whether a block may hold `op` with type `ty`.
 pub const fn un_type_allowed(op: UnOp, ty: Ty) -> bool {
     use UnOp::*;
-    matches!(ty, Ty::I64) || !matches!(op, SextW | ZextW | Bswap | OrcB)
+    matches!(ty, Ty::I64) || !matches!(op, SextW | ZextW | OrcB)
 }
 
 /// Calls `f` with each slot whose value the operation depends on (so without a floating-point operation's
-/// unused operands).
+/// unused operands, but with a destination that is replaced in part only).
 pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
     let mut val = |v: Val| {
         if let Val::Slot(slot) = v {
             f(slot);
         }
     };
+    let keeps = |size: Size| size <= Size::B2;
     match *op {
         Op::Alu { a, b, .. } | Op::Branch { a, b, .. } => {
             val(a);
             val(b);
         }
-        Op::Un { a, .. } => val(a),
+        Op::Un { a, .. } | Op::SetFlags { a, .. } => val(a),
         Op::Load { base, .. } | Op::LoadReserved { base, .. } => val(base),
-        Op::Store { src, base, .. } | Op::StoreConditional { src, base, .. } | Op::Amo { src, base, .. } => {
+        Op::Store { src, base, .. }
+        | Op::StoreConditional { src, base, .. }
+        | Op::Amo { src, base, .. }
+        | Op::Rmw { src, base, .. } => {
             val(src);
             val(base);
         }
+        Op::CmpXchg { expected, new, base, .. } => [expected, new, base].into_iter().for_each(val),
         Op::Fp { op, a, b, c, .. } => [a, b, c].into_iter().take(fp_arity(op)).for_each(f),
         Op::Call { args, .. } => args.into_iter().for_each(val),
-        Op::JumpReg { base, .. } => f(base),
+        Op::JumpReg { base, .. } | Op::GetHigh { a: base, .. } => f(base),
+        Op::Lea { base, index, .. } => {
+            val(base);
+            val(index);
+        }
+        Op::SetPart { d, a, .. } | Op::SetHigh { d, a } | Op::CMovF { d, a, .. } => {
+            val(d.into());
+            val(a);
+        }
+        Op::SetCondF { d, .. } => f(d),
+        Op::StoreEnv { src, .. } => val(src),
+        Op::AluF { op, size, d, a, b } => {
+            val(a);
+            if !is_unary(op) {
+                val(b);
+            }
+            if keeps(size) || matches!(op, FlagOp::Bsf | FlagOp::Bsr) {
+                d.into_iter().for_each(f);
+            }
+        }
+        Op::ShiftDoubleF { size, d, a, b, n, .. } => {
+            [a, b, n].into_iter().for_each(&mut val);
+            if keeps(size) {
+                f(d);
+            }
+        }
+        Op::MulWideF { size, lo, hi, a, b, .. } => {
+            val(a);
+            val(b);
+            if keeps(size) {
+                f(lo);
+            }
+            if size == Size::B2 {
+                f(hi);
+            }
+        }
+        Op::DivWideF { size, q, r, hi, lo, b, .. } => {
+            val(lo);
+            val(b);
+            if size != Size::B1 {
+                val(hi);
+            }
+            if keeps(size) {
+                f(q);
+            }
+            if size == Size::B2 {
+                f(r);
+            }
+        }
         Op::Insn { .. }
         | Op::GetPc { .. }
         | Op::Fence
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
+        | Op::LoadEnv { .. }
+        | Op::GetFlags { .. }
+        | Op::FlipFlags { .. }
+        | Op::DeadFlags { .. }
+        | Op::BranchF { .. }
         | Op::Jump { .. }
         | Op::Dispatch => {}
     }
 }
 
-/// The slot the operation itself writes, if any. (A [`CallKind::MayExit`] helper may write others.)
-pub fn written(op: &Op) -> Option<Slot> {
+/// Calls `f` with each slot that the operation itself writes, but for the flags. (A [`CallKind::MayExit`] helper
+/// may write others.)
+pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
     match *op {
         Op::Alu { d, .. }
         | Op::Un { d, .. }
@@ -248,18 +427,80 @@ pub fn written(op: &Op) -> Option<Slot> {
         | Op::Load { d, .. }
         | Op::LoadReserved { d, .. }
         | Op::StoreConditional { d, .. }
-        | Op::Fp { d, .. } => Some(d),
-        Op::Amo { d, .. } => d,
-        Op::Call { ret, .. } => ret,
-        Op::JumpReg { link, .. } => link.map(|(d, _)| d),
+        | Op::Lea { d, .. }
+        | Op::SetPart { d, .. }
+        | Op::GetHigh { d, .. }
+        | Op::SetHigh { d, .. }
+        | Op::LoadEnv { d, .. }
+        | Op::ShiftDoubleF { d, .. }
+        | Op::SetCondF { d, .. }
+        | Op::CMovF { d, .. }
+        | Op::GetFlags { d }
+        | Op::CmpXchg { d, .. }
+        | Op::Fp { d, .. } => f(d),
+        Op::AluF { op: FlagOp::Bt, .. } => {}
+        Op::Amo { d, .. } | Op::AluF { d, .. } | Op::Call { ret: d, .. } | Op::Rmw { old: d, .. } => {
+            d.into_iter().for_each(f);
+        }
+        Op::MulWideF { size, lo: a, hi: b, .. } | Op::DivWideF { size, q: a, r: b, .. } => {
+            f(a);
+            if size != Size::B1 {
+                f(b);
+            }
+        }
+        Op::JumpReg { link, .. } => link.into_iter().for_each(|(d, _)| f(d)),
         Op::Insn { .. }
         | Op::Store { .. }
         | Op::Fence
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
+        | Op::StoreEnv { .. }
+        | Op::SetFlags { .. }
+        | Op::FlipFlags { .. }
+        | Op::DeadFlags { .. }
+        | Op::BranchF { .. }
         | Op::Branch { .. }
         | Op::Jump { .. }
-        | Op::Dispatch => None,
+        | Op::Dispatch => {}
+    }
+}
+
+/// The flags that an operation may change, and those of them that it changes whatever its operands.
+pub fn flags_written(op: &Op) -> (Flags, Flags) {
+    let counted = |written: Flags, size: Size, n: Val| match n {
+        Val::Imm(n) if flags::count(size, n as u64) == 0 => (Flags::NONE, Flags::NONE),
+        Val::Imm(_) => (written, written),
+        Val::Slot(_) => (written, Flags::NONE),
+    };
+    match *op {
+        Op::AluF { op, size, b, .. } | Op::Rmw { op: RmwOp::F(op), size, src: b, .. } => {
+            let written = flags::written_by(op);
+            if has_count(op) { counted(written, size, b) } else { (written, written) }
+        }
+        Op::ShiftDoubleF { size, n, .. } => counted(Flags::ALL, size, n),
+        Op::MulWideF { .. } | Op::DivWideF { .. } => (Flags::ALL, Flags::ALL),
+        Op::SetFlags { mask, .. } | Op::FlipFlags { mask } => (mask, mask),
+        _ => (Flags::NONE, Flags::NONE),
+    }
+}
+
+/// Whether `op` is a shift or rotate, which leaves the flags alone if its count is zero.
+pub const fn has_count(op: FlagOp) -> bool {
+    use FlagOp::*;
+    matches!(op, Shl | Shr | Sar | Rol | Ror | Rcl | Rcr)
+}
+
+/// The flags that an operation reads to do its work (not those that it leaves alone).
+pub fn flags_read(op: &Op) -> Flags {
+    match *op {
+        Op::AluF { op, .. } | Op::Rmw { op: RmwOp::F(op), .. } => match op {
+            FlagOp::Adc | FlagOp::Sbb | FlagOp::Rcl | FlagOp::Rcr => Flags::CF,
+            _ => Flags::NONE,
+        },
+        Op::SetCondF { cond, .. } | Op::CMovF { cond, .. } | Op::BranchF { cond, .. } => flags::read_by(cond),
+        Op::GetFlags { .. } => Flags::ALL,
+        Op::FlipFlags { mask } => mask,
+        _ => Flags::NONE,
     }
 }
 
@@ -273,8 +514,18 @@ fn has_effect(op: &Op) -> bool {
             | Op::Amo { .. }
             | Op::Fp { .. }
             | Op::SetEnvByte { .. }
+            | Op::StoreEnv { .. }
+            | Op::Rmw { .. }
+            | Op::CmpXchg { .. }
             | Op::Call { kind: CallKind::MayExit, .. }
-    ) || written(op).is_some_and(|d| d.0 < FIRST_TEMP)
+    ) || !flags_written(op).0.is_empty()
+        || writes_guest_slot(op)
+}
+
+fn writes_guest_slot(op: &Op) -> bool {
+    let mut guest = false;
+    for_each_written(op, |d| guest |= d.0 < FIRST_TEMP);
+    guest
 }
 
 #[cfg(test)]
@@ -335,13 +586,15 @@ mod tests {
         assert_eq!(error(&[alu(AluOp::MulHiS, Ty::I32)]), "op 1: MulHiS has no I32 form");
         assert_eq!(error(&[alu(AluOp::Sh1Add, Ty::U32)]), "op 1: Sh1Add has no U32 form");
         assert_eq!(error(&[alu(AluOp::BSet, Ty::U32)]), "op 1: BSet has no U32 form");
-        let bswap = Op::Un { op: UnOp::Bswap, ty: Ty::I32, d: Slot(1), a: Val::Imm(1) };
-        assert_eq!(error(&[bswap]), "op 1: Bswap has no I32 form");
+        let orcb = Op::Un { op: UnOp::OrcB, ty: Ty::I32, d: Slot(1), a: Val::Imm(1) };
+        assert_eq!(error(&[orcb]), "op 1: OrcB has no I32 form");
         let load = Op::Load { d: Slot(1), base: Val::Imm(0), off: 0, size: Size::B8, ext: Ext::Ones };
         assert!(error(&[load]).starts_with("op 1: load of 8 bytes filled with ones"));
         assert!(error(&[Op::GuardEnv { off: 0, mask: 0 }]).starts_with("op 1: guard with mask 0"));
         assert!(error(&[Op::SetEnvByte { off: -1, val: 0 }]).starts_with("op 1: offset -1"));
-        assert!(error(&[mov(Slot(1), 1), Op::GuardEnv { off: 0, mask: 1 }]).starts_with("op 2: guard after"));
+        assert!(
+            error(&[mov(Slot(1), 1), Op::GuardEnv { off: 0, mask: 1 }]).starts_with("op 2: guard or division after")
+        );
     }
 
     #[test]

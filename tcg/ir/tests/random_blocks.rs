@@ -67,9 +67,33 @@ fn every_ending_and_operation_is_reached() {
     }
     assert!(crossing > 50, "{crossing} blocks cross the page");
     for name in [
-        "next", "dispatch", "careful", "fault Load", "fault Store", "fault MisalignedLoad", "fault MisalignedStore",
-        "fence", "env", "guard", "jump", "jumpreg", "br.geu", "call.pure", "call.mayexit", "sc.b4", "sc.b8", "lr.b4",
-        "amo.minu", "load.b8", "store.b1", "getpc", "mulhisu.i64", "orcb.i64", "bext.i32", "rol.u32", "fp.nmadd",
+        "next",
+        "dispatch",
+        "careful",
+        "fault Load",
+        "fault Store",
+        "fault MisalignedLoad",
+        "fault MisalignedStore",
+        "fence",
+        "env",
+        "guard",
+        "jump",
+        "jumpreg",
+        "br.geu",
+        "call.pure",
+        "call.mayexit",
+        "sc.b4",
+        "sc.b8",
+        "lr.b4",
+        "amo.minu",
+        "load.b8",
+        "store.b1",
+        "getpc",
+        "mulhisu.i64",
+        "orcb.i64",
+        "bext.i32",
+        "rol.u32",
+        "fp.nmadd",
     ] {
         let count = reached.get(name).copied().unwrap_or(0);
         assert!(count >= 5, "{name} was reached {count} times");

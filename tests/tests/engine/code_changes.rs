@@ -132,8 +132,7 @@ fn other_harts_run_the_new_code() {
             // The function follows the program, so that one write puts both.
             let mut code = a.finish();
             code.resize((FUNCTION - CODE) as usize, 0);
-            let words: Vec<u32> =
-                code.chunks(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
+            let words: Vec<u32> = code.chunks(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
             let whole = &mut Asm::new(CODE);
             whole.op(words).op([addi(A5, 0, 0), RET]);
             run(engine, "code of others", whole, |hart, s| {

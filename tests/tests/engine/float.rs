@@ -114,8 +114,7 @@ fn operand(random: &mut Random, file: File) -> u64 {
 /// One instruction with one rounding mode on a batch of operands.
 fn check(on: &mut Solo, random: &mut Random, op: RvFpOp, fmt: FpFmt, rm: u32, frm: usize) {
     let file = encoding(op, fmt).2;
-    let rows: Vec<[u64; 3]> =
-        (0..BATCH).map(|_| [operand(random, file), random.float(), random.float()]).collect();
+    let rows: Vec<[u64; 3]> = (0..BATCH).map(|_| [operand(random, file), random.float(), random.float()]).collect();
     let bytes = rows.iter().flat_map(|r| [r[0], r[1], r[2], 0, 0]).flat_map(u64::to_le_bytes);
     on.base.put(DATA, &bytes.collect::<Vec<u8>>());
     on.base.put_code(RAM, &program(op, fmt, rm));

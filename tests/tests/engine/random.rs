@@ -7,9 +7,7 @@ use mimus_arch::riscv::{Privilege, RiscvState};
 use mimus_tcg_frontend_riscv::disasm::disassemble;
 use mimus_tests::cpus::{ENGINES, RAM, Solo, alone, open_pmp};
 use mimus_tests::random::Random;
-use mimus_tests::random_code::{
-    CODE_POINTER, COUNTER, DATA_POINTERS, Generator, Item, PATCH, encode, without,
-};
+use mimus_tests::random_code::{CODE_POINTER, COUNTER, DATA_POINTERS, Generator, Item, PATCH, encode, without};
 use mimus_tests::riscv::{addi, csrrw, insn};
 use mimus_tests::scale;
 

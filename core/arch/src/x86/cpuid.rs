@@ -103,7 +103,7 @@ impl X86Model {
         };
         out.add(0, [max, b, c, d]);
         let count = setup.vcpus.next_power_of_two().min(255);
-        out.add(1, [self.signature(), setup.apic_id << 24 | count << 16 | LINE / 8 << 8, 0, 0]);
+        out.add(1, [self.signature(), setup.apic_id << 24 | count << 16 | (LINE / 8) << 8, 0, 0]);
         if self.vendor == Vendor::Intel {
             // 0xff: see leaf 4.
             out.add(2, [0xff01, 0, 0, 0]);
@@ -148,7 +148,7 @@ impl X86Model {
         let l1 = |i: usize| CACHES[i].2 << 24 | CACHES[i].3 << 16 | 1 << 8 | LINE;
         // Associativity is coded: 8 means 16 ways.
         let l2 = CACHES[2].2 << 16 | 8 << 12 | LINE;
-        let l3 = CACHES[3].2 / 512 << 18 | 8 << 12 | 1 << 8 | LINE;
+        let l3 = (CACHES[3].2 / 512) << 18 | 8 << 12 | 1 << 8 | LINE;
         out.add(0x8000_0005, if amd { [0, 0, l1(0), l1(1)] } else { [0; 4] });
         out.add(0x8000_0006, [0, 0, l2, if amd { l3 } else { 0 }]);
         out.add(0x8000_0007, [0; 4]);

@@ -4,6 +4,7 @@
 //! other buses read as all ones. Checked with: Linux pci-host-generic.
 
 use super::HostBridgeFunction;
+use super::ecam::Ecam;
 use crate::pci::bus::PciBus;
 use crate::pci::intx::IntxRouter;
 use crate::pci::{DevFn, PciError};
@@ -13,8 +14,9 @@ use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::{AddressSpace, MemoryRegion};
 use std::sync::Arc;
 
-/// Bytes of configuration space per bus.
-pub const ECAM_BUS_LEN: u64 = 1 << 20;
+
+pub use super::ecam::ECAM_BUS_LEN;
+
 /// Vendor and device number of the bridge's own function, those of QEMU's.
 const VENDOR: u16 = 0x1b36;
 const DEVICE: u16 = 0x0008;
@@ -79,7 +81,7 @@ fn map_windows(name: &str, system: &Arc<AddressSpace>, w: &GpexWindows, bus: &Ar
         region
     };
     let config = AccessRules::sizes(AccessSize::B1, AccessSize::B4);
-    let ecam = region("ecam", w.ecam.1, config, Arc::new(Ecam { bus: bus.clone() }));
+    let ecam = region("ecam", w.ecam.1, config, Arc::new(Ecam::new(bus)));
     let memory = Some((w.mmio32, "mmio32")).into_iter().chain(w.mmio64.map(|w| (w, "mmio64")));
     let memory = memory.map(|(w, what)| (w, what, bus.memory(), w.0));
     let all = memory.chain(w.pio.map(|w| (w, "pio", bus.io(), 0)));
@@ -96,35 +98,8 @@ fn map_windows(name: &str, system: &Arc<AddressSpace>, w: &GpexWindows, bus: &Ar
     });
 }
 
-/// Configuration space as memory.
-struct Ecam {
-    bus: Arc<PciBus>,
-}
-
-impl Ecam {
-    /// Function and register of an offset; `None` on another bus.
-    fn decode(offset: u64) -> Option<(DevFn, u16)> {
-        let on_root = offset >> 20 == 0;
-        on_root.then_some((DevFn((offset >> 12) as u8), (offset & 0xfff) as u16))
-    }
-}
-
-impl MmioDevice for Ecam {
-    fn mmio_read(&self, a: MmioAccess) -> Result<u64, BusFault> {
-        let value = Self::decode(a.offset).map(|(f, reg)| self.bus.config_read(f, reg, a.size).into());
-        Ok(value.unwrap_or(a.size.mask()))
-    }
-
-    fn mmio_write(&self, a: MmioAccess, value: u64) -> Result<(), BusFault> {
-        if let Some((f, reg)) = Self::decode(a.offset) {
-            self.bus.config_write(f, reg, a.size, value as u32);
-        }
-        Ok(())
-    }
-}
-
 /// Addresses of a window that no BAR claims: a master abort, which reads as all ones.
-struct Unclaimed;
+pub(super) struct Unclaimed;
 
 impl MmioDevice for Unclaimed {
     fn mmio_read(&self, a: MmioAccess) -> Result<u64, BusFault> {
@@ -134,3 +109,7 @@ impl MmioDevice for Unclaimed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "gpex_tests.rs"]
+mod tests;

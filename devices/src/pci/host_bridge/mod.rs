@@ -1,10 +1,19 @@
 //! Host bridges: how a CPU reaches configuration space and BARs.
 
+pub mod config_ports;
+mod ecam;
 pub mod gpex;
-pub mod mechanism1;
+pub mod i440fx;
+pub mod pc_memory;
+pub mod q35;
+#[cfg(test)]
+mod tests;
 
+pub use config_ports::ConfigPorts;
 pub use gpex::{Gpex, GpexWindows};
-pub use mechanism1::ConfigMechanism1;
+pub use i440fx::I440fx;
+pub use pc_memory::PcMemory;
+pub use q35::Q35;
 
 use super::bus::{PciFunction, PciSlot};
 use super::config_space::{ConfigSpace, ConfigState, PciIds};

@@ -143,12 +143,17 @@ fn header_end(bytes: &[u8]) -> Option<usize> {
     (end <= bytes.len() && end >= 0x23c).then_some(end)
 }
 
-fn protected_mode(bytes: &[u8]) -> Result<&[u8], String> {
+/// Bytes of boot sector and set-up code, before the protected-mode part.
+pub fn setup_len(bytes: &[u8]) -> usize {
     let sectors = match u8_at(bytes, HEADER).unwrap_or(0) {
         0 => 4,
         n => usize::from(n),
     };
-    let start = (sectors + 1) * SECTOR;
+    (sectors + 1) * SECTOR
+}
+
+fn protected_mode(bytes: &[u8]) -> Result<&[u8], String> {
+    let start = setup_len(bytes);
     let length = u32_at(bytes, 0x1f4).unwrap_or(0) as usize * 16;
     if length == 0 {
         return Err("its header says the kernel has no bytes".into());

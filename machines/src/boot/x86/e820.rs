@@ -42,10 +42,25 @@ pub struct MemoryMap(Vec<Entry>);
 impl MemoryMap {
     /// Says what `len` bytes from `base` are, whatever was said of them before.
     pub fn set(&mut self, base: u64, len: u64, kind: Kind) -> &mut Self {
-        let end = base.saturating_add(len);
         if len == 0 {
             return self;
         }
+        self.remove(base, len);
+        self.0.push(Entry { base, len, kind });
+        self.0.sort_by_key(|e| e.base);
+        self.0.dedup_by(|next, e| {
+            let joins = e.kind == next.kind && e.end() == next.base;
+            if joins {
+                e.len += next.len;
+            }
+            joins
+        });
+        self
+    }
+
+    /// Says nothing any more of `len` bytes from `base`.
+    pub fn remove(&mut self, base: u64, len: u64) -> &mut Self {
+        let end = base.saturating_add(len);
         let mut out = Vec::with_capacity(self.0.len() + 2);
         for e in self.0.drain(..) {
             if e.base < base {
@@ -56,15 +71,6 @@ impl MemoryMap {
                 out.push(Entry { base: start, len: e.end() - start, kind: e.kind });
             }
         }
-        out.push(Entry { base, len, kind });
-        out.sort_by_key(|e| e.base);
-        out.dedup_by(|next, e| {
-            let joins = e.kind == next.kind && e.end() == next.base;
-            if joins {
-                e.len += next.len;
-            }
-            joins
-        });
         self.0 = out;
         self
     }

@@ -4,6 +4,8 @@
 //! §4.1.2 (MCFG); IA-PC HPET 1.0a §3.2.4 (HPET); Microsoft, "Windows ACPI Emulated
 //! Devices Table" (WAET).
 
+use mimus_devices::pci::host_bridge::config_ports;
+
 use super::table::{Gas, Table};
 use super::{Config, IOAPIC_BASE, LAPIC_BASE, Platform};
 
@@ -73,7 +75,7 @@ fn full(p: &super::Pc) -> Table {
     t.u16(0xfff).u16(0xfff).u16(0).u16(0).bytes(&[0, 0, 0, 0, CENTURY]);
     t.u16(LEGACY_DEVICES | HAS_8042 | NO_ASPM).u8(0);
     t.u32(WBINVD | PROC_C1 | SLP_BUTTON | RESET_REG_SUP | USE_PLATFORM_CLOCK);
-    reset_reg(&mut t, Gas::io(0xcf9, 8), 0x0f);
+    reset_reg(&mut t, Gas::io(config_ports::RESET_PORT, 8), config_ports::RESET_VALUE);
     // X_FIRMWARE_CTRL stays 0: only one of the two may be used. X_DSDT.
     t.u64(0).u64(0);
     let x = |offset, bits| Gas::io(p.pm_base + offset, bits);

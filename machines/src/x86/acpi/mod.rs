@@ -144,4 +144,4 @@ pub fn build(config: &Config) -> TableSet {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -158,7 +158,7 @@ fn fixed_hardware() {
     assert_eq!((number(fadt, 56, 4), number(fadt, 64, 4), number(fadt, 76, 4)), (0x600, 0x604, 0x608));
     assert_eq!((number(fadt, 80, 4), fadt[92]), (0x620, 16));
     // RESET_REG: a byte at port 0xcf9.
-    assert_eq!((&fadt[116..120], number(fadt, 120, 8), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 0xf));
+    assert_eq!((&fadt[116..120], number(fadt, 120, 8), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 0xe));
     // X_PM1a_EVT, X_PM_TMR.
     assert_eq!((&fadt[148..152], number(fadt, 152, 8)), (&[1, 32, 0, 3][..], 0x600));
     assert_eq!(number(fadt, 212, 8), 0x608);

@@ -3,6 +3,7 @@
 //! memory operand), and forward jumps within a block.
 
 use dynasmrt::{AssemblyOffset, DynasmApi};
+use mimus_tcg_ir::Size;
 
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
@@ -19,11 +20,7 @@ pub enum Rm {
     /// `[rbp + disp]`: the environment.
     Env(i32),
     /// `[base + index + disp]`.
-    Mem {
-        base: u8,
-        index: Option<u8>,
-        disp: i32,
-    },
+    Mem { base: u8, index: Option<u8>, disp: i32 },
 }
 
 /// Opcode map of an instruction.
@@ -41,6 +38,8 @@ pub enum Map {
 pub enum Alu {
     Add = 0,
     Or = 1,
+    Adc = 2,
+    Sbb = 3,
     And = 4,
     Sub = 5,
     Xor = 6,
@@ -53,6 +52,8 @@ pub enum Alu {
 pub enum Shift {
     Rol = 0,
     Ror = 1,
+    Rcl = 2,
+    Rcr = 3,
     Shl = 4,
     Shr = 5,
     Sar = 7,
@@ -78,6 +79,14 @@ impl Vex {
     pub const SHRX: Vex = Vex::new(2, 3, 0xf7);
     /// `reg:v = rdx * rm`; the high half if both are one register
     pub const MULX: Vex = Vex::new(2, 3, 0xf6);
+    /// `reg = v`'s bit field of `rm`
+    pub const BEXTR: Vex = Vex::new(2, 0, 0xf7);
+    /// `reg = rm` without the bits from number `v` on
+    pub const BZHI: Vex = Vex::new(2, 0, 0xf5);
+    /// `reg` = the bits of `v` that `rm` has ones for, put together at the bottom
+    pub const PEXT: Vex = Vex::new(2, 2, 0xf5);
+    /// `blsr` (`reg` 1), `blsmsk` (2), `blsi` (3): `v` is the destination
+    pub const BLS: Vex = Vex::new(2, 0, 0xf3);
     /// `reg = rm` rotated right by the byte that follows; `v` is 0
     pub const RORX: Vex = Vex::new(3, 3, 0xf0);
 
@@ -91,6 +100,7 @@ impl Vex {
 #[repr(u8)]
 pub enum Cc {
     O = 0,
+    No = 1,
     B = 2,
     Ae = 3,
     E = 4,
@@ -100,6 +110,7 @@ pub enum Cc {
     S = 8,
     Ns = 9,
     P = 10,
+    Np = 11,
     L = 12,
     Ge = 13,
     Le = 14,
@@ -118,8 +129,10 @@ impl Cc {
             Cc::A => Cc::Be,
             Cc::S => Cc::Ns,
             Cc::Ns => Cc::S,
-            // Never inverted: only cold jumps test these.
-            Cc::O | Cc::P => self,
+            Cc::O => Cc::No,
+            Cc::No => Cc::O,
+            Cc::P => Cc::Np,
+            Cc::Np => Cc::P,
             Cc::L => Cc::Ge,
             Cc::Ge => Cc::L,
             Cc::Le => Cc::G,
@@ -304,6 +317,58 @@ impl<'a> Asm<'a> {
         self.enc(map, false, opcode, reg, rm, (true, true));
     }
 
+    /// An instruction in its form of `size`; `opcode` is the byte form's, the others' is one more.
+    pub fn sized(&mut self, map: Map, size: Size, opcode: u8, reg: u8, rm: Rm) {
+        match size {
+            Size::B1 => self.ins8(map, opcode, reg, rm),
+            Size::B2 => {
+                self.buf.push(0x66);
+                self.ins(map, false, opcode | 1, reg, rm);
+            }
+            Size::B4 => self.ins(map, false, opcode | 1, reg, rm),
+            Size::B8 => self.ins(map, true, opcode | 1, reg, rm),
+        }
+    }
+
+    /// The same where the register field extends the opcode.
+    pub fn sized_ext(&mut self, map: Map, size: Size, opcode: u8, ext: u8, rm: Rm) {
+        match size {
+            Size::B1 => self.enc(map, false, opcode, ext, rm, (false, true)),
+            _ => self.sized(map, size, opcode, ext, rm),
+        }
+    }
+
+    /// An instruction without a byte form, at 2, 4 or 8 bytes.
+    pub fn wide(&mut self, map: Map, size: Size, opcode: u8, reg: u8, rm: Rm) {
+        if size == Size::B2 {
+            self.buf.push(0x66);
+        }
+        self.ins(map, size == Size::B8, opcode, reg, rm);
+    }
+
+    /// The low bytes of a constant that an instruction of `size` takes, at most 4.
+    pub fn imm_sized(&mut self, size: Size, imm: i64) {
+        let bytes = imm.to_le_bytes();
+        self.buf.extend_from_slice(&bytes[..size.bytes().min(4) as usize]);
+    }
+
+    /// `op rm, imm` at `size`; the constant is within 32 bits, sign-extended.
+    pub fn alu_sized_i(&mut self, op: Alu, size: Size, rm: Rm, imm: i64) {
+        let imm = match size {
+            Size::B1 => i64::from(imm as i8),
+            Size::B2 => i64::from(imm as i16),
+            _ => i64::from(imm as i32),
+        };
+        if size != Size::B1 && fits8(imm as i32) {
+            // 0x83: like 0x81, with a byte.
+            self.sized_ext(Map::Base, size, 0x83, op as u8, rm);
+            self.buf.push(imm as u8);
+        } else {
+            self.sized_ext(Map::Base, size, 0x80, op as u8, rm);
+            self.imm_sized(size, imm);
+        }
+    }
+
     /// A VEX-coded instruction on general registers.
     pub fn vex(&mut self, code: Vex, w: bool, reg: u8, v: u8, rm: Rm) {
         // Encode the tail with the plain encoder, then drop its REX for the VEX bits.
@@ -317,16 +382,11 @@ impl<'a> Asm<'a> {
             Rm::Env(d) => Rm::Env(d),
             Rm::Mem { base, index, disp } => {
                 // The bases whose low bits are those of rsp and rbp encode as those do.
-                Rm::Mem {
-                    base: base & 7,
-                    index: index.map(|i| i & 7),
-                    disp,
-                }
+                Rm::Mem { base: base & 7, index: index.map(|i| i & 7), disp }
             }
         };
         self.buf.push(0xc4);
-        self.buf
-            .push((!(reg >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | code.map);
+        self.buf.push((!(reg >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | code.map);
         self.buf.push(u8::from(w) << 7 | (!v & 15) << 3 | code.pp);
         self.enc(Map::Base, false, code.opcode, reg & 7, low, (false, false));
     }
@@ -415,17 +475,7 @@ impl<'a> Asm<'a> {
         if disp == 0 {
             self.mov_r_rm(w, reg, Rm::Reg(base));
         } else {
-            self.ins(
-                Map::Base,
-                w,
-                0x8d,
-                reg,
-                Rm::Mem {
-                    base,
-                    index: None,
-                    disp,
-                },
-            );
+            self.ins(Map::Base, w, 0x8d, reg, Rm::Mem { base, index: None, disp });
         }
     }
 
@@ -441,6 +491,25 @@ impl<'a> Asm<'a> {
             Some(_) => (0x80, 4),
         };
         self.buf.extend_from_slice(&[rex, 0x8d, mode | r | 4, sib]);
+        self.buf.extend_from_slice(&disp.to_le_bytes()[..len]);
+    }
+
+    /// `lea reg, [base + index << shift + disp]`, 32 or 64 bits wide, of which `base` or `index` may be missing.
+    pub fn lea_sib(&mut self, w: bool, reg: u8, base: Option<u8>, index: Option<(u8, u8)>, disp: i32) {
+        // Index 4 means none.
+        let (index, shift) = index.unwrap_or((4, 0));
+        let rex = u8::from(w) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base.map_or(0, |b| b >> 3);
+        if rex != 0 {
+            self.buf.push(0x40 | rex);
+        }
+        let sib = shift << 6 | (index & 7) << 3 | base.map_or(5, |b| b & 7);
+        let (mode, len) = match base {
+            None => (0x00, 4),
+            Some(b) if disp == 0 && b & 7 != 5 => (0x00, 0),
+            Some(_) if fits8(disp) => (0x40, 1),
+            Some(_) => (0x80, 4),
+        };
+        self.buf.extend_from_slice(&[0x8d, mode | (reg & 7) << 3 | 4, sib]);
         self.buf.extend_from_slice(&disp.to_le_bytes()[..len]);
     }
 
@@ -473,8 +542,7 @@ impl<'a> Asm<'a> {
     /// `jcc rel32` to be bound later.
     #[inline]
     pub fn jcc(&mut self, cc: Cc) -> Fixup {
-        self.buf
-            .extend_from_slice(&[0x0f, 0x80 | cc as u8, 0, 0, 0, 0]);
+        self.buf.extend_from_slice(&[0x0f, 0x80 | cc as u8, 0, 0, 0, 0]);
         Fixup(self.pos() - 4)
     }
 
@@ -516,6 +584,12 @@ impl<'a> Asm<'a> {
             let fixup = self.jmp();
             self.bind_to(fixup, target);
         }
+    }
+
+    /// `call` of an offset in the block, behind or ahead.
+    pub fn call_back(&mut self, target: u32) {
+        let target = self.at + target as usize;
+        self.call_abs(target);
     }
 
     /// `jcc` to a host address.

@@ -65,11 +65,7 @@ pub fn check_host() -> Result<(), String> {
         ("LZCNT", is_x86_feature_detected!("lzcnt")),
         ("FSGSBASE", kernel_allows_fsgsbase()),
     ];
-    let missing: Vec<&str> = have
-        .iter()
-        .filter(|(_, ok)| !ok)
-        .map(|(name, _)| *name)
-        .collect();
+    let missing: Vec<&str> = have.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -101,9 +97,7 @@ impl HostBackend for X86_64 {
         let mut pin = [UNPINNED; SLOTS];
         let mut pinned = Vec::with_capacity(PIN_REGS.len());
         for &slot in &config.pin_order {
-            let (Some(reg), Some(place)) =
-                (PIN_REGS.get(pinned.len()), pin.get_mut(usize::from(slot.0)))
-            else {
+            let (Some(reg), Some(place)) = (PIN_REGS.get(pinned.len()), pin.get_mut(usize::from(slot.0))) else {
                 continue;
             };
             if *place == UNPINNED {
@@ -111,25 +105,13 @@ impl HostBackend for X86_64 {
                 pinned.push((*reg, slot));
             }
         }
-        let mut backend = X86_64 {
-            config,
-            pin,
-            pinned,
-            stubs: stubs::Addresses::default(),
-        };
+        let mut backend = X86_64 { config, pin, pinned, stubs: stubs::Addresses::default() };
         let (stubs, addresses) = stubs::emit(&backend, out)?;
         backend.stubs = addresses;
         Ok((backend, stubs))
     }
 
-    fn emit(
-        &self,
-        block: &Block,
-        at: usize,
-        entry_guard: Option<u32>,
-        out: &mut Vec<u8>,
-        info: &mut Emitted,
-    ) {
+    fn emit(&self, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
         lower::lower(self, block, at, entry_guard, out, info);
     }
 
@@ -165,10 +147,7 @@ impl X86_64 {
     /// The host register of a slot, if it has one.
     #[inline]
     fn pin_of(&self, slot: Slot) -> Option<u8> {
-        self.pin
-            .get(usize::from(slot.0))
-            .copied()
-            .filter(|&reg| reg != UNPINNED)
+        self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
     }
 
     /// The pinned slots whose registers a C function does not preserve.

@@ -18,9 +18,9 @@ type Ops = VecAssembler<X64Relocation>;
 pub struct Addresses {
     /// Looks `pc` up and continues there.
     pub dispatch: usize,
-    /// Exit with [`ExitCode::Lookup`] for the address in `rax` (bit 0 is ignored).
+    /// Exit with [`ExitCode::Lookup`] for the address in `rax` (bit 0 is ignored where code is 2-aligned).
     pub probe_miss: usize,
-    /// Exit with [`ExitCode::Kicked`] for the address in `rax` (bit 0 is ignored).
+    /// Exit with [`ExitCode::Kicked`] for the address in `rax` (bit 0 is ignored where code is 2-aligned).
     pub kicked: usize,
     /// Exit with [`ExitCode::Careful`] for the address in `rax`.
     pub careful: usize,
@@ -30,6 +30,11 @@ pub struct Addresses {
     pub store: usize,
     /// Called: `r15` address, `r14d` descriptor, `rax` value → `rax`.
     pub atomic: usize,
+    /// Called: `r15` address, `r14d` size, `rax` expected, the frame's second word new → `rax`.
+    pub cmpxchg: usize,
+    /// Called: `rdx:rax` signed dividend, `r14` divisor → `rax` quotient, `rdx` remainder; or carry: it cannot
+    /// be done.
+    pub divide: usize,
     /// Called: `r14` packed operation.
     pub fp: usize,
     /// Called by the cold code of a link site; does not return to it.
@@ -45,19 +50,11 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     let base = backend.config.code_base;
     let table_end = base + 64 + 8 * backend.config.helpers.len();
     if i32::try_from(table_end).is_err() {
-        return Err(format!(
-            "the code cache at {base:#x} is not below 2 GiB: map it with MAP_32BIT"
-        ));
+        return Err(format!("the code cache at {base:#x} is not below 2 GiB: map it with MAP_32BIT"));
     }
-    let mut e = Emitter {
-        b: backend,
-        ops: VecAssembler::new(base),
-    };
+    let mut e = Emitter { b: backend, ops: VecAssembler::new(base) };
     let mut a = Addresses::default();
-    let mut stubs = Stubs {
-        miss: base,
-        ..Stubs::default()
-    };
+    let mut stubs = Stubs { miss: base, ..Stubs::default() };
     e.miss();
     let table = e.helper_table();
     stubs.enter = e.enter_and_exit();
@@ -65,13 +62,11 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     stubs.dispatch = e.dispatch();
     a.dispatch = stubs.dispatch;
     e.accesses(&mut a);
+    e.divide(&mut a);
     e.fp(&mut a);
     e.link(&mut a);
     e.helper_calls(&mut a, table);
-    let code = e
-        .ops
-        .finalize()
-        .map_err(|error| format!("assembling the stubs: {error}"))?;
+    let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
     out.clear();
     out.extend_from_slice(&code);
     Ok((stubs, a))
@@ -108,10 +103,7 @@ impl Emitter<'_> {
 
     /// What an entry table's zero leads to: the page is in `page_base`, the offset in `r14`.
     fn miss(&mut self) {
-        let (page_base, pc) = (
-            self.env(self.b.config.env.page_base),
-            self.env(self.b.config.env.pc),
-        );
+        let (page_base, pc) = (self.env(self.b.config.env.page_base), self.env(self.b.config.env.pc));
         let exit_code = self.env(self.b.config.env.exit_code);
         dynasm!(self.ops ; .arch x64
             ; mov rax, [rbp + page_base]
@@ -160,10 +152,8 @@ impl Emitter<'_> {
 
     /// Exits for the address in `rax`.
     fn leaving(&mut self, a: &mut Addresses) {
-        let (pc, exit_code) = (
-            self.env(self.b.config.env.pc),
-            self.env(self.b.config.env.exit_code),
-        );
+        let (pc, exit_code) = (self.env(self.b.config.env.pc), self.env(self.b.config.env.exit_code));
+        let align = self.b.config.code_align as i32;
         a.probe_miss = self.here();
         dynasm!(self.ops ; .arch x64
             ; ->probe_miss:
@@ -179,7 +169,7 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64
             ; mov r14d, ExitCode::Kicked as i32
             ; out:
-            ; and rax, -2
+            ; and rax, -align
             ; mov [rbp + pc], rax
             ; mov [rbp + exit_code], r14d
             ; jmp ->exit
@@ -189,16 +179,9 @@ impl Emitter<'_> {
     /// Continues at `pc`, with every pinned register loaded.
     fn dispatch(&mut self) -> usize {
         let env = &self.b.config.env;
-        let (pc, kick, exit_request) = (
-            self.env(env.pc),
-            self.env(env.kick),
-            self.env(env.exit_request),
-        );
+        let (pc, kick, exit_request) = (self.env(env.pc), self.env(env.kick), self.env(env.exit_request));
         let (page_base, exit_code) = (self.env(env.page_base), self.env(env.exit_code));
-        let (tag, table) = (
-            self.b.config.context.exec_tag,
-            self.b.config.context.exec_table,
-        );
+        let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
         let code_base = self.b.config.code_base as i32;
         dynasm!(self.ops ; .arch x64
             // Entered with the return address of an abandoned block's call on the stack.
@@ -222,8 +205,13 @@ impl Emitter<'_> {
             ; mov [rbp + page_base], r15
             ; gs mov r15d, [r14*8 + table]
             ; mov r14d, eax
-            ; and r14d, 0xffe
-            ; mov eax, [r15 + r14*2]
+        );
+        if self.b.config.code_align == 1 {
+            dynasm!(self.ops ; .arch x64 ; and r14d, 0xfff ; mov eax, [r15 + r14*4]);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; and r14d, 0xffe ; mov eax, [r15 + r14*2]);
+        }
+        dynasm!(self.ops ; .arch x64
             ; add eax, code_base
             ; jmp rax
             ; kicked:
@@ -259,6 +247,62 @@ impl Emitter<'_> {
             ; mov r8, [rsp]
         );
         self.access_call(fns.atomic);
+        a.cmpxchg = self.access_entry();
+        dynasm!(self.ops ; .arch x64
+            ; mov rsi, r15
+            ; mov edx, r14d
+            ; mov rcx, rax
+            ; mov r8, [rsp + 16]
+            ; mov r9, [rsp]
+        );
+        self.access_call(fns.cmpxchg);
+    }
+
+    /// Signed division of 128 by 64 bits: as unsigned, with a check of what would not fit.
+    fn divide(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.divide = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; push r14
+            ; push rdx
+            ; test rdx, rdx
+            ; jns >divisor
+            ; neg rax
+            ; adc rdx, 0
+            ; neg rdx
+            ; divisor:
+            ; test r14, r14
+            ; jns >check
+            ; neg r14
+            ; check:
+            // Also for a divisor of zero.
+            ; cmp rdx, r14
+            ; jae >fail
+            ; div r14
+            ; pop r14
+            ; test r14, r14
+            ; jns >sign
+            ; neg rdx
+            ; sign:
+            ; xor r14, [rsp]
+            ; lea rsp, [rsp + 8]
+            ; jns >positive
+            ; neg rax
+            ; test rax, rax
+            ; jg >no
+            ; clc
+            ; ret
+            ; positive:
+            ; test rax, rax
+            ; js >no
+            ; clc
+            ; ret
+            ; fail:
+            ; lea rsp, [rsp + 16]
+            ; no:
+            ; stc
+            ; ret
+        );
     }
 
     fn access_entry(&mut self) -> usize {

@@ -12,10 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// Entries of an entry table: one per possible instruction address in a page.
-pub const TABLE_ENTRIES: usize = 2048;
-/// Bytes of an entry table.
-pub const TABLE_BYTES: usize = TABLE_ENTRIES * 4;
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 const LOWEST: usize = 0x0100_0000;
 const HIGHEST: usize = 0x7ff0_0000;
@@ -28,6 +26,8 @@ pub struct CodeMapping {
     code_len: usize,
     tables: NonNull<u8>,
     tables_len: usize,
+    /// Guest code begins at multiples of this.
+    code_align: usize,
 }
 
 // SAFETY: plain memory at fixed addresses; all writes go through `&self` methods that use atomics for what
@@ -37,25 +37,20 @@ unsafe impl Send for CodeMapping {}
 unsafe impl Sync for CodeMapping {}
 
 impl CodeMapping {
-    /// Reserves `code_len` bytes for code and room for `tables` entry tables.
+    /// Reserves `code_len` bytes for code and room for `tables` entry tables, of a 4-byte word for each multiple of
+    /// `code_align` in a page.
     ///
     /// # Errors
     /// No room below 2 GiB, or the host's own error.
-    pub fn new(code_len: usize, tables: usize) -> io::Result<CodeMapping> {
-        let tables_len = tables * TABLE_BYTES;
+    pub fn new(code_len: usize, tables: usize, code_align: u32) -> io::Result<CodeMapping> {
+        let code_align = code_align as usize;
+        let tables_len = tables * (PAGE / code_align * 4);
         let fd = memfd_create("mimus-code", MemfdFlags::CLOEXEC)?;
         ftruncate(&fd, code_len as u64)?;
         let base = reserve_low(code_len + tables_len)?;
         // SAFETY: replaces a part of the reservation just made, which nothing else knows of.
         let exec = unsafe {
-            mmap(
-                base.cast(),
-                code_len,
-                ProtFlags::READ | ProtFlags::EXEC,
-                MapFlags::SHARED | MapFlags::FIXED,
-                &fd,
-                0,
-            )?
+            mmap(base.cast(), code_len, ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)?
         };
         // SAFETY: as above, the reservation's second part.
         let tables = unsafe {
@@ -77,6 +72,7 @@ impl CodeMapping {
             code_len,
             tables: non_null(tables)?,
             tables_len,
+            code_align,
         })
     }
 
@@ -90,15 +86,20 @@ impl CodeMapping {
         self.code_len
     }
 
+    /// Bytes of an entry table.
+    pub fn table_bytes(&self) -> usize {
+        PAGE / self.code_align * 4
+    }
+
     /// Host address of table number `n`.
     pub fn table(&self, n: usize) -> u32 {
-        debug_assert!((n + 1) * TABLE_BYTES <= self.tables_len);
-        (self.tables.as_ptr() as usize + n * TABLE_BYTES) as u32
+        debug_assert!((n + 1) * self.table_bytes() <= self.tables_len);
+        (self.tables.as_ptr() as usize + n * self.table_bytes()) as u32
     }
 
     /// Number of tables there is room for.
     pub fn table_count(&self) -> usize {
-        self.tables_len / TABLE_BYTES
+        self.tables_len / self.table_bytes()
     }
 
     /// Copies code to offset `at`, which nothing refers to yet.
@@ -149,7 +150,7 @@ impl CodeMapping {
     }
 
     fn table_word(&self, table: u32, page_offset: u32) -> &AtomicU32 {
-        let at = table as usize - self.tables.as_ptr() as usize + (page_offset as usize / 2) * 4;
+        let at = table as usize - self.tables.as_ptr() as usize + (page_offset as usize / self.code_align) * 4;
         assert!(at + 4 <= self.tables_len && page_offset < 4096);
         // SAFETY: aligned and in bounds; entries are only accessed as atomics and by generated code's loads.
         unsafe { &*self.tables.as_ptr().add(at).cast::<AtomicU32>() }
@@ -214,7 +215,10 @@ fn reserve_low(len: usize) -> io::Result<*mut u8> {
     }
     Err(io::Error::new(
         io::ErrorKind::OutOfMemory,
-        format!("no {} MiB of address space are free below 2 GiB for translated code: use a smaller tb-size", len >> 20),
+        format!(
+            "no {} MiB of address space are free below 2 GiB for translated code: use a smaller tb-size",
+            len >> 20
+        ),
     ))
 }
 
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn code_is_low_and_dual_mapped() {
-        let m = CodeMapping::new(1 << 20, 16).unwrap();
+        let m = CodeMapping::new(1 << 20, 16, 2).unwrap();
         assert!(m.code_base() + (1 << 20) < 1 << 31);
         m.write_code(64, &[0xc3]);
         // SAFETY: reads one byte of the executable alias.
@@ -233,8 +237,18 @@ mod tests {
     }
 
     #[test]
+    fn tables_have_an_entry_for_each_address() {
+        let m = CodeMapping::new(1 << 20, 16, 1).unwrap();
+        let (t, next) = (m.table(3), m.table(4));
+        m.set_entry(t, 0xfff, 77);
+        m.set_entry(t, 0xffe, 78);
+        assert_eq!((m.entry(t, 0xffe), m.entry(t, 0xfff), m.entry(next, 0)), (78, 77, 0));
+        assert_eq!(m.table_count(), 16);
+    }
+
+    #[test]
     fn discarded_tables_are_empty() {
-        let m = CodeMapping::new(1 << 20, 16).unwrap();
+        let m = CodeMapping::new(1 << 20, 16, 2).unwrap();
         let t = m.table(3);
         m.set_entry(t, 0x10, 77);
         assert_eq!(m.entry(t, 0x10), 77);

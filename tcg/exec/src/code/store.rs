@@ -1,9 +1,9 @@
 //! What is known about translated code: pages, blocks, links, and which guest instruction a host
 //! address belongs to.
 //!
-//! Blocks are keyed by the guest's *physical* page (here: its host address) and offset, so every address
-//! space that maps a page shares its code. A page's blocks live and die together: a store that overlaps
-//! translated bytes withdraws all of them. Withdrawn code is not reused before the whole cache is emptied,
+//! Blocks are keyed by the guest's *physical* page (here: its host address), the code mode they were translated
+//! for, and the offset, so every address space that maps a page shares its code. A page's blocks, of all modes,
+//! live and die together: a store that overlaps translated bytes withdraws all of them. Withdrawn code is not reused before the whole cache is emptied,
 //! so a vCPU still inside it is safe.
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use mimus_core::memory::PAGE_CODE;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, LinkSite};
 use mimus_tcg_ir::{Block, PagePc};
 
-use super::mapping::{CodeMapping, TABLE_BYTES};
+use super::mapping::CodeMapping;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
@@ -23,11 +23,28 @@ const SETTLE: usize = 1 << 20;
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
 
-/// A page of guest memory that holds code, by its host address.
+/// A page of guest memory that holds code, by its host address, and a code mode (below 4096).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
-pub struct PageKey(pub u64);
+pub struct PageKey(u64);
 
-/// Hashes page addresses: they are distinct already, only their low bits are empty.
+impl PageKey {
+    /// The page at `host` (or with that address in it) under a code mode.
+    pub const fn new(host: u64, mode: u16) -> PageKey {
+        PageKey(host & !0xfff | mode as u64 & 0xfff)
+    }
+
+    /// The page's host address.
+    pub const fn host(self) -> u64 {
+        self.0 & !0xfff
+    }
+
+    /// The code mode.
+    pub const fn mode(self) -> u16 {
+        (self.0 & 0xfff) as u16
+    }
+}
+
+/// Hashes page addresses with modes: they are distinct already, only their low bits say little.
 #[derive(Default)]
 pub struct PageHasher(u64);
 
@@ -41,7 +58,7 @@ impl Hasher for PageHasher {
         }
     }
     fn write_u64(&mut self, n: u64) {
-        self.0 = (n >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = (n >> 12 ^ n << 52).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
@@ -87,6 +104,8 @@ struct Inner {
     tables_used: usize,
     page_of_table: Vec<PageKey>,
     pages: PageMap<Page>,
+    /// The keys in `pages` of each page, under its key of mode 0.
+    modes: PageMap<Vec<PageKey>>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
     sites: Vec<LinkSite>,
@@ -151,7 +170,7 @@ impl CodeStore {
 
     /// The page an entry table belongs to.
     pub fn page_of(&self, table: u32) -> Option<PageKey> {
-        let number = (table as usize).checked_sub(self.mapping.table(0) as usize)? / TABLE_BYTES;
+        let number = (table as usize).checked_sub(self.mapping.table(0) as usize)? / self.mapping.table_bytes();
         self.lock().page_of_table.get(number).copied()
     }
 
@@ -181,6 +200,7 @@ impl CodeStore {
         inner.tables_used += 1;
         inner.page_of_table.push(page);
         inner.pages.insert(page, Page { table, ..Page::default() });
+        inner.modes.entry(PageKey::new(page.host(), 0)).or_default().push(page);
         Some(table)
     }
 
@@ -302,24 +322,49 @@ impl CodeStore {
         faults.iter().find(|f| f.host == within).copied()
     }
 
-    /// A store of `len` bytes at `offset` of a page marked as code has been made: withdraws the page's
-    /// blocks if it overlaps any, and takes the mark off `flags` once no code is left.
-    pub fn store_to_code(&self, page: PageKey, offset: u32, len: u32, flags: &AtomicU8) {
-        let mut inner = self.lock();
-        let Some(p) = inner.pages.get_mut(&page) else {
-            flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
-            return;
-        };
-        p.stores = p.stores.wrapping_add(1);
-        if p.granules & granules(offset, offset.saturating_add(len).min(4096)) != 0 {
-            self.withdraw(&mut inner, page);
-            flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
-        } else if p.granules == 0 {
+    /// A store of `len` bytes at `offset` of the page at `host`, which is marked as code, has been made: withdraws
+    /// the page's blocks if it overlaps any, and takes the mark off `flags` once no code is left. Whether it did.
+    pub fn store_to_code(&self, host: u64, offset: u32, len: u32, flags: &AtomicU8) -> bool {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let written = granules(offset, offset.saturating_add(len).min(4096));
+        let mut code = 0;
+        let mut keys: &[PageKey] = &[];
+        if let Some(modes) = inner.modes.get(&PageKey::new(host, 0)) {
+            keys = modes;
+            for key in keys {
+                if let Some(p) = inner.pages.get_mut(key) {
+                    p.stores = p.stores.wrapping_add(1);
+                    code |= p.granules;
+                }
+            }
+        }
+        let overlaps = code & written != 0;
+        if overlaps {
+            for key in keys.to_vec() {
+                self.withdraw(inner, key);
+            }
+            code = 0;
+        }
+        if code == 0 {
             flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
         }
+        overlaps
     }
 
-    /// Withdraws all blocks of a page; a translation begun before is stale.
+    /// Whether a store of `len` bytes at `offset` of the page at `host` would withdraw the block whose code is
+    /// around host address `ret`, or blocks beside it in its page.
+    pub fn hits_own_code(&self, ret: usize, host: u64, offset: u32, len: u32) -> bool {
+        let inner = self.lock();
+        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return false };
+        let own = inner.blocks[number].page;
+        let written = granules(offset, offset.saturating_add(len).min(4096));
+        let key = PageKey::new(host, own.mode());
+        let Some(page) = inner.pages.get(&key) else { return false };
+        page.granules & written != 0 && (key == own || page.crossed_from.contains(&own))
+    }
+
+    /// Withdraws all blocks of a page in one mode; a translation begun before is stale.
     pub fn withdraw_page(&self, page: PageKey) {
         let mut inner = self.lock();
         if let Some(p) = inner.pages.get_mut(&page) {
@@ -404,7 +449,7 @@ mod tests {
     use super::*;
 
     fn store() -> CodeStore {
-        CodeStore::new(CodeMapping::new(1 << 20, 16).unwrap(), 100)
+        CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100)
     }
 
     fn block(start: u16, len: u16) -> Block {
@@ -433,26 +478,62 @@ mod tests {
     #[test]
     fn a_store_beside_code_keeps_it() {
         let s = store();
-        let page = PageKey(0x7000);
+        let page = PageKey::new(0x7000, 0);
         let at = publish(&s, page, &block(0x100, 8));
         let table = s.table(page).unwrap();
         let flags = AtomicU8::new(PAGE_CODE);
-        s.store_to_code(page, 0x800, 8, &flags);
+        s.store_to_code(0x7000, 0x800, 8, &flags);
         assert_eq!(s.find(table, 0x100), Some(at));
         assert_eq!(flags.load(Ordering::SeqCst), PAGE_CODE);
-        s.store_to_code(page, 0x104, 1, &flags);
+        s.store_to_code(0x7000, 0x104, 1, &flags);
         assert_eq!(s.find(table, 0x100), None);
         assert_eq!(flags.load(Ordering::SeqCst), 0);
     }
 
     #[test]
+    fn a_store_withdraws_every_mode() {
+        let s = store();
+        let modes = [0, 3, 0xfff].map(|mode| PageKey::new(0x7000, mode));
+        let other = PageKey::new(0x8000, 3);
+        publish(&s, modes[0], &block(0x100, 8));
+        publish(&s, modes[1], &block(0x200, 8));
+        let kept = publish(&s, other, &block(0x100, 8));
+        let tables = modes.map(|page| s.table(page).unwrap());
+        assert_eq!(s.page_of(tables[1]), Some(modes[1]));
+        assert_eq!(s.find(tables[1], 0x100), None, "each mode has a table of its own");
+        let stamp = s.begin(modes[2], &AtomicU8::new(0));
+        let flags = AtomicU8::new(PAGE_CODE);
+        s.store_to_code(0x7000, 0x200, 1, &flags);
+        assert_eq!((s.find(tables[0], 0x100), s.find(tables[1], 0x200)), (None, None));
+        assert_eq!(flags.load(Ordering::SeqCst), 0);
+        assert_eq!(s.find(s.table(other).unwrap(), 0x100), Some(kept));
+        let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 16];
+        let late = s.publish((modes[2], stamp), None, &block(0, 4), emit, &mut Default::default());
+        assert_eq!(late, Published::Stale, "a translation begun before the store");
+    }
+
+    #[test]
+    fn a_block_knows_stores_to_itself() {
+        let s = store();
+        let page = PageKey::new(0x7000, 1);
+        let at = publish(&s, page, &block(0x100, 8));
+        publish(&s, page, &block(0x400, 8));
+        let elsewhere = publish(&s, PageKey::new(0x8000, 1), &block(0x100, 8));
+        assert!(s.hits_own_code(at + 8, 0x7000, 0x104, 1));
+        assert!(s.hits_own_code(at + 8, 0x7000, 0x400, 1), "a block beside it, which it may be linked to");
+        assert!(!s.hits_own_code(at + 8, 0x7000, 0x800, 8));
+        assert!(!s.hits_own_code(at + 8, 0x8000, 0x104, 1));
+        assert!(!s.hits_own_code(elsewhere + 8, 0x7000, 0x104, 1));
+    }
+
+    #[test]
     fn a_store_during_translation_makes_it_stale() {
         let s = store();
-        let page = PageKey(0x7000);
+        let page = PageKey::new(0x7000, 0);
         let flags = AtomicU8::new(0);
         s.table(page).unwrap();
         let stamp = s.begin(page, &flags);
-        s.store_to_code(page, 0x800, 8, &flags);
+        s.store_to_code(0x7000, 0x800, 8, &flags);
         let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 16];
         let result = s.publish((page, stamp), None, &block(0, 4), emit, &mut Default::default());
         assert_eq!(result, Published::Stale);
@@ -461,7 +542,7 @@ mod tests {
     #[test]
     fn a_full_store_says_so_and_clears() {
         let s = store();
-        let page = PageKey(0x7000);
+        let page = PageKey::new(0x7000, 0);
         s.table(page).unwrap();
         let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 2 << 20];
         assert_eq!(s.publish((page, 0), None, &block(0, 4), emit, &mut Default::default()), Published::Full);

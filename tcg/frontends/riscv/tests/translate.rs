@@ -110,6 +110,11 @@ impl InterpHost for Machine {
         self.store(va, interp::amo(op, size, old, val), size)?;
         Ok(old)
     }
+    fn rmw(&mut self, va: u64, size: Size, _lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
+        let old = self.load(va, size, Ext::Zero)?;
+        self.store(va, new(old), size)?;
+        Ok(old)
+    }
     fn fence(&mut self) {}
     fn fp(&mut self, op: FpOp, fmt: FpFmt, _rm: Rm, a: u64, b: u64, _c: u64) -> u64 {
         match (op, fmt) {

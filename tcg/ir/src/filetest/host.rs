@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{NO_INSN, guest_slot};
+use crate::flags::Flags;
 use crate::interp::{CallOutcome, Fault, InterpHost, amo, extend};
 use crate::op::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot};
 
@@ -95,9 +96,11 @@ impl Memory {
         for (va, page) in &self.pages {
             let Some(other) = got.pages.get(va) else { continue };
             let differ = (0..PAGE as usize).filter(|i| page[*i] != other[*i]);
-            lines.extend(differ.take(8).map(|i| {
-                format!("mem {:#x}: expected {:#04x}, got {:#04x}", va + i as u64, page[i], other[i])
-            }));
+            lines.extend(
+                differ
+                    .take(8)
+                    .map(|i| format!("mem {:#x}: expected {:#04x}, got {:#04x}", va + i as u64, page[i], other[i])),
+            );
         }
         lines
     }
@@ -168,6 +171,10 @@ pub struct TestHost {
     pub fault: Option<FaultRecord>,
     /// Floating-point flags, in RISC-V's encoding.
     pub fp_flags: u8,
+    /// Condition flags whose values the manuals leave open.
+    pub undefined: Flags,
+    /// Condition flags whose values the block leaves open.
+    pub dropped: Flags,
     /// Address and value of the reservation.
     pub reservation: Option<(u64, u64)>,
     fp: FpFn,
@@ -185,6 +192,8 @@ impl TestHost {
             insn: NO_INSN,
             fault: None,
             fp_flags: 0,
+            undefined: Flags::NONE,
+            dropped: Flags::NONE,
             reservation: None,
             fp,
         }
@@ -265,6 +274,18 @@ impl InterpHost for TestHost {
         let old = self.memory.read(va, size);
         self.memory.write(va, amo(op, size, old, val), size);
         Ok(extend(old, size, Ext::Sign))
+    }
+
+    fn rmw(&mut self, va: u64, size: Size, _lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
+        self.check(va, size, FaultKind::Store)?;
+        let old = self.memory.read(va, size);
+        self.memory.write(va, new(old), size);
+        Ok(old)
+    }
+
+    fn flags_written(&mut self, written: Flags, undefined: Flags, dropped: Flags) {
+        self.undefined = self.undefined.without(written).union(undefined);
+        self.dropped = self.dropped.without(written).union(dropped);
     }
 
     fn fence(&mut self) {}

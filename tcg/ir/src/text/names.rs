@@ -70,3 +70,15 @@ named!(FpOp, "a floating-point operation",
     CvtFmt "cvtfmt", MvToInt "mvtoint", MvFromInt "mvfromint",
 );
 named!(CallKind, "a kind of call (pure, mayexit)", Pure "pure", MayExit "mayexit");
+named!(FlagOp, "an operation with flags",
+    Add "add", Adc "adc", Sub "sub", Sbb "sbb", And "and", Or "or", Xor "xor", Andn "andn",
+    Neg "neg", Not "not", Inc "inc", Dec "dec", Mul "mul",
+    Shl "shl", Shr "shr", Sar "sar", Rol "rol", Ror "ror", Rcl "rcl", Rcr "rcr",
+    Bt "bt", Bts "bts", Btr "btr", Btc "btc", Bsf "bsf", Bsr "bsr",
+    Popcnt "popcnt", Lzcnt "lzcnt", Tzcnt "tzcnt", Bextr "bextr", Bzhi "bzhi",
+    Blsi "blsi", Blsr "blsr", Blsmsk "blsmsk",
+);
+named!(CondF, "a condition on flags (o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g)",
+    O "o", No "no", B "b", Ae "ae", E "e", Ne "ne", Be "be", A "a",
+    S "s", Ns "ns", P "p", Np "np", L "l", Ge "ge", Le "le", G "g",
+);

@@ -1,6 +1,7 @@
 //! Reading.
 
 use super::names::Named;
+use crate::flags::Flags;
 use crate::op::*;
 
 /// Where the text is wrong, and what was expected there.
@@ -91,6 +92,11 @@ fn parse_header(mut c: Cursor<'_>) -> Parsed<Block> {
 pub fn parse_op(c: &mut Cursor<'_>) -> Parsed<Op> {
     let before = c.clone();
     if let Some(d) = c.try_slot() {
+        if c.eat(",") {
+            let second = c.slot()?;
+            c.expect("=")?;
+            return parse_pair(c, d, second);
+        }
         c.expect("=")?;
         return parse_value(c, d);
     }
@@ -107,6 +113,27 @@ pub fn parse_op(c: &mut Cursor<'_>) -> Parsed<Op> {
             Ok(Op::Store { src: c.val()?, base, off, size })
         }
         ("amo", [op, size]) => parse_amo(c, None, at.name(op)?, at.name(size)?),
+        ("rmw", [op, size, lock @ ..]) => parse_rmw(c, None, &at, op, size, lock),
+        ("f", [op, size]) => parse_alu_f(c, None, at.name(op)?, at.name(size)?),
+        ("storeenv", [size]) => {
+            let (size, off) = (at.name(size)?, c.env_offset()?);
+            c.expect(",")?;
+            Ok(Op::StoreEnv { src: c.val()?, off, size })
+        }
+        ("setflags", []) => {
+            let mask = c.flags()?;
+            c.expect(",")?;
+            Ok(Op::SetFlags { a: c.val()?, mask })
+        }
+        ("flipflags", []) => Ok(Op::FlipFlags { mask: c.flags()? }),
+        ("deadflags", []) => Ok(Op::DeadFlags { mask: c.flags()? }),
+        ("brf", [cond]) => {
+            let cond = at.name(cond)?;
+            c.expect("->")?;
+            let to = c.page_pc()?;
+            let dead = if c.eat("dead") { c.flags()? } else { Flags::NONE };
+            Ok(Op::BranchF { cond, to, dead })
+        }
         ("fence", []) => Ok(Op::Fence),
         ("env", []) => {
             let off = c.env_offset()?;
@@ -159,6 +186,39 @@ fn parse_value(c: &mut Cursor<'_>, d: Slot) -> Parsed<Op> {
             parse_fp(c, op, fmt, rm, d)
         }
         ("call", [kind]) => parse_call(c, Some(d), at.name(kind)?),
+        ("rmw", [op, size, lock @ ..]) => parse_rmw(c, Some(d), &at, op, size, lock),
+        ("f", [op, size]) => parse_alu_f(c, Some(d), at.name(op)?, at.name(size)?),
+        ("lea", [size]) => {
+            let size = at.name(size)?;
+            let (base, index) = c.two_vals()?;
+            c.expect(",")?;
+            let shift = c.byte()?;
+            c.expect(",")?;
+            let disp = c.ranged(i32::MIN.into(), i32::MAX.into(), "a 32-bit displacement")? as i32;
+            Ok(Op::Lea { d, base, index, shift, disp, size })
+        }
+        ("part", [size]) => Ok(Op::SetPart { d, size: at.name(size)?, a: c.val()? }),
+        ("gethigh", []) => Ok(Op::GetHigh { d, a: c.slot()? }),
+        ("sethigh", []) => Ok(Op::SetHigh { d, a: c.val()? }),
+        ("loadenv", [size, ext]) => {
+            let (size, ext) = (at.name(size)?, at.name(ext)?);
+            Ok(Op::LoadEnv { d, off: c.env_offset()?, size, ext })
+        }
+        (name @ ("shld" | "shrd"), [size]) => {
+            let size = at.name(size)?;
+            let (a, b, n) = c.three_vals()?;
+            Ok(Op::ShiftDoubleF { left: name == "shld", size, d, a, b, n })
+        }
+        ("set", [cond]) => Ok(Op::SetCondF { cond: at.name(cond)?, d }),
+        ("cmov", [cond, size]) => Ok(Op::CMovF { cond: at.name(cond)?, size: at.name(size)?, d, a: c.val()? }),
+        ("getflags", []) => Ok(Op::GetFlags { d }),
+        ("cmpxchg", [size]) => {
+            let size = at.name(size)?;
+            let (base, off) = c.address()?;
+            c.expect(",")?;
+            let (expected, new) = c.two_vals()?;
+            Ok(Op::CmpXchg { d, size, expected, new, base, off })
+        }
         (op, [ty]) => {
             if let Some(op) = AluOp::from_name(op) {
                 let ty = at.name(ty)?;
@@ -172,6 +232,53 @@ fn parse_value(c: &mut Cursor<'_>, d: Slot) -> Parsed<Op> {
         }
         _ => Err(at.error("an operation with a result")),
     }
+}
+
+/// Reads an operation after `D, D =`.
+fn parse_pair(c: &mut Cursor<'_>, first: Slot, second: Slot) -> Parsed<Op> {
+    let what = "an operation with two results (mulwide, divwide)";
+    let (word, at) = c.mnemonic(what)?;
+    let (name, sign, size) = match word.split() {
+        (name @ ("mulwide" | "divwide"), [sign @ ("s" | "u"), size]) => (name, *sign, at.name(size)?),
+        _ => return Err(at.error(what)),
+    };
+    let signed = sign == "s";
+    if name == "mulwide" {
+        let (a, b) = c.two_vals()?;
+        return Ok(Op::MulWideF { signed, size, lo: first, hi: second, a, b });
+    }
+    let (hi, lo, b) = c.three_vals()?;
+    Ok(Op::DivWideF { signed, size, q: first, r: second, hi, lo, b })
+}
+
+fn parse_alu_f(c: &mut Cursor<'_>, d: Option<Slot>, op: FlagOp, size: Size) -> Parsed<Op> {
+    let a = c.val()?;
+    let unary = crate::verify::is_unary(op) && !c.rest.starts_with(',');
+    if !unary {
+        c.expect(",")?;
+    }
+    let b = if unary { Val::Imm(0) } else { c.val()? };
+    Ok(Op::AluF { op, size, d, a, b })
+}
+
+fn parse_rmw(
+    c: &mut Cursor<'_>,
+    old: Option<Slot>,
+    at: &Cursor<'_>,
+    op: &str,
+    size: &str,
+    lock: &[&str],
+) -> Parsed<Op> {
+    let op = if op == "swap" { RmwOp::Swap } else { RmwOp::F(at.name(op)?) };
+    let size = at.name(size)?;
+    let lock = match lock {
+        [] => false,
+        ["lock"] => true,
+        _ => return Err(at.error("lock, or nothing")),
+    };
+    let (base, off) = c.address()?;
+    c.expect(",")?;
+    Ok(Op::Rmw { op, size, lock, old, src: c.val()?, base, off })
 }
 
 fn parse_amo(c: &mut Cursor<'_>, d: Option<Slot>, op: AmoOp, size: Size) -> Parsed<Op> {
@@ -421,6 +528,22 @@ impl<'a> Cursor<'a> {
         Ok((a, self.val()?))
     }
 
+    fn three_vals(&mut self) -> Parsed<(Val, Val, Val)> {
+        let (a, b) = self.two_vals()?;
+        self.expect(",")?;
+        Ok((a, b, self.val()?))
+    }
+
+    /// A set of flags: `cpazso`, or `-`.
+    fn flags(&mut self) -> Parsed<Flags> {
+        let at = self.clone();
+        let letters = if self.eat("-") { "-" } else { self.peek_word() };
+        if letters != "-" {
+            self.advance(letters.len());
+        }
+        Flags::from_letters(letters).ok_or_else(|| at.error("flags (letters of cpazso, or -)"))
+    }
+
     /// ` + 0x8`, ` - 0x8`, or nothing.
     fn offset(&mut self) -> Parsed<i32> {
         if !self.rest.starts_with(['+', '-']) {
@@ -488,7 +611,33 @@ block start=0x10 len=8 insns=2 {
   guard env[0x4] & 0x3
   s1 = call.pure 3(s1, 0x0, -0x1)
   call.mayexit 65535(s1, s2, s3)
+  s1 = lea.b4 s2, s3, 2, -0x10
+  s1 = lea.b8 0x0, s3, 0, 0x7fffffff
+  s1 = part.b2 s2
+  s1 = gethigh s2
+  s1 = sethigh 0x7f
+  s1 = loadenv.b4.sign [0x10]
+  storeenv.b8 [0x10], s2
+  s1 = f.add.b1 s1, 0x1
+  f.sub.b8 s1, s2
+  s1 = f.neg.b4 s1
+  s1 = f.inc.b4 s1, 0x1
+  s1 = shld.b2 s1, s2, 0x3
+  s1 = shrd.b8 s1, s2, s3
+  s0, s2 = mulwide.u.b8 s0, s3
+  s0, s2 = divwide.s.b4 s2, s0, s3
+  s1 = set.np
+  s1 = cmov.le.b4 s2
+  s1 = getflags
+  setflags cpazso, s2
+  flipflags c
+  rmw.add.b4 [s1 + 0x8], s2
+  s1 = rmw.swap.b1.lock [s1], s2
+  s1 = cmpxchg.b8 [s1 - 0x8], s2, s3
   insn +0x14 4
+  brf.g -> +0x40
+  brf.b -> -0x4 dead czo
+  deadflags zs
   br.lts s1, 0x7fffffffffffffff -> +0x40
   jump -0x4
   jumpreg s5

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::names::Named;
 use crate::op::*;
-use crate::verify::fp_arity;
+use crate::verify::{fp_arity, is_unary};
 
 impl Display for Block {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -53,6 +53,10 @@ impl Display for Dest {
     }
 }
 
+fn sign(signed: bool) -> &'static str {
+    if signed { "s" } else { "u" }
+}
+
 impl Display for Op {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match *self {
@@ -86,6 +90,52 @@ impl Display for Op {
                 write!(f, "{}call.{} {helper}({a}, {b}, {c})", Dest(ret), kind.name())
             }
             Op::Branch { cond, a, b, to } => write!(f, "br.{} {a}, {b} -> {to}", cond.name()),
+            Op::Lea { d, base, index, shift, disp, size } => {
+                write!(f, "{d} = lea.{} {base}, {index}, {shift}, {}", size.name(), Val::Imm(disp.into()))
+            }
+            Op::SetPart { d, size, a } => write!(f, "{d} = part.{} {a}", size.name()),
+            Op::GetHigh { d, a } => write!(f, "{d} = gethigh {a}"),
+            Op::SetHigh { d, a } => write!(f, "{d} = sethigh {a}"),
+            Op::LoadEnv { d, off, size, ext } => {
+                write!(f, "{d} = loadenv.{}.{} [{}]", size.name(), ext.name(), Val::Imm(off.into()))
+            }
+            Op::StoreEnv { src, off, size } => {
+                write!(f, "storeenv.{} [{}], {src}", size.name(), Val::Imm(off.into()))
+            }
+            Op::AluF { op, size, d, a, b } => {
+                write!(f, "{}f.{}.{} {a}", Dest(d), op.name(), size.name())?;
+                if is_unary(op) && b == Val::Imm(0) { Ok(()) } else { write!(f, ", {b}") }
+            }
+            Op::ShiftDoubleF { left, size, d, a, b, n } => {
+                write!(f, "{d} = {}.{} {a}, {b}, {n}", if left { "shld" } else { "shrd" }, size.name())
+            }
+            Op::MulWideF { signed, size, lo, hi, a, b } => {
+                write!(f, "{lo}, {hi} = mulwide.{}.{} {a}, {b}", sign(signed), size.name())
+            }
+            Op::DivWideF { signed, size, q, r, hi, lo, b } => {
+                write!(f, "{q}, {r} = divwide.{}.{} {hi}, {lo}, {b}", sign(signed), size.name())
+            }
+            Op::SetCondF { cond, d } => write!(f, "{d} = set.{}", cond.name()),
+            Op::CMovF { cond, size, d, a } => write!(f, "{d} = cmov.{}.{} {a}", cond.name(), size.name()),
+            Op::GetFlags { d } => write!(f, "{d} = getflags"),
+            Op::SetFlags { a, mask } => write!(f, "setflags {mask}, {a}"),
+            Op::FlipFlags { mask } => write!(f, "flipflags {mask}"),
+            Op::DeadFlags { mask } => write!(f, "deadflags {mask}"),
+            Op::Rmw { op, size, lock, old, src, base, off } => {
+                let name = match op {
+                    RmwOp::Swap => "swap",
+                    RmwOp::F(op) => op.name(),
+                };
+                let lock = if lock { ".lock" } else { "" };
+                write!(f, "{}rmw.{name}.{}{lock} [{base}{}], {src}", Dest(old), size.name(), Offset(off))
+            }
+            Op::CmpXchg { d, size, expected, new, base, off } => {
+                write!(f, "{d} = cmpxchg.{} [{base}{}], {expected}, {new}", size.name(), Offset(off))
+            }
+            Op::BranchF { cond, to, dead } => {
+                write!(f, "brf.{} -> {to}", cond.name())?;
+                if dead.is_empty() { Ok(()) } else { write!(f, " dead {dead}") }
+            }
             Op::Jump { to } => write!(f, "jump {to}"),
             Op::JumpReg { base, off, link, hint } => {
                 write!(f, "jumpreg {base}{}", Offset(off))?;

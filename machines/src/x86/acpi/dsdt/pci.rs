@@ -2,12 +2,14 @@
 
 use acpi_tables::aml::{AddressSpace, AddressSpaceCacheable, EISAName, Else, FieldAccessType, OpRegionSpace, Uuid};
 
+use mimus_devices::pci::host_bridge::{i440fx, q35};
+
 use super::super::aml::{self, Aml, Arg, Code, Local};
 use super::super::{Chipset, Pc};
 use super::isa;
 
 /// Devices on the root bus.
-const SLOTS: u64 = 32;
+const SLOTS: u8 = 32;
 /// First input of the I/O APIC that PCI interrupts are wired to on Q35.
 const APIC_PIRQ: u64 = 16;
 /// A PIRQ route register's "not routed" bit.
@@ -111,14 +113,12 @@ fn osc() -> Code {
 }
 
 /// The link of a pin (0 is INTA) of a device, on the root bus.
-pub fn link_of(chipset: Chipset, device: u64, pin: u64) -> u64 {
-    match chipset {
-        // The slots of the board are wired so that slot 1 has its INTA on link A.
-        Chipset::I440fx => (device + pin + 3) % 4,
-        // Slots use links E to H in turn, chipset functions links A to D as they are.
-        Chipset::Q35 if device < 25 => 4 + (device + pin) % 4,
-        Chipset::Q35 => pin,
-    }
+pub fn link_of(chipset: Chipset, device: u8, pin: u8) -> u64 {
+    let link = match chipset {
+        Chipset::I440fx => i440fx::pirq_of(device, pin),
+        Chipset::Q35 => q35::pirq_of(device, pin),
+    };
+    link as u64
 }
 
 fn link_name(link: u64) -> String {
@@ -127,12 +127,13 @@ fn link_name(link: u64) -> String {
 
 /// `_PRT`: by links, or straight to the I/O APIC.
 fn routing(p: &Pc) -> Code {
-    let row = |device: u64, pin: u64, source: Code, index: u64| {
-        aml::package(&[aml::number(device << 16 | 0xffff), aml::number(pin), source, aml::number(index)])
+    let row = |device: u8, pin: u8, source: Code, index: u64| {
+        let address = u64::from(device) << 16 | 0xffff;
+        aml::package(&[aml::number(address), aml::number(pin.into()), source, aml::number(index)])
     };
     let pins = || (0..SLOTS).flat_map(|d| (0..4).map(move |pin| (d, pin)));
     // PIIX4's power management has the SCI on its INTA.
-    let sci = |d: u64, pin: u64| p.chipset == Chipset::I440fx && (d, pin) == (1, 0);
+    let sci = |d: u8, pin: u8| p.chipset == Chipset::I440fx && (d, pin) == (1, 0);
     let by_link = pins().map(|(d, pin)| {
         let link = if sci(d, pin) { "LNKS".to_owned() } else { link_name(link_of(p.chipset, d, pin)) };
         row(d, pin, aml::name(&link), 0)

@@ -32,11 +32,7 @@ impl Lower<'_> {
         if let (Val::Imm(a), Val::Imm(b)) = (a, b) {
             return self.set_imm(d, interp::alu(op, ty, a as u64, b as u64) as i64);
         }
-        let ty = if interp::is_64_bit_only(op) {
-            Ty::I64
-        } else {
-            ty
-        };
+        let ty = if interp::is_64_bit_only(op) { Ty::I64 } else { ty };
         match op {
             AluOp::Add => self.classic(Alu::Add, ty, d, a, b),
             AluOp::Sub => self.classic(Alu::Sub, ty, d, a, b),
@@ -95,6 +91,9 @@ impl Lower<'_> {
             return self.un_opnd(UnOp::ZextB, ty, d, a);
         }
         let b = self.imm32(b, R14);
+        if self.kept && op == Alu::Add && ty != Ty::I32 {
+            return self.add_as_lea(w, d, a, b);
+        }
         if w && self.in_place(op, d, a, b) {
             return;
         }
@@ -127,6 +126,20 @@ impl Lower<'_> {
         self.finish_ty(d, ty);
     }
 
+    /// `d = a + b` without a change of the host's flags.
+    fn add_as_lea(&mut self, w: bool, d: Slot, a: Opnd, b: Opnd) {
+        let t = self.target(d);
+        let a = self.in_reg(a, R15);
+        match b {
+            Opnd::Imm(imm) => self.asm.lea(w, t, a, imm as i32),
+            b => {
+                let b = self.in_reg(b, R14);
+                self.lea_sum(w, t, a, b);
+            }
+        }
+        self.finish(d);
+    }
+
     /// `op [d], b`, where `d` is in memory, an operand too, and not wanted in a register next.
     fn in_place(&mut self, op: Alu, d: Slot, a: Opnd, b: Opnd) -> bool {
         let Opnd::Mem(disp) = self.home(d) else {
@@ -152,17 +165,7 @@ impl Lower<'_> {
 
     /// `lea t, [a + b]`.
     fn lea_sum(&mut self, w: bool, t: u8, a: u8, b: u8) {
-        self.asm.ins(
-            Map::Base,
-            w,
-            0x8d,
-            t,
-            Rm::Mem {
-                base: a,
-                index: Some(b),
-                disp: 0,
-            },
-        );
+        self.asm.ins(Map::Base, w, 0x8d, t, Rm::Mem { base: a, index: Some(b), disp: 0 });
     }
 
     /// The low half of an operand, unless it is in the register already.
@@ -265,11 +268,7 @@ impl Lower<'_> {
             let bits = if w { 64 } else { 32 };
             let left = (imm as u8) & (bits - 1);
             // rorx has a destination of its own.
-            let right = if op == Shift::Ror {
-                left
-            } else {
-                (bits - left) & (bits - 1)
-            };
+            let right = if op == Shift::Ror { left } else { (bits - left) & (bits - 1) };
             let a = self.val(a);
             let t = self.target(d);
             let a = self.as_rm(a, R14);
@@ -293,7 +292,7 @@ impl Lower<'_> {
     }
 
     /// Whether a host register holds a slot.
-    fn is_pin(&self, reg: u8) -> bool {
+    pub(super) fn is_pin(&self, reg: u8) -> bool {
         self.be.pinned.iter().any(|&(r, _)| r == reg)
     }
 
@@ -322,13 +321,8 @@ impl Lower<'_> {
             Opnd::Imm(imm) => {
                 let a = self.as_rm(a, R15);
                 let byte = i64::from(imm as i8) == imm;
-                self.asm
-                    .ins(Map::Base, w, if byte { 0x6b } else { 0x69 }, t, a);
-                if byte {
-                    self.asm.push(imm as u8)
-                } else {
-                    self.asm.push_i32(imm as i32)
-                }
+                self.asm.ins(Map::Base, w, if byte { 0x6b } else { 0x69 }, t, a);
+                if byte { self.asm.push(imm as u8) } else { self.asm.push_i32(imm as i32) }
             }
             b => {
                 self.mov(t, a);
@@ -340,7 +334,7 @@ impl Lower<'_> {
     }
 
     /// Saves `rdx` in `r15` if it holds a slot; what to read for operands then.
-    fn save_rdx(&mut self) {
+    pub(super) fn save_rdx(&mut self) {
         if self.is_pin(RDX) {
             self.mov(R15, Opnd::Reg(RDX));
         }
@@ -355,12 +349,8 @@ impl Lower<'_> {
     }
 
     /// Where an operand is while `rdx` is saved.
-    fn beside_rdx(&self, from: Opnd) -> Opnd {
-        if from == Opnd::Reg(RDX) {
-            Opnd::Reg(R15)
-        } else {
-            from
-        }
+    pub(super) fn beside_rdx(&self, from: Opnd) -> Opnd {
+        if from == Opnd::Reg(RDX) { Opnd::Reg(R15) } else { from }
     }
 
     fn mul_high_signed(&mut self, d: Slot, a: Val, b: Val) {
@@ -677,7 +667,9 @@ impl Lower<'_> {
     pub(super) fn page_va(&mut self, t: u8, pc: PagePc) {
         let page_base = self.be.env(self.be.config.env.page_base);
         self.mov(t, Opnd::Mem(page_base));
-        if pc.0 != 0 {
+        if pc.0 != 0 && self.kept {
+            self.asm.lea(true, t, t, pc.0);
+        } else if pc.0 != 0 {
             self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(t), pc.0);
         }
     }

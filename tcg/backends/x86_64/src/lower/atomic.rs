@@ -21,11 +21,7 @@ pub(super) struct Slow {
 }
 
 /// Place in the frame that a constant operand is put in.
-const FRAME: Rm = Rm::Mem {
-    base: crate::asm::RSP,
-    index: None,
-    disp: 8,
-};
+const FRAME: Rm = Rm::Mem { base: crate::asm::RSP, index: None, disp: 8 };
 
 impl Lower<'_> {
     /// Jumps out unless the page is in the tags at `tag` and the address aligned; then `r14` is the addend.
@@ -40,24 +36,9 @@ impl Lower<'_> {
         miss
     }
 
-    fn push_slow(
-        &mut self,
-        from: Fixups,
-        at: Address,
-        descriptor: u32,
-        value: Option<Opnd>,
-        d: Option<Slot>,
-    ) {
+    fn push_slow(&mut self, from: Fixups, at: Address, descriptor: u32, value: Option<Opnd>, d: Option<Slot>) {
         let (back, insn) = (self.asm.pos(), self.insn);
-        self.cold.push(Cold::Atomic(Slow {
-            from,
-            back,
-            base: at.base,
-            descriptor,
-            value,
-            d,
-            insn,
-        }));
+        self.cold.push(Cold::Atomic(Slow { from, back, base: at.base, descriptor, value, d, insn }));
     }
 
     pub(super) fn slow_atomic(&mut self, slow: Slow) {
@@ -81,26 +62,15 @@ impl Lower<'_> {
     /// The address of an atomic access; it is never taken from what `rax` held.
     fn atomic_address(&mut self, base: Val) -> Address {
         let from = self.home_val(base);
-        Address {
-            base: self.in_reg(from, RAX),
-            off: 0,
-            slot: None,
-        }
+        Address { base: self.in_reg(from, RAX), off: 0, slot: None }
     }
 
     pub(super) fn load_reserved(&mut self, d: Slot, base: Val, size: Size, ext: Ext) {
         let at = self.atomic_address(base);
         let miss = self.translate_aligned(at, size, self.be.config.context.read_tag);
         let env = &self.be.config.env;
-        let (addr, value) = (
-            self.be.env(env.reserve_addr),
-            self.be.env(env.reserve_value),
-        );
-        let host = Rm::Mem {
-            base: at.base,
-            index: Some(R14),
-            disp: 0,
-        };
+        let (addr, value) = (self.be.env(env.reserve_addr), self.be.env(env.reserve_value));
+        let host = Rm::Mem { base: at.base, index: Some(R14), disp: 0 };
         if ext == Ext::Ones {
             // Needs r15 for the constant; the address is saved first.
             self.asm.mov_rm_r(true, Rm::Env(addr), at.base);
@@ -121,10 +91,7 @@ impl Lower<'_> {
         let src = self.home_val(src);
         let at = self.atomic_address(base);
         let env = &self.be.config.env;
-        let (addr, value) = (
-            self.be.env(env.reserve_addr),
-            self.be.env(env.reserve_value),
-        );
+        let (addr, value) = (self.be.env(env.reserve_addr), self.be.env(env.reserve_value));
         self.asm.alu_rm_r(Alu::Cmp, true, Rm::Env(addr), at.base);
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         from.add(self.translate_aligned(at, size, self.be.config.context.write_tag));
@@ -152,11 +119,7 @@ impl Lower<'_> {
 
     /// A read-modify-write of `[r14]`; the opcode is the byte form's.
     fn locked(&mut self, size: Size, opcode: u8, map: Map, reg: u8, lock: bool) {
-        let place = Rm::Mem {
-            base: R14,
-            index: None,
-            disp: 0,
-        };
+        let place = Rm::Mem { base: R14, index: None, disp: 0 };
         if lock {
             self.asm.push(0xf0);
         }
@@ -226,11 +189,7 @@ impl Lower<'_> {
                 FRAME
             }
         };
-        let place = Rm::Mem {
-            base: R14,
-            index: None,
-            disp: 0,
-        };
+        let place = Rm::Mem { base: R14, index: None, disp: 0 };
         self.asm.mov_r_rm(w, RAX, place);
         let again = self.asm.pos();
         if let Some(alu) = plain {

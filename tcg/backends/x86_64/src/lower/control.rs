@@ -10,10 +10,7 @@ use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
 impl Lower<'_> {
     /// Checks that the page after the block's own is the one that its last instruction's tail is from.
     pub(super) fn entry_guard(&mut self, guard: u32) {
-        let (tag, table) = (
-            self.be.config.context.exec_tag,
-            self.be.config.context.exec_table,
-        );
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         self.page_va(RAX, PagePc(4096));
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
@@ -23,10 +20,7 @@ impl Lower<'_> {
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful {
-            from,
-            pc: self.start,
-        });
+        self.cold.push(Cold::Careful { from, pc: self.start, flags: None });
     }
 
     /// `cmp dword [kick], 0`.
@@ -63,6 +57,11 @@ impl Lower<'_> {
         let cc = self.compare(cc, a, b);
         // A compare leaves every register alone.
         self.cached = self.last;
+        self.branch_on(cc, to);
+    }
+
+    /// A side exit if the host's flags are so.
+    pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
         if !to.same_page() {
             let from = self.asm.jcc(cc);
             self.cold.push(Cold::Cross { from, to });
@@ -99,12 +98,7 @@ impl Lower<'_> {
     }
 
     fn link_site(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
-        self.cold.push(Cold::Link {
-            from,
-            site,
-            guard,
-            to,
-        });
+        self.cold.push(Cold::Link { from, site, guard, to });
     }
 
     /// The cold code of a link site, entered at `unlinked` from the jump and by `from` from its checks.
@@ -114,19 +108,12 @@ impl Lower<'_> {
         if guard != u32::MAX {
             // The page has been entered already: another thread unlinked the jump after its guard was passed.
             let page_base = Rm::Env(self.be.env(self.be.config.env.page_base));
-            self.asm
-                .alu_rm_i(Alu::Add, true, page_base, (to.0 & !0xfff).wrapping_neg());
+            self.asm.alu_rm_i(Alu::Add, true, page_base, (to.0 & !0xfff).wrapping_neg());
         }
         self.bind(from);
         self.asm.call_abs(self.be.stubs.link);
         let return_offset = self.asm.pos();
-        self.info.sites.push(LinkSite {
-            patch: site.0,
-            unlinked,
-            return_offset,
-            guard,
-            to,
-        });
+        self.info.sites.push(LinkSite { patch: site.0, unlinked, return_offset, guard, to });
     }
 
     pub(super) fn jump(&mut self, to: PagePc) {
@@ -143,10 +130,7 @@ impl Lower<'_> {
     /// link was made for.
     pub(super) fn cross_page(&mut self, to: PagePc) {
         let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (
-            self.be.config.context.exec_tag,
-            self.be.config.context.exec_table,
-        );
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         self.page_va(RAX, PagePc(to.0 & !0xfff));
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
@@ -193,13 +177,10 @@ impl Lower<'_> {
         self.probe();
     }
 
-    /// Continues at the address in `rax`, whose bit 0 is ignored.
+    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
     fn probe(&mut self) {
         let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (
-            self.be.config.context.exec_tag,
-            self.be.config.context.exec_table,
-        );
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         let code_base = self.be.config.code_base as i32;
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
@@ -213,8 +194,13 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64
             ; gs mov r15d, [r14*8 + table]
             ; mov r14d, eax
-            ; and r14d, 0xffe
-            ; mov eax, [r15 + r14*2]
+        );
+        if self.be.config.code_align == 1 {
+            dynasm!(self.asm ; .arch x64 ; and r14d, 0xfff ; mov eax, [r15 + r14*4]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; and r14d, 0xffe ; mov eax, [r15 + r14*2]);
+        }
+        dynasm!(self.asm ; .arch x64
             ; add eax, code_base
             ; jmp rax
         );
@@ -232,10 +218,8 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful {
-            from,
-            pc: self.insn.pc,
-        });
+        let flags = self.flags_at_fault();
+        self.cold.push(Cold::Careful { from, pc: self.insn.pc, flags });
         self.cached = self.last;
     }
 

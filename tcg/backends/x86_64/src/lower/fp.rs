@@ -89,12 +89,8 @@ impl Lower<'_> {
         };
         let pinned = |slot| self.be.pin_of(slot).is_some();
         let operands = match op {
-            FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt => {
-                false
-            }
-            FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => {
-                pinned(a) || pinned(b) || pinned(c)
-            }
+            FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt => false,
+            FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => pinned(a) || pinned(b) || pinned(c),
             FpOp::Sqrt | FpOp::CvtFmt | FpOp::MvToInt | FpOp::ToI32 | FpOp::ToI64 => pinned(a),
             _ => pinned(a) || pinned(b),
         };
@@ -183,11 +179,7 @@ impl Lower<'_> {
     }
 
     fn arithmetic(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b, _]: [Slot; 3]) {
-        let from = if op == FpOp::Sqrt {
-            self.check_boxes(fmt, &[a])
-        } else {
-            self.check_boxes(fmt, &[a, b])
-        };
+        let from = if op == FpOp::Sqrt { self.check_boxes(fmt, &[a]) } else { self.check_boxes(fmt, &[a, b]) };
         let (da, db) = (self.be.slot_disp(a), self.be.slot_disp(b));
         if op == FpOp::Sqrt {
             dynasm!(self.asm ; .arch x64 ; vxorps xmm0, xmm0, xmm0);
@@ -208,15 +200,7 @@ impl Lower<'_> {
 
     /// A NaN result is redone in software: an invalid product with a quiet NaN addend raises a flag that the
     /// host does not.
-    fn fused(
-        &mut self,
-        op: FpOp,
-        fmt: FpFmt,
-        packed: u64,
-        d: Slot,
-        mut from: Fixups,
-        [da, db, dc]: [i32; 3],
-    ) {
+    fn fused(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, mut from: Fixups, [da, db, dc]: [i32; 3]) {
         self.load_fp(fmt, da);
         match fmt {
             FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovsd xmm1, QWORD [rbp + db]),
@@ -282,8 +266,7 @@ impl Lower<'_> {
     /// slot's memory, `rax` is not known to hold it.
     fn put_int(&mut self, d: Slot) {
         if self.be.pin_of(d).is_none() {
-            self.asm
-                .mov_rm_r(true, Place::Env(self.be.slot_disp(d)), RAX);
+            self.asm.mov_rm_r(true, Place::Env(self.be.slot_disp(d)), RAX);
         }
     }
 

@@ -4,7 +4,7 @@
 //! If the range that they span is not all in one page, or the page is not in the TLB, a copy of the operations
 //! runs in which each access is checked by itself.
 
-use super::{Cold, Insn, Lower, Opnd, dest};
+use super::{Cold, Insn, Lower, Opnd, writes};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
@@ -33,6 +33,7 @@ pub(super) struct Slow {
     /// State at the first operation.
     insn: Insn,
     boxed: u64,
+    flags: super::flags::FlagState,
 }
 
 /// What a group spans.
@@ -58,14 +59,8 @@ impl Lower<'_> {
         self.cached = None;
         self.last = None;
         let from = self.check_group(base, extent);
-        let slow = Slow {
-            from,
-            back: 0,
-            first,
-            end: extent.end,
-            insn: self.insn,
-            boxed: self.boxed,
-        };
+        self.flags_lost();
+        let slow = Slow { from, back: 0, first, end: extent.end, insn: self.insn, boxed: self.boxed, flags: self.flags };
         self.group = Some(Group { base, slow });
     }
 
@@ -85,11 +80,7 @@ impl Lower<'_> {
     pub(super) fn grouped(&self, base: Val, off: i32) -> Option<Rm> {
         let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
         debug_assert!(self.next <= group.slow.end);
-        Some(Rm::Mem {
-            base: R14,
-            index: None,
-            disp: off,
-        })
+        Some(Rm::Mem { base: R14, index: None, disp: off })
     }
 
     /// The longest run of operations from `first` on that can be a group, cut after its last access.
@@ -105,13 +96,7 @@ impl Lower<'_> {
             match access(op) {
                 Some((b, off, size, write)) if b == base => {
                     let (low, high) = (i64::from(off), i64::from(off) + i64::from(size));
-                    let old = extent.unwrap_or(Extent {
-                        end: 0,
-                        low,
-                        high,
-                        reads: false,
-                        writes: false,
-                    });
+                    let old = extent.unwrap_or(Extent { end: 0, low, high, reads: false, writes: false });
                     let new = Extent {
                         end: first + i + 1,
                         low: old.low.min(low),
@@ -128,7 +113,7 @@ impl Lower<'_> {
                 _ if keeps_r14(op) => {}
                 _ => break,
             }
-            if dest(op) == Some(base) {
+            if writes(op, base) {
                 break;
             }
         }
@@ -174,10 +159,11 @@ impl Lower<'_> {
     /// The copy of a group with a check per access.
     pub(super) fn slow_group(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        (self.insn, self.boxed) = (slow.insn, slow.boxed);
+        (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         (self.cached, self.last) = (None, None);
         for i in slow.first..slow.end {
             if let Some(op) = self.ops.get(i) {
+                self.flags_before(i);
                 self.next = i + 1;
                 self.op(op);
             }
@@ -189,18 +175,8 @@ impl Lower<'_> {
 /// A load's or store's base, offset, size in bytes, and whether it writes.
 fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     match *op {
-        Op::Load {
-            base: Val::Slot(base),
-            off,
-            size,
-            ..
-        } => Some((base, off, size.bytes(), false)),
-        Op::Store {
-            base: Val::Slot(base),
-            off,
-            size,
-            ..
-        } => Some((base, off, size.bytes(), true)),
+        Op::Load { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), false)),
+        Op::Store { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), true)),
         _ => None,
     }
 }
@@ -215,13 +191,9 @@ fn keeps_r14(op: &Op) -> bool {
     match *op {
         Op::Insn { .. } | Op::GetPc { .. } | Op::SetEnvByte { .. } | Op::GuardEnv { .. } => true,
         Op::Alu { op, a, b, .. } => match op {
-            AluOp::Add
-            | AluOp::Sub
-            | AluOp::And
-            | AluOp::Or
-            | AluOp::Xor
-            | AluOp::SetLtS
-            | AluOp::SetLtU => small(a) && small(b),
+            AluOp::Add | AluOp::Sub | AluOp::And | AluOp::Or | AluOp::Xor | AluOp::SetLtS | AluOp::SetLtU => {
+                small(a) && small(b)
+            }
             AluOp::Shl | AluOp::Shr | AluOp::Sar => matches!((a, b), (Val::Slot(_), Val::Imm(_))),
             AluOp::Mul => matches!((a, b), (Val::Slot(_), Val::Slot(_))),
             _ => false,
@@ -229,13 +201,7 @@ fn keeps_r14(op: &Op) -> bool {
         Op::Un { op, a, .. } => {
             let simple = matches!(
                 op,
-                UnOp::Mov
-                    | UnOp::SextB
-                    | UnOp::SextH
-                    | UnOp::SextW
-                    | UnOp::ZextB
-                    | UnOp::ZextH
-                    | UnOp::ZextW
+                UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW
             );
             simple && small(a)
         }

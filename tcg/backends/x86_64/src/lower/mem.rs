@@ -25,6 +25,8 @@ pub(super) struct Slow {
     insn: Insn,
     /// Displacement of the slot whose value `rax` must hold again.
     reload: Option<i32>,
+    /// What saves the flags first.
+    flags: Option<u32>,
 }
 
 /// A guest address: `base + off`, and the slot in memory that was loaded to `base` (`rax`), if one was.
@@ -41,11 +43,7 @@ impl Lower<'_> {
         match (base, self.val(base)) {
             (Val::Imm(imm), _) => {
                 self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
-                Address {
-                    base: RAX,
-                    off: 0,
-                    slot: None,
-                }
+                Address { base: RAX, off: 0, slot: None }
             }
             (_, Opnd::Reg(base)) => {
                 let slot = self.last.filter(|_| base == RAX);
@@ -53,11 +51,7 @@ impl Lower<'_> {
             }
             (Val::Slot(slot), from) => {
                 self.mov(RAX, from);
-                Address {
-                    base: RAX,
-                    off,
-                    slot: Some(slot),
-                }
+                Address { base: RAX, off, slot: Some(slot) }
             }
         }
     }
@@ -101,11 +95,7 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         let from = self.translate(at, size, self.be.config.context.read_tag);
-        let place = Rm::Mem {
-            base: at.base,
-            index: Some(R14),
-            disp: at.off,
-        };
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         self.load_from(d, place, size, ext);
         let reload = match home {
@@ -114,6 +104,7 @@ impl Lower<'_> {
         };
         let back = self.asm.pos();
         let insn = self.insn;
+        let flags = self.flags_at_fault();
         self.cold.push(Cold::Load(Slow {
             from,
             back,
@@ -124,6 +115,7 @@ impl Lower<'_> {
             value: home,
             insn,
             reload,
+            flags,
         }));
     }
 
@@ -156,16 +148,15 @@ impl Lower<'_> {
         }
         if ext == Ext::Ones && size != Size::B8 {
             self.asm.mov_ri(R15, -1i64 << (8 * size.bytes()));
-            self.asm
-                .alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
+            self.asm.alu_r_rm(crate::asm::Alu::Or, true, t, Rm::Reg(R15));
         }
     }
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
-        self.asm
-            .mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
+        self.save_at_fault(slow.flags);
+        self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
         match slow.value {
@@ -189,25 +180,15 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         // `rax` may have been overwritten by the base.
-        let value = if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) {
-            cached
-        } else {
-            self.home_val(src)
-        };
+        let value =
+            if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) { cached } else { self.home_val(src) };
         let from = self.translate(at, size, self.be.config.context.write_tag);
-        let place = Rm::Mem {
-            base: at.base,
-            index: Some(R14),
-            disp: at.off,
-        };
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
-        let reload = if at.base == RAX {
-            self.keep_base(at)
-        } else {
-            None
-        };
+        let reload = if at.base == RAX { self.keep_base(at) } else { None };
         let back = self.asm.pos();
         let insn = self.insn;
+        let flags = self.flags_at_fault();
         self.cold.push(Cold::Store(Slow {
             from,
             back,
@@ -218,11 +199,12 @@ impl Lower<'_> {
             value,
             insn,
             reload,
+            flags,
         }));
     }
 
     /// Memory at `place` = `value`.
-    fn store_to(&mut self, place: Rm, value: Opnd, size: Size) {
+    pub(super) fn store_to(&mut self, place: Rm, value: Opnd, size: Size) {
         match value {
             Opnd::Imm(imm) if size != Size::B8 || fits32(imm) => self.store_imm(place, imm, size),
             value => {
@@ -263,6 +245,7 @@ impl Lower<'_> {
     pub(super) fn slow_store(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
         self.asm.lea(true, R15, slow.base, slow.off);
+        self.save_at_fault(slow.flags);
         self.mov(RAX, slow.value);
         self.asm.mov_ri(R14, i64::from(slow.size as u32));
         self.asm.call_abs(self.be.stubs.store);

@@ -5,9 +5,13 @@
 mod alu;
 mod atomic;
 mod control;
+mod flagged;
+mod flags;
 mod fp;
 mod group;
 mod mem;
+mod rmw;
+mod wide;
 
 #[cfg(test)]
 pub use fp::result_is_float;
@@ -16,6 +20,7 @@ use crate::X86_64;
 use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry};
+use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, Val};
 
 /// An operand as the host has it.
@@ -57,6 +62,19 @@ enum Cold {
     Load(mem::Slow),
     Store(mem::Slow),
     Atomic(atomic::Slow),
+    Rmw(rmw::Slow),
+    Division(wide::SlowDivision),
+    /// Leaves before a division that the host cannot do.
+    CarefulDivision {
+        from: Fixups,
+        pc: PagePc,
+        flags: Option<u32>,
+    },
+    /// The routine that computes flags and saves them.
+    Flags {
+        recipe: flags::Recipe,
+        number: u32,
+    },
     /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
     Link {
         from: Fixups,
@@ -80,6 +98,7 @@ enum Cold {
     Careful {
         from: Fixups,
         pc: PagePc,
+        flags: Option<u32>,
     },
     /// The whole operation in software.
     Fp {
@@ -96,14 +115,7 @@ enum Cold {
 }
 
 /// Lowers `block`; see [`mimus_tcg_ir::backend::HostBackend::emit`].
-pub fn lower(
-    be: &X86_64,
-    block: &Block,
-    at: usize,
-    entry_guard: Option<u32>,
-    out: &mut Vec<u8>,
-    info: &mut Emitted,
-) {
+pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
     info.sites.clear();
     info.faults.clear();
     let mut l = Lower {
@@ -114,19 +126,21 @@ pub fn lower(
         next: 0,
         cold: Vec::with_capacity(block.ops.len() + 4),
         start: PagePc(i32::from(block.start)),
-        insn: Insn {
-            pc: PagePc(i32::from(block.start)),
-            len: 0,
-        },
+        insn: Insn { pc: PagePc(i32::from(block.start)), len: 0 },
         boxed: 0,
         cached: None,
         last: None,
         group: None,
+        needs: flags::needs(&block.ops),
+        flags: flags::FlagState::default(),
+        kept: false,
+        routines: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
     }
     for (i, op) in block.ops.iter().enumerate() {
+        l.flags_before(i);
         l.enter_group(i);
         l.next = i + 1;
         l.op(op);
@@ -158,6 +172,14 @@ struct Lower<'a> {
     last: Option<Slot>,
     /// Accesses that were checked together, while among them.
     group: Option<group::Group>,
+    /// The flags needed after each operation; empty if the block has none.
+    needs: Vec<flags::Needs>,
+    /// Where the flags are.
+    flags: flags::FlagState,
+    /// Whether the operation being lowered leaves the host's flags alone if it can.
+    kept: bool,
+    /// Offsets of the routines that save flags, by number.
+    routines: Vec<u32>,
 }
 
 impl Lower<'_> {
@@ -167,67 +189,60 @@ impl Lower<'_> {
             return;
         }
         self.last = self.cached.take();
+        self.kept = self.keep_flags();
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
             Op::Un { op, ty, d, a } => self.un(op, ty, d, a),
             Op::GetPc { d, pc } => self.get_pc(d, pc),
-            Op::Load {
-                d,
-                base,
-                off,
-                size,
-                ext,
-            } => self.load(d, base, off, size, ext),
-            Op::Store {
-                src,
-                base,
-                off,
-                size,
-            } => self.store(src, base, off, size),
+            Op::Load { d, base, off, size, ext } => self.load(d, base, off, size, ext),
+            Op::Store { src, base, off, size } => self.store(src, base, off, size),
             Op::LoadReserved { d, base, size, ext } => self.load_reserved(d, base, size, ext),
             Op::StoreConditional { d, src, base, size } => {
                 self.store_conditional(d, src, base, size);
             }
-            Op::Amo {
-                op,
-                d,
-                src,
-                base,
-                size,
-            } => self.amo(op, d, src, base, size),
+            Op::Amo { op, d, src, base, size } => self.amo(op, d, src, base, size),
             Op::Fence => self.fence(),
-            Op::Fp {
-                op,
-                fmt,
-                rm,
-                d,
-                a,
-                b,
-                c,
-            } => self.fp(op, fmt, rm, d, [a, b, c]),
+            Op::Fp { op, fmt, rm, d, a, b, c } => self.fp(op, fmt, rm, d, [a, b, c]),
             Op::SetEnvByte { off, val } => self.set_env_byte(off, val),
             Op::GuardEnv { off, mask } => self.guard_env(off, mask),
-            Op::Call {
-                helper,
-                kind,
-                ret,
-                args,
-            } => self.call(helper, kind, ret, args),
+            Op::Call { helper, kind, ret, args } => self.call(helper, kind, ret, args),
             Op::Branch { cond, a, b, to } => self.branch(cond, a, b, to),
+            Op::Lea { d, base, index, shift, disp, size } => self.lea_op(d, (base, index, shift), disp, size),
+            Op::SetPart { d, size, a } => self.set_part(d, size, a),
+            Op::GetHigh { d, a } => self.get_high(d, a),
+            Op::SetHigh { d, a } => self.set_high(d, a),
+            Op::LoadEnv { d, off, size, ext } => self.load_env(d, off, size, ext),
+            Op::StoreEnv { src, off, size } => self.store_env(src, off, size),
+            Op::AluF { op, size, d, a, b } => self.alu_f(op, size, d, a, b),
+            Op::ShiftDoubleF { left, size, d, a, b, n } => self.shift_double(left, size, d, [a, b, n]),
+            Op::MulWideF { signed, size, lo, hi, a, b } => self.mul_wide(signed, size, (lo, hi), a, b),
+            Op::DivWideF { signed, size, q, r, hi, lo, b } => {
+                self.div_wide(signed, size, (q, r), [hi, lo, b]);
+            }
+            Op::SetCondF { cond, d } => self.set_cond(cond, d),
+            Op::CMovF { cond, size, d, a } => self.cmov(cond, size, d, a),
+            Op::GetFlags { d } => self.get_flags(d),
+            Op::SetFlags { a, mask } => self.set_flags(op, a, mask),
+            Op::FlipFlags { mask } => self.flip_flags(op, mask),
+            Op::DeadFlags { .. } => {}
+            Op::Rmw { .. } => self.rmw(op),
+            Op::CmpXchg { d, size, expected, new, base, off } => {
+                self.cmpxchg(d, size, [expected, new, base], off);
+            }
+            Op::BranchF { cond, to, .. } => self.branch_f(cond, to),
             Op::Jump { to } => self.jump(to),
-            Op::JumpReg {
-                base, off, link, ..
-            } => self.jump_reg(base, off, link),
+            Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
         }
-        if let Some(d) = dest(op) {
+        self.flags_after(op);
+        for_each_written(op, |d| {
             if self.boxes(op, d) {
                 self.boxed |= boxed_bit(d);
             } else {
                 self.boxed &= !boxed_bit(d);
             }
-        }
+        });
     }
 
     /// Whether an operation leaves a NaN-boxed single in its destination's memory.
@@ -378,13 +393,12 @@ impl Lower<'_> {
     /// A constant to a slot.
     fn set_imm(&mut self, d: Slot, imm: i64) {
         match self.be.pin_of(d) {
-            Some(reg) if imm == 0 => {
+            Some(reg) if imm == 0 && !self.kept => {
                 self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg));
             }
             Some(reg) => self.asm.mov_ri(reg, imm),
             None if fits32(imm) => {
-                self.asm
-                    .mov_rm_i(true, Rm::Env(self.be.slot_disp(d)), imm as i32);
+                self.asm.mov_rm_i(true, Rm::Env(self.be.slot_disp(d)), imm as i32);
             }
             None => {
                 self.asm.mov_ri(RAX, imm);
@@ -405,7 +419,7 @@ impl Lower<'_> {
         if !Self::reads_from_rax(next, d) {
             return false;
         }
-        if next.is_terminal() || dest(next) == Some(d) {
+        if next.is_terminal() || writes(next, d) {
             return true;
         }
         for op in rest {
@@ -429,6 +443,7 @@ impl Lower<'_> {
             Op::Store { src, base, .. } => base == v && src != v,
             Op::Branch { a, b, .. } => a == v || b == v,
             Op::JumpReg { base, .. } => base == d,
+            Op::Lea { base, index, .. } => base == v || index == v,
             _ => false,
         }
     }
@@ -444,11 +459,7 @@ impl Lower<'_> {
     /// Records that the call just emitted belongs to the guest instruction `insn`.
     fn fault_entry(&mut self, insn: Insn) {
         let host = self.asm.pos();
-        self.info.faults.push(FaultEntry {
-            host,
-            pc: insn.pc,
-            len: insn.len,
-        });
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len });
     }
 
     /// Makes jumps lead here.
@@ -467,13 +478,12 @@ impl Lower<'_> {
                 Cold::Load(slow) => self.slow_load(slow),
                 Cold::Store(slow) => self.slow_store(slow),
                 Cold::Atomic(slow) => self.slow_atomic(slow),
+                Cold::Rmw(slow) => self.slow_rmw(slow),
+                Cold::Division(slow) => self.slow_division(slow),
+                Cold::CarefulDivision { from, pc, flags } => self.careful_division(from, pc, flags),
+                Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
-                Cold::Link {
-                    from,
-                    site,
-                    guard,
-                    to,
-                } => self.unlinked(from, site, guard, to),
+                Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
                 Cold::Kick { from, to } => {
                     self.asm.bind(from);
                     self.exit_at(to, self.be.stubs.kicked);
@@ -482,8 +492,9 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
-                Cold::Careful { from, pc } => {
+                Cold::Careful { from, pc, flags } => {
                     self.bind(from);
+                    self.save_at_fault(flags);
                     self.exit_at(pc, self.be.stubs.careful);
                 }
                 Cold::Fp { from, packed, back } => {
@@ -504,42 +515,16 @@ fn boxed_bit(slot: Slot) -> u64 {
     1u64.checked_shl(u32::from(slot.0)).unwrap_or(0)
 }
 
-/// The slot an operation writes, but for what a helper does.
-fn dest(op: &Op) -> Option<Slot> {
-    match *op {
-        Op::Alu { d, .. }
-        | Op::Un { d, .. }
-        | Op::GetPc { d, .. }
-        | Op::Load { d, .. }
-        | Op::LoadReserved { d, .. }
-        | Op::StoreConditional { d, .. }
-        | Op::Fp { d, .. } => Some(d),
-        Op::Amo { d, .. } => d,
-        Op::Call { ret, .. } => ret,
-        Op::JumpReg { link, .. } => link.map(|(d, _)| d),
-        _ => None,
-    }
+/// Whether an operation writes a slot, but for what a helper does.
+fn writes(op: &Op, slot: Slot) -> bool {
+    let mut writes = false;
+    for_each_written(op, |d| writes |= d == slot);
+    writes
 }
 
 /// Whether an operation may read a slot.
 fn reads(op: &Op, slot: Slot) -> bool {
-    let v = Val::Slot(slot);
-    match *op {
-        Op::Alu { a, b, .. } | Op::Branch { a, b, .. } => a == v || b == v,
-        Op::Un { a, .. } => a == v,
-        Op::Load { base, .. } | Op::LoadReserved { base, .. } => base == v,
-        Op::Store { src, base, .. }
-        | Op::StoreConditional { src, base, .. }
-        | Op::Amo { src, base, .. } => src == v || base == v,
-        Op::Fp { a, b, c, .. } => a == slot || b == slot || c == slot,
-        Op::Call { kind, args, .. } => kind == CallKind::MayExit || args.contains(&v),
-        Op::JumpReg { base, .. } => base == slot,
-        Op::Insn { .. }
-        | Op::GetPc { .. }
-        | Op::Fence
-        | Op::SetEnvByte { .. }
-        | Op::GuardEnv { .. }
-        | Op::Jump { .. }
-        | Op::Dispatch => false,
-    }
+    let mut reads = matches!(op, Op::Call { kind: CallKind::MayExit, .. });
+    for_each_read(op, |s| reads |= s == slot);
+    reads
 }

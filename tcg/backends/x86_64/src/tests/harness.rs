@@ -4,10 +4,11 @@
 
 use crate::X86_64;
 use mimus_tcg_ir::backend::*;
+use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::interp::{self, CallOutcome, Fault, InterpHost};
 use mimus_tcg_ir::*;
 use mimus_tcg_softfloat::riscv::{self, RvFpOp};
-use mimus_tcg_softfloat::{Flags, FloatStatus, Rounding};
+use mimus_tcg_softfloat::{Flags as FpFlags, FloatStatus, Rounding};
 use std::arch::asm;
 use std::mem::offset_of;
 
@@ -97,6 +98,11 @@ pub fn pins(variant: usize) -> Vec<Slot> {
 
 impl Machine {
     pub fn new(pin_order: Vec<Slot>) -> Machine {
+        Machine::with_code_align(pin_order, 2)
+    }
+
+    /// A machine whose code is aligned so.
+    pub fn with_code_align(pin_order: Vec<Slot>, code_align: u32) -> Machine {
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         let code = map(CODE_SIZE, rw | libc::PROT_EXEC, libc::MAP_32BIT);
         let context = map(ContextLayout::SIZE, rw, 0);
@@ -121,27 +127,18 @@ impl Machine {
                 load: load as *const () as usize,
                 store: store as *const () as usize,
                 atomic: atomic as *const () as usize,
+                cmpxchg: cmpxchg as *const () as usize,
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
             },
-            helpers: vec![
-                helper_pure as *const () as usize,
-                helper_may_exit as *const () as usize,
-            ],
+            helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,
+            code_align,
             code_base: code as usize,
         };
         let mut out = Vec::new();
         let (backend, stubs) = X86_64::new(config, &mut out).expect("a host that can");
-        let m = Machine {
-            backend,
-            stubs,
-            code,
-            blocks_at: 0,
-            context,
-            tables,
-            data,
-        };
+        let m = Machine { backend, stubs, code, blocks_at: 0, context, tables, data };
         m.write_code(code as usize, &out);
         let l = ContextLayout::STANDARD;
         for tags in [l.read_tag, l.write_tag, l.exec_tag] {
@@ -156,23 +153,14 @@ impl Machine {
                 m.context_entry(l.write_tag, va, va);
             }
         }
-        Machine {
-            blocks_at: code as usize + out.len(),
-            ..m
-        }
+        Machine { blocks_at: code as usize + out.len(), ..m }
     }
 
     /// Sets the context's entry for `va` in the array at `array`.
     pub fn context_entry(&self, array: i32, va: u64, value: u64) {
         let index = (va >> 12) as usize & (ContextLayout::ENTRIES - 1);
         // SAFETY: inside the context's mapping.
-        unsafe {
-            self.context
-                .add(array as usize)
-                .cast::<u64>()
-                .add(index)
-                .write(value)
-        }
+        unsafe { self.context.add(array as usize).cast::<u64>().add(index).write(value) }
     }
 
     pub fn write_code(&self, at: usize, bytes: &[u8]) {
@@ -196,8 +184,7 @@ impl Machine {
         // SAFETY: both are `DATA_LEN` bytes.
         unsafe { std::ptr::copy_nonoverlapping(env.guest.data.as_ptr(), self.data, len) };
         let normal: u32 = 0x1f80;
-        let control =
-            [0, 3, 1, 2].map(|rc: u32| rc << 13)[usize::from(env.guest.rounding)] | normal;
+        let control = [0, 3, 1, 2].map(|rc: u32| rc << 13)[usize::from(env.guest.rounding)] | normal;
         let mut status = control;
         let enter = self.stubs.enter;
         env.page_base = CODE;
@@ -272,18 +259,13 @@ impl Guest {
             Rm::Dynamic => riscv::Rm::Dynamic,
         };
         let result = riscv::exec(op, fmt, rm, abc[0], abc[1], abc[2], &mut status);
-        self.flags |= (status.flags & Flags::ALL).bits();
+        self.flags |= (status.flags & FpFlags::ALL).bits();
         result
     }
 }
 
 fn rounding(n: u8) -> Rounding {
-    [
-        Rounding::NearestEven,
-        Rounding::ToZero,
-        Rounding::Down,
-        Rounding::Up,
-    ][usize::from(n)]
+    [Rounding::NearestEven, Rounding::ToZero, Rounding::Down, Rounding::Up][usize::from(n)]
 }
 
 /// Result of the pure helper.
@@ -295,7 +277,8 @@ fn pure_result(a: [u64; 3]) -> u64 {
 fn may_exit(slots: &mut [u64; SLOTS], a: [u64; 3]) -> (u64, bool) {
     slots[10] = slots[10].wrapping_add(a[1]);
     slots[20] ^= a[2];
-    slots[33] = slots[33].rotate_left(1);
+    slots[33] = slots[33].rotate_left(1) ^ slots[usize::from(FLAGS.0)];
+    slots[usize::from(FLAGS.0)] ^= Flags::ALL.pack() & 0x4501;
     (pure_result(a), a[0] & 3 == 0)
 }
 
@@ -360,6 +343,13 @@ impl Access<'_> {
         Ok(u64::from(!held))
     }
 
+    fn rmw(&mut self, va: u64, size: Size, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
+        let at = in_data(va, size).ok_or(Fault)?;
+        let old = get(self.data, at, size);
+        put(self.data, at, size, new(old));
+        Ok(old)
+    }
+
     fn amo(&mut self, op: AmoOp, va: u64, val: u64, size: Size) -> Result<u64, Fault> {
         let at = Self::aligned(va, size)?;
         let old = get(self.data, at, size);
@@ -372,16 +362,16 @@ impl Access<'_> {
 pub struct Oracle {
     pub guest: Guest,
     pub insn: (PagePc, u8),
+    /// Condition flags whose values are open: by the manuals, by the block.
+    pub undefined: Flags,
+    pub dropped: Flags,
+    pub code_align: u64,
 }
 
 impl Oracle {
     fn access(&mut self) -> Access<'_> {
         let g = &mut self.guest;
-        Access {
-            data: &mut g.data,
-            reserve_addr: &mut g.reserve_addr,
-            reserve_value: &mut g.reserve_value,
-        }
+        Access { data: &mut g.data, reserve_addr: &mut g.reserve_addr, reserve_value: &mut g.reserve_value }
     }
 
     fn note<T>(&mut self, result: Result<T, Fault>) -> Result<T, Fault> {
@@ -425,6 +415,17 @@ impl InterpHost for Oracle {
         let result = self.access().amo(op, va, val, size);
         self.note(result)
     }
+    fn rmw(&mut self, va: u64, size: Size, _lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
+        let result = self.access().rmw(va, size, new);
+        self.note(result)
+    }
+    fn flags_written(&mut self, written: Flags, undefined: Flags, dropped: Flags) {
+        self.undefined = self.undefined.without(written).union(undefined);
+        self.dropped = self.dropped.without(written).union(dropped);
+    }
+    fn code_align(&self) -> u64 {
+        self.code_align
+    }
     fn fence(&mut self) {}
     fn fp(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64 {
         self.guest.fp_op(op, fmt, rm, [a, b, c])
@@ -458,18 +459,11 @@ unsafe fn env_of<'a>(env: *mut Env) -> &'a mut Env {
 }
 
 impl Env {
-    fn slow<T>(
-        &mut self,
-        ret: u64,
-        f: impl FnOnce(&mut Access<'_>) -> Result<T, Fault>,
-    ) -> Option<T> {
+    fn slow<T>(&mut self, ret: u64, f: impl FnOnce(&mut Access<'_>) -> Result<T, Fault>) -> Option<T> {
         // SAFETY: the data pages' mapping, of this thread only.
         let data = unsafe { std::slice::from_raw_parts_mut(DATA_PTR.get(), DATA_LEN as usize) };
-        let mut access = Access {
-            data,
-            reserve_addr: &mut self.guest.reserve_addr,
-            reserve_value: &mut self.guest.reserve_value,
-        };
+        let mut access =
+            Access { data, reserve_addr: &mut self.guest.reserve_addr, reserve_value: &mut self.guest.reserve_value };
         match f(&mut access) {
             Ok(value) => Some(value),
             Err(Fault) => {
@@ -485,11 +479,7 @@ impl Env {
 
     /// The block that a return address is in.
     fn block_of(&self, ret: u64) -> (u64, &Emitted) {
-        let found = self
-            .blocks
-            .iter()
-            .filter(|b| b.0 <= ret)
-            .max_by_key(|b| b.0);
+        let found = self.blocks.iter().filter(|b| b.0 <= ret).max_by_key(|b| b.0);
         found.map(|(at, info)| (*at, info)).expect("a block")
     }
 
@@ -521,9 +511,7 @@ fn clobber() {
 extern "C" fn load(env: *mut Env, va: u64, desc: u32, ret: u64) -> u64 {
     // SAFETY: called by generated code with its environment.
     let env = unsafe { env_of(env) };
-    let value = env.slow(ret, |a| {
-        a.load(va, size_of_log2(desc & 0xff), ext_of(desc >> 8))
-    });
+    let value = env.slow(ret, |a| a.load(va, size_of_log2(desc & 0xff), ext_of(desc >> 8)));
     clobber();
     value.unwrap_or(0xbad)
 }
@@ -539,15 +527,43 @@ extern "C" fn atomic(env: *mut Env, va: u64, desc: u32, value: u64, ret: u64) ->
     // SAFETY: as above.
     let env = unsafe { env_of(env) };
     let size = size_of_log2(desc & 0xff);
+    let before = Flags::unpack(env.guest.slots[usize::from(FLAGS.0)]);
     let result = env.slow(ret, |a| match desc >> 16 {
         ATOMIC_LOAD_RESERVED => a.load_reserved(va, size, ext_of(desc >> 8 & 0xff)),
         ATOMIC_STORE_CONDITIONAL => a.store_conditional(va, value, size),
         kind => {
+            if let Some(op) = rmw_of_kind(kind & 0xff) {
+                return a.rmw(va, size, &mut |memory| rmw_eval(op, size, memory, value, before).0);
+            }
             use AmoOp::*;
             let op = [Swap, Add, Xor, And, Or, MinS, MaxS, MinU, MaxU][kind as usize];
             a.amo(op, va, value, size)
         }
     });
+    if let (Some(op), Some(old)) = (rmw_of_kind(desc >> 16 & 0xff), result) {
+        env.guest.slots[usize::from(FLAGS.0)] =
+            if op == RmwOp::Swap { before.pack() } else { rmw_eval(op, size, old, value, before).1.pack() };
+    }
+    clobber();
+    result.unwrap_or(0xbad)
+}
+
+fn rmw_eval(op: RmwOp, size: Size, memory: u64, src: u64, before: Flags) -> (u64, Flags) {
+    match op {
+        RmwOp::Swap => (src, before),
+        RmwOp::F(op) => {
+            let (value, flags) = flags::eval(op, size, memory, src, before);
+            (value.unwrap_or(memory), flags)
+        }
+    }
+}
+
+extern "C" fn cmpxchg(env: *mut Env, va: u64, size: u32, expected: u64, new: u64, ret: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let size = size_of_log2(size);
+    let expected = interp::extend(expected, size, Ext::Zero);
+    let result = env.slow(ret, |a| a.rmw(va, size, &mut |old| if old == expected { new } else { old }));
     clobber();
     result.unwrap_or(0xbad)
 }
@@ -557,14 +573,7 @@ extern "C" fn fp(env: *mut Env, packed: u64) {
     let env = unsafe { env_of(env) };
     let [op, fmt, rm, d, a, b, c, _] = packed.to_le_bytes();
     let fmt = [FpFmt::F32, FpFmt::F64][usize::from(fmt)];
-    let rm = [
-        Rm::NearestEven,
-        Rm::ToZero,
-        Rm::Down,
-        Rm::Up,
-        Rm::NearestMaxMag,
-        Rm::Dynamic,
-    ][usize::from(rm)];
+    let rm = [Rm::NearestEven, Rm::ToZero, Rm::Down, Rm::Up, Rm::NearestMaxMag, Rm::Dynamic][usize::from(rm)];
     let op = super::random::FP_OPS[usize::from(op)];
     let abc = [a, b, c].map(|s| env.guest.slots[usize::from(s)]);
     env.guest.slots[usize::from(d)] = env.guest.fp_op(op, fmt, rm, abc);
@@ -576,11 +585,7 @@ extern "C" fn link(env: *mut Env, ret: u64) -> u64 {
     let env = unsafe { env_of(env) };
     env.links += 1;
     let (block_at, info) = env.block_of(ret);
-    let site = *info
-        .sites
-        .iter()
-        .find(|s| block_at + u64::from(s.return_offset) == ret)
-        .expect("a site");
+    let site = *info.sites.iter().find(|s| block_at + u64::from(s.return_offset) == ret).expect("a site");
     env.pc = env.page_base.wrapping_add(site.to.0 as i64 as u64);
     clobber();
     let Some(&(_, target, table)) = env.targets.iter().find(|t| t.0 == env.pc) else {

@@ -39,27 +39,13 @@ impl Program {
     fn map_code(&self, page: u64, present: bool) {
         let l = ContextLayout::STANDARD;
         let va = CODE + page * 4096;
-        self.m
-            .context_entry(l.exec_tag, va, if present { va } else { !0 });
-        self.m
-            .context_entry(l.exec_table, va, u64::from(self.table(page)));
+        self.m.context_entry(l.exec_tag, va, if present { va } else { !0 });
+        self.m.context_entry(l.exec_table, va, u64::from(self.table(page)));
     }
 
     /// Translates a block of page `page` and enters it in the page's table; gives its host address.
-    fn block(
-        &mut self,
-        page: u64,
-        start: u16,
-        insns: u16,
-        ops: Vec<Op>,
-        guard: Option<u32>,
-    ) -> usize {
-        let block = Block {
-            ops,
-            start,
-            len: insns * 4,
-            insns,
-        };
+    fn block(&mut self, page: u64, start: u16, insns: u16, ops: Vec<Op>, guard: Option<u32>) -> usize {
+        let block = Block { ops, start, len: insns * 4, insns };
         let (mut out, mut info) = (Vec::new(), Emitted::default());
         let at = self.next;
         self.m.backend.emit(&block, at, guard, &mut out, &mut info);
@@ -69,9 +55,7 @@ impl Program {
         let entry = (self.table(page) as usize + 4 * (usize::from(start) / 2)) as *mut u32;
         self.m.write_word(entry, (at - self.m.code as usize) as u32);
         let table = if page == 0 { 0 } else { self.table(page) };
-        self.env
-            .targets
-            .push((CODE + page * 4096 + u64::from(start), at, table));
+        self.env.targets.push((CODE + page * 4096 + u64::from(start), at, table));
         at
     }
 
@@ -81,20 +65,11 @@ impl Program {
 }
 
 fn insn(pc: i32) -> Op {
-    Op::Insn {
-        pc: PagePc(pc),
-        len: 4,
-    }
+    Op::Insn { pc: PagePc(pc), len: 4 }
 }
 
 fn add(d: Slot, a: Slot, b: impl Into<Val>) -> Op {
-    Op::Alu {
-        op: AluOp::Add,
-        ty: Ty::I64,
-        d,
-        a: a.into(),
-        b: b.into(),
-    }
+    Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: a.into(), b: b.into() }
 }
 
 fn va(pc: PagePc) -> u64 {
@@ -109,12 +84,7 @@ fn sum_loop(then: PagePc) -> Vec<Op> {
         insn(0x104),
         add(S2, S2, -1),
         insn(0x108),
-        Op::Branch {
-            cond: Cond::Ne,
-            a: S2.into(),
-            b: Val::Imm(0),
-            to: PagePc(0x100),
-        },
+        Op::Branch { cond: Cond::Ne, a: S2.into(), b: Val::Imm(0), to: PagePc(0x100) },
         insn(0x10c),
         Op::Jump { to: then },
     ]
@@ -148,30 +118,12 @@ fn links_within_and_across_pages() {
             insn(0),
             add(COUNT, COUNT, 1),
             insn(4),
-            Op::Branch {
-                cond: Cond::Ne,
-                a: COUNT.into(),
-                b: Val::Imm(50),
-                to: PagePc(0x200 - 4096),
-            },
-            Op::Jump {
-                to: PagePc(END.0 - 4096),
-            },
+            Op::Branch { cond: Cond::Ne, a: COUNT.into(), b: Val::Imm(50), to: PagePc(0x200 - 4096) },
+            Op::Jump { to: PagePc(END.0 - 4096) },
         ],
         None,
     );
-    p.block(
-        0,
-        0x200,
-        2,
-        vec![
-            insn(0x200),
-            add(S2, S2, 3),
-            insn(0x204),
-            Op::Jump { to: PagePc(0x100) },
-        ],
-        None,
-    );
+    p.block(0, 0x200, 2, vec![insn(0x200), add(S2, S2, 3), insn(0x204), Op::Jump { to: PagePc(0x100) }], None);
     // Page 0 is another page for the block of page 1.
     let table0 = p.table(0);
     for t in &mut p.env.targets {
@@ -204,21 +156,8 @@ fn links_within_and_across_pages() {
 fn indirect_jumps_go_through_the_context() {
     let mut p = Program::new();
     let link = Some((RA, PagePc(0x304)));
-    let call = p.block(
-        0,
-        0x300,
-        1,
-        vec![
-            insn(0x300),
-            Op::JumpReg {
-                base: S1,
-                off: 3,
-                link,
-                hint: JumpHint::Call,
-            },
-        ],
-        None,
-    );
+    let call =
+        p.block(0, 0x300, 1, vec![insn(0x300), Op::JumpReg { base: S1, off: 3, link, hint: JumpHint::Call }], None);
     p.block(
         1,
         0x10,
@@ -227,12 +166,7 @@ fn indirect_jumps_go_through_the_context() {
             insn(0x10),
             add(COUNT, COUNT, 1),
             insn(0x14),
-            Op::JumpReg {
-                base: RA,
-                off: 0,
-                link: None,
-                hint: JumpHint::Return,
-            },
+            Op::JumpReg { base: RA, off: 0, link: None, hint: JumpHint::Return },
         ],
         None,
     );
@@ -275,18 +209,9 @@ fn an_entry_guard_wants_the_next_page() {
 fn dispatch_continues_at_pc() {
     let mut p = Program::new();
     let at = p.block(0, 0x40, 1, vec![insn(0x40), Op::Dispatch], None);
-    p.block(
-        1,
-        0x80,
-        1,
-        vec![insn(0x80), add(S1, S1, 9), Op::Jump { to: END }],
-        None,
-    );
+    p.block(1, 0x80, 1, vec![insn(0x80), add(S1, S1, 9), Op::Jump { to: END }], None);
     p.env.pc = CODE + 0x1080;
     p.env.exit_request = 1;
     let (code, _) = p.run(at);
-    assert_eq!(
-        (code, p.env.guest.slots[11], p.env.exit_request),
-        (ExitCode::Lookup, 9, 0)
-    );
+    assert_eq!((code, p.env.guest.slots[11], p.env.exit_request), (ExitCode::Lookup, 9, 0));
 }

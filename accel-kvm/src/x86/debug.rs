@@ -1,0 +1,331 @@
+//! Breakpoints, watchpoints and single steps.
+//!
+//! The first four points use the processor's debug registers; further breakpoints replace the instruction by
+//! `INT3`. To go on from a breakpoint, the points at that address are lifted, one instruction is stepped, and
+//! they are put back; another vCPU may run through meanwhile.
+
+use crate::error::errno;
+use crate::handle::Count;
+use crate::x86::vcpu::KvmVcpu;
+use kvm_bindings::*;
+use mimus_arch::StateGroups;
+use mimus_arch::x86::regs::{VECTOR_BP, VECTOR_DB};
+use mimus_core::accel::{AccelError, Access, DebugCaps, DebugStop, Vcpu, VcpuDebug, VcpuExit, WatchKind};
+use mimus_core::bus::GuestVirt;
+use mimus_core::memory::RamBlock;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Debug registers that hold addresses.
+const HARDWARE: usize = 4;
+/// DR6: a single step.
+const DR6_STEP: u64 = 1 << 14;
+const INT3: u8 = 0xcc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Point {
+    va: GuestVirt,
+    len: u64,
+    /// `None`: stop before the instruction.
+    watch: Option<WatchKind>,
+}
+
+/// Where an `INT3` was put.
+struct Patch {
+    block: Arc<RamBlock>,
+    offset: u64,
+    original: u8,
+}
+
+/// Debugging of one vCPU.
+#[derive(Default)]
+pub struct Debug {
+    step: bool,
+    hardware: Vec<Point>,
+    patches: BTreeMap<GuestVirt, Patch>,
+    /// The last run ended in front of a breakpoint here.
+    stopped_at: Option<GuestVirt>,
+    /// Points at this address are lifted for one step.
+    lifted: Option<GuestVirt>,
+    /// Where the step that is being made began.
+    step_from: u64,
+}
+
+impl Patch {
+    fn put(&self, byte: u8) {
+        // The place was checked when the patch was made, and blocks do not shrink.
+        let _ = self.block.write(self.offset, &[byte]);
+    }
+}
+
+impl Debug {
+    fn active(&self) -> bool {
+        self.step || self.lifted.is_some() || !self.hardware.is_empty() || !self.patches.is_empty()
+    }
+
+    fn is_breakpoint(&self, va: GuestVirt) -> bool {
+        self.patches.contains_key(&va) || self.hardware.iter().any(|p| p.va == va && p.watch.is_none())
+    }
+
+    /// What the kernel is told.
+    fn request(&self) -> kvm_guest_debug {
+        let mut control = 0;
+        let mut arch = kvm_guest_debug_arch::default();
+        if self.active() {
+            control |= KVM_GUESTDBG_ENABLE;
+        }
+        if self.step || self.lifted.is_some() {
+            control |= KVM_GUESTDBG_SINGLESTEP;
+        }
+        if !self.patches.is_empty() {
+            control |= KVM_GUESTDBG_USE_SW_BP;
+        }
+        // DR7: exact (bits 9:8), bit 10 reads as one; per register an enable bit, kind and length.
+        let mut dr7 = 0x700u64;
+        for (i, p) in self.hardware.iter().enumerate() {
+            if p.watch.is_none() && self.lifted == Some(p.va) {
+                continue;
+            }
+            control |= KVM_GUESTDBG_USE_HW_BP;
+            let kind = match p.watch {
+                None => 0,
+                Some(WatchKind::Write) => 1,
+                // The processor has no reads alone.
+                Some(WatchKind::Read | WatchKind::ReadWrite) => 3,
+            };
+            let len = if p.watch.is_none() { 0 } else { [0, 0, 1, 0, 3, 0, 0, 0, 2][p.len.min(8) as usize] };
+            dr7 |= 2 << (i * 2) | (kind | len << 2) << (16 + i * 4);
+            arch.debugreg[i] = p.va.0;
+        }
+        arch.debugreg[7] = dr7;
+        kvm_guest_debug { control, pad: 0, arch }
+    }
+}
+
+impl KvmVcpu {
+    fn apply_debug(&self) -> Result<(), AccelError> {
+        let set = self.core.fd.set_guest_debug(&self.debug.request());
+        set.map_err(errno("set breakpoints"))
+    }
+
+    fn linear_pc(&mut self) -> GuestVirt {
+        GuestVirt(self.read_state(StateGroups::Core).linear_pc())
+    }
+
+    /// Before a run: lets it go on from the breakpoint it stopped at.
+    pub(super) fn prepare_debug(&mut self) -> Result<(), AccelError> {
+        if let Some(va) = self.debug.stopped_at.take()
+            && self.linear_pc() == va
+            && self.debug.is_breakpoint(va)
+        {
+            self.lift(va)?;
+        }
+        self.begin_step();
+        Ok(())
+    }
+
+    /// True while single instructions are made.
+    pub(super) fn stepping(&self) -> bool {
+        self.debug.step || self.debug.lifted.is_some()
+    }
+
+    fn begin_step(&mut self) {
+        if self.stepping() {
+            self.debug.step_from = self.read_state(StateGroups::Core).rip;
+        }
+    }
+
+    /// An access was made and is complete. A kernel that emulates the instruction does not report the step then.
+    pub(super) fn step_after_access(&mut self) -> Option<VcpuExit> {
+        if self.read_state(StateGroups::Core).rip == self.debug.step_from {
+            // A string instruction with more to do.
+            return None;
+        }
+        self.put_back();
+        if self.debug.step {
+            return Some(VcpuExit::Debug(DebugStop::Step));
+        }
+        None
+    }
+
+    fn lift(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+        if let Some(patch) = self.debug.patches.get(&va) {
+            patch.put(patch.original);
+        }
+        self.debug.lifted = Some(va);
+        self.apply_debug()
+    }
+
+    fn put_back(&mut self) -> Option<GuestVirt> {
+        let va = self.debug.lifted.take()?;
+        if let Some(patch) = self.debug.patches.get(&va) {
+            patch.put(INT3);
+        }
+        if let Err(e) = self.apply_debug() {
+            log::warn!("{e}");
+        }
+        Some(va)
+    }
+
+    /// After a run that ended before the step did: next time again.
+    pub(super) fn leave_debug(&mut self) {
+        if let Some(va) = self.put_back() {
+            self.debug.stopped_at = Some(va);
+        }
+    }
+
+    fn stop_before(&mut self, va: GuestVirt) -> Option<VcpuExit> {
+        self.debug.stopped_at = Some(va);
+        Some(VcpuExit::Debug(DebugStop::Breakpoint))
+    }
+
+    /// `KVM_EXIT_DEBUG`.
+    pub(super) fn debug_exit(&mut self) -> Option<VcpuExit> {
+        self.core.count(Count::Debug);
+        let exit = self.core.page.debug();
+        let pc = GuestVirt(exit.pc);
+        let stepped_over = self.put_back().is_some();
+        if exit.exception == u32::from(VECTOR_BP) {
+            if self.debug.patches.contains_key(&pc) {
+                return self.stop_before(pc);
+            }
+            return self.give_to_guest(VECTOR_BP, None);
+        }
+        for (i, point) in self.debug.hardware.iter().enumerate() {
+            if exit.dr6 >> i & 1 == 0 {
+                continue;
+            }
+            return match point.watch {
+                None => self.stop_before(point.va),
+                Some(kind) => Some(VcpuExit::Debug(DebugStop::Watch { va: point.va, kind })),
+            };
+        }
+        if exit.dr6 & DR6_STEP == 0 {
+            return self.give_to_guest(VECTOR_DB, Some(exit.dr6));
+        }
+        if self.debug.step {
+            return Some(VcpuExit::Debug(DebugStop::Step));
+        }
+        // A step of our own, over a breakpoint; another one may follow at once.
+        if stepped_over {
+            return None;
+        }
+        self.give_to_guest(VECTOR_DB, Some(exit.dr6))
+    }
+
+    /// An `INT3` of ours that the kernel could not execute.
+    pub(super) fn stopped_at_patch(&mut self, insn: &[u8]) -> Option<VcpuExit> {
+        if insn.first() != Some(&INT3) || self.debug.patches.is_empty() {
+            return None;
+        }
+        let pc = self.linear_pc();
+        let ours = self.debug.patches.contains_key(&pc);
+        ours.then(|| {
+            self.put_back();
+            self.stop_before(pc)
+        })?
+    }
+
+    /// An exception of the guest's own, that debugging has taken away from it.
+    fn give_to_guest(&mut self, vector: u8, dr6: Option<u64>) -> Option<VcpuExit> {
+        self.copied = false;
+        let fd = &self.core.fd;
+        let set = fd.get_vcpu_events().and_then(|mut e| {
+            e.exception.nr = vector;
+            e.exception.has_error_code = 0;
+            let payload = dr6.filter(|_| self.vm.caps.events.payload);
+            (e.exception.injected, e.exception.pending) = (payload.is_none().into(), payload.is_some().into());
+            e.exception_has_payload = payload.is_some().into();
+            e.exception_payload = payload.unwrap_or(0);
+            fd.set_vcpu_events(&e)
+        });
+        match set {
+            Ok(()) => None,
+            Err(e) => Some(VcpuExit::Failed(errno("give the guest its exception")(e))),
+        }
+    }
+
+    fn add_hardware(&mut self, point: Point) -> Result<(), AccelError> {
+        self.debug.hardware.push(point);
+        let applied = self.apply_debug();
+        if applied.is_err() {
+            self.debug.hardware.pop();
+        }
+        applied
+    }
+
+    fn remove_hardware(&mut self, point: Point) -> Result<bool, AccelError> {
+        let Some(i) = self.debug.hardware.iter().position(|p| *p == point) else { return Ok(false) };
+        self.debug.hardware.remove(i);
+        self.apply_debug().map(|()| true)
+    }
+
+    fn patch(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+        let nowhere = |e: String| AccelError::Other(format!("kvm: no breakpoint at {va}: {e}"));
+        let found = self.translate(va, Access::Execute).map_err(|e| nowhere(e.to_string()))?;
+        let view = self.vm.memory.view();
+        let place = view.lookup(found.pa).and_then(|r| r.ram_at(found.pa));
+        let (block, offset) = place.ok_or_else(|| nowhere("there is no memory".to_owned()))?;
+        let mut original = [0];
+        if !block.read(offset, &mut original) || !block.write(offset, &[INT3]) {
+            return Err(nowhere("there is no memory".to_owned()));
+        }
+        let patch = Patch { block: block.clone(), offset, original: original[0] };
+        self.debug.patches.insert(va, patch);
+        self.apply_debug()
+    }
+}
+
+impl VcpuDebug for KvmVcpu {
+    fn capabilities(&self) -> DebugCaps {
+        DebugCaps { breakpoints: None, watchpoints: Some(HARDWARE as u32) }
+    }
+
+    fn set_single_step(&mut self, on: bool) {
+        self.debug.step = on;
+        if let Err(e) = self.apply_debug() {
+            log::warn!("{e}");
+        }
+    }
+
+    fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+        if self.debug.is_breakpoint(va) {
+            return Ok(());
+        }
+        if self.debug.hardware.len() < HARDWARE {
+            return self.add_hardware(Point { va, len: 1, watch: None });
+        }
+        self.patch(va)
+    }
+
+    fn remove_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+        if let Some(patch) = self.debug.patches.remove(&va) {
+            patch.put(patch.original);
+            return self.apply_debug();
+        }
+        match self.remove_hardware(Point { va, len: 1, watch: None })? {
+            true => Ok(()),
+            false => Err(AccelError::Other(format!("kvm: there is no breakpoint at {va}"))),
+        }
+    }
+
+    fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError> {
+        if !matches!(len, 1 | 2 | 4 | 8) || !va.0.is_multiple_of(len) {
+            let reason = "a watchpoint is 1, 2, 4 or 8 bytes at a multiple of its length";
+            return Err(AccelError::Other(format!("kvm: {len} bytes at {va} cannot be watched: {reason}")));
+        }
+        if self.debug.hardware.len() == HARDWARE {
+            return Err(AccelError::Other(format!(
+                "kvm: all {HARDWARE} debug registers are used: remove a breakpoint or watchpoint first"
+            )));
+        }
+        self.add_hardware(Point { va, len, watch: Some(kind) })
+    }
+
+    fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError> {
+        match self.remove_hardware(Point { va, len, watch: Some(kind) })? {
+            true => Ok(()),
+            false => Err(AccelError::Other(format!("kvm: there is no watchpoint at {va}"))),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Breakpoints, watchpoints, single steps.
+
+use crate::harness::*;
+use iced_x86::code_asm::*;
+use mimus_core::accel::*;
+use mimus_core::bus::GuestVirt;
+
+fn stop(g: &mut Guest) -> DebugStop {
+    match g.run(0) {
+        VcpuExit::Debug(stop) => stop,
+        other => panic!("{other:?} at {:#x}", g.state(0).linear_pc()),
+    }
+}
+
+fn debug(g: &mut Guest) -> &mut dyn VcpuDebug {
+    g.vcpus[0].debug().expect("debugging")
+}
+
+/// Ten times `inc eax` and a loop back.
+fn program(g: &mut Guest) {
+    g.long(0);
+    g.change(0, |s| s.gpr[0] = 0);
+    g.code(CODE, 64, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        for _ in 0..10 {
+            // Two bytes each.
+            a.inc(eax)?;
+        }
+        a.out(0x70, al)?;
+        a.jmp(again)
+    });
+}
+
+#[test]
+fn single_steps() {
+    let Some(mut g) = Setup::default().build("single_steps") else { return };
+    program(&mut g);
+    debug(&mut g).set_single_step(true);
+    for i in 1..=10 {
+        assert_eq!(stop(&mut g), DebugStop::Step);
+        let s = g.state(0);
+        assert_eq!((s.rip, s.gpr[0]), (CODE + 2 * i, i));
+    }
+    assert_eq!(stop(&mut g), DebugStop::Step);
+    assert_eq!((g.state(0).rip, g.bus.take()), (CODE + 22, vec![Seen::Out(0x70, 1, 10)]), "OUT is one step");
+    debug(&mut g).set_single_step(false);
+    g.bus.stop_always.store(true, std::sync::atomic::Ordering::Relaxed);
+    g.run_to_stop(0);
+    assert_eq!(g.state(0).gpr[0], 20);
+}
+
+#[test]
+fn single_steps_in_real_mode() {
+    let Some(mut g) = Setup::default().build("single_steps_in_real_mode") else { return };
+    g.real(0);
+    g.code(CODE, 16, |a| {
+        a.nop()?;
+        a.in_(al, 0x60)?;
+        a.nop()?;
+        a.hlt()
+    });
+    lock(&g.bus.answers).push_back(7);
+    debug(&mut g).set_single_step(true);
+    for rip in [1, 3, 4] {
+        assert_eq!(stop(&mut g), DebugStop::Step);
+        assert_eq!(g.state(0).rip, CODE + rip);
+    }
+    assert_eq!(g.state(0).gpr[0] & 0xff, 7, "IN is complete at its stop");
+}
+
+#[test]
+fn breakpoints_in_registers() {
+    let Some(mut g) = Setup::default().build("breakpoints_in_registers") else { return };
+    program(&mut g);
+    let at = |i: u64| GuestVirt(CODE + 2 * i);
+    for i in [3, 5] {
+        debug(&mut g).insert_breakpoint(at(i)).expect("inserted");
+    }
+    // Twice round: it goes on from each.
+    for value in [3, 5, 13, 15] {
+        assert_eq!(stop(&mut g), DebugStop::Breakpoint);
+        let s = g.state(0);
+        assert_eq!((s.rip, s.gpr[0]), (CODE + 2 * (value % 10), value), "before the instruction");
+    }
+    // A step from a breakpoint is one step.
+    debug(&mut g).set_single_step(true);
+    assert_eq!(stop(&mut g), DebugStop::Step);
+    assert_eq!(g.state(0).gpr[0], 16);
+    debug(&mut g).set_single_step(false);
+    debug(&mut g).remove_breakpoint(at(3)).expect("removed");
+    assert!(debug(&mut g).remove_breakpoint(at(3)).is_err());
+    assert_eq!(stop(&mut g), DebugStop::Breakpoint);
+    assert_eq!(g.state(0).gpr[0], 25);
+    debug(&mut g).remove_breakpoint(at(5)).expect("removed");
+    g.bus.stop_always.store(true, std::sync::atomic::Ordering::Relaxed);
+    g.run_to_stop(0);
+}
+
+#[test]
+fn more_breakpoints_than_registers() {
+    let Some(mut g) = Setup::default().build("more_breakpoints_than_registers") else { return };
+    program(&mut g);
+    let at = |i: u64| GuestVirt(CODE + 2 * i);
+    for i in 1..=6 {
+        debug(&mut g).insert_breakpoint(at(i)).expect("inserted");
+    }
+    assert_eq!(debug(&mut g).capabilities().breakpoints, None);
+    for round in 0..2 {
+        for i in 1..=6 {
+            assert_eq!(stop(&mut g), DebugStop::Breakpoint);
+            let s = g.state(0);
+            assert_eq!((s.rip, s.gpr[0]), (CODE + 2 * i, round * 10 + i));
+        }
+    }
+    for i in 1..=6 {
+        debug(&mut g).remove_breakpoint(at(i)).expect("removed");
+    }
+    let mut code = [0; 20];
+    assert!(g.ram.read(CODE, &mut code));
+    assert_eq!(code, [0xff, 0xc0].repeat(10)[..], "the code is as it was");
+    assert!(debug(&mut g).insert_breakpoint(GuestVirt(1 << 46)).is_ok(), "registers need no memory");
+}
+
+#[test]
+fn watchpoints() {
+    let name = "watchpoints";
+    let Some(mut g) = Setup::default().build(name) else { return };
+    let long = debug(&mut g).insert_watchpoint(GuestVirt(DATA + 1), 4, WatchKind::Write);
+    assert!(long.unwrap_err().to_string().contains("multiple"));
+    for i in 0..4 {
+        debug(&mut g).insert_watchpoint(GuestVirt(DATA + i * 8), 8, WatchKind::Write).expect("inserted");
+    }
+    let fifth = debug(&mut g).insert_watchpoint(GuestVirt(DATA + 64), 8, WatchKind::Write);
+    assert!(fifth.unwrap_err().to_string().contains("all 4"));
+    if !without(name, quirks().no_watchpoints, "does not report watched accesses") {
+        return;
+    }
+    g.long(0);
+    g.code(CODE, 64, |a| {
+        a.mov(qword_ptr(DATA + 16), 1)?;
+        a.nop()?;
+        a.hlt()
+    });
+    assert_eq!(stop(&mut g), DebugStop::Watch { va: GuestVirt(DATA + 16), kind: WatchKind::Write });
+}
+
+#[test]
+fn steps_in_user_code() {
+    let name = "steps_in_user_code";
+    let Some(mut g) = Setup::default().build(name) else { return };
+    if !without(name, quirks().no_user_step, "gives steps of user code to the guest") {
+        return;
+    }
+    g.user(0);
+    g.code(USER, 64, |a| {
+        a.nop()?;
+        a.nop()
+    });
+    debug(&mut g).set_single_step(true);
+    assert_eq!(stop(&mut g), DebugStop::Step);
+}
+
+#[test]
+fn the_guests_own_breakpoint_exception() {
+    let name = "the_guests_own_breakpoint_exception";
+    let Some(mut g) = Setup::default().build(name) else { return };
+    if !without(name, quirks().no_int3, "does not report INT3") {
+        return;
+    }
+    g.long(0);
+    g.gate(3, 0x2000);
+    g.code(0x2000, 64, |a| a.out(i32::from(PORT_STOP), al));
+    g.code(CODE, 64, |a| {
+        a.int3()?;
+        a.hlt()
+    });
+    // Five breakpoints elsewhere: one of them is an INT3, and INT3s are reported.
+    for i in 0..5 {
+        debug(&mut g).insert_breakpoint(GuestVirt(DATA + i)).expect("inserted");
+    }
+    g.run_to_stop(0);
+}
+
+#[test]
+fn translations() {
+    let Some(mut g) = Setup::default().build("translations") else { return };
+    g.long(0);
+    g.store(PT + (DATA >> 12) * 8, 0x5000 | 7);
+    g.store(PT + ((DATA + 0x1000) >> 12) * 8, 0);
+    let mut translate = |va| g.vcpus[0].translate(GuestVirt(va), Access::Read).map(|t| t.pa.0);
+    assert_eq!(translate(DATA + 0x123), Ok(0x5123));
+    assert!(translate(DATA + 0x1000).is_err());
+    assert!(translate(1 << 40).is_err());
+}

@@ -1,0 +1,195 @@
+//! What a PC starts with: firmware at the reset vector, or a kernel entered directly.
+//!
+//! Without firmware the board does what firmware would have: it sets the chipset up
+//! ([`SetUpChipset`]), puts the tables in memory and hands over a memory map. Images are
+//! read again at each reset, so that no copy of them is kept.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mimus_core::arch::CpuState;
+use mimus_core::arch::x86::msr;
+use mimus_core::bus::GuestPhys;
+use mimus_core::device::Services;
+use mimus_core::snapshot::SnapshotError;
+
+use super::acpi::TableSet;
+use super::layout;
+use super::options::Kind;
+use super::smbios;
+use crate::boot::x86::{self as direct, Entry, Handover, Image, Memory};
+use crate::boot::{BootError, Named, read_file};
+use crate::config::MachineConfig;
+use crate::machine::{Board, MachineError, PowerOn, SetUp};
+
+/// Where the ACPI root pointer is: the BIOS area is searched for it (ACPI 6.5 §5.2.5.1).
+const RSDP: u64 = 0xf_0000;
+/// Where the SMBIOS entry point is.
+const SMBIOS_ANCHOR: u64 = 0xf_0040;
+
+/// What firmware would do to the chipset, after a reset and before a kernel.
+pub type SetUpChipset = Box<dyn Fn(&Services) -> Result<(), SnapshotError> + Send>;
+/// Presses the power button; false if nobody listens.
+pub type PressPowerButton = Box<dyn Fn() -> bool + Send>;
+
+/// A PC's part in resets.
+pub struct PcBoard {
+    /// Which board.
+    pub kind: Kind,
+    /// The machine.
+    pub config: MachineConfig,
+    /// Its RAM.
+    pub memory: Memory,
+    /// Firmware starts it; otherwise a kernel does.
+    pub firmware: bool,
+    /// ACPI tables, if it has them.
+    pub acpi: Option<TableSet>,
+    /// SMBIOS structures.
+    pub smbios: Vec<u8>,
+    /// What is added to the kernel's command line.
+    pub cmdline: String,
+    /// The chipset.
+    pub set_up: SetUpChipset,
+    /// The power button.
+    pub power_button: PressPowerButton,
+    /// All vCPUs are powered on, and the accelerator has them wait.
+    pub all_on: bool,
+    /// RAM was used before: what images leave zero must be made so.
+    pub used: AtomicBool,
+}
+
+impl Board for PcBoard {
+    fn boot(&self, services: &Services) -> Result<Vec<PowerOn>, MachineError> {
+        let first = match self.firmware {
+            true => PowerOn::AtReset,
+            false => PowerOn::With(self.enter_kernel(services)?),
+        };
+        let others = if self.all_on { PowerOn::AtReset } else { PowerOn::Off };
+        let mut out = vec![others; self.config.smp.cpus as usize];
+        out[0] = first;
+        Ok(out)
+    }
+
+    fn press_power_button(&self) -> bool {
+        (self.power_button)()
+    }
+}
+
+impl PcBoard {
+    /// Loads a kernel and what belongs to it; returns how the first CPU enters it.
+    fn enter_kernel(&self, services: &Services) -> Result<SetUp, MachineError> {
+        let Some(path) = &self.config.boot.kernel else {
+            return Err(MachineError::other("there is nothing to run: give -kernel FILE or -bios FILE"));
+        };
+        let what = format!("-kernel {}", path.display());
+        let image = direct::load_kernel(&what, read_file("-kernel", path)?, &self.config.guest)?;
+        let initrd = self.read_initrd()?;
+        let cmdline = self.cmdline();
+        direct::check_cmdline(&image, &cmdline)?;
+        let acpi_len = self.acpi.as_ref().map_or(0, |t| t.len() as u64).next_multiple_of(64);
+        let tables = acpi_len + self.smbios.len() as u64;
+        let initrd_size = initrd.as_ref().map(|i| (i.what.as_str(), i.value.len() as u64));
+        let placement = direct::place(self.memory, (&what, &image), initrd_size, tables)?;
+
+        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
+        services.map.apply_pending();
+        let zero = self.used.swap(true, Ordering::Relaxed);
+        load(services, &what, &image, zero)?;
+        if let (Some(initrd), Some(range)) = (&initrd, &placement.initrd) {
+            write(services, &initrd.what, range.start, &initrd.value)?;
+        }
+        let rsdp = self.write_tables(services, placement.tables.start, acpi_len)?;
+        let handover = Handover {
+            initrd: placement.initrd.as_ref().map(|r| (r.start, r.end - r.start)),
+            rsdp,
+            memory: layout::e820(self.kind, self.memory, placement.tables.clone()),
+            ..Handover::default()
+        };
+        for (address, data) in image.hand_over(&cmdline, &seed()?, handover) {
+            write(services, "the boot parameters", address, &data)?;
+        }
+        Ok(start(image.entry()))
+    }
+
+    fn read_initrd(&self) -> Result<Option<Named<Vec<u8>>>, BootError> {
+        let Some(path) = &self.config.boot.initrd else { return Ok(None) };
+        let value = read_file("-initrd", path)?;
+        Ok(Some(Named { what: format!("-initrd {}", path.display()), value }))
+    }
+
+    fn cmdline(&self) -> String {
+        let given = self.config.boot.append.as_deref().unwrap_or_default();
+        match (given.is_empty(), self.cmdline.is_empty()) {
+            (false, false) => format!("{given} {}", self.cmdline),
+            (false, true) => given.to_owned(),
+            (true, _) => self.cmdline.clone(),
+        }
+    }
+
+    /// Writes tables, root pointer and entry point; returns where the root pointer is.
+    fn write_tables(&self, services: &Services, base: u64, acpi_len: u64) -> Result<u64, MachineError> {
+        let smbios_at = base + acpi_len;
+        write(services, "the SMBIOS tables", smbios_at, &self.smbios)?;
+        let anchor = smbios::anchor(self.smbios.len(), smbios_at);
+        write(services, "the SMBIOS entry point", SMBIOS_ANCHOR, &anchor)?;
+        let Some(set) = &self.acpi else {
+            // No stale one of an earlier run.
+            write(services, "the BIOS area", RSDP, &[0; 8])?;
+            return Ok(0);
+        };
+        write(services, "the ACPI tables", base, &set.place(base))?;
+        write(services, "the ACPI root pointer", RSDP, &set.rsdp(base))?;
+        Ok(RSDP)
+    }
+}
+
+/// The registers at the kernel's entry, and memory types as firmware leaves them.
+fn start(entry: Entry) -> SetUp {
+    /// IA32_MTRR_DEF_TYPE: MTRRs on, write-back by default (SDM vol. 3, 12.11.2.1).
+    const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+    Arc::new(move |state: &mut CpuState| {
+        let Some(s) = state.as_x86_mut() else { return };
+        entry.apply(s);
+        if s.msr(msr::MTRR_DEF_TYPE).is_some() {
+            s.set_msr(msr::MTRR_DEF_TYPE, MTRR_WRITE_BACK);
+        }
+    })
+}
+
+fn seed() -> Result<[u8; 32], MachineError> {
+    let mut seed = [0; 32];
+    let read = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut seed));
+    read.map_err(|e| MachineError::other(format!("/dev/urandom: {e}")))?;
+    Ok(seed)
+}
+
+fn load(services: &Services, what: &str, image: &Image, zero: bool) -> Result<(), MachineError> {
+    for piece in image.pieces() {
+        write(services, what, piece.address, piece.data)?;
+        if zero {
+            let len = piece.data.len() as u64;
+            clear(services, what, piece.address + len, piece.memory_size.saturating_sub(len))?;
+        }
+    }
+    Ok(())
+}
+
+fn clear(services: &Services, what: &str, mut address: u64, mut len: u64) -> Result<(), MachineError> {
+    let zeros = [0; 4096];
+    while len > 0 {
+        let n = len.min(zeros.len() as u64);
+        write(services, what, address, &zeros[..n as usize])?;
+        (address, len) = (address + n, len - n);
+    }
+    Ok(())
+}
+
+fn write(services: &Services, what: &str, address: u64, data: &[u8]) -> Result<(), MachineError> {
+    if data.is_empty() || services.memory.load_bytes(GuestPhys(address), data).is_ok() {
+        return Ok(());
+    }
+    let end = address.saturating_add(data.len() as u64);
+    Err(MachineError::other(format!("{what} is to be at {address:#x}..{end:#x}, where this machine has no memory")))
+}

@@ -1,0 +1,652 @@
+//! Where the guest's flags are: in the host's, in the [`FLAGS`] slot, or nowhere, with a way to compute them again.
+//!
+//! Guest operations that set flags are the host's own, so their flags are in the host's flags when they have been
+//! done, and an operation that tests them right behind uses them there. What else may want them:
+//!
+//! * *hard* needs: another test after the host's flags are gone, a way out of the block, a helper;
+//! * *soft* needs: an access that faults. They are needed only if it does, so code for that is cold.
+//!
+//! A pass from the block's end ([`needs`]) finds for each operation which flags are needed after it. An operation
+//! whose flags nobody needs, as is the rule, costs nothing more than itself (or nothing at all, if it is a compare).
+//! For the others, a look ahead ([`Lower::plan`]) finds out whether the host's flags and the [`Recipe`] cover all
+//! needs; if not, the flags are saved to their slot, as late as the host still has them.
+
+use super::flagged::{Form, form_of};
+use super::{Cold, Lower, Opnd};
+use crate::asm::{Alu, Cc, Map, R14, R15, RAX, Rm, fits32};
+use dynasm::dynasm;
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::flags::{self, FLAGS, Flags};
+use mimus_tcg_ir::verify::{flags_read, flags_written, for_each_written};
+use mimus_tcg_ir::{AluOp, CallKind, CondF, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
+
+/// Which flags are needed after an operation.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Needs {
+    hard: Flags,
+    soft: Flags,
+}
+
+impl Needs {
+    fn any(self) -> Flags {
+        self.hard.union(self.soft)
+    }
+}
+
+/// How to compute the flags of an operation again, after it: from operands that are still there, or from its
+/// result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Recipe {
+    how: How,
+    size: Size,
+    /// What the computation starts from: an operand, or the result.
+    from: Val,
+    b: Val,
+    /// CF is not computed but in the slot.
+    carry_in_slot: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    /// The operation once more.
+    Again(FlagOp),
+    /// The operation undone and done once more.
+    UndoAnd(FlagOp),
+    /// `test` of the result.
+    Test,
+}
+
+/// Where the flags are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlagState {
+    /// Those that the host's flags are.
+    in_host: Flags,
+    /// Those that the slot has.
+    in_slot: Flags,
+    recipe: Option<Recipe>,
+    /// Where the recipe's cold code is, once an access needs it: an index into [`Lower::routines`].
+    routine: Option<u32>,
+    /// Before which operation the flags are to be saved.
+    save_before: usize,
+}
+
+impl Default for FlagState {
+    fn default() -> FlagState {
+        FlagState { in_host: Flags::NONE, in_slot: Flags::ALL, recipe: None, routine: None, save_before: usize::MAX }
+    }
+}
+
+/// The flags needed in the slot by an operation itself, before it.
+fn needed_in_slot(op: &Op, after: Option<&Op>) -> Flags {
+    match *op {
+        Op::BranchF { dead, .. } => Flags::ALL.without(dead),
+        Op::DeadFlags { mask } if after.is_some_and(Op::is_terminal) => Flags::ALL.without(mask),
+        Op::Branch { .. }
+        | Op::Jump { .. }
+        | Op::JumpReg { .. }
+        | Op::Dispatch
+        | Op::Call { kind: CallKind::MayExit, .. }
+        | Op::GetFlags { .. } => Flags::ALL,
+        Op::SetFlags { .. } | Op::FlipFlags { .. } if on_host(op) => Flags::NONE,
+        Op::SetFlags { mask, .. } => Flags::ALL.without(mask),
+        Op::FlipFlags { .. } => Flags::ALL,
+        _ => Flags::NONE,
+    }
+}
+
+/// Whether an operation may find that it cannot be done, or asks to be done otherwise.
+fn may_fault(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Load { .. }
+            | Op::Store { .. }
+            | Op::LoadReserved { .. }
+            | Op::StoreConditional { .. }
+            | Op::Amo { .. }
+            | Op::Rmw { .. }
+            | Op::CmpXchg { .. }
+            | Op::GuardEnv { .. }
+            | Op::DivWideF { .. }
+    )
+}
+
+/// Changes of the carry that the host has an instruction for: `clc`, `stc`, `cmc`.
+fn on_host(op: &Op) -> bool {
+    matches!(op, Op::SetFlags { a: Val::Imm(_), mask: Flags::CF } | Op::FlipFlags { mask: Flags::CF })
+}
+
+/// Whether an operation computes flags in the host's.
+fn produces(op: &Op) -> bool {
+    match op {
+        Op::SetFlags { .. } | Op::FlipFlags { .. } => on_host(op),
+        op => !flags_written(op).0.is_empty(),
+    }
+}
+
+/// The flags needed after each operation of a block; empty if it has nothing to do with flags.
+pub(super) fn needs(ops: &[Op]) -> Vec<Needs> {
+    if !ops.iter().any(mimus_tcg_ir::verify::uses_flags) {
+        return Vec::new();
+    }
+    let mut all = vec![Needs::default(); ops.len()];
+    let mut now = Needs::default();
+    let mut after = None;
+    for (op, place) in ops.iter().zip(&mut all).rev() {
+        *place = now;
+        let (_, must) = flags_written(op);
+        now = Needs { hard: now.hard.without(must), soft: now.soft.without(must) };
+        now.hard = match op {
+            // Where it leads is the terminal's doing, but what is dead there is said here.
+            Op::DeadFlags { .. } => needed_in_slot(op, after),
+            op => now.hard.union(flags_read(op)).union(needed_in_slot(op, after)),
+        };
+        if may_fault(op) {
+            now.soft = Flags::ALL;
+        }
+        after = Some(op);
+    }
+    all
+}
+
+/// The bits of the slot that hold a set of flags.
+fn slot_bits(mask: Flags) -> i32 {
+    mask.pack() as i32 & !0x200
+}
+
+/// Whether lowering an operation leaves the host's flags alone if they matter ([`Lower::keep_flags`]).
+fn keeps_host(op: &Op) -> bool {
+    match *op {
+        Op::Insn { .. }
+        | Op::DeadFlags { .. }
+        | Op::Lea { .. }
+        | Op::SetPart { .. }
+        | Op::GetHigh { .. }
+        | Op::SetHigh { .. }
+        | Op::LoadEnv { .. }
+        | Op::StoreEnv { .. }
+        | Op::SetEnvByte { .. }
+        | Op::GetPc { .. }
+        | Op::SetCondF { .. }
+        | Op::CMovF { .. }
+        | Op::BranchF { .. }
+        | Op::AluF { op: FlagOp::Not, .. } => true,
+        Op::Un { op, .. } => matches!(
+            op,
+            UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW
+        ),
+        // As `lea`.
+        Op::Alu { op: AluOp::Add, ty, .. } => ty != Ty::I32,
+        Op::Alu { op: AluOp::Sub, ty, b: Val::Imm(_), .. } => ty != Ty::I32,
+        _ => false,
+    }
+}
+
+/// Whether an operation only looks at flags: it leaves them in the host's if it finds them there, and saving them
+/// can wait until after it.
+fn only_looks(op: &Op) -> bool {
+    matches!(op, Op::Insn { .. } | Op::SetCondF { .. } | Op::CMovF { .. } | Op::BranchF { .. })
+}
+
+impl Recipe {
+    /// The recipe for the flags of an operation, if there is one. `carry_in_slot`: whether the slot has the CF that
+    /// was before it (or nobody needs it).
+    fn of(op: &Op, carry_in_slot: bool) -> Option<Recipe> {
+        let Op::AluF { op, size, d, a, b } = *op else { return None };
+        let recipe = |how, from, b, carry_in_slot| Some(Recipe { how, size, from, b, carry_in_slot });
+        let changed = |v: Val| d.is_some_and(|d| v == Val::Slot(d));
+        let result = Val::Slot(d.unwrap_or(Slot(0)));
+        let found = match op {
+            // Results of 1 or 2 bytes are in a slot whose other bytes do not count.
+            FlagOp::And | FlagOp::Or | FlagOp::Xor if changed(a) || changed(b) => {
+                recipe(How::Test, result, Val::Imm(0), false)
+            }
+            FlagOp::Add if changed(b) && !changed(a) => recipe(How::UndoAnd(op), result, a, false),
+            FlagOp::Add | FlagOp::Sub if changed(a) && !changed(b) => recipe(How::UndoAnd(op), result, b, false),
+            FlagOp::Neg if changed(a) => recipe(How::UndoAnd(op), result, Val::Imm(0), false),
+            FlagOp::Inc | FlagOp::Dec if !carry_in_slot => None,
+            FlagOp::Inc | FlagOp::Dec if changed(a) => recipe(How::UndoAnd(op), result, Val::Imm(0), true),
+            FlagOp::Inc | FlagOp::Dec => recipe(How::Again(op), a, Val::Imm(0), true),
+            FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor | FlagOp::Neg
+                if !changed(a) && !changed(b) =>
+            {
+                recipe(How::Again(op), a, b, false)
+            }
+            _ => None,
+        };
+        // Temporaries are soon something else, and one register is all there is for constants and results.
+        let lasting = |v: Val| match v {
+            Val::Slot(slot) => slot.0 < FIRST_TEMP,
+            Val::Imm(imm) => size != Size::B8 || fits32(imm),
+        };
+        found.filter(|r| lasting(r.from) && lasting(r.b))
+    }
+
+    /// Whether it is one instruction.
+    fn is_short(self) -> bool {
+        !self.carry_in_slot && matches!(self.how, How::Test | How::Again(FlagOp::Sub | FlagOp::And))
+    }
+
+    /// Whether an operation changes what the recipe starts from.
+    fn is_spoilt_by(&self, op: &Op) -> bool {
+        let mut spoilt = matches!(op, Op::Call { kind: CallKind::MayExit, .. });
+        for_each_written(op, |d| spoilt |= self.from == Val::Slot(d) || self.b == Val::Slot(d));
+        spoilt
+    }
+}
+
+impl Lower<'_> {
+    /// The flags needed after the operation being lowered.
+    fn needs_now(&self) -> Needs {
+        self.needs.get(self.next.wrapping_sub(1)).copied().unwrap_or_default()
+    }
+
+    /// Displacement of the slot.
+    fn flags_disp(&self) -> i32 {
+        debug_assert!(self.be.pin_of(FLAGS).is_none(), "the flags are in memory");
+        self.be.slot_disp(FLAGS)
+    }
+
+    /// Whether lowering must leave the host's flags alone.
+    #[inline]
+    pub(super) fn keep_flags(&self) -> bool {
+        self.flags.in_host.intersects(self.needs_now().hard)
+    }
+
+    /// Before operation `index`: saves the flags if that was planned.
+    #[inline]
+    pub(super) fn flags_before(&mut self, index: usize) {
+        if self.flags.save_before == index {
+            self.save_flags();
+            self.cached = None;
+        }
+    }
+
+    /// After an operation has been lowered: what is left of the flags.
+    pub(super) fn flags_after(&mut self, op: &Op) {
+        if self.needs.is_empty() {
+            return;
+        }
+        if self.flags.recipe.is_some_and(|recipe| recipe.is_spoilt_by(op)) && !produces(op) {
+            self.flags.recipe = None;
+        }
+        if matches!(op, Op::Call { kind: CallKind::MayExit, .. }) {
+            self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
+        } else if !produces(op) && !only_looks(op) && !(keeps_host(op) && self.kept) {
+            self.flags.in_host = Flags::NONE;
+        }
+    }
+
+    /// The host's flags have been overwritten.
+    pub(super) fn flags_lost(&mut self) {
+        self.flags.in_host = Flags::NONE;
+    }
+
+    /// Whether anybody looks at the flags that an operation sets.
+    pub(super) fn flags_wanted(&self, op: &Op) -> bool {
+        self.needs_now().any().intersects(flags_written(op).0)
+    }
+
+    /// Before an operation: gets the flags that it uses, or leaves alone and somebody needs, into the host's.
+    /// Clobbers `rax`, and `r14` but for an [`Op::Rmw`].
+    pub(super) fn flags_for(&mut self, op: &Op) {
+        let wanted = self.carried(op, self.needs_now());
+        self.flags_to_host(wanted, !matches!(op, Op::Rmw { .. }));
+    }
+
+    /// Gets the flags that a condition looks at: the condition to test for in the host's flags, which is another one
+    /// if the slot is tested in place of the flags themselves. Clobbers `rax` and `r14`.
+    pub(super) fn condition(&mut self, cond: CondF) -> Cc {
+        let wanted = flags::read_by(cond);
+        let cc = super::flagged::cc_of(cond);
+        if self.flags.in_host.contains(wanted) || self.flags.recipe.is_some_and(Recipe::is_short) {
+            self.flags_to_host(wanted, true);
+            return cc;
+        }
+        // Those that depend on one flag being set, or one of two.
+        let (byte, bits) = match cond {
+            CondF::O | CondF::No => (0, 1),
+            CondF::L | CondF::Ge | CondF::Le | CondF::G => (0, 0),
+            _ => (1, (wanted.pack() >> 8) as i8 & !2),
+        };
+        if bits == 0 || !self.flags.in_slot.contains(wanted) {
+            self.flags_to_host(wanted, true);
+            return cc;
+        }
+        let disp = self.flags_disp() + byte;
+        dynasm!(self.asm ; .arch x64 ; test BYTE [rbp + disp], bits);
+        self.flags.in_host = Flags::NONE;
+        // The even condition of each pair is the one that a set flag makes true, but for `a` and the like.
+        let set = (cond as u8) & 1 == 0;
+        if set { Cc::Ne } else { Cc::E }
+    }
+
+    /// The flags that must be in the host's before an operation.
+    fn carried(&self, op: &Op, after: Needs) -> Flags {
+        let (may, must) = flags_written(op);
+        let reads = flags_read(op);
+        if !produces(op) || !after.any().intersects(may) {
+            return reads;
+        }
+        reads.union(after.any().without(must))
+    }
+
+    /// Gets flags into the host's; by a recipe only if `r14` is free.
+    fn flags_to_host(&mut self, wanted: Flags, r14_free: bool) {
+        if self.flags.in_host.contains(wanted) {
+            return;
+        }
+        let in_slot = self.flags.in_slot.contains(wanted);
+        if let Some(recipe) = self.flags.recipe.filter(|r| r14_free && (!in_slot || r.is_short())) {
+            self.follow(recipe);
+            self.flags.in_host = Flags::ALL;
+            return;
+        }
+        debug_assert!(self.flags.in_slot.contains(wanted), "flags {wanted} are nowhere: {:?}", self.flags);
+        let disp = self.flags_disp();
+        if wanted == Flags::CF {
+            dynasm!(self.asm ; .arch x64 ; bt DWORD [rbp + disp], 8);
+            self.flags.in_host = Flags::CF;
+        } else {
+            self.restore_flags();
+        }
+    }
+
+    /// After the host's instruction for an operation that sets flags: they are the host's now. Call it once the
+    /// operation's result is in place: saving clobbers `rax`.
+    pub(super) fn flags_from(&mut self, op: &Op) {
+        let (may, must) = flags_written(op);
+        let after = self.needs_now();
+        let before = self.flags;
+        let wanted = after.any().intersects(may);
+        if !wanted || matches!(op, Op::DivWideF { .. }) {
+            // Nobody looks at them; whatever is in the slot is as good.
+            self.flags.in_host = Flags::NONE;
+            self.flags.recipe = before.recipe.filter(|recipe| !recipe.is_spoilt_by(op));
+            self.flags.in_slot = before.in_slot.without(may);
+            if wanted {
+                self.flags = FlagState::default();
+            }
+            return;
+        }
+        // What was carried is in the host's too. (An operation that may leave flags alone found them there.)
+        let in_host = Flags::ALL;
+        let carry_in_slot = before.in_slot.contains(Flags::CF) || !after.any().contains(Flags::CF);
+        let recipe = Recipe::of(op, carry_in_slot).filter(|_| must == Flags::ALL || is_step(op));
+        self.flags = FlagState {
+            in_host,
+            in_slot: before.in_slot.without(may),
+            recipe,
+            routine: None,
+            save_before: self.plan(recipe, in_host),
+        };
+        if self.flags.save_before == self.next {
+            self.save_flags();
+        }
+    }
+
+    /// Whether the flags of the operation being lowered will be saved right behind it, which clobbers `rax`.
+    pub(super) fn saves_next(&self, op: &Op) -> bool {
+        let (may, must) = flags_written(op);
+        let after = self.needs_now();
+        if !after.any().intersects(may) {
+            return false;
+        }
+        let carry_in_slot = self.flags.in_slot.contains(Flags::CF) || !after.any().contains(Flags::CF);
+        let recipe = Recipe::of(op, carry_in_slot).filter(|_| must == Flags::ALL || is_step(op));
+        self.plan(recipe, Flags::ALL) == self.next
+    }
+
+    /// Looks ahead from behind an operation whose flags are in the host's: before which operation they must be
+    /// saved, if at all.
+    fn plan(&self, recipe: Option<Recipe>, in_host: Flags) -> usize {
+        let never = usize::MAX;
+        let mut pending = self.needs_now().any();
+        if in_host.is_empty() || pending.is_empty() {
+            return never;
+        }
+        let first = self.next;
+        let mut latest = first;
+        let mut only_looked = true;
+        let (mut recipe, mut host) = (recipe, true);
+        let ops = self.ops.get(first..).unwrap_or_default();
+        for (i, op) in ops.iter().enumerate() {
+            let index = first + i;
+            let after = self.needs.get(index).copied().unwrap_or_default();
+            let in_slot = needed_in_slot(op, ops.get(i + 1)).intersects(pending);
+            let in_fault = may_fault(op) && recipe.is_none();
+            if in_slot || in_fault {
+                return latest;
+            }
+            if self.carried(op, after).intersects(pending) {
+                // A memory operation looks its address up first.
+                host &= !matches!(op, Op::Rmw { .. });
+                match (host, recipe) {
+                    (true, _) => {}
+                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => host = true,
+                    _ => return latest,
+                }
+            }
+            if produces(op) && after.any().intersects(flags_written(op).0) {
+                // Its own plan covers what it leaves.
+                return never;
+            }
+            pending = pending.without(flags_written(op).1).and(after.any());
+            if pending.is_empty() {
+                return never;
+            }
+            recipe = recipe.filter(|recipe| !recipe.is_spoilt_by(op));
+            host &= only_looks(op) || keeps_host(op) && pending.intersects(after.hard);
+            only_looked &= only_looks(op) && host;
+            if only_looked && !matches!(op, Op::Insn { .. }) {
+                latest = index + 1;
+            }
+        }
+        never
+    }
+
+    /// For the cold code of an access: the routine that saves the flags, if they are not in their slot.
+    pub(super) fn flags_at_fault(&mut self) -> Option<u32> {
+        if self.needs.is_empty() {
+            return None;
+        }
+        // What is needed before the operation: it may fault, so whatever was needed after the one before it.
+        let index = self.next.wrapping_sub(2);
+        let needed = match self.needs.get(index) {
+            Some(needs) => needs.any(),
+            None => return None,
+        };
+        if self.flags.in_slot.contains(needed) {
+            return None;
+        }
+        let Some(recipe) = self.flags.recipe else {
+            debug_assert!(false, "flags {needed} are nowhere at a fault: {:?}", self.flags);
+            return None;
+        };
+        if self.flags.routine.is_none() {
+            let number = self.routines.len() as u32;
+            self.routines.push(0);
+            self.cold.push(Cold::Flags { recipe, number });
+            self.flags.routine = Some(number);
+        }
+        self.flags.routine
+    }
+
+    /// In cold code: calls a routine that [`Lower::flags_at_fault`] gave. Clobbers `r14`.
+    pub(super) fn save_at_fault(&mut self, routine: Option<u32>) {
+        if let Some(at) = routine.and_then(|number| self.routines.get(number as usize)) {
+            self.asm.call_back(*at);
+        }
+    }
+
+    /// The routine: computes the flags and saves them. Every register stays but `r14`.
+    pub(super) fn flags_routine(&mut self, recipe: Recipe, number: u32) {
+        let at = self.asm.pos();
+        if let Some(place) = self.routines.get_mut(number as usize) {
+            *place = at;
+        }
+        // The frame's second word, behind the return address.
+        dynasm!(self.asm ; .arch x64 ; mov [rsp + 16], rax);
+        self.follow(recipe);
+        let disp = self.flags_disp();
+        dynasm!(self.asm ; .arch x64
+            ; lahf
+            ; seto al
+            ; mov [rbp + disp], ax
+            ; mov rax, [rsp + 16]
+            ; ret
+        );
+    }
+
+    /// Computes flags by a recipe. Clobbers `r14`.
+    fn follow(&mut self, recipe: Recipe) {
+        let (from, b) = (self.home_val(recipe.from), self.home_val(recipe.b));
+        let size = recipe.size;
+        if recipe.carry_in_slot {
+            let disp = self.flags_disp();
+            dynasm!(self.asm ; .arch x64 ; bt DWORD [rbp + disp], 8);
+        }
+        match recipe.how {
+            How::Test => match from {
+                Opnd::Reg(r) => self.asm.sized(Map::Base, size, 0x84, r, Rm::Reg(r)),
+                from => {
+                    self.mov(R14, from);
+                    self.asm.sized(Map::Base, size, 0x84, R14, Rm::Reg(R14));
+                }
+            },
+            How::Again(FlagOp::Sub) if matches!(from, Opnd::Reg(_)) => {
+                let place = self.as_rm(from, R14);
+                self.classic_at(Alu::Cmp, size, place, b, R14);
+            }
+            How::Again(FlagOp::And) if matches!((from, b), (Opnd::Reg(_), Opnd::Reg(_) | Opnd::Imm(_))) => {
+                self.test_f(size, from, b);
+            }
+            How::Again(op) => {
+                self.mov(R14, from);
+                self.step(op, size, b);
+            }
+            How::UndoAnd(op) => {
+                self.mov(R14, from);
+                let undo = match op {
+                    FlagOp::Add => FlagOp::Sub,
+                    FlagOp::Sub => FlagOp::Add,
+                    FlagOp::Inc => FlagOp::Dec,
+                    FlagOp::Dec => FlagOp::Inc,
+                    other => other,
+                };
+                self.step(undo, size, b);
+                self.step(op, size, b);
+            }
+        }
+    }
+
+    /// `op r14, b`.
+    fn step(&mut self, op: FlagOp, size: Size, b: Opnd) {
+        match form_of(op) {
+            Form::Classic(alu) => self.classic_at(alu, size, Rm::Reg(R14), b, R15),
+            Form::Unary(opcode, ext) => self.asm.sized_ext(Map::Base, size, opcode, ext, Rm::Reg(R14)),
+            _ => {}
+        }
+    }
+
+    /// The host's flags from the slot. Clobbers `rax`.
+    pub(super) fn restore_flags(&mut self) {
+        let disp = self.flags_disp();
+        // 127 + 1 overflows.
+        dynasm!(self.asm ; .arch x64
+            ; movzx eax, WORD [rbp + disp]
+            ; add al, 127
+            ; sahf
+        );
+        self.flags.in_host = self.flags.in_slot;
+    }
+
+    /// The host's flags to the slot. Clobbers `rax`.
+    fn save_flags(&mut self) {
+        let disp = self.flags_disp();
+        dynasm!(self.asm ; .arch x64
+            ; lahf
+            ; seto al
+            ; mov [rbp + disp], ax
+        );
+        self.flags.in_slot = Flags::ALL;
+        self.flags.save_before = usize::MAX;
+    }
+
+    pub(super) fn get_flags(&mut self, d: Slot) {
+        let disp = self.flags_disp();
+        dynasm!(self.asm ; .arch x64
+            ; movzx r14d, BYTE [rbp + disp]
+            ; shl r14d, 11
+            ; movzx eax, BYTE [rbp + disp + 1]
+            ; and eax, 0xd5
+            ; or eax, r14d
+        );
+        self.set(d, RAX);
+    }
+
+    /// Flags from a value: in the slot, but for the carry alone.
+    pub(super) fn set_flags(&mut self, op: &Op, a: Val, mask: Flags) {
+        if on_host(op) {
+            let set = matches!(a, Val::Imm(imm) if imm & 1 != 0);
+            return self.change_carry(op, if set { 0xf9 } else { 0xf8 });
+        }
+        let disp = self.flags_disp();
+        let bits = slot_bits(mask);
+        if let Val::Imm(imm) = a {
+            let value = slot_bits(Flags::from_eflags(imm as u64)) & bits;
+            if bits != value {
+                dynasm!(self.asm ; .arch x64 ; and DWORD [rbp + disp], !bits | value);
+            }
+            if value != 0 {
+                dynasm!(self.asm ; .arch x64 ; or DWORD [rbp + disp], value);
+            }
+        } else {
+            let a = self.home_val(a);
+            self.mov(R14, a);
+            dynasm!(self.asm ; .arch x64
+                ; mov r15d, r14d
+                ; shr r15d, 11
+                ; and r15d, 1
+                ; shl r14d, 8
+                ; or r14d, r15d
+            );
+            self.asm.alu_rm_i(Alu::And, false, Rm::Reg(R14), bits);
+            self.asm.mov_r_rm(false, R15, Rm::Env(disp));
+            self.asm.alu_rm_i(Alu::And, false, Rm::Reg(R15), !bits);
+            self.asm.alu_r_rm(Alu::Or, false, R15, Rm::Reg(R14));
+            self.asm.mov_rm_r(false, Rm::Env(disp), R15);
+        }
+        self.flags_in_slot(mask);
+    }
+
+    pub(super) fn flip_flags(&mut self, op: &Op, mask: Flags) {
+        if on_host(op) {
+            return self.change_carry(op, 0xf5);
+        }
+        let place = Rm::Env(self.flags_disp());
+        self.asm.ins(Map::Base, false, 0x81, Alu::Xor as u8, place);
+        self.asm.push_i32(slot_bits(mask));
+        self.flags_in_slot(mask);
+    }
+
+    /// The slot has been changed: the flags in `mask` are there, and the others that are needed.
+    fn flags_in_slot(&mut self, mask: Flags) {
+        let in_slot = self.flags.in_slot.union(mask);
+        self.flags = FlagState { in_slot, ..FlagState::default() };
+    }
+
+    /// `clc`, `stc` or `cmc`.
+    fn change_carry(&mut self, op: &Op, opcode: u8) {
+        if !self.flags_wanted(op) {
+            return self.flags_from(op);
+        }
+        self.flags_for(op);
+        self.asm.push(opcode);
+        self.flags_from(op);
+    }
+}
+
+/// Whether an operation is `inc` or `dec`, whose recipe takes CF from the slot.
+fn is_step(op: &Op) -> bool {
+    matches!(op, Op::AluF { op: FlagOp::Inc | FlagOp::Dec, .. })
+}

@@ -1,0 +1,223 @@
+//! Read-modify-writes of guest memory with flags, and compare-and-exchange: one host instruction on the memory
+//! itself where the TLB serves the address, with `lock` or without; through the runtime otherwise.
+//!
+//! The access needs store permission only, which on guests that have these instructions includes loads.
+
+use super::flagged::{Form, form_of};
+use super::mem::Address;
+use super::{Cold, Insn, Lower, Opnd};
+use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
+use dynasm::dynasm;
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::backend::{RMW_LOCK, rmw_kind};
+use mimus_tcg_ir::{FlagOp, Op, RmwOp, Size, Slot, Val};
+
+/// An access that the TLB did not serve.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slow {
+    from: Fixup,
+    back: u32,
+    base: u8,
+    off: i32,
+    descriptor: u32,
+    /// The operand; for a compare-and-exchange, what is expected.
+    src: Opnd,
+    /// For a compare-and-exchange, the new value.
+    new: Option<Opnd>,
+    d: Option<Slot>,
+    insn: Insn,
+    /// What saves the flags first.
+    flags: Option<u32>,
+    /// The flags are wanted in the host's afterwards.
+    restore: bool,
+}
+
+/// The host address of the access.
+const PLACE: Rm = Rm::Mem { base: R14, index: None, disp: 0 };
+/// Place in the frame for a fourth argument.
+const FRAME: Rm = Rm::Mem { base: crate::asm::RSP, index: None, disp: 8 };
+
+impl Lower<'_> {
+    /// The address of an access, not from what `rax` held.
+    fn rmw_address(&mut self, base: Val, off: i32) -> Address {
+        if let Val::Imm(imm) = base {
+            self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
+            return Address { base: RAX, off: 0, slot: None };
+        }
+        let from = self.home_val(base);
+        Address { base: self.in_reg(from, RAX), off, slot: None }
+    }
+
+    /// Looks the page up for a store; `r14` is the host address after it, and `rax` and `r15` are free.
+    fn rmw_translate(&mut self, at: Address, size: Size) -> Fixup {
+        let (tag, addend) = (self.be.config.context.write_tag, self.be.config.context.addend);
+        self.look_up(at, tag);
+        dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
+        let miss = self.asm.jcc(Cc::A);
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
+        self.asm.ins(Map::Base, true, 0x8d, R14, place);
+        self.flags_lost();
+        miss
+    }
+
+    pub(super) fn rmw(&mut self, whole: &Op) {
+        let Op::Rmw { op, size, lock, old, src, base, off } = *whole else {
+            return;
+        };
+        let src = self.home_val(src);
+        let at = self.rmw_address(base, off);
+        let flags = self.flags_at_fault();
+        let miss = self.rmw_translate(at, size);
+        self.flags_for(whole);
+        match op {
+            RmwOp::Swap => {
+                let d = old.filter(|_| size >= Size::B4);
+                let t = d.and_then(|d| self.be.pin_of(d)).unwrap_or(R15);
+                self.mov(t, src);
+                // Locked without saying so.
+                self.asm.sized(Map::Base, size, 0x86, t, PLACE);
+                self.old_value(old, size, t);
+            }
+            RmwOp::F(FlagOp::Add) if old.is_some() => {
+                self.mov(R15, src);
+                self.lock(lock);
+                self.asm.sized(Map::Of, size, 0xc0, R15, PLACE);
+                self.old_value(old, size, R15);
+            }
+            RmwOp::F(op) => self.rmw_plain(op, size, lock, src),
+        }
+        let back = self.asm.pos();
+        let restore = self.flags_wanted(whole);
+        if matches!(op, RmwOp::F(_)) {
+            self.flags_from(whole);
+        }
+        let descriptor = size as u32 | rmw_kind(op) << 16 | if lock { RMW_LOCK } else { 0 };
+        let insn = self.insn;
+        self.cold.push(Cold::Rmw(Slow {
+            from: miss,
+            back,
+            base: at.base,
+            off: at.off,
+            descriptor,
+            src,
+            new: None,
+            d: old,
+            insn,
+            flags,
+            restore,
+        }));
+    }
+
+    fn lock(&mut self, lock: bool) {
+        if lock {
+            self.asm.push(0xf0);
+        }
+    }
+
+    /// The old value, in `from`, to its slot, with zeros above. No flag changes.
+    fn old_value(&mut self, d: Option<Slot>, size: Size, from: u8) {
+        let Some(d) = d else { return };
+        let t = self.be.pin_of(d).unwrap_or(R15);
+        match size {
+            Size::B1 => self.asm.ins8(Map::Of, 0xb6, t, Rm::Reg(from)),
+            Size::B2 => self.asm.ins(Map::Of, false, 0xb7, t, Rm::Reg(from)),
+            Size::B4 => self.mov32(t, Opnd::Reg(from)),
+            Size::B8 => self.mov(t, Opnd::Reg(from)),
+        }
+        self.set(d, t);
+    }
+
+    fn rmw_plain(&mut self, op: FlagOp, size: Size, lock: bool, src: Opnd) {
+        match (form_of(op), src) {
+            (Form::Classic(alu), src) => {
+                let src = match src {
+                    Opnd::Imm(imm) if size != Size::B8 || fits32(imm) => src,
+                    other => Opnd::Reg(self.in_reg(other, R15)),
+                };
+                self.lock(lock);
+                self.classic_at(alu, size, PLACE, src, R15);
+            }
+            (Form::Shift(shift), Opnd::Imm(imm)) => self.shift_at_imm(shift, size, PLACE, imm),
+            (Form::Shift(shift), src) => {
+                let saved = self.load_count(src);
+                self.asm.sized_ext(Map::Base, size, 0xd2, shift as u8, PLACE);
+                self.restore_count(saved);
+            }
+            (Form::Bit(_, ext), Opnd::Imm(imm)) => {
+                self.lock(lock);
+                self.asm.wide(Map::Of, size, 0xba, ext, PLACE);
+                self.asm.push(imm as u8 & (8 * size.bytes() - 1) as u8);
+            }
+            (Form::Bit(opcode, _), src) => {
+                // The host would take the bit number beyond the operand.
+                let mask = 8 * size.bytes() as i32 - 1;
+                self.mov32(R15, src);
+                // `and` changes flags that the instruction leaves alone: take the bits without.
+                self.low_bits(R15, mask);
+                self.lock(lock);
+                self.asm.wide(Map::Of, size, opcode, R15, PLACE);
+            }
+            (Form::Unary(opcode, ext), _) => {
+                self.lock(lock);
+                self.asm.sized_ext(Map::Base, size, opcode, ext, PLACE);
+            }
+            (Form::Other, _) => {}
+        }
+    }
+
+    /// `reg &= mask` for a mask of 4 to 6 ones, leaving the flags alone.
+    fn low_bits(&mut self, reg: u8, mask: i32) {
+        self.asm.mov_ri(RAX, i64::from(mask));
+        self.asm.vex(crate::asm::Vex::PEXT, false, reg, reg, Rm::Reg(RAX));
+    }
+
+    pub(super) fn cmpxchg(&mut self, d: Slot, size: Size, [expected, new, base]: [Val; 3], off: i32) {
+        let (expected, new) = (self.home_val(expected), self.home_val(new));
+        let at = self.rmw_address(base, off);
+        let flags = self.flags_at_fault();
+        let miss = self.rmw_translate(at, size);
+        self.mov(RAX, expected);
+        let reg = self.in_reg(new, R15);
+        self.lock(true);
+        self.asm.sized(Map::Of, size, 0xb0, reg, PLACE);
+        self.old_value(Some(d), size, RAX);
+        let back = self.asm.pos();
+        let insn = self.insn;
+        self.cold.push(Cold::Rmw(Slow {
+            from: miss,
+            back,
+            base: at.base,
+            off: at.off,
+            descriptor: size as u32,
+            src: expected,
+            new: Some(new),
+            d: Some(d),
+            insn,
+            flags,
+            restore: false,
+        }));
+    }
+
+    pub(super) fn slow_rmw(&mut self, slow: Slow) {
+        self.asm.bind(slow.from);
+        self.asm.lea(true, R15, slow.base, slow.off);
+        self.save_at_fault(slow.flags);
+        if let Some(new) = slow.new {
+            let new = self.in_reg(new, R14);
+            self.asm.mov_rm_r(true, FRAME, new);
+        }
+        self.mov(RAX, slow.src);
+        self.asm.mov_ri(R14, i64::from(slow.descriptor));
+        let stub = if slow.new.is_some() { self.be.stubs.cmpxchg } else { self.be.stubs.atomic };
+        self.asm.call_abs(stub);
+        self.fault_entry(slow.insn);
+        if let Some(d) = slow.d {
+            self.set(d, RAX);
+        }
+        if slow.restore {
+            self.restore_flags();
+        }
+        self.asm.jmp_back(slow.back);
+    }
+}
