@@ -262,10 +262,13 @@ impl Session {
             let fine = f(&mut s);
             if fine { self.target.set_state(self.current, s).map(|()| true) } else { Ok(false) }
         });
-        ok(changed.unwrap_or_else(|e| {
-            log::warn!("gdb: {e}");
-            false
-        }), "E14")
+        ok(
+            changed.unwrap_or_else(|e| {
+                log::warn!("gdb: {e}");
+                false
+            }),
+            "E14",
+        )
     }
 
     fn select(&mut self, rest: &str) -> Option<String> {
@@ -377,11 +380,7 @@ impl Session {
             _ => rest,
         };
         if !addr.is_empty() {
-            let moved = number(addr).map(|pc| {
-                self.change(|s| {
-                    s.as_riscv_mut().map(|s| s.pc = pc).is_some()
-                })
-            });
+            let moved = number(addr).map(|pc| self.change(|s| s.as_riscv_mut().map(|s| s.pc = pc).is_some()));
             if moved.as_deref() != Some("OK") {
                 return self.send("E22", out);
             }

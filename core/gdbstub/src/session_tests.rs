@@ -161,7 +161,10 @@ fn registers_of_each_vcpu() {
     assert_eq!((c.ask("P1c1=0100000000000080"), c.ask("p1c1")), ("OK".into(), "0100000000000080".into()));
     let all = format!("G{}", "11".repeat(33 * 8));
     assert_eq!((c.ask(&all), c.ask("p1f"), c.ask("p0")), ("OK".into(), "11".repeat(8), "00".repeat(8)));
-    assert_eq!((c.ask("G00"), c.ask("Hg3"), c.ask("Hx1"), c.ask("p")), ("E14".into(), "E22".into(), "E22".into(), "E22".into()));
+    assert_eq!(
+        (c.ask("G00"), c.ask("Hg3"), c.ask("Hx1"), c.ask("p")),
+        ("E14".into(), "E22".into(), "E22".into(), "E22".into())
+    );
     let first = c.ask("qXfer:features:read:target.xml:0,40");
     assert!(first.starts_with("m<?xml") && first.len() == 65);
     assert!(c.ask("qXfer:features:read:target.xml:fffff,40") == "l");
@@ -188,8 +191,14 @@ fn memory_virtual_and_physical() {
 #[test]
 fn points_are_set_once_and_do_not_outlive_the_session() {
     let mut c = Client::new();
-    assert_eq!((c.ask("Z0,1000,2"), c.ask("Z1,1000,2"), c.ask("Z2,2000,8"), c.ask("Z4,10,1")), ("OK".into(), "OK".into(), "OK".into(), "OK".into()));
-    assert_eq!((c.ask("z4,10,1"), c.ask("z4,10,1"), c.ask("Zx,1,1"), c.ask("Z0,x,1")), ("OK".into(), "OK".into(), "".into(), "E22".into()));
+    assert_eq!(
+        (c.ask("Z0,1000,2"), c.ask("Z1,1000,2"), c.ask("Z2,2000,8"), c.ask("Z4,10,1")),
+        ("OK".into(), "OK".into(), "OK".into(), "OK".into())
+    );
+    assert_eq!(
+        (c.ask("z4,10,1"), c.ask("z4,10,1"), c.ask("Zx,1,1"), c.ask("Z0,x,1")),
+        ("OK".into(), "OK".into(), "".into(), "E22".into())
+    );
     assert_eq!(c.ask("Z0,bad,2"), "E0e");
     assert_eq!(c.fake.log().len(), 5, "three set, one taken, one refused");
     let (out, flow) = c.raw(&encode(b"D"));
@@ -223,7 +232,10 @@ fn running_and_stopping() {
     assert_eq!(c.fake.log(), ["resume [Run, Run]", "stop"]);
     c.raw(b"\x03");
     assert_eq!(c.fake.log(), Vec::<String>::new(), "it stands still already");
-    assert_eq!((c.ask("qemu.sstep"), c.ask("Qqemu.sstep=1"), c.ask("qqemu.sstep")), ("".into(), "OK".into(), "0x1".into()));
+    assert_eq!(
+        (c.ask("qemu.sstep"), c.ask("Qqemu.sstep=1"), c.ask("qqemu.sstep")),
+        ("".into(), "OK".into(), "0x1".into())
+    );
     c.ask("s");
     assert_eq!(c.fake.log(), ["resume [Step { interrupts: true }, Run]"]);
     assert_eq!(c.ask("vCont;c"), "E16", "it runs");
@@ -249,7 +261,26 @@ fn nonsense() {
         seed ^= seed << 17;
         seed
     };
-    let words = ["g", "G", "p", "P", "m", "M", "X", "Z0", "z2", "H", "T", "qRcmd,", "qXfer:features:read:target.xml:", "vCont;", "c", "s", "S", "Qqemu.sstep="];
+    let words = [
+        "g",
+        "G",
+        "p",
+        "P",
+        "m",
+        "M",
+        "X",
+        "Z0",
+        "z2",
+        "H",
+        "T",
+        "qRcmd,",
+        "qXfer:features:read:target.xml:",
+        "vCont;",
+        "c",
+        "s",
+        "S",
+        "Qqemu.sstep=",
+    ];
     let bytes = b"0123456789abcdef,:;=-\xff\x00\xc3\xa9~";
     for _ in 0..100_000 {
         let mut body = words[random() as usize % words.len()].as_bytes().to_vec();

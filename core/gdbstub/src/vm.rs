@@ -2,7 +2,7 @@
 
 use crate::target::{Action, Point, Target};
 use mimus_arch::{CpuState, StateGroups};
-use mimus_core::accel::{Access, AccelError, Vcpu, VcpuDebug, VcpuIndex};
+use mimus_core::accel::{AccelError, Access, Vcpu, VcpuDebug, VcpuIndex};
 use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs, MemTxResult};
 use mimus_core::memory::{AddressSpace, FlatKind};
 use mimus_core::vcpu::VcpuThreads;

@@ -35,11 +35,8 @@ pub fn listen(config: &MachineConfig) -> anyhow::Result<Option<Listener>> {
 
 /// Serves debuggers of `machine`.
 pub fn serve(listener: Listener, machine: &Machine, operator: &Arc<Operator>) -> anyhow::Result<Arc<Server>> {
-    let target = vm::Vm::new(
-        machine.threads().clone(),
-        machine.services().memory.clone(),
-        Arc::new(Debugged(operator.clone())),
-    );
+    let target =
+        vm::Vm::new(machine.threads().clone(), machine.services().memory.clone(), Arc::new(Debugged(operator.clone())));
     let server = listener.serve(Arc::new(target))?;
     let told = server.clone();
     machine.control().observe(move |notice| {

@@ -184,13 +184,7 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     #[cold]
-    fn watch_hit(
-        &mut self,
-        va: u64,
-        len: u64,
-        (reads, writes): (bool, bool),
-        pc: impl FnOnce(&Self) -> u64,
-    ) -> bool {
+    fn watch_hit(&mut self, va: u64, len: u64, (reads, writes): (bool, bool), pc: impl FnOnce(&Self) -> u64) -> bool {
         let hit = |w: &&Watchpoint| w.overlaps(va, len) && (reads && w.reads() || writes && w.writes());
         let Some(w) = self.debug.watchpoints.iter().find(hit).copied() else { return false };
         if self.debug.recording {
