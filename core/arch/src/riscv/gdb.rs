@@ -24,6 +24,7 @@ pub const GENERAL: u32 = 33;
 const SSTATUS: u64 = 1 << 63 | 3 << 32 | 1 << 19 | 1 << 18 | 3 << 15 | 3 << 13 | 3 << 9 | 1 << 8 | 1 << 6 | 1 << 5 | 2;
 
 /// The CSRs that a hart's state has.
+#[rustfmt::skip]
 const CSRS: &[u16] = &[
     n::SSTATUS, n::SIE, n::STVEC, n::SCOUNTEREN, n::SENVCFG, n::SSCRATCH, n::SEPC, n::SCAUSE, n::STVAL, n::SIP,
     n::STIMECMP, n::SATP, n::MSTATUS, n::MISA, n::MEDELEG, n::MIDELEG, n::MIE, n::MTVEC, n::MCOUNTEREN, n::MENVCFG,
