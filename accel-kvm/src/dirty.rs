@@ -7,6 +7,7 @@ use crate::sys::ring::DirtyRing;
 use mimus_core::accel::{AccelError, DirtyLog};
 use mimus_core::memory::{PAGE_DIRTY, PAGE_SIZE, RamBlock};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Pages whose log is cleared by one call: a gibibyte's, so that no call is long.
@@ -67,7 +68,7 @@ impl Slots {
         let pages = slot.map.len / PAGE_SIZE;
         bitmap.clear();
         bitmap.resize(pages.div_ceil(64) as usize, 0);
-        ioctl::get_dirty_log(&self.vm, slot.id, pages, bitmap)?;
+        ioctl::get_dirty_log(&self.vm, self.number(slot.id), pages, bitmap)?;
         for (i, word) in bitmap.iter().enumerate().filter(|(_, w)| **w != 0) {
             for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
                 mark(&slot.map.block, slot.map.offset / PAGE_SIZE + i as u64 * 64 + bit);
@@ -80,10 +81,20 @@ impl Slots {
             let count = CLEAR_PAGES.min(pages - first);
             let words = &bitmap[first as usize / 64..(first + count).div_ceil(64) as usize];
             if words.iter().any(|w| *w != 0) {
-                ioctl::clear_dirty_log(&self.vm, slot.id, first, count as u32, words)?;
+                ioctl::clear_dirty_log(&self.vm, self.number(slot.id), first, count as u32, words)?;
             }
         }
         Ok(())
+    }
+
+    fn sync(&self) -> Result<(), AccelError> {
+        let collect = || {
+            let mut state = self.lock();
+            if state.logging { self.collect(&mut state) } else { Ok(()) }
+        };
+        // Processors with a buffer of their own (PML) put it into the ring when they leave the guest.
+        let result = if self.limits.ring > 0 { self.entries.hold(collect) } else { collect() };
+        result.map_err(refused("read the log of written pages"))
     }
 
     fn set_logging(&self, on: bool) -> Result<(), AccelError> {
@@ -100,23 +111,20 @@ impl Slots {
     }
 }
 
-impl DirtyLog for Slots {
+/// The log of all address spaces.
+pub struct KvmDirtyLog(pub Vec<Arc<Slots>>);
+
+impl DirtyLog for KvmDirtyLog {
     fn start(&self) -> Result<(), AccelError> {
-        self.set_logging(true)
+        self.0.iter().try_for_each(|slots| slots.set_logging(true))
     }
 
     fn sync(&self) -> Result<(), AccelError> {
-        let collect = || {
-            let mut state = self.lock();
-            if state.logging { self.collect(&mut state) } else { Ok(()) }
-        };
-        // Processors with a buffer of their own (PML) put it into the ring when they leave the guest.
-        let result = if self.limits.ring > 0 { self.entries.hold(collect) } else { collect() };
-        result.map_err(refused("read the log of written pages"))
+        self.0.iter().try_for_each(|slots| slots.sync())
     }
 
     fn stop(&self) -> Result<(), AccelError> {
         self.sync()?;
-        self.set_logging(false)
+        self.0.iter().try_for_each(|slots| slots.set_logging(false))
     }
 }

@@ -13,6 +13,8 @@
 // Without an architecture's half nothing uses the common one.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
+#[cfg(target_arch = "x86_64")]
+mod abilities;
 mod accelerator;
 mod coalesced;
 mod dirty;
@@ -32,6 +34,8 @@ mod vm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "x86_64")]
+pub use abilities::Abilities;
 pub use accelerator::KvmAccelerator;
 #[cfg(target_arch = "x86_64")]
 pub use vm::KvmVm;

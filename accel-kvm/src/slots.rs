@@ -89,6 +89,8 @@ pub struct Slots {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) entries: Arc<Entries>,
     pub(crate) limits: SlotLimits,
+    /// The kernel's number of the address space: 0, or 1 for system management mode.
+    space: u32,
     state: Mutex<State>,
     failed: AtomicBool,
     failure: Mutex<String>,
@@ -98,11 +100,12 @@ pub struct Slots {
 
 impl Slots {
     /// None yet.
-    pub fn new(vm: Arc<VmFd>, entries: Arc<Entries>, limits: SlotLimits) -> Arc<Self> {
+    pub fn new(vm: Arc<VmFd>, entries: Arc<Entries>, limits: SlotLimits, space: u32) -> Arc<Self> {
         Arc::new(Self {
             vm,
             entries,
             limits,
+            space,
             state: Mutex::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
@@ -141,10 +144,15 @@ impl Slots {
         if map.readonly && self.limits.readonly { KVM_MEM_READONLY } else { log }
     }
 
+    /// The kernel's number of a slot.
+    pub(crate) fn number(&self, id: u32) -> u32 {
+        self.space << 16 | id
+    }
+
     pub(crate) fn set(&self, id: u32, map: &Mapping, len: u64, logging: bool) -> Result<(), kvm_ioctls::Error> {
         let flags = if len == 0 { 0 } else { self.flags(map, logging) };
         let (guest, block, offset) = (map.base, &*map.block, map.offset);
-        ioctl::set_memory(&self.vm, SlotRequest { slot: id, flags, guest, len, block, offset })
+        ioctl::set_memory(&self.vm, SlotRequest { slot: self.number(id), flags, guest, len, block, offset })
     }
 
     fn remove(&self, state: &mut State, map: &Mapping) {

@@ -1,6 +1,7 @@
 //! A virtual machine.
 
 use crate::coalesced::Coalescer;
+use crate::dirty::KvmDirtyLog;
 use crate::doorbell::KvmDoorbells;
 use crate::entry::{Entries, LOOK};
 use crate::error::{cannot_create, cannot_open, errno, lacks, refused, too_many_vcpus, wrong_version};
@@ -48,7 +49,7 @@ pub struct KernelCaps {
     pub sregs2: bool,
     /// Bytes of an XSAVE area, 0 if only 4096.
     pub xsave_size: usize,
-    /// System management mode.
+    /// System management mode, with a memory of its own.
     pub smm: bool,
     /// Which parts of events.
     pub events: EventCaps,
@@ -67,6 +68,8 @@ pub struct VmShared {
     pub host: HostCpu,
     pub entries: Arc<Entries>,
     pub slots: Arc<Slots>,
+    /// What there is in system management mode.
+    pub smm_slots: Option<Arc<Slots>>,
     pub routing: Arc<Routing>,
     pub coalescer: Coalescer,
     pub clock: Arc<VirtualClock>,
@@ -200,6 +203,7 @@ pub struct KvmVm {
     options: KvmOptions,
     caps: AccelCaps,
     doorbells: KvmDoorbells,
+    dirty_log: KvmDirtyLog,
     irqfds: OnceLock<KvmIrqFds>,
 }
 
@@ -234,7 +238,9 @@ impl KvmVm {
         let shared = Arc::new(VmShared {
             caps: kernel,
             host: HostCpu::read(&kvm)?,
-            slots: Slots::new(fd.clone(), entries.clone(), limits),
+            slots: Slots::new(fd.clone(), entries.clone(), limits, 0),
+            // The rings do not tell the two apart.
+            smm_slots: (kernel.smm && ring == 0).then(|| Slots::new(fd.clone(), entries.clone(), limits, 1)),
             routing: Arc::new(Routing::new(fd.clone(), IOAPIC_PINS as u32, routes)),
             coalescer: Coalescer::new(fd.clone()),
             clock: config.clock.clone(),
@@ -255,7 +261,9 @@ impl KvmVm {
         });
         let doorbells = KvmDoorbells(shared.fd.clone());
         let caps = AccelCaps { max_vcpus: most, debug: true, icount: false };
-        Ok(Arc::new(Self { shared, options, caps, doorbells, irqfds: OnceLock::new() }))
+        let dirty_log =
+            KvmDirtyLog([Some(&shared.slots), shared.smm_slots.as_ref()].into_iter().flatten().cloned().collect());
+        Ok(Arc::new(Self { shared, options, caps, doorbells, dirty_log, irqfds: OnceLock::new() }))
     }
 
     /// What this host does differently.
@@ -271,7 +279,7 @@ fn kernel_caps(fd: &VmFd) -> KernelCaps {
         clock: fd.check_extension(Cap::AdjustClock),
         sregs2: has(KVM_CAP_SREGS2) != 0,
         xsave_size: has(KVM_CAP_XSAVE2) as usize,
-        smm: has(KVM_CAP_X86_SMM) != 0,
+        smm: has(KVM_CAP_X86_SMM) != 0 && has(KVM_CAP_MULTI_ADDRESS_SPACE) > 1,
         events: EventCaps {
             payload: on(KVM_CAP_EXCEPTION_PAYLOAD, 1),
             smm: has(KVM_CAP_X86_SMM) != 0,
@@ -347,6 +355,10 @@ impl AccelVm for KvmVm {
         Some(self.shared.slots.clone())
     }
 
+    fn smm_memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        self.shared.smm_slots.clone().map(|s| s as Arc<dyn MemoryListener>)
+    }
+
     fn irqchip_mode(&self) -> IrqChipMode {
         self.options.irqchip.unwrap_or(IrqChipMode::Kernel)
     }
@@ -379,7 +391,7 @@ impl AccelVm for KvmVm {
     }
 
     fn dirty_log(&self) -> Option<&dyn DirtyLog> {
-        Some(&*self.shared.slots)
+        Some(&self.dirty_log)
     }
 
     fn guest_clock(&self) -> Option<&dyn GuestClock> {

@@ -60,6 +60,11 @@ impl IsaBus {
         self.0.gates.get(number as usize).map(OrGate::input)
     }
 
+    /// The board has made the first `ports` serial ports itself.
+    pub fn skip_serial_ports(&self, ports: u32) {
+        self.0.serial_ports.fetch_max(ports, Ordering::Relaxed);
+    }
+
     /// The number of the next serial port that does not say which it is.
     fn next_serial(&self) -> u32 {
         self.0.serial_ports.fetch_add(1, Ordering::Relaxed)
@@ -279,6 +284,15 @@ mod tests {
         assert!(pc.add("isa-serial,index=0,irq=16").err().unwrap().contains("0 to 15"));
         assert!(pc.add("isa-serial,iobase=0xfffc,irq=3").err().unwrap().contains("0xffff"));
         assert!(pc.add("isa-serial,index=0,chardev=x").is_err());
+    }
+
+    #[test]
+    fn the_board_has_the_first() {
+        let pc = Pc::new();
+        pc.isa.skip_serial_ports(1);
+        let _uart = pc.add("isa-serial").unwrap();
+        pc.out(0x2f9, 2);
+        assert_eq!(pc.levels.take(), [(3, true)]);
     }
 
     #[test]

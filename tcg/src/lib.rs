@@ -14,6 +14,8 @@ use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::frontend::GuestFrontend;
 use mimus_tcg_exec::vcpu::TcgVcpu;
 use mimus_tcg_frontend_riscv::frontend::{Riscv, SUPPORTED};
+use mimus_tcg_frontend_x86::cpuid;
+use mimus_tcg_frontend_x86::frontend::X86;
 
 const NAME: &str = "tcg";
 const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: false };
@@ -30,7 +32,7 @@ impl Accelerator for TcgAccelerator {
 
     fn probe(&self, guest: GuestArch) -> Result<AccelCaps, Unavailable> {
         match guest {
-            GuestArch::Riscv64 => Ok(CAPS),
+            GuestArch::Riscv64 | GuestArch::X86_64 | GuestArch::I386 => Ok(CAPS),
             other => Err(Unavailable { accel: NAME, reason: format!("no translator for {other} guests yet") }),
         }
     }
@@ -39,6 +41,7 @@ impl Accelerator for TcgAccelerator {
         let engine = engine_config(config)?;
         match config.arch {
             GuestArch::Riscv64 => create::<Riscv>(config, engine),
+            GuestArch::X86_64 | GuestArch::I386 => create::<X86>(config, engine),
             other => Err(Unavailable { accel: NAME, reason: format!("no translator for {other} guests yet") }.into()),
         }
     }
@@ -103,6 +106,7 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
     fn filter_cpu_model(&self, model: &CpuModel) -> Result<CpuModel, AccelError> {
         match model {
             CpuModel::Riscv(m) => Ok(CpuModel::Riscv(m.restricted_to(SUPPORTED)?)),
+            CpuModel::X86(m) => Ok(CpuModel::X86(m.restricted_to(cpuid::supported())?)),
             other => Ok(other.clone()),
         }
     }

@@ -198,6 +198,12 @@ impl RunPage {
         }
     }
 
+    /// In system management mode at the last exit.
+    pub fn in_smm(&self) -> bool {
+        // SAFETY: as in `io`.
+        unsafe { (&raw const (*self.run()).flags).read() & KVM_RUN_X86_SMM as u16 != 0 }
+    }
+
     /// RFLAGS.IF at the last exit.
     pub fn if_flag(&self) -> bool {
         // SAFETY: as in `io`.

@@ -272,7 +272,8 @@ pub fn pit_from(s: &PitState, offset: i64, now: i64) -> kvm_pit_state2 {
             write_state: state(c.write_high),
             write_latch: c.write_latch,
             rw_mode: c.access,
-            mode: if c.waiting { NOT_PROGRAMMED } else { c.mode },
+            // A count that was never written would start the kernel's timer.
+            mode: if c.waiting || c.access == 0 { NOT_PROGRAMMED } else { c.mode },
             bcd: c.bcd.into(),
             gate: c.gate.into(),
             count_load_time: c.paused_ns.map_or(c.loaded_ns, |held| now - held as i64).wrapping_sub(offset),

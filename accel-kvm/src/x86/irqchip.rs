@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Level-triggered, in a message's data.
@@ -43,6 +43,8 @@ struct Input {
     lines: AtomicU32,
     /// `Split`: the level-triggered messages whose ends the kernel tells us, oldest first, by route.
     level_messages: Mutex<VecDeque<(u32, Message)>>,
+    /// The IOAPIC model tells its messages: there is nothing to be learnt from those it sends.
+    told: AtomicBool,
 }
 
 /// Pins and their numbers as a PC has them: the first 16 on the PIC and the IOAPIC, but the timer, number 0, on
@@ -88,7 +90,8 @@ impl KvmIrqChip {
             vm.enable_cap(KVM_CAP_X2APIC_API, [format.into(), 0]).map_err(errno("use 32-bit APIC ids"))?;
         }
         let (lines, level_messages) = (AtomicU32::new(0), Mutex::default());
-        let input = Arc::new(Input { vm: vm.clone(), mode, lines, level_messages });
+        let told = AtomicBool::new(false);
+        let input = Arc::new(Input { vm: vm.clone(), mode, lines, level_messages, told });
         Ok(Arc::new(Self { vm: vm.clone(), mode, input }))
     }
 }
@@ -116,6 +119,33 @@ impl IrqChip for KvmIrqChip {
                 ]
             }
             _ => vec![("lapic", lapic)],
+        }
+    }
+
+    fn ioapic_route(&self, pin: u32, route: Option<(u64, u32)>) {
+        self.input.told.store(true, Ordering::Relaxed);
+        // An interrupt may be in service when its input is masked, and its end must be told: the route stays until
+        // there is another one. Ends of edge-triggered ones do not matter.
+        let Some((address, data)) = route.filter(|(_, data)| data & DATA_LEVEL != 0) else { return };
+        if self.mode == IrqChipMode::Split
+            && pin < IOAPIC_PINS as u32
+            && let Err(e) = self.vm.routing.set_message(pin, Message { address, data })
+        {
+            log::warn!("{e}");
+        }
+    }
+
+    fn replace_pit(&self, on: bool) {
+        if self.mode != IrqChipMode::Kernel {
+            return;
+        }
+        let set = self.vm.fd.get_pit2().and_then(|mut pit| {
+            pit.flags &= !KVM_PIT_FLAGS_HPET_LEGACY;
+            pit.flags |= if on { KVM_PIT_FLAGS_HPET_LEGACY } else { 0 };
+            self.vm.fd.set_pit2(&pit)
+        });
+        if let Err(e) = set {
+            log::warn!("kvm: the interval timer's interrupt cannot be replaced: {e}");
         }
     }
 }
@@ -154,7 +184,8 @@ impl IrqController for Input {
 
     fn msi(&self, address: u64, data: u32, _requester: Requester) -> MemTxResult {
         let message = Message { address, data };
-        if self.mode == IrqChipMode::Split && data & DATA_LEVEL != 0 && data & DATA_MODE != DATA_MODE {
+        let learns = self.mode == IrqChipMode::Split && !self.told.load(Ordering::Relaxed);
+        if learns && data & DATA_LEVEL != 0 && data & DATA_MODE != DATA_MODE {
             self.watch(message);
         }
         let (address_lo, address_hi) = message.halves();

@@ -148,7 +148,8 @@ impl KvmVcpu {
             }
             self.wake_up();
         }
-        if came & SMI != 0 && self.vm.caps.smm {
+        let has_smm = self.vm.smm_slots.as_ref().is_some_and(|s| s.count() > 0);
+        if came & SMI != 0 && has_smm {
             if let Err(e) = self.core.fd.smi() {
                 log::warn!("kvm: an SMI is lost: {e}");
             }
@@ -349,7 +350,7 @@ impl KvmVcpu {
         let (index, page) = (self.core.index, &self.core.page);
         self.core.count(Count::Mmio);
         let mut access = page.mmio();
-        let attrs = MemTxAttrs::vcpu(index.0);
+        let attrs = MemTxAttrs { secure: page.in_smm(), ..MemTxAttrs::vcpu(index.0) };
         let mut done = 0u64;
         // The parts of an access that crosses a page need not be powers of two.
         while done < access.len.into() {
@@ -411,7 +412,8 @@ impl Vcpu for KvmVcpu {
 
     fn run(&mut self, io: &dyn CpuIo) -> VcpuExit {
         self.core.entry.bind_thread();
-        if let Some(reason) = self.vm.slots.failure() {
+        let smm = self.vm.smm_slots.as_ref().and_then(|s| s.failure());
+        if let Some(reason) = self.vm.slots.failure().or(smm) {
             return VcpuExit::Failed(AccelError::Other(reason));
         }
         if let Err(e) = self.prepare_debug() {

@@ -7,8 +7,8 @@ use crate::x86::vcpu::KvmVcpu;
 use crate::x86::{clock, msrs, regs};
 use kvm_bindings::*;
 use mimus_arch::StateGroups;
-use mimus_arch::x86::regs::{CR0_CD, CR0_NW, RSP, VECTOR_BP, VECTOR_OF, XSAVE_MXCSR};
-use mimus_arch::x86::xsave::LAYOUT;
+use mimus_arch::x86::regs::{CR0_CD, CR0_NW, RSP, VECTOR_BP, VECTOR_OF};
+use mimus_arch::x86::xsave::{LAYOUT, normalise};
 use mimus_arch::x86::{MpState, X86State};
 use mimus_core::accel::{AccelError, IrqChipMode, ResetKind, StateError};
 
@@ -106,14 +106,9 @@ impl KvmVcpu {
     fn read_vectors(&self, state: &mut X86State) -> Result<(), AccelError> {
         let fd = &self.core.fd;
         let area = sys_x86::get_xsave(fd, self.vm.caps.xsave_size).map_err(refused("read vector registers"))?;
-        match self.vm.host.layout.convert(&area, &LAYOUT) {
-            Some(mut area) => {
-                // MXCSR_MASK says what the host's processor can; it is no state.
-                area[XSAVE_MXCSR + 4..XSAVE_MXCSR + 8].fill(0);
-                state.xsave = area;
-            }
-            None => return Err(AccelError::Other("vector registers are of an unknown form".to_owned())),
-        }
+        let area = self.vm.host.layout.convert(&area, &LAYOUT);
+        state.xsave = area.ok_or_else(|| AccelError::Other("vector registers are of an unknown form".to_owned()))?;
+        normalise(&mut state.xsave);
         let xcrs = fd.get_xcrs().map_err(errno("read XCR0"))?;
         let known = &xcrs.xcrs[..xcrs.xcrs.len().min(xcrs.nr_xcrs as usize)];
         state.xcr0 = known.iter().find(|x| x.xcr == 0).map_or(1, |x| x.value);

@@ -318,6 +318,16 @@ fn interval_timer_in_the_kernel() {
     let state: PitState = pit.save().expect("saved").decode().expect("decoded");
     assert_eq!((state.channels[0].count, state.channels[0].mode, state.channels[0].access), (5966, 2, 3));
     state.check().expect("valid");
+    // Its interrupt goes to an HPET.
+    let chip = g.chip.clone().expect("a chip");
+    chip.replace_pit(true);
+    let state: PitState = pit.save().expect("saved").decode().expect("decoded");
+    assert!(state.irq_disabled);
+    chip.replace_pit(false);
+    // At reset no channel counts, and none is started by a restore.
+    pit.reset(mimus_core::device::ResetPhase::Enter);
+    let state: PitState = pit.save().expect("saved").decode().expect("decoded");
+    assert!(state.channels.iter().all(|c| c.waiting) && !state.irq_disabled);
 }
 
 #[test]
@@ -419,6 +429,43 @@ fn nmi_with_the_controllers_in_the_kernel() {
 }
 
 #[test]
+fn system_management_mode() {
+    let name = "system_management_mode";
+    let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build(name) else { return };
+    let Some(listener) = g.vm.smm_memory_listener() else {
+        // The pin is ignored.
+        g.vcpus[0].handle().set_pin(CpuPin::Smi, true);
+        assert!(!g.state(0).events.smi_pending);
+        return skipped(name, "this host's KVM has no system management mode");
+    };
+    // The handler is where only that mode sees it, over the entry point at SMBASE + 0x8000.
+    let hidden = g.guest_ram.add_block("smram", 0x1000, mimus_core::memory::RamBacking::Private).expect("a block");
+    assert!(hidden.write(
+        0,
+        &assemble(0x3_8000, 16, |a| {
+            a.mov(al, 0x55)?;
+            a.out(0x70, al)?;
+            a.rsm()
+        })
+    ));
+    let root = mimus_core::memory::MemoryRegion::container("smm", 1 << 40);
+    let space = g.map.address_space("smm", &root);
+    space.add_listener(listener);
+    let ram = mimus_core::memory::MemoryRegion::ram("ram", &g.ram);
+    let smram = mimus_core::memory::MemoryRegion::ram("smram", &hidden);
+    g.map.change(|t| _ = t.map(&root, 0, &ram).map_with_priority(&root, 0x3_8000, 1, &smram));
+    g.long(0);
+    g.code(CODE, 64, |a| {
+        a.out(i32::from(PORT_STOP), al)?;
+        a.hlt()
+    });
+    g.vcpus[0].handle().set_pin(CpuPin::Smi, true);
+    g.run_to_stop(0);
+    assert_eq!(g.bus.out_values(0x70), [0x55]);
+    assert!(!g.state(0).events.smm);
+}
+
+#[test]
 fn split_controllers() {
     let Some(mut g) = Setup::mode(IrqChipMode::Split).build("split_controllers") else { return };
     g.long(0);
@@ -444,6 +491,13 @@ fn split_controllers() {
     assert!(at > handled || quirks().early_eoi, "{seen:?}");
     let values: Vec<_> = seen.iter().filter(|s| matches!(s, Seen::Out(0x70, ..))).collect();
     assert_eq!(values, [&Seen::Out(0x70, 1, 0x60), &Seen::Out(0x70, 1, 0x52)]);
+    // The same when the model tells its messages; masked, the route stays.
+    chip.ioapic_route(5, Some((LAPIC, 0x8053 | 0x4000)));
+    chip.ioapic_route(5, None);
+    handler(&g, 0x53, 0x2300, true, lapic_eoi);
+    send(0x8053 | 0x4000);
+    g.run_to_stop(0);
+    assert!(g.bus.take().contains(&Seen::Eoi(0x53)));
     // The PIC outside, through LINT0.
     let handle = g.vcpus[0].handle();
     lock(&g.bus.vectors).push_back(0x24);

@@ -372,3 +372,43 @@ fn clocks_stand_still_with_the_machine() {
     let (a, b) = (g.state(0).tsc, g.state(1).tsc);
     assert!(b.wrapping_sub(a) > 0);
 }
+
+#[test]
+fn kvmclock_is_the_virtual_clock() {
+    let name = "kvmclock_is_the_virtual_clock";
+    let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build(name) else { return };
+    let clock = g.bus.clock();
+    clock.set(5_000_000_000);
+    clock.start();
+    let vm = g.vm.clone();
+    let guest_clock = vm.guest_clock().expect("a clock");
+    guest_clock.start();
+    g.long(0);
+    // KVM_SYSTEM_TIME_NEW: the page to fill in, and on.
+    g.code(CODE, 64, |a| {
+        a.mov(ecx, 0x4b56_4d01u32)?;
+        a.mov(eax, DATA as u32 | 1)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        a.out(i32::from(PORT_STOP), al)?;
+        a.out(i32::from(PORT_STOP), al)?;
+        a.hlt()
+    });
+    g.run_to_stop(0);
+    g.run_to_stop(0);
+    let system_time = |g: &Guest| g.load(DATA + 16);
+    let first = system_time(&g);
+    assert!((5_000_000_000..6_000_000_000).contains(&first), "{first}");
+    // It stands while the machine does, and is told where it is when that goes on.
+    guest_clock.stop();
+    g.bus.clock().stop();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    g.bus.clock().set(7_000_000_000);
+    g.bus.clock().start();
+    guest_clock.start();
+    g.code(CODE, 64, |a| a.out(i32::from(PORT_STOP), al));
+    g.change(0, |s| s.rip = CODE);
+    g.run_to_stop(0);
+    let second = system_time(&g);
+    assert!((7_000_000_000..8_000_000_000).contains(&second), "{second}");
+}

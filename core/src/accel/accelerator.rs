@@ -73,6 +73,13 @@ pub trait AccelVm: Send + Sync {
         None
     }
 
+    /// Who wants to follow what vCPUs see in x86 system management mode; their accesses to devices then have
+    /// [`MemTxAttrs::secure`](crate::bus::MemTxAttrs) set. `None`: there is no such mode. If nothing is told to
+    /// it, SMIs are ignored.
+    fn smm_memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        None
+    }
+
     /// Throws away everything translated or cached from guest memory (after a snapshot is
     /// loaded). No vCPU is in `run`.
     fn flush_all(&self) {}

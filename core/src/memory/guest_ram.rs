@@ -12,7 +12,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Granularity of the page flags, in bytes.
@@ -66,6 +66,16 @@ pub enum RamError {
         len_mib: u64,
         host_mib: u64,
     },
+    /// The host does not let it be locked.
+    #[error(
+        "RAM block {name}: cannot lock {len_mib} MiB in memory: {source}: raise the limit (ulimit -l, or \
+         LimitMEMLOCK= of the service), or leave mem-lock=on out"
+    )]
+    Lock {
+        name: String,
+        len_mib: u64,
+        source: io::Error,
+    },
     /// The host refuses the mapping.
     #[error("RAM block {name}: the host gives no {} MiB of memory: {source}", len >> 20)]
     Map {
@@ -80,6 +90,8 @@ pub enum RamError {
 
 #[derive(Default)]
 struct Shared {
+    /// Blocks are kept in memory, never swapped out.
+    locked: AtomicBool,
     listener: OnceLock<Arc<dyn CodeWriteListener>>,
 }
 
@@ -113,6 +125,12 @@ impl GuestRam {
         let block = Arc::new(RamBlock::map(id, name, len, backing, self.shared.clone())?);
         blocks.push(block.clone());
         Ok(block)
+    }
+
+    /// Blocks made from now on are taken from the host at once and never swapped out
+    /// (`-overcommit mem-lock=on`).
+    pub fn lock_in_memory(&self) {
+        self.shared.locked.store(true, Ordering::Relaxed);
     }
 
     /// Forgets a block; the memory is freed when its last user lets go.
@@ -220,6 +238,13 @@ impl RamBlock {
         };
         // Huge pages are a wish; a host without them still works.
         let _ = map.advise(Advice::HugePage);
+        if shared.locked.load(Ordering::Relaxed) {
+            map.lock().map_err(|source| RamError::Lock {
+                name: name.to_owned(),
+                len_mib: len >> 20,
+                source,
+            })?;
+        }
         let pages = size / PAGE_SIZE as usize;
         let flags = MmapOptions::new()
             .len(pages)
@@ -670,6 +695,17 @@ mod tests {
         let ram = GuestRam::new();
         let b = ram.add_block("ram", 0x10000, RamBacking::Private).unwrap();
         (ram, b)
+    }
+
+    #[test]
+    fn locked_blocks_are_in_memory() {
+        let ram = GuestRam::new();
+        ram.lock_in_memory();
+        match ram.add_block("locked", 0x10000, RamBacking::Private) {
+            Ok(b) => assert_eq!(b.load::<u64>(0), Some(0)),
+            // Hosts may not let users lock that much.
+            Err(e) => assert!(e.to_string().contains("ulimit -l"), "{e}"),
+        }
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mimus_accel_kvm::KvmAccelerator;
 use mimus_core::accel::{Accelerator, EmulationFailure, NullAccelerator};
 use mimus_core::arch::GuestArch;
-use mimus_accel_kvm::KvmAccelerator;
 use mimus_machines::boards;
 use mimus_machines::config::MachineConfig;
 use mimus_tcg::TcgAccelerator;
@@ -52,11 +52,18 @@ pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
     anyhow::bail!("{}", reasons.join("; "))
 }
 
+/// Whether the guest's code is the host's.
+pub fn runs_directly(arch: GuestArch) -> bool {
+    match std::env::consts::ARCH {
+        "x86_64" => matches!(arch, GuestArch::X86_64 | GuestArch::I386),
+        host => arch.name() == host,
+    }
+}
+
 /// KVM where it has hardware behind it, else the translator, else what there is.
 fn best(arch: GuestArch) -> anyhow::Result<Choice> {
     let choice = |accel| Ok(Choice { accel, options: BTreeMap::new() });
-    let host = arch == GuestArch::X86_64 || arch == GuestArch::I386;
-    let kvm = if host { Some(open("kvm", arch)) } else { None };
+    let kvm = runs_directly(arch).then(|| open("kvm", arch));
     let slow = matches!(kvm, Some(Ok(_))) && kvm_interprets();
     match (kvm, open("tcg", arch)) {
         (Some(Ok(kvm)), _) if !slow => choice(kvm),

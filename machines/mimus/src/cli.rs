@@ -31,7 +31,7 @@ pub struct SystemArgs {
     /// RAM, as 512M or 2G; a number alone counts MiB
     #[arg(long = "m", value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Kernel: Linux Image, gzip'ed Image or ELF
+    /// Kernel: Linux Image or bzImage, gzip'ed or not, or ELF
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk of the kernel
@@ -139,9 +139,13 @@ pub fn help(guest: &str) -> String {
         let head = format!("-{long}{value}");
         out.push_str(&format!("  {head:<28} {about}\n"));
     }
-    out.push_str("\nexample:\n  mimus system ");
-    out.push_str(guest);
-    out.push_str(" -M virt -m 1G -smp 2 -nographic -kernel Image -initrd initrd.gz -append console=ttyS0\n");
+    let (board, kernel) = match guest {
+        "x86_64" | "i386" => ("q35", "vmlinuz"),
+        _ => ("virt", "Image"),
+    };
+    out.push_str(&format!(
+        "\nexample:\n  mimus system {guest} -M {board} -m 1G -smp 2 -nographic -kernel {kernel} -initrd initrd.gz -append console=ttyS0\n"
+    ));
     out
 }
 

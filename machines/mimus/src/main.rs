@@ -9,6 +9,7 @@ mod argv;
 mod catalog;
 mod cli;
 mod console;
+mod doctor;
 mod gdb;
 mod host;
 mod logging;
@@ -36,6 +37,7 @@ usage:
   mimus try <guest>                 fetch a ready-made Linux and boot it to a shell
   mimus system <guest> [options]    run a machine; the options are QEMU's, with one dash or two
   mimus system <guest> -help        the options
+  mimus doctor                      what works on this machine, and what to do about the rest
   mimus -version                    the version
 
 A link to mimus named mimus-system-<guest> behaves as `mimus system <guest>`.
@@ -82,6 +84,7 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
             ),
         },
         "try" => try_guest::main(rest.collect()),
+        "doctor" => doctor::main(rest.collect()),
         "help" | "-help" | "--help" | "-h" => {
             print!("{USAGE}\nguests: {}\n", SUPPORTED_GUESTS.join(", "));
             Ok(ExitCode::SUCCESS)
@@ -94,7 +97,10 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
             anyhow::bail!("{other}: options of a machine come after the guest: mimus system riscv64 {other} …")
         }
         other => {
-            let near = mimus_machines::config::keyval::nearest(other, ["system", "try", "help", "version"].into_iter());
+            let near = mimus_machines::config::keyval::nearest(
+                other,
+                ["system", "try", "doctor", "help", "version"].into_iter(),
+            );
             anyhow::bail!(
                 "there is no command '{other}'{}; see mimus help",
                 near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))

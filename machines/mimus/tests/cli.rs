@@ -66,6 +66,9 @@ fn help_and_version_succeed() {
         &["system", "riscv64", "-device", "help"],
         &["system", "riscv64", "-netdev", "help"],
         &["system", "riscv64", "-d", "help"],
+        &["system", "x86_64", "-help"],
+        &["system", "x86_64", "-M", "help"],
+        &["system", "i386", "-cpu", "help"],
     ] {
         let out = mimus(args);
         assert!(out.status.success() && !out.stdout.is_empty() && out.stderr.is_empty(), "{args:?}");
@@ -167,6 +170,83 @@ fn no_address_space_for_the_guest() {
     let text = String::from_utf8_lossy(&out.stderr);
     assert_eq!((out.status.code(), text.lines().count()), (Some(1), 1), "{text}");
     assert!(text.contains("-m 6144M") && text.contains("use a smaller -m"), "{text}");
+}
+
+fn x86(guest: &str, args: &[&str]) -> String {
+    error(&[&["system", guest, "-accel", "null", "-display", "none"], args].concat())
+}
+
+fn bzimage() -> Vec<u8> {
+    let mut b = vec![0xf4; 0x1400];
+    b[..0x400].fill(0);
+    let mut put = |at: usize, value: &[u8]| b[at..at + value.len()].copy_from_slice(value);
+    put(0x1f1, &[1]);
+    put(0x1f4, &0x100u32.to_le_bytes());
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(0x202, b"HdrS\x0f\x02");
+    put(0x211, &[1]);
+    put(0x22c, &0x37f_ffffu32.to_le_bytes());
+    put(0x234, &[1, 0, 1]);
+    put(0x238, &255u32.to_le_bytes());
+    put(0x258, &0x100_0000u64.to_le_bytes());
+    put(0x260, &0x10_0000u32.to_le_bytes());
+    b
+}
+
+#[test]
+fn bad_input_for_pcs() {
+    let dir = Dir::new("pcs");
+    let good = bzimage();
+    let kernel = dir.file("bzImage", &good);
+    let short = dir.file("short", &good[..0x800]);
+    let riscv = dir.file("Image", &image(1 << 16));
+    let large = dir.file("initrd", &vec![1; 64 << 20]);
+    let bios = dir.file("bios", &[0; 100_000]);
+    let cases: [(&str, &[&str], &str); 12] = [
+        ("x86_64", &["-kernel", &short], "truncated"),
+        (
+            "x86_64",
+            &["-kernel", &riscv],
+            "is a riscv64 Linux Image; this is mimus system x86_64: use mimus system riscv64",
+        ),
+        ("i386", &["-kernel", &kernel], "is an x86-64 kernel; this is mimus system i386: use mimus system x86_64"),
+        ("x86_64", &["-kernel", &kernel, "-initrd", &large], "takes an initrd only below 0x3800000"),
+        (
+            "x86_64",
+            &["-kernel", &kernel, "-append", &"x".repeat(300)],
+            "-append has 300 bytes; this kernel takes at most 255",
+        ),
+        ("x86_64", &["-bios", &bios], "multiple of 64 KiB"),
+        ("x86_64", &["-kernel", &kernel, "-cpu", "qemu64,+avx3"], "did you mean"),
+        ("x86_64", &["-kernel", &kernel, "-cpu", "qmeu64"], "did you mean \"qemu64\"?"),
+        ("x86_64", &["-kernel", &kernel, "-M", "virt"], "it is a board of riscv64"),
+        ("x86_64", &["-kernel", &kernel, "-M", "q35,kernel-irqchip=on"], "has no interrupt controllers of its own"),
+        ("x86_64", &["-kernel", &kernel, "-M", "microvm,hpet=on"], "no property 'hpet'"),
+        ("x86_64", &["-M", "microvm", "-L", "/nonexistent"], "-kernel FILE"),
+    ];
+    for (guest, args, says) in cases {
+        let text = x86(guest, args);
+        assert!(text.contains(says), "{says}: {text}");
+    }
+}
+
+#[test]
+fn accelerators_that_cannot() {
+    let text = system(&["-accel", "kvm", "-kernel", "x"]);
+    assert!(text.contains("riscv64") && text.contains("-accel tcg"), "{text}");
+    let text = error(&["system", "x86_64", "-accel", "kvm,device=/nonexistent", "-M", "microvm", "-kernel", "x"]);
+    assert!(text.contains("kvm"), "{text}");
+}
+
+#[test]
+fn the_doctor_looks_at_the_host() {
+    let out = mimus(&["doctor"]);
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{text}");
+    for says in ["/dev/kvm", "riscv64: translated (tcg)", "boards q35, pc, microvm"] {
+        assert!(text.contains(says), "{says}:\n{text}");
+    }
+    assert!(error(&["doctor", "who"]).contains("takes no words"));
 }
 
 #[test]

@@ -43,8 +43,6 @@ const GSI_PIRQ: u32 = 16;
 const HPET_TIMERS: usize = 3;
 /// Inputs of the I/O APIC that they can be routed to.
 const HPET_ROUTES: u32 = 0xff_0000;
-/// The BIOS of a machine that has no kernel.
-const BIOS: &str = "bios-256k.bin";
 /// Serial ports there can be.
 const SERIALS: usize = 4;
 
@@ -64,7 +62,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let (mut b, serials) = common::builder(kind, config, &options, memory, host)?;
     let ints = Interrupts::add(&mut b)?;
     let window = MemoryRegion::container("bios-window", rom::WINDOW_LEN);
-    let firmware = rom::add(&mut b, config, &window, BIOS)?;
+    let firmware = rom::add(&mut b, config, &window, rom::PC_BIOS)?;
     let pm = add_pm(&mut b, kind, &ints)?;
     let bus = add_pci(&mut b, kind, &ints, &pm, memory, &window)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;

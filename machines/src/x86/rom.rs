@@ -16,7 +16,9 @@ use crate::guests;
 use crate::machine::backends::drive_id;
 use crate::machine::{MachineBuilder, MachineError};
 
-/// Where distributions put it.
+/// The file name of the BIOS of `pc` and `q35`.
+pub const PC_BIOS: &str = "bios-256k.bin";
+/// Where distributions put BIOSes.
 const DIRECTORIES: &[&str] = &[
     "/usr/share/seabios",
     "/usr/share/qemu",
@@ -103,11 +105,15 @@ pub fn add(
     add_rom(b, &path, window)
 }
 
-/// The BIOS of this host.
-fn find(config: &MachineConfig, bios: &str) -> Result<PathBuf, MachineError> {
+/// The BIOS's file in `directories`, the usual places of this host, or among the guests that were fetched.
+pub fn find_bios(directories: &[PathBuf], bios: &str) -> Option<PathBuf> {
     let fetched = guests::cache_dir().ok().map(|c| c.join(guests::x86::SEABIOS.name));
-    let directories = config.data_dirs.iter().cloned().chain(DIRECTORIES.iter().map(PathBuf::from)).chain(fetched);
-    directories.map(|d| d.join(bios)).find(|p| p.is_file()).ok_or_else(|| {
+    let all = directories.iter().cloned().chain(DIRECTORIES.iter().map(PathBuf::from)).chain(fetched);
+    all.map(|d| d.join(bios)).find(|p| p.is_file())
+}
+
+fn find(config: &MachineConfig, bios: &str) -> Result<PathBuf, MachineError> {
+    find_bios(&config.data_dirs, bios).ok_or_else(|| {
         MachineError::other(format!(
             "there is no BIOS ({bios}) in the usual places: install the package seabios, name one with -bios FILE, or give -kernel FILE"
         ))
@@ -167,7 +173,8 @@ fn add_flash(
             return Err(ConfigError::new("-drive", &format!("if=pflash,unit={i}"), why).into());
         }
         let region = ctx.rom_device_region("flash", len, pflash::RULES)?;
-        let flash = Pflash::with_geometry(region.clone(), Some(image), pflash::PC).map_err(|e| MachineError::other(e.to_string()))?;
+        let flash = Pflash::with_geometry(region.clone(), Some(image), pflash::PC)
+            .map_err(|e| MachineError::other(e.to_string()))?;
         top -= len;
         region.map(top);
         if i == 0 {

@@ -49,7 +49,7 @@ pub(crate) enum At {
 }
 
 /// Where an access ends up.
-enum Place {
+pub(crate) enum Place {
     /// Host memory; the block and the offset in it for stores.
     Ram {
         host: *mut u8,
@@ -84,7 +84,7 @@ fn extend(value: u64, size: Size, ext: Ext) -> u64 {
 
 impl<F: GuestFrontend> Cpu<F> {
     /// Translates, and enters the page into the TLB if it is RAM.
-    fn locate(&mut self, va: u64, access: Access) -> Result<Place, MemFault> {
+    pub(crate) fn locate(&mut self, va: u64, access: Access) -> Result<Place, MemFault> {
         let leaf = F::walk(self, va, access)?;
         let Some((host, readonly, block, offset, whole_page)) = self.ram_at(leaf.pa, access) else {
             return Ok(Place::Io(GuestPhys(leaf.pa)));
@@ -97,7 +97,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// The RAM at `pa`: host address, whether stores are ignored, the block, the offset in it, and whether the
     /// whole page is there. `None` for devices and for nothing.
-    fn ram_at(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
+    pub(crate) fn ram_at(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
         let window = self.ram_window.get();
         let at = pa.wrapping_sub(window.base);
         if at < window.len {
@@ -158,11 +158,22 @@ impl<F: GuestFrontend> Cpu<F> {
         };
         self.head.exit_request = 1;
         self.debug.not_accessed();
-        F::deliver_fault(self, va, access, fault);
+        self.trap(va, access, fault);
         Trapped
     }
 
-    fn io_read(&mut self, pa: GuestPhys, size: Size) -> Result<u64, MemFault> {
+    /// Has the trap of a fault taken: at once, or, while generated code holds guest registers that delivery may
+    /// change, when it has been left.
+    pub(crate) fn trap(&mut self, va: u64, access: Access, fault: MemFault) {
+        if self.in_generated && F::TRAPS_USE_SLOTS {
+            self.fault_later = Some((va, access, fault));
+            self.check_events();
+        } else {
+            F::deliver_fault(self, va, access, fault);
+        }
+    }
+
+    pub(crate) fn io_read(&mut self, pa: GuestPhys, size: Size) -> Result<u64, MemFault> {
         let index = self.index();
         let attrs = MemTxAttrs::vcpu(index.0);
         let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
@@ -173,7 +184,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
     }
 
-    fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
+    pub(crate) fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
         let index = self.index();
         let attrs = MemTxAttrs::vcpu(index.0);
         match self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value)) {
@@ -307,7 +318,7 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     /// After a store that did not go through the TLB: withdraws code it overlaps.
-    fn stored(&mut self, block: &RamBlock, offset: u64, host: *mut u8, len: u32) {
+    pub(crate) fn stored(&mut self, block: &RamBlock, offset: u64, host: *mut u8, len: u32) {
         // The store before the flag: whoever sets the flag afterwards translates what was stored.
         fence(Ordering::SeqCst);
         let flags = block.page_flags(offset / PAGE);
@@ -622,7 +633,7 @@ fn amo_result(op: AmoOp, old: u64, value: u64, size: Size) -> u64 {
 ///
 /// # Safety
 /// `size` bytes at `host` are mapped.
-unsafe fn read(host: *mut u8, size: Size) -> u64 {
+pub(crate) unsafe fn read(host: *mut u8, size: Size) -> u64 {
     // SAFETY: mapped, by the caller; aligned accesses are atomic, others volatile, as on x86 hardware.
     unsafe {
         match size {
@@ -642,7 +653,7 @@ unsafe fn read(host: *mut u8, size: Size) -> u64 {
 ///
 /// # Safety
 /// `size` bytes at `host` are mapped.
-unsafe fn write(host: *mut u8, value: u64, size: Size) {
+pub(crate) unsafe fn write(host: *mut u8, value: u64, size: Size) {
     // SAFETY: as in `read`.
     unsafe {
         match size {
@@ -667,7 +678,7 @@ unsafe fn write(host: *mut u8, value: u64, size: Size) {
 ///
 /// # Safety
 /// `host` is mapped and aligned to `size`.
-unsafe fn compare_exchange(host: *mut u8, old: u64, new: u64, size: Size) -> bool {
+pub(crate) unsafe fn compare_exchange(host: *mut u8, old: u64, new: u64, size: Size) -> bool {
     const O: Ordering = Ordering::SeqCst;
     // SAFETY: mapped and aligned, by the caller.
     unsafe {

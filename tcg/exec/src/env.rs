@@ -9,14 +9,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mimus_core::accel::{CpuIo, RemoteFence, VcpuIndex};
+use mimus_core::accel::{CpuIo, RemoteFence, VcpuExit, VcpuIndex};
 use mimus_core::memory::FlatView;
 use mimus_tcg_ir::backend::EnvLayout;
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 
 use crate::access::RamWindow;
 use crate::engine::Machine;
-use crate::frontend::{GuestFrontend, Helper};
+use crate::frontend::{Access, GuestFrontend, Helper, MemFault};
 use crate::hostfp;
 use crate::mmu::Mmu;
 
@@ -122,6 +122,12 @@ pub struct Cpu<F: GuestFrontend> {
     /// Waits for an interrupt.
     pub halted: bool,
     pub(crate) debug: crate::debug::DebugState,
+    /// Generated code runs.
+    pub(crate) in_generated: bool,
+    /// A trap to take once generated code has been left: `head.pc` is its instruction's.
+    pub(crate) fault_later: Option<(u64, Access, MemFault)>,
+    /// Why `run` is to return.
+    pub(crate) stopped: Option<VcpuExit>,
     /// Valid while `running`.
     io: Option<NonNull<dyn CpuIo>>,
     running: bool,
@@ -163,6 +169,9 @@ impl<F: GuestFrontend> Cpu<F> {
             step_at: None,
             halted: false,
             debug: Default::default(),
+            in_generated: false,
+            fault_later: None,
+            stopped: None,
             io: None,
             running: false,
         })
@@ -220,6 +229,12 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// For a helper that has also called [`Cpu::jump`]: `run` returns to the run loop.
     pub fn leave_run_loop(&mut self) {
+        self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
+    }
+
+    /// `run` returns with `exit` before another guest instruction; for a helper that has also called [`Cpu::jump`].
+    pub fn stop(&mut self, exit: VcpuExit) {
+        self.stopped = Some(exit);
         self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
     }
 

@@ -173,6 +173,12 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// reads of nothing give ones and writes are ignored. False: both are faults.
     const LENIENT_BUS: bool;
 
+    /// Taking a trap reads or writes guest registers in slots (a stack pointer, say).
+    const TRAPS_USE_SLOTS: bool = false;
+
+    /// Pins that are edges: the vCPU itself lowers them.
+    const LATCHED_PINS: u64 = 0;
+
     /// Helpers, in the order of the numbers `Op::Call` uses. Make them with [`Helper::new`].
     fn helpers() -> Vec<Helper<Self>>;
 

@@ -85,7 +85,7 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
 impl<F: GuestFrontend> Cpu<F> {
     /// Executes the one instruction at `head.pc`, with every check made at run time. A trap it takes is part
     /// of that; afterwards `head.pc` is where to go on.
-    pub(crate) fn step_careful(&mut self) {
+    pub fn step_careful(&mut self) {
         let pc = self.head.pc;
         match self.translate_careful(pc) {
             Ok(()) => {}

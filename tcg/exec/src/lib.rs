@@ -19,6 +19,7 @@ pub mod engine;
 pub mod env;
 pub mod frontend;
 pub mod hostfp;
+mod guestmem;
 mod interp;
 pub mod mmu;
 mod runtime;

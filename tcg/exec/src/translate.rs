@@ -107,7 +107,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     fn fetch_fault(&mut self, pc: u64, va: u64, fault: MemFault) -> NoCode {
         self.head.pc = pc;
-        F::deliver_fault(self, va, Access::Fetch, fault);
+        self.trap(va, Access::Fetch, fault);
         NoCode::Trapped
     }
 

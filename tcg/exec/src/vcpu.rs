@@ -143,6 +143,9 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
 fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
     loop {
         let kick = cpu.head.kick.swap(0, Ordering::SeqCst);
+        if let Some(exit) = cpu.stopped.take() {
+            return exit;
+        }
         cpu.process_requests();
         if kick & KICK_FULL != 0 {
             cpu.machine.clone().flush_code();
@@ -209,7 +212,13 @@ fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
     // cache, which the gate keeps from being emptied; the environment is laid out as the backend was told.
     unsafe {
         let entry: extern "C" fn(*mut Cpu<F>, usize) = std::mem::transmute(entry);
+        cpu.in_generated = true;
         entry(cpu, code.host);
+    }
+    cpu.in_generated = false;
+    if let Some((va, access, fault)) = cpu.fault_later.take() {
+        F::deliver_fault(cpu, va, access, fault);
+        cpu.head.exit_request = 0;
     }
 }
 

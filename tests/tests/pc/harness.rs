@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mimus_core::accel::{Accelerator, CpuIo, NullAccelerator, VcpuIndex};
+use mimus_core::accel::{Accelerator, CpuIo, EmulationFailure, NullAccelerator, VcpuIndex};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
 use mimus_devices::char::host::RingBuf;
 use mimus_machines::boards;
@@ -46,7 +46,8 @@ pub struct Pc {
 pub struct Setup {
     pub config: MachineConfig,
     pub accel: Box<dyn Accelerator>,
-    files: tempfile::TempDir,
+    pub emulation_failure: Option<Arc<dyn EmulationFailure>>,
+    pub files: tempfile::TempDir,
 }
 
 impl Setup {
@@ -57,7 +58,8 @@ impl Setup {
         config.memory = 256 << 20;
         config.no_defaults = true;
         config.serials = vec![CharBackend::Null];
-        Self { config, accel: Box::new(NullAccelerator), files: tempfile::tempdir().unwrap() }
+        let files = tempfile::tempdir().unwrap();
+        Self { config, accel: Box::new(NullAccelerator), emulation_failure: None, files }
     }
 
     /// `-machine key=value`
@@ -100,7 +102,7 @@ impl Setup {
         let host = Host {
             accel: &*self.accel,
             accel_options: Default::default(),
-            emulation_failure: None,
+            emulation_failure: self.emulation_failure,
             io,
             serials: vec![Some("serial".to_owned())],
         };

@@ -6,5 +6,9 @@
 mod chipset;
 mod harness;
 mod interrupts;
+#[cfg(target_arch = "x86_64")]
+mod kvm;
+#[cfg(target_arch = "x86_64")]
+mod linux;
 mod microvm;
 mod saved;

@@ -7,6 +7,7 @@
 pub mod cpuid;
 pub mod features;
 pub mod irqchip;
+mod model_table;
 pub mod models;
 pub mod msr;
 pub mod regs;

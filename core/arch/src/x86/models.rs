@@ -1,6 +1,7 @@
 //! CPU models of x86: `-cpu NAME,+feature,-feature,feature=on|off`.
 
 use super::features::{CpuidFeature, X86Features};
+use super::model_table::{MODELS, Named};
 use crate::guest_arch::GuestArch;
 use crate::model::{ModelError, hint};
 use serde::{Deserialize, Serialize};
@@ -63,137 +64,6 @@ pub struct X86Model {
     pub enforce: bool,
 }
 
-/// A named model.
-struct Named {
-    name: &'static str,
-    summary: &'static str,
-    vendor: Vendor,
-    family: u16,
-    model: u8,
-    stepping: u8,
-    brand: &'static str,
-    sets: &'static [&'static [&'static str]],
-}
-
-/// What every 64-bit processor has (x86-64-v1 and what system software needs with it).
-const BASE64: &[&str] = &[
-    "fpu",
-    "vme",
-    "de",
-    "pse",
-    "tsc",
-    "msr",
-    "pae",
-    "mce",
-    "cx8",
-    "apic",
-    "sep",
-    "mtrr",
-    "pge",
-    "mca",
-    "cmov",
-    "pat",
-    "pse36",
-    "clflush",
-    "mmx",
-    "fxsr",
-    "sse",
-    "sse2",
-    "pni",
-    "hypervisor",
-    "syscall",
-    "nx",
-    "lm",
-];
-/// What x86-64-v2 adds.
-const V2: &[&str] = &["ssse3", "cx16", "sse4-1", "sse4-2", "popcnt", "lahf-lm"];
-/// What x86-64-v3 adds.
-const V3: &[&str] = &["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave", "xsaveopt"];
-/// What x86-64-v4 adds.
-const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
-/// What a 32-bit processor of the Pentium III to 4 has.
-const BASE32: &[&str] = &[
-    "fpu",
-    "vme",
-    "de",
-    "pse",
-    "tsc",
-    "msr",
-    "pae",
-    "mce",
-    "cx8",
-    "apic",
-    "sep",
-    "mtrr",
-    "pge",
-    "mca",
-    "cmov",
-    "pat",
-    "pse36",
-    "clflush",
-    "mmx",
-    "fxsr",
-    "sse",
-    "sse2",
-    "pni",
-    "hypervisor",
-];
-/// The virtual machine's own conveniences.
-const VIRTUAL: &[&str] = &["x2apic", "tsc-deadline", "kvmclock", "kvmclock-stable-bit", "kvm-nopiodelay"];
-
-const MODELS: &[Named] = &[
-    Named {
-        name: "qemu64",
-        summary: "a plain 64-bit processor, runs anywhere (default)",
-        vendor: Vendor::Amd,
-        family: 15,
-        model: 107,
-        stepping: 1,
-        brand: "Mimus virtual CPU",
-        sets: &[BASE64, &["cx16", "lahf-lm", "x2apic", "kvmclock", "kvmclock-stable-bit", "kvm-nopiodelay"]],
-    },
-    Named {
-        name: "x86-64-v2",
-        summary: "the x86-64-v2 level",
-        vendor: Vendor::Intel,
-        family: 6,
-        model: 26,
-        stepping: 3,
-        brand: "Mimus virtual CPU (x86-64-v2)",
-        sets: &[BASE64, V2, VIRTUAL],
-    },
-    Named {
-        name: "x86-64-v3",
-        summary: "the x86-64-v3 level: AVX2, BMI, FMA",
-        vendor: Vendor::Intel,
-        family: 6,
-        model: 60,
-        stepping: 4,
-        brand: "Mimus virtual CPU (x86-64-v3)",
-        sets: &[BASE64, V2, V3, VIRTUAL],
-    },
-    Named {
-        name: "x86-64-v4",
-        summary: "the x86-64-v4 level: AVX-512",
-        vendor: Vendor::Intel,
-        family: 6,
-        model: 85,
-        stepping: 4,
-        brand: "Mimus virtual CPU (x86-64-v4)",
-        sets: &[BASE64, V2, V3, V4, VIRTUAL],
-    },
-    Named {
-        name: "qemu32",
-        summary: "a plain 32-bit processor",
-        vendor: Vendor::Intel,
-        family: 6,
-        model: 6,
-        stepping: 3,
-        brand: "Mimus virtual CPU (32-bit)",
-        sets: &[BASE32, &["kvmclock", "kvmclock-stable-bit", "kvm-nopiodelay"]],
-    },
-];
-
 /// Models that are what the accelerator has.
 const SPECIAL: [(&str, &str); 2] =
     [("max", "everything the accelerator has"), ("host", "the host's own processor (KVM only)")];
@@ -215,7 +85,6 @@ impl X86Model {
     }
 
     fn from_named(arch: GuestArch, m: &Named) -> Self {
-        let features = m.sets.iter().fold(X86Features::EMPTY, |all, s| all.union(X86Features::of(s)));
         Self {
             name: m.name.to_owned(),
             arch,
@@ -226,7 +95,7 @@ impl X86Model {
             model: m.model,
             stepping: m.stepping,
             brand: m.brand.to_owned(),
-            features,
+            features: m.features(),
             explicit: X86Features::EMPTY,
             disabled: X86Features::EMPTY,
             phys_bits: 0,
@@ -236,7 +105,8 @@ impl X86Model {
     }
 
     fn by_name(arch: GuestArch, name: &str) -> Result<Self, ModelError> {
-        if let Some(m) = MODELS.iter().find(|m| m.name == name) {
+        // Names are told apart without regard to case, as users write them.
+        if let Some(m) = MODELS.iter().find(|m| m.name.eq_ignore_ascii_case(name)) {
             return Ok(Self::from_named(arch, m));
         }
         if SPECIAL.iter().any(|(n, _)| *n == name) {
@@ -372,7 +242,7 @@ mod tests {
 
     #[test]
     fn restriction_drops_or_refuses() {
-        let supported = X86Features::of(BASE64);
+        let supported = X86Features::of(super::super::model_table::BASE64);
         let m = parse("x86-64-v4").unwrap().restricted_to(supported).unwrap();
         assert_eq!(m.features, supported);
         let err = parse("qemu64,+avx2,+bmi2").unwrap().restricted_to(supported).unwrap_err();

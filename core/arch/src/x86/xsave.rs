@@ -85,9 +85,48 @@ impl XsaveLayout {
     }
 }
 
+/// Bytes of the legacy region that are the processor's constants or for software: not state.
+const MXCSR_MASK: std::ops::Range<usize> = 28..32;
+const FOR_SOFTWARE: std::ops::Range<usize> = 464..512;
+
+/// Brings an area in [`LAYOUT`] into the one form that states have, whatever the processor's optimisations made of
+/// it: x87 and SSE always in use, others if they are not zero, which is their initial state; no bytes that are not
+/// state; no longer than the last component in use. False, and nothing done, if it is no such area.
+pub fn normalise(area: &mut Vec<u8>) -> bool {
+    let Some(mut tidy) = LAYOUT.convert(area, &LAYOUT) else { return false };
+    let used = u64::from_le_bytes(std::array::from_fn(|i| tidy[XSAVE_XSTATE_BV + i]));
+    let mut kept = XCR0_X87 | XCR0_SSE;
+    for (bit, offset, size) in LAYOUT.present(used) {
+        if tidy[offset..offset + size].iter().any(|b| *b != 0) {
+            kept |= 1 << bit;
+        }
+    }
+    tidy.truncate(LAYOUT.size(kept));
+    tidy[MXCSR_MASK].fill(0);
+    tidy[FOR_SOFTWARE].fill(0);
+    tidy[XSAVE_XSTATE_BV..XSAVE_MIN].fill(0);
+    tidy[XSAVE_XSTATE_BV..XSAVE_XSTATE_BV + 8].copy_from_slice(&kept.to_le_bytes());
+    *area = tidy;
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_form() {
+        let mut area = vec![0u8; LAYOUT.size(0xe7)];
+        area[XSAVE_XSTATE_BV] = 0xe6;
+        area[28] = 0xff;
+        area[470] = 1;
+        area[600] = 3;
+        assert!(normalise(&mut area));
+        assert_eq!((area.len(), area[XSAVE_XSTATE_BV], area[28], area[470], area[600]), (832, 7, 0, 0, 3));
+        let again = area.clone();
+        assert!(normalise(&mut area) && area == again);
+        assert!(!normalise(&mut vec![0; 100]));
+    }
 
     #[test]
     fn sizes() {

@@ -14,7 +14,7 @@ use super::q35::map_ports;
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};
 use crate::pci::config_space::{ConfigSpace, ConfigState, PciIds};
 use crate::pci::intx::IntxRouter;
-use crate::pci::{DevFn, PciError};
+use crate::pci::{CHIPSET, DevFn, PciError};
 use crate::virtio::device::decode_payload;
 use mimus_core::bus::AccessSize;
 use mimus_core::device::{Lifecycle, ResetPhase, lock};
@@ -24,8 +24,7 @@ use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
 use std::sync::{Arc, Mutex};
 
 const SCHEMA: Schema = Schema::new("i440fx-host", 1);
-const IDS: PciIds =
-    PciIds { vendor: 0x8086, device: 0x1237, revision: 2, class: 0x06_0000, subsystem_vendor: 0, subsystem: 0 };
+const IDS: PciIds = PciIds { vendor: 0x8086, device: 0x1237, revision: 2, class: 0x06_0000, ..CHIPSET };
 
 /// Configuration and DRAM timing, which keep what is written: PMCCFG to DRAMT, and DRAM row boundaries.
 const DRAM: std::ops::Range<usize> = 0x50..0x59;

@@ -15,7 +15,7 @@ use super::pc_memory::{
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};
 use crate::pci::config_space::{ConfigSpace, ConfigState, PciIds};
 use crate::pci::intx::IntxRouter;
-use crate::pci::{DevFn, PciError};
+use crate::pci::{CHIPSET, DevFn, PciError};
 use crate::virtio::device::decode_payload;
 use mimus_core::bus::{AccessRules, AccessSize};
 use mimus_core::device::{Lifecycle, ResetPhase, lock};
@@ -25,8 +25,7 @@ use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
 use std::sync::{Arc, Mutex};
 
 const SCHEMA: Schema = Schema::new("q35-host", 1);
-const IDS: PciIds =
-    PciIds { vendor: 0x8086, device: 0x29c0, revision: 2, class: 0x06_0000, subsystem_vendor: 0, subsystem: 0 };
+const IDS: PciIds = PciIds { vendor: 0x8086, device: 0x29c0, revision: 2, class: 0x06_0000, ..CHIPSET };
 
 const PCIEXBAR: usize = 0x60;
 const PAM0: usize = 0x90;
@@ -133,7 +132,7 @@ impl Q35 {
 fn config_space(slot: &PciSlot) -> ConfigSpace {
     let mut config = ConfigSpace::new(IDS, slot, false);
     // Bits 35:26 of the base, length, enable.
-    config.add_register(PCIEXBAR, &[0; 8], &0xf_fc00_0007_u64.to_le_bytes());
+    config.add_register(PCIEXBAR, &0xe000_0000_u64.to_le_bytes(), &0xf_fc00_0007_u64.to_le_bytes());
     config.add_register(PAM0, &[0; PAM_REGISTERS], &[PAM_BITS; PAM_REGISTERS]);
     config.add_register(PAM0, &[0], &[PAM_BITS & 0xf0]);
     let smram = SMRAM_ENABLE | SMRAM_LOCK | SMRAM_CLOSED | SMRAM_OPEN;

@@ -105,6 +105,8 @@ fn configuration_ports() {
     assert_eq!(pc.inp(PORT + 4, AccessSize::B4), 0x29c0_8086);
     assert_eq!(pc.inp(PORT + 6, AccessSize::B2), 0x29c0);
     assert_eq!((pc.config(0, 8), pc.config(0, 11), pc.config(0, 14)), (2, 6, 0));
+    pc.select(0, 0x2c);
+    assert_eq!(pc.inp(PORT + 4, AccessSize::B4), 0x1100_1af4, "what SeaBIOS looks for");
     assert_eq!(pc.config(8, 0), 0xff, "nobody there");
     pc.out(PORT, AccessSize::B4, 0x8001_0000);
     assert_eq!(pc.inp(PORT + 4, AccessSize::B4), u32::MAX, "another bus");

@@ -11,7 +11,7 @@ use super::{place, pm_region};
 use crate::acpi::pm::AcpiPm;
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};
 use crate::pci::config_space::{ConfigSpace, ConfigState, PciIds};
-use crate::pci::{DevFn, PciError};
+use crate::pci::{CHIPSET, DevFn, PciError};
 use crate::virtio::device::decode_payload;
 use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::device::{Lifecycle, MmioDevice, ResetPhase, lock};
@@ -26,8 +26,7 @@ pub const PIRQS: usize = 8;
 pub const DEVICE: DevFn = DevFn(31 << 3);
 
 const SCHEMA: Schema = Schema::new("ich9-lpc", 1);
-const IDS: PciIds =
-    PciIds { vendor: 0x8086, device: 0x2918, revision: 2, class: 0x06_0100, subsystem_vendor: 0, subsystem: 0 };
+const IDS: PciIds = PciIds { vendor: 0x8086, device: 0x2918, revision: 2, class: 0x06_0100, ..CHIPSET };
 
 const PMBASE: usize = 0x40;
 const ACPI_CNTL: usize = 0x44;

@@ -12,7 +12,7 @@ use super::{place, pm_region};
 use crate::acpi::pm::AcpiPm;
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};
 use crate::pci::config_space::{ConfigSpace, ConfigState, PciIds};
-use crate::pci::{DevFn, PciError};
+use crate::pci::{CHIPSET, DevFn, PciError};
 use crate::virtio::device::decode_payload;
 use mimus_core::bus::AccessSize;
 use mimus_core::device::{Lifecycle, ResetPhase, lock};
@@ -31,8 +31,7 @@ pub const POWER: DevFn = DevFn(1 << 3 | 3);
 pub const GPE_PORT: u16 = 0xafe0;
 
 const ISA_SCHEMA: Schema = Schema::new("piix3", 1);
-const ISA_IDS: PciIds =
-    PciIds { vendor: 0x8086, device: 0x7000, revision: 0, class: 0x06_0100, subsystem_vendor: 0, subsystem: 0 };
+const ISA_IDS: PciIds = PciIds { vendor: 0x8086, device: 0x7000, revision: 0, class: 0x06_0100, ..CHIPSET };
 const PIRQ_A: usize = 0x60;
 
 /// Registers that keep what is written, with their reset values: I/O recovery, X-bus select, memory top,
@@ -124,8 +123,7 @@ impl Snapshot for Piix3 {
 }
 
 const POWER_SCHEMA: Schema = Schema::new("piix4-pm", 1);
-const POWER_IDS: PciIds =
-    PciIds { vendor: 0x8086, device: 0x7113, revision: 3, class: 0x06_8000, subsystem_vendor: 0, subsystem: 0 };
+const POWER_IDS: PciIds = PciIds { vendor: 0x8086, device: 0x7113, revision: 3, class: 0x06_8000, ..CHIPSET };
 const PMBA: usize = 0x40;
 const DEVACTB: usize = 0x58;
 const PMREGMISC: usize = 0x80;

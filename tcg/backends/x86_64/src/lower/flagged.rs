@@ -7,6 +7,7 @@
 use super::{Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, Rm, Shift, Vex, fits32};
 use dynasmrt::DynasmApi;
+use mimus_tcg_ir::flags;
 use mimus_tcg_ir::{CondF, Ext, FlagOp, Op, PagePc, Size, Slot, Val};
 
 /// The host's condition.
@@ -98,18 +99,29 @@ impl Lower<'_> {
             }
             return;
         }
-        self.flags_for(&whole);
-        let (a, b) = (self.home_val(a), self.home_val(b));
-        match form_of(op) {
+        let (a, b) = if reads_rax(&whole) {
+            (self.val(a), self.val(b))
+        } else {
+            self.flags_for(&whole);
+            (self.home_val(a), self.home_val(b))
+        };
+        let place = match form_of(op) {
             Form::Classic(alu) => self.classic_f(alu, size, d, a, b),
             Form::Shift(shift) => self.shift_f(shift, size, d, a, b),
             Form::Bit(opcode, ext) => self.bit_f(opcode, ext, size, d.filter(|_| op != FlagOp::Bt), a, b),
             Form::Unary(opcode, ext) => {
                 let place = self.start(d, size, a, Opnd::Imm(0));
                 self.asm.sized_ext(Map::Base, size, opcode, ext, place);
-                self.settle(d, size, place);
+                place
             }
             Form::Other => self.other_f(op, size, d, a, b),
+        };
+        match (d.filter(|_| op != FlagOp::Bt), place) {
+            // Left in rax for the next operation, which may be the only one to want it.
+            (Some(d), Rm::Reg(RAX)) if size >= Size::B4 && self.be.pin_of(d).is_none() && !self.saves_next(&whole) => {
+                self.finish(d);
+            }
+            (d, place) => self.settle(d, size, place),
         }
         if op != FlagOp::Not {
             self.flags_from(&whole);
@@ -186,26 +198,47 @@ impl Lower<'_> {
         }
     }
 
-    fn classic_f(&mut self, op: Alu, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
+    fn classic_f(&mut self, op: Alu, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
+        let nowhere = Rm::Reg(R15);
         match (op, d) {
             (Alu::Sub, None) => {
-                let place = self.as_rm(a, RAX);
+                let place = self.as_rm(a, if b == Opnd::Reg(RAX) { R15 } else { RAX });
                 let b = if matches!(place, Rm::Env(_)) { self.in_reg_unless_imm(b, R15) } else { b };
                 self.classic_at(Alu::Cmp, size, place, b, R15);
+                nowhere
             }
-            (Alu::And, None) => self.test_f(size, a, b),
+            (Alu::And, None) => {
+                self.test_f(size, a, b);
+                nowhere
+            }
             _ => {
                 let commutes = !matches!(op, Alu::Sub | Alu::Sbb);
                 let home = d.map(|d| self.home(d));
-                let (a, b) = match home {
-                    Some(home) if commutes && home == b && matches!(home, Opnd::Reg(_)) => (b, a),
-                    _ => (a, b),
-                };
-                let place = self.start(d, size, a, b);
+                let swap = commutes && (b == Opnd::Reg(RAX) || home == Some(b) && matches!(b, Opnd::Reg(_)));
+                let (a, b) = if swap && home != Some(a) { (b, a) } else { (a, b) };
+                let (place, b) = self.start_with(d, size, a, b);
                 self.classic_at(op, size, place, b, R15);
-                self.settle(d, size, place);
+                place
             }
         }
+    }
+
+    /// [`Lower::start`] where the other operand may be in `rax`.
+    fn start_with(&mut self, d: Option<Slot>, size: Size, a: Opnd, b: Opnd) -> (Rm, Opnd) {
+        if b != Opnd::Reg(RAX) || a == b {
+            return (self.start(d, size, a, b), b);
+        }
+        let home = d.map(|d| self.home(d));
+        let in_rax = match home {
+            Some(Opnd::Reg(_)) => home != Some(a) && size < Size::B4,
+            Some(home) => home != a || size == Size::B4,
+            None => true,
+        };
+        if !in_rax {
+            return (self.start(d, size, a, b), b);
+        }
+        self.mov(R15, b);
+        (self.start(d, size, a, Opnd::Reg(R15)), Opnd::Reg(R15))
     }
 
     fn in_reg_unless_imm(&mut self, from: Opnd, scratch: u8) -> Opnd {
@@ -230,11 +263,11 @@ impl Lower<'_> {
         }
     }
 
-    fn shift_f(&mut self, op: Shift, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
+    fn shift_f(&mut self, op: Shift, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
         if let Opnd::Imm(imm) = b {
             let place = self.start(d, size, a, b);
             self.shift_at_imm(op, size, place, imm);
-            return self.settle(d, size, place);
+            return place;
         }
         let saved = self.load_count(b);
         // rcx is not what its slot holds now.
@@ -248,7 +281,7 @@ impl Lower<'_> {
         };
         self.asm.sized_ext(Map::Base, size, 0xd2, op as u8, place);
         self.restore_count(saved);
-        self.settle(d, size, place);
+        place
     }
 
     pub(super) fn shift_at_imm(&mut self, op: Shift, size: Size, place: Rm, imm: i64) {
@@ -280,7 +313,7 @@ impl Lower<'_> {
         }
     }
 
-    fn bit_f(&mut self, opcode: u8, ext: u8, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
+    fn bit_f(&mut self, opcode: u8, ext: u8, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
         let place = if ext == BT && matches!(a, Opnd::Reg(_)) {
             self.as_rm(a, RAX)
         } else if matches!(b, Opnd::Imm(_)) {
@@ -305,10 +338,10 @@ impl Lower<'_> {
                 self.asm.wide(Map::Of, size, opcode, b, place);
             }
         }
-        self.settle(d, size, place);
+        place
     }
 
-    fn other_f(&mut self, op: FlagOp, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
+    fn other_f(&mut self, op: FlagOp, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
         // The register to compute in; 2 bytes are merged from rax.
         let pin = d.and_then(|d| self.be.pin_of(d));
         let t = pin.filter(|_| size != Size::B2).unwrap_or(RAX);
@@ -350,25 +383,33 @@ impl Lower<'_> {
             }
             _ => return self.scan_f(op, size, d, a),
         }
-        self.settle(d, size, Rm::Reg(t));
+        Rm::Reg(t)
     }
 
     /// `bsf`, `bsr`: the host leaves the destination alone when it finds nothing, all of it.
-    fn scan_f(&mut self, op: FlagOp, size: Size, d: Option<Slot>, a: Opnd) {
+    fn scan_f(&mut self, op: FlagOp, size: Size, d: Option<Slot>, a: Opnd) -> Rm {
         let opcode = if op == FlagOp::Bsf { 0xbc } else { 0xbd };
         let a = self.as_rm(a, R14);
         match d.map(|d| self.home(d)) {
-            Some(Opnd::Reg(t)) => self.asm.wide(Map::Of, size, opcode, t, a),
+            Some(Opnd::Reg(t)) => {
+                self.asm.wide(Map::Of, size, opcode, t, a);
+                Rm::Reg(t)
+            }
             Some(home) => {
                 self.mov(RAX, home);
                 self.asm.wide(Map::Of, size, opcode, RAX, a);
+                // All of it, whatever the size: it may be what it was.
                 self.settle(d, Size::B8, Rm::Reg(RAX));
+                Rm::Reg(R15)
             }
-            None => self.asm.wide(Map::Of, size, opcode, RAX, a),
+            None => {
+                self.asm.wide(Map::Of, size, opcode, RAX, a);
+                Rm::Reg(R15)
+            }
         }
     }
 
-    fn mul_f(&mut self, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) {
+    fn mul_f(&mut self, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
         let (a, b) = if matches!(a, Opnd::Imm(_)) { (b, a) } else { (a, b) };
         let pin = d.and_then(|d| self.be.pin_of(d));
         match self.operand(b, size, R15) {
@@ -382,23 +423,24 @@ impl Lower<'_> {
                 } else {
                     self.asm.imm_sized(size, imm);
                 }
-                if pin.is_none() {
-                    self.settle(d, size, Rm::Reg(t));
-                }
+                Rm::Reg(t)
             }
             b => {
                 let home = d.map(|d| self.home(d));
-                let (a, b) = if home == Some(b) && pin.is_some() { (b, a) } else { (a, b) };
-                let place = match self.start(d, size, a, b) {
-                    Rm::Reg(t) => t,
+                let swap = b == Opnd::Reg(RAX) || home == Some(b) && pin.is_some();
+                let (a, b) = if swap && home != Some(a) { (b, a) } else { (a, b) };
+                let (place, b) = self.start_with(d, size, a, b);
+                let (place, b) = match place {
+                    Rm::Reg(t) => (t, b),
+                    _ if b == Opnd::Reg(RAX) => (RAX, a),
                     _ => {
                         self.mov(RAX, a);
-                        RAX
+                        (RAX, b)
                     }
                 };
                 let b = self.as_rm(b, R14);
                 self.asm.wide(Map::Of, size, 0xaf, place, b);
-                self.settle(d, size, Rm::Reg(place));
+                Rm::Reg(place)
             }
         }
     }
@@ -574,5 +616,30 @@ impl Lower<'_> {
         let src = self.home_val(src);
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.store_to(place, src, size);
+    }
+}
+
+/// Whether the lowering of an operation takes its operands as they are before it changes `rax`: those that need no
+/// flags before them, do not find any to leave alone, and have no count to make room for.
+pub(super) fn reads_rax(op: &Op) -> bool {
+    let Op::AluF { op, size, b, .. } = *op else { return false };
+    match op {
+        FlagOp::Add
+        | FlagOp::Sub
+        | FlagOp::And
+        | FlagOp::Or
+        | FlagOp::Xor
+        | FlagOp::Neg
+        | FlagOp::Not
+        | FlagOp::Mul
+        | FlagOp::Popcnt
+        | FlagOp::Andn
+        | FlagOp::Bextr
+        | FlagOp::Bzhi
+        | FlagOp::Blsi
+        | FlagOp::Blsr
+        | FlagOp::Blsmsk => true,
+        FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => matches!(b, Val::Imm(n) if flags::count(size, n as u64) != 0),
+        _ => false,
     }
 }

@@ -170,10 +170,9 @@ fn keeps_host(op: &Op) -> bool {
         | Op::CMovF { .. }
         | Op::BranchF { .. }
         | Op::AluF { op: FlagOp::Not, .. } => true,
-        Op::Un { op, .. } => matches!(
-            op,
-            UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW
-        ),
+        Op::Un { op, .. } => {
+            matches!(op, UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW)
+        }
         // As `lea`.
         Op::Alu { op: AluOp::Add, ty, .. } => ty != Ty::I32,
         Op::Alu { op: AluOp::Sub, ty, b: Val::Imm(_), .. } => ty != Ty::I32,
@@ -283,7 +282,13 @@ impl Lower<'_> {
 
     /// Whether anybody looks at the flags that an operation sets.
     pub(super) fn flags_wanted(&self, op: &Op) -> bool {
-        self.needs_now().any().intersects(flags_written(op).0)
+        self.flags_wanted_at(self.next.wrapping_sub(1), op)
+    }
+
+    /// The same of the operation with number `index`.
+    pub(super) fn flags_wanted_at(&self, index: usize, op: &Op) -> bool {
+        let needs = self.needs.get(index).copied().unwrap_or_default();
+        needs.any().intersects(flags_written(op).0)
     }
 
     /// Before an operation: gets the flags that it uses, or leaves alone and somebody needs, into the host's.
@@ -291,6 +296,11 @@ impl Lower<'_> {
     pub(super) fn flags_for(&mut self, op: &Op) {
         let wanted = self.carried(op, self.needs_now());
         self.flags_to_host(wanted, !matches!(op, Op::Rmw { .. }));
+    }
+
+    /// Whether an operation needs flags in the host's before it.
+    pub(super) fn carries(&self, op: &Op) -> bool {
+        !self.carried(op, self.needs_now()).is_empty()
     }
 
     /// Gets the flags that a condition looks at: the condition to test for in the host's flags, which is another one
@@ -381,6 +391,7 @@ impl Lower<'_> {
         };
         if self.flags.save_before == self.next {
             self.save_flags();
+            self.cached = None;
         }
     }
 
@@ -595,10 +606,10 @@ impl Lower<'_> {
         if let Val::Imm(imm) = a {
             let value = slot_bits(Flags::from_eflags(imm as u64)) & bits;
             if bits != value {
-                dynasm!(self.asm ; .arch x64 ; and DWORD [rbp + disp], !bits | value);
+                dynasm!(self.asm ; .arch x64 ; and WORD [rbp + disp], (!bits | value) as i16);
             }
             if value != 0 {
-                dynasm!(self.asm ; .arch x64 ; or DWORD [rbp + disp], value);
+                dynasm!(self.asm ; .arch x64 ; or WORD [rbp + disp], value as i16);
             }
         } else {
             let a = self.home_val(a);
@@ -611,10 +622,10 @@ impl Lower<'_> {
                 ; or r14d, r15d
             );
             self.asm.alu_rm_i(Alu::And, false, Rm::Reg(R14), bits);
-            self.asm.mov_r_rm(false, R15, Rm::Env(disp));
+            dynasm!(self.asm ; .arch x64 ; movzx r15d, WORD [rbp + disp]);
             self.asm.alu_rm_i(Alu::And, false, Rm::Reg(R15), !bits);
             self.asm.alu_r_rm(Alu::Or, false, R15, Rm::Reg(R14));
-            self.asm.mov_rm_r(false, Rm::Env(disp), R15);
+            dynasm!(self.asm ; .arch x64 ; mov [rbp + disp], r15w);
         }
         self.flags_in_slot(mask);
     }
@@ -623,9 +634,8 @@ impl Lower<'_> {
         if on_host(op) {
             return self.change_carry(op, 0xf5);
         }
-        let place = Rm::Env(self.flags_disp());
-        self.asm.ins(Map::Base, false, 0x81, Alu::Xor as u8, place);
-        self.asm.push_i32(slot_bits(mask));
+        let (disp, bits) = (self.flags_disp(), slot_bits(mask));
+        dynasm!(self.asm ; .arch x64 ; xor WORD [rbp + disp], bits as i16);
         self.flags_in_slot(mask);
     }
 

@@ -1,5 +1,6 @@
 //! Accesses checked together: loads and stores off one base register that no jump or call separates, such as a
-//! function's prologue and epilogue, look their page up once. `r14` then is the host address of the base.
+//! function's prologue and epilogue, look their page up once. `r14` then is the host address of the base as it was
+//! at the group's start; what operations add to the base meanwhile (as pushes do) is accounted for.
 //!
 //! If the range that they span is not all in one page, or the page is not in the TLB, a copy of the operations
 //! runs in which each access is checked by itself.
@@ -8,7 +9,7 @@ use super::{Cold, Insn, Lower, Opnd, writes};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::{AluOp, FIRST_TEMP, Op, Slot, UnOp, Val};
+use mimus_tcg_ir::{AluOp, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
 
 /// Bytes that a group may span: the wider, the more often it leaves the page.
 const MAX_SPAN: i64 = 512;
@@ -19,6 +20,8 @@ const MAX_OPS: usize = 160;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     base: Slot,
+    /// What has been added to the base.
+    delta: i32,
     slow: Slow,
 }
 
@@ -60,8 +63,9 @@ impl Lower<'_> {
         self.last = None;
         let from = self.check_group(base, extent);
         self.flags_lost();
-        let slow = Slow { from, back: 0, first, end: extent.end, insn: self.insn, boxed: self.boxed, flags: self.flags };
-        self.group = Some(Group { base, slow });
+        let slow =
+            Slow { from, back: 0, first, end: extent.end, insn: self.insn, boxed: self.boxed, flags: self.flags };
+        self.group = Some(Group { base, delta: 0, slow });
     }
 
     /// Ends the group if operation `next` is the first after it.
@@ -70,7 +74,9 @@ impl Lower<'_> {
             && group.slow.end == next
         {
             self.group = None;
-            self.cached = None;
+            // What a load has left in rax is there in both copies.
+            let last = self.ops.get(next.wrapping_sub(1));
+            self.cached = self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot));
             let back = self.asm.pos();
             self.cold.push(Cold::Group(Slow { back, ..group.slow }));
         }
@@ -80,7 +86,17 @@ impl Lower<'_> {
     pub(super) fn grouped(&self, base: Val, off: i32) -> Option<Rm> {
         let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
         debug_assert!(self.next <= group.slow.end);
-        Some(Rm::Mem { base: R14, index: None, disp: off })
+        Some(Rm::Mem { base: R14, index: None, disp: off.wrapping_add(group.delta) })
+    }
+
+    /// After an operation of a group.
+    #[inline]
+    pub(super) fn adjust_group(&mut self, op: &Op) {
+        if let Some(group) = &mut self.group
+            && let Some(by) = adjustment(op, group.base)
+        {
+            group.delta = group.delta.wrapping_add(by);
+        }
     }
 
     /// The longest run of operations from `first` on that can be a group, cut after its last access.
@@ -91,11 +107,12 @@ impl Lower<'_> {
             return None;
         }
         let mut extent: Option<Extent> = None;
-        let mut accesses = 0;
+        let (mut accesses, mut delta) = (0, 0i64);
         for (i, op) in ops.iter().enumerate().take(MAX_OPS) {
             match access(op) {
                 Some((b, off, size, write)) if b == base => {
-                    let (low, high) = (i64::from(off), i64::from(off) + i64::from(size));
+                    let low = i64::from(off) + delta;
+                    let high = low + i64::from(size);
                     let old = extent.unwrap_or(Extent { end: 0, low, high, reads: false, writes: false });
                     let new = Extent {
                         end: first + i + 1,
@@ -104,14 +121,18 @@ impl Lower<'_> {
                         reads: old.reads || !write,
                         writes: old.writes || write,
                     };
-                    if new.high - new.low > MAX_SPAN {
+                    if new.high - new.low > MAX_SPAN || !fits32(new.low) || !fits32(new.high) {
                         break;
                     }
                     extent = Some(new);
                     accesses += 1;
                 }
-                _ if keeps_r14(op) => {}
+                _ if self.keeps_r14(op) => {}
                 _ => break,
+            }
+            if let Some(by) = adjustment(op, base) {
+                delta += i64::from(by);
+                continue;
             }
             if writes(op, base) {
                 break;
@@ -161,8 +182,9 @@ impl Lower<'_> {
         self.asm.bind(slow.from);
         (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         (self.cached, self.last) = (None, None);
+        self.skip = 0;
         for i in slow.first..slow.end {
-            if let Some(op) = self.ops.get(i) {
+            if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
                 self.flags_before(i);
                 self.next = i + 1;
                 self.op(op);
@@ -181,30 +203,78 @@ fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     }
 }
 
-/// Whether lowering an operation leaves `r14` alone, calls nothing and does not jump on.
-fn keeps_r14(op: &Op) -> bool {
-    // Negated by subtractions.
-    let small = |val: Val| match val {
+/// What an operation adds to `base`, if that is all it does to it.
+fn adjustment(op: &Op, base: Slot) -> Option<i32> {
+    let same = Val::Slot(base);
+    let by = match *op {
+        Op::Lea { d, base: a, index: Val::Imm(0), disp, size: Size::B8, .. } if d == base && a == same => disp.into(),
+        Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a, b: Val::Imm(imm) } if d == base && a == same => imm,
+        Op::Alu { op: AluOp::Sub, ty: Ty::I64, d, a, b: Val::Imm(imm) } if d == base && a == same => imm.wrapping_neg(),
+        Op::AluF { op, size: Size::B8, d, a, b: Val::Imm(imm) } if d == Some(base) && a == same => match op {
+            FlagOp::Add => imm,
+            FlagOp::Sub => imm.wrapping_neg(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    i32::try_from(by).ok()
+}
+
+/// Whether a constant, and its negative (subtractions are additions), is an instruction's.
+fn small(val: Val) -> bool {
+    match val {
         Val::Slot(_) => true,
         Val::Imm(imm) => fits32(imm) && fits32(imm.wrapping_neg()),
-    };
-    match *op {
-        Op::Insn { .. } | Op::GetPc { .. } | Op::SetEnvByte { .. } | Op::GuardEnv { .. } => true,
-        Op::Alu { op, a, b, .. } => match op {
-            AluOp::Add | AluOp::Sub | AluOp::And | AluOp::Or | AluOp::Xor | AluOp::SetLtS | AluOp::SetLtU => {
-                small(a) && small(b)
+    }
+}
+
+impl Lower<'_> {
+    /// Whether lowering an operation leaves `r14` alone, calls nothing and does not jump on.
+    fn keeps_r14(&self, op: &Op) -> bool {
+        match *op {
+            Op::Insn { .. }
+            | Op::GetPc { .. }
+            | Op::SetEnvByte { .. }
+            | Op::GuardEnv { .. }
+            | Op::SetPart { .. }
+            | Op::GetHigh { .. }
+            | Op::SetHigh { .. }
+            | Op::LoadEnv { .. } => true,
+            Op::StoreEnv { src, .. } => small(src),
+            Op::Alu { op, a, b, .. } => match op {
+                AluOp::Add | AluOp::Sub | AluOp::And | AluOp::Or | AluOp::Xor | AluOp::SetLtS | AluOp::SetLtU => {
+                    small(a) && small(b)
+                }
+                AluOp::Shl | AluOp::Shr | AluOp::Sar => matches!((a, b), (Val::Slot(_), Val::Imm(_))),
+                AluOp::Mul => matches!((a, b), (Val::Slot(_), Val::Slot(_))),
+                _ => false,
+            },
+            Op::Un { op, a, .. } => {
+                let simple = matches!(
+                    op,
+                    UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW
+                );
+                simple && small(a)
             }
-            AluOp::Shl | AluOp::Shr | AluOp::Sar => matches!((a, b), (Val::Slot(_), Val::Imm(_))),
-            AluOp::Mul => matches!((a, b), (Val::Slot(_), Val::Slot(_))),
+            Op::Lea { base, index, .. } => {
+                let pinned = |slot| self.be.pin_of(slot).is_some();
+                matches!(base, Val::Slot(_))
+                    && match index {
+                        Val::Slot(slot) => pinned(slot),
+                        Val::Imm(imm) => imm == 0,
+                    }
+            }
+            Op::AluF { op, a, b, .. } => match op {
+                FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor | FlagOp::Neg | FlagOp::Not => {
+                    small(a) && small(b)
+                }
+                // By a constant that is not zero: no flag stays.
+                FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => {
+                    matches!(b, Val::Imm(n) if n & 31 != 0)
+                }
+                _ => false,
+            },
             _ => false,
-        },
-        Op::Un { op, a, .. } => {
-            let simple = matches!(
-                op,
-                UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW
-            );
-            simple && small(a)
         }
-        _ => false,
     }
 }

@@ -4,11 +4,12 @@
 //! a hit and huge otherwise, so one compare finds misses and accesses that leave the page. The address stays
 //! in the base register throughout; the arrays' `addend` makes it a host address.
 
+use super::fuse::Fused;
 use super::{Cold, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::{Ext, FIRST_TEMP, Size, Slot, Val};
+use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Slow {
     reload: Option<i32>,
     /// What saves the flags first.
     flags: Option<u32>,
+    /// What is done with the value in its stead.
+    fused: Option<Fused>,
 }
 
 /// A guest address: `base + off`, and the slot in memory that was loaded to `base` (`rax`), if one was.
@@ -116,7 +119,38 @@ impl Lower<'_> {
             insn,
             reload,
             flags,
+            fused: None,
         }));
+    }
+
+    /// A load and the operation behind it, which takes the memory as its operand.
+    pub(super) fn load_fused(&mut self, (op, fused): (Op, Fused), base: Val, off: i32, size: Size) {
+        let grouped = self.grouped(base, off);
+        if let Some(place) = grouped {
+            self.on_memory(fused, place);
+        } else {
+            let at = self.address(base, off);
+            let flags = self.flags_at_fault();
+            let from = self.translate(at, size, self.be.config.context.read_tag);
+            self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
+            self.cold.push(Cold::Load(Slow {
+                from,
+                back: self.asm.pos(),
+                base: at.base,
+                off: at.off,
+                size,
+                ext: Ext::Zero,
+                value: Opnd::Reg(RAX),
+                insn: self.insn,
+                reload: None,
+                flags,
+                fused: Some(fused),
+            }));
+        }
+        self.flags_lost();
+        self.next += 1;
+        self.skip = self.next;
+        self.flags_from(&op);
     }
 
     /// `d` = memory at `place`.
@@ -130,7 +164,7 @@ impl Lower<'_> {
             (Opnd::Reg(t), _) => self.load_value(t, place, size, ext),
             _ => {
                 self.load_value(RAX, place, size, ext);
-                self.set(d, RAX);
+                self.finish(d);
             }
         }
     }
@@ -163,6 +197,9 @@ impl Lower<'_> {
             Opnd::Reg(t) => self.mov(t, Opnd::Reg(RAX)),
             Opnd::Mem(disp) => self.asm.mov_rm_r(true, Rm::Env(disp), RAX),
             Opnd::Imm(_) => {}
+        }
+        if let Some(fused) = slow.fused {
+            self.on_memory(fused, Rm::Reg(RAX));
         }
         if let Some(disp) = slow.reload {
             self.mov(RAX, Opnd::Mem(disp));
@@ -200,6 +237,7 @@ impl Lower<'_> {
             insn,
             reload,
             flags,
+            fused: None,
         }));
     }
 

@@ -8,6 +8,7 @@ mod control;
 mod flagged;
 mod flags;
 mod fp;
+mod fuse;
 mod group;
 mod mem;
 mod rmw;
@@ -21,7 +22,7 @@ use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, Val};
+use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,16 +135,19 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         needs: flags::needs(&block.ops),
         flags: flags::FlagState::default(),
         kept: false,
+        skip: 0,
         routines: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
     }
     for (i, op) in block.ops.iter().enumerate() {
-        l.flags_before(i);
-        l.enter_group(i);
-        l.next = i + 1;
-        l.op(op);
+        if i >= l.skip {
+            l.flags_before(i);
+            l.enter_group(i);
+            l.next = i + 1;
+            l.op(op);
+        }
         l.leave_group(i + 1);
     }
     if !block.ops.last().is_some_and(Op::is_terminal) {
@@ -178,6 +182,8 @@ struct Lower<'a> {
     flags: flags::FlagState,
     /// Whether the operation being lowered leaves the host's flags alone if it can.
     kept: bool,
+    /// Operations with lower numbers have been lowered.
+    skip: usize,
     /// Offsets of the routines that save flags, by number.
     routines: Vec<u32>,
 }
@@ -189,13 +195,17 @@ impl Lower<'_> {
             return;
         }
         self.last = self.cached.take();
+        let stays = self.last.filter(|slot| self.keeps_rax(op) && !writes(op, *slot));
         self.kept = self.keep_flags();
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
             Op::Un { op, ty, d, a } => self.un(op, ty, d, a),
             Op::GetPc { d, pc } => self.get_pc(d, pc),
-            Op::Load { d, base, off, size, ext } => self.load(d, base, off, size, ext),
+            Op::Load { d, base, off, size, ext } => match self.fusable(d, size) {
+                Some(fused) => return self.load_fused(fused, base, off, size),
+                None => self.load(d, base, off, size, ext),
+            },
             Op::Store { src, base, off, size } => self.store(src, base, off, size),
             Op::LoadReserved { d, base, size, ext } => self.load_reserved(d, base, size, ext),
             Op::StoreConditional { d, src, base, size } => {
@@ -235,7 +245,9 @@ impl Lower<'_> {
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
         }
+        self.cached = self.cached.or(stays);
         self.flags_after(op);
+        self.adjust_group(op);
         for_each_written(op, |d| {
             if self.boxes(op, d) {
                 self.boxed |= boxed_bit(d);
@@ -407,14 +419,23 @@ impl Lower<'_> {
         }
     }
 
-    /// Whether temporary `d`, now in `rax`, is read by the next operation from there and never again, so that
-    /// its memory need not be written. Temporaries die with their guest instruction.
+    /// Whether temporary `d`, now in `rax`, is read by the next operation that has to do with it, or with `rax`, from
+    /// there and never again, so that its memory need not be written. Temporaries die with their guest instruction.
     fn dies_at_next(&self, d: Slot) -> bool {
         if d.0 < FIRST_TEMP {
             return false;
         }
-        let Some((next, rest)) = self.ops.get(self.next..).and_then(<[Op]>::split_first) else {
+        let Some(mut rest) = self.ops.get(self.next..) else {
             return false;
+        };
+        let next = loop {
+            let Some((next, after)) = rest.split_first() else {
+                return false;
+            };
+            rest = after;
+            if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
+                break next;
+            }
         };
         if !Self::reads_from_rax(next, d) {
             return false;
@@ -433,6 +454,18 @@ impl Lower<'_> {
         true
     }
 
+    /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.
+    fn keeps_rax(&self, op: &Op) -> bool {
+        let pinned = |d: Slot| self.be.pin_of(d).is_some();
+        match *op {
+            Op::DeadFlags { .. } => true,
+            Op::Lea { d, .. } => pinned(d),
+            Op::Un { op: UnOp::Mov | UnOp::SextW | UnOp::ZextW, d, .. } => pinned(d),
+            Op::Alu { op: AluOp::Add | AluOp::Sub, d, b: Val::Imm(_), .. } => pinned(d),
+            _ => false,
+        }
+    }
+
     /// Whether lowering `op` reads `d` through [`Lower::val`] wherever it reads it, and before `rax` changes.
     fn reads_from_rax(op: &Op, d: Slot) -> bool {
         let v = Val::Slot(d);
@@ -444,6 +477,10 @@ impl Lower<'_> {
             Op::Branch { a, b, .. } => a == v || b == v,
             Op::JumpReg { base, .. } => base == d,
             Op::Lea { base, index, .. } => base == v || index == v,
+            // A destination of which a part stays is read from its memory.
+            Op::AluF { size, d: to, a, b, .. } => {
+                (a == v || b == v) && !(to == Some(d) && size < Size::B4) && flagged::reads_rax(op)
+            }
             _ => false,
         }
     }

@@ -6,10 +6,11 @@
 use super::flagged::{Form, form_of};
 use super::mem::Address;
 use super::{Cold, Insn, Lower, Opnd};
-use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
+use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, RCX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{RMW_LOCK, rmw_kind};
+use mimus_tcg_ir::verify::has_count;
 use mimus_tcg_ir::{FlagOp, Op, RmwOp, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
@@ -32,8 +33,6 @@ pub(super) struct Slow {
     restore: bool,
 }
 
-/// The host address of the access.
-const PLACE: Rm = Rm::Mem { base: R14, index: None, disp: 0 };
 /// Place in the frame for a fourth argument.
 const FRAME: Rm = Rm::Mem { base: crate::asm::RSP, index: None, disp: 8 };
 
@@ -48,17 +47,20 @@ impl Lower<'_> {
         Address { base: self.in_reg(from, RAX), off, slot: None }
     }
 
-    /// Looks the page up for a store; `r14` is the host address after it, and `rax` and `r15` are free.
-    fn rmw_translate(&mut self, at: Address, size: Size) -> Fixup {
+    /// Looks the page up for a store, and gives the host's place. `r15` is free after it, and the register `free`.
+    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> (Fixup, Rm) {
         let (tag, addend) = (self.be.config.context.write_tag, self.be.config.context.addend);
         self.look_up(at, tag);
         dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
         let miss = self.asm.jcc(Cc::A);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
-        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
-        self.asm.ins(Map::Base, true, 0x8d, R14, place);
         self.flags_lost();
-        miss
+        let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
+        if Some(at.base) != free {
+            return (miss, place);
+        }
+        self.asm.ins(Map::Base, true, 0x8d, R14, place);
+        (miss, Rm::Mem { base: R14, index: None, disp: 0 })
     }
 
     pub(super) fn rmw(&mut self, whole: &Op) {
@@ -68,24 +70,33 @@ impl Lower<'_> {
         let src = self.home_val(src);
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
-        let miss = self.rmw_translate(at, size);
+        let free = match op {
+            // For a bit number's mask.
+            RmwOp::F(FlagOp::Bts | FlagOp::Btr | FlagOp::Btc) => Some(RAX),
+            // For the count.
+            RmwOp::F(op) if has_count(op) && at.base == RCX => Some(RCX),
+            // For the flags before it.
+            _ => Some(RAX).filter(|_| self.carries(whole)),
+        };
+        let (miss, place) = self.rmw_translate(at, size, free);
         self.flags_for(whole);
         match op {
             RmwOp::Swap => {
                 let d = old.filter(|_| size >= Size::B4);
-                let t = d.and_then(|d| self.be.pin_of(d)).unwrap_or(R15);
+                // Not over the address.
+                let t = d.and_then(|d| self.be.pin_of(d)).filter(|t| *t != at.base).unwrap_or(R15);
                 self.mov(t, src);
                 // Locked without saying so.
-                self.asm.sized(Map::Base, size, 0x86, t, PLACE);
+                self.asm.sized(Map::Base, size, 0x86, t, place);
                 self.old_value(old, size, t);
             }
             RmwOp::F(FlagOp::Add) if old.is_some() => {
                 self.mov(R15, src);
                 self.lock(lock);
-                self.asm.sized(Map::Of, size, 0xc0, R15, PLACE);
+                self.asm.sized(Map::Of, size, 0xc0, R15, place);
                 self.old_value(old, size, R15);
             }
-            RmwOp::F(op) => self.rmw_plain(op, size, lock, src),
+            RmwOp::F(op) => self.rmw_plain(op, (size, lock), src, place),
         }
         let back = self.asm.pos();
         let restore = self.flags_wanted(whole);
@@ -128,7 +139,7 @@ impl Lower<'_> {
         self.set(d, t);
     }
 
-    fn rmw_plain(&mut self, op: FlagOp, size: Size, lock: bool, src: Opnd) {
+    fn rmw_plain(&mut self, op: FlagOp, (size, lock): (Size, bool), src: Opnd, place: Rm) {
         match (form_of(op), src) {
             (Form::Classic(alu), src) => {
                 let src = match src {
@@ -136,17 +147,17 @@ impl Lower<'_> {
                     other => Opnd::Reg(self.in_reg(other, R15)),
                 };
                 self.lock(lock);
-                self.classic_at(alu, size, PLACE, src, R15);
+                self.classic_at(alu, size, place, src, R15);
             }
-            (Form::Shift(shift), Opnd::Imm(imm)) => self.shift_at_imm(shift, size, PLACE, imm),
+            (Form::Shift(shift), Opnd::Imm(imm)) => self.shift_at_imm(shift, size, place, imm),
             (Form::Shift(shift), src) => {
                 let saved = self.load_count(src);
-                self.asm.sized_ext(Map::Base, size, 0xd2, shift as u8, PLACE);
+                self.asm.sized_ext(Map::Base, size, 0xd2, shift as u8, place);
                 self.restore_count(saved);
             }
             (Form::Bit(_, ext), Opnd::Imm(imm)) => {
                 self.lock(lock);
-                self.asm.wide(Map::Of, size, 0xba, ext, PLACE);
+                self.asm.wide(Map::Of, size, 0xba, ext, place);
                 self.asm.push(imm as u8 & (8 * size.bytes() - 1) as u8);
             }
             (Form::Bit(opcode, _), src) => {
@@ -156,11 +167,11 @@ impl Lower<'_> {
                 // `and` changes flags that the instruction leaves alone: take the bits without.
                 self.low_bits(R15, mask);
                 self.lock(lock);
-                self.asm.wide(Map::Of, size, opcode, R15, PLACE);
+                self.asm.wide(Map::Of, size, opcode, R15, place);
             }
             (Form::Unary(opcode, ext), _) => {
                 self.lock(lock);
-                self.asm.sized_ext(Map::Base, size, opcode, ext, PLACE);
+                self.asm.sized_ext(Map::Base, size, opcode, ext, place);
             }
             (Form::Other, _) => {}
         }
@@ -176,11 +187,11 @@ impl Lower<'_> {
         let (expected, new) = (self.home_val(expected), self.home_val(new));
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
-        let miss = self.rmw_translate(at, size);
+        let (miss, place) = self.rmw_translate(at, size, Some(RAX));
         self.mov(RAX, expected);
         let reg = self.in_reg(new, R15);
         self.lock(true);
-        self.asm.sized(Map::Of, size, 0xb0, reg, PLACE);
+        self.asm.sized(Map::Of, size, 0xb0, reg, place);
         self.old_value(Some(d), size, RAX);
         let back = self.asm.pos();
         let insn = self.insn;

@@ -3,7 +3,7 @@
 use super::harness::*;
 use super::native::is_amd;
 use super::random::{ADDRESS_SLOTS, Rng, check, guest};
-use mimus_tcg_ir::backend::Emitted;
+use mimus_tcg_ir::backend::{Emitted, HostBackend};
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::verify::{flags_read, flags_written, least_size, rmw_allowed, verify};
 use mimus_tcg_ir::*;
@@ -154,7 +154,13 @@ impl Generator<'_> {
                 let op = self.rng.one(&[AluOp::Add, AluOp::Sub, AluOp::And, AluOp::Shl, AluOp::Sar, AluOp::Mul]);
                 Op::Alu { op, ty, d, a, b }
             }
-            4 => Op::Alu { op: self.rng.one(&[AluOp::DivS, AluOp::MulHiU, AluOp::MinS, AluOp::Rol]), ty: Ty::I64, d, a, b },
+            4 => Op::Alu {
+                op: self.rng.one(&[AluOp::DivS, AluOp::MulHiU, AluOp::MinS, AluOp::Rol]),
+                ty: Ty::I64,
+                d,
+                a,
+                b,
+            },
             5 | 6 => Op::Un { op: UnOp::Mov, ty, d, a },
             7 => Op::Un { op: self.rng.one(&[UnOp::SextB, UnOp::ZextH, UnOp::Bswap, UnOp::Popcnt]), ty, d, a },
             8 | 9 => {
@@ -170,7 +176,36 @@ impl Generator<'_> {
         self.push(op);
     }
 
+    /// Pushes, pops, and what compilers put around them.
+    fn stack(&mut self) {
+        let sp = Slot(self.rng.one(&ADDRESS_SLOTS));
+        let adjust = |by: i32, how: u64| match how {
+            0 => Op::Lea { d: sp, base: sp.into(), index: Val::Imm(0), shift: 0, disp: by, size: Size::B8 },
+            1 => Op::Alu { op: AluOp::Add, ty: Ty::I64, d: sp, a: sp.into(), b: Val::Imm(by.into()) },
+            _ => Op::AluF { op: FlagOp::Sub, size: Size::B8, d: Some(sp), a: sp.into(), b: Val::Imm((-by).into()) },
+        };
+        for _ in 0..1 + self.rng.below(4) {
+            let how = self.rng.below(3);
+            if self.rng.chance(50) {
+                let src = self.val();
+                self.push(Op::Store { src, base: sp.into(), off: -8, size: Size::B8 });
+                self.push(adjust(-8, how));
+            } else {
+                let d = self.dest();
+                let d = if d == sp { Slot::temp(2) } else { d };
+                self.push(Op::Load { d, base: sp.into(), off: 0, size: Size::B8, ext: Ext::Zero });
+                self.push(adjust(8, how));
+            }
+            if self.rng.chance(20) {
+                self.alu_f();
+            }
+        }
+    }
+
     fn memory(&mut self) {
+        if self.rng.chance(15) {
+            return self.stack();
+        }
         let (base, off) = self.base();
         let size = self.rng.one(&SIZES);
         match self.rng.below(20) {
@@ -379,3 +414,89 @@ fn random_blocks_with_flags() {
 }
 
 const BLOCKS: u64 = 8_000;
+
+/// The code of a block in the text form, a line per instruction, without addresses.
+fn code_of(text: &str) -> Vec<String> {
+    let [pins, ..] = pin_variants();
+    let m = Machine::with_code_align(pins, 1);
+    let block = text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(verify(&block), Ok(()), "{block}");
+    let (mut out, mut info) = (Vec::new(), Emitted::default());
+    m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
+    let text = m.backend.disassemble(&out, m.blocks_at);
+    text.lines().filter_map(|line| line.split_once("  ")).map(|(_, ins)| ins.to_string()).collect()
+}
+
+#[test]
+fn dump() {
+    for (name, text) in [
+        (
+            "loop",
+            "block start=0x10 len=16 insns=5 {
+insn +0x10 4
+t0 = lea.b8 s7, s1, 3, 0x0
+t1 = load.b8.zero [t0]
+s2 = f.add.b8 s2, t1
+insn +0x14 3
+s1 = f.inc.b8 s1
+insn +0x17 3
+f.sub.b8 s1, s6
+insn +0x1a 2
+brf.ne -> +0x10 dead cpazso
+insn +0x1c 4
+s0 = f.xor.b4 s0, s0
+deadflags cpazso
+jump +0x20
+}",
+        ),
+        (
+            "prologue",
+            "block start=0x10 len=16 insns=6 {
+insn +0x10 1
+store.b8 [s4 - 0x8], s5
+s4 = lea.b8 s4, 0x0, 0, -0x8
+insn +0x11 3
+s5 = mov.i64 s4
+insn +0x14 1
+store.b8 [s4 - 0x8], s3
+s4 = lea.b8 s4, 0x0, 0, -0x8
+insn +0x15 4
+s4 = f.sub.b8 s4, 0x18
+insn +0x19 3
+s3 = load.b8.zero [s7 + 0x8]
+insn +0x1c 4
+f.and.b4 s6, s6
+brf.e -> +0x40 dead cpazso
+store.b4 [s4 + 0x8], s0
+jump +0x20
+}",
+        ),
+        (
+            "memory",
+            "block start=0x10 len=16 insns=6 {
+insn +0x10 1
+rmw.add.b4 [s7 + 0x8], s0
+insn +0x11 3
+t0 = load.b1.zero [s6]
+f.sub.b1 t0, 0x0
+insn +0x14 1
+brf.e -> +0x40 dead cpazso
+insn +0x15 4
+t0 = load.b8.zero [s3 + 0x10]
+s0 = f.and.b8 s0, t0
+insn +0x19 3
+rmw.sub.b4.lock [s2], 0x1
+insn +0x1c 4
+brf.s -> +0x44 dead cpazso
+t0 = load.b8.zero [s4]
+s4 = lea.b8 s4, 0x0, 0, 0x8
+jumpreg t0 ret
+}",
+        ),
+    ] {
+        println!("-- {name}");
+        for line in code_of(text) {
+            println!("  {line}");
+        }
+    }
+}

@@ -65,11 +65,7 @@ macro_rules! one {
 /// `ins rax, rcx` at 4 or 8 bytes.
 macro_rules! large {
     ($r:ident, $size:ident, $ins:literal) => {
-        if $size == Size::B8 {
-            go!($r, concat!($ins, " rax, rcx"))
-        } else {
-            go!($r, concat!($ins, " eax, ecx"))
-        }
+        if $size == Size::B8 { go!($r, concat!($ins, " rax, rcx")) } else { go!($r, concat!($ins, " eax, ecx")) }
     };
 }
 

@@ -1,8 +1,8 @@
 //! Random blocks through the backend and the interpreter.
 
 use super::harness::*;
-use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend};
 use super::native::is_amd;
+use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend};
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::interp::{self, Outcome};
 use mimus_tcg_ir::*;
@@ -350,13 +350,8 @@ pub fn check(
     scratch: &mut (Vec<u8>, Emitted),
 ) {
     let code_align = u64::from(m.backend.config.code_align);
-    let mut oracle = Oracle {
-        guest: start.clone(),
-        insn: (PagePc(0), 0),
-        undefined: Flags::NONE,
-        dropped: Flags::NONE,
-        code_align,
-    };
+    let mut oracle =
+        Oracle { guest: start.clone(), insn: (PagePc(0), 0), undefined: Flags::NONE, dropped: Flags::NONE, code_align };
     let outcome = interp::run(block, &mut oracle);
     // With every start address modulo 16.
     let at = m.blocks_at + rng.below(16) as usize;

@@ -1,0 +1,195 @@
+//! Guest memory for helpers: accesses that answer a fault instead of taking the trap, so that a helper can make
+//! several and do the rest only when all have succeeded.
+//!
+//! Where nothing answers, loads give all ones and stores are lost; unaligned accesses to devices are split.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+
+use mimus_core::bus::GuestPhys;
+use mimus_tcg_ir::Size;
+
+use crate::access::{Place, read, write};
+use crate::env::Cpu;
+use crate::frontend::{Access, GuestFrontend, MemFault};
+
+const PAGE: u64 = 4096;
+
+/// The largest power of two that divides `at`, up to 8 and to `left`.
+fn piece(at: u64, left: usize) -> (Size, usize) {
+    for (size, bytes) in [(Size::B8, 8), (Size::B4, 4), (Size::B2, 2)] {
+        if at.is_multiple_of(bytes as u64) && left >= bytes {
+            return (size, bytes);
+        }
+    }
+    (Size::B1, 1)
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Host address of `va` if a load may use it directly up to its page's end; `None` for devices.
+    ///
+    /// # Errors
+    /// The fault of a load.
+    pub fn host_for_load(&mut self, va: u64) -> Result<Option<*const u8>, MemFault> {
+        if let Some(host) = self.mmu.context().lookup_read(va) {
+            return Ok(Some(host as *const u8));
+        }
+        Ok(match self.locate(va, Access::Load)? {
+            Place::Ram { host, .. } => Some(host.cast_const()),
+            Place::Io(_) => None,
+        })
+    }
+
+    /// Host address of `va` if stores may use it directly up to its page's end; `None` for devices, ROM, and pages
+    /// that hold translated code.
+    ///
+    /// # Errors
+    /// The fault of a store.
+    pub fn host_for_store(&mut self, va: u64) -> Result<Option<*mut u8>, MemFault> {
+        if let Some(host) = self.mmu.context().lookup_write(va) {
+            return Ok(Some(host as *mut u8));
+        }
+        self.locate(va, Access::Store)?;
+        Ok(self.mmu.context().lookup_write(va).map(|host| host as *mut u8))
+    }
+
+    /// Loads bytes that are inside one page.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn load_bytes(&mut self, va: u64, to: &mut [u8]) -> Result<(), MemFault> {
+        debug_assert!((va & (PAGE - 1)) + to.len() as u64 <= PAGE);
+        if let Some(host) = self.host_for_load(va)? {
+            // SAFETY: inside a page of RAM; a torn copy is what racing processors get.
+            unsafe { std::ptr::copy_nonoverlapping(host, to.as_mut_ptr(), to.len()) };
+            return Ok(());
+        }
+        let Place::Io(pa) = self.locate(va, Access::Load)? else { return Ok(()) };
+        self.io_bytes(pa.0, to);
+        Ok(())
+    }
+
+    fn io_bytes(&mut self, pa: u64, to: &mut [u8]) {
+        let mut done = 0;
+        while done < to.len() {
+            let at = pa + done as u64;
+            let (size, bytes) = piece(at, to.len() - done);
+            let value = self.io_read(GuestPhys(at), size).unwrap_or(!0);
+            to[done..done + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+            done += bytes;
+        }
+    }
+
+    /// Stores bytes that are inside one page.
+    ///
+    /// # Errors
+    /// The fault; nothing is stored then.
+    pub fn store_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), MemFault> {
+        debug_assert!((va & (PAGE - 1)) + from.len() as u64 <= PAGE);
+        if let Some(host) = self.mmu.context().lookup_write(va) {
+            // SAFETY: inside a page that the TLB grants stores to.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), host as *mut u8, from.len()) };
+            return Ok(());
+        }
+        match self.locate(va, Access::Store)? {
+            Place::Ram { readonly: true, .. } => {}
+            Place::Ram { host, block, offset, .. } => {
+                // SAFETY: inside one page of a RAM block, which the view keeps alive.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(from.as_ptr(), host, from.len());
+                    self.stored(&*block, offset, host, from.len() as u32);
+                }
+            }
+            Place::Io(pa) => self.io_store(pa.0, from),
+        }
+        Ok(())
+    }
+
+    fn io_store(&mut self, pa: u64, from: &[u8]) {
+        let mut done = 0;
+        while done < from.len() {
+            let at = pa + done as u64;
+            let (size, bytes) = piece(at, from.len() - done);
+            let mut value = [0; 8];
+            value[..bytes].copy_from_slice(&from[done..done + bytes]);
+            // Nobody there: the store is lost.
+            let _lost = self.io_write(GuestPhys(at), size, u64::from_le_bytes(value));
+            done += bytes;
+        }
+    }
+
+    /// Loads 1, 2, 4 or 8 bytes inside a page, in one access if aligned.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn try_load(&mut self, va: u64, size: Size) -> Result<u64, MemFault> {
+        if let Some(host) = self.host_for_load(va)? {
+            // SAFETY: inside a page of RAM.
+            return Ok(unsafe { read(host.cast_mut(), size) });
+        }
+        let mut bytes = [0; 8];
+        self.load_bytes(va, &mut bytes[..size.bytes() as usize])?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Stores 1, 2, 4 or 8 bytes inside a page, in one access if aligned.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn try_store(&mut self, va: u64, value: u64, size: Size) -> Result<(), MemFault> {
+        if let Some(host) = self.host_for_store(va)? {
+            // SAFETY: inside a page that the TLB grants stores to.
+            unsafe { write(host, value, size) };
+            return Ok(());
+        }
+        self.store_bytes(va, &value.to_le_bytes()[..size.bytes() as usize])
+    }
+
+    /// Atomic read-modify-write of 1, 2, 4 or 8 bytes, whatever their alignment; answers what was there.
+    ///
+    /// # Errors
+    /// The fault of a store.
+    pub fn try_rmw(&mut self, va: u64, size: Size, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, MemFault> {
+        let last = va.wrapping_add(u64::from(size.bytes()) - 1);
+        for at in [va, last] {
+            self.locate(at, Access::Store)?;
+        }
+        self.rmw_data(va, size, new).map_err(|_| MemFault::Access)
+    }
+
+    /// Compares and exchanges 16 bytes, aligned; answers what was there. `None` of devices and ROM.
+    ///
+    /// # Errors
+    /// The fault of a store.
+    pub fn compare_exchange_16(&mut self, va: u64, old: u128, new: u128) -> Result<Option<u128>, MemFault> {
+        debug_assert!(va.is_multiple_of(16));
+        match self.locate(va, Access::Store)? {
+            Place::Ram { host, readonly: false, block, offset } => {
+                let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+                // SAFETY: 16 aligned bytes inside a page of RAM that the view keeps alive; every x86-64 processor
+                // with FSGSBASE, which the engine asks for, has CMPXCHG16B.
+                unsafe {
+                    std::arch::asm!(
+                        "xchg rsi, rbx",
+                        "lock cmpxchg16b [rdi]",
+                        "mov rbx, rsi",
+                        inout("rsi") new as u64 => _,
+                        in("rdi") host,
+                        inout("rax") low,
+                        inout("rdx") high,
+                        in("rcx") (new >> 64) as u64,
+                        options(nostack),
+                    );
+                    self.stored(&*block, offset, host, 16);
+                }
+                Ok(Some(u128::from(low) | u128::from(high) << 64))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the vCPU has been asked to look up from what it does: long helpers stop in between then.
+    pub fn kicked(&self) -> bool {
+        self.head.kick.load(Ordering::Relaxed) != 0
+    }
+}

@@ -1,0 +1,216 @@
+//! CPUID: what the model has.
+//!
+//! Spec: SDM volume 2 "CPUID"; APM volume 3 appendix E for the extended leaves.
+
+use mimus_arch::GuestArch;
+use mimus_arch::x86::features::FeatureWord;
+use mimus_arch::x86::regs::*;
+use mimus_arch::x86::{X86Features, X86Model};
+
+use crate::native;
+use crate::state::State;
+
+/// What this frontend can do on any host.
+const HAVE: &[&str] = &[
+    "fpu", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "sep", "mtrr", "pge", "mca", "cmov", "pat",
+    "pse36", "clflush", "mmx", "fxsr", "sse", "sse2", "ss", "pni", "cx16", "pcid", "movbe", "x2apic",
+    "xsave", "hypervisor", "arat", "fsgsbase", "tsc-adjust", "smep", "erms", "invpcid", "rdseed", "rdrand", "smap",
+    "clflushopt", "clwb", "umip", "la57", "rdpid", "fsrm", "xsaveopt", "xsavec", "xgetbv1", "syscall", "nx",
+    "pdpe1gb", "rdtscp", "lm", "lahf-lm", "cr8legacy", "3dnowprefetch", "invtsc", "wbnoinvd",
+];
+
+/// What runs on the host's own units, if it has them.
+const NEED_HOST: &[&str] = &[
+    "ssse3", "sse4-1", "sse4-2", "popcnt", "aes", "pclmulqdq", "avx", "f16c", "fma", "avx2", "bmi1", "bmi2", "adx",
+    "lzcnt", "sha-ni", "vaes", "vpclmulqdq", "gfni", "sse4a", "misalignsse",
+];
+
+/// Leaf 0x4000_0000: 12 characters.
+const SIGNATURE: &[u8; 12] = b"MimusMimusMi";
+
+/// The features that can be had on this host.
+pub fn supported() -> X86Features {
+    let mut all = X86Features::of(HAVE);
+    all = all.union(X86Features::of(NEED_HOST).intersection(native::host_features()));
+    all
+}
+
+/// A model as CPUID shows it, and what of it the rest of the frontend asks often.
+#[derive(Clone, Debug)]
+pub struct Features {
+    pub set: X86Features,
+    pub pdpe1gb: bool,
+    pub long_mode: bool,
+    pub nx: bool,
+    pub avx: bool,
+    pub lzcnt: bool,
+    pub bmi1: bool,
+    pub phys_bits: u8,
+    vendor: [u32; 3],
+    signature: u32,
+    brand: [u8; 48],
+    index: u32,
+}
+
+impl Features {
+    /// Those of `model`, on vCPU `index`.
+    pub fn new(model: &X86Model, index: u32) -> Self {
+        let set = model.features;
+        let name = model.vendor.name().as_bytes();
+        let word = |i: usize| u32::from_le_bytes([name[i], name[i + 1], name[i + 2], name[i + 3]]);
+        let mut brand = [0; 48];
+        for (to, from) in brand.iter_mut().zip(model.brand.bytes().take(47)) {
+            *to = from;
+        }
+        let long_mode = set.has_name("lm") && model.arch == GuestArch::X86_64;
+        let phys_bits = match model.phys_bits {
+            0 if long_mode => 40,
+            0 => 36,
+            bits => bits,
+        };
+        Self {
+            pdpe1gb: set.has_name("pdpe1gb"),
+            long_mode,
+            nx: set.has_name("nx"),
+            avx: set.has_name("avx") && set.has_name("xsave"),
+            lzcnt: set.has_name("lzcnt"),
+            bmi1: set.has_name("bmi1"),
+            phys_bits,
+            vendor: [word(0), word(4), word(8)],
+            signature: signature(model),
+            brand,
+            index,
+            set,
+        }
+    }
+
+    /// Whether the model has a feature, by name.
+    pub fn has(&self, name: &str) -> bool {
+        self.set.has_name(name)
+    }
+
+    /// State components XSAVE can handle.
+    pub fn xcr0_mask(&self) -> u64 {
+        if !self.has("xsave") {
+            return XCR0_X87 | XCR0_SSE;
+        }
+        XCR0_X87 | XCR0_SSE | if self.avx { XCR0_AVX } else { 0 }
+    }
+
+    /// The vendor's twelve characters.
+    pub fn vendor_name(&self) -> String {
+        self.vendor.iter().flat_map(|w| w.to_le_bytes()).map(char::from).collect()
+    }
+
+    fn basic_max(&self) -> u32 {
+        0x16
+    }
+}
+
+fn signature(model: &X86Model) -> u32 {
+    let family = u32::from(model.family);
+    let (base, extended) = if family >= 15 { (15, family - 15) } else { (family, 0) };
+    let number = u32::from(model.model);
+    u32::from(model.stepping & 15) | (number & 15) << 4 | base << 8 | (number >> 4) << 16 | extended << 20
+}
+
+/// EAX, EBX, ECX, EDX of a leaf.
+pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
+    let f = &st.features;
+    let word = |w: FeatureWord| f.set.word(w);
+    let leaf = match leaf {
+        0..0x4000_0000 if leaf > f.basic_max() => f.basic_max(),
+        0x8000_0009..=0x8fff_ffff => return [0; 4],
+        other => other,
+    };
+    match leaf {
+        0 => [f.basic_max(), f.vendor[0], f.vendor[2], f.vendor[1]],
+        1 => {
+            let osxsave = u32::from(st.cr4 & CR4_OSXSAVE != 0) << 27;
+            let mut edx = word(FeatureWord::F1Edx);
+            if st.apic_base & 1 << 11 == 0 {
+                edx &= !(1 << 9);
+            }
+            // EBX: CLFLUSH line of 8 quadwords, one logical processor, the local APIC's number.
+            let ebx = 8 << 8 | 1 << 16 | f.index << 24;
+            [f.signature, ebx, word(FeatureWord::F1Ecx) & !(1 << 27) | osxsave, edx]
+        }
+        4 => cache(subleaf),
+        5 => [0; 4],
+        6 => [word(FeatureWord::F6Eax), 0, 0, 0],
+        7 => match subleaf {
+            0 => [1, word(FeatureWord::F7Ebx), word(FeatureWord::F7Ecx), word(FeatureWord::F7Edx)],
+            1 => [word(FeatureWord::F7s1Eax), 0, 0, 0],
+            _ => [0; 4],
+        },
+        0xb => match subleaf {
+            // One thread to a core, one core to a package.
+            0 => [0, 1, 1 << 8, f.index],
+            1 => [0, 1, 2 << 8 | 1, f.index],
+            _ => [0, 0, subleaf & 0xff, f.index],
+        },
+        0xd => xsave_leaf(st, subleaf),
+        0x15 => [1, st.tsc_khz / 25_000, 25_000_000, 0],
+        0x16 => [st.tsc_khz / 1000, st.tsc_khz / 1000, 100, 0],
+        0x4000_0000 if f.has("hypervisor") => {
+            let at = |i: usize| u32::from_le_bytes([SIGNATURE[i], SIGNATURE[i + 1], SIGNATURE[i + 2], SIGNATURE[i + 3]]);
+            [0x4000_0000, at(0), at(4), at(8)]
+        }
+        0x8000_0000 => [0x8000_0008, f.vendor[0], f.vendor[2], f.vendor[1]],
+        0x8000_0001 => {
+            let mut edx = word(FeatureWord::F81Edx);
+            if !f.long_mode {
+                edx &= !(1 << 29);
+            }
+            [f.signature, 0, word(FeatureWord::F81Ecx), edx]
+        }
+        0x8000_0002..=0x8000_0004 => {
+            let start = (leaf - 0x8000_0002) as usize * 16;
+            std::array::from_fn(|i| {
+                let at = start + i * 4;
+                u32::from_le_bytes([f.brand[at], f.brand[at + 1], f.brand[at + 2], f.brand[at + 3]])
+            })
+        }
+        // 32 KiB, 8-way, 64-byte lines, of data and of code.
+        0x8000_0005 => [0x01ff_01ff, 0x01ff_01ff, 0x2008_0140, 0x2008_0140],
+        // 512 KiB, 8-way second-level cache.
+        0x8000_0006 => [0, 0x4200_4200, 0x0200_6140, 0],
+        0x8000_0007 => [0, 0, 0, word(FeatureWord::F87Edx)],
+        0x8000_0008 => {
+            let linear = if f.has("la57") { 57 } else { 48 };
+            let linear = if f.long_mode { linear } else { 32 };
+            [u32::from(f.phys_bits) | linear << 8, word(FeatureWord::F88Ebx), 0, 0]
+        }
+        _ => [0; 4],
+    }
+}
+
+/// Leaf 4: first-level data and code caches of 32 KiB, a second level of 512 KiB.
+fn cache(subleaf: u32) -> [u32; 4] {
+    let (kind, level, ways, sets) = match subleaf {
+        0 => (1, 1, 8, 64),
+        1 => (2, 1, 8, 64),
+        2 => (3, 2, 8, 1024),
+        _ => return [0; 4],
+    };
+    [kind | level << 5 | 1 << 8, 63 | (ways - 1) << 22, sets - 1, 0]
+}
+
+/// Bytes of the XSAVE area for these components, in its standard form.
+pub fn xsave_size(components: u64) -> u32 {
+    if components & XCR0_AVX != 0 { 832 } else { 576 }
+}
+
+fn xsave_leaf(st: &State, subleaf: u32) -> [u32; 4] {
+    let f = &st.features;
+    if !f.has("xsave") {
+        return [0; 4];
+    }
+    let all = f.xcr0_mask();
+    match subleaf {
+        0 => [all as u32, xsave_size(st.xcr0), xsave_size(all), 0],
+        1 => [f.set.word(FeatureWord::FdEax), xsave_size(st.xcr0), 0, 0],
+        2 if f.avx => [256, 576, 0, 0],
+        _ => [0; 4],
+    }
+}

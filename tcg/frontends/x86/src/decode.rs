@@ -1,0 +1,129 @@
+//! Decoding: iced-x86 finds out what the bytes are; here is which of that the model has.
+
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Instruction, Mnemonic};
+use mimus_tcg_exec::frontend::CodeWindow;
+
+use crate::cpuid::Features;
+
+/// Most bytes of an instruction.
+pub const MAX_LEN: usize = 15;
+
+/// An instruction's bytes for helpers: 15 bytes, then length in bits 3:0 and code size (0: 16, 1: 32, 2: 64) in bits
+/// 5:4 of the last one.
+pub type Packed = [u64; 2];
+
+/// Packs an instruction.
+pub fn pack(bytes: &[u8], bits: u32) -> Packed {
+    let mut all = [0; 16];
+    all[..bytes.len()].copy_from_slice(bytes);
+    all[15] = bytes.len() as u8 | (bits.trailing_zeros() as u8 - 4) << 4;
+    let half = |i: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&all[i..i + 8]);
+        u64::from_le_bytes(word)
+    };
+    [half(0), half(8)]
+}
+
+/// Decodes a packed instruction, at address `ip`.
+pub fn unpack(packed: &Packed, ip: u64, features: &Features) -> Instruction {
+    let mut all = [0; 16];
+    all[..8].copy_from_slice(&packed[0].to_le_bytes());
+    all[8..].copy_from_slice(&packed[1].to_le_bytes());
+    let len = usize::from(all[15] & 15).min(MAX_LEN);
+    let bits = 16 << (all[15] >> 4 & 3).min(2);
+    decode(&all[..len], bits, ip, features)
+}
+
+/// Decodes; bytes that are no instruction of the model give an invalid one.
+pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruction {
+    let mut options = DecoderOptions::NONE;
+    // Without these features the prefix means nothing.
+    if !features.lzcnt {
+        options |= DecoderOptions::NO_MPFX_0FBD;
+    }
+    if !features.bmi1 {
+        options |= DecoderOptions::NO_MPFX_0FBC;
+    }
+    let mut decoder = Decoder::with_ip(bits, bytes, ip, options);
+    let mut insn = decoder.decode();
+    if !insn.is_invalid() && !available(&insn, features) {
+        let len = insn.len();
+        insn = Instruction::default();
+        insn.set_len(len);
+        insn.set_code(Code::INVALID);
+    }
+    insn
+}
+
+/// Up to 15 bytes of code at an offset, as many as may be read.
+pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usize {
+    code.bytes(offset, out).len()
+}
+
+/// Whether the model has the instruction.
+fn available(insn: &Instruction, f: &Features) -> bool {
+    if matches!(insn.mnemonic(), Mnemonic::Prefetch | Mnemonic::Prefetchw) {
+        return f.has("3dnowprefetch");
+    }
+    insn.cpuid_features().iter().all(|&feature| has(feature, f))
+}
+
+fn has(feature: CpuidFeature, f: &Features) -> bool {
+    use CpuidFeature as C;
+    match feature {
+        C::INTEL8086 | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 | C::INTEL8086_ONLY => true,
+        C::CPUID | C::MULTIBYTENOP | C::PAUSE | C::HLE_or_RTM => true,
+        C::FPU | C::FPU287 | C::FPU387 => f.has("fpu"),
+        C::X64 => f.long_mode,
+        C::MSR => f.has("msr"),
+        C::TSC => f.has("tsc"),
+        C::CX8 => f.has("cx8"),
+        C::CMPXCHG16B => f.has("cx16"),
+        C::CMOV => f.has("cmov"),
+        C::SEP => f.has("sep"),
+        C::SYSCALL => f.has("syscall"),
+        C::CLFSH => f.has("clflush"),
+        C::CLFLUSHOPT => f.has("clflushopt"),
+        C::CLWB => f.has("clwb"),
+        C::FXSR => f.has("fxsr"),
+        C::MMX => f.has("mmx"),
+        C::SSE => f.has("sse"),
+        C::SSE2 => f.has("sse2"),
+        C::SSE3 => f.has("pni"),
+        C::SSSE3 => f.has("ssse3"),
+        C::SSE4_1 => f.has("sse4-1"),
+        C::SSE4_2 => f.has("sse4-2"),
+        C::POPCNT => f.has("popcnt"),
+        C::LZCNT => f.lzcnt,
+        C::BMI1 => f.bmi1,
+        C::BMI2 => f.has("bmi2"),
+        C::ADX => f.has("adx"),
+        C::MOVBE => f.has("movbe"),
+        C::AES => f.has("aes"),
+        C::PCLMULQDQ => f.has("pclmulqdq"),
+        C::SHA => f.has("sha-ni"),
+        C::GFNI => f.has("gfni"),
+        C::VAES => f.has("vaes"),
+        C::VPCLMULQDQ => f.has("vpclmulqdq"),
+        C::XSAVE => f.has("xsave"),
+        C::XSAVEOPT => f.has("xsaveopt"),
+        C::XSAVEC => f.has("xsavec"),
+        C::AVX => f.avx,
+        C::AVX2 => f.avx && f.has("avx2"),
+        C::F16C => f.avx && f.has("f16c"),
+        C::FMA => f.avx && f.has("fma"),
+        C::RDTSCP => f.has("rdtscp"),
+        C::RDPID => f.has("rdpid"),
+        C::RDRAND => f.has("rdrand"),
+        C::RDSEED => f.has("rdseed"),
+        C::RDPMC => true,
+        C::FSGSBASE => f.has("fsgsbase"),
+        C::INVPCID => f.has("invpcid"),
+        C::SMAP => f.has("smap"),
+        C::WBNOINVD => f.has("wbnoinvd"),
+        // Hints that are NOPs to processors without them.
+        C::CET_IBT | C::CLDEMOTE | C::MPX => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,228 @@
+//! What translated code calls: the functions numbered in [`helper_ids`](crate::helper_ids).
+//!
+//! Instructions come as bytes and are decoded once: a vCPU keeps what it decoded by its bytes. An exception an
+//! instruction raises is taken at the end, when nothing else of it can happen any more.
+
+mod legacy;
+mod string;
+mod system;
+mod vector;
+mod xstate;
+
+use iced_x86::{EncodingKind, Instruction, OpKind, Register};
+use mimus_tcg_exec::frontend::Helper;
+use mimus_tcg_ir::flags::{FLAGS, Flags};
+
+use crate::decode::Packed;
+use crate::exception::{Exception, Result};
+use crate::frontend::{X86, X86Cpu, decode_packed, ip_of, raise};
+use crate::helper_ids::COUNT;
+use crate::host::Host;
+use crate::native::{Unit, unit_of};
+use crate::segment;
+use crate::state::{Mode, mask};
+use crate::translate::{is_high, segment_number};
+
+/// Decoded instructions a vCPU keeps.
+const DECODED: usize = 1024;
+
+/// A decoded instruction.
+#[derive(Clone)]
+pub(crate) struct Decoded {
+    packed: Packed,
+    insn: Instruction,
+    run: fn(&mut Exec<'_>) -> Result<()>,
+}
+
+pub(crate) fn no_decoded() -> Vec<Option<Decoded>> {
+    vec![None; DECODED]
+}
+
+/// Every helper, in the order of its number.
+pub(crate) fn table() -> Vec<Helper<X86>> {
+    let table = vec![
+        Helper::new("execute", execute, execute),
+        Helper::new("linear", linear, linear),
+        Helper::new("invalid", invalid, invalid),
+        Helper::new("string", execute, execute),
+    ];
+    debug_assert_eq!(table.len(), COUNT);
+    table
+}
+
+/// One instruction being executed.
+pub(crate) struct Exec<'a> {
+    pub cpu: &'a mut X86Cpu,
+    pub insn: Instruction,
+    pub packed: Packed,
+    /// Offset of the memory operand in its segment.
+    pub offset: u64,
+    /// Linear address of the instruction.
+    pub pc: u64,
+    /// Offset in CS of the next one.
+    pub next: u64,
+}
+
+fn slot_of(packed: &Packed) -> usize {
+    let mix = (packed[0] ^ packed[1].rotate_left(31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mix >> 44) as usize % DECODED
+}
+
+fn decoded(cpu: &mut X86Cpu, packed: Packed, pc: u64) -> Decoded {
+    let slot = slot_of(&packed);
+    if let Some(d) = &cpu.guest.decoded[slot]
+        && d.packed == packed
+    {
+        return d.clone();
+    }
+    let insn = decode_packed(cpu, &packed, pc);
+    let d = Decoded { packed, insn, run: runner(&insn) };
+    cpu.guest.decoded[slot] = Some(d.clone());
+    d
+}
+
+fn runner(insn: &Instruction) -> fn(&mut Exec<'_>) -> Result<()> {
+    if insn.is_string_instruction() {
+        return string::run;
+    }
+    system::find(insn).or_else(|| legacy::find(insn)).or_else(|| xstate::find(insn)).unwrap_or(match unit_of(insn) {
+        Unit::Integer if insn.encoding() == EncodingKind::Legacy => vector::integer,
+        _ => vector::run,
+    })
+}
+
+/// Executes an instruction.
+fn execute(cpu: &mut X86Cpu, low: u64, high: u64, offset: u64) -> u64 {
+    let (pc, len) = cpu.current_insn();
+    let pc = cpu.wrap(pc);
+    let packed = [low, high];
+    let d = decoded(cpu, packed, pc);
+    cpu.guest.leave = false;
+    let next = ip_of(cpu, pc).wrapping_add(u64::from(len)) & cpu.guest.st.ip_mask();
+    let mut exec = Exec { cpu, insn: d.insn, packed, offset, pc, next };
+    if let Err(exception) = (d.run)(&mut exec) {
+        raise(cpu, exception, pc);
+        return 0;
+    }
+    if cpu.head.exit_request == 0 && (cpu.guest.leave | cpu.code_changed()) {
+        let after = pc.wrapping_add(u64::from(len));
+        let after = cpu.wrap(after);
+        cpu.jump(after);
+    }
+    0
+}
+
+/// The linear address of an access, or its exception.
+fn linear(cpu: &mut X86Cpu, what: u64, offset: u64, _: u64) -> u64 {
+    let (seg, bytes, write) = ((what & 7) as usize, (what >> 8 & 0xff) as u32, what >> 16 & 1 != 0);
+    match segment::linear(&cpu.guest.st, seg, offset, bytes, write) {
+        Ok(va) => va,
+        Err(exception) => {
+            let pc = cpu.current_insn().0;
+            let pc = cpu.wrap(pc);
+            raise(cpu, exception, pc);
+            0
+        }
+    }
+}
+
+fn invalid(cpu: &mut X86Cpu, _: u64, _: u64, _: u64) -> u64 {
+    let pc = cpu.current_insn().0;
+    let pc = cpu.wrap(pc);
+    raise(cpu, Exception::UD, pc);
+    0
+}
+
+impl Exec<'_> {
+    /// Linear address of the memory operand.
+    pub fn address(&self, bytes: u32, write: bool) -> Result<u64> {
+        let seg = segment_number(self.insn.memory_segment());
+        segment::linear(&self.cpu.guest.st, seg, self.offset, bytes, write)
+    }
+
+    /// Bytes of an operand.
+    pub fn bytes(&self, i: u32) -> u32 {
+        match self.insn.op_kind(i) {
+            OpKind::Register => self.insn.op_register(i).size() as u32,
+            OpKind::Memory => self.insn.memory_size().size() as u32,
+            _ => self.bytes(0),
+        }
+    }
+
+    /// Low bytes of a general register.
+    pub fn reg(&self, r: Register) -> u64 {
+        let n = r.full_register().number();
+        if is_high(r) {
+            return self.cpu.gpr(r.number() - 4) >> 8 & 0xff;
+        }
+        self.cpu.gpr(n) & mask(r.size() as u32)
+    }
+
+    /// Writes a general register as x86 does.
+    pub fn set_reg(&mut self, r: Register, value: u64) {
+        let n = r.full_register().number();
+        if is_high(r) {
+            let n = r.number() - 4;
+            let old = self.cpu.gpr(n);
+            return self.cpu.set_gpr(n, old & !0xff00 | (value & 0xff) << 8);
+        }
+        let old = self.cpu.gpr(n);
+        let new = match r.size() {
+            8 => value,
+            4 => value & 0xffff_ffff,
+            bytes => old & !mask(bytes as u32) | value & mask(bytes as u32),
+        };
+        self.cpu.set_gpr(n, new);
+    }
+
+    /// An operand's value.
+    pub fn read(&mut self, i: u32, bytes: u32) -> Result<u64> {
+        Ok(match self.insn.op_kind(i) {
+            OpKind::Register => self.reg(self.insn.op_register(i)) & mask(bytes),
+            OpKind::Memory => {
+                let at = self.address(bytes, false)?;
+                self.load(at, bytes)?
+            }
+            _ => self.insn.immediate(i) & mask(bytes),
+        })
+    }
+
+    /// Writes an operand.
+    pub fn write(&mut self, i: u32, bytes: u32, value: u64) -> Result<()> {
+        if self.insn.op_kind(i) == OpKind::Memory {
+            let at = self.address(bytes, true)?;
+            return self.store(at, bytes, value);
+        }
+        self.set_reg(self.insn.op_register(i), value);
+        Ok(())
+    }
+
+    /// Loads as the current privilege.
+    pub fn load(&mut self, va: u64, bytes: u32) -> Result<u64> {
+        let user = self.cpu.user();
+        self.cpu.lin_read(va, bytes, user)
+    }
+
+    /// Stores as the current privilege.
+    pub fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<()> {
+        let user = self.cpu.user();
+        self.cpu.lin_write(va, bytes, value, user)
+    }
+
+    pub fn flags(&self) -> Flags {
+        Flags::unpack(self.cpu.slot(FLAGS))
+    }
+
+    pub fn set_flags(&mut self, flags: Flags) {
+        self.cpu.set_slot(FLAGS, flags.pack());
+    }
+
+    /// The operand size of stack and system instructions: 2, 4 or 8.
+    pub fn mode(&self) -> Mode {
+        self.cpu.guest.st.mode()
+    }
+
+    pub fn protected(&self) -> Result<()> {
+        if matches!(self.mode(), Mode::Real | Mode::V86) { Err(Exception::UD) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,520 @@
+//! System instructions, far transfers, ports.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use mimus_arch::x86::regs::*;
+use mimus_core::bus::AccessSize;
+use mimus_tcg_ir::flags::Flags;
+
+use super::Exec;
+use crate::exception::{Exception, Result};
+use crate::host::Host;
+use crate::segment;
+use crate::stack::Stack;
+use crate::state::{FS, GS, Mode, SS};
+use crate::translate::segment_number;
+use crate::{control, cpuid, far, interrupt, msr, syscall, task};
+
+type Run = fn(&mut Exec<'_>) -> Result<()>;
+
+/// After how many PAUSEs the host may run something else.
+const PAUSES_PER_YIELD: u8 = 32;
+
+/// The function for a system instruction.
+pub(super) fn find(insn: &Instruction) -> Option<Run> {
+    use Mnemonic as M;
+    let is = |i: u32, kind: fn(Register) -> bool| {
+        i < insn.op_count() && insn.op_kind(i) == OpKind::Register && kind(insn.op_register(i))
+    };
+    Some(match insn.mnemonic() {
+        M::Mov if is(0, Register::is_segment_register) => mov_to_segment,
+        M::Mov if is(0, Register::is_cr) => |x| {
+            let n = x.insn.op_register(0).number() as u8;
+            let value = wide_register(x, 1);
+            control::write_cr(x.cpu, n, value)?;
+            x.cpu.guest.leave = true;
+            Ok(())
+        },
+        M::Mov if is(1, Register::is_cr) => |x| {
+            let n = x.insn.op_register(1).number() as u8;
+            let value = control::read_cr(x.cpu, n)?;
+            let to = x.insn.op_register(0);
+            x.set_reg(to, value);
+            Ok(())
+        },
+        M::Mov if is(0, Register::is_dr) => |x| {
+            let n = x.insn.op_register(0).number() as u8;
+            let value = wide_register(x, 1);
+            control::write_dr(x.cpu, n, value)
+        },
+        M::Mov if is(1, Register::is_dr) => |x| {
+            let n = x.insn.op_register(1).number() as u8;
+            let value = control::read_dr(x.cpu, n)?;
+            let to = x.insn.op_register(0);
+            x.set_reg(to, value);
+            Ok(())
+        },
+        M::Clts => |x| control::clts(x.cpu),
+        M::Lmsw => |x| {
+            let value = x.read(0, 2)?;
+            control::lmsw(x.cpu, value)
+        },
+        M::Smsw => |x| {
+            control::check_umip(x.cpu)?;
+            let bytes = if x.insn.op_kind(0) == OpKind::Memory { 2 } else { x.bytes(0) };
+            let value = x.cpu.guest.st.cr0;
+            x.write(0, bytes, value)
+        },
+        M::Lgdt | M::Lidt => load_table,
+        M::Sgdt | M::Sidt => store_table,
+        M::Lldt => |x| {
+            x.protected()?;
+            x.cpu.need_cpl0()?;
+            let selector = x.read(0, 2)? as u16;
+            segment::load_ldtr(x.cpu, selector)
+        },
+        M::Ltr => |x| {
+            x.protected()?;
+            x.cpu.need_cpl0()?;
+            let selector = x.read(0, 2)? as u16;
+            segment::load_tr(x.cpu, selector)
+        },
+        M::Sldt => |x| {
+            let selector = x.cpu.guest.st.ldtr.selector;
+            store_selector(x, selector)
+        },
+        M::Str => |x| {
+            let selector = x.cpu.guest.st.tr.selector;
+            store_selector(x, selector)
+        },
+        M::Lar | M::Lsl => examine,
+        M::Verr | M::Verw => |x| {
+            x.protected()?;
+            let selector = x.read(0, 2)? as u16;
+            let ok = segment::verify(x.cpu, selector, x.insn.mnemonic() == Mnemonic::Verw)?;
+            set_zf(x, ok);
+            Ok(())
+        },
+        M::Arpl => |x| {
+            x.protected()?;
+            let (to, from) = (x.read(0, 2)?, x.read(1, 2)?);
+            let lower = to & 3 < from & 3;
+            let new = if lower { to & !3 | from & 3 } else { to };
+            x.write(0, 2, new)?;
+            set_zf(x, lower);
+            Ok(())
+        },
+        M::Invlpg => |x| {
+            let seg = segment_number(x.insn.memory_segment());
+            let base = if seg == FS || seg == GS || !x.cpu.guest.st.is_64bit() { x.cpu.guest.st.seg[seg].base } else { 0 };
+            let va = x.cpu.wrap(base.wrapping_add(x.offset));
+            control::invlpg(x.cpu, va)
+        },
+        M::Invpcid => |x| {
+            x.cpu.need_cpl0()?;
+            let at = x.address(16, false)?;
+            let (pcid, va) = (x.load(at, 8)?, x.load(at.wrapping_add(8), 8)?);
+            let kind = wide_register(x, 0);
+            control::invpcid(x.cpu, kind, pcid, va)
+        },
+        M::Invd | M::Wbinvd | M::Wbnoinvd => |x| x.cpu.need_cpl0(),
+        M::Hlt => |x| {
+            x.cpu.need_cpl0()?;
+            let next = x.next;
+            x.cpu.set_ip(next);
+            x.cpu.halt();
+            Ok(())
+        },
+        M::Cli | M::Sti => interrupt_flag,
+        M::Pushf | M::Pushfd | M::Pushfq => pushf,
+        M::Popf | M::Popfd | M::Popfq => popf,
+        M::Rdmsr => |x| {
+            let value = msr::read(x.cpu, x.reg(Register::ECX) as u32)?;
+            x.set_reg(Register::EAX, value);
+            x.set_reg(Register::EDX, value >> 32);
+            Ok(())
+        },
+        M::Wrmsr => |x| {
+            let value = x.reg(Register::EAX) | x.reg(Register::EDX) << 32;
+            msr::write(x.cpu, x.reg(Register::ECX) as u32, value)?;
+            x.cpu.guest.leave = true;
+            Ok(())
+        },
+        M::Cpuid => |x| {
+            let (leaf, subleaf) = (x.reg(Register::EAX) as u32, x.reg(Register::ECX) as u32);
+            let values = cpuid::cpuid(&x.cpu.guest.st, leaf, subleaf);
+            for (r, value) in [Register::EAX, Register::EBX, Register::ECX, Register::EDX].into_iter().zip(values) {
+                x.set_reg(r, u64::from(value));
+            }
+            Ok(())
+        },
+        M::Rdtsc | M::Rdtscp => rdtsc,
+        M::Rdpmc => |x| {
+            let allowed = x.cpu.guest.st.cr4 & CR4_PCE != 0 || x.cpu.guest.st.cpl == 0;
+            // No counters.
+            let _ = allowed;
+            Err(Exception::GP0)
+        },
+        M::Rdpid => |x| {
+            let value = x.cpu.guest.st.msrs.tsc_aux;
+            let to = x.insn.op_register(0);
+            x.set_reg(to, value);
+            Ok(())
+        },
+        M::Rdrand | M::Rdseed => random,
+        M::Xgetbv => |x| {
+            if x.cpu.guest.st.cr4 & CR4_OSXSAVE == 0 {
+                return Err(Exception::UD);
+            }
+            let value = match x.reg(Register::ECX) {
+                0 => x.cpu.guest.st.xcr0,
+                // What is not in its initial state: all may be in use.
+                1 if x.cpu.guest.st.features.has("xgetbv1") => x.cpu.guest.st.xcr0,
+                _ => return Err(Exception::GP0),
+            };
+            x.set_reg(Register::EAX, value);
+            x.set_reg(Register::EDX, value >> 32);
+            Ok(())
+        },
+        M::Xsetbv => |x| {
+            let value = x.reg(Register::EAX) | x.reg(Register::EDX) << 32;
+            control::xsetbv(x.cpu, x.reg(Register::ECX) as u32, value)
+        },
+        M::Stac | M::Clac => |x| {
+            if x.cpu.guest.st.cpl != 0 || x.mode() == Mode::Real {
+                return Err(Exception::UD);
+            }
+            let on = x.insn.mnemonic() == Mnemonic::Stac;
+            x.cpu.set_rflags(if on { RFLAGS_AC } else { 0 }, RFLAGS_AC);
+            Ok(())
+        },
+        M::Swapgs => |x| {
+            if !x.cpu.guest.st.is_64bit() {
+                return Err(Exception::UD);
+            }
+            x.cpu.need_cpl0()?;
+            let st = &mut x.cpu.guest.st;
+            std::mem::swap(&mut st.seg[GS].base, &mut st.msrs.kernel_gs_base);
+            x.cpu.base_changed(GS);
+            Ok(())
+        },
+        M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => segment_bases,
+        M::Syscall => |x| syscall::syscall(x.cpu, x.next),
+        M::Sysret | M::Sysretq => |x| syscall::sysret(x.cpu, x.insn.mnemonic() == Mnemonic::Sysretq),
+        M::Sysenter => |x| syscall::sysenter(x.cpu),
+        M::Sysexit | M::Sysexitq => |x| syscall::sysexit(x.cpu, x.insn.mnemonic() == Mnemonic::Sysexitq),
+        M::Int => |x| {
+            let vector = x.insn.immediate8();
+            software(x, vector)
+        },
+        M::Int3 => |x| software(x, VECTOR_BP),
+        M::Int1 => |x| {
+            x.cpu.guest.deliveries += 1;
+            let next = x.next;
+            interrupt::raise(x.cpu, Exception::plain(VECTOR_DB), next);
+            Ok(())
+        },
+        M::Into => |x| {
+            if x.flags().contains(Flags::OF) { software(x, VECTOR_OF) } else { Ok(()) }
+        },
+        M::Ud0 | M::Ud1 | M::Ud2 => |_| Err(Exception::UD),
+        M::Iret | M::Iretd | M::Iretq => |x| {
+            let bytes = match x.insn.mnemonic() {
+                Mnemonic::Iret => 2,
+                Mnemonic::Iretd => 4,
+                _ => 8,
+            };
+            far::iret(x.cpu, bytes, x.next)
+        },
+        M::Retf => |x| {
+            let bytes = match x.insn.code() {
+                Code::Retfw | Code::Retfw_imm16 => 2,
+                Code::Retfd | Code::Retfd_imm16 => 4,
+                _ => 8,
+            };
+            let parameters = if x.insn.op_count() == 1 { u32::from(x.insn.immediate16()) } else { 0 };
+            far::ret(x.cpu, bytes, parameters)
+        },
+        M::Call | M::Jmp => far_transfer,
+        M::In => |x| {
+            let bytes = x.insn.op_register(0).size() as u32;
+            let port = if x.insn.op_kind(1) == OpKind::Register { x.reg(Register::DX) as u16 } else { u16::from(x.insn.immediate8()) };
+            let value = port_in(x, port, bytes)?;
+            let to = x.insn.op_register(0);
+            x.set_reg(to, value);
+            Ok(())
+        },
+        M::Out => |x| {
+            let from = x.insn.op_register(1);
+            let port = if x.insn.op_kind(0) == OpKind::Register { x.reg(Register::DX) as u16 } else { u16::from(x.insn.immediate8()) };
+            let value = x.reg(from);
+            port_out(x, port, from.size() as u32, value)
+        },
+        M::Pause => |x| {
+            x.cpu.guest.pauses += 1;
+            if x.cpu.guest.pauses >= PAUSES_PER_YIELD {
+                x.cpu.guest.pauses = 0;
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+            Ok(())
+        },
+        M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote => |x| {
+            let at = x.address(1, false)?;
+            x.load(at, 1).map(drop)
+        },
+        M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs => load_far_pointer,
+        _ => return None,
+    })
+}
+
+/// A register operand of 64 bits in 64-bit mode, else of 32.
+fn wide_register(x: &Exec<'_>, i: u32) -> u64 {
+    x.reg(x.insn.op_register(i))
+}
+
+fn set_zf(x: &mut Exec<'_>, on: bool) {
+    let flags = x.flags().replace(Flags::ZF, if on { Flags::ZF } else { Flags::NONE });
+    x.set_flags(flags);
+}
+
+fn software(x: &mut Exec<'_>, vector: u8) -> Result<()> {
+    interrupt::software(x.cpu, vector, x.next)?;
+    x.cpu.guest.deliveries += 1;
+    Ok(())
+}
+
+fn mov_to_segment(x: &mut Exec<'_>) -> Result<()> {
+    let seg = segment_number(x.insn.op_register(0));
+    if seg == crate::state::CS {
+        return Err(Exception::UD);
+    }
+    let selector = x.read(1, 2)? as u16;
+    segment::load(x.cpu, seg, selector)?;
+    if seg == SS {
+        inhibit(x);
+    }
+    Ok(())
+}
+
+/// No interrupt before the end of the next instruction.
+fn inhibit(x: &mut Exec<'_>) {
+    x.cpu.guest.st.shadow = true;
+    Host::check_events(x.cpu);
+}
+
+fn load_table(x: &mut Exec<'_>) -> Result<()> {
+    let wide = x.cpu.guest.st.is_64bit();
+    x.cpu.need_cpl0()?;
+    let bytes = if wide { 8 } else { 4 };
+    let at = x.address(2 + bytes, false)?;
+    let limit = x.load(at, 2)? as u16;
+    let at = x.cpu.wrap(at.wrapping_add(2));
+    let mut base = x.load(at, bytes)?;
+    // A 16-bit operand size loads 24 bits.
+    if matches!(x.insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) {
+        base &= 0xff_ffff;
+    }
+    if wide && !x.cpu.guest.st.canonical(base) {
+        return Err(Exception::GP0);
+    }
+    let st = &mut x.cpu.guest.st;
+    let table = if x.insn.mnemonic() == Mnemonic::Lgdt { &mut st.gdtr } else { &mut st.idtr };
+    (table.base, table.limit) = (base, limit);
+    Ok(())
+}
+
+fn store_table(x: &mut Exec<'_>) -> Result<()> {
+    control::check_umip(x.cpu)?;
+    let bytes = if x.cpu.guest.st.is_64bit() { 8 } else { 4 };
+    let st = &x.cpu.guest.st;
+    let table = if x.insn.mnemonic() == Mnemonic::Sgdt { st.gdtr } else { st.idtr };
+    let at = x.address(2 + bytes, true)?;
+    x.store(at, 2, u64::from(table.limit))?;
+    let at = x.cpu.wrap(at.wrapping_add(2));
+    x.store(at, bytes, table.base)
+}
+
+fn store_selector(x: &mut Exec<'_>, selector: u16) -> Result<()> {
+    x.protected()?;
+    control::check_umip(x.cpu)?;
+    let bytes = if x.insn.op_kind(0) == OpKind::Memory { 2 } else { x.bytes(0) };
+    x.write(0, bytes, u64::from(selector))
+}
+
+fn examine(x: &mut Exec<'_>) -> Result<()> {
+    x.protected()?;
+    let selector = x.read(1, 2)? as u16;
+    let found = if x.insn.mnemonic() == Mnemonic::Lar {
+        segment::access_rights(x.cpu, selector)?
+    } else {
+        segment::limit(x.cpu, selector)?
+    };
+    if let Some(value) = found {
+        let to = x.insn.op_register(0);
+        x.set_reg(to, u64::from(value));
+    }
+    set_zf(x, found.is_some());
+    Ok(())
+}
+
+fn interrupt_flag(x: &mut Exec<'_>) -> Result<()> {
+    let st = &x.cpu.guest.st;
+    if x.mode() != Mode::Real && st.cpl > st.iopl() {
+        return Err(Exception::GP0);
+    }
+    if x.insn.mnemonic() == Mnemonic::Cli {
+        x.cpu.guest.st.flags &= !RFLAGS_IF;
+        return Ok(());
+    }
+    if st.flags & RFLAGS_IF == 0 {
+        x.cpu.guest.st.flags |= RFLAGS_IF;
+        inhibit(x);
+    }
+    Ok(())
+}
+
+/// Only of virtual-8086 and real mode; elsewhere it is translated.
+fn pushf(x: &mut Exec<'_>) -> Result<()> {
+    if x.mode() == Mode::V86 && x.cpu.guest.st.iopl() < 3 {
+        return Err(Exception::GP0);
+    }
+    let bytes = x.insn.stack_pointer_increment().unsigned_abs();
+    let mut stack = Stack::current(x.cpu);
+    let flags = x.cpu.rflags() & !(RFLAGS_RF | RFLAGS_VM);
+    stack.push(x.cpu, flags, bytes)?;
+    stack.commit(x.cpu);
+    Ok(())
+}
+
+fn popf(x: &mut Exec<'_>) -> Result<()> {
+    if x.mode() == Mode::V86 && x.cpu.guest.st.iopl() < 3 {
+        return Err(Exception::GP0);
+    }
+    let bytes = x.insn.stack_pointer_increment().unsigned_abs();
+    let mut stack = Stack::current(x.cpu);
+    let flags = stack.pop(x.cpu, bytes)?;
+    stack.commit(x.cpu);
+    let cpl = x.cpu.guest.st.cpl;
+    let mut bits = far::writable_flags(x.cpu, cpl, bytes);
+    if x.mode() == Mode::Real {
+        bits |= (RFLAGS_IOPL | RFLAGS_IF) & crate::state::mask(bytes);
+    }
+    if bytes > 2 {
+        bits |= RFLAGS_RF;
+    }
+    x.cpu.set_rflags(flags & !RFLAGS_RF, bits);
+    Ok(())
+}
+
+fn rdtsc(x: &mut Exec<'_>) -> Result<()> {
+    let st = &x.cpu.guest.st;
+    if st.cr4 & CR4_TSD != 0 && st.cpl != 0 {
+        return Err(Exception::GP0);
+    }
+    let now = x.cpu.now();
+    let value = x.cpu.guest.st.tsc(now);
+    x.set_reg(Register::EAX, value);
+    x.set_reg(Register::EDX, value >> 32);
+    if x.insn.mnemonic() == Mnemonic::Rdtscp {
+        let aux = x.cpu.guest.st.msrs.tsc_aux;
+        x.set_reg(Register::ECX, aux);
+    }
+    Ok(())
+}
+
+fn random(x: &mut Exec<'_>) -> Result<()> {
+    let mut bytes = [0; 8];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    let ok = got == Ok(8);
+    let to = x.insn.op_register(0);
+    x.set_reg(to, if ok { u64::from_le_bytes(bytes) } else { 0 });
+    x.set_flags(if ok { Flags::CF } else { Flags::NONE });
+    Ok(())
+}
+
+fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
+    use Mnemonic as M;
+    if x.cpu.guest.st.cr4 & CR4_FSGSBASE == 0 {
+        return Err(Exception::UD);
+    }
+    let m = x.insn.mnemonic();
+    let seg = if matches!(m, M::Rdfsbase | M::Wrfsbase) { FS } else { GS };
+    let r = x.insn.op_register(0);
+    if matches!(m, M::Rdfsbase | M::Rdgsbase) {
+        let base = x.cpu.guest.st.seg[seg].base;
+        x.set_reg(r, base);
+        return Ok(());
+    }
+    let base = x.reg(r);
+    if !x.cpu.guest.st.canonical(base) {
+        return Err(Exception::GP0);
+    }
+    x.cpu.guest.st.seg[seg].base = base;
+    x.cpu.base_changed(seg);
+    Ok(())
+}
+
+/// A far pointer in memory: offset, then selector.
+fn far_pointer(x: &mut Exec<'_>) -> Result<(u16, u64, u32)> {
+    let bytes = x.insn.memory_size().size() as u32 - 2;
+    let at = x.address(bytes + 2, false)?;
+    let offset = x.load(at, bytes)?;
+    let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
+    Ok((x.load(at, 2)? as u16, offset, bytes))
+}
+
+fn load_far_pointer(x: &mut Exec<'_>) -> Result<()> {
+    use Mnemonic as M;
+    let seg = match x.insn.mnemonic() {
+        M::Lds => crate::state::DS,
+        M::Les => crate::state::ES,
+        M::Lss => SS,
+        M::Lfs => FS,
+        _ => GS,
+    };
+    let (selector, offset, _) = far_pointer(x)?;
+    segment::load(x.cpu, seg, selector)?;
+    let to = x.insn.op_register(0);
+    x.set_reg(to, offset);
+    Ok(())
+}
+
+fn far_transfer(x: &mut Exec<'_>) -> Result<()> {
+    let (selector, offset, bytes) = match x.insn.op_kind(0) {
+        OpKind::FarBranch16 => (x.insn.far_branch_selector(), u64::from(x.insn.far_branch16()), 2),
+        OpKind::FarBranch32 => (x.insn.far_branch_selector(), u64::from(x.insn.far_branch32()), 4),
+        OpKind::Memory => far_pointer(x)?,
+        // Near forms are translated.
+        _ => return Err(Exception::UD),
+    };
+    if x.insn.mnemonic() == Mnemonic::Jmp {
+        far::jump(x.cpu, selector, offset, bytes, x.next)
+    } else {
+        far::call(x.cpu, selector, offset, bytes, x.next)
+    }
+}
+
+fn access_size(bytes: u32) -> AccessSize {
+    match bytes {
+        1 => AccessSize::B1,
+        2 => AccessSize::B2,
+        _ => AccessSize::B4,
+    }
+}
+
+/// Reads a port.
+pub(super) fn port_in(x: &mut Exec<'_>, port: u16, bytes: u32) -> Result<u64> {
+    task::check_io(x.cpu, port, bytes)?;
+    let index = x.cpu.index();
+    let value = x.cpu.io(|io| io.pio_read(index, port, access_size(bytes)));
+    Ok(value.unwrap_or(!0))
+}
+
+/// Writes a port.
+pub(super) fn port_out(x: &mut Exec<'_>, port: u16, bytes: u32, value: u64) -> Result<()> {
+    task::check_io(x.cpu, port, bytes)?;
+    let index = x.cpu.index();
+    x.cpu.io(|io| io.pio_write(index, port, access_size(bytes), value));
+    Ok(())
+}

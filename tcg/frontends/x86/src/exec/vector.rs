@@ -1,0 +1,365 @@
+//! Instructions that run on the host's units: memory and its faults, and floating-point exceptions around a stub.
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+
+use iced_x86::{Mnemonic, OpKind, Register};
+use mimus_arch::x86::regs::*;
+use mimus_tcg_ir::flags::Flags;
+
+use super::Exec;
+use crate::exception::{Exception, Result};
+use crate::frontend::taken;
+use crate::host::Host;
+use crate::native::{Built, Memory, Unit};
+use crate::state::Mode;
+use crate::{fpu, segment};
+
+/// Exception masks of MXCSR.
+const MXCSR_MASKS: u32 = 0x1f80;
+/// Exception flags.
+const MXCSR_FLAGS: u32 = 0x3f;
+
+/// A memory operand, if the guest's own cannot be used in place.
+#[repr(C, align(64))]
+struct Buffer([u8; 128]);
+
+/// An instruction of a floating-point or vector unit.
+pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
+    if x.insn.is_vsib() {
+        check_unit(x, Unit::Avx)?;
+        return gather(x);
+    }
+    let built = built(x)?;
+    check_unit(x, built.unit)?;
+    execute(x, &built)
+}
+
+/// An integer instruction.
+pub(super) fn integer(x: &mut Exec<'_>) -> Result<()> {
+    let built = built(x)?;
+    execute(x, &built)
+}
+
+fn built(x: &mut Exec<'_>) -> Result<Built> {
+    if let Some(built) = x.cpu.guest.native.find(&x.packed) {
+        return Ok(built);
+    }
+    match x.cpu.guest.native.build(x.packed, &x.insn) {
+        Some(built) => Ok(built),
+        None => {
+            log::warn!("no way to execute {:?} at {:#x}: #UD", x.insn.code(), x.pc);
+            Err(Exception::UD)
+        }
+    }
+}
+
+/// Whether the unit may be used (SDM volume 3 section 2.5, table 2-2; volume 1 section 13.5).
+pub(super) fn check_unit(x: &Exec<'_>, unit: Unit) -> Result<()> {
+    let st = &x.cpu.guest.st;
+    let available = match unit {
+        Unit::Integer => return Ok(()),
+        Unit::X87 if st.cr0 & CR0_EM != 0 => return Err(Exception::NM),
+        Unit::X87 => true,
+        Unit::Mmx => st.cr0 & CR0_EM == 0,
+        Unit::Sse => st.cr0 & CR0_EM == 0 && st.cr4 & CR4_OSFXSR != 0,
+        Unit::Avx => {
+            let on = st.cr4 & CR4_OSXSAVE != 0 && st.xcr0 & 6 == 6;
+            on && !matches!(st.mode(), Mode::Real | Mode::V86)
+        }
+    };
+    if !available {
+        return Err(Exception::UD);
+    }
+    if st.cr0 & CR0_TS != 0 {
+        return Err(Exception::NM);
+    }
+    if matches!(unit, Unit::X87 | Unit::Mmx) && fpu::pending(&x.cpu.guest) && waits(x.insn.mnemonic()) {
+        return Err(Exception::plain(VECTOR_MF));
+    }
+    Ok(())
+}
+
+/// Instructions that do not look at pending exceptions.
+fn waits(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    !matches!(m, M::Fninit | M::Fnclex | M::Fnstcw | M::Fnstsw | M::Fnstenv | M::Fnsave)
+}
+
+fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
+    let mut buffer = Buffer([0; 128]);
+    let bytes = built.bytes as usize;
+    let mut store_at = None;
+    let mut memory = std::ptr::null_mut();
+    if built.memory != Memory::None {
+        let write = built.memory != Memory::Read;
+        let va = x.address(built.bytes, write)?;
+        if built.aligned && va % u64::from(built.bytes) != 0 {
+            return Err(Exception::GP0);
+        }
+        let inside = va & 4095 <= 4096 - built.bytes as u64;
+        memory = operand(x, va, built, inside, &mut buffer)?;
+        if memory == buffer.0.as_mut_ptr() && write {
+            store_at = Some(va);
+        }
+    }
+    match built.unit {
+        Unit::X87 => x87(x, built, memory)?,
+        Unit::Sse | Unit::Avx | Unit::Mmx if built.mxcsr => with_mxcsr(x, built, memory)?,
+        _ => call(x, built, memory),
+    }
+    if let Some(va) = store_at {
+        store(x, va, &buffer.0[..bytes])?;
+    }
+    Ok(())
+}
+
+/// Where the stub finds the memory operand: the guest's RAM if it is in one page of it, else the buffer.
+fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut Buffer) -> Result<*mut u8> {
+    let bytes = built.bytes as usize;
+    if inside && built.memory == Memory::Read {
+        match x.cpu.host_for_load(va) {
+            Ok(Some(host)) => return Ok(host.cast_mut()),
+            Ok(None) => {}
+            Err(_) => return Err(taken(x.cpu, va)),
+        }
+    }
+    if inside && built.memory != Memory::Read {
+        match x.cpu.host_for_store(va) {
+            Ok(Some(host)) => return Ok(host),
+            Ok(None) => {}
+            Err(_) => return Err(taken(x.cpu, va)),
+        }
+    }
+    if built.memory != Memory::Read && !inside {
+        // Nothing is computed unless its result can be stored.
+        let last = x.cpu.wrap(va.wrapping_add(bytes as u64 - 1));
+        for at in [va, last] {
+            if x.cpu.host_for_store(at).is_err() {
+                return Err(taken(x.cpu, at));
+            }
+        }
+    }
+    if built.memory != Memory::Write {
+        load(x, va, &mut buffer.0[..bytes])?;
+    }
+    Ok(buffer.0.as_mut_ptr())
+}
+
+/// Loads bytes, over a page's end if need be.
+pub(super) fn load(x: &mut Exec<'_>, va: u64, to: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < to.len() {
+        let at = x.cpu.wrap(va.wrapping_add(done as u64));
+        let n = (to.len() - done).min((4096 - (at & 4095)) as usize);
+        if x.cpu.load_bytes(at, &mut to[done..done + n]).is_err() {
+            return Err(taken(x.cpu, at));
+        }
+        done += n;
+    }
+    Ok(())
+}
+
+/// Stores bytes, over a page's end if need be; nothing, if any cannot be.
+pub(super) fn store(x: &mut Exec<'_>, va: u64, from: &[u8]) -> Result<()> {
+    let last = x.cpu.wrap(va.wrapping_add(from.len() as u64 - 1));
+    if (va ^ last) & !4095 != 0 && x.cpu.host_for_store(last).is_err() {
+        return Err(taken(x.cpu, last));
+    }
+    let mut done = 0;
+    while done < from.len() {
+        let at = x.cpu.wrap(va.wrapping_add(done as u64));
+        let n = (from.len() - done).min((4096 - (at & 4095)) as usize);
+        if x.cpu.store_bytes(at, &from[done..done + n]).is_err() {
+            return Err(taken(x.cpu, at));
+        }
+        done += n;
+    }
+    Ok(())
+}
+
+/// Calls the stub.
+fn call(x: &mut Exec<'_>, built: &Built, memory: *mut u8) {
+    let flags = u64::from(x.flags().0) | 2;
+    let slots = x.cpu.head.slots.as_mut_ptr();
+    let vectors = x.cpu.guest.st.vec.as_mut_ptr();
+    let flags = (built.run)(slots, memory, vectors, flags);
+    if built.sets_flags {
+        x.set_flags(Flags::from_eflags(flags));
+    }
+}
+
+/// Runs under the guest's MXCSR, and raises #XM if an exception that it does not mask came up: then the destination stays
+/// as it was (SDM volume 1 section 11.5.2).
+fn with_mxcsr(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
+    let mxcsr = x.cpu.guest.st.mxcsr;
+    let masked = mxcsr & MXCSR_MASKS == MXCSR_MASKS;
+    let before = (!masked).then(|| (x.cpu.guest.st.vec, x.cpu.head.slots, x.flags()));
+    let mut host = 0u32;
+    let mut after = 0u32;
+    let quiet = (mxcsr | MXCSR_MASKS) & if masked { !0 } else { !MXCSR_FLAGS };
+    // SAFETY: every exception is masked, and the host's own word is put back; no Rust arithmetic happens in between.
+    unsafe {
+        asm!("stmxcsr [{}]", in(reg) &mut host, options(nostack));
+        asm!("ldmxcsr [{}]", in(reg) &quiet, options(nostack));
+        call(x, built, memory);
+        asm!("stmxcsr [{}]", in(reg) &mut after, options(nostack));
+        asm!("ldmxcsr [{}]", in(reg) &host, options(nostack));
+    }
+    x.cpu.guest.st.mxcsr = mxcsr | after & MXCSR_FLAGS;
+    let raised = after & MXCSR_FLAGS & !(mxcsr >> 7);
+    let Some((vec, slots, flags)) = before else { return Ok(()) };
+    if raised == 0 {
+        return Ok(());
+    }
+    x.cpu.guest.st.vec = vec;
+    x.cpu.head.slots = slots;
+    x.set_flags(flags);
+    let vector = if x.cpu.guest.st.cr4 & CR4_OSXMMEXCPT != 0 { VECTOR_XM } else { VECTOR_UD };
+    Err(Exception::plain(vector))
+}
+
+/// An x87 computation. With unmasked exceptions on, the operation is undone if one of those came up that are found before
+/// computing: invalid, denormal, divide by zero (SDM volume 1 section 8.5).
+fn x87(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
+    let fcw = x.cpu.guest.st.fcw;
+    let unmasked = !fcw & 0x3f;
+    let before = (unmasked != 0).then(|| (fpu::image(&x.cpu.guest), fpu::host_status()));
+    let mut undo = [0; 16];
+    let bytes = (built.bytes as usize).min(16);
+    if before.is_some() && built.memory == Memory::Write {
+        // SAFETY: the memory operand's bytes.
+        unsafe { std::ptr::copy_nonoverlapping(memory, undo.as_mut_ptr(), bytes) };
+    }
+    call(x, built, memory);
+    let p = &mut x.cpu.guest.st.fpu_pointers;
+    p.ip = x.next.wrapping_sub(x.insn.len() as u64);
+    p.opcode = opcode(&x.packed);
+    if built.memory != Memory::None {
+        p.dp = x.offset;
+    }
+    let Some((mut image, old)) = before else { return Ok(()) };
+    let new = fpu::host_status() & !old & unmasked & 0x07;
+    if new == 0 {
+        return Ok(());
+    }
+    if built.memory == Memory::Write {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(undo.as_ptr(), memory, bytes) };
+    }
+    // Stack faults and their direction are said in C1 and SF.
+    let status = fpu::word(&image.0, 2) | new | fpu::host_status() & 0x0240;
+    fpu::set_word(&mut image.0, 2, status);
+    fpu::load_image(&mut x.cpu.guest, &image);
+    Ok(())
+}
+
+/// The eleven bits of the opcode that the x87 unit keeps.
+fn opcode(packed: &[u64; 2]) -> u16 {
+    let bytes = packed[0].to_le_bytes();
+    let at = bytes.iter().position(|b| (0xd8..=0xdf).contains(b)).unwrap_or(0);
+    u16::from(bytes[at] & 7) << 8 | u16::from(*bytes.get(at + 1).unwrap_or(&0))
+}
+
+/// MASKMOVQ and MASKMOVDQU: the bytes of the first operand whose mask has its top bit set go to DS:rDI.
+pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
+    let mmx = x.insn.mnemonic() == Mnemonic::Maskmovq;
+    let unit = match x.insn.mnemonic() {
+        Mnemonic::Maskmovq => Unit::Mmx,
+        Mnemonic::Maskmovdqu => Unit::Sse,
+        _ => Unit::Avx,
+    };
+    check_unit(x, unit)?;
+    let count = if mmx { 8 } else { 16 };
+    let (a, b) = (x.insn.op_register(1), x.insn.op_register(2));
+    let value = |x: &Exec<'_>, r: Register| -> [u8; 16] {
+        let mut bytes = [0; 16];
+        if mmx {
+            let image = fpu::image(&x.cpu.guest);
+            // The registers are relative to the top of the stack.
+            let top = (fpu::word(&image.0, 2) >> 11 & 7) as usize;
+            let at = 32 + 16 * ((r.number() + 8 - top) % 8);
+            bytes[..8].copy_from_slice(&image.0[at..at + 8]);
+        } else {
+            bytes[..8].copy_from_slice(&x.cpu.guest.st.vec[r.number()][0].to_le_bytes());
+            bytes[8..].copy_from_slice(&x.cpu.guest.st.vec[r.number()][1].to_le_bytes());
+        }
+        bytes
+    };
+    let (data, mask) = (value(x, a), value(x, b));
+    let width = match x.insn.op_kind(0) {
+        OpKind::MemorySegDI => 2,
+        OpKind::MemorySegEDI => 4,
+        _ => 8,
+    };
+    let seg = crate::translate::segment_number(x.insn.memory_segment());
+    for i in 0..count {
+        if mask[i] & 0x80 != 0 {
+            let offset = x.cpu.gpr(RDI).wrapping_add(i as u64) & crate::state::mask(width);
+            let at = segment::linear(&x.cpu.guest.st, seg, offset, 1, true)?;
+            x.store(at, 1, u64::from(data[i]))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gathers: element by element, the mask says what is left to do (SDM volume 2 "VGATHERDPD").
+fn gather(x: &mut Exec<'_>) -> Result<()> {
+    use Mnemonic as M;
+    let (index_bytes, element_bytes) = match x.insn.mnemonic() {
+        M::Vpgatherdd | M::Vgatherdps => (4, 4),
+        M::Vpgatherdq | M::Vgatherdpd => (4, 8),
+        M::Vpgatherqd | M::Vgatherqps => (8, 4),
+        M::Vpgatherqq | M::Vgatherqpd => (8, 8),
+        _ => return Err(Exception::UD),
+    };
+    let (to, mask) = (x.insn.op_register(0).number(), x.insn.op_register(2).number());
+    let index = x.insn.memory_index();
+    if to == mask || to == index.number() || mask == index.number() {
+        return Err(Exception::UD);
+    }
+    let wide = x.insn.op_register(0).is_ymm() || index.is_ymm();
+    let vector = if wide { 32 } else { 16 };
+    let elements = vector / usize::max(index_bytes, element_bytes);
+    let scale = u64::from(x.insn.memory_index_scale());
+    let base_register = x.insn.memory_base();
+    let base = if base_register == Register::None { 0 } else { x.reg(base_register) };
+    let displacement = x.insn.memory_displacement64();
+    let seg = crate::translate::segment_number(x.insn.memory_segment());
+    let limit = if x.cpu.guest.st.is_64bit() && base_register.size() != 4 { !0 } else { 0xffff_ffff };
+    for i in 0..elements {
+        let wanted = part(&x.cpu.guest.st.vec[mask], i, element_bytes) >> (8 * element_bytes - 1) & 1 != 0;
+        if wanted {
+            let raw = part(&x.cpu.guest.st.vec[index.number()], i, index_bytes);
+            let step = crate::state::sext(raw, index_bytes as u32).wrapping_mul(scale);
+            let offset = base.wrapping_add(step).wrapping_add(displacement) & limit;
+            let at = segment::linear(&x.cpu.guest.st, seg, offset, element_bytes as u32, false)?;
+            let value = x.load(at, element_bytes as u32)?;
+            set_part(&mut x.cpu.guest.st.vec[to], i, element_bytes, value);
+        }
+        set_part(&mut x.cpu.guest.st.vec[mask], i, element_bytes, 0);
+    }
+    let written = elements * element_bytes;
+    for register in [to, mask] {
+        let words = &mut x.cpu.guest.st.vec[register];
+        for (w, word) in words.iter_mut().enumerate() {
+            if w * 8 >= written {
+                *word = 0;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn part(vector: &[u64; 4], i: usize, bytes: usize) -> u64 {
+    let word = vector[i * bytes / 8];
+    if bytes == 8 { word } else { word >> (32 * (i % 2)) & 0xffff_ffff }
+}
+
+fn set_part(vector: &mut [u64; 4], i: usize, bytes: usize, value: u64) {
+    let word = &mut vector[i * bytes / 8];
+    *word = if bytes == 8 { value } else {
+        let shift = 32 * (i % 2);
+        *word & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift
+    };
+}

@@ -1,0 +1,562 @@
+//! x86 as the translator's runtime wants it: [`X86`] implements [`GuestFrontend`] by the other modules of this crate.
+
+use iced_x86::{Formatter, NasmFormatter};
+use mimus_arch::x86::regs::*;
+use mimus_arch::x86::{MpState, X86State};
+use mimus_arch::{CpuModel, CpuState, GuestArch};
+use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, ShutdownCause, StartRequest, SysReg, VcpuExit, VcpuIndex};
+use mimus_tcg_exec::env::Cpu;
+use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
+use mimus_tcg_ir::flags::{FLAGS, Flags};
+use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot};
+
+use crate::convert::{Registers, from_arch, to_arch};
+use crate::cpuid;
+use crate::decode::{MAX_LEN, fetch};
+use crate::exception::{Exception, Result};
+use crate::exec::{self, Decoded};
+use crate::fpu;
+use crate::host::{Flush, Host, Stop};
+use crate::interrupt;
+use crate::native::Native;
+use crate::paging;
+use crate::state::{CS, CodeMode, State, key_pcid, mask};
+use crate::translate::{self, BASE0};
+
+#[cfg(test)]
+mod tests;
+
+/// Bits of `Cpu::pins`.
+pub(crate) const PIN_INTR: u64 = 1;
+pub(crate) const PIN_NMI: u64 = 2;
+/// Instructions executed one by one before the run loop is looked at.
+const STEPS: u32 = 256;
+
+/// The x86 guest.
+pub struct X86;
+
+/// What a vCPU has beside its registers. The state comes first: generated code knows offsets in it.
+#[repr(C)]
+pub struct X86Guest {
+    pub st: State,
+    pub native: Native,
+    /// Decoded instructions of helpers.
+    pub(crate) decoded: Vec<Option<Decoded>>,
+    /// Why the last walk failed.
+    pub(crate) fault: Option<Exception>,
+    /// The rest of the block is not what would execute.
+    pub(crate) leave: bool,
+    /// Events delivered so far.
+    pub(crate) deliveries: u64,
+    /// The x87 unit is the guest's: inside `run`.
+    pub(crate) fpu_loaded: bool,
+    pub(crate) pauses: u8,
+}
+
+pub(crate) type X86Cpu = Cpu<X86>;
+
+/// Runs `f` over memory accesses inside pages: (offset, address, bytes), each at most 8 bytes and a power of two.
+fn pieces(va: u64, bytes: u32, wide: bool, mut f: impl FnMut(u32, u64, Size) -> Result<()>) -> Result<()> {
+    let wrap = if wide { !0 } else { 0xffff_ffff };
+    let mut done = 0;
+    while done < bytes {
+        let at = va.wrapping_add(u64::from(done)) & wrap;
+        let left = (bytes - done).min((4096 - (at & 4095)) as u32);
+        let size = match left {
+            8.. => Size::B8,
+            4.. => Size::B4,
+            2.. => Size::B2,
+            _ => Size::B1,
+        };
+        f(done, at, size)?;
+        done += size.bytes();
+    }
+    Ok(())
+}
+
+pub(crate) fn taken(cpu: &mut X86Cpu, va: u64) -> Exception {
+    cpu.guest.fault.take().unwrap_or(Exception::page(0, va))
+}
+
+impl Host for X86Cpu {
+    fn st(&self) -> &State {
+        &self.guest.st
+    }
+    fn st_mut(&mut self) -> &mut State {
+        &mut self.guest.st
+    }
+    fn gpr(&self, n: usize) -> u64 {
+        self.head.slots[n]
+    }
+    fn set_gpr(&mut self, n: usize, value: u64) {
+        self.head.slots[n] = value;
+    }
+    fn arith(&self) -> u64 {
+        u64::from(Flags::unpack(self.slot(FLAGS)).0)
+    }
+    fn set_arith(&mut self, flags: u64) {
+        self.set_slot(FLAGS, Flags::from_eflags(flags).pack());
+    }
+    fn base_changed(&mut self, seg: usize) {
+        let base = self.guest.st.seg[seg].base;
+        self.set_slot(Slot(BASE0 + seg as u8), base);
+    }
+    fn set_ip(&mut self, ip: u64) {
+        let st = &self.guest.st;
+        let pc = if st.is_64bit() { ip } else { st.seg[CS].base.wrapping_add(ip & 0xffff_ffff) & 0xffff_ffff };
+        self.jump(pc);
+    }
+    fn mode_changed(&mut self) {
+        self.guest.leave = true;
+        self.switch_context();
+    }
+    fn check_events(&mut self) {
+        self.guest.leave = true;
+        Cpu::check_events(self);
+    }
+    fn flush(&mut self, what: Flush) {
+        self.guest.leave = true;
+        match what {
+            Flush::All => self.mmu.flush_all(),
+            Flush::NonGlobal(None) => self.mmu.drop_local_where(|_| true),
+            Flush::NonGlobal(Some(pcid)) => self.mmu.drop_local_where(|key| key_pcid(key) == pcid),
+            // Global translations are in every context that used them.
+            Flush::Page(va, _) => self.mmu.drop_page_where(va & !4095, |_| true),
+        }
+    }
+    fn phys_read(&mut self, pa: u64, bytes: u32) -> u64 {
+        let mut value = 0;
+        let read = pieces(pa, bytes, true, |done, at, size| {
+            value |= self.phys_load(at, size).unwrap_or(!0) << (8 * done);
+            Ok(())
+        });
+        debug_assert!(read.is_ok());
+        value & mask(bytes)
+    }
+    fn phys_write(&mut self, pa: u64, bytes: u32, value: u64) {
+        let written = pieces(pa, bytes, true, |done, at, size| {
+            // Where nothing is, stores are lost.
+            let _lost = self.phys_store(at, value >> (8 * done), size);
+            Ok(())
+        });
+        debug_assert!(written.is_ok());
+    }
+    fn phys_cmpxchg(&mut self, pa: u64, bytes: u32, old: u64, new: u64) -> bool {
+        let size = if bytes == 4 { Size::B4 } else { Size::B8 };
+        // Tables in ROM keep what they have.
+        self.phys_compare_exchange(pa, old, new, size).unwrap_or(true)
+    }
+    fn now(&self) -> u64 {
+        self.io(|io| io.clock().now()).unwrap_or(0)
+    }
+    fn sysreg_read(&mut self, reg: SysReg) -> Option<u64> {
+        let index = self.index();
+        self.io(|io| io.sysreg_read(index, reg)).flatten()
+    }
+    fn sysreg_write(&mut self, reg: SysReg, value: u64) -> Option<()> {
+        let index = self.index();
+        self.io(|io| io.sysreg_write(index, reg, value)).flatten()
+    }
+    fn stop(&mut self, why: Stop) {
+        let Stop::TripleFault = why;
+        let pc = self.head.pc;
+        self.jump(pc);
+        Cpu::stop(self, VcpuExit::Shutdown(ShutdownCause::TripleFault));
+    }
+
+    fn lin_read(&mut self, va: u64, bytes: u32, user: bool) -> Result<u64> {
+        if user != self.user() {
+            return default_read(self, va, bytes, user);
+        }
+        let mut value = 0;
+        let wide = self.guest.st.long();
+        pieces(va, bytes, wide, |done, at, size| {
+            match self.try_load(at, size) {
+                Ok(part) => value |= part << (8 * done),
+                Err(_) => return Err(taken(self, at)),
+            }
+            Ok(())
+        })?;
+        Ok(value)
+    }
+
+    fn lin_write(&mut self, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
+        if user != self.user() {
+            return default_write(self, va, bytes, value, user);
+        }
+        let wide = self.guest.st.long();
+        if va & 4095 > 4096 - u64::from(bytes) {
+            // Nothing is stored unless all can be.
+            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1));
+            for at in [va, end] {
+                if self.host_for_store(at).is_err() {
+                    return Err(taken(self, at));
+                }
+            }
+        }
+        pieces(va, bytes, wide, |done, at, size| {
+            match self.try_store(at, value >> (8 * done), size) {
+                Ok(()) => Ok(()),
+                Err(_) => Err(taken(self, at)),
+            }
+        })
+    }
+}
+
+/// As another privilege: through the tables.
+fn default_read(cpu: &mut X86Cpu, va: u64, bytes: u32, user: bool) -> Result<u64> {
+    let mut value = 0;
+    let wide = cpu.guest.st.long();
+    pieces(va, bytes, wide, |done, at, size| {
+        let leaf = paging::walk(cpu, at, paging::Access::Load, user)?;
+        value |= cpu.phys_read(leaf.pa, size.bytes()) << (8 * done);
+        Ok(())
+    })?;
+    Ok(value)
+}
+
+fn default_write(cpu: &mut X86Cpu, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
+    let wide = cpu.guest.st.long();
+    let end = cpu.wrap(va.wrapping_add(u64::from(bytes) - 1));
+    paging::walk(cpu, end, paging::Access::Store, user)?;
+    pieces(va, bytes, wide, |done, at, size| {
+        let leaf = paging::walk(cpu, at, paging::Access::Store, user)?;
+        cpu.phys_write(leaf.pa, size.bytes(), value >> (8 * done));
+        Ok(())
+    })
+}
+
+/// The offset in CS of a linear address.
+pub(crate) fn ip_of(cpu: &X86Cpu, pc: u64) -> u64 {
+    if cpu.guest.st.is_64bit() { pc } else { pc.wrapping_sub(cpu.guest.st.seg[CS].base) & 0xffff_ffff }
+}
+
+/// Takes an exception of the instruction at `pc`.
+pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
+    cpu.guest.deliveries += 1;
+    let ip = ip_of(cpu, pc);
+    // A stop goes on where it was.
+    cpu.head.pc = pc;
+    interrupt::raise(cpu, exception, ip);
+    cpu.switch_context();
+}
+
+/// Takes an external interrupt or an NMI if there is one for now.
+fn take_external(cpu: &mut X86Cpu) -> bool {
+    let pins = cpu.pins();
+    if pins & PIN_NMI != 0 {
+        cpu.change_pins(PIN_NMI, 0);
+        cpu.guest.st.nmi_pending = true;
+    }
+    if cpu.guest.st.nmi_pending && !cpu.guest.st.nmi_masked {
+        cpu.guest.st.nmi_pending = false;
+        cpu.guest.st.nmi_masked = true;
+        deliver(cpu, VECTOR_NMI);
+        return true;
+    }
+    if pins & PIN_INTR == 0 || !cpu.guest.st.interrupts_open() {
+        return false;
+    }
+    let index = cpu.index();
+    let vector = cpu.io(|io| io.acknowledge_interrupt(index)).flatten();
+    if let Some(vector) = vector {
+        deliver(cpu, vector);
+    }
+    vector.is_some()
+}
+
+fn deliver(cpu: &mut X86Cpu, vector: u8) {
+    cpu.guest.deliveries += 1;
+    let ip = ip_of(cpu, cpu.head.pc);
+    interrupt::hardware(cpu, vector, ip);
+    cpu.switch_context();
+    cpu.head.exit_request = 0;
+}
+
+/// Whether instructions are executed one by one: single steps, instruction breakpoints.
+fn steps(st: &State) -> bool {
+    st.flags & RFLAGS_TF != 0 || st.dr7 & 0xff != 0
+}
+
+/// The DR6 bits of instruction breakpoints at `pc` (SDM volume 3 section 18.2).
+fn breakpoints(st: &State, pc: u64) -> u64 {
+    (0..4).filter(|&n| {
+        let enabled = st.dr7 >> (2 * n) & 3 != 0;
+        let execution = st.dr7 >> (16 + 4 * n) & 15 == 0;
+        enabled && execution && st.dr[n] == pc
+    }).fold(0, |bits, n| bits | 1 << n)
+}
+
+/// Executes one instruction, with the debug exceptions around it (SDM volume 3 section 18.3.1).
+fn debugged_step(cpu: &mut X86Cpu) {
+    let pc = cpu.head.pc;
+    let st = &cpu.guest.st;
+    let hit = breakpoints(st, pc);
+    if hit != 0 && st.flags & RFLAGS_RF == 0 {
+        raise(cpu, Exception { vector: VECTOR_DB, error: None, payload: hit }, pc);
+        cpu.head.exit_request = 0;
+        return;
+    }
+    let trap = st.flags & RFLAGS_TF != 0;
+    let (before, cpl) = (cpu.guest.deliveries, st.cpl);
+    cpu.step_careful();
+    let entered = cpl == 3 && cpu.guest.st.cpl == 0;
+    cpu.guest.st.flags &= !RFLAGS_RF;
+    if trap && cpu.guest.deliveries == before && !entered {
+        let pc = cpu.head.pc;
+        raise(cpu, Exception { vector: VECTOR_DB, error: None, payload: 1 << 14 }, pc);
+        cpu.head.exit_request = 0;
+    }
+}
+
+fn x86_model(model: &CpuModel) -> std::result::Result<mimus_arch::x86::X86Model, String> {
+    let CpuModel::X86(model) = model else {
+        return Err(format!("CPU model {} is not an x86 one", model.name()));
+    };
+    model.restricted_to(cpuid::supported()).map_err(|e| e.to_string())
+}
+
+fn walked(cpu: &mut X86Cpu, va: u64, access: Access) -> std::result::Result<paging::Leaf, Exception> {
+    let user = cpu.user();
+    let access = match access {
+        Access::Fetch => paging::Access::Fetch,
+        Access::Load => paging::Access::Load,
+        Access::Store => paging::Access::Store,
+    };
+    paging::walk(cpu, va, access, user)
+}
+
+impl GuestFrontend for X86 {
+    type State = X86Guest;
+    const ARCH: GuestArch = GuestArch::X86_64;
+    /// By how often compiled code uses them.
+    const PIN_ORDER: &'static [Slot] = &{
+        const ORDER: [u8; 16] = [0, 4, 2, 1, 7, 6, 3, 5, 8, 9, 12, 13, 10, 14, 15, 11];
+        let mut slots = [Slot(0); 16];
+        let mut i = 0;
+        while i < 16 {
+            slots[i] = Slot(ORDER[i]);
+            i += 1;
+        }
+        slots
+    };
+    const CODE_ALIGN: u32 = 1;
+    const COHERENT_CODE: bool = true;
+    const LENIENT_BUS: bool = true;
+    const LATCHED_PINS: u64 = PIN_NMI;
+    const TRAPS_USE_SLOTS: bool = true;
+
+    fn helpers() -> Vec<Helper<Self>> {
+        exec::table()
+    }
+
+    fn new_state(model: &CpuModel, index: VcpuIndex) -> std::result::Result<X86Guest, String> {
+        let model = x86_model(model)?;
+        Ok(X86Guest {
+            st: State::new(&model, index.0),
+            native: Native::new()?,
+            decoded: exec::no_decoded(),
+            fault: None,
+            leave: false,
+            deliveries: 0,
+            fpu_loaded: false,
+            pauses: 0,
+        })
+    }
+
+    fn reset(cpu: &mut Cpu<Self>, kind: ResetKind, start: Option<StartRequest>) {
+        let st = &mut cpu.guest.st;
+        let mut reset = X86State::reset(st.index == 0);
+        // The TSC and the APIC's base survive INIT; the machine's reset sets them anew.
+        if kind == ResetKind::Warm {
+            reset.apic_base = st.apic_base;
+        }
+        reset.gpr[RDX] = u64::from(cpuid::cpuid(st, 1, 0)[0]);
+        if let Some(start) = start {
+            reset.start_real_mode(start.pc);
+        }
+        let halted = reset.mp_state != MpState::Running;
+        let registers = from_arch(st, &reset, 0);
+        debug_assert!(registers.is_ok(), "the reset state is valid");
+        if let Ok(registers) = registers {
+            set_registers(cpu, &registers);
+        }
+        cpu.change_pins(PIN_NMI, 0);
+        cpu.halted = halted;
+    }
+
+    fn code_mode(cpu: &Cpu<Self>) -> u16 {
+        cpu.guest.st.code_mode()
+    }
+
+    fn translate(guest: &X86Guest, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block) {
+        translate::translate(&guest.st, code, start, mode, block);
+    }
+
+    fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
+        translate::crosses_page(code, start)
+    }
+
+    fn context_key(cpu: &Cpu<Self>) -> u64 {
+        cpu.guest.st.context_key()
+    }
+
+    fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> std::result::Result<Leaf, MemFault> {
+        match walked(cpu, va, access) {
+            Ok(leaf) => Ok(Leaf {
+                pa: leaf.pa,
+                read: leaf.read,
+                write: leaf.write,
+                local: !leaf.global,
+                mapping_size: leaf.size,
+                cacheable: true,
+            }),
+            Err(exception) => {
+                cpu.guest.fault = Some(exception);
+                Err(MemFault::Page)
+            }
+        }
+    }
+
+    fn debug_walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> Option<(u64, u64)> {
+        let access = match access {
+            Access::Fetch => paging::Access::Fetch,
+            Access::Load => paging::Access::Load,
+            Access::Store => paging::Access::Store,
+        };
+        let user = cpu.user();
+        let leaf = paging::peek(cpu, va, access, user).ok()?;
+        Some((leaf.pa, leaf.size))
+    }
+
+    fn deliver_fault(cpu: &mut Cpu<Self>, _va: u64, access: Access, fault: MemFault) {
+        let taken = cpu.guest.fault.take();
+        let exception = match (fault, taken) {
+            (MemFault::Page, Some(exception)) => exception,
+            // Code where nothing is: reads as ones, which are no instruction.
+            _ if access == Access::Fetch => Exception::UD,
+            _ => Exception::GP0,
+        };
+        let pc = cpu.head.pc;
+        raise(cpu, exception, pc);
+    }
+
+    fn take_interrupt(cpu: &mut Cpu<Self>) -> bool {
+        if std::mem::take(&mut cpu.guest.st.shadow) {
+            if steps(&cpu.guest.st) { debugged_step(cpu) } else { cpu.step_careful() }
+        }
+        let mut taken = false;
+        for _ in 0..STEPS {
+            if cpu.halted {
+                return taken;
+            }
+            taken |= take_external(cpu);
+            if !steps(&cpu.guest.st) {
+                return taken;
+            }
+            debugged_step(cpu);
+            if cpu.kicked() {
+                break;
+            }
+        }
+        Cpu::check_events(cpu);
+        taken
+    }
+
+    fn wakes(cpu: &Cpu<Self>) -> bool {
+        let st = &cpu.guest.st;
+        let pins = cpu.pins();
+        let nmi = (pins & PIN_NMI != 0 || st.nmi_pending) && !st.nmi_masked;
+        nmi || pins & PIN_INTR != 0 && st.flags & RFLAGS_IF != 0
+    }
+
+    fn pin_bit(pin: CpuPin) -> Option<u32> {
+        match pin {
+            CpuPin::Intr => Some(PIN_INTR.trailing_zeros()),
+            CpuPin::Nmi => Some(PIN_NMI.trailing_zeros()),
+            _ => None,
+        }
+    }
+
+    /// No x86 instruction is translated to these operations.
+    fn fp(_: &mut Cpu<Self>, _: FpOp, _: FpFmt, _: Rm, _: u64, _: u64, _: u64) -> u64 {
+        0
+    }
+
+    fn remote_fence(cpu: &mut Cpu<Self>, fence: RemoteFence) {
+        if fence != RemoteFence::Icache {
+            cpu.mmu.flush_all();
+        }
+    }
+
+    fn enter_run(cpu: &mut Cpu<Self>) {
+        fpu::load(&mut cpu.guest);
+    }
+
+    fn leave_run(cpu: &mut Cpu<Self>) {
+        fpu::unload(&mut cpu.guest);
+    }
+
+    fn get_state(cpu: &mut Cpu<Self>) -> CpuState {
+        let registers = Registers {
+            gpr: std::array::from_fn(|i| cpu.head.slots[i]),
+            ip: ip_of(cpu, cpu.head.pc),
+            arith: cpu.arith(),
+        };
+        let mut state = to_arch(&cpu.guest.st, &registers, cpu.now());
+        state.events.intr = cpu.pins() & PIN_INTR != 0;
+        if cpu.halted {
+            state.mp_state = MpState::Halted;
+        }
+        CpuState::X86(Box::new(state))
+    }
+
+    fn set_state(cpu: &mut Cpu<Self>, state: &CpuState) -> std::result::Result<(), String> {
+        let Some(state) = state.as_x86() else {
+            return Err("the state is not an x86 one".to_owned());
+        };
+        let now = cpu.now();
+        let registers = from_arch(&mut cpu.guest.st, state, now)?;
+        set_registers(cpu, &registers);
+        cpu.halted = state.mp_state != MpState::Running;
+        let ip = registers.ip;
+        if let Some(e) = state.events.exception {
+            let payload = e.payload.unwrap_or(cpu.guest.st.cr2);
+            interrupt::raise(cpu, Exception { vector: e.vector, error: e.error_code, payload }, ip);
+        } else if let Some(i) = state.events.interrupt {
+            interrupt::hardware(cpu, i.vector, ip);
+        }
+        cpu.head.exit_request = 0;
+        Ok(())
+    }
+
+    fn disassemble(code: CodeWindow<'_>, offset: u32, pc: u64) -> (String, u32) {
+        let mut bytes = [0; MAX_LEN];
+        let have = fetch(code, offset, &mut bytes);
+        let mut decoder =
+            iced_x86::Decoder::with_ip(CodeMode(code.mode()).bits(), &bytes[..have], pc, iced_x86::DecoderOptions::NONE);
+        let insn = decoder.decode();
+        let mut text = String::new();
+        NasmFormatter::new().format(&insn, &mut text);
+        (text, insn.len().max(1) as u32)
+    }
+}
+
+fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
+    for (i, value) in registers.gpr.into_iter().enumerate() {
+        cpu.set_gpr(i, value);
+    }
+    cpu.set_arith(registers.arith);
+    for seg in 0..6 {
+        cpu.base_changed(seg);
+    }
+    cpu.set_ip(registers.ip);
+    cpu.head.exit_request = 0;
+    cpu.switch_context();
+}
+
+/// Decodes as the helpers do.
+pub(crate) fn decode_packed(cpu: &X86Cpu, packed: &crate::decode::Packed, pc: u64) -> iced_x86::Instruction {
+    crate::decode::unpack(packed, pc, &cpu.guest.st.features)
+}
+

@@ -1,0 +1,17 @@
+//! Numbers of the helpers that translated code calls, and how their arguments are packed.
+
+/// Executes an instruction: its packed bytes, and the offset of its memory operand in its segment.
+pub const EXECUTE: u16 = 0;
+/// Checks an access and makes its linear address: [`SegmentAccess`], offset.
+pub const LINEAR: u16 = 1;
+/// Raises the exception of an invalid instruction.
+pub const INVALID: u16 = 2;
+/// A string instruction: [`StringOp`], offset-mask of the address size.
+pub const STRING: u16 = 3;
+/// How many there are.
+pub const COUNT: usize = 4;
+
+/// An access as [`LINEAR`] is told of it: segment in bits 2:0, bytes in 15:8, whether it stores in bit 16.
+pub const fn segment_access(seg: usize, bytes: u32, write: bool) -> i64 {
+    seg as i64 | (bytes as i64) << 8 | (write as i64) << 16
+}

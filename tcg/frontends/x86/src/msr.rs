@@ -1,0 +1,283 @@
+//! Model-specific registers.
+//!
+//! Spec: SDM volume 4; volume 3 sections 12.11 (MTRR), 12.12 (PAT), 17.17 (TSC). Registers of machine checks, MTRRs
+//! and miscellaneous features hold what is written and have no effect: memory is coherent whatever its type.
+
+use mimus_arch::x86::msr as number;
+use mimus_arch::x86::regs::*;
+use mimus_core::accel::SysReg;
+
+use crate::exception::{Exception, Result};
+use crate::host::{Flush, Host};
+use crate::state::{FS, GS, State};
+
+/// Variable ranges of the MTRRs.
+pub const MTRR_RANGES: usize = 8;
+const FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const BIOS_SIGN_ID: u32 = 0x8b;
+const PLATFORM_INFO: u32 = 0xce;
+const MPERF: u32 = 0xe7;
+const APERF: u32 = 0xe8;
+const VM_HSAVE: u32 = 0xc001_0117;
+const AMD_SYSCFG: u32 = 0xc001_0010;
+const AMD_HWCR: u32 = 0xc001_0015;
+const AMD_PATCH_LEVEL: u32 = 0xc001_001f;
+const DE_CFG: u32 = 0xc001_1029;
+const EBL_CR_POWERON: u32 = 0x2a;
+const DEBUGCTL: u32 = 0x1d9;
+
+/// Those with a value of their own here.
+#[derive(Clone, Debug)]
+pub struct Msrs {
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub fmask: u64,
+    pub kernel_gs_base: u64,
+    pub tsc_aux: u64,
+    pub tsc_adjust: u64,
+    pub tsc_deadline: u64,
+    pub pat: u64,
+    pub misc_enable: u64,
+    pub feature_control: u64,
+    pub spec_ctrl: u64,
+    pub xss: u64,
+    pub mcg_status: u64,
+    pub mtrr_def_type: u64,
+    pub mtrr_fixed: [u64; 11],
+    pub mtrr_variable: [u64; 2 * MTRR_RANGES],
+}
+
+impl Msrs {
+    /// At power-on.
+    pub fn new() -> Self {
+        Self {
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            fmask: 0,
+            kernel_gs_base: 0,
+            tsc_aux: 0,
+            tsc_adjust: 0,
+            tsc_deadline: 0,
+            pat: number::PAT_RESET,
+            // Fast strings.
+            misc_enable: 1,
+            feature_control: 1,
+            spec_ctrl: 0,
+            xss: 0,
+            mcg_status: 0,
+            mtrr_def_type: 0,
+            mtrr_fixed: [0; 11],
+            mtrr_variable: [0; 2 * MTRR_RANGES],
+        }
+    }
+
+    /// The value of one that is only stored, and part of the exchanged state.
+    pub fn stored(&mut self, index: u32) -> Option<&mut u64> {
+        Some(match index {
+            number::SYSENTER_CS => &mut self.sysenter_cs,
+            number::SYSENTER_ESP => &mut self.sysenter_esp,
+            number::SYSENTER_EIP => &mut self.sysenter_eip,
+            number::STAR => &mut self.star,
+            number::LSTAR => &mut self.lstar,
+            number::CSTAR => &mut self.cstar,
+            number::FMASK => &mut self.fmask,
+            number::KERNEL_GS_BASE => &mut self.kernel_gs_base,
+            number::TSC_AUX => &mut self.tsc_aux,
+            number::TSC_ADJUST => &mut self.tsc_adjust,
+            number::PAT => &mut self.pat,
+            number::MISC_ENABLE => &mut self.misc_enable,
+            number::FEATURE_CONTROL => &mut self.feature_control,
+            number::SPEC_CTRL => &mut self.spec_ctrl,
+            number::XSS => &mut self.xss,
+            number::MCG_STATUS => &mut self.mcg_status,
+            number::MTRR_DEF_TYPE => &mut self.mtrr_def_type,
+            _ => {
+                if let Some(i) = FIXED.iter().position(|&n| n == index) {
+                    return Some(&mut self.mtrr_fixed[i]);
+                }
+                let i = index.wrapping_sub(number::MTRR_PHYS_BASE0) as usize;
+                return self.mtrr_variable.get_mut(i);
+            }
+        })
+    }
+
+    /// The numbers [`Msrs::stored`] knows.
+    pub fn stored_numbers() -> impl Iterator<Item = u32> {
+        const NAMED: [u32; 17] = [
+            number::SYSENTER_CS,
+            number::SYSENTER_ESP,
+            number::SYSENTER_EIP,
+            number::STAR,
+            number::LSTAR,
+            number::CSTAR,
+            number::FMASK,
+            number::KERNEL_GS_BASE,
+            number::TSC_AUX,
+            number::TSC_ADJUST,
+            number::PAT,
+            number::MISC_ENABLE,
+            number::FEATURE_CONTROL,
+            number::SPEC_CTRL,
+            number::XSS,
+            number::MCG_STATUS,
+            number::MTRR_DEF_TYPE,
+        ];
+        let variable = (0..2 * MTRR_RANGES as u32).map(|i| number::MTRR_PHYS_BASE0 + i);
+        NAMED.into_iter().chain(FIXED).chain(variable)
+    }
+}
+
+impl Default for Msrs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// RDMSR.
+///
+/// # Errors
+/// `#GP(0)` if the processor has no such register, or the privilege level is not 0.
+pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
+    h.need_cpl0()?;
+    let now = h.now();
+    let st = h.st_mut();
+    let long = st.features.long_mode;
+    Ok(match index {
+        number::TSC => st.tsc(now),
+        MPERF | APERF => st.tsc(now),
+        number::EFER if long || st.features.nx => st.efer,
+        number::FS_BASE if long => st.seg[FS].base,
+        number::GS_BASE if long => st.seg[GS].base,
+        number::APIC_BASE => h.sysreg_read(SysReg::Msr(index)).unwrap_or_else(|| h.st().apic_base),
+        number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
+            h.sysreg_read(SysReg::Msr(index)).ok_or(Exception::GP0)?
+        }
+        number::MTRR_CAP => MTRR_RANGES as u64 | 1 << 8 | 1 << 10,
+        // No machine-check banks.
+        number::MCG_CAP => 0,
+        BIOS_SIGN_ID => 0x1_0000_0000,
+        PLATFORM_INFO | EBL_CR_POWERON | DEBUGCTL | AMD_SYSCFG | AMD_PATCH_LEVEL | VM_HSAVE => 0,
+        // TscFreqSel: the TSC counts at a fixed rate.
+        AMD_HWCR => 1 << 24,
+        // LFENCE waits for all earlier instructions.
+        DE_CFG => 2,
+        _ if !exists(st, index) => return Err(Exception::GP0),
+        _ => *st.msrs.stored(index).ok_or(Exception::GP0)?,
+    })
+}
+
+/// Whether the model has one of those that are stored.
+fn exists(st: &State, index: u32) -> bool {
+    match index {
+        number::LSTAR | number::CSTAR | number::FMASK | number::KERNEL_GS_BASE => st.features.long_mode,
+        number::STAR => st.features.has("syscall"),
+        number::TSC_AUX => st.features.has("rdtscp") || st.features.has("rdpid"),
+        number::TSC_ADJUST => st.features.has("tsc-adjust"),
+        number::SPEC_CTRL => st.features.has("spec-ctrl"),
+        number::XSS => st.features.has("xsaves"),
+        _ => true,
+    }
+}
+
+/// WRMSR.
+///
+/// # Errors
+/// `#GP(0)` if there is no such register, it does not take the value, or the privilege level is not 0.
+pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> {
+    h.need_cpl0()?;
+    let now = h.now();
+    let st = h.st_mut();
+    match index {
+        number::TSC => {
+            let delta = value.wrapping_sub(st.tsc(now));
+            st.msrs.tsc_adjust = st.msrs.tsc_adjust.wrapping_add(delta);
+            st.set_tsc(now, value);
+        }
+        number::TSC_ADJUST if exists(st, index) => {
+            let delta = value.wrapping_sub(st.msrs.tsc_adjust);
+            st.tsc_offset = st.tsc_offset.wrapping_add(delta);
+            st.msrs.tsc_adjust = value;
+        }
+        number::EFER => return write_efer(h, value),
+        number::FS_BASE | number::GS_BASE if st.features.long_mode => {
+            canonical(st, value)?;
+            let seg = if index == number::FS_BASE { FS } else { GS };
+            st.seg[seg].base = value;
+            h.base_changed(seg);
+        }
+        number::APIC_BASE => {
+            if h.sysreg_write(SysReg::Msr(index), value).is_some() {
+                h.st_mut().apic_base = value;
+            } else if value & !0xf_ffff_f900 != 0 {
+                return Err(Exception::GP0);
+            } else {
+                h.st_mut().apic_base = value;
+            }
+        }
+        number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
+            h.sysreg_write(SysReg::Msr(index), value).ok_or(Exception::GP0)?;
+        }
+        BIOS_SIGN_ID | DEBUGCTL | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
+        _ if !exists(st, index) => return Err(Exception::GP0),
+        number::LSTAR
+        | number::CSTAR
+        | number::KERNEL_GS_BASE
+        | number::SYSENTER_ESP
+        | number::SYSENTER_EIP => {
+            if st.features.long_mode {
+                canonical(st, value)?;
+            }
+            *st.msrs.stored(index).ok_or(Exception::GP0)? = value;
+        }
+        number::PAT if (0..8).any(|i| !matches!(value >> (8 * i) & 0xff, 0 | 1 | 4..=7)) => {
+            return Err(Exception::GP0);
+        }
+        number::TSC_AUX if value >> 32 != 0 => return Err(Exception::GP0),
+        number::XSS if value != 0 => return Err(Exception::GP0),
+        number::FMASK => st.msrs.fmask = value & 0xffff_ffff,
+        number::MTRR_CAP | number::MCG_CAP | PLATFORM_INFO | EBL_CR_POWERON | AMD_PATCH_LEVEL => {
+            return Err(Exception::GP0);
+        }
+        _ => *st.msrs.stored(index).ok_or(Exception::GP0)? = value,
+    }
+    Ok(())
+}
+
+fn canonical(st: &State, value: u64) -> Result<()> {
+    if st.canonical(value) { Ok(()) } else { Err(Exception::GP0) }
+}
+
+/// SDM volume 3 section 2.2.1: LME only while paging is off; LMA is the processor's.
+fn write_efer<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
+    let st = h.st_mut();
+    let mut writable = 0;
+    if st.features.has("syscall") {
+        writable |= EFER_SCE;
+    }
+    if st.features.long_mode {
+        writable |= EFER_LME;
+    }
+    if st.features.nx {
+        writable |= EFER_NXE;
+    }
+    let old = st.efer;
+    if value & !(writable | EFER_LMA) != 0 {
+        return Err(Exception::GP0);
+    }
+    if (old ^ value) & EFER_LME != 0 && st.cr0 & CR0_PG != 0 {
+        return Err(Exception::GP0);
+    }
+    st.efer = value & writable | old & EFER_LMA;
+    if (old ^ value) & EFER_NXE != 0 {
+        h.flush(Flush::All);
+    }
+    Ok(())
+}

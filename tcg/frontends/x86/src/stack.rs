@@ -1,0 +1,87 @@
+//! Pushing to and popping from a stack that may not be the current one, so that nothing is changed before
+//! all that can fail has succeeded.
+
+use mimus_arch::x86::state::{Segment, attr};
+
+use crate::exception::{Exception, Result};
+use crate::host::Host;
+use crate::segment::in_limit;
+use crate::state::{SS, State, mask};
+
+/// A stack in use.
+#[derive(Clone, Copy, Debug)]
+pub struct Stack {
+    pub ss: Segment,
+    pub sp: u64,
+    /// What SP is truncated to.
+    pub mask: u64,
+    /// Accesses are a user's.
+    pub user: bool,
+    /// 64-bit: no segment.
+    flat: bool,
+}
+
+impl Stack {
+    /// The current one.
+    pub fn current<H: Host + ?Sized>(h: &H) -> Self {
+        let st = h.st();
+        Self { ss: st.seg[SS], sp: h.gpr(4), mask: st.stack_mask(), user: h.user(), flat: st.is_64bit() }
+    }
+
+    /// Another one, of privilege level `cpl`; not for 64-bit code.
+    pub fn new(ss: Segment, sp: u64, cpl: u8) -> Self {
+        let mask = if ss.attributes & attr::DB != 0 { 0xffff_ffff } else { 0xffff };
+        Self { ss, sp, mask, user: cpl == 3, flat: false }
+    }
+
+    /// Another one, for 64-bit code.
+    pub fn long(ss: Segment, sp: u64, cpl: u8) -> Self {
+        Self { ss, sp, mask: !0, user: cpl == 3, flat: true }
+    }
+
+    fn linear(&self, st: &State, bytes: u32) -> Result<u64> {
+        if self.flat {
+            return if st.canonical(self.sp) { Ok(self.sp) } else { Err(Exception::ss(0)) };
+        }
+        let offset = self.sp & self.mask;
+        if !in_limit(&self.ss, offset, bytes) {
+            return Err(Exception::ss(0));
+        }
+        Ok(self.ss.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    /// Pushes `bytes` of `value`.
+    ///
+    /// # Errors
+    /// `#SS(0)` or a page fault.
+    pub fn push<H: Host + ?Sized>(&mut self, h: &mut H, value: u64, bytes: u32) -> Result<()> {
+        let old = self.sp;
+        self.sp = old & !self.mask | old.wrapping_sub(u64::from(bytes)) & self.mask;
+        let at = self.linear(h.st(), bytes)?;
+        h.lin_write(at, bytes, value & mask(bytes), self.user)
+    }
+
+    /// Pops `bytes`.
+    ///
+    /// # Errors
+    /// `#SS(0)` or a page fault.
+    pub fn pop<H: Host + ?Sized>(&mut self, h: &mut H, bytes: u32) -> Result<u64> {
+        let at = self.linear(h.st(), bytes)?;
+        let value = h.lin_read(at, bytes, self.user)?;
+        self.skip(u64::from(bytes));
+        Ok(value)
+    }
+
+    /// Moves SP up.
+    pub fn skip(&mut self, bytes: u64) {
+        self.sp = self.sp & !self.mask | self.sp.wrapping_add(bytes) & self.mask;
+    }
+
+    /// Makes SP the stack pointer.
+    pub fn commit<H: Host + ?Sized>(&self, h: &mut H) {
+        let old = h.gpr(4);
+        // A 32-bit stack pointer clears the upper half, a 16-bit one leaves what is above it.
+        let new = if self.mask == 0xffff { old & !0xffff | self.sp & 0xffff } else { self.sp & self.mask };
+        h.set_gpr(4, new);
+    }
+}

@@ -1,0 +1,119 @@
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT.
+//!
+//! Spec: SDM volume 2; volume 3 section 6.8.7.
+
+use mimus_arch::x86::regs::*;
+use mimus_arch::x86::state::{Segment, attr};
+
+use crate::exception::{Exception, Result};
+use crate::host::Host;
+use crate::segment::set_segment;
+use crate::state::{CS, Mode, SS};
+
+const CODE: u32 = attr::CODE;
+const DATA: u32 = attr::DATA;
+
+fn flat(selector: u16, attributes: u32, cpl: u8) -> Segment {
+    Segment::flat(selector, attributes | u32::from(cpl) << attr::DPL_SHIFT)
+}
+
+/// SYSCALL; `next` is the next instruction's address.
+///
+/// # Errors
+/// `#UD` where it does not exist.
+pub fn syscall<H: Host + ?Sized>(h: &mut H, next: u64) -> Result<()> {
+    let st = h.st();
+    let amd = st.features.has("syscall");
+    if st.efer & EFER_SCE == 0 || !amd || !st.is_64bit() {
+        return Err(Exception::UD);
+    }
+    let msrs = &st.msrs;
+    let (target, fmask) = (msrs.lstar, msrs.fmask);
+    let selector = (msrs.star >> 32) as u16;
+    let flags = h.rflags();
+    h.set_gpr(RCX, next);
+    h.set_gpr(R11, flags & !RFLAGS_RF);
+    h.set_rflags(0, fmask | RFLAGS_RF);
+    h.set_cpl(0);
+    set_segment(h, CS, flat(selector & !3, CODE | attr::L, 0));
+    set_segment(h, SS, flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0));
+    h.set_ip(target);
+    Ok(())
+}
+
+/// SYSRET; `wide` with REX.W.
+///
+/// # Errors
+/// `#UD`, `#GP(0)`
+pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
+    let st = h.st();
+    if st.efer & EFER_SCE == 0 || !st.is_64bit() {
+        return Err(Exception::UD);
+    }
+    h.need_cpl0()?;
+    let target = h.gpr(RCX);
+    if wide && !h.st().canonical(target) {
+        return Err(Exception::GP0);
+    }
+    let selector = (h.st().msrs.star >> 48) as u16;
+    let flags = h.gpr(R11);
+    let code = if wide {
+        flat(selector.wrapping_add(16) | 3, CODE | attr::L, 3)
+    } else {
+        flat(selector | 3, CODE | attr::DB, 3)
+    };
+    h.set_rflags(flags, !(RFLAGS_RF | RFLAGS_VM));
+    h.set_cpl(3);
+    set_segment(h, CS, code);
+    set_segment(h, SS, flat(selector.wrapping_add(8) | 3, DATA | attr::DB, 3));
+    h.set_ip(if wide { target } else { target & 0xffff_ffff });
+    Ok(())
+}
+
+/// SYSENTER
+///
+/// # Errors
+/// `#GP(0)` without a code segment, or in real mode.
+pub fn sysenter<H: Host + ?Sized>(h: &mut H) -> Result<()> {
+    let st = h.st();
+    let selector = st.msrs.sysenter_cs as u16;
+    if st.mode() == Mode::Real || selector & !3 == 0 {
+        return Err(Exception::GP0);
+    }
+    let long = st.long();
+    let (ip, sp) = (st.msrs.sysenter_eip, st.msrs.sysenter_esp);
+    h.set_rflags(0, RFLAGS_VM | RFLAGS_IF | RFLAGS_RF);
+    h.set_cpl(0);
+    let size = if long { attr::L } else { attr::DB };
+    set_segment(h, CS, flat(selector & !3, CODE | size, 0));
+    set_segment(h, SS, flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0));
+    let bits = if long { !0 } else { 0xffff_ffff };
+    h.set_gpr(RSP, sp & bits);
+    h.set_ip(ip & bits);
+    Ok(())
+}
+
+/// SYSEXIT; `wide` with REX.W.
+///
+/// # Errors
+/// `#GP(0)`
+pub fn sysexit<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
+    let st = h.st();
+    let selector = st.msrs.sysenter_cs as u16 & !3;
+    if st.mode() == Mode::Real || selector == 0 || st.cpl != 0 {
+        return Err(Exception::GP0);
+    }
+    let (ip, sp) = (h.gpr(RDX), h.gpr(RCX));
+    if wide && !(h.st().canonical(ip) && h.st().canonical(sp)) {
+        return Err(Exception::GP0);
+    }
+    let (code, stack) = if wide { (32, 40) } else { (16, 24) };
+    let size = if wide { attr::L } else { attr::DB };
+    h.set_cpl(3);
+    set_segment(h, CS, flat(selector.wrapping_add(code) | 3, CODE | size, 3));
+    set_segment(h, SS, flat(selector.wrapping_add(stack) | 3, DATA | attr::DB, 3));
+    let bits = if wide { !0 } else { 0xffff_ffff };
+    h.set_gpr(RSP, sp & bits);
+    h.set_ip(ip & bits);
+    Ok(())
+}

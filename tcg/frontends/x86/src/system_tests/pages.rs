@@ -1,0 +1,124 @@
+//! SDM volume 3 chapter 5.
+
+use super::*;
+use crate::exception::Exception;
+use crate::paging::{Access, D, G, NX, PS, RW, US, load_pdptrs, peek, walk};
+
+fn code(result: Result<crate::paging::Leaf, Exception>) -> u32 {
+    result.unwrap_err().error.unwrap()
+}
+
+#[test]
+fn no_paging_is_the_identity() {
+    let mut h = TestHost::new();
+    assert_eq!(walk(&mut h, 0x1_2345_6789, Access::Store, true).unwrap().pa, 0x2345_6789);
+}
+
+#[test]
+fn four_levels_and_accessed_dirty() {
+    let mut h = long();
+    let leaf = peek(&mut h, 0x5123, Access::Load, false).unwrap();
+    assert_eq!((leaf.pa, leaf.write, leaf.size), (0x5123, false, 4096));
+    assert_eq!(h.get(0x13028, 8), 0x5007, "a peek changes nothing");
+    walk(&mut h, 0x5123, Access::Load, false).unwrap();
+    assert_eq!(h.get(0x13028, 8), 0x5027);
+    assert_eq!(h.get(0x10000, 8), 0x11027);
+    let leaf = walk(&mut h, 0x5123, Access::Store, false).unwrap();
+    assert!(leaf.write);
+    assert_eq!(h.get(0x13028, 8), 0x5067);
+    assert_eq!(walk(&mut h, 0x8000_0000_0000, Access::Load, false), Err(Exception::GP0));
+}
+
+/// Section 5.7: the error code.
+#[test]
+fn error_codes() {
+    let mut h = long();
+    h.put(0x13028, 8, 0);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, true)), 6);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Fetch, false)), 16);
+    h.put(0x13028, 8, 0x5001);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Load, true)), 5);
+    h.st.cr0 |= CR0_WP;
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, false)), 3);
+    h.st.cr0 &= !CR0_WP;
+    assert!(walk(&mut h, 0x5000, Access::Store, false).is_ok());
+    h.put(0x13028, 8, 0x5007 | NX);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Fetch, true)), 0x15);
+    h.st.efer &= !EFER_NXE;
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Load, true)), 13, "reserved without NXE");
+    h.put(0x13028, 8, 0x5007 | 1 << 45);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Load, false)), 9);
+}
+
+/// Section 5.6.1: SMEP and SMAP.
+#[test]
+fn supervisor_and_user_pages() {
+    let mut h = long();
+    h.st.cr4 |= CR4_SMEP | CR4_SMAP;
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Fetch, false)), 0x11);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Load, false)), 1);
+    h.st.flags |= RFLAGS_AC;
+    assert!(walk(&mut h, 0x5000, Access::Load, false).is_ok());
+    // An implicit access of user code is not excused.
+    h.st.cpl = 3;
+    assert!(walk(&mut h, 0x5000, Access::Load, false).is_err());
+    assert!(walk(&mut h, 0x5000, Access::Load, true).is_ok());
+}
+
+#[test]
+fn large_pages() {
+    let mut h = long();
+    h.put(0x12008, 8, 0x4000_0000 | PS | RW | US | G | D | 1);
+    h.st.cr4 |= CR4_PGE;
+    let leaf = walk(&mut h, 0x21_2345, Access::Load, false).unwrap();
+    assert_eq!((leaf.pa, leaf.size, leaf.global, leaf.write), (0x4001_2345, 2 << 20, true, true));
+    h.put(0x12008, 8, 0x4000_2000 | PS | 1);
+    assert_eq!(code(walk(&mut h, 0x20_0000, Access::Load, false)), 9, "bits below the size are reserved");
+    h.put(0x11008, 8, 0x8000_0000 | PS | 1);
+    let leaf = walk(&mut h, 0x4123_4567, Access::Load, false).unwrap();
+    assert_eq!((leaf.pa, leaf.size), (0x8123_4567, 1 << 30));
+}
+
+#[test]
+fn thirty_two_bit_paging() {
+    let mut h = protected();
+    h.st.cr0 |= CR0_PG;
+    h.st.cr3 = 0x10000;
+    h.put(0x10000, 4, 0x11007);
+    h.put(0x11014, 4, 0x5003);
+    assert_eq!(walk(&mut h, 0x5678, Access::Store, false).unwrap().pa, 0x5678);
+    assert_eq!(h.get(0x11014, 4), 0x5063);
+    assert_eq!(code(walk(&mut h, 0x5678, Access::Load, true)), 5);
+    // A 4 MiB page, with bits 39:32 of its address in 20:13.
+    h.put(0x10004, 4, 0x0000_e083);
+    assert_eq!(code(walk(&mut h, 0x40_0000, Access::Load, false)), 0, "without PSE it is a table");
+    h.st.cr4 |= CR4_PSE;
+    h.put(0x10004, 4, 0x0080_0083 | 1 << 13);
+    let leaf = walk(&mut h, 0x41_2345, Access::Load, false).unwrap();
+    assert_eq!((leaf.pa, leaf.size), (0x1_0081_2345, 4 << 20));
+}
+
+#[test]
+fn pae_pointers_are_loaded_and_checked() {
+    let mut h = protected();
+    h.st.cr0 |= CR0_PG;
+    h.st.cr4 |= CR4_PAE;
+    h.put(0x10008, 8, 0x11001);
+    h.put(0x11000, 8, 0x12007);
+    h.put(0x12000, 8, 0x5007);
+    load_pdptrs(&mut h, 0x10000).unwrap();
+    h.put(0x10008, 8, 0);
+    assert_eq!(walk(&mut h, 0x4000_0123, Access::Load, true).unwrap().pa, 0x5123, "registers, not memory, are used");
+    h.put(0x10000, 8, 3);
+    assert_eq!(load_pdptrs(&mut h, 0x10000), Err(Exception::GP0));
+}
+
+#[test]
+fn five_levels() {
+    let mut h = long();
+    h.put(0xf000, 8, 0x10007);
+    h.st.cr3 = 0xf000;
+    h.st.cr4 |= CR4_LA57;
+    assert_eq!(walk(&mut h, 0x5123, Access::Load, true).unwrap().pa, 0x5123);
+    assert_eq!(code(walk(&mut h, 0x0080_0000_0000_0000, Access::Load, false)), 0);
+}

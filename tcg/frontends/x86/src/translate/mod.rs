@@ -1,0 +1,218 @@
+//! Guest code to IR.
+//!
+//! A block is translated for one *code mode* ([`State::code_mode`]): code and stack size, whether segments are flat,
+//! privilege. Integer instructions and near control flow become operations; all else calls the helper
+//! [`EXECUTE`](crate::helper_ids::EXECUTE), which leaves the block if what comes after may differ.
+//!
+//! Slots: 0 to 15 general registers, 16 to 21 bases of ES, CS, SS, DS, FS and GS, 22 the flags. Destinations are
+//! written after the last access of an instruction that can fault.
+//!
+//! Left out: limits of code segments and alignment checks (CR0.AM); jumps in 16-bit code wrap at 64 KiB as they should.
+
+mod arith;
+mod flow;
+mod moves;
+mod operands;
+
+pub(crate) use operands::{is_high, segment as segment_number};
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
+use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
+
+use crate::decode::{MAX_LEN, Packed, decode, fetch, pack};
+use crate::helper_ids;
+use crate::state::{CodeMode, State};
+
+/// Slot of the first segment base.
+pub const BASE0: u8 = 16;
+/// Most instructions in a block.
+const MAX_INSNS: u16 = 96;
+
+/// Whether the instruction goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Flow {
+    /// The next instruction follows.
+    Next,
+    /// The block has its terminal.
+    End,
+}
+
+/// One block in the making.
+pub(crate) struct Tr<'a> {
+    block: &'a mut Block,
+    insn: Instruction,
+    packed: Packed,
+    /// Code size: 16, 32 or 64.
+    bits: u32,
+    /// CS, DS, ES and SS need no check and have base 0.
+    flat: bool,
+    /// Stack pointer width in bytes.
+    stack: u32,
+    /// Real or virtual-8086 mode.
+    real: bool,
+    careful: bool,
+    pc: PagePc,
+    next: PagePc,
+    temps: u8,
+}
+
+/// Translates a block, or one instruction.
+pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block) {
+    block.clear(start);
+    let code_mode = CodeMode(code.mode());
+    let bits = code_mode.bits();
+    let careful = mode == TranslateMode::Careful;
+    let mut at = u32::from(start);
+    loop {
+        let mut bytes = [0; MAX_LEN];
+        let have = fetch(code, at, &mut bytes);
+        let insn = decode(&bytes[..have], bits, u64::from(at), &state.features);
+        let len = if insn.is_invalid() { have.clamp(1, 1.max(insn.len())) } else { insn.len() };
+        // Only the first instruction of a block may reach into the next page.
+        let crosses = at + len as u32 > 4096 || insn.is_invalid() && have < MAX_LEN;
+        let first = block.insns == 0;
+        if crosses && !first {
+            block.ops.push(Op::Jump { to: PagePc(at as i32) });
+            break;
+        }
+        let mut tr = Tr {
+            packed: pack(&bytes[..len], bits),
+            block: &mut *block,
+            insn,
+            bits,
+            flat: code_mode.flat(),
+            stack: code_mode.stack_bytes(),
+            real: code_mode.real(),
+            careful,
+            pc: PagePc(at as i32),
+            next: PagePc((at + len as u32) as i32),
+            temps: 0,
+        };
+        let flow = tr.instruction(len as u8);
+        at += len as u32;
+        block.insns += 1;
+        block.len += len as u16;
+        if flow == Flow::End {
+            break;
+        }
+        if careful || at >= 4096 || block.insns >= MAX_INSNS {
+            block.ops.push(Op::Jump { to: PagePc(at as i32) });
+            break;
+        }
+    }
+}
+
+/// Whether the instruction at `start` reaches into the next page.
+pub fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
+    let mut bytes = [0; MAX_LEN];
+    let have = fetch(code, u32::from(start), &mut bytes).min(4096 - usize::from(start));
+    have < MAX_LEN && is_truncated(&bytes[..have], CodeMode(code.mode()).bits())
+}
+
+/// Whether more bytes could make an instruction of these.
+fn is_truncated(bytes: &[u8], bits: u32) -> bool {
+    let mut decoder = iced_x86::Decoder::new(bits, bytes, iced_x86::DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+}
+
+impl Tr<'_> {
+    fn op(&mut self, op: Op) {
+        self.block.ops.push(op);
+    }
+
+    /// A fresh temporary.
+    fn temp(&mut self) -> Slot {
+        let t = Slot::temp(self.temps);
+        self.temps += 1;
+        t
+    }
+
+    fn instruction(&mut self, len: u8) -> Flow {
+        self.op(Op::Insn { pc: self.pc, len });
+        if self.insn.is_invalid() {
+            self.op(Op::Call {
+                helper: helper_ids::INVALID,
+                kind: CallKind::MayExit,
+                ret: None,
+                args: [Val::Imm(0), Val::Imm(0), Val::Imm(0)],
+            });
+            self.op(Op::Dispatch);
+            return Flow::End;
+        }
+        let before = self.block.ops.len();
+        if let Some(flow) = self.arith().or_else(|| self.moves()).or_else(|| self.control()) {
+            return flow;
+        }
+        // Nothing of an attempt that was given up stays.
+        self.block.ops.truncate(before);
+        self.temps = 0;
+        self.execute()
+    }
+
+    /// Leaves the instruction to the helper.
+    fn execute(&mut self) -> Flow {
+        let offset = if (0..self.insn.op_count()).any(|i| self.insn.op_kind(i) == OpKind::Memory) {
+            self.offset()
+        } else {
+            Val::Imm(0)
+        };
+        let [low, high] = self.packed;
+        self.op(Op::Call {
+            helper: helper_ids::EXECUTE,
+            kind: CallKind::MayExit,
+            ret: None,
+            args: [Val::Imm(low as i64), Val::Imm(high as i64), offset],
+        });
+        if always_leaves(&self.insn) {
+            self.op(Op::Dispatch);
+            return Flow::End;
+        }
+        Flow::Next
+    }
+
+    /// A string instruction.
+    fn string(&mut self) -> Flow {
+        let [low, high] = self.packed;
+        self.op(Op::Call {
+            helper: helper_ids::STRING,
+            kind: CallKind::MayExit,
+            ret: None,
+            args: [Val::Imm(low as i64), Val::Imm(high as i64), Val::Imm(0)],
+        });
+        Flow::Next
+    }
+}
+
+/// Instructions after which the helper has set the instruction pointer in any case.
+fn always_leaves(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        insn.mnemonic(),
+        Int | Int1 | Int3 | Hlt | Iret | Iretd | Iretq | Retf | Syscall | Sysret | Sysretq | Sysenter | Sysexit | Sysexitq
+            | Ud0 | Ud1 | Ud2 | Rsm
+    ) || matches!(
+        insn.code(),
+        Code::Call_m1616
+            | Code::Call_m1632
+            | Code::Call_m1664
+            | Code::Call_ptr1616
+            | Code::Call_ptr1632
+            | Code::Jmp_m1616
+            | Code::Jmp_m1632
+            | Code::Jmp_m1664
+            | Code::Jmp_ptr1616
+            | Code::Jmp_ptr1632
+    )
+}
+
+/// The IR's size of `bytes`.
+pub(crate) fn size(bytes: u32) -> Size {
+    match bytes {
+        1 => Size::B1,
+        2 => Size::B2,
+        4 => Size::B4,
+        _ => Size::B8,
+    }
+}
