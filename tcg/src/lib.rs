@@ -18,7 +18,7 @@ use mimus_tcg_frontend_x86::cpuid;
 use mimus_tcg_frontend_x86::frontend::X86;
 
 const NAME: &str = "tcg";
-const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };
+const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: false };
 const MIB: u64 = 1 << 20;
 
 /// The translator.

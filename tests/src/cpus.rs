@@ -220,12 +220,17 @@ impl Solo {
         set_riscv_state(&mut *self.vcpu, state);
     }
 
-    /// Runs until the guest waits for an interrupt; `None` if it has not after `limit`.
-    pub fn run(&mut self, limit: Duration) -> Option<RiscvState> {
+    /// Runs until it has a reason to stop: after `limit`, a kick.
+    pub fn exit(&mut self, limit: Duration) -> VcpuExit {
         self.watch.deadline.store(self.watch.now() + limit.as_millis() as u64, Ordering::SeqCst);
         let exit = self.vcpu.run(&self.io);
         self.watch.deadline.store(0, Ordering::SeqCst);
-        match exit {
+        exit
+    }
+
+    /// Runs until the guest waits for an interrupt; `None` if it has not after `limit`.
+    pub fn run(&mut self, limit: Duration) -> Option<RiscvState> {
+        match self.exit(limit) {
             VcpuExit::Halted => Some(self.state()),
             VcpuExit::Kicked => None,
             other => panic!("{other:?}"),

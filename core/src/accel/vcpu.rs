@@ -256,8 +256,10 @@ pub struct StateError(pub String);
 pub trait VcpuDebug {
     /// What is possible.
     fn capabilities(&self) -> DebugCaps;
-    /// Stop after every instruction.
+    /// Stop after every instruction, and at the first of a trap's handler.
     fn set_single_step(&mut self, on: bool);
+    /// Whether single steps take pending interrupts (at first they do).
+    fn set_step_interrupts(&mut self, _on: bool) {}
     /// Stop before the instruction at `va`.
     fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError>;
     /// No longer.

@@ -46,6 +46,8 @@ struct State {
     inside: usize,
     active: usize,
     power: Vec<Power>,
+    /// A debugger keeps it outside while others run.
+    held: Vec<bool>,
 }
 
 /// The gate in front of `run` for all vCPUs of a machine.
@@ -64,6 +66,7 @@ impl PauseGate {
             inside: 0,
             active: 0,
             power: vec![Power::Off; vcpus],
+            held: vec![false; vcpus],
         };
         Self {
             state: Mutex::new(state),
@@ -91,7 +94,7 @@ impl PauseGate {
             if has_work() {
                 return Enter::Work;
             }
-            if !s.paused && !s.exclusive && s.power[index] == Power::On {
+            if !s.paused && !s.exclusive && s.power[index] == Power::On && !s.held[index] {
                 s.inside += 1;
                 s.active += 1;
                 return Enter::Run;
@@ -170,6 +173,12 @@ impl PauseGate {
             }
             s.active += 1;
         }
+    }
+
+    /// Keeps a vCPU outside, or no longer. One that is inside stays so until it leaves.
+    pub fn set_held(&self, index: usize, held: bool) {
+        self.lock().held[index] = held;
+        self.changed.notify_all();
     }
 
     /// The power state of a vCPU.

@@ -253,6 +253,13 @@ impl VcpuThreads {
         self.run_on(index, work).is_ok()
     }
 
+    /// Keeps a vCPU from running while others do, for a debugger; or no longer. To be called while paused.
+    pub fn set_held(&self, index: VcpuIndex, held: bool) {
+        if index.as_usize() < self.count() {
+            self.shared.gate.set_held(index.as_usize(), held);
+        }
+    }
+
     /// Turns a vCPU off. From its own call-out it must then leave `run`
     /// ([`HypercallResult::Leave`](crate::accel::HypercallResult::Leave)).
     pub fn power_off(&self, index: VcpuIndex) {

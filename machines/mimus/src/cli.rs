@@ -88,6 +88,12 @@ pub struct SystemArgs {
     /// Do not start the CPUs; the monitor's `cont` does
     #[arg(long = "S")]
     pub paused: bool,
+    /// Debugger: tcp::PORT, tcp:HOST:PORT, unix:PATH or none; no host is this one only
+    #[arg(long, value_name = "ADDRESS")]
+    pub gdb: Option<String>,
+    /// The same as -gdb tcp::1234
+    #[arg(long = "s")]
+    pub gdb_1234: bool,
     /// Clock: base=utc|localtime|DATE,clock=host|rt|vm
     #[arg(long, value_name = "KEY=VALUE…")]
     pub rtc: Option<String>,
@@ -156,6 +162,8 @@ impl SystemArgs {
         config.no_shutdown = self.no_shutdown;
         config.start_paused = self.paused;
         config.no_defaults = self.nodefaults;
+        config.gdb = self.gdb.clone().or(self.gdb_1234.then(|| "tcp::1234".to_owned()));
+        crate::gdb::address(&config)?;
         config.name = self.name;
         config.log.items = self.log.as_deref().map(parse_log_items).transpose()?.unwrap_or_default();
         config.log.file = self.log_file;
@@ -317,6 +325,14 @@ mod tests {
     #[test]
     fn what_goes_with_a_kernel() {
         assert!(config("-initrd x").unwrap_err().contains("add -kernel"));
+    }
+
+    #[test]
+    fn debuggers() {
+        assert_eq!(config("-s").unwrap().gdb.as_deref(), Some("tcp::1234"));
+        assert_eq!(config("-s -gdb unix:/x").unwrap().gdb.as_deref(), Some("unix:/x"));
+        assert_eq!(config("").unwrap().gdb, None);
+        assert!(config("-gdb stdio").unwrap_err().contains("unix:PATH"));
     }
 
     #[test]

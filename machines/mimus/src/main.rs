@@ -10,6 +10,7 @@ mod catalog;
 mod cli;
 mod console;
 mod doctor;
+mod gdb;
 mod host;
 mod logging;
 mod monitor;

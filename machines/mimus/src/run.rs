@@ -15,7 +15,7 @@ use mimus_machines::registry;
 
 use crate::console::{Console, Sharing};
 use crate::monitor::{self, Control};
-use crate::{accels, registers, signals, terminal};
+use crate::{accels, gdb, registers, signals, terminal};
 
 /// The text of `-device help` (`None`) or `-device NAME,help`.
 pub fn device_help(driver: Option<&str>) -> String {
@@ -31,6 +31,7 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let control = Arc::new(OnceLock::new());
     watch_signals(&control)?;
     let accel = accels::choose(&config)?;
+    let debugger = gdb::listen(&config)?;
     let io = HostIo::new()?;
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
@@ -41,6 +42,7 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     machine.power_on()?;
     let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });
     consoles.attach(&operator);
+    let debugger = debugger.map(|d| gdb::serve(d, &machine, &operator)).transpose()?;
     let _ = control.set(machine.control());
     let raw = match consoles.raw {
         Some(signals) => Some(terminal::enter_raw(signals)?),
@@ -51,6 +53,9 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     }
     let end = machine.wait();
     machine.end();
+    if let Some(debugger) = debugger {
+        debugger.end();
+    }
     drop(raw);
     exit_status(end)
 }
@@ -163,8 +168,8 @@ impl Consoles {
 }
 
 /// What a monitor does to the machine.
-struct Operator {
-    control: MachineControl,
+pub(crate) struct Operator {
+    pub(crate) control: MachineControl,
     threads: VcpuThreads,
 }
 

@@ -102,6 +102,9 @@ pub struct MachineConfig {
     /// `-S`: do not start the CPUs until told to.
     #[serde(default)]
     pub start_paused: bool,
+    /// `-gdb` and `-s`: where a debugger's server listens, as written.
+    #[serde(default)]
+    pub gdb: Option<String>,
     /// `-nodefaults`: only the devices asked for.
     #[serde(default)]
     pub no_defaults: bool,
@@ -152,6 +155,7 @@ impl MachineConfig {
             no_reboot: false,
             no_shutdown: false,
             start_paused: false,
+            gdb: None,
             no_defaults: false,
             snapshot: false,
             name: None,

@@ -91,12 +91,24 @@ pub enum RunEnd {
     Failed(String),
 }
 
+/// What a debugger is told of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A vCPU stopped for it; all will.
+    Debug(VcpuIndex, DebugStop),
+    /// The machine's state has changed.
+    State(RunState),
+}
+
+type Observer = Box<dyn Fn(Notice) + Send + Sync>;
+
 struct Shared {
     state: AtomicU8,
     /// The guest asked for a reset or power-off that has not been carried out.
     guest_asked: AtomicBool,
     requests: Sender<Request>,
     threads: OnceLock<VcpuThreads>,
+    observer: OnceLock<Observer>,
 }
 
 /// A way to ask things of a machine. Calls return at once.
@@ -111,6 +123,7 @@ impl MachineControl {
             guest_asked: AtomicBool::new(false),
             requests,
             threads: OnceLock::new(),
+            observer: OnceLock::new(),
         };
         (Self(Arc::new(shared)), receiver)
     }
@@ -121,6 +134,18 @@ impl MachineControl {
 
     pub(super) fn set_state(&self, state: RunState) {
         self.0.state.store(state as u8, Ordering::SeqCst);
+        self.notify(Notice::State(state));
+    }
+
+    pub(super) fn notify(&self, notice: Notice) {
+        if let Some(observer) = self.0.observer.get() {
+            observer(notice);
+        }
+    }
+
+    /// Has `observer` called on the machine's thread whenever there is news; false if there is an observer already.
+    pub fn observe(&self, observer: impl Fn(Notice) + Send + Sync + 'static) -> bool {
+        self.0.observer.set(Box::new(observer)).is_ok()
     }
 
     /// The guest's request has been carried out: it may make another.

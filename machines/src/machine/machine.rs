@@ -12,7 +12,7 @@ use mimus_core::io_thread::IoThread;
 use mimus_core::vcpu::{VcpuThreads, WorkError};
 
 use super::MachineError;
-use super::control::{MachineControl, Request, RunEnd, RunState};
+use super::control::{MachineControl, Notice, Request, RunEnd, RunState};
 use super::cpu_io::MachineIo;
 
 /// How long a stop waits for requests in flight before it says so and goes on.
@@ -267,7 +267,8 @@ impl Machine {
                 self.stop_as(RunState::InternalError);
                 Some(RunEnd::Failed(format!("vCPU {vcpu} cannot go on: {error}")))
             }
-            Request::Debug(..) => {
+            Request::Debug(vcpu, stop) => {
+                self.parts.control.notify(Notice::Debug(vcpu, stop));
                 self.pause();
                 None
             }

@@ -26,7 +26,7 @@ pub mod saved;
 pub mod time;
 
 pub use builder::{HostIo, MachineBuilder, MachineSpec, RamRange};
-pub use control::{MachineControl, Request, RunEnd, RunState};
+pub use control::{MachineControl, Notice, Request, RunEnd, RunState};
 pub use cpu_io::{CpuHooks, CpuInterrupts, Hypercalls};
 pub use host::Host;
 pub use machine::{Board, Machine, Policy, PowerOn, SetUp};

@@ -14,6 +14,9 @@ use crate::env::Cpu;
 use crate::frontend::{Access, GuestFrontend, Leaf, MemFault};
 
 const PAGE: u64 = 4096;
+/// Kinds of an access: whether it reads, whether it writes.
+const READS: (bool, bool) = (true, false);
+const WRITES: (bool, bool) = (false, true);
 
 /// Page flag: some vCPU's TLB has, or had, store permission for the page.
 pub(crate) const PAGE_STORE_CACHED: u8 = 1 << 7;
@@ -120,7 +123,8 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     fn enter(&mut self, va: u64, leaf: &Leaf, host: *mut u8, readonly: bool, block: *const RamBlock, offset: u64) {
-        let mut write = leaf.write && !readonly;
+        let (may_read, may_write) = self.debug.tlb_may(va);
+        let mut write = leaf.write && !readonly && may_write;
         if write {
             // SAFETY: `self.view` keeps the block alive.
             let flags = unsafe { &*block }.page_flags(offset / PAGE);
@@ -131,11 +135,20 @@ impl<F: GuestFrontend> Cpu<F> {
         self.mmu.fill_data(&DataFill {
             va: va & !(PAGE - 1),
             host: host as u64 & !(PAGE - 1),
-            read: leaf.read,
+            read: leaf.read && may_read,
             write,
             local: leaf.local,
             mapping_size: leaf.mapping_size,
         });
+    }
+
+    /// Before an access: `Trapped` if a watchpoint has it done another way (see `debug`).
+    fn watch(&mut self, pc: At, va: u64, len: u64, kinds: (bool, bool)) -> Result<(), Trapped> {
+        let pc = |cpu: &Self| match pc {
+            At::Pc(pc) => pc,
+            At::Return(ret) => cpu.guest_pc(ret),
+        };
+        if self.watched(va, len, kinds, pc) { Err(Trapped) } else { Ok(()) }
     }
 
     fn fault(&mut self, pc: At, va: u64, access: Access, fault: MemFault) -> Trapped {
@@ -144,6 +157,7 @@ impl<F: GuestFrontend> Cpu<F> {
             At::Return(ret) => self.guest_pc(ret),
         };
         self.head.exit_request = 1;
+        self.debug.not_accessed();
         self.trap(va, access, fault);
         Trapped
     }
@@ -202,6 +216,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Loads; `pc` says which instruction does.
     pub(crate) fn load(&mut self, pc: At, va: u64, size: Size, ext: Ext) -> Result<u64, Trapped> {
         let bytes = u64::from(size.bytes());
+        self.watch(pc, va, bytes, READS)?;
         if va & (PAGE - 1) > PAGE - bytes {
             return self.load_across(pc, va, size).map(|v| extend(v, size, ext));
         }
@@ -251,6 +266,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Stores; `pc` says which instruction does.
     pub(crate) fn store(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
         let bytes = u64::from(size.bytes());
+        self.watch(pc, va, bytes, WRITES)?;
         if va & (PAGE - 1) > PAGE - bytes {
             return self.store_across(pc, va, value, size);
         }
@@ -342,6 +358,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Load-reserved.
     pub(crate) fn load_reserved(&mut self, pc: At, va: u64, size: Size, ext: Ext) -> Result<u64, Trapped> {
+        self.watch(pc, va, size.bytes().into(), READS)?;
         let place = self.locate_atomic(va, size, Access::Load).map_err(|f| self.fault(pc, va, Access::Load, f))?;
         let Place::Ram { host, .. } = place else { return Ok(0) };
         // SAFETY: aligned, inside a page of RAM.
@@ -353,6 +370,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Store-conditional: 0 if stored, else 1.
     pub(crate) fn store_conditional(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
+        self.watch(pc, va, size.bytes().into(), WRITES)?;
         let reserved = std::mem::replace(&mut self.head.reserve_addr, !0);
         let expected = self.head.reserve_value;
         let place = self.locate_atomic(va, size, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
@@ -370,6 +388,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Atomic read-modify-write; answers the old value, sign-extended.
     pub(crate) fn amo(&mut self, pc: At, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Trapped> {
+        self.watch(pc, va, size.bytes().into(), (true, true))?;
         let place = self.locate_atomic(va, size, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         let Place::Ram { host, block, offset, .. } = place else { return Ok(0) };
         // SAFETY: as above.
@@ -557,6 +576,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Zeroes `len` bytes (a power of two up to a page, `va` aligned to it): a cache-block zero.
     pub fn zero_block(&mut self, pc: u64, va: u64, len: u64) -> Result<(), Trapped> {
         let pc = At::Pc(pc);
+        self.watch(pc, va, len, WRITES)?;
         if let Some(host) = self.mmu.context().lookup_write(va) {
             // SAFETY: `len` bytes inside a page that the TLB grants stores to.
             unsafe { ptr::write_bytes(host as *mut u8, 0, len as usize) };

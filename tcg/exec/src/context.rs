@@ -176,14 +176,7 @@ impl Context {
 
     /// Drops the page at `va`, and every page of the large mappings that contain it.
     pub fn drop_page(&mut self, va: u64) {
-        const L: ContextLayout = ContextLayout::STANDARD;
-        let page = va & !(PAGE - 1);
-        let index = index_of(va);
-        for array in [L.read_tag, L.write_tag, L.exec_tag] {
-            if self.get(array, index) == page {
-                self.set(array, index, INVALID);
-            }
-        }
+        self.drop_entry(va);
         let mut flush_all = false;
         let mut i = 0;
         while i < self.large.len() {
@@ -204,6 +197,18 @@ impl Context {
         }
         if flush_all {
             self.flush();
+        }
+    }
+
+    /// Drops the page at `va` alone, whatever size the guest's mapping has.
+    pub fn drop_entry(&mut self, va: u64) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let page = va & !(PAGE - 1);
+        let index = index_of(va);
+        for array in [L.read_tag, L.write_tag, L.exec_tag] {
+            if self.get(array, index) == page {
+                self.set(array, index, INVALID);
+            }
         }
     }
 

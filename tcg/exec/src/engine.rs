@@ -79,6 +79,7 @@ pub struct Machine<F: GuestFrontend> {
     pub(crate) stubs: Stubs,
     pub(crate) helpers: Vec<Helper<F>>,
     pub(crate) interpret: bool,
+    pub(crate) cuts: crate::debug::Cuts,
     peers: RwLock<Arc<Vec<Arc<Peer<F>>>>>,
     /// Held for reading by vCPUs in generated code; for writing, to empty the code cache.
     pub(crate) gate: RwLock<()>,
@@ -122,6 +123,7 @@ impl<F: GuestFrontend> Machine<F> {
             stubs,
             helpers,
             interpret: config.interpret,
+            cuts: Default::default(),
             peers: RwLock::new(Arc::new(Vec::new())),
             gate: RwLock::new(()),
         }))

@@ -121,6 +121,7 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) step_at: Option<u64>,
     /// Waits for an interrupt.
     pub halted: bool,
+    pub(crate) debug: crate::debug::DebugState,
     /// Generated code runs.
     pub(crate) in_generated: bool,
     /// A trap to take once generated code has been left: `head.pc` is its instruction's.
@@ -167,6 +168,7 @@ impl<F: GuestFrontend> Cpu<F> {
             code_changed: false,
             step_at: None,
             halted: false,
+            debug: Default::default(),
             in_generated: false,
             fault_later: None,
             stopped: None,

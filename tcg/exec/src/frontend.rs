@@ -67,6 +67,8 @@ pub enum MemFault {
 pub struct CodeWindow<'a> {
     pub(crate) page: &'a CodePage,
     pub(crate) next: Option<&'a CodePage>,
+    /// Nothing is read from this offset on.
+    pub(crate) end: u32,
     mode: u16,
 }
 
@@ -76,7 +78,12 @@ pub type CodePage = [u8; 4096];
 impl<'a> CodeWindow<'a> {
     /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
     pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
-        CodeWindow { page, next, mode: 0 }
+        CodeWindow { page, next, end: u32::MAX, mode: 0 }
+    }
+
+    /// The same window, but that a block is to end before offset `cut`.
+    pub(crate) fn until(self, cut: Option<u16>) -> CodeWindow<'a> {
+        CodeWindow { end: cut.map_or(self.end, u32::from), ..self }
     }
 
     /// The same window, its code to be translated for [`GuestFrontend::code_mode`] `mode`.
@@ -104,6 +111,7 @@ impl<'a> CodeWindow<'a> {
     /// The byte at `offset` from the page's start; `None` past what may be read.
     pub fn byte(&self, offset: u32) -> Option<u8> {
         match offset {
+            _ if offset >= self.end => None,
             0..4096 => self.page.get(offset as usize).copied(),
             4096..8192 => self.next?.get(offset as usize - 4096).copied(),
             _ => None,
@@ -114,6 +122,7 @@ impl<'a> CodeWindow<'a> {
     pub fn halfword(&self, offset: u32) -> Option<u16> {
         let at = (offset & 0xffe) as usize;
         let page = match offset {
+            _ if offset >= self.end => return None,
             0..4096 => self.page,
             4096..8192 => self.next?,
             _ => return None,

@@ -7,12 +7,14 @@
 //! * [`code`]: the code cache and what is known about the code in it;
 //! * [`context`], [`mmu`]: the software TLB;
 //! * `access`, `runtime`, `translate`, `interp`: the slow paths of generated code, by what they are for;
+//! * `debug`: breakpoints, watchpoints, single steps;
 //! * [`hostfp`]: the host's floating-point control word.
 
 mod access;
 pub use access::Trapped;
 pub mod code;
 pub mod context;
+mod debug;
 pub mod engine;
 pub mod env;
 pub mod frontend;

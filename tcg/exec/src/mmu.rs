@@ -108,6 +108,13 @@ impl Mmu {
         }
     }
 
+    /// Drops the entries of the page at `va` alone from all contexts: it will be entered again.
+    pub(crate) fn drop_exactly(&mut self, va: u64) {
+        for e in &mut self.entries {
+            e.context.drop_entry(va);
+        }
+    }
+
     pub(crate) fn revoke_write(&mut self, host: u64) {
         for e in &mut self.entries {
             e.context.revoke_write(host);

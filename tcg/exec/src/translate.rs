@@ -9,6 +9,7 @@ use mimus_tcg_ir::verify::MAX_INSN_LEN;
 
 use crate::access::{PAGE_STORE_CACHED, copy_page};
 use crate::code::{PageKey, Published};
+use crate::debug::{NEVER, cut_block};
 use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
 use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, TranslateMode};
 use crate::trace;
@@ -99,6 +100,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let key = PageKey::new(host as u64, F::code_mode(self));
         let Some(table) = self.machine.store.table(key) else { return Err(self.later(KICK_FULL)) };
+        self.cut_page(va, key);
         self.mmu.fill_code(va & !PAGE_MASK, table, leaf.local, leaf.mapping_size);
         Ok(Fetched { key, table, leaf })
     }
@@ -170,9 +172,10 @@ impl<F: GuestFrontend> Cpu<F> {
         in_guest: bool,
         scratch: &mut Scratch,
     ) -> Result<Code, NoCode> {
+        let cut_here = self.machine.cuts.at(page.0, start);
         let mut next = None;
         let mode = page.0.mode();
-        if F::crosses_page(CodeWindow::new(&scratch.page, None).with_mode(mode), start) {
+        if !cut_here && F::crosses_page(CodeWindow::new(&scratch.page, None).with_mode(mode), start) {
             let next_va = (va | PAGE_MASK).wrapping_add(1);
             let fetched = self.fetch_page(va, next_va)?;
             let Some(stamp) = self.claim(fetched.key, fetched.leaf.pa, in_guest) else {
@@ -184,10 +187,14 @@ impl<F: GuestFrontend> Cpu<F> {
             next = Some((fetched, stamp));
         }
         let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).with_mode(mode);
-        F::translate(&self.guest, window, start, TranslateMode::Block, &mut scratch.block);
+        if cut_here {
+            cut_block(&mut scratch.block, start);
+        } else {
+            self.translate_uncut(window, page.0, start, &mut scratch.block);
+        }
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();
-        let guard = next.map(|(fetched, _)| fetched.table);
+        let guard = if cut_here { Some(NEVER) } else { next.map(|(fetched, _)| fetched.table) };
         let block = &scratch.block;
         let emit = |at: usize, code: &mut Vec<u8>, info: &mut Emitted| {
             machine.emitter.emit(block, at, guard, code, info);
@@ -196,7 +203,7 @@ impl<F: GuestFrontend> Cpu<F> {
         match machine.store.publish(page, next_page, block, emit, &mut scratch.buffers) {
             Published::At(host) => {
                 trace::code(va, &scratch.buffers.0, host, &*machine.emitter);
-                if machine.interpret {
+                if machine.interpret && !cut_here {
                     self.interp_blocks.insert(host, Rc::new(block.clone()));
                 }
                 Ok(Code { host, page: page.0 })
@@ -255,7 +262,9 @@ impl<F: GuestFrontend> Cpu<F> {
         if !leaf.cacheable {
             return;
         }
-        let Some(next_table) = self.machine.store.table(PageKey::new(host as u64, key.mode())) else { return };
+        let next_key = PageKey::new(host as u64, key.mode());
+        let Some(next_table) = self.machine.store.table(next_key) else { return };
+        self.cut_page(next_va, next_key);
         self.mmu.fill_code(next_va, next_table, leaf.local, leaf.mapping_size);
         if self.machine.store.next_table(key) != next_table {
             self.machine.store.withdraw_page(key);

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use mimus_arch::{CpuModel, CpuState, StateGroups};
 use mimus_core::accel::{
-    self, CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu, VcpuExit,
-    VcpuHandle, VcpuIndex, VcpuSignal,
+    self, CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu, VcpuDebug,
+    VcpuExit, VcpuHandle, VcpuIndex, VcpuSignal,
 };
 use mimus_core::bus::{GuestPhys, GuestVirt};
 use mimus_tcg_ir::backend::ExitCode;
@@ -65,6 +65,7 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
         let cpu = self.cpu();
         cpu.mmu.flush_all();
         cpu.halted = false;
+        cpu.debug.forget_pending();
         F::set_state(cpu, state).map_err(StateError)
     }
 
@@ -73,6 +74,7 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
         cpu.mmu.flush_all();
         cpu.halted = false;
         cpu.head.reserve_addr = !0;
+        cpu.debug.forget_pending();
         F::reset(cpu, kind, start);
     }
 
@@ -85,6 +87,10 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
         let found = F::debug_walk(self.cpu(), va.0, access);
         let (pa, page_size) = found.ok_or(TranslateFault { va })?;
         Ok(Translation { pa: GuestPhys(pa), page_size })
+    }
+
+    fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
+        Some(self.cpu())
     }
 }
 
@@ -155,6 +161,12 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
         if kick & KICK_LEAVE != 0 {
             return VcpuExit::Kicked;
         }
+        if cpu.debug_due() {
+            match cpu.debug_before() {
+                Some(stop) => return VcpuExit::Debug(stop),
+                None => continue,
+            }
+        }
         F::take_interrupt(cpu);
         if cpu.step_at.take() == Some(cpu.head.pc) {
             cpu.step_careful();
@@ -172,7 +184,7 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         Ok(code) => code,
         Err(NoCode::Careful) => {
             drop(gate);
-            return cpu.step_careful();
+            return cpu.careful_or_break();
         }
         Err(NoCode::Trapped | NoCode::Later) => return,
     };
@@ -188,7 +200,7 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
     drop(gate);
     if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
         cpu.refresh_crossing(cpu.head.pc);
-        cpu.step_careful();
+        cpu.careful_or_break();
     }
 }
 
@@ -220,7 +232,7 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         let code = match cpu.code_for(pc, false) {
             Ok(code) => code,
             Err(NoCode::Careful) => {
-                cpu.step_careful();
+                cpu.careful_or_break();
                 continue;
             }
             Err(NoCode::Trapped | NoCode::Later) => return,
@@ -229,7 +241,7 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
             // What a block that reaches into the next page was made from may not be there any more.
             Some(block) if !block.crosses_page() => block.clone(),
             _ => {
-                cpu.step_careful();
+                cpu.careful_or_break();
                 continue;
             }
         };

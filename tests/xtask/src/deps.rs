@@ -14,6 +14,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("mimus-tcg-softfloat", &[], &[]),
     ("mimus-tcg-ir", &[], &["mimus-tcg-softfloat"]),
     ("mimus-core", &["mimus-arch"], &[]),
+    ("mimus-gdbstub", &["mimus-core", "mimus-arch"], &[]),
     ("mimus-tcg-exec", &["mimus-core", "mimus-arch", "mimus-tcg-ir"], &["mimus-tcg-softfloat"]),
     (
         "mimus-tcg-frontend-*",

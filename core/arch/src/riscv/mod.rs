@@ -6,6 +6,7 @@
 
 pub mod csr;
 pub mod features;
+pub mod gdb;
 pub mod models;
 pub mod regs;
 pub mod state;

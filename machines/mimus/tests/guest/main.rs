@@ -6,6 +6,7 @@
 mod boot;
 mod disk;
 mod end;
+mod gdb;
 mod harness;
 mod network;
 mod terminal;

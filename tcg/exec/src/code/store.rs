@@ -364,9 +364,13 @@ impl CodeStore {
         page.granules & written != 0 && (key == own || page.crossed_from.contains(&own))
     }
 
-    /// Withdraws all blocks of a page in one mode.
+    /// Withdraws all blocks of a page in one mode; a translation begun before is stale.
     pub fn withdraw_page(&self, page: PageKey) {
-        self.withdraw(&mut self.lock(), page);
+        let mut inner = self.lock();
+        if let Some(p) = inner.pages.get_mut(&page) {
+            p.stores = p.stores.wrapping_add(1);
+        }
+        self.withdraw(&mut inner, page);
     }
 
     fn withdraw(&self, inner: &mut Inner, page: PageKey) {

@@ -1,0 +1,315 @@
+//! Sockets: one client at a time, on a thread of its own.
+
+use crate::session::{Event, Flow, Session};
+use crate::target::Target;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a machine may take to stop for a client that has come.
+const STOP_TIME: Duration = Duration::from_secs(40);
+/// How long the end of the machine waits for the client to be told.
+const END_TIME: Duration = Duration::from_secs(1);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP; port 0 is any free one.
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// Unix socket.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Parses the argument of `-gdb`: `tcp:HOST:PORT` or `tcp::PORT` (this host only), `unix:PATH`, either with
+    /// QEMU's `,server=on,wait=off` behind it; `none` is `None`.
+    ///
+    /// # Errors
+    /// One line: what is wrong, and what to write.
+    pub fn parse(text: &str) -> Result<Option<Address>, String> {
+        let (place, flags) = text.split_once(',').unwrap_or((text, ""));
+        let known = ["server", "server=on", "nowait", "wait=off", "nodelay", "nodelay=on", ""];
+        if let Some(flag) = flags.split(',').find(|f| !known.contains(f)) {
+            return Err(format!("-gdb {text}: {flag} is not supported; mimus listens and does not wait"));
+        }
+        if let Some(path) = place.strip_prefix("unix:").filter(|p| !p.is_empty()) {
+            return Ok(Some(Address::Unix(path.into())));
+        }
+        if let Some((host, port)) = place.strip_prefix("tcp:").and_then(|r| r.rsplit_once(':')) {
+            let port = port.parse().map_err(|_| format!("-gdb {text}: {port:?} is not a port number"))?;
+            let host = if host.is_empty() { "127.0.0.1" } else { host.trim_matches(['[', ']']) };
+            return Ok(Some(Address::Tcp { host: host.to_owned(), port }));
+        }
+        match text {
+            "none" => Ok(None),
+            _ => Err(format!("-gdb {text}: give tcp::PORT, tcp:HOST:PORT, unix:PATH or none")),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+trait Stream: Read + Write + Send {
+    fn copy(&self) -> io::Result<Box<dyn Stream>>;
+    fn end(&self);
+}
+
+impl Stream for TcpStream {
+    fn copy(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(self.try_clone()?))
+    }
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
+
+impl Stream for UnixStream {
+    fn copy(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(self.try_clone()?))
+    }
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A socket that waits for a client.
+pub struct Listener {
+    socket: Socket,
+    address: Address,
+}
+
+impl Listener {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// It is taken, or not to be had.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        Ok(match address {
+            Address::Tcp { host, port } => {
+                let socket = TcpListener::bind((host.as_str(), *port))?;
+                let port = socket.local_addr()?.port();
+                let address = Address::Tcp { host: host.clone(), port };
+                Self { socket: Socket::Tcp(socket), address }
+            }
+            Address::Unix(path) => {
+                // A socket nobody listens on is left from a run that was killed.
+                if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+                    std::fs::remove_file(path)?;
+                }
+                Self { socket: Socket::Unix(UnixListener::bind(path)?), address: address.clone() }
+            }
+        })
+    }
+
+    /// Where it listens: with the port that was free.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Serves clients from now on.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn serve(self, target: Arc<dyn Target>) -> io::Result<Arc<Server>> {
+        let server = Arc::new(Server { inner: Mutex::default(), changed: Condvar::new(), address: self.address });
+        let own = server.clone();
+        let accept = move || match &self.socket {
+            Socket::Tcp(s) => s.accept().and_then(|(stream, _)| {
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream) as Box<dyn Stream>)
+            }),
+            Socket::Unix(s) => s.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Stream>),
+        };
+        std::thread::Builder::new().name("gdb".to_owned()).spawn(move || {
+            loop {
+                match accept() {
+                    Ok(stream) => own.client(stream, &target),
+                    Err(e) => {
+                        log::warn!("gdb: {}: {e}", own.address);
+                        std::thread::sleep(Duration::from_millis(200));
+                    }
+                }
+            }
+        })?;
+        Ok(server)
+    }
+}
+
+enum Message {
+    Bytes(Vec<u8>),
+    Gone,
+    Event(Event),
+}
+
+/// A running server.
+pub struct Server {
+    inner: Mutex<Option<Sender<Message>>>,
+    changed: Condvar,
+    address: Address,
+}
+
+impl Server {
+    fn lock(&self) -> MutexGuard<'_, Option<Sender<Message>>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the client, if there is one, what happened. Any thread; returns at once.
+    pub fn event(&self, event: Event) {
+        if let Some(client) = &*self.lock() {
+            let _ = client.send(Message::Event(event));
+        }
+    }
+
+    /// The machine is over: tells the client, and takes the socket away.
+    pub fn end(&self) {
+        self.event(Event::Ended);
+        let until = Instant::now() + END_TIME;
+        let mut inner = self.lock();
+        while inner.is_some() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if let Address::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    fn client(&self, mut stream: Box<dyn Stream>, target: &Arc<dyn Target>) {
+        let (tx, rx) = channel();
+        let reader = match stream.copy() {
+            Ok(mut from) => {
+                let tx = tx.clone();
+                std::thread::Builder::new().name("gdb-read".to_owned()).spawn(move || read(&mut *from, &tx))
+            }
+            Err(e) => return log::warn!("gdb: {e}"),
+        };
+        *self.lock() = Some(tx);
+        let was_running = target.running();
+        let mut session = Session::new(target.clone());
+        let mut ended = false;
+        if reader.is_ok()
+            && let Some(sent) = wait_stopped(&**target, &rx)
+        {
+            ended = serve(&mut session, &mut *stream, sent, &rx);
+        }
+        stream.end();
+        if !ended {
+            session.end(was_running || session.continued());
+        }
+        *self.lock() = None;
+        self.changed.notify_all();
+        if let Ok(reader) = reader {
+            let _ = reader.join();
+        }
+    }
+}
+
+fn read(from: &mut dyn Stream, to: &Sender<Message>) {
+    let mut buffer = [0; 4096];
+    loop {
+        match from.read(&mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Ok(n) if n > 0 && to.send(Message::Bytes(buffer[..n].to_vec())).is_ok() => {}
+            _ => break,
+        }
+    }
+    let _ = to.send(Message::Gone);
+}
+
+/// Stops the machine for a client; what that sent meanwhile. `None`: it does not stop, or the client has gone.
+fn wait_stopped(target: &dyn Target, messages: &Receiver<Message>) -> Option<Vec<u8>> {
+    let mut sent = Vec::new();
+    if !target.running() {
+        return Some(sent);
+    }
+    target.stop();
+    let until = Instant::now() + STOP_TIME;
+    let mut gone = false;
+    while let Ok(message) = messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        match message {
+            Message::Event(Event::Stopped) => return (!gone).then_some(sent),
+            Message::Event(Event::Ended) => return None,
+            Message::Event(_) => {}
+            Message::Bytes(bytes) => sent.extend(bytes),
+            Message::Gone => gone = true,
+        }
+    }
+    log::warn!("gdb: the machine does not stop");
+    None
+}
+
+/// Serves a client until it is done with; true if the machine is over.
+fn serve(session: &mut Session, stream: &mut dyn Stream, sent: Vec<u8>, messages: &Receiver<Message>) -> bool {
+    let mut out = Vec::new();
+    for message in std::iter::once(Message::Bytes(sent)).chain(messages) {
+        let (flow, over) = match message {
+            Message::Bytes(bytes) => (session.bytes(&bytes, &mut out), false),
+            Message::Event(event) => (session.event(event, &mut out), event == Event::Ended),
+            Message::Gone => return false,
+        };
+        if stream.write_all(&out).and_then(|()| stream.flush()).is_err() {
+            return over;
+        }
+        out.clear();
+        if flow == Flow::Close {
+            return over;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let of = |text: &str| Address::parse(text).map(|a| a.map(|a| a.to_string()));
+        assert_eq!(of("tcp::1234"), Ok(Some("tcp:127.0.0.1:1234".to_owned())));
+        assert_eq!(of("tcp:[::1]:0,server,nowait"), Ok(Some("tcp:[::1]:0".to_owned())));
+        assert_eq!(of("unix:/tmp/x,server=on,wait=off"), Ok(Some("unix:/tmp/x".to_owned())));
+        assert_eq!(of("none"), Ok(None));
+        for bad in ["", "tcp", "tcp:1234", "tcp::x", "tcp::70000", "unix:", "stdio", "tcp::1,reconnect=1"] {
+            assert!(of(bad).unwrap_err().starts_with("-gdb "), "{bad}");
+        }
+    }
+
+    #[test]
+    fn busy_ports_and_left_sockets() {
+        let first = Listener::bind(&Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 }).unwrap();
+        assert_eq!(Listener::bind(first.address()).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        let path = std::env::temp_dir().join(format!("mimus-gdb-{}", std::process::id()));
+        let address = Address::Unix(path.clone());
+        drop(Listener::bind(&address).unwrap());
+        let again = Listener::bind(&address).expect("nobody listens there any more");
+        assert_eq!(Listener::bind(&address).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        drop(again);
+        std::fs::remove_file(path).unwrap();
+    }
+}

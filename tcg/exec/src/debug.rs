@@ -1,0 +1,382 @@
+//! Debugging of a vCPU: breakpoints, watchpoints, single steps.
+//!
+//! **Breakpoints** are virtual addresses of one vCPU. Code is shared by physical page, so a page whose mapping has
+//! breakpoints gets *cuts*: offsets at which blocks end, and at which a block begins that only asks for careful
+//! execution. What asks is then compared with the vCPU's own breakpoints: no match (another address space, another
+//! vCPU, a breakpoint long removed) and the instruction is executed carefully. Code without cuts costs nothing.
+//! A page gets its cuts when a vCPU enters it into its code map, which inserting a breakpoint makes it do again.
+//! Cuts that no breakpoint wants any more go when they are next run into, so that debuggers which take all
+//! breakpoints out at every stop cause no new translation.
+//!
+//! **Watchpoints** withhold the TLB's permission for their pages: accesses there take the slow path, which compares
+//! addresses. A hit abandons the instruction before its access; the instruction is then executed carefully, and the
+//! stop is reported after it, as debuggers expect. Accesses by page walks and by devices are not watched.
+//!
+//! **Steps** are careful executions. One ends after an instruction, or at the first instruction of the handler of the
+//! trap or interrupt it took instead.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mimus_core::accel::{AccelError, DebugCaps, DebugStop, VcpuDebug, WatchKind};
+use mimus_core::bus::GuestVirt;
+use mimus_tcg_ir::{Block, Op, PagePc};
+
+use crate::code::PageKey;
+use crate::env::Cpu;
+use crate::frontend::{CodeWindow, GuestFrontend, TranslateMode};
+
+const PAGE: u64 = 4096;
+/// A watchpoint of more pages than this empties the TLB instead of looking for each.
+const MAX_DROPS: u64 = 4096;
+/// Bytes of the longest instruction of any guest, and one more.
+const LONGEST_INSN: u16 = 16;
+/// An entry guard that no page's table equals: the block always asks for careful execution.
+pub(crate) const NEVER: u32 = u32::MAX;
+
+/// A machine's cuts.
+#[derive(Default)]
+pub(crate) struct Cuts(Mutex<CutTable>);
+
+#[derive(Default)]
+struct CutTable {
+    /// How many vCPUs have a breakpoint at an address.
+    wanted: HashMap<u64, u32>,
+    /// Cut offsets of a page, each with the addresses it is for.
+    pages: HashMap<PageKey, HashMap<u16, HashSet<u64>>>,
+}
+
+impl Cuts {
+    fn lock(&self) -> MutexGuard<'_, CutTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn want(&self, va: u64) {
+        *self.lock().wanted.entry(va).or_default() += 1;
+    }
+
+    fn unwant(&self, va: u64) {
+        let mut table = self.lock();
+        if let Some(n) = table.wanted.get_mut(&va) {
+            *n -= 1;
+            if *n == 0 {
+                table.wanted.remove(&va);
+            }
+        }
+    }
+
+    /// Adds cuts for the addresses `vas`, which are in page `key`; true if a place is cut that was not.
+    fn add(&self, key: PageKey, vas: impl Iterator<Item = u64>) -> bool {
+        let mut table = self.lock();
+        let page = table.pages.entry(key).or_default();
+        let mut new = false;
+        for va in vas {
+            let at = page.entry((va & (PAGE - 1)) as u16).or_default();
+            new |= at.is_empty();
+            at.insert(va);
+        }
+        new
+    }
+
+    /// Whether page `key` is cut at `offset`.
+    pub fn at(&self, key: PageKey, offset: u16) -> bool {
+        self.lock().pages.get(&key).is_some_and(|page| page.contains_key(&offset))
+    }
+
+    /// The first cut of page `key` from `offset` on.
+    pub fn first_from(&self, key: PageKey, offset: u16) -> Option<u16> {
+        self.lock().pages.get(&key)?.keys().copied().filter(|&o| o >= offset).min()
+    }
+
+    /// Forgets the cut at `offset` of page `key` if nobody wants it any more; true if so.
+    fn forget(&self, key: PageKey, offset: u16) -> bool {
+        let mut guard = self.lock();
+        let table = &mut *guard;
+        let Some(page) = table.pages.get_mut(&key) else { return false };
+        let Some(vas) = page.get_mut(&offset) else { return false };
+        vas.retain(|va| table.wanted.contains_key(va));
+        let gone = vas.is_empty();
+        if gone {
+            page.remove(&offset);
+        }
+        if page.is_empty() {
+            table.pages.remove(&key);
+        }
+        gone
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Watchpoint {
+    va: u64,
+    len: u64,
+    kind: WatchKind,
+}
+
+impl Watchpoint {
+    fn overlaps(&self, va: u64, len: u64) -> bool {
+        va.wrapping_sub(self.va) < self.len || self.va.wrapping_sub(va) < len
+    }
+
+    fn reads(&self) -> bool {
+        self.kind != WatchKind::Write
+    }
+
+    fn writes(&self) -> bool {
+        self.kind != WatchKind::Read
+    }
+}
+
+/// What a vCPU is debugged for.
+#[derive(Default)]
+pub(crate) struct DebugState {
+    breakpoints: BTreeSet<u64>,
+    watchpoints: Vec<Watchpoint>,
+    stepping: bool,
+    /// Steps do not take interrupts.
+    mask_interrupts: bool,
+    /// Stopped before the breakpoint here: the first instruction is executed whatever is there.
+    resume_over: Option<u64>,
+    /// An access has hit a watchpoint: its instruction is to be executed carefully.
+    watch_hit: bool,
+    /// During that: what was accessed.
+    recording: bool,
+    recorded: Option<DebugStop>,
+    /// A reason to leave `run`.
+    stop: Option<DebugStop>,
+}
+
+impl DebugState {
+    /// The vCPU goes on elsewhere: what was about to happen does not.
+    pub fn forget_pending(&mut self) {
+        self.watch_hit = false;
+        self.stop = None;
+    }
+
+    /// The access of the current instruction did not happen.
+    pub fn not_accessed(&mut self) {
+        self.recorded = None;
+    }
+
+    /// What of a page's permission to read and to write the TLB may hold.
+    pub fn tlb_may(&self, page: u64) -> (bool, bool) {
+        let (mut read, mut write) = (true, true);
+        for w in self.watchpoints.iter().filter(|w| w.overlaps(page & !(PAGE - 1), PAGE)) {
+            read &= !w.reads();
+            write &= !w.writes();
+        }
+        (read, write)
+    }
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Before an access by the current instruction: true if a watchpoint has the instruction abandoned. `pc` finds
+    /// the instruction's address.
+    #[inline]
+    pub(crate) fn watched(
+        &mut self,
+        va: u64,
+        len: u64,
+        (reads, writes): (bool, bool),
+        pc: impl FnOnce(&Self) -> u64,
+    ) -> bool {
+        !self.debug.watchpoints.is_empty() && self.watch_hit(va, len, (reads, writes), pc)
+    }
+
+    #[cold]
+    fn watch_hit(&mut self, va: u64, len: u64, (reads, writes): (bool, bool), pc: impl FnOnce(&Self) -> u64) -> bool {
+        let hit = |w: &&Watchpoint| w.overlaps(va, len) && (reads && w.reads() || writes && w.writes());
+        let Some(w) = self.debug.watchpoints.iter().find(hit).copied() else { return false };
+        if self.debug.recording {
+            // The address inside the watchpoint: that is how debuggers find which it was.
+            let at = if va.wrapping_sub(w.va) < w.len { va } else { w.va };
+            self.debug.recorded.get_or_insert(DebugStop::Watch { va: GuestVirt(at), kind: w.kind });
+            return false;
+        }
+        self.head.pc = pc(self);
+        self.head.exit_request = 1;
+        self.debug.watch_hit = true;
+        self.check_events();
+        true
+    }
+
+    /// Executes the instruction at `head.pc`, reporting what it accesses of what is watched.
+    fn step_recording(&mut self) -> Option<DebugStop> {
+        self.debug.recording = true;
+        self.debug.recorded = None;
+        self.step_careful();
+        self.debug.recording = false;
+        self.debug.recorded.take()
+    }
+
+    /// Before guest code runs, with no kick to serve: does a step if one is to be done. A stop is a reason to leave.
+    pub(crate) fn debug_before(&mut self) -> Option<DebugStop> {
+        if let Some(stop) = self.debug.stop.take() {
+            return Some(stop);
+        }
+        let over = self.debug.resume_over.take() == Some(self.head.pc);
+        if std::mem::take(&mut self.debug.watch_hit) {
+            let stop = self.step_recording();
+            return stop.or(self.debug.stepping.then_some(DebugStop::Step));
+        }
+        if self.debug.stepping {
+            if !self.debug.mask_interrupts && F::take_interrupt(self) {
+                return Some(DebugStop::Step);
+            }
+            return self.step_recording().or(Some(DebugStop::Step));
+        }
+        if over {
+            return self.step_recording();
+        }
+        None
+    }
+
+    /// Whether [`Cpu::debug_before`] has anything to do.
+    #[inline]
+    pub(crate) fn debug_due(&self) -> bool {
+        let d = &self.debug;
+        d.stepping || d.watch_hit || d.stop.is_some() || d.resume_over.is_some()
+    }
+
+    /// Instead of [`Cpu::step_careful`] where a breakpoint may be meant.
+    pub(crate) fn careful_or_break(&mut self) {
+        let pc = self.head.pc;
+        if self.debug.breakpoints.contains(&pc) {
+            self.debug.resume_over = Some(pc);
+            self.debug.stop = Some(DebugStop::Breakpoint);
+            return self.check_events();
+        }
+        self.forget_cut(pc);
+        self.step_careful();
+    }
+
+    fn forget_cut(&mut self, pc: u64) {
+        let Some(table) = self.mmu.context().code_table(pc) else { return };
+        let Some(key) = self.machine.store.page_of(table) else { return };
+        if self.machine.cuts.forget(key, (pc & (PAGE - 1)) as u16) {
+            self.machine.store.withdraw_page(key);
+        }
+    }
+
+    /// A page of code is about to be entered at `va`: it gets the cuts that this vCPU wants there.
+    pub(crate) fn cut_page(&mut self, va: u64, key: PageKey) {
+        if self.debug.breakpoints.is_empty() {
+            return;
+        }
+        let page = va & !(PAGE - 1);
+        let here = self.debug.breakpoints.range(page..=page | (PAGE - 1)).copied();
+        if self.machine.cuts.add(key, here) {
+            self.machine.store.withdraw_page(key);
+        }
+    }
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Translates the block at `start` of page `key`, up to the next cut.
+    pub(crate) fn translate_uncut(&self, window: CodeWindow<'_>, key: PageKey, start: u16, block: &mut Block) {
+        let mut end = self.machine.cuts.first_from(key, start + 1);
+        if end.is_some_and(|cut| cut - start < LONGEST_INSN) {
+            // A cut inside the first instruction is no place to end.
+            F::translate(&self.guest, window, start, TranslateMode::Careful, block);
+            end = self.machine.cuts.first_from(key, start.saturating_add(block.len));
+        }
+        F::translate(&self.guest, window.until(end), start, TranslateMode::Block, block);
+    }
+}
+
+/// The block at a cut, of which only the entry guard [`NEVER`] is ever executed.
+pub(crate) fn cut_block(block: &mut Block, start: u16) {
+    block.clear(start);
+    let at = PagePc(i32::from(start));
+    block.ops.push(Op::Insn { pc: at, len: 1 });
+    block.ops.push(Op::Jump { to: at });
+    (block.len, block.insns) = (1, 1);
+}
+
+impl<F: GuestFrontend> VcpuDebug for Cpu<F> {
+    fn capabilities(&self) -> DebugCaps {
+        DebugCaps { breakpoints: None, watchpoints: None }
+    }
+
+    fn set_single_step(&mut self, on: bool) {
+        self.debug.stepping = on;
+    }
+
+    fn set_step_interrupts(&mut self, on: bool) {
+        self.debug.mask_interrupts = !on;
+    }
+
+    fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+        if self.debug.breakpoints.insert(va.0) {
+            self.machine.cuts.want(va.0);
+            self.mmu.drop_exactly(va.0);
+        }
+        Ok(())
+    }
+
+    fn remove_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+        if !self.debug.breakpoints.remove(&va.0) {
+            return Err(AccelError::Other(format!("there is no breakpoint at {va}")));
+        }
+        self.machine.cuts.unwant(va.0);
+        // It may have been hit, and another reason to leave have come first.
+        self.debug.stop = None;
+        Ok(())
+    }
+
+    fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError> {
+        if len == 0 || va.0.checked_add(len - 1).is_none() {
+            return Err(AccelError::Other(format!("{len} bytes at {va} cannot be watched")));
+        }
+        self.debug.watchpoints.push(Watchpoint { va: va.0, len, kind });
+        let (first, last) = (va.0 / PAGE, (va.0 + (len - 1)) / PAGE);
+        if last - first > MAX_DROPS {
+            self.mmu.flush_all();
+        } else {
+            (first..=last).for_each(|page| self.mmu.drop_exactly(page * PAGE));
+        }
+        Ok(())
+    }
+
+    fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError> {
+        let wanted = Watchpoint { va: va.0, len, kind };
+        let Some(at) = self.debug.watchpoints.iter().position(|w| *w == wanted) else {
+            return Err(AccelError::Other(format!("there is no such watchpoint at {va}")));
+        };
+        self.debug.watchpoints.swap_remove(at);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_go_when_unwanted_and_run_into() {
+        let (cuts, page) = (Cuts::default(), PageKey::new(0x7000, 0));
+        cuts.want(0x1010);
+        assert!(cuts.add(page, [0x1010, 0x1020].into_iter()));
+        assert!(!cuts.add(page, [0x1010].into_iter()), "it is cut there already");
+        assert!(cuts.at(page, 0x10) && !cuts.at(page, 0x11));
+        assert_eq!(cuts.first_from(page, 0x10), Some(0x10));
+        assert_eq!(cuts.first_from(page, 0x11), Some(0x20));
+        assert_eq!(cuts.first_from(page, 0x21), None);
+        assert!(!cuts.forget(page, 0x10), "it is wanted");
+        assert!(cuts.forget(page, 0x20));
+        cuts.unwant(0x1010);
+        assert!(cuts.forget(page, 0x10));
+        assert_eq!(cuts.first_from(page, 0), None);
+    }
+
+    #[test]
+    fn watchpoints_take_the_permission_they_need() {
+        let mut d = DebugState::default();
+        d.watchpoints.push(Watchpoint { va: 0x1ffc, len: 8, kind: WatchKind::Write });
+        d.watchpoints.push(Watchpoint { va: 0x5000, len: 1, kind: WatchKind::Read });
+        assert_eq!(d.tlb_may(0x1000), (true, false));
+        assert_eq!(d.tlb_may(0x2000), (true, false));
+        assert_eq!(d.tlb_may(0x3000), (true, true));
+        assert_eq!(d.tlb_may(0x5000), (false, true));
+    }
+}
