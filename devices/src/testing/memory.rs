@@ -15,7 +15,7 @@ pub struct Memory {
     pub map: Arc<MemoryMap>,
     pub space: Arc<AddressSpace>,
     pub blocks: Arc<GuestRam>,
-    pub ram: Arc<RamBlock>,
+    ram: Arc<RamBlock>,
 }
 
 impl Memory {

@@ -343,6 +343,7 @@ impl GuestFrontend for X86 {
         slots
     };
     const CODE_ALIGN: u32 = 1;
+    const FLAGS: bool = true;
     const COHERENT_CODE: bool = true;
     const LENIENT_BUS: bool = true;
     const LATCHED_PINS: u64 = PIN_NMI;
