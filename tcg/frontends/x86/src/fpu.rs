@@ -79,7 +79,7 @@ pub(crate) fn unload(guest: &mut X86Guest) {
 pub(crate) fn load_image(guest: &mut X86Guest, image: &FxArea) {
     let mut host = *image;
     let fcw = word(&host.0, FCW);
-    guest.st.fcw = fcw;
+    guest.st.fcw = control(fcw);
     set_word(&mut host.0, FCW, fcw | MASKS);
     let fsw = word(&host.0, FSW);
     set_word(&mut host.0, FSW, fsw & !SUMMARY);
@@ -103,6 +103,11 @@ pub(crate) fn image(guest: &X86Guest) -> FxArea {
     image
 }
 
+/// A control word as it reads: bit 6 is one, the other reserved bits are zero.
+const fn control(fcw: u16) -> u16 {
+    fcw & 0x1f3f | 0x40
+}
+
 /// The status word as the guest sees it.
 pub(crate) fn status(fcw: u16, fsw: u16) -> u16 {
     let pending = fsw & !fcw & MASKS != 0;
@@ -124,7 +129,7 @@ pub(crate) fn pending(guest: &X86Guest) -> bool {
 
 /// Sets the guest's control word.
 pub(crate) fn set_control(guest: &mut X86Guest, fcw: u16) {
-    guest.st.fcw = fcw;
+    guest.st.fcw = control(fcw);
     let host = fcw | MASKS;
     // SAFETY: every exception is masked.
     unsafe { asm!("fldcw [{}]", in(reg) &host, options(nostack, preserves_flags, readonly)) };

@@ -17,6 +17,9 @@ const LEN: usize = 0x1_0000;
 const IN: u64 = HOST_CODE;
 const OUT: u64 = HOST_CODE + 0x400;
 const SAVED_SP: u64 = HOST_CODE + 0x800;
+/// x87 images before and after.
+const X87_IN: u64 = HOST_CODE + 0xa00;
+const X87_OUT: u64 = HOST_CODE + 0xc00;
 const ENTRY: u64 = HOST_CODE + 0x1000;
 /// Registers that hold addresses in generated instructions: never written.
 const BASE: Register = Register::RBX;
@@ -29,6 +32,8 @@ struct Machine64 {
     gpr: [u64; 16],
     flags: u64,
     ymm: [[u64; 4]; 16],
+    /// The x87 unit as FXSAVE has it: control, status and tags; registers.
+    x87: [u8; 160],
 }
 
 /// Memory of this process at the addresses above.
@@ -71,6 +76,12 @@ impl HostSide {
         for (i, y) in before.ymm.iter().enumerate() {
             words[32 + 4 * i..36 + 4 * i].copy_from_slice(y);
         }
+        let image = self.words(X87_IN, 64);
+        image.fill(0);
+        for (to, from) in image.iter_mut().zip(before.x87.chunks_exact(8)) {
+            *to = u64::from_le_bytes(from.try_into().unwrap());
+        }
+        image[3] = 0x1f80;
         let code = around(insns);
         // SAFETY: inside the mapping; the code keeps to the calling convention, given instructions that only use the
         // registers it saves and the data mapping.
@@ -87,6 +98,11 @@ impl HostSide {
         for (i, y) in after.ymm.iter_mut().enumerate() {
             y.copy_from_slice(&words[32 + 4 * i..36 + 4 * i]);
         }
+        let image = self.words(X87_OUT, 20);
+        for (to, from) in after.x87.chunks_exact_mut(8).zip(image) {
+            to.copy_from_slice(&from.to_le_bytes());
+        }
+        after.clear_pointers();
         after
     }
 }
@@ -112,6 +128,7 @@ fn around(insns: &[u8]) -> Vec<u8> {
     let gpr = |c: &mut Vec<u8>, op: u8, n: u8, at: u64| absolute(c, &[0x48 | (n >> 3) << 2, op], n & 7, at);
     let ymm = |c: &mut Vec<u8>, op: u8, n: u8, at: u64| absolute(c, &[0xc5, 0x7e | (1 - (n >> 3)) << 7, op], n & 7, at);
     gpr(&mut c, 0x89, 4, SAVED_SP);
+    absolute(&mut c, &[0x48, 0x0f, 0xae], 1, X87_IN);
     for n in 0..16 {
         ymm(&mut c, 0x6f, n, IN + 256 + 32 * u64::from(n));
     }
@@ -129,10 +146,50 @@ fn around(insns: &[u8]) -> Vec<u8> {
     for n in 0..16 {
         ymm(&mut c, 0x7f, n, OUT + 256 + 32 * u64::from(n));
     }
-    c.extend([0xfc, 0xc5, 0xf8, 0x77]);
+    absolute(&mut c, &[0x48, 0x0f, 0xae], 0, X87_OUT);
+    // fninit; cld; vzeroupper
+    c.extend([0xdb, 0xe3, 0xfc, 0xc5, 0xf8, 0x77]);
     gpr(&mut c, 0x8b, 4, SAVED_SP);
     c.extend([0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
     c
+}
+
+impl Machine64 {
+    /// Where the last x87 instruction was, is another thing on each side; and so are the bytes above a register.
+    fn clear_pointers(&mut self) {
+        self.x87[6..32].fill(0);
+        for r in self.x87[32..].chunks_exact_mut(16) {
+            r[10..].fill(0);
+        }
+    }
+}
+
+/// An extended-precision number: of a double, or a pattern that is special.
+fn extended(r: &mut Random) -> [u8; 10] {
+    let (mantissa, exponent) = match r.below(8) {
+        0 => (r.value(), r.next() as u16),
+        1 => (0, 0),
+        2 => (1 << 63, 0x7fff),
+        3 => (3 << 62 | r.next() >> 2, 0x7fff),
+        4 => (1 << 63, 0x3fff + r.below(20) as u16),
+        _ => (r.next() | 1 << 63, 0x3fc0 + r.below(0x80) as u16),
+    };
+    let mut bytes = [0; 10];
+    bytes[..8].copy_from_slice(&mantissa.to_le_bytes());
+    bytes[8..].copy_from_slice(&(exponent | (r.next() as u16 & 0x8000)).to_le_bytes());
+    bytes
+}
+
+fn random_x87(r: &mut Random) -> [u8; 160] {
+    let mut x = [0; 160];
+    let rounding = (r.below(4) << 10 | [0, 2, 3][r.below(3) as usize] << 8) as u16;
+    x[..2].copy_from_slice(&(0x3f | rounding).to_le_bytes());
+    x[2..4].copy_from_slice(&((r.below(8) << 11) as u16).to_le_bytes());
+    x[4] = if r.below(3) == 0 { r.next() as u8 } else { 0xff };
+    for i in 0..8 {
+        x[32 + 16 * i..42 + 16 * i].copy_from_slice(&extended(r));
+    }
+    x
 }
 
 struct Random(u64);
@@ -168,13 +225,14 @@ struct Generator {
     features: crate::cpuid::Features,
     integer: bool,
     vector: bool,
+    x87: bool,
 }
 
 impl Generator {
-    fn new(integer: bool, vector: bool) -> Generator {
+    fn new(class: Class) -> Generator {
         let CpuModel::X86(model) = CpuModel::parse(GuestArch::X86_64, "max").unwrap() else { unreachable!() };
         let model = model.restricted_to(cpuid::supported()).unwrap();
-        Generator { info: InstructionInfoFactory::new(), features: crate::cpuid::Features::new(&model, 0), integer, vector }
+        Generator { info: InstructionInfoFactory::new(), features: crate::cpuid::Features::new(&model, 0), integer: class == Class::Integer, vector: class == Class::Vector, x87: class == Class::X87 }
     }
 
     /// A random instruction that can run on its own, and its bytes.
@@ -193,6 +251,15 @@ impl Generator {
 
     fn bytes(&self, r: &mut Random) -> Vec<u8> {
         let mut b = Vec::new();
+        if self.x87 {
+            if r.below(3) > 0 {
+                b.extend([0xd8 | r.below(8) as u8, r.next() as u8]);
+            } else {
+                b.extend([0x0f, r.next() as u8]);
+            }
+            b.extend((0..10).map(|_| r.next() as u8));
+            return b;
+        }
         if r.below(4) == 0 {
             b.push([0x66, 0xf2, 0xf3, 0xf0][r.below(4) as usize]);
         }
@@ -229,7 +296,7 @@ impl Generator {
         let class = match unit {
             Unit::Integer => self.integer,
             Unit::Sse | Unit::Avx => self.vector,
-            Unit::X87 | Unit::Mmx => false,
+            Unit::X87 | Unit::Mmx => self.x87,
         };
         let excluded = matches!(
             insn.mnemonic(),
@@ -240,6 +307,8 @@ impl Generator {
                 | M::Rsm | M::Cmpxchg16b | M::Sysenter | M::Wait | M::Vzeroupper | M::Vzeroall | M::Movnti
                 | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Smsw | M::Sldt | M::Str | M::Sgdt | M::Sidt
                 | M::Lar | M::Lsl | M::Verr | M::Verw | M::Xabort | M::Xbegin | M::Enqcmd | M::Ptwrite | M::Wbnoinvd
+                | M::Fldcw | M::Fnstcw | M::Fnstsw | M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor | M::Fninit | M::Fnclex
+                | M::Fneni | M::Fndisi | M::Fnsetpm | M::Fstdw | M::Fstsg | M::Frstpm | M::Femms | M::Maskmovq | M::Movntq
                 | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64
                 | M::Xrstor | M::Xrstor64 | M::Invlpg | M::Nop | M::Reservednop | M::Prefetch | M::Prefetchw | M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss | M::Arpl | M::Monitor | M::Mwait | M::Stmxcsr | M::Vstmxcsr | M::Fxsave | M::Xsave | M::Clflush | M::Clflushopt | M::Clwb
         );
@@ -309,6 +378,7 @@ fn random_state(r: &mut Random) -> Machine64 {
         gpr: std::array::from_fn(|_| r.value()),
         flags: r.next() & ARITHMETIC,
         ymm: std::array::from_fn(|_| std::array::from_fn(|_| r.value())),
+        x87: random_x87(r),
     };
     // Doubles and singles that mean something.
     for y in &mut m.ymm {
@@ -335,6 +405,7 @@ fn set_guest(g: &mut Guest, m: &Machine64) {
         s.rip = CODE;
         s.rflags = m.flags | 2;
         s.mp_state = MpState::Running;
+        s.xsave[..160].copy_from_slice(&m.x87);
         s.xsave[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
         for (i, y) in m.ymm.iter().enumerate() {
             for (j, w) in y.iter().enumerate() {
@@ -348,13 +419,16 @@ fn set_guest(g: &mut Guest, m: &Machine64) {
 
 fn guest_state(s: &X86State) -> Machine64 {
     let word = |at: usize| u64::from_le_bytes(s.xsave[at..at + 8].try_into().unwrap());
-    Machine64 {
+    let mut m = Machine64 {
         gpr: s.gpr,
         flags: s.rflags,
         ymm: std::array::from_fn(|i| {
             std::array::from_fn(|j| word(if j < 2 { 160 + 16 * i + 8 * j } else { 576 + 16 * i + 8 * (j - 2) }))
         }),
-    }
+        x87: s.xsave[..160].try_into().unwrap(),
+    };
+    m.clear_pointers();
+    m
 }
 
 /// RFLAGS bits of iced's.
@@ -425,6 +499,7 @@ fn compare(g: &mut Guest, host: &mut HostSide, generator: &mut Generator, r: &mu
             assert_eq!(got.gpr[i], expected.gpr[i], "register {i}: {text:#?} {code:x?}\nbefore {before:x?}");
             assert_eq!(got.ymm[i], expected.ymm[i], "ymm{i}: {text:#?} {code:x?}\nbefore {before:x?}");
         }
+        assert!(got.x87 == expected.x87, "x87: {text:#?} {code:x?}\nbefore {:x?}\ngot      {:x?}\nexpected {:x?}", before.x87, got.x87, expected.x87);
         assert_eq!(got.flags & flags, expected.flags & flags, "flags: {text:#?} {code:x?}\nbefore {before:x?}");
         let mut after = vec![0; LEN];
         g.get(SHARED, &mut after);
@@ -432,7 +507,15 @@ fn compare(g: &mut Guest, host: &mut HostSide, generator: &mut Generator, r: &mu
     }
 }
 
-fn against_the_host(integer: bool, vector: bool, rounds: usize, seed: u64) {
+/// What instructions are tried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Integer,
+    Vector,
+    X87,
+}
+
+fn against_the_host(class: Class, rounds: usize, seed: u64) {
     if !is_x86_feature_detected!("avx") {
         println!("SKIPPED (random instructions): the host has no AVX");
         return;
@@ -443,7 +526,7 @@ fn against_the_host(integer: bool, vector: bool, rounds: usize, seed: u64) {
             return;
         };
         g.long();
-        let mut generator = Generator::new(integer, vector);
+        let mut generator = Generator::new(class);
         compare(&mut g, &mut host, &mut generator, &mut Random(seed), rounds);
     });
 }
@@ -459,10 +542,15 @@ fn seed() -> u64 {
 
 #[test]
 fn random_integer_instructions() {
-    against_the_host(true, false, rounds(), seed());
+    against_the_host(Class::Integer, rounds(), seed());
 }
 
 #[test]
 fn random_vector_instructions() {
-    against_the_host(false, true, rounds(), seed());
+    against_the_host(Class::Vector, rounds(), seed());
+}
+
+#[test]
+fn random_x87_and_mmx_instructions() {
+    against_the_host(Class::X87, rounds(), seed());
 }
