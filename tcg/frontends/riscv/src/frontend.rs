@@ -227,13 +227,14 @@ impl GuestFrontend for Riscv {
 
     const ARCH: GuestArch = GuestArch::Riscv64;
 
-    /// By how often compiled code uses them: argument registers, the stack
-    /// pointer, the first saved registers, the return address, then the rest.
     const CODE_ALIGN: u32 = 2;
     const FLAGS: bool = false;
     // fence.i says so.
     const COHERENT_CODE: bool = false;
     const LENIENT_BUS: bool = false;
+
+    /// By how often compiled code uses them: argument registers, the stack
+    /// pointer, the first saved registers, the return address, then the rest.
     const PIN_ORDER: &'static [Slot] = &{
         const ORDER: [u8; 31] = [
             15, 14, 10, 2, 13, 11, 8, 12, 9, 1, 16, 17, 18, 19, 20, 21, 6, 5, 7, 28, 22, 23, 4, 24,
