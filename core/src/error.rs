@@ -15,9 +15,6 @@ pub struct HostError {
 impl HostError {
     /// For `map_err`.
     pub fn new(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self {
-            what: what.into(),
-            source: source.into(),
-        }
+        Self { what: what.into(), source: source.into() }
     }
 }

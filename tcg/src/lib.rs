@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch};
 use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, Vcpu, VcpuIndex, VmConfig};
-use mimus_core::memory::{MemoryListener, RamBlock, CodeWriteListener};
+use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::frontend::GuestFrontend;

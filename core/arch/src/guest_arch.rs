@@ -41,13 +41,7 @@ const EM_RISCV: u16 = 243;
 
 impl GuestArch {
     /// Every architecture, in the order help texts list them.
-    pub const ALL: [GuestArch; 5] = [
-        Self::X86_64,
-        Self::I386,
-        Self::Riscv64,
-        Self::Aarch64,
-        Self::Ppc64le,
-    ];
+    pub const ALL: [GuestArch; 5] = [Self::X86_64, Self::I386, Self::Riscv64, Self::Aarch64, Self::Ppc64le];
 
     /// The name used on the command line and in snapshots.
     pub const fn name(self) -> &'static str {
@@ -141,18 +135,9 @@ mod tests {
     fn names_round_trip() {
         for arch in GuestArch::ALL {
             assert_eq!(arch.name().parse(), Ok(arch));
-            assert_eq!(
-                GuestArch::from_elf(arch.elf_machine(), arch.is_64_bit(), Endianness::Little),
-                Some(arch)
-            );
+            assert_eq!(GuestArch::from_elf(arch.elf_machine(), arch.is_64_bit(), Endianness::Little), Some(arch));
         }
-        assert!(
-            "mips"
-                .parse::<GuestArch>()
-                .unwrap_err()
-                .to_string()
-                .contains("riscv64")
-        );
+        assert!("mips".parse::<GuestArch>().unwrap_err().to_string().contains("riscv64"));
         assert_eq!(GuestArch::from_elf(243, false, Endianness::Little), None);
     }
 }

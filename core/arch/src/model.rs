@@ -22,27 +22,13 @@ pub enum CpuModel {
 pub enum ModelError {
     /// The model name is unknown.
     #[error("unknown CPU model {name:?} for {arch}{hint}; models: {known}")]
-    UnknownModel {
-        name: String,
-        arch: GuestArch,
-        hint: String,
-        known: String,
-    },
+    UnknownModel { name: String, arch: GuestArch, hint: String, known: String },
     /// A feature name is unknown.
     #[error("CPU model {model}: no feature {feature:?}{hint}")]
-    UnknownFeature {
-        model: String,
-        feature: String,
-        hint: String,
-    },
+    UnknownFeature { model: String, feature: String, hint: String },
     /// A feature's value cannot be read.
     #[error("CPU model {model}: {feature}={value:?} is not understood: use {expected}")]
-    BadValue {
-        model: String,
-        feature: String,
-        value: String,
-        expected: &'static str,
-    },
+    BadValue { model: String, feature: String, value: String, expected: &'static str },
     /// Features exclude or need each other.
     #[error("CPU model {model}: {reason}")]
     Conflict { model: String, reason: String },
@@ -113,10 +99,7 @@ impl fmt::Display for CpuModel {
 }
 
 /// The candidate closest to `word`, if close enough to be a typing mistake.
-pub(crate) fn closest<'a>(
-    word: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|c| (strsim::damerau_levenshtein(word, c), c))
         .filter(|&(d, c)| d <= 1 + c.len().min(word.len()) / 4)
@@ -126,7 +109,5 @@ pub(crate) fn closest<'a>(
 
 /// `; did you mean "x"?` or nothing.
 pub(crate) fn hint<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    closest(word, candidates)
-        .map(|c| format!("; did you mean {c:?}?"))
-        .unwrap_or_default()
+    closest(word, candidates).map(|c| format!("; did you mean {c:?}?")).unwrap_or_default()
 }

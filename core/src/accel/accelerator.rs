@@ -137,21 +137,13 @@ pub enum AccelError {
     Unavailable(#[from] Unavailable),
     /// An option is unknown or its value is wrong.
     #[error("accelerator {accel}: option {option}: {reason}")]
-    Option {
-        accel: &'static str,
-        option: String,
-        reason: String,
-    },
+    Option { accel: &'static str, option: String, reason: String },
     /// The CPU model cannot be had.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The host refuses something.
     #[error("accelerator {accel}: cannot {what}: {source}")]
-    Host {
-        accel: &'static str,
-        what: String,
-        source: std::io::Error,
-    },
+    Host { accel: &'static str, what: String, source: std::io::Error },
     /// Anything else, in one line.
     #[error("{0}")]
     Other(String),

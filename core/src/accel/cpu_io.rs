@@ -34,13 +34,7 @@ pub enum SysReg {
 /// Implemented once, by the machine. Any thread.
 pub trait CpuIo: Sync {
     /// Reads physical memory; all-ones if it fails.
-    fn mem_read(
-        &self,
-        vcpu: VcpuIndex,
-        pa: GuestPhys,
-        size: AccessSize,
-        attrs: MemTxAttrs,
-    ) -> (u64, MemTxResult) {
+    fn mem_read(&self, vcpu: VcpuIndex, pa: GuestPhys, size: AccessSize, attrs: MemTxAttrs) -> (u64, MemTxResult) {
         let _ = vcpu;
         self.memory().read(pa, size, attrs)
     }

@@ -12,11 +12,9 @@ pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, 
 pub use cpu_io::{CpuIo, HypercallResult, SysReg};
 pub use emulation::{EmulationFailure, FailedInstruction, Finished};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
-pub use irqchip::{
-    CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds,
-};
+pub use irqchip::{CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
 pub use null::NullAccelerator;
 pub use vcpu::{
-    Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault,
-    Translation, Vcpu, VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
+    Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu,
+    VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
 };

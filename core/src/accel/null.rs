@@ -4,8 +4,8 @@ use super::accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailabl
 use super::cpu_io::CpuIo;
 use super::exit::VcpuExit;
 use super::vcpu::{
-    Access, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation,
-    Vcpu, VcpuHandle, VcpuIndex, VcpuSignal,
+    Access, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu, VcpuHandle,
+    VcpuIndex, VcpuSignal,
 };
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::riscv::RiscvState;
@@ -18,11 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NullAccelerator;
 
-const CAPS: AccelCaps = AccelCaps {
-    max_vcpus: 512,
-    debug: false,
-    icount: false,
-};
+const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: false, icount: false };
 
 impl Accelerator for NullAccelerator {
     fn name(&self) -> &'static str {
@@ -36,11 +32,7 @@ impl Accelerator for NullAccelerator {
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
         if let Some(option) = config.options.keys().next() {
             let reason = "there are no options".to_owned();
-            return Err(AccelError::Option {
-                accel: "null",
-                option: option.clone(),
-                reason,
-            });
+            return Err(AccelError::Option { accel: "null", option: option.clone(), reason });
         }
         Ok(Arc::new(NullVm))
     }
@@ -54,18 +46,10 @@ impl AccelVm for NullVm {
     }
 
     fn create_vcpu(&self, index: VcpuIndex, model: &CpuModel) -> Result<Box<dyn Vcpu>, AccelError> {
-        let handle = Arc::new(NullHandle {
-            index,
-            pins: AtomicU32::new(0),
-            signal: VcpuSignal::new(),
-        });
+        let handle = Arc::new(NullHandle { index, pins: AtomicU32::new(0), signal: VcpuSignal::new() });
         let model = model.clone();
         let state = reset_state(&model, index);
-        Ok(Box::new(NullVcpu {
-            handle,
-            state,
-            model,
-        }))
+        Ok(Box::new(NullVcpu { handle, state, model }))
     }
 }
 
@@ -95,11 +79,7 @@ pub struct NullHandle {
 impl NullHandle {
     /// A handle without a vCPU.
     pub fn new(index: VcpuIndex) -> Arc<Self> {
-        Arc::new(Self {
-            index,
-            pins: AtomicU32::new(0),
-            signal: VcpuSignal::new(),
-        })
+        Arc::new(Self { index, pins: AtomicU32::new(0), signal: VcpuSignal::new() })
     }
 
     /// The level of a pin.
@@ -167,9 +147,6 @@ impl Vcpu for NullVcpu {
     }
 
     fn translate(&mut self, va: GuestVirt, _access: Access) -> Result<Translation, TranslateFault> {
-        Ok(Translation {
-            pa: GuestPhys(va.0),
-            page_size: 4096,
-        })
+        Ok(Translation { pa: GuestPhys(va.0), page_size: 4096 })
     }
 }

@@ -124,12 +124,7 @@ impl VcpuSignal {
                     let woken = self.cond.wait_timeout(guard, left);
                     guard = woken.unwrap_or_else(PoisonError::into_inner).0;
                 }
-                None => {
-                    guard = self
-                        .cond
-                        .wait(guard)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+                None => guard = self.cond.wait(guard).unwrap_or_else(PoisonError::into_inner),
             }
         }
         true
@@ -265,19 +260,9 @@ pub trait VcpuDebug {
     /// No longer.
     fn remove_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError>;
     /// Stop on accesses to `len` bytes at `va`.
-    fn insert_watchpoint(
-        &mut self,
-        va: GuestVirt,
-        len: u64,
-        kind: WatchKind,
-    ) -> Result<(), AccelError>;
+    fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
     /// No longer.
-    fn remove_watchpoint(
-        &mut self,
-        va: GuestVirt,
-        len: u64,
-        kind: WatchKind,
-    ) -> Result<(), AccelError>;
+    fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
 }
 
 /// Limits of debugging; `None` is no limit.

@@ -68,22 +68,12 @@ pub struct BlockRequest {
 impl BlockRequest {
     /// A read into or a write from `buffer`.
     pub fn transfer(op: BlockOp, sector: u64, buffer: BlockBuffer) -> Self {
-        Self {
-            op,
-            sector,
-            len: buffer.len(),
-            buffer,
-        }
+        Self { op, sector, len: buffer.len(), buffer }
     }
 
     /// A flush.
     pub fn flush() -> Self {
-        Self {
-            op: BlockOp::Flush,
-            sector: 0,
-            len: 0,
-            buffer: BlockBuffer::None,
-        }
+        Self { op: BlockOp::Flush, sector: 0, len: 0, buffer: BlockBuffer::None }
     }
 }
 

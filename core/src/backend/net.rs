@@ -60,9 +60,7 @@ impl Serialize for MacAddress {
 
 impl<'de> Deserialize<'de> for MacAddress {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -102,17 +100,8 @@ mod tests {
     #[test]
     fn mac_addresses() {
         let mac: MacAddress = "52:54:00:12:34:56".parse().unwrap();
-        assert_eq!(
-            (mac, mac.to_string()),
-            (MacAddress::nth(0), "52:54:00:12:34:56".to_owned())
-        );
-        for bad in [
-            "",
-            "52:54:00:12:34",
-            "52:54:00:12:34:56:78",
-            "52:54:00:12:34:5g",
-            "+2:54:00:12:34:56",
-        ] {
+        assert_eq!((mac, mac.to_string()), (MacAddress::nth(0), "52:54:00:12:34:56".to_owned()));
+        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:5g", "+2:54:00:12:34:56"] {
             assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
         }
     }

@@ -113,20 +113,12 @@ pub struct MemTxAttrs {
 impl MemTxAttrs {
     /// An access by vCPU `index`.
     pub const fn vcpu(index: u32) -> Self {
-        Self {
-            requester: Requester::Vcpu(index),
-            secure: false,
-            user: false,
-        }
+        Self { requester: Requester::Vcpu(index), secure: false, user: false }
     }
 
     /// An access by the device with this requester id.
     pub const fn device(id: u32) -> Self {
-        Self {
-            requester: Requester::Device(id),
-            secure: false,
-            user: false,
-        }
+        Self { requester: Requester::Device(id), secure: false, user: false }
     }
 }
 
@@ -243,11 +235,7 @@ impl AccessRules {
 
     /// Registers of exactly `size`; other widths fail.
     pub const fn only(size: AccessSize) -> Self {
-        Self {
-            valid_min: size,
-            valid_max: size,
-            ..Self::sizes(size, size)
-        }
+        Self { valid_min: size, valid_max: size, ..Self::sizes(size, size) }
     }
 
     /// The device implements `min` to `max`; other widths are adapted.

@@ -1,9 +1,7 @@
 //! From one access on a region to the device bound to it: width checks, splitting,
 //! byte order.
 
-use super::access::{
-    AccessRules, AccessSize, BusFault, MemTxAttrs, MemTxResult, MmioAccess, PioAccess,
-};
+use super::access::{AccessRules, AccessSize, BusFault, MemTxAttrs, MemTxResult, MmioAccess, PioAccess};
 use crate::device::device::{MmioDevice, PioDevice};
 use arc_swap::ArcSwapOption;
 use mimus_arch::Endianness;
@@ -30,11 +28,7 @@ pub struct IoBinding {
 impl IoBinding {
     /// A binding to nothing: accesses fail with [`MemTxResult::DecodeError`].
     pub fn new(name: impl Into<String>, rules: AccessRules) -> Arc<Self> {
-        Arc::new(Self {
-            name: name.into(),
-            rules,
-            bound: ArcSwapOption::empty(),
-        })
+        Arc::new(Self { name: name.into(), rules, bound: ArcSwapOption::empty() })
     }
 
     /// The region's name.
@@ -44,18 +38,12 @@ impl IoBinding {
 
     /// Routes accesses to `device`, which sees them as its region number `region`.
     pub fn bind_mmio(&self, device: Arc<dyn MmioDevice>, region: u32) {
-        self.bound.store(Some(Arc::new(Bound {
-            target: Target::Mmio(device),
-            region,
-        })));
+        self.bound.store(Some(Arc::new(Bound { target: Target::Mmio(device), region })));
     }
 
     /// Routes accesses to `device`, which sees them as its region number `region`.
     pub fn bind_pio(&self, device: Arc<dyn PioDevice>, region: u32) {
-        self.bound.store(Some(Arc::new(Bound {
-            target: Target::Pio(device),
-            region,
-        })));
+        self.bound.store(Some(Arc::new(Bound { target: Target::Pio(device), region })));
     }
 
     /// Lets go of the device.
@@ -72,24 +60,15 @@ impl IoBinding {
     }
 
     /// Writes what a little-endian CPU stores: `size` bytes of `value` at `offset`.
-    pub fn write(
-        &self,
-        offset: u64,
-        size: AccessSize,
-        value: u64,
-        attrs: MemTxAttrs,
-    ) -> MemTxResult {
-        self.try_write(offset, size, value & size.mask(), attrs)
-            .into()
+    pub fn write(&self, offset: u64, size: AccessSize, value: u64, attrs: MemTxAttrs) -> MemTxResult {
+        self.try_write(offset, size, value & size.mask(), attrs).into()
     }
 
     fn check(&self, offset: u64, size: AccessSize) -> Result<(), BusFault> {
         let r = &self.rules;
         let width_ok = size >= r.valid_min && size <= r.valid_max;
         let aligned = offset & (size.bytes() - 1) == 0;
-        (width_ok && (aligned || r.unaligned))
-            .then_some(())
-            .ok_or(BusFault::Access)
+        (width_ok && (aligned || r.unaligned)).then_some(()).ok_or(BusFault::Access)
     }
 
     fn try_read(&self, offset: u64, size: AccessSize, attrs: MemTxAttrs) -> Result<u64, BusFault> {
@@ -112,13 +91,7 @@ impl IoBinding {
         Ok(value)
     }
 
-    fn try_write(
-        &self,
-        offset: u64,
-        size: AccessSize,
-        value: u64,
-        attrs: MemTxAttrs,
-    ) -> Result<(), BusFault> {
+    fn try_write(&self, offset: u64, size: AccessSize, value: u64, attrs: MemTxAttrs) -> Result<(), BusFault> {
         let bound = self.bound.load();
         let bound = bound.as_ref().ok_or(BusFault::Decode)?;
         self.check(offset, size)?;
@@ -150,27 +123,11 @@ impl IoBinding {
         }
     }
 
-    fn device_read(
-        &self,
-        b: &Bound,
-        offset: u64,
-        size: AccessSize,
-        attrs: MemTxAttrs,
-    ) -> Result<u64, BusFault> {
+    fn device_read(&self, b: &Bound, offset: u64, size: AccessSize, attrs: MemTxAttrs) -> Result<u64, BusFault> {
         let region = b.region;
         let value = match &b.target {
-            Target::Mmio(d) => d.mmio_read(MmioAccess {
-                region,
-                offset,
-                size,
-                attrs,
-            }),
-            Target::Pio(d) => d.pio_read(PioAccess {
-                region,
-                offset: offset as u16,
-                size,
-                attrs,
-            }),
+            Target::Mmio(d) => d.mmio_read(MmioAccess { region, offset, size, attrs }),
+            Target::Pio(d) => d.pio_read(PioAccess { region, offset: offset as u16, size, attrs }),
         }?;
         Ok(self.swap(value & size.mask(), size))
     }
@@ -186,33 +143,15 @@ impl IoBinding {
         let region = b.region;
         let value = self.swap(value, size);
         match &b.target {
-            Target::Mmio(d) => d.mmio_write(
-                MmioAccess {
-                    region,
-                    offset,
-                    size,
-                    attrs,
-                },
-                value,
-            ),
-            Target::Pio(d) => d.pio_write(
-                PioAccess {
-                    region,
-                    offset: offset as u16,
-                    size,
-                    attrs,
-                },
-                value,
-            ),
+            Target::Mmio(d) => d.mmio_write(MmioAccess { region, offset, size, attrs }, value),
+            Target::Pio(d) => d.pio_write(PioAccess { region, offset: offset as u16, size, attrs }, value),
         }
     }
 }
 
 impl fmt::Debug for IoBinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IoBinding")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("IoBinding").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -261,10 +200,7 @@ mod tests {
     #[test]
     fn wide_accesses_are_split() {
         let (b, d) = bound(AccessRules::sizes(AccessSize::B1, AccessSize::B4));
-        assert_eq!(
-            b.read(0, AccessSize::B8, A),
-            (0x0706_0504_0302_0100, MemTxResult::Ok)
-        );
+        assert_eq!(b.read(0, AccessSize::B8, A), (0x0706_0504_0302_0100, MemTxResult::Ok));
         assert_eq!(d.lock().unwrap().log, [(0, 4), (4, 4)]);
     }
 
@@ -279,17 +215,11 @@ mod tests {
     #[test]
     fn sizes_and_alignment_are_enforced() {
         let (b, d) = bound(AccessRules::only(AccessSize::B4));
-        assert_eq!(
-            b.read(0, AccessSize::B1, A),
-            (0xff, MemTxResult::AccessError)
-        );
+        assert_eq!(b.read(0, AccessSize::B1, A), (0xff, MemTxResult::AccessError));
         assert_eq!(b.write(2, AccessSize::B4, 0, A), MemTxResult::AccessError);
         assert!(d.lock().unwrap().log.is_empty());
         b.unbind();
-        assert_eq!(
-            b.read(0, AccessSize::B4, A),
-            (0xffff_ffff, MemTxResult::DecodeError)
-        );
+        assert_eq!(b.read(0, AccessSize::B4, A), (0xffff_ffff, MemTxResult::DecodeError));
     }
 
     #[test]

@@ -6,8 +6,7 @@ pub mod mmio;
 pub mod pio;
 
 pub use access::{
-    AccessRules, AccessSize, BusFault, GuestPhys, GuestVirt, MemTxAttrs, MemTxResult, MmioAccess,
-    PioAccess, Requester,
+    AccessRules, AccessSize, BusFault, GuestPhys, GuestVirt, MemTxAttrs, MemTxResult, MmioAccess, PioAccess, Requester,
 };
 pub use mmio::IoBinding;
 pub use pio::PioSpace;

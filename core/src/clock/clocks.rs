@@ -73,11 +73,7 @@ impl VirtualClock {
             let offset = self.offset.load(Ordering::Relaxed);
             fence(Ordering::Acquire);
             if before & 1 == 0 && self.sequence.load(Ordering::Relaxed) == before {
-                return if running {
-                    self.elapsed().wrapping_add(offset)
-                } else {
-                    offset
-                };
+                return if running { self.elapsed().wrapping_add(offset) } else { offset };
             }
             std::hint::spin_loop();
         }
@@ -114,20 +110,13 @@ impl VirtualClock {
 
     /// Adds who is told of changes, as long as it lives.
     pub fn add_listener(&self, listener: Weak<dyn ClockListener>) {
-        self.change
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(listener);
+        self.change.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     }
 
     fn update(&self, f: impl FnOnce(u64) -> (bool, u64)) {
         let mut listeners = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let (running, time) = f(self.now());
-        let offset = if running {
-            time.wrapping_sub(self.elapsed())
-        } else {
-            time
-        };
+        let offset = if running { time.wrapping_sub(self.elapsed()) } else { time };
         self.sequence.fetch_add(1, Ordering::AcqRel);
         self.running.store(running, Ordering::Release);
         self.offset.store(offset, Ordering::Release);
@@ -154,9 +143,7 @@ pub struct HostClock;
 
 impl ClockSource for HostClock {
     fn now(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_nanos() as u64)
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
     }
 }
 
@@ -190,11 +177,7 @@ pub struct Clocks {
 impl Clocks {
     /// The virtual clock stands at 0.
     pub fn new() -> Self {
-        Self {
-            virt: VirtualClock::new(),
-            host: HostClock,
-            realtime: RealtimeClock::default(),
-        }
+        Self { virt: VirtualClock::new(), host: HostClock, realtime: RealtimeClock::default() }
     }
 
     /// The clock of a kind.

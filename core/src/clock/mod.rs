@@ -3,7 +3,5 @@
 pub mod clocks;
 pub mod timer;
 
-pub use clocks::{
-    ClockKind, ClockListener, ClockSource, Clocks, HostClock, RealtimeClock, VirtualClock,
-};
+pub use clocks::{ClockKind, ClockListener, ClockSource, Clocks, HostClock, RealtimeClock, VirtualClock};
 pub use timer::{Timer, TimerQueue};

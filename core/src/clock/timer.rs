@@ -41,12 +41,7 @@ impl TimerQueue {
     /// A queue on `clock`; `wake` is called when the first deadline moves forward.
     pub fn new(clock: Arc<dyn ClockSource>, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         let armed = Mutex::default();
-        Arc::new(Self {
-            clock,
-            armed,
-            next_id: AtomicU64::new(0),
-            wake: Box::new(wake),
-        })
+        Arc::new(Self { clock, armed, next_id: AtomicU64::new(0), wake: Box::new(wake) })
     }
 
     /// The clock.
@@ -57,15 +52,8 @@ impl TimerQueue {
     /// A timer whose callback is bound later.
     pub fn timer(self: &Arc<Self>) -> Timer {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let slot = Arc::new(Slot {
-            id,
-            deadline: AtomicU64::new(NEVER),
-            callback: OnceLock::new(),
-        });
-        Timer(Arc::new(Inner {
-            queue: self.clone(),
-            slot,
-        }))
+        let slot = Arc::new(Slot { id, deadline: AtomicU64::new(NEVER), callback: OnceLock::new() });
+        Timer(Arc::new(Inner { queue: self.clone(), slot }))
     }
 
     /// ns until the first deadline; `None` if there is none or the clock stands.
@@ -84,11 +72,7 @@ impl TimerQueue {
         let now = self.clock.now();
         // Only what is due on entry: a callback that arms its timer in the past must not
         // keep the I/O thread here.
-        let due: Vec<_> = lock(&self.armed)
-            .order
-            .range(..=(now, u64::MAX))
-            .copied()
-            .collect();
+        let due: Vec<_> = lock(&self.armed).order.range(..=(now, u64::MAX)).copied().collect();
         for &entry in &due {
             if let Some(slot) = self.take_due(entry)
                 && let Some(callback) = slot.callback.get()
@@ -181,9 +165,7 @@ impl Timer {
 
 impl fmt::Debug for Timer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timer")
-            .field("deadline", &self.deadline())
-            .finish()
+        f.debug_struct("Timer").field("deadline", &self.deadline()).finish()
     }
 }
 

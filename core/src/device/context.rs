@@ -10,9 +10,7 @@ use crate::clock::{ClockKind, Clocks, Timer};
 use crate::error::HostError;
 use crate::io_thread::IoThreadHandle;
 use crate::irq::{IrqLine, MsiTarget};
-use crate::memory::{
-    AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamError, RegionHandle,
-};
+use crate::memory::{AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamError, RegionHandle};
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, Weak};
@@ -35,20 +33,10 @@ pub enum BuildError {
     Host(#[from] HostError),
     /// A backend's id is unknown.
     #[error("{path}: no {kind} backend {id:?}{hint}")]
-    NoBackend {
-        path: String,
-        kind: &'static str,
-        id: String,
-        hint: String,
-    },
+    NoBackend { path: String, kind: &'static str, id: String, hint: String },
     /// A backend belongs to another device.
     #[error("{path}: {kind} backend {id:?} is used by {user} already")]
-    BackendInUse {
-        path: String,
-        kind: &'static str,
-        id: String,
-        user: String,
-    },
+    BackendInUse { path: String, kind: &'static str, id: String, user: String },
     /// The board does not provide what the device needs.
     #[error("{path}: this device needs {what}, which its bus does not have")]
     Missing { path: String, what: String },
@@ -65,18 +53,11 @@ struct Table<T: ?Sized> {
 
 impl<T: ?Sized> Table<T> {
     fn new(kind: &'static str) -> Mutex<Self> {
-        Mutex::new(Self {
-            kind,
-            entries: BTreeMap::new(),
-        })
+        Mutex::new(Self { kind, entries: BTreeMap::new() })
     }
 
     fn add(&mut self, id: &str, backend: Arc<T>) -> bool {
-        !self.entries.contains_key(id)
-            && self
-                .entries
-                .insert(id.to_owned(), (backend, None))
-                .is_none()
+        !self.entries.contains_key(id) && self.entries.insert(id.to_owned(), (backend, None)).is_none()
     }
 
     fn claim(&mut self, id: &str, path: &str) -> Result<Arc<T>, BuildError> {
@@ -84,18 +65,10 @@ impl<T: ?Sized> Table<T> {
         let (path_, id_) = (path.to_owned(), id.to_owned());
         let hint = did_you_mean(id, self.entries.keys().map(String::as_str));
         match self.entries.get_mut(id) {
-            None => Err(BuildError::NoBackend {
-                path: path_,
-                kind,
-                id: id_,
-                hint,
-            }),
-            Some((_, Some(user))) if user != path => Err(BuildError::BackendInUse {
-                path: path_,
-                kind,
-                id: id_,
-                user: user.clone(),
-            }),
+            None => Err(BuildError::NoBackend { path: path_, kind, id: id_, hint }),
+            Some((_, Some(user))) if user != path => {
+                Err(BuildError::BackendInUse { path: path_, kind, id: id_, user: user.clone() })
+            }
             Some((backend, user)) => {
                 *user = Some(path_);
                 Ok(backend.clone())
@@ -104,10 +77,7 @@ impl<T: ?Sized> Table<T> {
     }
 
     fn list(&self) -> Vec<(String, Arc<T>, Option<String>)> {
-        self.entries
-            .iter()
-            .map(|(id, (b, user))| (id.clone(), b.clone(), user.clone()))
-            .collect()
+        self.entries.iter().map(|(id, (b, user))| (id.clone(), b.clone(), user.clone())).collect()
     }
 }
 
@@ -120,11 +90,7 @@ pub struct Backends {
 
 impl Default for Backends {
     fn default() -> Self {
-        Self {
-            block: Table::new("block"),
-            char: Table::new("character"),
-            net: Table::new("network"),
-        }
+        Self { block: Table::new("block"), char: Table::new("character"), net: Table::new("network") }
     }
 }
 
@@ -241,8 +207,7 @@ impl<'a> DeviceContext<'a> {
 
     /// Hands the device something its bus defines (a PCI slot, a virtio transport).
     pub fn with_attachment<T: Any + Send>(mut self, attachment: T) -> Self {
-        self.attachments
-            .insert(TypeId::of::<T>(), Box::new(attachment));
+        self.attachments.insert(TypeId::of::<T>(), Box::new(attachment));
         self
     }
 
@@ -271,38 +236,18 @@ impl<'a> DeviceContext<'a> {
     /// A block of RAM of the device's own (video memory), not mapped yet.
     pub fn ram_region(&mut self, name: &str, len: u64) -> Result<RegionHandle, BuildError> {
         let full = format!("{}:{name}", self.path);
-        let block = self
-            .services
-            .ram
-            .add_block(&full, len, RamBacking::Private)?;
+        let block = self.services.ram.add_block(&full, len, RamBacking::Private)?;
         Ok(self.keep(name, MemoryRegion::ram(full, &block), self.mmio_bus.clone()))
     }
 
     /// Flash and the like: reads from a RAM block of its own, writes to the device.
-    pub fn rom_device_region(
-        &mut self,
-        name: &str,
-        len: u64,
-        rules: AccessRules,
-    ) -> Result<RegionHandle, BuildError> {
+    pub fn rom_device_region(&mut self, name: &str, len: u64, rules: AccessRules) -> Result<RegionHandle, BuildError> {
         let full = format!("{}:{name}", self.path);
-        let block = self
-            .services
-            .ram
-            .add_block(&full, len, RamBacking::Private)?;
-        Ok(self.keep(
-            name,
-            MemoryRegion::rom_device(full, &block, rules),
-            self.mmio_bus.clone(),
-        ))
+        let block = self.services.ram.add_block(&full, len, RamBacking::Private)?;
+        Ok(self.keep(name, MemoryRegion::rom_device(full, &block, rules), self.mmio_bus.clone()))
     }
 
-    fn keep(
-        &mut self,
-        name: &str,
-        region: MemoryRegion,
-        bus: Option<MemoryRegion>,
-    ) -> RegionHandle {
+    fn keep(&mut self, name: &str, region: MemoryRegion, bus: Option<MemoryRegion>) -> RegionHandle {
         let handle = RegionHandle::new(&self.services.map, region, bus.as_ref(), 0);
         self.regions.push((name.to_owned(), handle.clone()));
         handle
@@ -319,22 +264,12 @@ impl<'a> DeviceContext<'a> {
     }
 
     /// Routes a region to the finished device, as its region number `index`.
-    pub fn bind<D: MmioDevice + 'static>(
-        &self,
-        region: &RegionHandle,
-        index: u32,
-        device: &Arc<D>,
-    ) {
+    pub fn bind<D: MmioDevice + 'static>(&self, region: &RegionHandle, index: u32, device: &Arc<D>) {
         region.bind(index, device);
     }
 
     /// Routes a port region to the finished device, as its region number `index`.
-    pub fn bind_pio<D: PioDevice + 'static>(
-        &self,
-        region: &RegionHandle,
-        index: u32,
-        device: &Arc<D>,
-    ) {
+    pub fn bind_pio<D: PioDevice + 'static>(&self, region: &RegionHandle, index: u32, device: &Arc<D>) {
         region.bind_pio(index, device.clone());
     }
 
@@ -345,16 +280,12 @@ impl<'a> DeviceContext<'a> {
 
     /// The way to send messages.
     pub fn msi_target(&self) -> Result<MsiTarget, BuildError> {
-        self.msi
-            .clone()
-            .ok_or_else(|| self.missing("message-signalled interrupts"))
+        self.msi.clone().ok_or_else(|| self.missing("message-signalled interrupts"))
     }
 
     /// The way to guest memory.
     pub fn dma(&self) -> DmaHandle {
-        self.dma
-            .clone()
-            .unwrap_or_else(|| DmaHandle::ungated(self.services.memory.clone()))
+        self.dma.clone().unwrap_or_else(|| DmaHandle::ungated(self.services.memory.clone()))
     }
 
     /// A timer on the virtual clock; bind it when the device is finished.
@@ -368,12 +299,7 @@ impl<'a> DeviceContext<'a> {
     }
 
     /// Has `timer` call `tick` on the device, locked, on the I/O thread.
-    pub fn bind_timer<D: Send + 'static>(
-        &self,
-        timer: &Timer,
-        device: &Arc<Mutex<D>>,
-        tick: fn(&mut D),
-    ) {
+    pub fn bind_timer<D: Send + 'static>(&self, timer: &Timer, device: &Arc<Mutex<D>>, tick: fn(&mut D)) {
         let device: Weak<Mutex<D>> = Arc::downgrade(device);
         timer.bind(move || {
             if let Some(d) = device.upgrade() {
@@ -414,37 +340,23 @@ impl<'a> DeviceContext<'a> {
 
     /// What the bus attached, by type.
     pub fn attachment<T: Any + Send>(&self) -> Result<&T, BuildError> {
-        let found = self
-            .attachments
-            .get(&TypeId::of::<T>())
-            .and_then(|a| a.downcast_ref());
+        let found = self.attachments.get(&TypeId::of::<T>()).and_then(|a| a.downcast_ref());
         found.ok_or_else(|| self.missing(std::any::type_name::<T>()))
     }
 
     /// Takes what the bus attached, by type.
     pub fn take_attachment<T: Any + Send>(&mut self) -> Result<T, BuildError> {
-        let taken = self
-            .attachments
-            .remove(&TypeId::of::<T>())
-            .and_then(|a| a.downcast().ok());
-        taken
-            .map(|b| *b)
-            .ok_or_else(|| self.missing(std::any::type_name::<T>()))
+        let taken = self.attachments.remove(&TypeId::of::<T>()).and_then(|a| a.downcast().ok());
+        taken.map(|b| *b).ok_or_else(|| self.missing(std::any::type_name::<T>()))
     }
 
     /// An error that names this device.
     pub fn invalid(&self, reason: impl Into<String>) -> BuildError {
-        BuildError::Invalid {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        BuildError::Invalid { path: self.path.clone(), reason: reason.into() }
     }
 
     fn missing(&self, what: &str) -> BuildError {
-        BuildError::Missing {
-            path: self.path.clone(),
-            what: what.to_owned(),
-        }
+        BuildError::Missing { path: self.path.clone(), what: what.to_owned() }
     }
 
     /// A context for a part of this device, at `PATH/name`, on the same buses and memory.
@@ -467,9 +379,7 @@ impl<'a> DeviceContext<'a> {
 mod tests {
     use super::*;
     use crate::bus::{AccessSize, BusFault, GuestPhys, MemTxAttrs, MmioAccess};
-    use crate::device::{
-        Device, DeviceModel, ModelEntry, MutLifecycle, MutMmioDevice, Options, Registry,
-    };
+    use crate::device::{Device, DeviceModel, ModelEntry, MutLifecycle, MutMmioDevice, Options, Registry};
     use crate::io_thread::IoThread;
     use crate::snapshot::{SaveRestore, Schema, SnapshotError, Stateless};
     use serde::Deserialize;
@@ -522,21 +432,14 @@ mod tests {
         const NAME: &'static str = "ticker";
         const SUMMARY: &'static str = "counts";
         type Config = TickerConfig;
-        fn build(
-            config: TickerConfig,
-            ctx: &mut DeviceContext<'_>,
-        ) -> Result<Arc<dyn Device>, BuildError> {
+        fn build(config: TickerConfig, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
             if let Some(id) = &config.chardev {
                 ctx.char_backend(id)?;
             }
             let timer = ctx.timer();
             let region = ctx.mmio_region("regs", 0x100, AccessRules::ANY);
             let irq = ctx.irq_line("irq");
-            let device = Arc::new(Mutex::new(Ticker {
-                timer: timer.clone(),
-                irq,
-                count: 0,
-            }));
+            let device = Arc::new(Mutex::new(Ticker { timer: timer.clone(), irq, count: 0 }));
             ctx.bind(&region, 0, &device);
             ctx.bind_timer(&timer, &device, Ticker::tick);
             region.map(config.base);
@@ -577,31 +480,15 @@ mod tests {
         let device = (entry.build)(&options, &mut ctx).unwrap();
         map.apply_pending();
         let attrs = MemTxAttrs::vcpu(0);
-        assert!(
-            memory
-                .write(GuestPhys(0x1000), AccessSize::B4, 10, attrs)
-                .is_ok()
-        );
+        assert!(memory.write(GuestPhys(0x1000), AccessSize::B4, 10, attrs).is_ok());
         clocks.virt.advance(10);
-        assert_eq!(
-            rx.recv_timeout(std::time::Duration::from_secs(5)),
-            Ok((3, true))
-        );
+        assert_eq!(rx.recv_timeout(std::time::Duration::from_secs(5)), Ok((3, true)));
         assert_eq!(memory.read(GuestPhys(0x1000), AccessSize::B4, attrs).0, 1);
         device.restore(&device.save().unwrap()).unwrap();
 
-        assert!(
-            MODELS
-                .find("tikcer")
-                .unwrap_err()
-                .to_string()
-                .contains("did you mean \"ticker\"")
-        );
+        assert!(MODELS.find("tikcer").unwrap_err().to_string().contains("did you mean \"ticker\""));
         let bad = Options::parse("chardev=nope").unwrap();
-        let text = (entry.build)(&bad, &mut ctx)
-            .err()
-            .map(|e| e.to_string())
-            .unwrap();
+        let text = (entry.build)(&bad, &mut ctx).err().map(|e| e.to_string()).unwrap();
         assert_eq!(text, "/machine/ticker: no character backend \"nope\"");
         map.teardown();
     }

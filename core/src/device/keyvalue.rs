@@ -6,9 +6,7 @@
 //! unsigned numbers are decimal or `0x…`, with `K`, `M`, `G`, `T` for powers of 1024.
 
 use serde::de::value::StrDeserializer;
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor,
-};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use std::cell::Cell;
 use std::fmt;
 
@@ -24,20 +22,10 @@ pub struct Options {
 pub enum OptionError {
     /// The key does not exist.
     #[error("{of}: no property {key:?}{hint}; properties: {known}")]
-    UnknownKey {
-        of: String,
-        key: String,
-        hint: String,
-        known: String,
-    },
+    UnknownKey { of: String, key: String, hint: String, known: String },
     /// The value is not understood.
     #[error("{of}: {key}={value:?}: {reason}")]
-    BadValue {
-        of: String,
-        key: String,
-        value: String,
-        reason: String,
-    },
+    BadValue { of: String, key: String, value: String, reason: String },
     /// The key is there twice.
     #[error("{key} is given twice")]
     Twice { key: String },
@@ -54,8 +42,7 @@ pub fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -
     let distance = |c: &'a str| (strsim::damerau_levenshtein(word, c), c);
     let close = |&(d, c): &(usize, &str)| d <= 1 + c.len().min(word.len()) / 4;
     let best = candidates.map(distance).filter(close).min_by_key(|x| x.0);
-    best.map(|(_, c)| format!("; did you mean {c:?}?"))
-        .unwrap_or_default()
+    best.map(|(_, c)| format!("; did you mean {c:?}?")).unwrap_or_default()
 }
 
 /// Splits at single commas; `,,` is a comma.
@@ -80,9 +67,7 @@ fn split(text: &str) -> Vec<String> {
 pub fn parse_number(text: &str) -> Option<u64> {
     let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric());
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        return digits(hex)
-            .then(|| u64::from_str_radix(hex, 16).ok())
-            .flatten();
+        return digits(hex).then(|| u64::from_str_radix(hex, 16).ok()).flatten();
     }
     let shift = match text.bytes().last()? {
         b'k' | b'K' => 10,
@@ -91,11 +76,7 @@ pub fn parse_number(text: &str) -> Option<u64> {
         b't' | b'T' => 40,
         _ => 0,
     };
-    let number = if shift == 0 {
-        text
-    } else {
-        &text[..text.len() - 1]
-    };
+    let number = if shift == 0 { text } else { &text[..text.len() - 1] };
     if !digits(number) {
         return None;
     }
@@ -129,10 +110,7 @@ impl Options {
 
     /// Parses `first,key=value,…`; `first` may be given as `KEY=first` anywhere instead
     /// (`driver=virtio-blk-device,…`). The first word is `None` if there is none.
-    pub fn parse_with_first(
-        text: &str,
-        first_key: &str,
-    ) -> Result<(Option<String>, Self), OptionError> {
+    pub fn parse_with_first(text: &str, first_key: &str) -> Result<(Option<String>, Self), OptionError> {
         let mut out = Self::new();
         let mut first = None;
         for (i, part) in split(text).into_iter().enumerate() {
@@ -151,9 +129,7 @@ impl Options {
     fn add_part(&mut self, part: &str) -> Result<(), OptionError> {
         let (key, value) = part.split_once('=').unwrap_or((part, "on"));
         if key.is_empty() {
-            return Err(OptionError::NoKey {
-                text: part.to_owned(),
-            });
+            return Err(OptionError::NoKey { text: part.to_owned() });
         }
         self.set(key, value)
     }
@@ -161,9 +137,7 @@ impl Options {
     /// Adds one; an error if the key is there.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
         if self.get(key).is_some() {
-            return Err(OptionError::Twice {
-                key: key.to_owned(),
-            });
+            return Err(OptionError::Twice { key: key.to_owned() });
         }
         self.pairs.push((key.to_owned(), value.to_owned()));
         Ok(())
@@ -239,10 +213,7 @@ impl<'de> Deserializer<'de> for FieldLister<'_> {
 
 impl de::Error for OptionError {
     fn custom<T: fmt::Display>(msg: T) -> Self {
-        Self::Invalid {
-            of: String::new(),
-            reason: msg.to_string(),
-        }
+        Self::Invalid { of: String::new(), reason: msg.to_string() }
     }
 }
 
@@ -262,10 +233,9 @@ struct Root<'a> {
 impl Root<'_> {
     fn named(&self, e: OptionError) -> OptionError {
         match e {
-            OptionError::Invalid { of, reason } if of.is_empty() => OptionError::Invalid {
-                of: self.of.to_owned(),
-                reason,
-            },
+            OptionError::Invalid { of, reason } if of.is_empty() => {
+                OptionError::Invalid { of: self.of.to_owned(), reason }
+            }
             other => other,
         }
     }
@@ -290,11 +260,7 @@ impl<'de> Deserializer<'de> for Root<'_> {
                 of: self.of.to_owned(),
                 key: key.to_owned(),
                 hint: did_you_mean(key, fields.iter().copied()),
-                known: if fields.is_empty() {
-                    "none".to_owned()
-                } else {
-                    fields.join(", ")
-                },
+                known: if fields.is_empty() { "none".to_owned() } else { fields.join(", ") },
             });
         }
         self.deserialize_any(visitor)
@@ -308,11 +274,7 @@ impl<'de> Deserializer<'de> for Root<'_> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, OptionError> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, OptionError> {
         if !self.options.is_empty() {
             return self.deserialize_struct(name, &[], visitor);
         }
@@ -337,10 +299,7 @@ struct Pairs<'a> {
 impl<'de> MapAccess<'de> for Pairs<'_> {
     type Error = OptionError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, OptionError> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, OptionError> {
         let Some((key, _)) = self.root.options.pairs.get(self.at) else {
             return Ok(None);
         };
@@ -348,21 +307,17 @@ impl<'de> MapAccess<'de> for Pairs<'_> {
         seed.deserialize(key).map(Some)
     }
 
-    fn next_value_seed<S: DeserializeSeed<'de>>(
-        &mut self,
-        seed: S,
-    ) -> Result<S::Value, OptionError> {
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, OptionError> {
         let Some((key, value)) = self.root.options.pairs.get(self.at) else {
             return Err(de::Error::custom("a value is asked for twice"));
         };
         self.at += 1;
-        seed.deserialize(Value(value))
-            .map_err(|e| OptionError::BadValue {
-                of: self.root.of.to_owned(),
-                key: key.clone(),
-                value: value.clone(),
-                reason: reason_of(e),
-            })
+        seed.deserialize(Value(value)).map_err(|e| OptionError::BadValue {
+            of: self.root.of.to_owned(),
+            key: key.clone(),
+            value: value.clone(),
+            reason: reason_of(e),
+        })
     }
 }
 
@@ -384,13 +339,8 @@ impl Value<'_> {
     }
 
     fn signed(&self, min: i64, max: i64) -> Result<i64, OptionError> {
-        let n = self
-            .0
-            .parse()
-            .ok()
-            .or_else(|| parse_number(self.0).and_then(|n| i64::try_from(n).ok()));
-        n.filter(|n| (min..=max).contains(n))
-            .ok_or_else(|| self.wrong(&format!("a number from {min} to {max}")))
+        let n = self.0.parse().ok().or_else(|| parse_number(self.0).and_then(|n| i64::try_from(n).ok()));
+        n.filter(|n| (min..=max).contains(n)).ok_or_else(|| self.wrong(&format!("a number from {min} to {max}")))
     }
 }
 
@@ -502,9 +452,7 @@ mod tests {
     }
 
     fn config(text: &str) -> Result<Config, OptionError> {
-        Options::parse_with_first(text, "driver")?
-            .1
-            .to_config("disk")
+        Options::parse_with_first(text, "driver")?.1.to_config("disk")
     }
 
     #[test]
@@ -522,32 +470,17 @@ mod tests {
         assert_eq!(config(text).unwrap(), want);
         assert_eq!(config("disk").unwrap(), Config::default());
         let (first, rest) = Options::parse_with_first("drive=x,driver=disk", "driver").unwrap();
-        assert_eq!(
-            (first.as_deref(), rest.get("drive")),
-            (Some("disk"), Some("x"))
-        );
-        assert_eq!(
-            property_names::<Config>()[..3],
-            ["drive", "serial", "queue-size"]
-        );
+        assert_eq!((first.as_deref(), rest.get("drive")), (Some("disk"), Some("x")));
+        assert_eq!(property_names::<Config>()[..3], ["drive", "serial", "queue-size"]);
     }
 
     #[test]
     fn mistakes_are_explained() {
         let text = |t: &str| config(t).unwrap_err().to_string();
         let unknown = text("disk,driv=hd0");
-        assert!(
-            unknown.starts_with("disk: no property \"driv\"; did you mean \"drive\"?"),
-            "{unknown}"
-        );
-        assert!(
-            unknown.contains("properties: drive, serial, queue-size"),
-            "{unknown}"
-        );
-        assert_eq!(
-            text("disk,queue-size=64K"),
-            "disk: queue-size=\"64K\": expected at most 65535"
-        );
+        assert!(unknown.starts_with("disk: no property \"driv\"; did you mean \"drive\"?"), "{unknown}");
+        assert!(unknown.contains("properties: drive, serial, queue-size"), "{unknown}");
+        assert_eq!(text("disk,queue-size=64K"), "disk: queue-size=\"64K\": expected at most 65535");
         assert!(text("disk,queue-size=-1").contains("expected a number"));
         assert!(text("disk,read-only=maybe").contains("on or off"));
         assert!(text("disk,cache=wb").contains("one of write-back, none"));
@@ -559,16 +492,7 @@ mod tests {
     #[test]
     fn numbers() {
         assert_eq!(parse_number("1k"), Some(1024));
-        for bad in [
-            "",
-            "k",
-            "0x",
-            "+1",
-            "1.5G",
-            "0x1K",
-            "é",
-            "18446744073709551616",
-        ] {
+        for bad in ["", "k", "0x", "+1", "1.5G", "0x1K", "é", "18446744073709551616"] {
             assert_eq!(parse_number(bad), None, "{bad}");
         }
     }

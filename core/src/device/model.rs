@@ -16,10 +16,7 @@ pub trait DeviceModel {
     type Config: DeserializeOwned + Default;
 
     /// Builds one.
-    fn build(
-        config: Self::Config,
-        ctx: &mut DeviceContext<'_>,
-    ) -> Result<Arc<dyn Device>, BuildError>;
+    fn build(config: Self::Config, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError>;
 }
 
 /// Builds a device from its options.
@@ -41,19 +38,11 @@ pub struct ModelEntry {
 impl ModelEntry {
     /// The row of a model, for `pub const MODELS: &[ModelEntry] = &[ModelEntry::of::<X>()]`.
     pub const fn of<M: DeviceModel>() -> Self {
-        Self {
-            name: M::NAME,
-            summary: M::SUMMARY,
-            build: build_model::<M>,
-            properties: property_names::<M::Config>,
-        }
+        Self { name: M::NAME, summary: M::SUMMARY, build: build_model::<M>, properties: property_names::<M::Config> }
     }
 }
 
-fn build_model<M: DeviceModel>(
-    options: &Options,
-    ctx: &mut DeviceContext<'_>,
-) -> Result<Arc<dyn Device>, BuildError> {
+fn build_model<M: DeviceModel>(options: &Options, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
     let config = options.to_config::<M::Config>(M::NAME)?;
     M::build(config, ctx)
 }

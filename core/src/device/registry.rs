@@ -30,11 +30,9 @@ impl Registry {
 
     /// The model called `name`.
     pub fn find(&self, name: &str) -> Result<&'static ModelEntry, UnknownModel> {
-        self.models()
-            .find(|m| m.name == name)
-            .ok_or_else(|| UnknownModel {
-                name: name.to_owned(),
-                hint: did_you_mean(name, self.models().map(|m| m.name)),
-            })
+        self.models().find(|m| m.name == name).ok_or_else(|| UnknownModel {
+            name: name.to_owned(),
+            hint: did_you_mean(name, self.models().map(|m| m.name)),
+        })
     }
 }

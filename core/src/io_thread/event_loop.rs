@@ -26,32 +26,17 @@ pub struct Interest {
 
 impl Interest {
     /// Readable only.
-    pub const READ: Self = Self {
-        readable: true,
-        writable: false,
-    };
+    pub const READ: Self = Self { readable: true, writable: false };
     /// Writable only.
-    pub const WRITE: Self = Self {
-        readable: false,
-        writable: true,
-    };
+    pub const WRITE: Self = Self { readable: false, writable: true };
     /// Both.
-    pub const BOTH: Self = Self {
-        readable: true,
-        writable: true,
-    };
+    pub const BOTH: Self = Self { readable: true, writable: true };
     /// Neither; errors and hang-ups are not reported either.
-    pub const NONE: Self = Self {
-        readable: false,
-        writable: false,
-    };
+    pub const NONE: Self = Self { readable: false, writable: false };
 
     fn flags(self) -> epoll::EventFlags {
         let mut f = epoll::EventFlags::empty();
-        f.set(
-            epoll::EventFlags::IN | epoll::EventFlags::RDHUP,
-            self.readable,
-        );
+        f.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, self.readable);
         f.set(epoll::EventFlags::OUT, self.writable);
         f
     }
@@ -152,17 +137,10 @@ pub struct IoThreadHandle {
 impl IoThread {
     /// Starts a loop on a thread called `name`.
     pub fn spawn(name: &str, clocks: &Clocks) -> Result<Self, HostError> {
-        let host =
-            |e: rustix::io::Errno| HostError::new(format!("make the event loop of {name}"), e);
+        let host = |e: rustix::io::Errno| HostError::new(format!("make the event loop of {name}"), e);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(host)?;
-        epoll::add(
-            &epoll,
-            &wake,
-            epoll::EventData::new_u64(WAKE_TOKEN),
-            epoll::EventFlags::IN,
-        )
-        .map_err(host)?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE_TOKEN), epoll::EventFlags::IN).map_err(host)?;
         let shared = Arc::new(Shared {
             epoll,
             wake,
@@ -189,21 +167,14 @@ impl IoThread {
         });
         let weak: Weak<Shared> = Arc::downgrade(&shared);
         clocks.virt.add_listener(weak);
-        let handle = IoThreadHandle {
-            shared,
-            queues,
-            clocks: clocks.clone(),
-        };
+        let handle = IoThreadHandle { shared, queues, clocks: clocks.clone() };
         let looped = handle.clone();
         let thread = super::worker::spawn_worker(name, move || {
             run(&looped);
             let dropped = lock(&looped.shared.tasks).take();
             drop(dropped);
         })?;
-        Ok(Self {
-            handle,
-            thread: Some(thread),
-        })
+        Ok(Self { handle, thread: Some(thread) })
     }
 
     /// A handle to it.
@@ -274,11 +245,7 @@ impl IoThreadHandle {
             alive: AtomicBool::new(true),
         });
         lock(&self.shared.watches).insert(token, watch.clone());
-        let registration = FdRegistration {
-            shared: self.shared.clone(),
-            watch,
-            token,
-        };
+        let registration = FdRegistration { shared: self.shared.clone(), watch, token };
         registration.set_interest(interest)?;
         Ok(registration)
     }
@@ -298,11 +265,7 @@ impl IoThreadHandle {
     }
 
     /// Starts a thread for blocking host calls.
-    pub fn spawn_worker(
-        &self,
-        name: &str,
-        f: impl FnOnce() + Send + 'static,
-    ) -> Result<JoinHandle<()>, HostError> {
+    pub fn spawn_worker(&self, name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HostError> {
         super::worker::spawn_worker(name, f)
     }
 
@@ -360,10 +323,7 @@ fn run(handle: &IoThreadHandle) {
     *lock(&shared.thread) = Some(std::thread::current().id());
     let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
     loop {
-        let tasks = lock(&shared.tasks)
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default();
+        let tasks = lock(&shared.tasks).as_mut().map(std::mem::take).unwrap_or_default();
         let idle = tasks.is_empty();
         tasks.into_iter().for_each(|t| guarded("a queued task", t));
         handle.queues.all().iter().for_each(|q| {
@@ -375,19 +335,12 @@ fn run(handle: &IoThreadHandle) {
         if let Some(hook) = after {
             guarded("the after hook", || hook());
         }
-        if shared.stop.load(Ordering::SeqCst)
-            && idle
-            && lock(&shared.tasks).as_ref().is_none_or(Vec::is_empty)
-        {
+        if shared.stop.load(Ordering::SeqCst) && idle && lock(&shared.tasks).as_ref().is_none_or(Vec::is_empty) {
             return;
         }
         events.clear();
         let timeout = timeout(handle);
-        match epoll::wait(
-            &shared.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            timeout.as_ref(),
-        ) {
+        match epoll::wait(&shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => {
                 log::error!("an event loop ends: epoll: {e}");
@@ -405,10 +358,7 @@ fn timeout(handle: &IoThreadHandle) -> Option<Timespec> {
     let stopping = handle.shared.stop.load(Ordering::SeqCst);
     let waits = handle.queues.all().into_iter().filter_map(|q| q.wait_ns());
     let ns = if stopping { Some(0) } else { waits.min() }?;
-    Some(Timespec {
-        tv_sec: (ns / 1_000_000_000) as i64,
-        tv_nsec: (ns % 1_000_000_000) as _,
-    })
+    Some(Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ })
 }
 
 fn dispatch(shared: &Shared, event: &epoll::Event) {
@@ -462,10 +412,7 @@ mod tests {
         let t = tx.clone();
         timer.bind(move || t.send(2).unwrap());
         timer.arm(1000);
-        assert!(
-            rx.recv_timeout(Duration::from_millis(10)).is_err(),
-            "the clock stands"
-        );
+        assert!(rx.recv_timeout(Duration::from_millis(10)).is_err(), "the clock stands");
         clocks.virt.start();
         assert_eq!(rx.recv_timeout(SOON), Ok(2));
 

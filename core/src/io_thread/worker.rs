@@ -8,14 +8,9 @@ use std::thread::JoinHandle;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Starts a named thread.
-pub fn spawn_worker(
-    name: &str,
-    f: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, HostError> {
+pub fn spawn_worker(name: &str, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HostError> {
     let builder = std::thread::Builder::new().name(name.to_owned());
-    builder
-        .spawn(f)
-        .map_err(|e| HostError::new(format!("start thread {name}"), e))
+    builder.spawn(f).map_err(|e| HostError::new(format!("start thread {name}"), e))
 }
 
 /// A queue of jobs and threads that work on it. Dropping it finishes what is queued.
@@ -39,10 +34,7 @@ impl WorkerPool {
                 }
             })?);
         }
-        Ok(Self {
-            sender: Some(sender),
-            threads,
-        })
+        Ok(Self { sender: Some(sender), threads })
     }
 
     /// Queues a job. The submitter bounds how many there are.

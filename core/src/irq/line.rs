@@ -33,11 +33,7 @@ impl IrqLine {
     }
 
     fn wire(sink: Option<(Arc<dyn IrqController>, u32)>) -> Self {
-        Self(Arc::new(Wire {
-            level: AtomicBool::new(false),
-            drive: Mutex::new(()),
-            sink,
-        }))
+        Self(Arc::new(Wire { level: AtomicBool::new(false), drive: Mutex::new(()), sink }))
     }
 
     /// Drives the wire.
@@ -113,10 +109,7 @@ pub struct OrGate {
 impl OrGate {
     /// A gate without inputs that drives `output`.
     pub fn new(output: IrqLine) -> Arc<Self> {
-        Arc::new(Self {
-            levels: Mutex::new(Vec::new()),
-            output,
-        })
+        Arc::new(Self { levels: Mutex::new(Vec::new()), output })
     }
 
     /// A new input.

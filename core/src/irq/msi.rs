@@ -24,10 +24,7 @@ impl MsiSink for ToController {
 /// Messages that are plain memory writes, decoded by a region (IMSIC, GIC ITS frames).
 impl MsiSink for AddressSpace {
     fn deliver(&self, address: u64, data: u32, requester: Requester) -> MemTxResult {
-        let attrs = MemTxAttrs {
-            requester,
-            ..MemTxAttrs::default()
-        };
+        let attrs = MemTxAttrs { requester, ..MemTxAttrs::default() };
         // The sender holds its lock: map changes wait for whoever dispatched to it.
         self.write_uncommitted(GuestPhys(address), AccessSize::B4, data.into(), attrs)
     }
@@ -43,10 +40,7 @@ pub struct MsiTarget {
 impl MsiTarget {
     /// Messages as `requester` into `controller`.
     pub fn new(controller: Arc<dyn IrqController>, requester: Requester) -> Self {
-        Self {
-            sink: Arc::new(ToController(controller)),
-            requester,
-        }
+        Self { sink: Arc::new(ToController(controller)), requester }
     }
 
     /// Messages as `requester` into `sink`.
@@ -56,20 +50,14 @@ impl MsiTarget {
 
     /// The same sink for another requester.
     pub fn for_requester(&self, requester: Requester) -> Self {
-        Self {
-            sink: self.sink.clone(),
-            requester,
-        }
+        Self { sink: self.sink.clone(), requester }
     }
 
     /// Sends a message. A message nothing takes is lost, as on the bus.
     pub fn send(&self, address: u64, data: u32) {
         let result = self.sink.deliver(address, data, self.requester);
         if !result.is_ok() {
-            log::debug!(
-                "MSI {data:#x} to {address:#x} from {:?} is lost: {result:?}",
-                self.requester
-            );
+            log::debug!("MSI {data:#x} to {address:#x} from {:?} is lost: {result:?}", self.requester);
         }
     }
 }

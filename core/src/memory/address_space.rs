@@ -20,35 +20,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 pub struct AddressSpaceId(pub u32);
 
 enum Change {
-    Map {
-        container: MemoryRegion,
-        addr: u64,
-        priority: i32,
-        region: MemoryRegion,
-    },
-    Unmap {
-        container: MemoryRegion,
-        region: MemoryRegion,
-    },
-    Enable {
-        region: MemoryRegion,
-        on: bool,
-    },
-    Direct {
-        region: MemoryRegion,
-        on: bool,
-    },
+    Map { container: MemoryRegion, addr: u64, priority: i32, region: MemoryRegion },
+    Unmap { container: MemoryRegion, region: MemoryRegion },
+    Enable { region: MemoryRegion, on: bool },
+    Direct { region: MemoryRegion, on: bool },
 }
 
 impl Change {
     fn apply(self) {
         match self {
-            Self::Map {
-                container,
-                addr,
-                priority,
-                region,
-            } => container.insert(addr, priority, &region),
+            Self::Map { container, addr, priority, region } => container.insert(addr, priority, &region),
             Self::Unmap { container, region } => container.remove(&region),
             Self::Enable { region, on } => region.set_enabled(on),
             Self::Direct { region, on } => region.set_direct(on),
@@ -77,39 +58,25 @@ impl Transaction {
         region: &MemoryRegion,
     ) -> &mut Self {
         let (container, region) = (container.clone(), region.clone());
-        self.changes.push(Change::Map {
-            container,
-            addr,
-            priority,
-            region,
-        });
+        self.changes.push(Change::Map { container, addr, priority, region });
         self
     }
 
     /// Takes `region` out of `container`.
     pub fn unmap(&mut self, container: &MemoryRegion, region: &MemoryRegion) -> &mut Self {
-        self.changes.push(Change::Unmap {
-            container: container.clone(),
-            region: region.clone(),
-        });
+        self.changes.push(Change::Unmap { container: container.clone(), region: region.clone() });
         self
     }
 
     /// Shows or hides a region where it is.
     pub fn set_enabled(&mut self, region: &MemoryRegion, on: bool) -> &mut Self {
-        self.changes.push(Change::Enable {
-            region: region.clone(),
-            on,
-        });
+        self.changes.push(Change::Enable { region: region.clone(), on });
         self
     }
 
     /// ROM device: reads come from RAM (true) or from the device (false).
     pub fn set_direct(&mut self, region: &MemoryRegion, on: bool) -> &mut Self {
-        self.changes.push(Change::Direct {
-            region: region.clone(),
-            on,
-        });
+        self.changes.push(Change::Direct { region: region.clone(), on });
         self
     }
 }
@@ -283,8 +250,7 @@ impl AddressSpace {
     fn commit(&self) {
         let old = self.view();
         let new = Arc::new(self.root.render());
-        let missing =
-            |from: &FlatView, r: &FlatRange| !from.lookup(r.base).is_some_and(|o| o.same(r));
+        let missing = |from: &FlatView, r: &FlatRange| !from.lookup(r.base).is_some_and(|o| o.same(r));
         let gone: Vec<_> = old.ranges().iter().filter(|r| missing(&new, r)).collect();
         let added: Vec<_> = new.ranges().iter().filter(|r| missing(&old, r)).collect();
         if gone.is_empty() && added.is_empty() {
@@ -307,12 +273,7 @@ impl AddressSpace {
         result
     }
 
-    fn read_inner(
-        &self,
-        addr: GuestPhys,
-        size: AccessSize,
-        attrs: MemTxAttrs,
-    ) -> (u64, MemTxResult) {
+    fn read_inner(&self, addr: GuestPhys, size: AccessSize, attrs: MemTxAttrs) -> (u64, MemTxResult) {
         let view = self.view.load();
         let Some(range) = view.lookup(addr) else {
             return (size.mask(), MemTxResult::DecodeError);
@@ -333,12 +294,7 @@ impl AddressSpace {
     }
 
     /// An access over the border of two ranges goes byte by byte.
-    fn read_across(
-        &self,
-        addr: GuestPhys,
-        size: AccessSize,
-        attrs: MemTxAttrs,
-    ) -> (u64, MemTxResult) {
+    fn read_across(&self, addr: GuestPhys, size: AccessSize, attrs: MemTxAttrs) -> (u64, MemTxResult) {
         let mut value = 0;
         for i in 0..size.bytes() {
             let Some(a) = addr.checked_add(i) else {
@@ -353,13 +309,7 @@ impl AddressSpace {
     }
 
     /// Writes `size` bytes of `value` as a little-endian CPU does. ROM ignores writes.
-    pub fn write(
-        &self,
-        addr: GuestPhys,
-        size: AccessSize,
-        value: u64,
-        attrs: MemTxAttrs,
-    ) -> MemTxResult {
+    pub fn write(&self, addr: GuestPhys, size: AccessSize, value: u64, attrs: MemTxAttrs) -> MemTxResult {
         let result = self.write_uncommitted(addr, size, value, attrs);
         self.map.apply_pending();
         result
@@ -383,25 +333,17 @@ impl AddressSpace {
         }
         match &range.kind {
             FlatKind::Ram { readonly: true, .. } => MemTxResult::Ok,
-            FlatKind::Ram { block, offset, .. } => match ram_store(block, offset + at, size, value)
-            {
+            FlatKind::Ram { block, offset, .. } => match ram_store(block, offset + at, size, value) {
                 true => MemTxResult::Ok,
                 false => MemTxResult::DecodeError,
             },
-            FlatKind::Mmio { binding, offset }
-            | FlatKind::RomDevice {
-                binding, offset, ..
-            } => binding.write(offset + at, size, value, attrs),
+            FlatKind::Mmio { binding, offset } | FlatKind::RomDevice { binding, offset, .. } => {
+                binding.write(offset + at, size, value, attrs)
+            }
         }
     }
 
-    fn write_across(
-        &self,
-        addr: GuestPhys,
-        size: AccessSize,
-        value: u64,
-        attrs: MemTxAttrs,
-    ) -> MemTxResult {
+    fn write_across(&self, addr: GuestPhys, size: AccessSize, value: u64, attrs: MemTxAttrs) -> MemTxResult {
         for i in 0..size.bytes() {
             let Some(a) = addr.checked_add(i) else {
                 return MemTxResult::DecodeError;
@@ -443,12 +385,7 @@ impl AddressSpace {
 
     /// Copies bytes in as the guest would: ROM ignores them, devices get single bytes.
     pub fn write_bytes(&self, addr: GuestPhys, data: &[u8], attrs: MemTxAttrs) -> MemTxResult {
-        self.copy_in(
-            addr,
-            data,
-            |at, byte| self.write(at, AccessSize::B1, byte.into(), attrs),
-            false,
-        )
+        self.copy_in(addr, data, |at, byte| self.write(at, AccessSize::B1, byte.into(), attrs), false)
     }
 
     /// Copies bytes into RAM and ROM alike (loaders, debugger). Devices are an
@@ -499,31 +436,19 @@ impl AddressSpace {
 
     /// The RAM at `addr`: block, offset, how many of `len` bytes, and whether the guest
     /// may write it directly.
-    pub(super) fn ram_run(
-        &self,
-        addr: GuestPhys,
-        len: u64,
-    ) -> Option<(Arc<RamBlock>, u64, u64, bool)> {
+    pub(super) fn ram_run(&self, addr: GuestPhys, len: u64) -> Option<(Arc<RamBlock>, u64, u64, bool)> {
         let view = self.view.load();
         let range = view.lookup(addr)?;
         let (block, offset) = range.ram_at(addr)?;
         let n = len.min(range.end() - addr.0);
-        let writable = matches!(
-            range.kind,
-            FlatKind::Ram {
-                readonly: false,
-                ..
-            }
-        );
+        let writable = matches!(range.kind, FlatKind::Ram { readonly: false, .. });
         Some((block.clone(), offset, n, writable))
     }
 }
 
 impl std::fmt::Debug for AddressSpace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AddressSpace")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("AddressSpace").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -557,22 +482,12 @@ pub struct RegionHandle {
 impl RegionHandle {
     /// A handle for `region`, which [`RegionHandle::map`] places in `container` (the bus
     /// may name it later with [`RegionHandle::set_container`]).
-    pub fn new(
-        map: &Arc<MemoryMap>,
-        region: MemoryRegion,
-        container: Option<&MemoryRegion>,
-        priority: i32,
-    ) -> Self {
+    pub fn new(map: &Arc<MemoryMap>, region: MemoryRegion, container: Option<&MemoryRegion>, priority: i32) -> Self {
         let cell = OnceLock::new();
         if let Some(c) = container {
             let _ = cell.set(c.clone());
         }
-        Self {
-            region,
-            map: map.clone(),
-            container: Arc::new(cell),
-            priority,
-        }
+        Self { region, map: map.clone(), container: Arc::new(cell), priority }
     }
 
     /// The region itself, for a board that maps it.
@@ -703,10 +618,7 @@ mod tests {
         let (map, space, _) = machine();
         let region = MemoryRegion::mmio("dev", 0x100, AccessRules::ANY);
         let own = RegionHandle::new(&map, region, Some(space.root()), 0);
-        let device = Arc::new(Mutex::new(Mover {
-            own: own.clone(),
-            value: 7,
-        }));
+        let device = Arc::new(Mutex::new(Mover { own: own.clone(), value: 7 }));
         own.bind(0, &device);
         own.map(0x1000);
         map.apply_pending();
@@ -714,25 +626,12 @@ mod tests {
         space.add_listener(log.clone());
         lock(&log.0).clear();
         let before = space.generation();
-        assert_eq!(
-            space.read(GuestPhys(0x1004), AccessSize::B4, A),
-            (11, MemTxResult::Ok)
-        );
+        assert_eq!(space.read(GuestPhys(0x1004), AccessSize::B4, A), (11, MemTxResult::Ok));
         assert_eq!(space.generation(), before);
-        assert!(
-            space
-                .write(GuestPhys(0x1000), AccessSize::B4, 0x2000, A)
-                .is_ok()
-        );
-        assert_eq!(
-            *lock(&log.0),
-            ["begin", "del 0x1000", "add 0x2000", "commit 2"]
-        );
+        assert!(space.write(GuestPhys(0x1000), AccessSize::B4, 0x2000, A).is_ok());
+        assert_eq!(*lock(&log.0), ["begin", "del 0x1000", "add 0x2000", "commit 2"]);
         assert!(space.generation() > before);
-        assert_eq!(
-            space.read(GuestPhys(0x1004), AccessSize::B4, A).1,
-            MemTxResult::DecodeError
-        );
+        assert_eq!(space.read(GuestPhys(0x1004), AccessSize::B4, A).1, MemTxResult::DecodeError);
         assert_eq!(space.read(GuestPhys(0x2000), AccessSize::B8, A).0, 7);
         let weak = Arc::downgrade(&device);
         drop((device, own));
@@ -744,38 +643,21 @@ mod tests {
     fn ram_borders_and_bytes() {
         let (map, space, block) = machine();
         let rom_ram = GuestRam::new();
-        let rom = rom_ram
-            .add_block("rom", 0x1000, RamBacking::Private)
-            .unwrap();
+        let rom = rom_ram.add_block("rom", 0x1000, RamBacking::Private).unwrap();
         let rom_region = MemoryRegion::rom("rom", &rom);
         map.change(|t| {
             t.map(space.root(), 0x9000, &rom_region);
         });
         assert!(space.load_bytes(GuestPhys(0x8ffe), &[1, 2, 3, 4]).is_ok());
-        assert_eq!(
-            space.read(GuestPhys(0x8ffe), AccessSize::B4, A),
-            (0x0403_0201, MemTxResult::Ok)
-        );
+        assert_eq!(space.read(GuestPhys(0x8ffe), AccessSize::B4, A), (0x0403_0201, MemTxResult::Ok));
         assert!(space.write(GuestPhys(0x8ffe), AccessSize::B4, 0, A).is_ok());
-        assert_eq!(
-            space.read(GuestPhys(0x8ffe), AccessSize::B4, A).0,
-            0x0403_0000
-        );
+        assert_eq!(space.read(GuestPhys(0x8ffe), AccessSize::B4, A).0, 0x0403_0000);
         assert_eq!(block.load::<u16>(0xffe), Some(0));
         let mut out = [0; 4];
         assert!(space.read_bytes(GuestPhys(0x8ffe), &mut out, A).is_ok());
         assert_eq!(out, [0, 0, 3, 4]);
-        assert_eq!(
-            space.load_bytes(GuestPhys(0x9fff), &[1, 2]),
-            MemTxResult::DecodeError
-        );
-        assert_eq!(
-            space.read(GuestPhys(0x9ffc), AccessSize::B8, A).1,
-            MemTxResult::DecodeError
-        );
-        assert_eq!(
-            space.read(GuestPhys(u64::MAX), AccessSize::B8, A).1,
-            MemTxResult::DecodeError
-        );
+        assert_eq!(space.load_bytes(GuestPhys(0x9fff), &[1, 2]), MemTxResult::DecodeError);
+        assert_eq!(space.read(GuestPhys(0x9ffc), AccessSize::B8, A).1, MemTxResult::DecodeError);
+        assert_eq!(space.read(GuestPhys(u64::MAX), AccessSize::B8, A).1, MemTxResult::DecodeError);
     }
 }

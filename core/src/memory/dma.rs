@@ -60,12 +60,7 @@ impl DmaHandle {
 
     /// The RAM behind `[addr, addr+len)`, as few pieces as the map allows. `write` asks
     /// for memory that may be written.
-    pub fn ram_slices(
-        &self,
-        addr: GuestPhys,
-        len: u64,
-        write: bool,
-    ) -> Result<Vec<RamSlice>, BusFault> {
+    pub fn ram_slices(&self, addr: GuestPhys, len: u64, write: bool) -> Result<Vec<RamSlice>, BusFault> {
         let mut out = Vec::new();
         self.for_each(addr, len, write, |slice, _| {
             out.push(slice);
@@ -148,11 +143,7 @@ impl DmaHandle {
         }
         let Some((block, offset, n, writable)) = self.space.ram_run(addr, len) else {
             let decoded = self.space.load().lookup(addr).is_some();
-            return Err(if decoded {
-                BusFault::Access
-            } else {
-                BusFault::Decode
-            });
+            return Err(if decoded { BusFault::Access } else { BusFault::Decode });
         };
         if write && !writable {
             return Err(BusFault::Access);
@@ -200,11 +191,7 @@ mod tests {
         map.change(|t| {
             t.map(&root, 0x1000, &MemoryRegion::ram("low", &low));
             t.map(&root, 0x2000, &MemoryRegion::ram("high", &high));
-            t.map(
-                &root,
-                0x3000,
-                &MemoryRegion::mmio("dev", 0x1000, AccessRules::ANY),
-            );
+            t.map(&root, 0x3000, &MemoryRegion::mmio("dev", 0x1000, AccessRules::ANY));
             t.map(&root, 0x4000, &MemoryRegion::rom("rom", &rom));
         });
         DmaHandle::new(space, DmaGate::new(true), MemTxAttrs::device(8))
@@ -218,19 +205,12 @@ mod tests {
         dma.read(GuestPhys(0x1ffe), &mut out).unwrap();
         assert_eq!(out, [1, 2, 3, 4]);
         assert_eq!(dma.read_u16(GuestPhys(0x2000)), Ok(0x0403));
-        assert_eq!(
-            dma.ram_slices(GuestPhys(0x1ff0), 0x20, true).unwrap().len(),
-            2
-        );
+        assert_eq!(dma.ram_slices(GuestPhys(0x1ff0), 0x20, true).unwrap().len(), 2);
         assert_eq!(dma.write(GuestPhys(0x2fff), &[0; 2]), Err(BusFault::Access));
         assert_eq!(dma.write_u32(GuestPhys(0x4000), 1), Err(BusFault::Access));
         assert_eq!(dma.read_u32(GuestPhys(0x4000)), Ok(0));
         assert_eq!(dma.read_u64(GuestPhys(0x9000)), Err(BusFault::Decode));
-        assert_eq!(
-            dma.ram_slices(GuestPhys(u64::MAX - 1), 16, false)
-                .unwrap_err(),
-            BusFault::Decode
-        );
+        assert_eq!(dma.ram_slices(GuestPhys(u64::MAX - 1), 16, false).unwrap_err(), BusFault::Decode);
         dma.fill(GuestPhys(0x1ffe), 4, 9).unwrap();
         assert_eq!(dma.read_u16(GuestPhys(0x1ffe)), Ok(0x0909));
     }

@@ -39,9 +39,7 @@ impl FlatKind {
     fn advanced(&self, by: u64) -> Self {
         let mut kind = self.clone();
         match &mut kind {
-            Self::Ram { offset, .. }
-            | Self::RomDevice { offset, .. }
-            | Self::Mmio { offset, .. } => {
+            Self::Ram { offset, .. } | Self::RomDevice { offset, .. } | Self::Mmio { offset, .. } => {
                 *offset += by;
             }
         }
@@ -55,37 +53,15 @@ impl FlatKind {
 
     fn same(&self, other: &Self) -> bool {
         match (self, other) {
-            (
-                Self::Ram {
-                    block,
-                    offset,
-                    readonly,
-                },
-                Self::Ram {
-                    block: b,
-                    offset: o,
-                    readonly: r,
-                },
-            ) => Arc::ptr_eq(block, b) && offset == o && readonly == r,
-            (
-                Self::RomDevice {
-                    block,
-                    offset,
-                    binding,
-                },
-                Self::RomDevice {
-                    block: b,
-                    offset: o,
-                    binding: d,
-                },
-            ) => Arc::ptr_eq(block, b) && offset == o && Arc::ptr_eq(binding, d),
-            (
-                Self::Mmio { binding, offset },
-                Self::Mmio {
-                    binding: d,
-                    offset: o,
-                },
-            ) => Arc::ptr_eq(binding, d) && offset == o,
+            (Self::Ram { block, offset, readonly }, Self::Ram { block: b, offset: o, readonly: r }) => {
+                Arc::ptr_eq(block, b) && offset == o && readonly == r
+            }
+            (Self::RomDevice { block, offset, binding }, Self::RomDevice { block: b, offset: o, binding: d }) => {
+                Arc::ptr_eq(block, b) && offset == o && Arc::ptr_eq(binding, d)
+            }
+            (Self::Mmio { binding, offset }, Self::Mmio { binding: d, offset: o }) => {
+                Arc::ptr_eq(binding, d) && offset == o
+            }
             _ => false,
         }
     }
@@ -116,9 +92,9 @@ impl FlatRange {
     /// The block and the offset in it of `addr`, for ranges that read from RAM.
     pub fn ram_at(&self, addr: GuestPhys) -> Option<(&Arc<RamBlock>, u64)> {
         match &self.kind {
-            FlatKind::Ram { block, offset, .. } | FlatKind::RomDevice { block, offset, .. } => self
-                .contains(addr)
-                .then(|| (block, offset + (addr.0 - self.base.0))),
+            FlatKind::Ram { block, offset, .. } | FlatKind::RomDevice { block, offset, .. } => {
+                self.contains(addr).then(|| (block, offset + (addr.0 - self.base.0)))
+            }
             FlatKind::Mmio { .. } => None,
         }
     }

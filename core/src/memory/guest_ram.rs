@@ -52,37 +52,23 @@ pub enum RamBacking {
 #[non_exhaustive]
 pub enum RamError {
     /// The length is zero, not whole pages, or does not fit the host's address space.
-    #[error(
-        "RAM block {name}: length {len:#x} is not a positive multiple of 4 KiB that fits the host"
-    )]
+    #[error("RAM block {name}: length {len:#x} is not a positive multiple of 4 KiB that fits the host")]
     BadLength { name: String, len: u64 },
     /// The host does not have that much memory.
     #[error(
         "RAM block {name}: {len_mib} MiB is more than the host's memory and swap together \
          ({host_mib} MiB): use a smaller -m"
     )]
-    TooLarge {
-        name: String,
-        len_mib: u64,
-        host_mib: u64,
-    },
+    TooLarge { name: String, len_mib: u64, host_mib: u64 },
     /// The host does not let it be locked.
     #[error(
         "RAM block {name}: cannot lock {len_mib} MiB in memory: {source}: raise the limit (ulimit -l, or \
          LimitMEMLOCK= of the service), or leave mem-lock=on out"
     )]
-    Lock {
-        name: String,
-        len_mib: u64,
-        source: io::Error,
-    },
+    Lock { name: String, len_mib: u64, source: io::Error },
     /// The host refuses the mapping.
     #[error("RAM block {name}: the host gives no {} MiB of memory: {source}", len >> 20)]
-    Map {
-        name: String,
-        len: u64,
-        source: io::Error,
-    },
+    Map { name: String, len: u64, source: io::Error },
     /// The name is taken.
     #[error("RAM block {name} exists already")]
     Duplicate { name: String },
@@ -109,17 +95,10 @@ impl GuestRam {
     }
 
     /// Makes a zero-filled block. Host memory is taken page by page on first touch.
-    pub fn add_block(
-        &self,
-        name: &str,
-        len: u64,
-        backing: RamBacking,
-    ) -> Result<Arc<RamBlock>, RamError> {
+    pub fn add_block(&self, name: &str, len: u64, backing: RamBacking) -> Result<Arc<RamBlock>, RamError> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         if blocks.iter().any(|b| b.name == name) {
-            return Err(RamError::Duplicate {
-                name: name.to_owned(),
-            });
+            return Err(RamError::Duplicate { name: name.to_owned() });
         }
         let id = RamBlockId(blocks.last().map_or(0, |b| b.id.0 + 1));
         let block = Arc::new(RamBlock::map(id, name, len, backing, self.shared.clone())?);
@@ -135,10 +114,7 @@ impl GuestRam {
 
     /// Forgets a block; the memory is freed when its last user lets go.
     pub fn remove_block(&self, name: &str) {
-        self.blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|b| b.name != name);
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).retain(|b| b.name != name);
     }
 
     /// The block called `name`.
@@ -148,10 +124,7 @@ impl GuestRam {
 
     /// All blocks, oldest first.
     pub fn blocks(&self) -> Vec<Arc<RamBlock>> {
-        self.blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Names the translator that wants to hear of writes to code. Once per machine;
@@ -180,86 +153,43 @@ fn host_memory() -> Option<u64> {
         let line = text.lines().find(|l| l.starts_with(key))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     };
-    field("MemTotal:")?
-        .checked_add(field("SwapTotal:").unwrap_or(0))?
-        .checked_mul(1024)
+    field("MemTotal:")?.checked_add(field("SwapTotal:").unwrap_or(0))?.checked_mul(1024)
 }
 
 impl RamBlock {
-    fn map(
-        id: RamBlockId,
-        name: &str,
-        len: u64,
-        backing: RamBacking,
-        shared: Arc<Shared>,
-    ) -> Result<Self, RamError> {
-        let bad = || RamError::BadLength {
-            name: name.to_owned(),
-            len,
-        };
+    fn map(id: RamBlockId, name: &str, len: u64, backing: RamBacking, shared: Arc<Shared>) -> Result<Self, RamError> {
+        let bad = || RamError::BadLength { name: name.to_owned(), len };
         if len == 0 || !len.is_multiple_of(PAGE_SIZE) || len > isize::MAX as u64 {
             return Err(bad());
         }
         if let Some(host) = host_memory().filter(|&h| len > h) {
             let name = name.to_owned();
-            return Err(RamError::TooLarge {
-                name,
-                len_mib: len >> 20,
-                host_mib: host >> 20,
-            });
+            return Err(RamError::TooLarge { name, len_mib: len >> 20, host_mib: host >> 20 });
         }
-        let failed = |source| RamError::Map {
-            name: name.to_owned(),
-            len,
-            source,
-        };
+        let failed = |source| RamError::Map { name: name.to_owned(), len, source };
         let size = usize::try_from(len).map_err(|_| bad())?;
         let (map, file) = match backing {
             RamBacking::Private => {
-                let map = MmapOptions::new()
-                    .len(size)
-                    .no_reserve_swap()
-                    .map_anon()
-                    .map_err(failed)?;
+                let map = MmapOptions::new().len(size).no_reserve_swap().map_anon().map_err(failed)?;
                 (MmapRaw::from(map), None)
             }
             RamBacking::Shared => {
-                let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
-                    .map_err(|e| failed(e.into()))?;
+                let fd =
+                    rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
                 let file = File::from(fd);
                 file.set_len(len).map_err(failed)?;
-                let map = MmapOptions::new()
-                    .len(size)
-                    .no_reserve_swap()
-                    .map_raw(&file)
-                    .map_err(failed)?;
+                let map = MmapOptions::new().len(size).no_reserve_swap().map_raw(&file).map_err(failed)?;
                 (map, Some(file))
             }
         };
         // Huge pages are a wish; a host without them still works.
         let _ = map.advise(Advice::HugePage);
         if shared.locked.load(Ordering::Relaxed) {
-            map.lock().map_err(|source| RamError::Lock {
-                name: name.to_owned(),
-                len_mib: len >> 20,
-                source,
-            })?;
+            map.lock().map_err(|source| RamError::Lock { name: name.to_owned(), len_mib: len >> 20, source })?;
         }
         let pages = size / PAGE_SIZE as usize;
-        let flags = MmapOptions::new()
-            .len(pages)
-            .no_reserve_swap()
-            .map_anon()
-            .map_err(failed)?;
-        Ok(Self {
-            id,
-            name: name.to_owned(),
-            len,
-            map,
-            flags: flags.into(),
-            file,
-            shared,
-        })
+        let flags = MmapOptions::new().len(pages).no_reserve_swap().map_anon().map_err(failed)?;
+        Ok(Self { id, name: name.to_owned(), len, map, flags: flags.into(), file, shared })
     }
 
     /// The block's number.
@@ -288,11 +218,7 @@ impl RamBlock {
     /// # Panics
     /// If `offset` is beyond the end.
     pub fn host_ptr(&self, offset: u64) -> *mut u8 {
-        assert!(
-            offset <= self.len,
-            "offset {offset:#x} outside RAM block {}",
-            self.name
-        );
+        assert!(offset <= self.len, "offset {offset:#x} outside RAM block {}", self.name);
         self.map.as_mut_ptr().wrapping_add(offset as usize)
     }
 
@@ -306,11 +232,7 @@ impl RamBlock {
     /// # Panics
     /// If there is no such page.
     pub fn page_flags(&self, page: u64) -> &AtomicU8 {
-        assert!(
-            page < self.page_count(),
-            "page {page} outside RAM block {}",
-            self.name
-        );
+        assert!(page < self.page_count(), "page {page} outside RAM block {}", self.name);
         // SAFETY: the flags mapping has one byte per page, the page number was checked, the
         // mapping lives as long as self, and it is only ever accessed as AtomicU8.
         unsafe { AtomicU8::from_ptr(self.flags.as_mut_ptr().add(page as usize)) }
@@ -428,9 +350,7 @@ impl RamBlock {
     /// Compares and exchanges a little-endian word (page-table A and D bits). `None` if
     /// misaligned or outside, else what was there: equal to `old` if `new` was stored.
     pub fn compare_exchange<T: RamWord>(&self, offset: u64, old: T, new: T) -> Option<T> {
-        if !self.contains(offset, size_of::<T>() as u64)
-            || !offset.is_multiple_of(size_of::<T>() as u64)
-        {
+        if !self.contains(offset, size_of::<T>() as u64) || !offset.is_multiple_of(size_of::<T>() as u64) {
             return None;
         }
         // SAFETY: as for `load`; the mapping is page-aligned, so the offset's alignment is
@@ -443,10 +363,7 @@ impl RamBlock {
     /// Gives whole pages back to the host; they read as zero. False if the range is not
     /// inside, not whole pages, or the host refuses.
     pub fn discard(&self, offset: u64, len: u64) -> bool {
-        if !self.contains(offset, len)
-            || !offset.is_multiple_of(PAGE_SIZE)
-            || !len.is_multiple_of(PAGE_SIZE)
-        {
+        if !self.contains(offset, len) || !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return false;
         }
         if len == 0 {
@@ -458,8 +375,7 @@ impl RamBlock {
         };
         // SAFETY: the pages belong to our mapping, and nobody holds references into it;
         // guests and devices then read zeros, which is what the caller asks for.
-        let done =
-            unsafe { libc::madvise(self.host_ptr(offset).cast(), len as usize, advice) } == 0;
+        let done = unsafe { libc::madvise(self.host_ptr(offset).cast(), len as usize, advice) } == 0;
         self.note_write(offset, len);
         done
     }
@@ -474,10 +390,7 @@ impl RamBlock {
 
 impl fmt::Debug for RamBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RamBlock")
-            .field("name", &self.name)
-            .field("len", &self.len)
-            .finish_non_exhaustive()
+        f.debug_struct("RamBlock").field("name", &self.name).field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -550,9 +463,7 @@ pub struct RamSlice {
 impl RamSlice {
     /// The range, if it is inside the block.
     pub fn new(block: Arc<RamBlock>, offset: u64, len: u64) -> Option<Self> {
-        block
-            .contains(offset, len)
-            .then_some(Self { block, offset, len })
+        block.contains(offset, len).then_some(Self { block, offset, len })
     }
 
     /// The block.
@@ -578,11 +489,7 @@ impl RamSlice {
     /// A part of the slice.
     pub fn slice(&self, at: u64, len: u64) -> Option<Self> {
         let end = at.checked_add(len)?;
-        (end <= self.len).then(|| Self {
-            block: self.block.clone(),
-            offset: self.offset + at,
-            len,
-        })
+        (end <= self.len).then(|| Self { block: self.block.clone(), offset: self.offset + at, len })
     }
 
     /// Copies out from `at` bytes into the slice.
@@ -624,10 +531,7 @@ fn io_vectors(slices: &[RamSlice], mut skip: u64) -> Vec<libc::iovec> {
             continue;
         }
         let iov_base = s.block.host_ptr(s.offset + skip).cast();
-        out.push(libc::iovec {
-            iov_base,
-            iov_len: (s.len - skip) as usize,
-        });
+        out.push(libc::iovec { iov_base, iov_len: (s.len - skip) as usize });
         skip = 0;
         if out.len() == MAX_IOV {
             break;
@@ -645,9 +549,7 @@ fn transfer(
     let total: u64 = slices.iter().map(|s| s.len).sum();
     let mut done = 0;
     while done < total {
-        let at = position
-            .checked_add(done)
-            .and_then(|p| libc::off_t::try_from(p).ok());
+        let at = position.checked_add(done).and_then(|p| libc::off_t::try_from(p).ok());
         let at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         match call(&io_vectors(slices, done), at) {
             0 => break,
@@ -728,22 +630,11 @@ mod tests {
     #[test]
     fn impossible_sizes_are_errors() {
         let (ram, _b) = block();
-        let err = ram
-            .add_block("huge", 1 << 44, RamBacking::Private)
-            .unwrap_err();
+        let err = ram.add_block("huge", 1 << 44, RamBacking::Private).unwrap_err();
         assert!(err.to_string().contains("use a smaller -m"), "{err}");
-        assert!(matches!(
-            ram.add_block("odd", 5, RamBacking::Private),
-            Err(RamError::BadLength { .. })
-        ));
-        assert!(matches!(
-            ram.add_block("x", !0xfff, RamBacking::Private),
-            Err(RamError::BadLength { .. })
-        ));
-        assert!(matches!(
-            ram.add_block("ram", 0x1000, RamBacking::Private),
-            Err(RamError::Duplicate { .. })
-        ));
+        assert!(matches!(ram.add_block("odd", 5, RamBacking::Private), Err(RamError::BadLength { .. })));
+        assert!(matches!(ram.add_block("x", !0xfff, RamBacking::Private), Err(RamError::BadLength { .. })));
+        assert!(matches!(ram.add_block("ram", 0x1000, RamBacking::Private), Err(RamError::Duplicate { .. })));
     }
 
     #[test]
@@ -773,15 +664,9 @@ mod tests {
         assert!(b.fd().is_some());
         assert!(b.write(0, b"hello world"));
         let file = tempfile::tempfile().unwrap();
-        let whole = [
-            RamSlice::new(b.clone(), 0, 6).unwrap(),
-            RamSlice::new(b.clone(), 6, 5).unwrap(),
-        ];
+        let whole = [RamSlice::new(b.clone(), 0, 6).unwrap(), RamSlice::new(b.clone(), 6, 5).unwrap()];
         assert_eq!(write_fd_from(file.as_fd(), 3, &whole).unwrap(), 11);
-        let target = [
-            RamSlice::new(b.clone(), 0x1000, 8).unwrap(),
-            RamSlice::new(b.clone(), 0x2000, 8).unwrap(),
-        ];
+        let target = [RamSlice::new(b.clone(), 0x1000, 8).unwrap(), RamSlice::new(b.clone(), 0x2000, 8).unwrap()];
         assert_eq!(read_fd_into(file.as_fd(), 3, &target).unwrap(), 11);
         let mut out = [0; 8];
         assert!(target[0].read(0, &mut out));

@@ -12,8 +12,8 @@ pub use address_space::{AddressSpace, AddressSpaceId, MemoryMap, RegionHandle, T
 pub use dma::{DmaGate, DmaHandle};
 pub use flat_view::{FlatKind, FlatRange, FlatView};
 pub use guest_ram::{
-    CodeWriteListener, GuestRam, PAGE_CODE, PAGE_DIRTY, PAGE_SIZE, RamBacking, RamBlock,
-    RamBlockId, RamError, RamSlice, read_fd_into, write_fd_from,
+    CodeWriteListener, GuestRam, PAGE_CODE, PAGE_DIRTY, PAGE_SIZE, RamBacking, RamBlock, RamBlockId, RamError,
+    RamSlice, read_fd_into, write_fd_from,
 };
 pub use listener::MemoryListener;
 pub use region::MemoryRegion;

@@ -25,22 +25,10 @@ struct Node {
 
 enum Kind {
     Container,
-    Ram {
-        block: Arc<RamBlock>,
-        offset: u64,
-        readonly: bool,
-    },
-    RomDevice {
-        block: Arc<RamBlock>,
-        offset: u64,
-        binding: Arc<IoBinding>,
-        direct: AtomicBool,
-    },
+    Ram { block: Arc<RamBlock>, offset: u64, readonly: bool },
+    RomDevice { block: Arc<RamBlock>, offset: u64, binding: Arc<IoBinding>, direct: AtomicBool },
     Mmio(Arc<IoBinding>),
-    Alias {
-        target: MemoryRegion,
-        offset: u64,
-    },
+    Alias { target: MemoryRegion, offset: u64 },
     Reserved,
 }
 
@@ -72,28 +60,12 @@ impl MemoryRegion {
 
     /// A whole RAM block.
     pub fn ram(name: impl Into<String>, block: &Arc<RamBlock>) -> Self {
-        Self::new(
-            name,
-            block.len(),
-            Kind::Ram {
-                block: block.clone(),
-                offset: 0,
-                readonly: false,
-            },
-        )
+        Self::new(name, block.len(), Kind::Ram { block: block.clone(), offset: 0, readonly: false })
     }
 
     /// A whole RAM block that the guest cannot write.
     pub fn rom(name: impl Into<String>, block: &Arc<RamBlock>) -> Self {
-        Self::new(
-            name,
-            block.len(),
-            Kind::Ram {
-                block: block.clone(),
-                offset: 0,
-                readonly: true,
-            },
-        )
+        Self::new(name, block.len(), Kind::Ram { block: block.clone(), offset: 0, readonly: true })
     }
 
     /// Reads come from `block`, writes go to the bound device; reads do too while
@@ -102,16 +74,7 @@ impl MemoryRegion {
         let name = name.into();
         let binding = IoBinding::new(name.clone(), rules);
         let (block, len) = (block.clone(), block.len());
-        Self::new(
-            name,
-            len,
-            Kind::RomDevice {
-                block,
-                offset: 0,
-                binding,
-                direct: AtomicBool::new(true),
-            },
-        )
+        Self::new(name, len, Kind::RomDevice { block, offset: 0, binding, direct: AtomicBool::new(true) })
     }
 
     /// `len` bytes of a device, which is bound later ([`MemoryRegion::binding`]).
@@ -123,14 +86,7 @@ impl MemoryRegion {
 
     /// A window of `len` bytes on `target` from `offset`.
     pub fn alias(name: impl Into<String>, target: &MemoryRegion, offset: u64, len: u64) -> Self {
-        Self::new(
-            name,
-            len,
-            Kind::Alias {
-                target: target.clone(),
-                offset,
-            },
-        )
+        Self::new(name, len, Kind::Alias { target: target.clone(), offset })
     }
 
     /// Hides what lies below it, and decodes to nothing.
@@ -176,10 +132,7 @@ impl MemoryRegion {
     }
 
     fn children(&self) -> std::sync::MutexGuard<'_, Vec<Child>> {
-        self.0
-            .children
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_enabled(&self, on: bool) {
@@ -197,14 +150,7 @@ impl MemoryRegion {
         let mut children = self.children();
         children.retain(|c| !c.region.same(region));
         let at = children.partition_point(|c| c.priority > priority);
-        children.insert(
-            at,
-            Child {
-                addr,
-                priority,
-                region: region.clone(),
-            },
-        );
+        children.insert(at, Child { addr, priority, region: region.clone() });
     }
 
     pub(super) fn remove(&self, region: &MemoryRegion) {
@@ -232,15 +178,7 @@ impl MemoryRegion {
     /// The map seen through this region as root.
     pub fn render(&self) -> FlatView {
         let mut out = Painter { spans: Vec::new() };
-        self.paint(
-            &mut out,
-            0,
-            Clip {
-                start: 0,
-                end: i128::from(u64::MAX),
-            },
-            0,
-        );
+        self.paint(&mut out, 0, Clip { start: 0, end: i128::from(u64::MAX) }, 0);
         FlatView::from_sorted(out.into_ranges())
     }
 
@@ -256,8 +194,7 @@ impl MemoryRegion {
             Kind::Container => {
                 let children = self.children().clone();
                 for c in children {
-                    c.region
-                        .paint(out, base + i128::from(c.addr), clip, depth + 1);
+                    c.region.paint(out, base + i128::from(c.addr), clip, depth + 1);
                 }
                 return;
             }
@@ -265,35 +202,14 @@ impl MemoryRegion {
                 return target.paint(out, base - i128::from(*offset), clip, depth + 1);
             }
             Kind::Reserved => None,
-            Kind::Ram {
-                block,
-                offset,
-                readonly,
-            } => Some(FlatKind::Ram {
-                block: block.clone(),
-                offset: *offset,
-                readonly: *readonly,
-            }),
-            Kind::Mmio(binding) => Some(FlatKind::Mmio {
-                binding: binding.clone(),
-                offset: 0,
-            }),
-            Kind::RomDevice {
-                block,
-                offset,
-                binding,
-                direct,
-            } => Some(if direct.load(Ordering::Relaxed) {
-                FlatKind::RomDevice {
-                    block: block.clone(),
-                    offset: *offset,
-                    binding: binding.clone(),
-                }
+            Kind::Ram { block, offset, readonly } => {
+                Some(FlatKind::Ram { block: block.clone(), offset: *offset, readonly: *readonly })
+            }
+            Kind::Mmio(binding) => Some(FlatKind::Mmio { binding: binding.clone(), offset: 0 }),
+            Kind::RomDevice { block, offset, binding, direct } => Some(if direct.load(Ordering::Relaxed) {
+                FlatKind::RomDevice { block: block.clone(), offset: *offset, binding: binding.clone() }
             } else {
-                FlatKind::Mmio {
-                    binding: binding.clone(),
-                    offset: 0,
-                }
+                FlatKind::Mmio { binding: binding.clone(), offset: 0 }
             }),
         };
         out.fill(clip, base, kind);
@@ -302,11 +218,7 @@ impl MemoryRegion {
 
 impl fmt::Debug for MemoryRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "MemoryRegion({:?}, {:#x} bytes)",
-            self.0.name, self.0.len
-        )
+        write!(f, "MemoryRegion({:?}, {:#x} bytes)", self.0.name, self.0.len)
     }
 }
 
@@ -318,10 +230,7 @@ struct Clip {
 
 impl Clip {
     fn and(self, start: i128, end: i128) -> Self {
-        Self {
-            start: self.start.max(start),
-            end: self.end.min(end),
-        }
+        Self { start: self.start.max(start), end: self.end.min(end) }
     }
 
     fn is_empty(self) -> bool {
@@ -340,17 +249,10 @@ impl Painter {
         let mut at = clip.start;
         let mut i = self.spans.partition_point(|s| s.0.end <= at);
         while at < clip.end {
-            let gap_end = self
-                .spans
-                .get(i)
-                .map_or(clip.end, |s| s.0.start.min(clip.end));
+            let gap_end = self.spans.get(i).map_or(clip.end, |s| s.0.start.min(clip.end));
             if at < gap_end {
-                let span = Clip {
-                    start: at,
-                    end: gap_end,
-                };
-                self.spans
-                    .insert(i, (span, kind.as_ref().map(|k| shifted(k, at - base))));
+                let span = Clip { start: at, end: gap_end };
+                self.spans.insert(i, (span, kind.as_ref().map(|k| shifted(k, at - base))));
                 i += 1;
             }
             at = self.spans.get(i).map_or(clip.end, |s| s.0.end.max(gap_end));
@@ -375,9 +277,9 @@ fn shifted(kind: &FlatKind, by: i128) -> FlatKind {
     let by = u64::try_from(by).unwrap_or(0);
     let mut kind = kind.clone();
     match &mut kind {
-        FlatKind::Ram { offset, .. }
-        | FlatKind::RomDevice { offset, .. }
-        | FlatKind::Mmio { offset, .. } => *offset += by,
+        FlatKind::Ram { offset, .. } | FlatKind::RomDevice { offset, .. } | FlatKind::Mmio { offset, .. } => {
+            *offset += by
+        }
     }
     kind
 }

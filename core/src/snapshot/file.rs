@@ -86,10 +86,7 @@ fn damaged(what: impl Into<String>) -> SnapshotError {
 }
 
 fn encoded<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>, SnapshotError> {
-    rmp_serde::to_vec_named(value).map_err(|e| SnapshotError::Encode {
-        schema: what.to_owned(),
-        reason: e.to_string(),
-    })
+    rmp_serde::to_vec_named(value).map_err(|e| SnapshotError::Encode { schema: what.to_owned(), reason: e.to_string() })
 }
 
 /// Writes a snapshot: contents, all RAM blocks, end.
@@ -114,12 +111,7 @@ pub fn write_snapshot<W: Write + Seek>(
 
 fn saved((path, p): (&str, &Payload)) -> SavedObject {
     let (path, schema) = (path.to_owned(), p.schema.clone());
-    SavedObject {
-        path,
-        schema,
-        version: p.version,
-        body: p.body.clone(),
-    }
+    SavedObject { path, schema, version: p.version, body: p.body.clone() }
 }
 
 fn write_header<W: Write>(out: &mut W, tag: &[u8; 4], len: u64) -> Result<(), SnapshotError> {
@@ -161,12 +153,7 @@ fn write_ram<W: Write + Seek>(out: &mut W, block: &Arc<RamBlock>) -> Result<(), 
     Ok(())
 }
 
-fn write_run<W: Write>(
-    out: &mut W,
-    block: &RamBlock,
-    first: u64,
-    count: u64,
-) -> Result<(), SnapshotError> {
+fn write_run<W: Write>(out: &mut W, block: &RamBlock, first: u64, count: u64) -> Result<(), SnapshotError> {
     let mut data = vec![0; (count * PAGE_SIZE) as usize];
     if !block.read(first * PAGE_SIZE, &mut data) {
         return Err(damaged(format!("RAM block {} changed size", block.name())));
@@ -214,11 +201,7 @@ impl<R: Read> Body<'_, R> {
     }
 
     fn end(&self) -> Result<(), SnapshotError> {
-        if self.left == 0 {
-            Ok(())
-        } else {
-            Err(damaged(format!("the {} section is too long", self.what)))
-        }
+        if self.left == 0 { Ok(()) } else { Err(damaged(format!("the {} section is too long", self.what))) }
     }
 }
 
@@ -247,19 +230,12 @@ pub fn read_snapshot<R: Read>(
     let mut missing = ram.blocks();
     loop {
         let (tag, left) = read_section_header(input)?;
-        let mut body = Body {
-            inner: &mut *input,
-            left,
-            what: "RAM",
-        };
+        let mut body = Body { inner: &mut *input, left, what: "RAM" };
         match &tag {
             b"END " => break body.end()?,
             b"RAM " => read_ram(&mut body, &mut missing)?,
             _ => {
-                return Err(damaged(format!(
-                    "unknown section {:?}",
-                    String::from_utf8_lossy(&tag)
-                )));
+                return Err(damaged(format!("unknown section {:?}", String::from_utf8_lossy(&tag))));
             }
         }
     }
@@ -274,14 +250,10 @@ fn read_file_header<R: Read>(input: &mut R) -> Result<(), SnapshotError> {
     input.read_exact(&mut h).map_err(cut_short)?;
     let version = u32::from_le_bytes([h[8], h[9], h[10], h[11]]);
     if h[..8] != MAGIC {
-        return Err(SnapshotError::NotASnapshot(
-            "the file is not a mimus snapshot".to_owned(),
-        ));
+        return Err(SnapshotError::NotASnapshot("the file is not a mimus snapshot".to_owned()));
     }
     if version != CONTAINER_VERSION {
-        let text = format!(
-            "the snapshot has container version {version}; this program reads {CONTAINER_VERSION}"
-        );
+        let text = format!("the snapshot has container version {version}; this program reads {CONTAINER_VERSION}");
         return Err(SnapshotError::NotASnapshot(text));
     }
     if h[12..] != [0; 4] {
@@ -302,11 +274,7 @@ fn read_section_header<R: Read>(input: &mut R) -> Result<([u8; 4], u64), Snapsho
     Ok(([tag[0], tag[1], tag[2], tag[3]], u64::from_le_bytes(len)))
 }
 
-fn read_small<R: Read>(
-    input: &mut R,
-    want: &[u8; 4],
-    what: &'static str,
-) -> Result<Vec<u8>, SnapshotError> {
+fn read_small<R: Read>(input: &mut R, want: &[u8; 4], what: &'static str) -> Result<Vec<u8>, SnapshotError> {
     let (tag, left) = read_section_header(input)?;
     if tag != *want {
         return Err(damaged(format!("the {what} section is missing")));
@@ -314,22 +282,11 @@ fn read_small<R: Read>(
     if left > MAX_SECTION {
         return Err(damaged(format!("the {what} section claims {left} bytes")));
     }
-    Body {
-        inner: input,
-        left,
-        what,
-    }
-    .rest()
+    Body { inner: input, left, what }.rest()
 }
 
 fn decode<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, SnapshotError> {
-    Payload {
-        schema: what.to_owned(),
-        version: 0,
-        body: bytes.to_vec(),
-    }
-    .decode()
-    .map_err(|e| damaged(e.to_string()))
+    Payload { schema: what.to_owned(), version: 0, body: bytes.to_vec() }.decode().map_err(|e| damaged(e.to_string()))
 }
 
 /// Names are shown in errors.
@@ -347,45 +304,26 @@ fn read_tree(bytes: &[u8]) -> Result<StateTree, SnapshotError> {
         if !is_name(&o.path) || !is_name(&o.schema) {
             return Err(damaged("a name is too long, or not printable"));
         }
-        tree.insert(
-            &o.path,
-            Payload {
-                schema: o.schema,
-                version: o.version,
-                body: o.body,
-            },
-        )?;
+        tree.insert(&o.path, Payload { schema: o.schema, version: o.version, body: o.body })?;
     }
     Ok(tree)
 }
 
-fn read_ram<R: Read>(
-    body: &mut Body<'_, R>,
-    missing: &mut Vec<Arc<RamBlock>>,
-) -> Result<(), SnapshotError> {
+fn read_ram<R: Read>(body: &mut Body<'_, R>, missing: &mut Vec<Arc<RamBlock>>) -> Result<(), SnapshotError> {
     let name_len = body.number()?;
-    let mut name = vec![
-        0;
-        usize::try_from(name_len)
-            .ok()
-            .filter(|&n| n <= MAX_NAME)
-            .ok_or_else(|| damaged("a name is too long"))?
-    ];
+    let mut name =
+        vec![
+            0;
+            usize::try_from(name_len).ok().filter(|&n| n <= MAX_NAME).ok_or_else(|| damaged("a name is too long"))?
+        ];
     body.bytes(&mut name)?;
     let name = String::from_utf8(name).map_err(|_| damaged("a RAM block's name is not UTF-8"))?;
     let at = missing.iter().position(|b| b.name() == name);
     let block = at.map(|i| missing.remove(i));
-    let block = block.ok_or_else(|| {
-        damaged(format!(
-            "RAM block {name:?} is not in this machine, or comes twice"
-        ))
-    })?;
+    let block = block.ok_or_else(|| damaged(format!("RAM block {name:?} is not in this machine, or comes twice")))?;
     let len = body.number()?;
     if len != block.len() {
-        let text = format!(
-            "RAM block {name} has {len:#x} bytes in the snapshot, {:#x} in this machine",
-            block.len()
-        );
+        let text = format!("RAM block {name} has {len:#x} bytes in the snapshot, {:#x} in this machine", block.len());
         return Err(damaged(text));
     }
     if !block.discard(0, block.len()) {
@@ -398,14 +336,8 @@ fn read_ram<R: Read>(
         if count == 0 {
             return body.end();
         }
-        let end = first
-            .checked_add(count)
-            .filter(|&e| first >= next && e <= block.page_count());
-        next = end.ok_or_else(|| {
-            damaged(format!(
-                "RAM block {name}: pages out of order or out of range"
-            ))
-        })?;
+        let end = first.checked_add(count).filter(|&e| first >= next && e <= block.page_count());
+        next = end.ok_or_else(|| damaged(format!("RAM block {name}: pages out of order or out of range")))?;
         for p in first..next {
             body.bytes(&mut page)?;
             if !block.write(p * PAGE_SIZE, &page) {
@@ -424,8 +356,7 @@ mod tests {
 
     fn ram() -> Arc<GuestRam> {
         let ram = GuestRam::new();
-        ram.add_block("ram", 0x20_0000, RamBacking::Private)
-            .unwrap();
+        ram.add_block("ram", 0x20_0000, RamBacking::Private).unwrap();
         ram.add_block("rom", 0x1000, RamBacking::Private).unwrap();
         ram
     }
@@ -451,11 +382,7 @@ mod tests {
     #[test]
     fn round_trip() {
         let (contents, bytes) = sample();
-        assert!(
-            bytes.len() < 0x6000,
-            "zero pages are left out: {:#x}",
-            bytes.len()
-        );
+        assert!(bytes.len() < 0x6000, "zero pages are left out: {:#x}", bytes.len());
         let ram = ram();
         let block = ram.block("ram").unwrap();
         assert!(block.fill(0x10_0000, 0x3000, 0xaa));
@@ -474,27 +401,11 @@ mod tests {
         let (_, bytes) = sample();
         let small = GuestRam::new();
         small.add_block("ram", 0x1000, RamBacking::Private).unwrap();
-        assert!(
-            read(&bytes, &small)
-                .unwrap_err()
-                .to_string()
-                .contains("in this machine")
-        );
+        assert!(read(&bytes, &small).unwrap_err().to_string().contains("in this machine"));
         let more = ram();
-        more.add_block("video", 0x1000, RamBacking::Private)
-            .unwrap();
-        assert!(
-            read(&bytes, &more)
-                .unwrap_err()
-                .to_string()
-                .contains("video is missing")
-        );
-        assert!(
-            read(b"not a snapshot at all", &more)
-                .unwrap_err()
-                .to_string()
-                .contains("not a mimus")
-        );
+        more.add_block("video", 0x1000, RamBacking::Private).unwrap();
+        assert!(read(&bytes, &more).unwrap_err().to_string().contains("video is missing"));
+        assert!(read(b"not a snapshot at all", &more).unwrap_err().to_string().contains("not a mimus"));
     }
 
     #[test]
@@ -535,11 +446,6 @@ mod tests {
         let mut claim = bytes[..16].to_vec();
         claim.extend(b"META\0\0\0\0");
         claim.extend((MAX_SECTION).to_le_bytes());
-        assert!(
-            read(&claim, &ram)
-                .unwrap_err()
-                .to_string()
-                .contains("cut short")
-        );
+        assert!(read(&claim, &ram).unwrap_err().to_string().contains("cut short"));
     }
 }

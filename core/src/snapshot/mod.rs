@@ -6,6 +6,4 @@ pub mod schema;
 
 pub use file::{SnapshotContents, read_snapshot, write_snapshot};
 pub use payload::{Payload, StateTree};
-pub use schema::{
-    SaveRestore, SaveSupport, Schema, Snapshot, SnapshotError, Stateless, decode_state,
-};
+pub use schema::{SaveRestore, SaveSupport, Schema, Snapshot, SnapshotError, Stateless, decode_state};

@@ -23,32 +23,19 @@ pub struct Payload {
 impl Payload {
     /// Encodes a state.
     pub fn encode<T: Serialize>(schema: Schema, state: &T) -> Result<Self, SnapshotError> {
-        let body = rmp_serde::to_vec_named(state).map_err(|e| SnapshotError::Encode {
-            schema: schema.name.to_owned(),
-            reason: e.to_string(),
-        })?;
-        Ok(Self {
-            schema: schema.name.to_owned(),
-            version: schema.version,
-            body,
-        })
+        let body = rmp_serde::to_vec_named(state)
+            .map_err(|e| SnapshotError::Encode { schema: schema.name.to_owned(), reason: e.to_string() })?;
+        Ok(Self { schema: schema.name.to_owned(), version: schema.version, body })
     }
 
     /// Decodes the body, all of it.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, SnapshotError> {
-        let bad = |reason: String| SnapshotError::Body {
-            schema: self.schema.clone(),
-            reason: one_line(&reason),
-        };
+        let bad = |reason: String| SnapshotError::Body { schema: self.schema.clone(), reason: one_line(&reason) };
         let mut rest = self.body.as_slice();
         let mut de = rmp_serde::Deserializer::new(&mut rest);
         de.set_max_depth(MAX_DEPTH);
         let state = T::deserialize(&mut de).map_err(|e| bad(e.to_string()))?;
-        if rest.is_empty() {
-            Ok(state)
-        } else {
-            Err(bad("bytes after the state".to_owned()))
-        }
+        if rest.is_empty() { Ok(state) } else { Err(bad("bytes after the state".to_owned())) }
     }
 }
 
@@ -84,20 +71,14 @@ impl StateTree {
     /// Adds an object; an error if the path is taken.
     pub fn insert(&mut self, path: &str, payload: Payload) -> Result<(), SnapshotError> {
         if self.entries.insert(path.to_owned(), payload).is_some() {
-            return Err(SnapshotError::DuplicatePath {
-                path: path.to_owned(),
-            });
+            return Err(SnapshotError::DuplicatePath { path: path.to_owned() });
         }
         Ok(())
     }
 
     /// Takes an object out; what is left after a restore belongs to no device.
     pub fn take(&mut self, path: &str) -> Result<Payload, SnapshotError> {
-        self.entries
-            .remove(path)
-            .ok_or_else(|| SnapshotError::MissingPath {
-                path: path.to_owned(),
-            })
+        self.entries.remove(path).ok_or_else(|| SnapshotError::MissingPath { path: path.to_owned() })
     }
 
     /// The object at a path.

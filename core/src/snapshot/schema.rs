@@ -70,22 +70,13 @@ pub trait Snapshot: Send + Sync {
 pub fn decode_state<D: SaveRestore>(payload: &Payload) -> Result<D::State, SnapshotError> {
     let Schema { name, version } = D::SCHEMA;
     if payload.schema != name {
-        return Err(SnapshotError::WrongSchema {
-            found: payload.schema.clone(),
-            expected: name,
-        });
+        return Err(SnapshotError::WrongSchema { found: payload.schema.clone(), expected: name });
     }
     if payload.version == version {
         return payload.decode();
     }
-    let upgraded = (payload.version < version)
-        .then(|| D::upgrade(payload.version, payload))
-        .flatten();
-    upgraded.ok_or(SnapshotError::WrongVersion {
-        schema: name,
-        found: payload.version,
-        expected: version,
-    })
+    let upgraded = (payload.version < version).then(|| D::upgrade(payload.version, payload)).flatten();
+    upgraded.ok_or(SnapshotError::WrongVersion { schema: name, found: payload.version, expected: version })
 }
 
 impl<D: SaveRestore + Send> Snapshot for Mutex<D> {
@@ -115,27 +106,16 @@ pub struct Stateless {}
 pub enum SnapshotError {
     /// The payload is of another device.
     #[error("saved state is of a {found}, not of a {expected}")]
-    WrongSchema {
-        found: String,
-        expected: &'static str,
-    },
+    WrongSchema { found: String, expected: &'static str },
     /// The payload's version cannot be read.
     #[error("saved state of {schema} has version {found}; this program reads {expected}")]
-    WrongVersion {
-        schema: &'static str,
-        found: u32,
-        expected: u32,
-    },
+    WrongVersion { schema: &'static str, found: u32, expected: u32 },
     /// The body does not decode.
     #[error("saved state of {schema}: {reason}")]
     Body { schema: String, reason: String },
     /// The body decodes, but says something impossible.
     #[error("saved state of {schema}: {field} is invalid: {reason}")]
-    Invalid {
-        schema: &'static str,
-        field: &'static str,
-        reason: String,
-    },
+    Invalid { schema: &'static str, field: &'static str, reason: String },
     /// A state cannot be encoded.
     #[error("cannot save state of {schema}: {reason}")]
     Encode { schema: String, reason: String },
@@ -153,10 +133,7 @@ pub enum SnapshotError {
     DuplicatePath { path: String },
     /// The state of one device, by path.
     #[error("{path}: {source}")]
-    At {
-        path: String,
-        source: Box<SnapshotError>,
-    },
+    At { path: String, source: Box<SnapshotError> },
     /// The file is damaged.
     #[error("the snapshot is damaged: {0}")]
     Damaged(String),
@@ -171,19 +148,12 @@ pub enum SnapshotError {
 impl SnapshotError {
     /// For `restore_state`: a field with an impossible value.
     pub fn invalid(schema: Schema, field: &'static str, reason: impl Into<String>) -> Self {
-        Self::Invalid {
-            schema: schema.name,
-            field,
-            reason: reason.into(),
-        }
+        Self::Invalid { schema: schema.name, field, reason: reason.into() }
     }
 
     /// Says which device it was.
     pub fn at(self, path: &str) -> Self {
-        Self::At {
-            path: path.to_owned(),
-            source: Box::new(self),
-        }
+        Self::At { path: path.to_owned(), source: Box::new(self) }
     }
 }
 
@@ -214,9 +184,7 @@ mod tests {
             Ok(())
         }
         fn upgrade(from: u32, old: &Payload) -> Option<State> {
-            (from == 1)
-                .then(|| old.decode::<(u32,)>().ok().map(|(count,)| State { count }))
-                .flatten()
+            (from == 1).then(|| old.decode::<(u32,)>().ok().map(|(count,)| State { count })).flatten()
         }
     }
 
@@ -251,11 +219,7 @@ mod tests {
         let mut cut = encode("counter", 2, 1);
         cut.body.truncate(3);
         restore(cut);
-        let huge = Payload {
-            schema: "counter".into(),
-            version: 2,
-            body: vec![0xdf, 0xff, 0xff, 0xff, 0xff],
-        };
+        let huge = Payload { schema: "counter".into(), version: 2, body: vec![0xdf, 0xff, 0xff, 0xff, 0xff] };
         restore(huge);
         assert_eq!(lock(&device).0, 0);
     }

@@ -68,10 +68,7 @@ impl PauseGate {
             power: vec![Power::Off; vcpus],
             held: vec![false; vcpus],
         };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
+        Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -79,9 +76,7 @@ impl PauseGate {
     }
 
     fn wait<'a>(&self, guard: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed
-            .wait(guard)
-            .unwrap_or_else(PoisonError::into_inner)
+        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// On the vCPU's thread: waits until it may run, has work, or must end.

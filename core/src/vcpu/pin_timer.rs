@@ -20,15 +20,8 @@ pub struct PinTimers {
 impl PinTimers {
     /// For these vCPUs, in index order.
     pub fn new(io_thread: &IoThreadHandle, handles: &[Arc<dyn VcpuHandle>]) -> Self {
-        let timers = handles
-            .iter()
-            .map(|_| std::array::from_fn(|_| OnceLock::new()))
-            .collect();
-        Self {
-            io_thread: io_thread.clone(),
-            handles: handles.to_vec(),
-            timers,
-        }
+        let timers = handles.iter().map(|_| std::array::from_fn(|_| OnceLock::new())).collect();
+        Self { io_thread: io_thread.clone(), handles: handles.to_vec(), timers }
     }
 
     /// Raises `pin` of `vcpu` when the virtual clock reaches the deadline; `None` cancels.

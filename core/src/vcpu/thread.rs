@@ -8,8 +8,8 @@
 use super::pause::{Enter, PauseGate, Power};
 use super::work::{VcpuWork, WorkError, WorkQueue};
 use crate::accel::{
-    AccelError, CpuIo, DebugStop, ResetCause, ResetKind, ShutdownCause, StartRequest, Vcpu,
-    VcpuExit, VcpuHandle, VcpuIndex,
+    AccelError, CpuIo, DebugStop, ResetCause, ResetKind, ShutdownCause, StartRequest, Vcpu, VcpuExit, VcpuHandle,
+    VcpuIndex,
 };
 use crate::error::HostError;
 use std::cell::Cell;
@@ -93,43 +93,22 @@ impl VcpuThreads {
     /// Takes the vCPUs, in index order, without starting their threads: what calls back
     /// into them ([`CpuIo`]) may be built around this. `events` is called on vCPU threads
     /// and must not wait for a vCPU.
-    pub fn new(
-        handles: Vec<Arc<dyn VcpuHandle>>,
-        events: impl Fn(VcpuEvent) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new(handles: Vec<Arc<dyn VcpuHandle>>, events: impl Fn(VcpuEvent) + Send + Sync + 'static) -> Self {
         let gate = PauseGate::new(handles.len());
-        let slot = |handle| Slot {
-            handle,
-            queue: WorkQueue::default(),
-            halted: AtomicBool::new(false),
-        };
+        let slot = |handle| Slot { handle, queue: WorkQueue::default(), halted: AtomicBool::new(false) };
         let slots = handles.into_iter().map(slot).collect();
-        Self {
-            shared: Arc::new(Shared {
-                gate,
-                slots,
-                events: Box::new(events),
-            }),
-            threads: Arc::default(),
-        }
+        Self { shared: Arc::new(Shared { gate, slots, events: Box::new(events) }), threads: Arc::default() }
     }
 
     /// Starts a thread for each vCPU.
-    pub fn spawn(
-        &self,
-        vcpus: Vec<Box<dyn Vcpu>>,
-        io: Arc<dyn CpuIo + Send + Sync>,
-    ) -> Result<(), HostError> {
+    pub fn spawn(&self, vcpus: Vec<Box<dyn Vcpu>>, io: Arc<dyn CpuIo + Send + Sync>) -> Result<(), HostError> {
         assert_eq!(vcpus.len(), self.shared.slots.len(), "one vCPU per handle");
         for (i, vcpu) in vcpus.into_iter().enumerate() {
             let (shared, io) = (self.shared.clone(), io.clone());
             let name = format!("vcpu-{i}");
             let body = move || shared.run(i, vcpu, &*io);
             let thread = crate::io_thread::spawn_worker(&name, body)?;
-            self.threads
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(thread);
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(())
     }
@@ -185,11 +164,7 @@ impl VcpuThreads {
     }
 
     /// Has `f` run on the vCPU's thread soon, outside `run`. Any thread; does not wait.
-    pub fn run_on(
-        &self,
-        index: VcpuIndex,
-        f: impl FnOnce(&mut dyn Vcpu) + Send + 'static,
-    ) -> Result<(), WorkError> {
+    pub fn run_on(&self, index: VcpuIndex, f: impl FnOnce(&mut dyn Vcpu) + Send + 'static) -> Result<(), WorkError> {
         self.shared.queue(index, Box::new(f))
     }
 
@@ -216,14 +191,9 @@ impl VcpuThreads {
         if role.exclusive {
             return f();
         }
-        self.shared
-            .gate
-            .begin_exclusive(role.inside, || self.shared.kick_all());
+        self.shared.gate.begin_exclusive(role.inside, || self.shared.kick_all());
         update_role(|r| r.exclusive = true);
-        let section = Section {
-            gate: &self.shared.gate,
-            inside: role.inside,
-        };
+        let section = Section { gate: &self.shared.gate, inside: role.inside };
         let result = f();
         drop(section);
         result
@@ -278,8 +248,7 @@ impl VcpuThreads {
     pub fn stop(&self) {
         self.shared.gate.stop();
         self.shared.kick_all();
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let own = std::thread::current().id();
         for t in threads.into_iter().filter(|t| t.thread().id() != own) {
             let _ = t.join();
@@ -306,10 +275,7 @@ impl Shared {
     }
 
     fn queue(&self, index: VcpuIndex, work: VcpuWork) -> Result<(), WorkError> {
-        let slot = self
-            .slots
-            .get(index.as_usize())
-            .ok_or(WorkError::NoSuchVcpu)?;
+        let slot = self.slots.get(index.as_usize()).ok_or(WorkError::NoSuchVcpu)?;
         if !slot.queue.push(work) {
             return Err(WorkError::Lost);
         }
@@ -339,9 +305,7 @@ impl Shared {
                     update_role(|r| r.inside = false);
                     self.gate.leave();
                     let exit = exit.unwrap_or_else(|_| {
-                        VcpuExit::Failed(AccelError::Other(format!(
-                            "vCPU {number}: the accelerator panicked"
-                        )))
+                        VcpuExit::Failed(AccelError::Other(format!("vCPU {number}: the accelerator panicked")))
                     });
                     self.handle_exit(number, slot, exit);
                 }

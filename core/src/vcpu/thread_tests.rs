@@ -1,9 +1,7 @@
 //! The run loop with a vCPU that counts and asks.
 
 use super::*;
-use crate::accel::{
-    Access, CpuPin, RemoteFence, StateError, TranslateFault, Translation, VcpuSignal,
-};
+use crate::accel::{Access, CpuPin, RemoteFence, StateError, TranslateFault, Translation, VcpuSignal};
 use crate::bus::GuestVirt;
 use crate::clock::VirtualClock;
 use crate::memory::{AddressSpace, MemoryMap, MemoryRegion};
@@ -65,10 +63,7 @@ impl Vcpu for Fake {
             if self.handle.kicked.swap(false, Ordering::SeqCst) {
                 break VcpuExit::Kicked;
             }
-            assert!(
-                !world.exclusive.load(Ordering::SeqCst),
-                "running in an exclusive section"
-            );
+            assert!(!world.exclusive.load(Ordering::SeqCst), "running in an exclusive section");
             if let Some(exit) = (self.program)(self, &world) {
                 break exit;
             }
@@ -109,20 +104,12 @@ impl CpuIo for Io {
 fn machine(n: u32, program: Program) -> (Arc<World>, Vec<Arc<Handle>>, mpsc::Receiver<VcpuEvent>) {
     let handle = |i| {
         let (kicked, pin) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Handle {
-            index: VcpuIndex(i),
-            kicked,
-            pin,
-            signal: VcpuSignal::new(),
-        })
+        Arc::new(Handle { index: VcpuIndex(i), kicked, pin, signal: VcpuSignal::new() })
     };
     let handles: Vec<_> = (0..n).map(handle).collect();
     let (tx, rx) = mpsc::channel();
     let tx = Mutex::new(tx);
-    let dynamic = handles
-        .iter()
-        .map(|h| h.clone() as Arc<dyn VcpuHandle>)
-        .collect();
+    let dynamic = handles.iter().map(|h| h.clone() as Arc<dyn VcpuHandle>).collect();
     let threads = VcpuThreads::new(dynamic, move |e| {
         let _ = tx.lock().unwrap().send(e);
     });
@@ -134,26 +121,12 @@ fn machine(n: u32, program: Program) -> (Arc<World>, Vec<Arc<Handle>>, mpsc::Rec
     });
     let slot = Arc::new(Mutex::new(Some(world.clone())));
     let vcpu = |h: &Arc<Handle>| -> Box<dyn Vcpu> {
-        Box::new(Fake {
-            handle: h.clone(),
-            world: slot.clone(),
-            program,
-            started: None,
-        })
+        Box::new(Fake { handle: h.clone(), world: slot.clone(), program, started: None })
     };
     let vcpus = handles.iter().map(vcpu).collect();
     let map = MemoryMap::new();
     let memory = map.address_space("system", &MemoryRegion::container("system", 0x1000));
-    world
-        .threads
-        .spawn(
-            vcpus,
-            Arc::new(Io {
-                clock: VirtualClock::new(),
-                memory,
-            }),
-        )
-        .unwrap();
+    world.threads.spawn(vcpus, Arc::new(Io { clock: VirtualClock::new(), memory })).unwrap();
     (world, handles, rx)
 }
 
@@ -174,11 +147,7 @@ fn pause_resume_and_work() {
         None
     });
     let t = &world.threads;
-    let how = StartRequest {
-        pc: 0x8000,
-        arg0: 0,
-        arg1: 0,
-    };
+    let how = StartRequest { pc: 0x8000, arg0: 0, arg1: 0 };
     assert!(t.start_vcpu(VcpuIndex(0), how));
     assert!(!t.start_vcpu(VcpuIndex(0), how), "already starting");
     let pc = t.run_on_sync(VcpuIndex(0), |v| v.get_state(StateGroups::Core).pc());
@@ -196,10 +165,7 @@ fn pause_resume_and_work() {
         t.resume();
     }
     assert_eq!(t.run_on_sync(VcpuIndex(1), |_| 5), Ok(5));
-    assert_eq!(
-        t.run_on_sync(VcpuIndex(2), |_| 5),
-        Err(WorkError::NoSuchVcpu)
-    );
+    assert_eq!(t.run_on_sync(VcpuIndex(2), |_| 5), Err(WorkError::NoSuchVcpu));
     t.run_exclusive(|| {
         world.exclusive.store(true, Ordering::SeqCst);
         assert_eq!(world.running.load(Ordering::SeqCst), 0);
@@ -207,9 +173,7 @@ fn pause_resume_and_work() {
         world.exclusive.store(false, Ordering::SeqCst);
     });
     t.power_off(VcpuIndex(1));
-    until("vCPU 1 is off", || {
-        world.running.load(Ordering::SeqCst) == 1
-    });
+    until("vCPU 1 is off", || world.running.load(Ordering::SeqCst) == 1);
     t.stop();
     assert_eq!(world.running.load(Ordering::SeqCst), 0);
     assert_eq!(t.run_on_sync(VcpuIndex(0), |_| ()), Err(WorkError::Lost));
@@ -247,26 +211,17 @@ fn exclusive_sections_from_inside_run() {
 fn halts_end_with_a_pin_and_events_pause() {
     let (world, handles, rx) = machine(1, |v, _| {
         let pending = v.handle.pin.load(Ordering::SeqCst);
-        Some(if pending {
-            VcpuExit::Shutdown(ShutdownCause::GuestPowerOff)
-        } else {
-            VcpuExit::Halted
-        })
+        Some(if pending { VcpuExit::Shutdown(ShutdownCause::GuestPowerOff) } else { VcpuExit::Halted })
     });
     let t = &world.threads;
     assert!(t.power_on(VcpuIndex(0), None));
     t.resume();
-    until("it halts", || {
-        t.status(VcpuIndex(0)) == Some(VcpuStatus::Halted)
-    });
+    until("it halts", || t.status(VcpuIndex(0)) == Some(VcpuStatus::Halted));
     t.pause();
     t.resume();
     handles[0].set_pin(CpuPin::Mtip, true);
     let event = rx.recv_timeout(Duration::from_secs(5));
-    assert!(
-        matches!(event, Ok(VcpuEvent::Shutdown(ShutdownCause::GuestPowerOff))),
-        "{event:?}"
-    );
+    assert!(matches!(event, Ok(VcpuEvent::Shutdown(ShutdownCause::GuestPowerOff))), "{event:?}");
     assert!(t.is_paused());
     t.stop();
 }

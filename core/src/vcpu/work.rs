@@ -60,8 +60,7 @@ impl WorkQueue {
     pub fn pop(&self) -> Option<VcpuWork> {
         let mut items = self.lock();
         let work = items.list.pop_front();
-        self.waiting
-            .store(!items.list.is_empty(), Ordering::Release);
+        self.waiting.store(!items.list.is_empty(), Ordering::Release);
         work
     }
 

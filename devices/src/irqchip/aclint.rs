@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 /// Bytes of the register map.
 pub const SIZE: u64 = 0x1_0000;
 /// Accesses the region takes.
-pub const RULES: AccessRules = AccessRules { valid_min: AccessSize::B4, ..AccessRules::sizes(AccessSize::B4, AccessSize::B8) };
+pub const RULES: AccessRules =
+    AccessRules { valid_min: AccessSize::B4, ..AccessRules::sizes(AccessSize::B4, AccessSize::B8) };
 const MTIMECMP: u64 = 0x4000;
 const MTIME: u64 = 0xbff8;
 const MTIMECMP_END: u64 = MTIME;

@@ -40,10 +40,7 @@ fn machine(number: u16, class64: bool) -> (&'static str, &'static str) {
 
 /// Reads an executable. `what` names it in errors.
 pub fn load(what: &str, bytes: &[u8], guest: &str) -> Result<Kernel, BootError> {
-    let short = |detail: &str| BootError::Truncated {
-        what: what.into(),
-        detail: detail.into(),
-    };
+    let short = |detail: &str| BootError::Truncated { what: what.into(), detail: detail.into() };
     if bytes.len() < 20 {
         return Err(short("its ELF header is incomplete"));
     }
@@ -68,9 +65,7 @@ pub fn load(what: &str, bytes: &[u8], guest: &str) -> Result<Kernel, BootError> 
 fn load_class<H: FileHeader<Endian = Endianness>>(what: &str, bytes: &[u8]) -> Result<Kernel, BootError> {
     let short = |detail: &str| BootError::Truncated { what: what.into(), detail: detail.into() };
     let header = H::parse(bytes).map_err(|_| short("its ELF header is incomplete"))?;
-    let endian = header
-        .endian()
-        .map_err(|err| damaged(what, &err.to_string()))?;
+    let endian = header.endian().map_err(|err| damaged(what, &err.to_string()))?;
     check_type(what, header.e_type(endian))?;
     let headers = header
         .program_headers(endian, bytes)
@@ -79,52 +74,30 @@ fn load_class<H: FileHeader<Endian = Endianness>>(what: &str, bytes: &[u8]) -> R
     let mut total = 0u64;
     let mut entry: u64 = header.e_entry(endian).into();
     let virtual_entry = entry;
-    for ph in headers
-        .iter()
-        .filter(|ph| ph.p_type(endian) == e::PT_LOAD && ph.p_memsz(endian).into() > 0)
-    {
+    for ph in headers.iter().filter(|ph| ph.p_type(endian) == e::PT_LOAD && ph.p_memsz(endian).into() > 0) {
         let (paddr, vaddr, memory_size): (u64, u64, u64) =
             (ph.p_paddr(endian).into(), ph.p_vaddr(endian).into(), ph.p_memsz(endian).into());
         if ph.p_filesz(endian).into() > memory_size || paddr.checked_add(memory_size).is_none() {
-            return Err(damaged(
-                what,
-                &format!("segment at {paddr:#x} has impossible sizes"),
-            ));
+            return Err(damaged(what, &format!("segment at {paddr:#x} has impossible sizes")));
         }
-        let data = ph.data(endian, bytes).map_err(|()| {
-            short(&format!(
-                "segment at {paddr:#x} lies beyond the end of the file"
-            ))
-        })?;
+        let data = ph
+            .data(endian, bytes)
+            .map_err(|()| short(&format!("segment at {paddr:#x} lies beyond the end of the file")))?;
         total = total.saturating_add(memory_size);
         if total > MAX_MEMORY {
             return Err(damaged(what, "its segments ask for more than 4 GiB"));
         }
         // vmlinux is linked at virtual addresses: the entry point is one too, and the CPU
         // starts with translation off.
-        if let Some(offset) = virtual_entry
-            .checked_sub(vaddr)
-            .filter(|o| *o < memory_size)
-        {
+        if let Some(offset) = virtual_entry.checked_sub(vaddr).filter(|o| *o < memory_size) {
             entry = paddr + offset;
         }
-        segments.push(Segment {
-            address: paddr,
-            data: data.to_vec(),
-            memory_size,
-        });
+        segments.push(Segment { address: paddr, data: data.to_vec(), memory_size });
     }
     if segments.is_empty() {
-        return Err(damaged(
-            what,
-            "no segment of it is to be loaded (is it an object file?)",
-        ));
+        return Err(damaged(what, "no segment of it is to be loaded (is it an object file?)"));
     }
-    Ok(Kernel {
-        format: KernelFormat::Elf,
-        entry,
-        segments,
-    })
+    Ok(Kernel { format: KernelFormat::Elf, entry, segments })
 }
 
 /// What the note of this owner and kind holds, in an executable that [`load`] takes.
@@ -151,33 +124,20 @@ fn note_class<H: FileHeader<Endian = Endianness>>(bytes: &[u8], owner: &str, kin
 
 fn machine_checked(number: u16, class64: bool) -> (String, &'static str) {
     let (found, arch) = machine(number, class64);
-    if arch.is_empty() {
-        (format!("{found} (machine number {number})"), arch)
-    } else {
-        (found.into(), arch)
-    }
+    if arch.is_empty() { (format!("{found} (machine number {number})"), arch) } else { (found.into(), arch) }
 }
 
 fn check_type(what: &str, kind: e::FileType) -> Result<(), BootError> {
     match kind {
         e::ET_EXEC | e::ET_DYN => Ok(()),
-        e::ET_REL => Err(damaged(
-            what,
-            "it is an object file, not linked: give the linked executable",
-        )),
+        e::ET_REL => Err(damaged(what, "it is an object file, not linked: give the linked executable")),
         e::ET_CORE => Err(damaged(what, "it is a core dump, not an executable")),
-        other => Err(damaged(
-            what,
-            &format!("ELF type {} is no executable", other.0),
-        )),
+        other => Err(damaged(what, &format!("ELF type {} is no executable", other.0))),
     }
 }
 
 fn damaged(what: &str, detail: &str) -> BootError {
-    BootError::Damaged {
-        what: what.into(),
-        detail: detail.into(),
-    }
+    BootError::Damaged { what: what.into(), detail: detail.into() }
 }
 
 #[cfg(test)]
@@ -216,18 +176,9 @@ pub(crate) mod tests {
 
     #[test]
     fn other_architectures_are_named() {
-        let text = load("-kernel vmlinux", &elf(62, 0, 10), "riscv64")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.starts_with(
-                "-kernel vmlinux is an x86-64 ELF; this is mimus system riscv64: use "
-            ),
-            "{text}"
-        );
-        let text = load("-kernel k", &elf(9999, 0, 10), "riscv64")
-            .unwrap_err()
-            .to_string();
+        let text = load("-kernel vmlinux", &elf(62, 0, 10), "riscv64").unwrap_err().to_string();
+        assert!(text.starts_with("-kernel vmlinux is an x86-64 ELF; this is mimus system riscv64: use "), "{text}");
+        let text = load("-kernel k", &elf(9999, 0, 10), "riscv64").unwrap_err().to_string();
         assert!(text.contains("9999"), "{text}");
     }
 
@@ -235,18 +186,11 @@ pub(crate) mod tests {
     fn truncation_and_objects() {
         let full = elf(243, 0x8000_0000, 100);
         for cut in [10, 30, 100, 150] {
-            let text = load("-kernel k", &full[..cut], "riscv64")
-                .unwrap_err()
-                .to_string();
+            let text = load("-kernel k", &full[..cut], "riscv64").unwrap_err().to_string();
             assert!(text.contains("truncated"), "{cut}: {text}");
         }
         let mut object = full;
         object[16] = 1;
-        assert!(
-            load("-kernel k", &object, "riscv64")
-                .unwrap_err()
-                .to_string()
-                .contains("object file")
-        );
+        assert!(load("-kernel k", &object, "riscv64").unwrap_err().to_string().contains("object file"));
     }
 }

@@ -17,16 +17,10 @@ pub fn is_gzip(bytes: &[u8]) -> bool {
 /// Decompresses `bytes`; `what` names them in errors; `limit` bounds the output in bytes.
 pub fn decompress(what: &str, bytes: &[u8], limit: u64) -> Result<Vec<u8>, BootError> {
     let mut out = Vec::new();
-    match MultiGzDecoder::new(bytes)
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut out)
-    {
+    match MultiGzDecoder::new(bytes).take(limit.saturating_add(1)).read_to_end(&mut out) {
         Ok(_) if out.len() as u64 > limit => Err(BootError::Damaged {
             what: what.into(),
-            detail: format!(
-                "it unpacks to more than {}, which is no kernel",
-                human(limit)
-            ),
+            detail: format!("it unpacks to more than {}, which is no kernel", human(limit)),
         }),
         Ok(_) if out.is_empty() => Err(BootError::Empty { what: what.into() }),
         Ok(_) => Ok(out),
@@ -34,15 +28,9 @@ pub fn decompress(what: &str, bytes: &[u8], limit: u64) -> Result<Vec<u8>, BootE
         Err(_) if !out.is_empty() && padded_tail(bytes) => Ok(out),
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(BootError::Truncated {
             what: what.into(),
-            detail: format!(
-                "its gzip data ends early, after {} unpacked",
-                human(out.len() as u64)
-            ),
+            detail: format!("its gzip data ends early, after {} unpacked", human(out.len() as u64)),
         }),
-        Err(e) => Err(BootError::Damaged {
-            what: what.into(),
-            detail: format!("gzip: {e}"),
-        }),
+        Err(e) => Err(BootError::Damaged { what: what.into(), detail: format!("gzip: {e}") }),
     }
 }
 
@@ -64,32 +52,21 @@ pub(crate) mod tests {
 
     #[test]
     fn round_trip() {
-        let data: Vec<u8> = (0..100_000u32)
-            .map(|i| (i.wrapping_mul(i) >> 3) as u8)
-            .collect();
-        assert_eq!(
-            decompress("-kernel k", &compress(&data), 1 << 20).unwrap(),
-            data
-        );
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(i) >> 3) as u8).collect();
+        assert_eq!(decompress("-kernel k", &compress(&data), 1 << 20).unwrap(), data);
     }
 
     #[test]
     fn a_bomb_is_bounded() {
-        let text = decompress("-kernel k", &compress(&vec![0; 4 << 20]), 1 << 20)
-            .unwrap_err()
-            .to_string();
+        let text = decompress("-kernel k", &compress(&vec![0; 4 << 20]), 1 << 20).unwrap_err().to_string();
         assert!(text.contains("more than 1 MiB"), "{text}");
     }
 
     #[test]
     fn truncation_is_said() {
-        let data: Vec<u8> = (0..50_000u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
+        let data: Vec<u8> = (0..50_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let gz = compress(&data);
-        let text = decompress("-kernel k", &gz[..gz.len() / 2], 1 << 20)
-            .unwrap_err()
-            .to_string();
+        let text = decompress("-kernel k", &gz[..gz.len() / 2], 1 << 20).unwrap_err().to_string();
         assert!(text.contains("truncated"), "{text}");
     }
 }

@@ -58,37 +58,20 @@ impl Kernel {
     pub fn memory_size(&self) -> u64 {
         match self.format {
             KernelFormat::LinuxImage { image_size, .. } => image_size,
-            _ => self
-                .segments
-                .iter()
-                .map(|s| s.memory_size)
-                .max()
-                .unwrap_or(0),
+            _ => self.segments.iter().map(|s| s.memory_size).max().unwrap_or(0),
         }
     }
 
     /// Lowest and highest (exclusive) address of an ELF's segments.
     pub fn extent(&self) -> Option<(u64, u64)> {
         let low = self.segments.iter().map(|s| s.address).min()?;
-        let high = self
-            .segments
-            .iter()
-            .map(|s| s.address.saturating_add(s.memory_size))
-            .max()?;
+        let high = self.segments.iter().map(|s| s.address.saturating_add(s.memory_size)).max()?;
         Some((low, high))
     }
 
     fn raw(bytes: Vec<u8>) -> Self {
         let memory_size = bytes.len() as u64;
-        Kernel {
-            format: KernelFormat::Raw,
-            entry: 0,
-            segments: vec![Segment {
-                address: 0,
-                data: bytes,
-                memory_size,
-            }],
-        }
+        Kernel { format: KernelFormat::Raw, entry: 0, segments: vec![Segment { address: 0, data: bytes, memory_size }] }
     }
 }
 
@@ -127,12 +110,7 @@ fn load_unpacked(what: &str, bytes: Vec<u8>, guest: &str) -> Result<Kernel, Boot
     }
     if magic_at(&bytes, 56) == Some(RISCV_MAGIC2) {
         if guest != "riscv64" {
-            return Err(wrong_architecture(
-                what,
-                "a riscv64 Linux Image",
-                "riscv64",
-                guest,
-            ));
+            return Err(wrong_architecture(what, "a riscv64 Linux Image", "riscv64", guest));
         }
         return load_riscv_image(what, bytes);
     }
@@ -143,10 +121,7 @@ fn load_unpacked(what: &str, bytes: Vec<u8>, guest: &str) -> Result<Kernel, Boot
     if bytes.len() < HEADER {
         return Err(BootError::Truncated {
             what: what.into(),
-            detail: format!(
-                "it has {} bytes, less than any kernel's header",
-                bytes.len()
-            ),
+            detail: format!("it has {} bytes, less than any kernel's header", bytes.len()),
         });
     }
     if bytes[..HEADER].iter().all(|b| *b == 0) {
@@ -179,23 +154,14 @@ fn load_riscv_image(what: &str, bytes: Vec<u8>) -> Result<Kernel, BootError> {
     if file < declared / 2 || pe_sections_end(&bytes).is_some_and(|end| end > file) {
         return Err(BootError::Truncated {
             what: what.into(),
-            detail: format!(
-                "the file has {file} bytes, its header describes more ({declared} in memory)"
-            ),
+            detail: format!("the file has {file} bytes, its header describes more ({declared} in memory)"),
         });
     }
     let image_size = declared.max(file);
     Ok(Kernel {
-        format: KernelFormat::LinuxImage {
-            text_offset,
-            image_size,
-        },
+        format: KernelFormat::LinuxImage { text_offset, image_size },
         entry: 0,
-        segments: vec![Segment {
-            address: 0,
-            data: bytes,
-            memory_size: image_size,
-        }],
+        segments: vec![Segment { address: 0, data: bytes, memory_size: image_size }],
     })
 }
 
@@ -223,11 +189,7 @@ fn zboot_payload<'a>(what: &str, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Bo
     if !bytes.starts_with(b"MZ\0\0zimg") || bytes.len() < HEADER {
         return Ok(None);
     }
-    let kind: Vec<u8> = bytes[24..56]
-        .iter()
-        .copied()
-        .take_while(|b| *b != 0)
-        .collect();
+    let kind: Vec<u8> = bytes[24..56].iter().copied().take_while(|b| *b != 0).collect();
     if kind != b"gzip" {
         let tool = match kind.as_slice() {
             b"zstd" | b"zstd22" => "zstd",
@@ -236,33 +198,21 @@ fn zboot_payload<'a>(what: &str, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Bo
             b"lz4" => "lz4",
             _ => "an unknown method",
         };
-        return Err(BootError::Compressed {
-            what: format!("{what} (EFI zboot)"),
-            tool,
-        });
+        return Err(BootError::Compressed { what: format!("{what} (EFI zboot)"), tool });
     }
     let offset = u32_at(bytes, 8).unwrap_or(0) as usize;
     let size = u32_at(bytes, 12).unwrap_or(0) as usize;
     let end = offset.saturating_add(size);
-    bytes
-        .get(offset..end)
-        .map(Some)
-        .ok_or_else(|| BootError::Truncated {
-            what: what.into(),
-            detail: format!(
-                "its payload ends at byte {end}, the file at {}",
-                bytes.len()
-            ),
-        })
+    bytes.get(offset..end).map(Some).ok_or_else(|| BootError::Truncated {
+        what: what.into(),
+        detail: format!("its payload ends at byte {end}, the file at {}", bytes.len()),
+    })
 }
 
 /// Errors for files that are recognised and cannot be run here.
 pub(super) fn check_foreign(what: &str, bytes: &[u8], guest: &str) -> Result<(), BootError> {
     if let Some(tool) = compression(bytes) {
-        return Err(BootError::Compressed {
-            what: what.into(),
-            tool,
-        });
+        return Err(BootError::Compressed { what: what.into(), tool });
     }
     let foreign = if magic_at(bytes, 0x202) == Some(b"HdrS") {
         // Kernels of 32-bit x86 have the same header.
@@ -278,9 +228,17 @@ pub(super) fn check_foreign(what: &str, bytes: &[u8], guest: &str) -> Result<(),
     };
     match foreign {
         Some((found, arch)) if arch != guest => Err(wrong_architecture(what, found, arch, guest)),
-        _ if bytes.starts_with(&[0x27, 0x05, 0x19, 0x56]) => Err(BootError::unknown_format(what, "it is a U-Boot uImage; boot the Image inside it (dumpimage -p 0)", guest)),
-        _ if bytes.starts_with(&[0xd0, 0x0d, 0xfe, 0xed]) => Err(BootError::unknown_format(what, "it is a device tree: that is -dtb", guest)),
-        _ if bytes.starts_with(b"070701") => Err(BootError::unknown_format(what, "it is a cpio archive: that is -initrd", guest)),
+        _ if bytes.starts_with(&[0x27, 0x05, 0x19, 0x56]) => Err(BootError::unknown_format(
+            what,
+            "it is a U-Boot uImage; boot the Image inside it (dumpimage -p 0)",
+            guest,
+        )),
+        _ if bytes.starts_with(&[0xd0, 0x0d, 0xfe, 0xed]) => {
+            Err(BootError::unknown_format(what, "it is a device tree: that is -dtb", guest))
+        }
+        _ if bytes.starts_with(b"070701") => {
+            Err(BootError::unknown_format(what, "it is a cpio archive: that is -initrd", guest))
+        }
         _ if bytes.starts_with(b"QFI\xfb")
             || bytes.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && bytes.len() > 1 << 20 =>
         {
@@ -299,10 +257,7 @@ fn compression(bytes: &[u8]) -> Option<&'static str> {
         (&[0x04, 0x22, 0x4d, 0x18], "lz4"),
         (&[0x89, b'L', b'Z', b'O'], "lzop"),
     ];
-    MAGICS
-        .iter()
-        .find(|(magic, _)| bytes.starts_with(magic))
-        .map(|(_, tool)| *tool)
+    MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, tool)| *tool)
 }
 
 /// Architecture of a PE file (PE/COFF specification, "Machine Types").
@@ -331,18 +286,12 @@ pub(super) fn wrong_architecture(what: &str, found: &str, arch: &str, guest: &st
     } else {
         format!("use a {guest} kernel")
     };
-    BootError::WrongArchitecture {
-        what: what.into(),
-        found: found.into(),
-        guest: guest.into(),
-        advice,
-    }
+    BootError::WrongArchitecture { what: what.into(), found: found.into(), guest: guest.into(), advice }
 }
 
 pub(super) fn looks_like_text(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(256)];
-    head.iter()
-        .all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7e))
+    head.iter().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7e))
 }
 
 fn magic_at(bytes: &[u8], at: usize) -> Option<&[u8; 4]> {
@@ -350,22 +299,15 @@ fn magic_at(bytes: &[u8], at: usize) -> Option<&[u8; 4]> {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(
-        bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
-    ))
+    Some(u16::from_le_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(
-        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
-    ))
+    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 #[cfg(test)]
@@ -387,18 +329,9 @@ mod tests {
     fn plain_and_gzipped_image() {
         let image = riscv_image(8192, 0x20_0000, 12288);
         let kernel = load_kernel("-kernel k", image.clone(), "riscv64").unwrap();
-        assert_eq!(
-            kernel.format,
-            KernelFormat::LinuxImage {
-                text_offset: 0x20_0000,
-                image_size: 12288
-            }
-        );
+        assert_eq!(kernel.format, KernelFormat::LinuxImage { text_offset: 0x20_0000, image_size: 12288 });
         assert_eq!(kernel.memory_size(), 12288);
-        assert_eq!(
-            load_kernel("-kernel k", gzip::tests::compress(&image), "riscv64").unwrap(),
-            kernel
-        );
+        assert_eq!(load_kernel("-kernel k", gzip::tests::compress(&image), "riscv64").unwrap(), kernel);
     }
 
     #[test]
@@ -412,31 +345,19 @@ mod tests {
         file[24..28].copy_from_slice(b"gzip");
         file.extend(&gz);
         assert!(matches!(
-            load_kernel("-kernel k", file.clone(), "riscv64")
-                .unwrap()
-                .format,
+            load_kernel("-kernel k", file.clone(), "riscv64").unwrap().format,
             KernelFormat::LinuxImage { .. }
         ));
         file.truncate(file.len() - 10);
-        assert!(
-            load_kernel("-kernel k", file, "riscv64")
-                .unwrap_err()
-                .to_string()
-                .contains("truncated")
-        );
+        assert!(load_kernel("-kernel k", file, "riscv64").unwrap_err().to_string().contains("truncated"));
     }
 
     #[test]
     fn a_truncated_image_is_refused() {
         let mut image = riscv_image(65536, 0, 65536);
         image.truncate(20000);
-        let text = load_kernel("-kernel k", image, "riscv64")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("truncated") && text.contains("20000"),
-            "{text}"
-        );
+        let text = load_kernel("-kernel k", image, "riscv64").unwrap_err().to_string();
+        assert!(text.contains("truncated") && text.contains("20000"), "{text}");
     }
 
     #[test]
@@ -446,19 +367,13 @@ mod tests {
         let mut arm = vec![1u8; 4096];
         arm[56..60].copy_from_slice(ARM64_MAGIC);
         for (bytes, name) in [(bz, "an x86 bzImage"), (arm, "an AArch64 Linux Image")] {
-            let text = load_kernel("-kernel vmlinuz", bytes, "riscv64")
-                .unwrap_err()
-                .to_string();
+            let text = load_kernel("-kernel vmlinuz", bytes, "riscv64").unwrap_err().to_string();
             assert!(
-                text.starts_with(&format!(
-                    "-kernel vmlinuz is {name}; this is mimus system riscv64: use "
-                )),
+                text.starts_with(&format!("-kernel vmlinuz is {name}; this is mimus system riscv64: use ")),
                 "{text}"
             );
         }
-        let text = load_kernel("-kernel k", riscv_image(4096, 0, 4096), "x86_64")
-            .unwrap_err()
-            .to_string();
+        let text = load_kernel("-kernel k", riscv_image(4096, 0, 4096), "x86_64").unwrap_err().to_string();
         assert!(text.ends_with("use mimus system riscv64"), "{text}");
     }
 
@@ -473,13 +388,8 @@ mod tests {
             (&[0; 4096], "zeros"),
         ];
         for (bytes, says) in cases {
-            let text = load_kernel("-kernel k", bytes.to_vec(), "riscv64")
-                .unwrap_err()
-                .to_string();
-            assert!(
-                text.contains(says) && text.lines().count() == 1,
-                "{says}: {text}"
-            );
+            let text = load_kernel("-kernel k", bytes.to_vec(), "riscv64").unwrap_err().to_string();
+            assert!(text.contains(says) && text.lines().count() == 1, "{says}: {text}");
         }
     }
 
@@ -502,11 +412,7 @@ mod tests {
         for round in 0..20_000 {
             let mut bytes = match round % 3 {
                 0 => riscv_image(256, 0, 256),
-                1 => b"MZ\0\0zimg"
-                    .iter()
-                    .copied()
-                    .chain(std::iter::repeat_n(7, 200))
-                    .collect(),
+                1 => b"MZ\0\0zimg".iter().copied().chain(std::iter::repeat_n(7, 200)).collect(),
                 _ => super::elf::tests::elf(243, 0x8020_0000, 64),
             };
             for _ in 0..4 {

@@ -65,9 +65,7 @@ pub enum BootError {
         advice: String,
     },
     /// Nothing known.
-    #[error(
-        "{what} is not a kernel that can be booted ({found}): give {accepted}"
-    )]
+    #[error("{what} is not a kernel that can be booted ({found}): give {accepted}")]
     UnknownFormat {
         /// Option and file.
         what: String,
@@ -77,9 +75,7 @@ pub enum BootError {
         accepted: &'static str,
     },
     /// A compressed file whose compression is not read here.
-    #[error(
-        "{what} is compressed with {tool}, which mimus does not read: unpack it first ({tool} -d)"
-    )]
+    #[error("{what} is compressed with {tool}, which mimus does not read: unpack it first ({tool} -d)")]
     Compressed {
         /// Option and file.
         what: String,
@@ -137,35 +133,23 @@ impl BootError {
 ///
 /// Directories, missing and empty files and files above [`MAX_FILE`] are errors.
 pub fn read_file(option: &'static str, path: &Path) -> Result<Vec<u8>, BootError> {
-    let fail = |reason: String| BootError::Read {
-        option,
-        path: path.display().to_string(),
-        reason,
-    };
+    let fail = |reason: String| BootError::Read { option, path: path.display().to_string(), reason };
     let file = File::open(path).map_err(|e| fail(describe_io(&e)))?;
     let meta = file.metadata().map_err(|e| fail(describe_io(&e)))?;
     if meta.is_dir() {
         return Err(fail("is a directory: give a file".into()));
     }
     if meta.len() > MAX_FILE {
-        return Err(fail(format!(
-            "is {} long; at most {} can be loaded",
-            human(meta.len()),
-            human(MAX_FILE)
-        )));
+        return Err(fail(format!("is {} long; at most {} can be loaded", human(meta.len()), human(MAX_FILE))));
     }
     let mut bytes = Vec::new();
     // One byte beyond the limit tells a pipe or a growing file from one that fits.
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| fail(describe_io(&e)))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| fail(describe_io(&e)))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(fail(format!("is longer than {}", human(MAX_FILE))));
     }
     if bytes.is_empty() {
-        return Err(BootError::Empty {
-            what: format!("{option} {}", path.display()),
-        });
+        return Err(BootError::Empty { what: format!("{option} {}", path.display()) });
     }
     Ok(bytes)
 }
@@ -214,16 +198,9 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let empty = dir.join("empty");
         std::fs::write(&empty, b"").unwrap();
-        for (path, says) in [
-            (dir.join("nope"), "no such file"),
-            (empty, "is empty"),
-            (dir.clone(), "is a directory"),
-        ] {
+        for (path, says) in [(dir.join("nope"), "no such file"), (empty, "is empty"), (dir.clone(), "is a directory")] {
             let text = read_file("-kernel", &path).unwrap_err().to_string();
-            assert!(
-                text.starts_with("-kernel ") && text.contains(says),
-                "{text}"
-            );
+            assert!(text.starts_with("-kernel ") && text.contains(says), "{text}");
             assert_eq!(text.lines().count(), 1);
         }
         std::fs::remove_dir_all(&dir).unwrap();

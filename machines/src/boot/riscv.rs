@@ -80,42 +80,24 @@ pub fn place(ram: Ram, parts: Parts<'_>) -> Result<Placement, BootError> {
         Some((what, size)) => Some(place_initrd(ram, fdt, floor, what, size)?),
         None => None,
     };
-    Ok(Placement {
-        kernel: kernel_range,
-        entry,
-        initrd,
-        fdt,
-    })
+    Ok(Placement { kernel: kernel_range, entry, initrd, fdt })
 }
 
 /// Address of a device tree of `size` bytes: as high as allowed, on a 2 MiB boundary.
 pub fn place_fdt(ram: Ram, size: u64) -> Result<u64, BootError> {
-    let top = if ram.base < FDT_CEILING {
-        ram.end().min(FDT_CEILING)
-    } else {
-        ram.end()
-    };
+    let top = if ram.base < FDT_CEILING { ram.end().min(FDT_CEILING) } else { ram.end() };
     let at = top.saturating_sub(size) & !(FDT_ALIGN - 1);
     if at < ram.base + KERNEL_OFFSET {
         return Err(BootError::TooBig {
             what: "the machine".into(),
-            detail: format!(
-                "{} of RAM leave no room for the device tree beside a kernel",
-                human(ram.size)
-            ),
+            detail: format!("{} of RAM leave no room for the device tree beside a kernel", human(ram.size)),
             suggest_mib: 64,
         });
     }
     Ok(at)
 }
 
-fn place_kernel(
-    ram: Ram,
-    fdt: u64,
-    what: &str,
-    kernel: &Kernel,
-    initrd: u64,
-) -> Result<(Range<u64>, u64), BootError> {
+fn place_kernel(ram: Ram, fdt: u64, what: &str, kernel: &Kernel, initrd: u64) -> Result<(Range<u64>, u64), BootError> {
     let (range, entry) = match kernel.format {
         KernelFormat::Elf => {
             let (low, high) = kernel.extent().unwrap_or((ram.base, ram.base));
@@ -125,17 +107,11 @@ fn place_kernel(
             // text_offset counts from the start of RAM the kernel is given; the built-in SBI
             // takes the first 2 MiB, and 0x20_0000 is what every 64-bit kernel says.
             let start = ram.base + text_offset.max(KERNEL_OFFSET).next_multiple_of(FDT_ALIGN);
-            (
-                start..start.saturating_add(kernel.memory_size()),
-                start + kernel.entry,
-            )
+            (start..start.saturating_add(kernel.memory_size()), start + kernel.entry)
         }
         KernelFormat::Raw => {
             let start = ram.base + KERNEL_OFFSET;
-            (
-                start..start.saturating_add(kernel.memory_size()),
-                start + kernel.entry,
-            )
+            (start..start.saturating_add(kernel.memory_size()), start + kernel.entry)
         }
     };
     let in_ram = range.start < ram.end() && range.end > ram.base;
@@ -164,30 +140,20 @@ fn place_kernel(
     Ok((range, entry))
 }
 
-fn place_initrd(
-    ram: Ram,
-    fdt: u64,
-    floor: u64,
-    what: &str,
-    size: u64,
-) -> Result<Range<u64>, BootError> {
+fn place_initrd(ram: Ram, fdt: u64, floor: u64, what: &str, size: u64) -> Result<Range<u64>, BootError> {
     let fits = |start: u64| (size <= fdt.saturating_sub(start)).then(|| start..start + size);
     let lowest = floor.next_multiple_of(PAGE);
-    let preferred = (ram.base + (ram.size / 2).min(INITRD_DISTANCE))
-        .max(lowest)
-        .next_multiple_of(FDT_ALIGN);
-    fits(preferred)
-        .or_else(|| fits(lowest))
-        .ok_or_else(|| BootError::TooBig {
-            what: what.into(),
-            detail: format!(
-                "it has {}, and {} of RAM leave {} after the kernel and the device tree",
-                human(size),
-                human(ram.size),
-                human(fdt.saturating_sub(lowest)),
-            ),
-            suggest_mib: suggest(floor - ram.base, size),
-        })
+    let preferred = (ram.base + (ram.size / 2).min(INITRD_DISTANCE)).max(lowest).next_multiple_of(FDT_ALIGN);
+    fits(preferred).or_else(|| fits(lowest)).ok_or_else(|| BootError::TooBig {
+        what: what.into(),
+        detail: format!(
+            "it has {}, and {} of RAM leave {} after the kernel and the device tree",
+            human(size),
+            human(ram.size),
+            human(fdt.saturating_sub(lowest)),
+        ),
+        suggest_mib: suggest(floor - ram.base, size),
+    })
 }
 
 /// A RAM size, in MiB, that holds kernel and initrd, and the initrd once more unpacked
@@ -204,34 +170,21 @@ mod tests {
 
     fn image(size: u64) -> Kernel {
         Kernel {
-            format: KernelFormat::LinuxImage {
-                text_offset: 0x20_0000,
-                image_size: size,
-            },
+            format: KernelFormat::LinuxImage { text_offset: 0x20_0000, image_size: size },
             entry: 0,
-            segments: vec![Segment {
-                address: 0,
-                data: vec![0; 16],
-                memory_size: size,
-            }],
+            segments: vec![Segment { address: 0, data: vec![0; 16], memory_size: size }],
         }
     }
 
     fn ram(mib: u64) -> Ram {
-        Ram {
-            base: RAM_BASE,
-            size: mib * MIB,
-        }
+        Ram { base: RAM_BASE, size: mib * MIB }
     }
 
     #[test]
     fn the_usual_layout() {
         let kernel = image(30 * MIB);
-        let parts = Parts {
-            kernel: Some(("-kernel k", &kernel)),
-            initrd: Some(("-initrd i", 25 * MIB)),
-            fdt_size: 8192,
-        };
+        let parts =
+            Parts { kernel: Some(("-kernel k", &kernel)), initrd: Some(("-initrd i", 25 * MIB)), fdt_size: 8192 };
         let p = place(ram(512), parts).unwrap();
         assert_eq!(p.entry, Some(0x8020_0000));
         assert_eq!(p.initrd.clone().unwrap().start, RAM_BASE + 128 * MIB);
@@ -264,16 +217,11 @@ mod tests {
     #[test]
     fn an_initrd_too_big_says_the_numbers() {
         let kernel = image(30 * MIB);
-        let parts = Parts {
-            kernel: Some(("-kernel k", &kernel)),
-            initrd: Some(("-initrd big.gz", 100 * MIB)),
-            fdt_size: 8192,
-        };
+        let parts =
+            Parts { kernel: Some(("-kernel k", &kernel)), initrd: Some(("-initrd big.gz", 100 * MIB)), fdt_size: 8192 };
         let text = place(ram(64), parts).unwrap_err().to_string();
         assert!(
-            text.starts_with(
-                "-initrd big.gz does not fit: it has 100 MiB, and 64 MiB of RAM leave 30 MiB"
-            ),
+            text.starts_with("-initrd big.gz does not fit: it has 100 MiB, and 64 MiB of RAM leave 30 MiB"),
             "{text}"
         );
         assert!(text.ends_with("use -m 512M or more"), "{text}");
@@ -284,16 +232,9 @@ mod tests {
     fn tiny_ram_is_an_error() {
         let kernel = image(30 * MIB);
         for mem in [1, 2, 8, 16] {
-            let parts = Parts {
-                kernel: Some(("-kernel k", &kernel)),
-                initrd: None,
-                fdt_size: 8192,
-            };
+            let parts = Parts { kernel: Some(("-kernel k", &kernel)), initrd: None, fdt_size: 8192 };
             let text = place(ram(mem), parts).unwrap_err().to_string();
-            assert!(
-                text.contains("use -m 64M or more") || text.contains("use -m 128M or more"),
-                "{mem}: {text}"
-            );
+            assert!(text.contains("use -m 64M or more") || text.contains("use -m 128M or more"), "{mem}: {text}");
         }
     }
 
@@ -302,22 +243,11 @@ mod tests {
         let kernel = Kernel {
             format: KernelFormat::Elf,
             entry: 0,
-            segments: vec![Segment {
-                address: 0xffff_ffff_0000_0000,
-                data: vec![],
-                memory_size: 4096,
-            }],
+            segments: vec![Segment { address: 0xffff_ffff_0000_0000, data: vec![], memory_size: 4096 }],
         };
-        let text = place(
-            ram(64),
-            Parts {
-                kernel: Some(("-kernel k", &kernel)),
-                initrd: None,
-                fdt_size: 0,
-            },
-        )
-        .unwrap_err()
-        .to_string();
+        let text = place(ram(64), Parts { kernel: Some(("-kernel k", &kernel)), initrd: None, fdt_size: 0 })
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("no memory"), "{text}");
     }
 }

@@ -21,11 +21,7 @@ impl KeyValues {
         for (i, element) in split(text).into_iter().enumerate() {
             match element.split_once('=') {
                 Some(("", _)) => {
-                    return Err(ConfigError::new(
-                        option,
-                        text,
-                        format!("'{element}' has no key before the '='"),
-                    ));
+                    return Err(ConfigError::new(option, text, format!("'{element}' has no key before the '='")));
                 }
                 Some((key, value)) => pairs.push((key.to_owned(), value.to_owned())),
                 None if element.is_empty() && i == 0 && text.is_empty() => {}
@@ -42,12 +38,7 @@ impl KeyValues {
                 },
             }
         }
-        Ok(KeyValues {
-            option: option.into(),
-            text: text.into(),
-            pairs,
-            asked: Vec::new(),
-        })
+        Ok(KeyValues { option: option.into(), text: text.into(), pairs, asked: Vec::new() })
     }
 
     /// The value of `key` (the last, if given more than once).
@@ -88,17 +79,11 @@ impl KeyValues {
             Some(hex) => u64::from_str_radix(hex, 16),
             None => value.parse(),
         };
-        parsed
-            .map(Some)
-            .map_err(|_| self.error(format!("{key}={value}: it takes a whole number")))
+        parsed.map(Some).map_err(|_| self.error(format!("{key}={value}: it takes a whole number")))
     }
 
     /// One of a few words.
-    pub fn take_word<T: Copy>(
-        &mut self,
-        key: &'static str,
-        words: &[(&str, T)],
-    ) -> Result<Option<T>, ConfigError> {
+    pub fn take_word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
         let Some(value) = self.take(key) else {
             return Ok(None);
         };
@@ -194,17 +179,10 @@ pub fn parse_size(text: &str, default_shift: u32) -> Result<u64, String> {
         other => return Err(format!("'{other}' is no unit of size (K, M, G, T): {help}")),
     };
     if let Ok(whole) = digits.parse::<u64>() {
-        return whole
-            .checked_mul(1 << shift)
-            .ok_or_else(|| format!("it is more than 64 bits can count: {help}"));
+        return whole.checked_mul(1 << shift).ok_or_else(|| format!("it is more than 64 bits can count: {help}"));
     }
     match digits.parse::<f64>() {
-        Ok(n)
-            if n.is_finite()
-                && n >= 0.0
-                && digits.contains('.')
-                && n * ((1u64 << shift) as f64) < 9e18 =>
-        {
+        Ok(n) if n.is_finite() && n >= 0.0 && digits.contains('.') && n * ((1u64 << shift) as f64) < 9e18 => {
             Ok((n * (1u64 << shift) as f64) as u64)
         }
         _ => Err(format!("'{digits}' is no number: {help}")),

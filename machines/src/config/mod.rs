@@ -36,11 +36,7 @@ pub struct ConfigError {
 impl ConfigError {
     /// An error about `option`'s `value`.
     pub fn new(option: &str, value: &str, reason: impl Into<String>) -> Self {
-        ConfigError {
-            option: option.into(),
-            value: value.into(),
-            reason: reason.into(),
-        }
+        ConfigError { option: option.into(), value: value.into(), reason: reason.into() }
     }
 }
 
@@ -172,12 +168,7 @@ impl MachineConfig {
         unique("-netdev", self.netdevs.iter().map(|n| n.id.as_str()))?;
         unique("-drive", self.drives.iter().filter_map(|d| d.id.as_deref()))?;
         let known: Vec<&str> = self.chardevs.iter().map(|c| c.id.as_str()).collect();
-        for (option, backend) in self
-            .serials
-            .iter()
-            .map(|s| ("-serial", s))
-            .chain([("-monitor", &self.monitor)])
-        {
+        for (option, backend) in self.serials.iter().map(|s| ("-serial", s)).chain([("-monitor", &self.monitor)]) {
             if let CharBackend::Chardev { id } = backend
                 && !known.contains(&id.as_str())
             {
@@ -203,11 +194,7 @@ impl MachineConfig {
             .count();
         if plain > 1 {
             return Err(ConfigError::new(
-                if uses(&self.monitor) {
-                    "-monitor"
-                } else {
-                    "-serial"
-                },
+                if uses(&self.monitor) { "-monitor" } else { "-serial" },
                 "stdio",
                 "the terminal is in use already; to share it between a serial port and the monitor, use -serial mon:stdio",
             ));
@@ -220,11 +207,7 @@ fn unique<'a>(option: &str, names: impl Iterator<Item = &'a str>) -> Result<(), 
     let mut seen = std::collections::HashSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(ConfigError::new(
-                option,
-                &format!("id={name}"),
-                "this id is given twice: each must differ",
-            ));
+            return Err(ConfigError::new(option, &format!("id={name}"), "this id is given twice: each must differ"));
         }
     }
     Ok(())
@@ -232,11 +215,7 @@ fn unique<'a>(option: &str, names: impl Iterator<Item = &'a str>) -> Result<(), 
 
 /// "known: a, b", or what to do if there are none.
 fn known_names(known: &[&str], none: &str) -> String {
-    if known.is_empty() {
-        none.into()
-    } else {
-        format!("known: {}", known.join(", "))
-    }
+    if known.is_empty() { none.into() } else { format!("known: {}", known.join(", ")) }
 }
 
 /// `-machine TYPE,key=value,…`
@@ -269,14 +248,7 @@ pub struct Smp {
 
 impl Default for Smp {
     fn default() -> Self {
-        Smp {
-            cpus: 1,
-            max_cpus: 1,
-            sockets: 1,
-            clusters: 1,
-            cores: 1,
-            threads: 1,
-        }
+        Smp { cpus: 1, max_cpus: 1, sockets: 1, clusters: 1, cores: 1, threads: 1 }
     }
 }
 

@@ -125,10 +125,10 @@ impl Netdev {
     /// `-netdev BACKEND,id=ID,…`
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut kv = KeyValues::parse("-netdev", text, Some("type"))?;
-        let kind = kv
-            .take("type")
-            .ok_or_else(|| kv.error("the type is missing: -netdev user,id=n0"))?;
-        let id = kv.take("id").ok_or_else(|| kv.error("id= is missing: a netdev is used by its name (-device virtio-net-device,netdev=NAME)"))?;
+        let kind = kv.take("type").ok_or_else(|| kv.error("the type is missing: -netdev user,id=n0"))?;
+        let id = kv.take("id").ok_or_else(|| {
+            kv.error("id= is missing: a netdev is used by its name (-device virtio-net-device,netdev=NAME)")
+        })?;
         let backend = backend(&mut kv, &kind)?;
         kv.finish()?;
         Ok(Netdev { id, backend })
@@ -144,24 +144,13 @@ impl Nic {
         let id = kv.take("id");
         let mac = match kv.take("mac") {
             Some(text) => Some(parse_mac(&text).ok_or_else(|| {
-                kv.error(format!(
-                    "mac={text}: write six hexadecimal bytes, the first even, as 52:54:00:12:34:56"
-                ))
+                kv.error(format!("mac={text}: write six hexadecimal bytes, the first even, as 52:54:00:12:34:56"))
             })?),
             None => None,
         };
-        let backend = if kind == "none" {
-            None
-        } else {
-            Some(backend(&mut kv, &kind)?)
-        };
+        let backend = if kind == "none" { None } else { Some(backend(&mut kv, &kind)?) };
         kv.finish()?;
-        Ok(Nic {
-            backend,
-            model,
-            mac,
-            id,
-        })
+        Ok(Nic { backend, model, mac, id })
     }
 }
 
@@ -176,8 +165,8 @@ fn backend(kv: &mut KeyValues, kind: &str) -> Result<NetdevBackend, ConfigError>
 fn user_net(kv: &mut KeyValues) -> Result<UserNet, ConfigError> {
     let mut net = UserNet::default();
     if let Some(text) = kv.take("net") {
-        (net.network, net.prefix) = parse_network(&text)
-            .ok_or_else(|| kv.error(format!("net={text}: write a network as 10.0.2.0/24")))?;
+        (net.network, net.prefix) =
+            parse_network(&text).ok_or_else(|| kv.error(format!("net={text}: write a network as 10.0.2.0/24")))?;
     }
     net.host = address(kv, "host", net.network, net.prefix)?;
     net.dns = address(kv, "dns", net.network, net.prefix)?;
@@ -189,16 +178,10 @@ fn user_net(kv: &mut KeyValues) -> Result<UserNet, ConfigError> {
     }
     kv.take_bool("ipv6")?;
     for text in kv.take_all("hostfwd") {
-        net.forwards.push(
-            HostForward::parse(&text)
-                .map_err(|reason| kv.error(format!("hostfwd={text}: {reason}")))?,
-        );
+        net.forwards.push(HostForward::parse(&text).map_err(|reason| kv.error(format!("hostfwd={text}: {reason}")))?);
     }
     for (key, instead) in [
-        (
-            "guestfwd",
-            "connect from the guest to the host's address instead",
-        ),
+        ("guestfwd", "connect from the guest to the host's address instead"),
         ("tftp", "use -kernel and -initrd"),
         ("bootfile", "use -kernel and -initrd"),
         ("smb", "serve the files over ssh or HTTP"),
@@ -206,9 +189,7 @@ fn user_net(kv: &mut KeyValues) -> Result<UserNet, ConfigError> {
         ("domainname", "set it in the guest"),
     ] {
         if kv.take(key).is_some() {
-            return Err(kv.error(format!(
-                "{key}= is a key of QEMU that mimus does not have (yet): {instead}"
-            )));
+            return Err(kv.error(format!("{key}= is a key of QEMU that mimus does not have (yet): {instead}")));
         }
     }
     Ok(net)
@@ -224,14 +205,13 @@ fn address(
     let Some(text) = kv.take(key) else {
         return Ok(None);
     };
-    let parsed: Ipv4Addr = text
-        .parse()
-        .map_err(|_| kv.error(format!("{key}={text}: write an IPv4 address as 10.0.2.2")))?;
+    let parsed: Ipv4Addr =
+        text.parse().map_err(|_| kv.error(format!("{key}={text}: write an IPv4 address as 10.0.2.2")))?;
     let mask = mask(prefix);
     if u32::from(parsed) & mask != u32::from(network) & mask {
-        return Err(kv.error(format!(
-            "{key}={text}: it is not in the guest's network {network}/{prefix}; set that with net="
-        )));
+        return Err(
+            kv.error(format!("{key}={text}: it is not in the guest's network {network}/{prefix}; set that with net="))
+        );
     }
     Ok(Some(parsed))
 }
@@ -252,10 +232,7 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split([':', '-']);
     for byte in &mut mac {
-        *byte = parts
-            .next()
-            .filter(|p| (1..=2).contains(&p.len()))
-            .and_then(|p| u8::from_str_radix(p, 16).ok())?;
+        *byte = parts.next().filter(|p| (1..=2).contains(&p.len())).and_then(|p| u8::from_str_radix(p, 16).ok())?;
     }
     (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
@@ -263,7 +240,8 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
 impl HostForward {
     /// `[tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport`
     pub fn parse(text: &str) -> Result<Self, String> {
-        const FORM: &str = "write tcp:127.0.0.1:2222-:22 (protocol, host address, host port, guest address, guest port)";
+        const FORM: &str =
+            "write tcp:127.0.0.1:2222-:22 (protocol, host address, host port, guest address, guest port)";
         let (host, guest) = text.rsplit_once('-').ok_or(FORM)?;
         let mut parts = host.splitn(3, ':');
         let protocol = match parts.next() {
@@ -276,13 +254,7 @@ impl HostForward {
         let (guest_address, guest_port) = guest.split_once(':').ok_or(FORM)?;
         let guest_address = optional_address(guest_address, FORM)?;
         let guest_port = guest_port.parse().ok().filter(|p| *p != 0).ok_or(FORM)?;
-        Ok(HostForward {
-            protocol,
-            host_address,
-            host_port,
-            guest_address,
-            guest_port,
-        })
+        Ok(HostForward { protocol, host_address, host_port, guest_address, guest_port })
     }
 }
 
@@ -290,8 +262,6 @@ fn optional_address(text: &str, form: &str) -> Result<Option<Ipv4Addr>, String> 
     if text.is_empty() {
         Ok(None)
     } else {
-        text.parse()
-            .map(Some)
-            .map_err(|_| format!("'{text}' is no IPv4 address; {form}"))
+        text.parse().map(Some).map_err(|_| format!("'{text}' is no IPv4 address; {form}"))
     }
 }

@@ -2,8 +2,7 @@
 
 use super::keyval::{nearest, parse_size};
 use super::{
-    Accel, CacheMode, ConfigError, Drive, DriveInterface, KeyValues, MachineType, Rtc, RtcBase,
-    RtcClock, Smp,
+    Accel, CacheMode, ConfigError, Drive, DriveInterface, KeyValues, MachineType, Rtc, RtcBase, RtcClock, Smp,
 };
 
 /// Most vCPUs any machine of ours may have; boards set their own, lower limits.
@@ -31,19 +30,10 @@ impl MachineType {
         let mut accels = Vec::new();
         for names in kv.take_all("accel") {
             for name in names.split(':') {
-                accels.push(Accel {
-                    name: check_accel(&kv, name)?,
-                    options: Vec::new(),
-                });
+                accels.push(Accel { name: check_accel(&kv, name)?, options: Vec::new() });
             }
         }
-        Ok((
-            MachineType {
-                name,
-                options: kv.rest(),
-            },
-            accels,
-        ))
+        Ok((MachineType { name, options: kv.rest() }, accels))
     }
 }
 
@@ -51,23 +41,21 @@ impl Accel {
     /// `-accel NAME,key=value,…`
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut kv = KeyValues::parse("-accel", text, Some("accel"))?;
-        let name = kv
-            .take("accel")
-            .ok_or_else(|| kv.error("the name is missing: -accel tcg or -accel kvm"))?;
+        let name = kv.take("accel").ok_or_else(|| kv.error("the name is missing: -accel tcg or -accel kvm"))?;
         let name = check_accel(&kv, &name)?;
-        Ok(Accel {
-            name,
-            options: kv.rest(),
-        })
+        Ok(Accel { name, options: kv.rest() })
     }
 }
 
 fn check_accel(kv: &KeyValues, name: &str) -> Result<String, ConfigError> {
     match name {
         "tcg" | "kvm" | "null" => Ok(name.into()),
-        "hvf" | "whpx" | "nvmm" | "xen" | "qtest" | "mshv" => Err(kv.error(format!("{name} is an accelerator of QEMU that mimus does not have; there are tcg (any guest) and kvm"))),
+        "hvf" | "whpx" | "nvmm" | "xen" | "qtest" | "mshv" => Err(kv.error(format!(
+            "{name} is an accelerator of QEMU that mimus does not have; there are tcg (any guest) and kvm"
+        ))),
         _ => {
-            let hint = nearest(name, ["tcg", "kvm"].into_iter()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
+            let hint =
+                nearest(name, ["tcg", "kvm"].into_iter()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
             Err(kv.error(format!("there is no accelerator '{name}'{hint}; there are tcg (any guest) and kvm (guests of the host's architecture)")))
         }
     }
@@ -89,37 +77,23 @@ impl Smp {
         let (cores, threads) = (count("cores")?, count("threads")?);
         let given = |n: Option<u32>| n.unwrap_or(1);
         let product = |a: u32, b: u32, c: u32, d: u32| {
-            a.checked_mul(b)
-                .and_then(|x| x.checked_mul(c))
-                .and_then(|x| x.checked_mul(d))
+            a.checked_mul(b).and_then(|x| x.checked_mul(c)).and_then(|x| x.checked_mul(d))
         };
-        let asked = product(given(sockets), clusters, given(cores), given(threads))
-            .filter(|n| *n <= MAX_CPUS);
-        let asked =
-            asked.ok_or_else(|| kv.error(format!("that makes more than {MAX_CPUS} vCPUs")))?;
+        let asked = product(given(sockets), clusters, given(cores), given(threads)).filter(|n| *n <= MAX_CPUS);
+        let asked = asked.ok_or_else(|| kv.error(format!("that makes more than {MAX_CPUS} vCPUs")))?;
         let total = max.or(cpus).unwrap_or(asked);
         let cpus = cpus.unwrap_or(total);
         // What is not given follows: cores first, then sockets, as in QEMU since 6.2.
         let (cores, sockets) = match (cores, sockets) {
-            (None, _) => (
-                total / (given(sockets) * clusters * given(threads)),
-                given(sockets),
-            ),
+            (None, _) => (total / (given(sockets) * clusters * given(threads)), given(sockets)),
             (Some(c), None) => (c, total / (c * clusters * given(threads))),
             (Some(c), Some(s)) => (c, s),
         };
-        let smp = Smp {
-            cpus,
-            max_cpus: total,
-            sockets,
-            clusters,
-            cores,
-            threads: given(threads),
-        };
+        let smp = Smp { cpus, max_cpus: total, sockets, clusters, cores, threads: given(threads) };
         if product(sockets, clusters, cores, smp.threads) != Some(total) {
-            return Err(kv.error(format!(
-                "sockets × clusters × cores × threads must make {total}, the number of vCPUs"
-            )));
+            return Err(
+                kv.error(format!("sockets × clusters × cores × threads must make {total}, the number of vCPUs"))
+            );
         }
         if cpus > total {
             return Err(kv.error(format!("cpus={cpus} is more than maxcpus={total}")));
@@ -135,7 +109,9 @@ pub fn parse_memory(text: &str) -> Result<u64, ConfigError> {
     let size = kv.take("size");
     for key in ["slots", "maxmem"] {
         if kv.take(key).is_some() {
-            return Err(kv.error(format!("{key}= is memory hot-plug, which mimus does not have (yet): give all of it as size=")));
+            return Err(kv.error(format!(
+                "{key}= is memory hot-plug, which mimus does not have (yet): give all of it as size="
+            )));
         }
     }
     let size = size.ok_or_else(|| kv.error("the size is missing: -m 512M"))?;
@@ -167,12 +143,20 @@ impl Drive {
             None | Some("virtio") => DriveInterface::Virtio,
             Some("none") => DriveInterface::None,
             Some("pflash") => DriveInterface::Pflash,
-            Some(other @ ("ide" | "scsi" | "sd" | "mtd" | "floppy" | "xen")) => return Err(kv.error(format!("if={other} is an interface this machine does not have: use if=virtio, if=none or if=pflash"))),
-            Some(other) => return Err(kv.error(format!("there is no interface '{other}': use if=virtio, if=none or if=pflash"))),
+            Some(other @ ("ide" | "scsi" | "sd" | "mtd" | "floppy" | "xen")) => {
+                return Err(kv.error(format!(
+                    "if={other} is an interface this machine does not have: use if=virtio, if=none or if=pflash"
+                )));
+            }
+            Some(other) => {
+                return Err(kv.error(format!("there is no interface '{other}': use if=virtio, if=none or if=pflash")));
+            }
         };
         let format = kv.take("format");
         if let Some(format) = format.as_deref().filter(|f| *f != "raw") {
-            return Err(kv.error(format!("format={format}: mimus reads raw images (yet); convert with: qemu-img convert -O raw IN OUT")));
+            return Err(kv.error(format!(
+                "format={format}: mimus reads raw images (yet); convert with: qemu-img convert -O raw IN OUT"
+            )));
         }
         // Each interface here has one bus: a drive's unit on it is its index.
         let (index, unit) = (kv.take_number("index")?, kv.take_number("unit")?);
@@ -183,9 +167,7 @@ impl Drive {
             Some(n) if n > 255 => return Err(kv.error("index= and unit= are at most 255")),
             other => other.map(|n| n as u32),
         };
-        let cdrom = kv
-            .take_word("media", &[("disk", false), ("cdrom", true)])?
-            .unwrap_or(false);
+        let cdrom = kv.take_word("media", &[("disk", false), ("cdrom", true)])?.unwrap_or(false);
         let read_only = kv.take_bool("readonly")?.unwrap_or(cdrom);
         let drive = Drive {
             file: file.map(Into::into),
@@ -198,15 +180,7 @@ impl Drive {
             cdrom,
             cache: kv.take_word("cache", CACHES)?,
             discard: kv
-                .take_word(
-                    "discard",
-                    &[
-                        ("unmap", true),
-                        ("on", true),
-                        ("ignore", false),
-                        ("off", false),
-                    ],
-                )?
+                .take_word("discard", &[("unmap", true), ("on", true), ("ignore", false), ("off", false)])?
                 .unwrap_or(false),
             serial: kv.take("serial"),
         };
@@ -228,19 +202,13 @@ impl Rtc {
         let base = match kv.take("base").as_deref() {
             None | Some("utc") => RtcBase::Utc,
             Some("localtime") => RtcBase::Localtime,
-            Some(date) => RtcBase::Seconds(parse_date(date).ok_or_else(|| {
-                kv.error("base is utc, localtime or a date as 2026-11-25T10:00:00 or 2026-11-25")
-            })?),
+            Some(date) => RtcBase::Seconds(
+                parse_date(date)
+                    .ok_or_else(|| kv.error("base is utc, localtime or a date as 2026-11-25T10:00:00 or 2026-11-25"))?,
+            ),
         };
         let clock = kv
-            .take_word(
-                "clock",
-                &[
-                    ("host", RtcClock::Host),
-                    ("rt", RtcClock::Rt),
-                    ("vm", RtcClock::Vm),
-                ],
-            )?
+            .take_word("clock", &[("host", RtcClock::Host), ("rt", RtcClock::Rt), ("vm", RtcClock::Vm)])?
             .unwrap_or_default();
         kv.take_word("driftfix", &[("none", ()), ("slew", ())])?;
         kv.finish()?;
@@ -252,9 +220,7 @@ impl Rtc {
 fn parse_date(text: &str) -> Option<i64> {
     let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00"));
     let numbers = |text: &str, sep: char| -> Option<[i64; 3]> {
-        let mut it = text
-            .split(sep)
-            .map(|p| p.parse::<u32>().ok().map(i64::from));
+        let mut it = text.split(sep).map(|p| p.parse::<u32>().ok().map(i64::from));
         let out = [it.next()??, it.next()??, it.next()??];
         it.next().is_none().then_some(out)
     };
@@ -262,11 +228,7 @@ fn parse_date(text: &str) -> Option<i64> {
     let [hour, minute, second] = numbers(time, ':')?;
     let days_in = [
         31,
-        if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) {
-            29
-        } else {
-            28
-        },
+        if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) { 29 } else { 28 },
         31,
         30,
         31,
@@ -292,9 +254,7 @@ fn parse_date(text: &str) -> Option<i64> {
     let shifted = if month <= 2 { year - 1 } else { year };
     let month_from_march = (month + 9) % 12;
     let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    let days = shifted * 365 + shifted.div_euclid(4) - shifted.div_euclid(100)
-        + shifted.div_euclid(400)
-        + day_of_year
+    let days = shifted * 365 + shifted.div_euclid(4) - shifted.div_euclid(100) + shifted.div_euclid(400) + day_of_year
         - 719_468;
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
@@ -320,11 +280,7 @@ pub fn parse_log_items(text: &str) -> Result<Vec<String>, ConfigError> {
                 Some(near) => format!("did you mean {near}?"),
                 None => "see -d help".into(),
             };
-            return Err(ConfigError::new(
-                "-d",
-                text,
-                format!("there is no log item '{item}'; {hint}"),
-            ));
+            return Err(ConfigError::new("-d", text, format!("there is no log item '{item}'; {hint}")));
         }
     }
     items.sort();

@@ -32,8 +32,7 @@ impl Package {
     }
 
     fn qualified(&self, name: &str) -> String {
-        self.architecture
-            .map_or(name.to_owned(), |a| format!("{name}:{a}"))
+        self.architecture.map_or(name.to_owned(), |a| format!("{name}:{a}"))
     }
 }
 
@@ -53,11 +52,7 @@ pub struct Record {
 /// Downloads `package` into `work` and unpacks it into `work/root`.
 pub fn fetch(package: Package, work: &Path, progress: &dyn Progress) -> Result<Record, GuestError> {
     let own = own_sources()?;
-    let mut attempts: Vec<String> = package
-        .suites
-        .iter()
-        .filter_map(|s| sources::turned_to(&own, s))
-        .collect();
+    let mut attempts: Vec<String> = package.suites.iter().filter_map(|s| sources::turned_to(&own, s)).collect();
     // On other distributions the package may be in the sources as they are.
     attempts.push(sources::unchanged(&own));
     let mut last = None;
@@ -99,17 +94,8 @@ impl Apt {
         options.push("Acquire::Languages=none".into());
         options.push("Acquire::Retries=3".into());
         // Only package lists are needed, not the other indexes a desktop asks for.
-        for index in [
-            "DEP-11",
-            "DEP-11-icons",
-            "DEP-11-icons-small",
-            "DEP-11-icons-hidpi",
-            "CNF",
-            "Contents-deb",
-        ] {
-            options.push(format!(
-                "Acquire::IndexTargets::deb::{index}::DefaultEnabled=false"
-            ));
+        for index in ["DEP-11", "DEP-11-icons", "DEP-11-icons-small", "DEP-11-icons-hidpi", "CNF", "Contents-deb"] {
+            options.push(format!("Acquire::IndexTargets::deb::{index}::DefaultEnabled=false"));
         }
         // Run by root, apt would drop to a user that cannot write below root's cache.
         options.push("APT::Sandbox::User=root".into());
@@ -129,18 +115,11 @@ impl Apt {
     }
 
     fn run(&self, program: &'static str, args: &[&str]) -> Result<String, GuestError> {
-        let output = self
-            .command(program)
-            .args(args)
-            .output()
-            .map_err(|e| GuestError::tool(program, &e))?;
+        let output = self.command(program).args(args).output().map_err(|e| GuestError::tool(program, &e))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        Err(GuestError::Apt {
-            what: format!("{program} {}", args.join(" ")),
-            says: first_error(&output.stderr),
-        })
+        Err(GuestError::Apt { what: format!("{program} {}", args.join(" ")), says: first_error(&output.stderr) })
     }
 
     fn record(&self, package: Package) -> Result<Record, GuestError> {
@@ -149,21 +128,16 @@ impl Apt {
         let Some(prefix) = package.dependency else {
             return parse_record(&text).ok_or(GuestError::NotFound { package: name });
         };
-        let missing = || GuestError::NotFound {
-            package: format!("{prefix}… (a dependency of {name})"),
-        };
+        let missing = || GuestError::NotFound { package: format!("{prefix}… (a dependency of {name})") };
         let real = dependency(&text, prefix).ok_or_else(missing)?;
         parse_record(&self.show(&package.qualified(&real))?).ok_or_else(missing)
     }
 
     fn show(&self, name: &str) -> Result<String, GuestError> {
-        self.run("apt-cache", &["show", "--no-all-versions", name])
-            .map_err(|e| match e {
-                GuestError::Apt { .. } => GuestError::NotFound {
-                    package: name.to_owned(),
-                },
-                other => other,
-            })
+        self.run("apt-cache", &["show", "--no-all-versions", name]).map_err(|e| match e {
+            GuestError::Apt { .. } => GuestError::NotFound { package: name.to_owned() },
+            other => other,
+        })
     }
 
     fn download(
@@ -187,17 +161,11 @@ impl Apt {
             .spawn()
             .map_err(|e| GuestError::tool("apt-get", &e))?;
         // apt tells how far it is only to terminals; the file's length tells it too.
-        while child
-            .try_wait()
-            .map_err(|e| GuestError::tool("apt-get", &e))?
-            .is_none()
-        {
+        while child.try_wait().map_err(|e| GuestError::tool("apt-get", &e))?.is_none() {
             progress.download(directory_size(&dir), record.size);
             std::thread::sleep(Duration::from_millis(50));
         }
-        let output = child
-            .wait_with_output()
-            .map_err(|e| GuestError::tool("apt-get", &e))?;
+        let output = child.wait_with_output().map_err(|e| GuestError::tool("apt-get", &e))?;
         if !output.status.success() {
             return Err(GuestError::Apt {
                 what: format!("apt-get download {full_name}"),
@@ -232,51 +200,25 @@ fn own_sources() -> Result<Vec<Source>, GuestError> {
             _ => {}
         }
     }
-    if sources.is_empty() {
-        Err(GuestError::NoSources)
-    } else {
-        Ok(sources)
-    }
+    if sources.is_empty() { Err(GuestError::NoSources) } else { Ok(sources) }
 }
 
 /// Where this machine's apt keeps its sources.
 fn source_paths() -> (PathBuf, PathBuf) {
     let output = Command::new("apt-config")
-        .args([
-            "shell",
-            "LIST",
-            "Dir::Etc::sourcelist/f",
-            "PARTS",
-            "Dir::Etc::sourceparts/d",
-        ])
+        .args(["shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d"])
         .output();
-    let text = output
-        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
-        .unwrap_or_default();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     let value = |name: &str, default: &str| -> PathBuf {
-        let found = text
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-        found
-            .map(|v| v.trim_matches('\''))
-            .filter(|v| !v.is_empty())
-            .unwrap_or(default)
-            .into()
+        let found = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+        found.map(|v| v.trim_matches('\'')).filter(|v| !v.is_empty()).unwrap_or(default).into()
     };
-    (
-        value("LIST", "/etc/apt/sources.list"),
-        value("PARTS", "/etc/apt/sources.list.d"),
-    )
+    (value("LIST", "/etc/apt/sources.list"), value("PARTS", "/etc/apt/sources.list.d"))
 }
 
 fn parse_record(text: &str) -> Option<Record> {
     let stanza = text.split("\n\n").next()?;
-    let field = |name: &str| {
-        stanza
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix(": "))
-            .map(str::trim)
-    };
+    let field = |name: &str| stanza.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ")).map(str::trim);
     let sha256 = field("SHA256")?.to_ascii_lowercase();
     (sha256.len() == 64).then_some(())?;
     Some(Record {
@@ -290,36 +232,22 @@ fn parse_record(text: &str) -> Option<Record> {
 /// The first name in the record's `Depends` that begins with `prefix` (Debian policy 7.1).
 fn dependency(text: &str, prefix: &str) -> Option<String> {
     let depends = text.lines().find_map(|l| l.strip_prefix("Depends:"))?;
-    let names = depends
-        .split([',', '|'])
-        .filter_map(|d| d.split([' ', '(', ':']).find(|w| !w.is_empty()));
-    names
-        .into_iter()
-        .find(|n| n.starts_with(prefix))
-        .map(str::to_owned)
+    let names = depends.split([',', '|']).filter_map(|d| d.split([' ', '(', ':']).find(|w| !w.is_empty()));
+    names.into_iter().find(|n| n.starts_with(prefix)).map(str::to_owned)
 }
 
 /// apt's first complaint.
 fn first_error(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
-    let line = text
-        .lines()
-        .find(|l| l.starts_with("E:"))
-        .or_else(|| text.lines().find(|l| !l.trim().is_empty()));
-    line.map_or("no reason given".into(), |l| {
-        l.trim_start_matches("E:").trim().to_owned()
-    })
+    let line = text.lines().find(|l| l.starts_with("E:")).or_else(|| text.lines().find(|l| !l.trim().is_empty()));
+    line.map_or("no reason given".into(), |l| l.trim_start_matches("E:").trim().to_owned())
 }
 
 fn directory_size(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else {
         return 0;
     };
-    entries
-        .flatten()
-        .filter_map(|e| e.metadata().ok())
-        .map(|m| if m.is_file() { m.len() } else { 0 })
-        .sum()
+    entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| if m.is_file() { m.len() } else { 0 }).sum()
 }
 
 fn only_deb(dir: &Path) -> Result<PathBuf, GuestError> {
@@ -328,10 +256,7 @@ fn only_deb(dir: &Path) -> Result<PathBuf, GuestError> {
         .flatten()
         .map(|e| e.path())
         .find(|p| p.extension().is_some_and(|x| x == "deb"))
-        .ok_or_else(|| GuestError::Apt {
-            what: "apt-get download".into(),
-            says: "it left no package".into(),
-        })
+        .ok_or_else(|| GuestError::Apt { what: "apt-get download".into(), says: "it left no package".into() })
 }
 
 fn verify(deb: &Path, record: &Record) -> Result<(), GuestError> {
@@ -339,11 +264,7 @@ fn verify(deb: &Path, record: &Record) -> Result<(), GuestError> {
     if found == record.sha256 {
         Ok(())
     } else {
-        Err(GuestError::Checksum {
-            file: deb.display().to_string(),
-            expected: record.sha256.clone(),
-            found,
-        })
+        Err(GuestError::Checksum { file: deb.display().to_string(), expected: record.sha256.clone(), found })
     }
 }
 
@@ -365,18 +286,12 @@ pub fn sha256_file(path: &Path) -> Result<String, GuestError> {
 fn unpack(deb: &Path, root: &Path) -> Result<(), GuestError> {
     let _ = fs::remove_dir_all(root);
     fs::create_dir_all(root).map_err(|e| GuestError::io("create", root, &e))?;
-    let output = Command::new("dpkg-deb")
-        .arg("-x")
-        .args([deb, root])
-        .output()
-        .map_err(|e| GuestError::tool("dpkg-deb", &e))?;
+    let output =
+        Command::new("dpkg-deb").arg("-x").args([deb, root]).output().map_err(|e| GuestError::tool("dpkg-deb", &e))?;
     if output.status.success() {
         Ok(())
     } else {
-        Err(GuestError::Apt {
-            what: format!("dpkg-deb -x {}", deb.display()),
-            says: first_error(&output.stderr),
-        })
+        Err(GuestError::Apt { what: format!("dpkg-deb -x {}", deb.display()), says: first_error(&output.stderr) })
     }
 }
 
@@ -395,25 +310,12 @@ mod tests {
     #[test]
     fn records() {
         let hash = "ab".repeat(32);
-        let text = format!(
-            "Package: x\nVersion: 1:2-3\nSize: 77\nSHA256: {hash}\n\nPackage: x\nVersion: 9\n"
-        );
+        let text = format!("Package: x\nVersion: 1:2-3\nSize: 77\nSHA256: {hash}\n\nPackage: x\nVersion: 9\n");
         assert_eq!(
             parse_record(&text),
-            Some(Record {
-                package: "x".into(),
-                version: "1:2-3".into(),
-                size: 77,
-                sha256: hash
-            })
+            Some(Record { package: "x".into(), version: "1:2-3".into(), size: 77, sha256: hash })
         );
-        assert_eq!(
-            parse_record("Package: x\nVersion: 1\nSize: 3\nSHA256: 12\n"),
-            None
-        );
-        assert_eq!(
-            first_error(b"W: x\nE: Unable to locate\nE: y\n"),
-            "Unable to locate"
-        );
+        assert_eq!(parse_record("Package: x\nVersion: 1\nSize: 3\nSHA256: 12\n"), None);
+        assert_eq!(first_error(b"W: x\nE: Unable to locate\nE: y\n"), "Unable to locate");
     }
 }

@@ -51,26 +51,9 @@ impl Archive {
 
     fn entry(&mut self, name: &str, mode: u32, data: &[u8], device: (u32, u32)) -> &mut Self {
         self.entries += 1;
-        let links = if mode & DIRECTORY != 0 && mode & REGULAR == 0 {
-            2
-        } else {
-            1
-        };
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            data.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            name.len() as u32 + 1,
-            0,
-        ];
+        let links = if mode & DIRECTORY != 0 && mode & REGULAR == 0 { 2 } else { 1 };
+        let fields =
+            [self.entries, mode, 0, 0, links, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08X}").bytes());
@@ -95,10 +78,7 @@ mod tests {
     #[test]
     fn fields_and_padding() {
         let mut a = Archive::default();
-        a.directory("d")
-            .file("d/f", 0o644, b"hello")
-            .symlink("l", "d/f")
-            .character_device("c", 0o600, 5, 1);
+        a.directory("d").file("d/f", 0o644, b"hello").symlink("l", "d/f").character_device("c", 0o600, 5, 1);
         let bytes = a.finish();
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(&bytes[..14], b"07070100000001");

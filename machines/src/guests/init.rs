@@ -24,11 +24,7 @@ pub fn shell_initrd(dir: &Path) -> Result<PathBuf, GuestError> {
         .file("mimus/init", 0o755, include_bytes!("scripts/shell-init.sh"))
         .file("mimus/shell", 0o755, include_bytes!("scripts/shell.sh"))
         .file("mimus/udhcpc", 0o755, include_bytes!("scripts/udhcpc.sh"))
-        .file(
-            "mimus/bin/poweroff",
-            0o755,
-            include_bytes!("scripts/poweroff.sh"),
-        );
+        .file("mimus/bin/poweroff", 0o755, include_bytes!("scripts/poweroff.sh"));
     let base = dir.join("initrd.gz");
     combined(dir, "initrd-shell", Some(&base), archive)
 }
@@ -47,15 +43,8 @@ pub fn bench_initrd(dir: &Path, busybox: &Path) -> Result<PathBuf, GuestError> {
 }
 
 /// Writes `base` followed by the archive, named by its contents, unless it is there.
-fn combined(
-    dir: &Path,
-    name: &str,
-    base: Option<&Path>,
-    archive: Archive,
-) -> Result<PathBuf, GuestError> {
-    let own = archive
-        .finish_gzip()
-        .map_err(|e| GuestError::io("compress", dir, &e))?;
+fn combined(dir: &Path, name: &str, base: Option<&Path>, archive: Archive) -> Result<PathBuf, GuestError> {
+    let own = archive.finish_gzip().map_err(|e| GuestError::io("compress", dir, &e))?;
     let path = dir.join(format!("{name}-{}.gz", &hex(&Sha256::digest(&own))[..12]));
     if path.exists() {
         return Ok(path);
@@ -73,11 +62,7 @@ fn combined(
 /// What an older version of this program made.
 fn remove_older(dir: &Path, name: &str) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(&format!("{name}-"))
-        {
+        if entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -99,9 +84,7 @@ mod tests {
         assert_eq!(shell_initrd(&dir).unwrap(), path);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
         let unpacked = crate::boot::gzip::decompress("x", &bytes[4..], 1 << 20).unwrap();
-        assert!(
-            unpacked.starts_with(b"070701") && unpacked.windows(11).any(|w| w == b"mimus/init\0")
-        );
+        assert!(unpacked.starts_with(b"070701") && unpacked.windows(11).any(|w| w == b"mimus/init\0"));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

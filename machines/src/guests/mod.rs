@@ -59,9 +59,7 @@ pub enum GuestError {
         says: String,
     },
     /// What came is not what was asked for.
-    #[error(
-        "{file} has SHA-256 {found}, the package list says {expected}: it was damaged on the way; try again"
-    )]
+    #[error("{file} has SHA-256 {found}, the package list says {expected}: it was damaged on the way; try again")]
     Checksum {
         /// The file.
         file: String,
@@ -71,9 +69,7 @@ pub enum GuestError {
         found: String,
     },
     /// A package no longer has a file.
-    #[error(
-        "package {package} {version} has no file {file}: this version of mimus does not know its layout"
-    )]
+    #[error("package {package} {version} has no file {file}: this version of mimus does not know its layout")]
     Layout {
         /// The package.
         package: String,
@@ -104,11 +100,7 @@ impl GuestError {
         } else {
             ""
         };
-        GuestError::Io {
-            verb,
-            path: path.display().to_string(),
-            reason: format!("{e}{hint}"),
-        }
+        GuestError::Io { verb, path: path.display().to_string(), reason: format!("{e}{hint}") }
     }
 
     fn tool(program: &'static str, e: &std::io::Error) -> Self {
@@ -150,14 +142,8 @@ pub const RISCV64: GuestSpec = GuestSpec {
             dependency: None,
         },
         &[
-            Keep {
-                path_ends: "riscv64/linux",
-                name: "linux",
-            },
-            Keep {
-                path_ends: "riscv64/initrd.gz",
-                name: "initrd.gz",
-            },
+            Keep { path_ends: "riscv64/linux", name: "linux" },
+            Keep { path_ends: "riscv64/initrd.gz", name: "initrd.gz" },
         ],
     )],
 };
@@ -166,16 +152,8 @@ pub const RISCV64: GuestSpec = GuestSpec {
 pub const RISCV64_BUSYBOX: GuestSpec = GuestSpec {
     name: "riscv64-busybox",
     parts: &[(
-        Package {
-            name: "busybox-static",
-            architecture: Some("riscv64"),
-            suites: &["trixie", "sid"],
-            dependency: None,
-        },
-        &[Keep {
-            path_ends: "bin/busybox",
-            name: "busybox",
-        }],
+        Package { name: "busybox-static", architecture: Some("riscv64"), suites: &["trixie", "sid"], dependency: None },
+        &[Keep { path_ends: "bin/busybox", name: "busybox" }],
     )],
 };
 
@@ -191,38 +169,14 @@ pub const RISCV64_KERNEL: GuestSpec = GuestSpec {
             dependency: Some("linux-image-"),
         },
         &[
-            Keep {
-                path_ends: "boot/vmlinux-*",
-                name: "linux",
-            },
-            Keep {
-                path_ends: "block/virtio_blk.ko.xz",
-                name: "virtio_blk.ko.xz",
-            },
-            Keep {
-                path_ends: "virtio/virtio_mmio.ko.xz",
-                name: "virtio_mmio.ko.xz",
-            },
-            Keep {
-                path_ends: "hw_random/virtio-rng.ko.xz",
-                name: "virtio-rng.ko.xz",
-            },
-            Keep {
-                path_ends: "virtio/virtio_balloon.ko.xz",
-                name: "virtio_balloon.ko.xz",
-            },
-            Keep {
-                path_ends: "net/virtio_net.ko.xz",
-                name: "virtio_net.ko.xz",
-            },
-            Keep {
-                path_ends: "net/net_failover.ko.xz",
-                name: "net_failover.ko.xz",
-            },
-            Keep {
-                path_ends: "net/core/failover.ko.xz",
-                name: "failover.ko.xz",
-            },
+            Keep { path_ends: "boot/vmlinux-*", name: "linux" },
+            Keep { path_ends: "block/virtio_blk.ko.xz", name: "virtio_blk.ko.xz" },
+            Keep { path_ends: "virtio/virtio_mmio.ko.xz", name: "virtio_mmio.ko.xz" },
+            Keep { path_ends: "hw_random/virtio-rng.ko.xz", name: "virtio-rng.ko.xz" },
+            Keep { path_ends: "virtio/virtio_balloon.ko.xz", name: "virtio_balloon.ko.xz" },
+            Keep { path_ends: "net/virtio_net.ko.xz", name: "virtio_net.ko.xz" },
+            Keep { path_ends: "net/net_failover.ko.xz", name: "net_failover.ko.xz" },
+            Keep { path_ends: "net/core/failover.ko.xz", name: "failover.ko.xz" },
         ],
     )],
 };
@@ -232,57 +186,24 @@ pub const RISCV64_FIRMWARE: GuestSpec = GuestSpec {
     name: "riscv64-firmware",
     parts: &[
         (
-            Package {
-                name: "opensbi",
-                architecture: None,
-                suites: &["trixie"],
-                dependency: None,
-            },
+            Package { name: "opensbi", architecture: None, suites: &["trixie"], dependency: None },
             &[
-                Keep {
-                    path_ends: "generic/fw_dynamic.bin",
-                    name: "fw_dynamic.bin",
-                },
-                Keep {
-                    path_ends: "generic/fw_jump.bin",
-                    name: "fw_jump.bin",
-                },
+                Keep { path_ends: "generic/fw_dynamic.bin", name: "fw_dynamic.bin" },
+                Keep { path_ends: "generic/fw_jump.bin", name: "fw_jump.bin" },
             ],
         ),
         (
-            Package {
-                name: "u-boot-qemu",
-                architecture: None,
-                suites: &["trixie"],
-                dependency: None,
-            },
+            Package { name: "u-boot-qemu", architecture: None, suites: &["trixie"], dependency: None },
             &[
-                Keep {
-                    path_ends: "qemu-riscv64_smode/u-boot.bin",
-                    name: "u-boot-smode.bin",
-                },
-                Keep {
-                    path_ends: "qemu-riscv64/u-boot.bin",
-                    name: "u-boot.bin",
-                },
+                Keep { path_ends: "qemu-riscv64_smode/u-boot.bin", name: "u-boot-smode.bin" },
+                Keep { path_ends: "qemu-riscv64/u-boot.bin", name: "u-boot.bin" },
             ],
         ),
         (
-            Package {
-                name: "qemu-efi-riscv64",
-                architecture: None,
-                suites: &["trixie"],
-                dependency: None,
-            },
+            Package { name: "qemu-efi-riscv64", architecture: None, suites: &["trixie"], dependency: None },
             &[
-                Keep {
-                    path_ends: "RISCV_VIRT_CODE.fd",
-                    name: "edk2-code.fd",
-                },
-                Keep {
-                    path_ends: "RISCV_VIRT_VARS.fd",
-                    name: "edk2-vars.fd",
-                },
+                Keep { path_ends: "RISCV_VIRT_CODE.fd", name: "edk2-code.fd" },
+                Keep { path_ends: "RISCV_VIRT_VARS.fd", name: "edk2-vars.fd" },
             ],
         ),
     ],
@@ -299,14 +220,8 @@ const MANIFEST: &str = "manifest.json";
 
 /// `$XDG_CACHE_HOME/mimus/guests`, or `~/.cache/mimus/guests`.
 pub fn cache_dir() -> Result<PathBuf, GuestError> {
-    let from = |name: &str| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    let base = from("XDG_CACHE_HOME")
-        .filter(|p| p.is_absolute())
-        .or_else(|| from("HOME").map(|h| h.join(".cache")));
+    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = from("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| from("HOME").map(|h| h.join(".cache")));
     Ok(base.ok_or(GuestError::NoHome)?.join("mimus/guests"))
 }
 
@@ -317,29 +232,21 @@ pub fn installed(spec: &GuestSpec, cache: &Path) -> Option<PathBuf> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()?;
     let wanted = spec.parts.iter().flat_map(|(_, keep)| keep.iter());
     for keep in wanted {
-        let (_, length, _) = manifest
-            .files
-            .iter()
-            .find(|(name, _, _)| name == keep.name)?;
+        let (_, length, _) = manifest.files.iter().find(|(name, _, _)| name == keep.name)?;
         (fs::metadata(dir.join(keep.name)).ok()?.len() == *length).then_some(())?;
     }
     Some(dir)
 }
 
 /// The directory of `spec` in `cache`, fetched first if need be.
-pub fn ensure(
-    spec: &GuestSpec,
-    cache: &Path,
-    progress: &dyn Progress,
-) -> Result<PathBuf, GuestError> {
+pub fn ensure(spec: &GuestSpec, cache: &Path, progress: &dyn Progress) -> Result<PathBuf, GuestError> {
     if let Some(dir) = installed(spec, cache) {
         return Ok(dir);
     }
     fs::create_dir_all(cache).map_err(|e| GuestError::io("create", cache, &e))?;
     let lock_path = cache.join(format!(".{}.lock", spec.name));
     let lock = File::create(&lock_path).map_err(|e| GuestError::io("create", &lock_path, &e))?;
-    lock.lock()
-        .map_err(|e| GuestError::io("lock", &lock_path, &e))?;
+    lock.lock().map_err(|e| GuestError::io("lock", &lock_path, &e))?;
     // Someone else may have fetched it while this process waited.
     if let Some(dir) = installed(spec, cache) {
         return Ok(dir);
@@ -351,39 +258,24 @@ pub fn ensure(
     result
 }
 
-fn install(
-    spec: &GuestSpec,
-    cache: &Path,
-    work: &Path,
-    progress: &dyn Progress,
-) -> Result<PathBuf, GuestError> {
+fn install(spec: &GuestSpec, cache: &Path, work: &Path, progress: &dyn Progress) -> Result<PathBuf, GuestError> {
     let staged = work.join("install");
     fs::create_dir_all(&staged).map_err(|e| GuestError::io("create", &staged, &e))?;
-    let mut manifest = Manifest {
-        packages: Vec::new(),
-        files: Vec::new(),
-    };
+    let mut manifest = Manifest { packages: Vec::new(), files: Vec::new() };
     for (package, keep) in spec.parts {
         let record = apt::fetch(*package, work, progress)?;
         for keep in *keep {
-            let found =
-                find(&work.join("root"), keep.path_ends).ok_or_else(|| GuestError::Layout {
-                    package: package.name.into(),
-                    version: record.version.clone(),
-                    file: keep.path_ends.into(),
-                })?;
+            let found = find(&work.join("root"), keep.path_ends).ok_or_else(|| GuestError::Layout {
+                package: package.name.into(),
+                version: record.version.clone(),
+                file: keep.path_ends.into(),
+            })?;
             let to = staged.join(keep.name);
             fs::copy(&found, &to).map_err(|e| GuestError::io("write", &to, &e))?;
-            let length = fs::metadata(&to)
-                .map_err(|e| GuestError::io("read", &to, &e))?
-                .len();
-            manifest
-                .files
-                .push((keep.name.into(), length, apt::sha256_file(&to)?));
+            let length = fs::metadata(&to).map_err(|e| GuestError::io("read", &to, &e))?.len();
+            manifest.files.push((keep.name.into(), length, apt::sha256_file(&to)?));
         }
-        manifest
-            .packages
-            .push((record.package, record.version, record.sha256));
+        manifest.packages.push((record.package, record.version, record.sha256));
     }
     let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
     write_synced(&staged.join(MANIFEST), &text)?;
@@ -406,12 +298,10 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
     use std::io::Write;
     let fail = |e: std::io::Error| GuestError::io("write", path, &e);
     let mut file = File::create(path).map_err(fail)?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| {
-            let _ = fs::remove_file(path);
-            fail(e)
-        })
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| {
+        let _ = fs::remove_file(path);
+        fail(e)
+    })
 }
 
 /// True if `path` ends with `ends`, at a path separator; a `*` at its end stands for the
@@ -477,10 +367,7 @@ mod tests {
         fs::write(guest.join("initrd.gz"), b"rd").unwrap();
         let manifest = Manifest {
             packages: vec![],
-            files: vec![
-                ("linux".into(), 6, String::new()),
-                ("initrd.gz".into(), 2, String::new()),
-            ],
+            files: vec![("linux".into(), 6, String::new()), ("initrd.gz".into(), 2, String::new())],
         };
         fs::write(guest.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
         assert_eq!(installed(&RISCV64, &dir.0), Some(guest.clone()));
@@ -494,10 +381,7 @@ mod tests {
         fs::create_dir_all(dir.0.join("a/riscv64")).unwrap();
         fs::write(dir.0.join("a/riscv64/linux"), b"x").unwrap();
         fs::write(dir.0.join("a/notriscv64linux"), b"x").unwrap();
-        assert_eq!(
-            find(&dir.0, "riscv64/linux"),
-            Some(dir.0.join("a/riscv64/linux"))
-        );
+        assert_eq!(find(&dir.0, "riscv64/linux"), Some(dir.0.join("a/riscv64/linux")));
         assert_eq!(find(&dir.0, "riscv64/initrd.gz"), None);
         assert_eq!(find(&dir.0, "riscv64/lin*"), find(&dir.0, "riscv64/linux"));
         assert_eq!(find(&dir.0, "64/lin*"), None);

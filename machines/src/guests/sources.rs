@@ -38,11 +38,7 @@ impl Source {
         self.components.split_whitespace().any(|c| c == "main")
             && self.suites.iter().any(|s| {
                 let base = s.split_once('-').map_or(s.as_str(), |(base, suffix)| {
-                    if matches!(suffix, "updates" | "backports" | "proposed-updates") {
-                        base
-                    } else {
-                        ""
-                    }
+                    if matches!(suffix, "updates" | "backports" | "proposed-updates") { base } else { "" }
                 });
                 DEBIAN.contains(&base)
             })
@@ -86,12 +82,7 @@ pub fn parse_deb822(text: &str) -> Vec<Source> {
 }
 
 fn source_of(stanza: &[&str]) -> Option<Source> {
-    let mut source = Source {
-        uris: String::new(),
-        suites: Vec::new(),
-        components: String::new(),
-        others: Vec::new(),
-    };
+    let mut source = Source { uris: String::new(), suites: Vec::new(), components: String::new(), others: Vec::new() };
     let mut binary = false;
     // Continuation lines (they begin with a space) belong to the field before.
     let mut fields: Vec<(String, Vec<&str>)> = Vec::new();
@@ -106,10 +97,8 @@ fn source_of(stanza: &[&str]) -> Option<Source> {
     for (name, lines) in fields {
         let value = || {
             let first = lines[0].split_once(':').map_or("", |(_, v)| v);
-            let words: Vec<&str> = first
-                .split_whitespace()
-                .chain(lines[1..].iter().flat_map(|l| l.split_whitespace()))
-                .collect();
+            let words: Vec<&str> =
+                first.split_whitespace().chain(lines[1..].iter().flat_map(|l| l.split_whitespace())).collect();
             words.join(" ")
         };
         match name.as_str() {
@@ -118,12 +107,7 @@ fn source_of(stanza: &[&str]) -> Option<Source> {
             "suites" => source.suites = value().split(' ').map(str::to_owned).collect(),
             "components" => source.components = value(),
             "enabled" if matches!(value().as_str(), "no" | "false" | "0") => return None,
-            "enabled"
-            | "architectures"
-            | "architectures-add"
-            | "architectures-remove"
-            | "targets"
-            | "pdiffs" => {}
+            "enabled" | "architectures" | "architectures-add" | "architectures-remove" | "targets" | "pdiffs" => {}
             _ => source.others.extend(lines.iter().map(|l| (*l).to_owned())),
         }
     }
@@ -137,10 +121,7 @@ pub fn parse_list(text: &str) -> Vec<Source> {
 
 fn parse_line(line: &str) -> Option<Source> {
     let line = line.split('#').next()?.trim();
-    let rest = line
-        .strip_prefix("deb")?
-        .strip_prefix([' ', '\t'])?
-        .trim_start();
+    let rest = line.strip_prefix("deb")?.strip_prefix([' ', '\t'])?.trim_start();
     let (options, rest) = match rest.strip_prefix('[') {
         Some(inner) => inner.split_once(']')?,
         None => ("", rest),
@@ -184,11 +165,7 @@ pub fn turned_to(sources: &[Source], suite: &str) -> Option<String> {
 
 /// A `.sources` file with the sources unchanged.
 pub fn unchanged(sources: &[Source]) -> String {
-    sources
-        .iter()
-        .map(|s| s.stanza(None, None))
-        .collect::<Vec<_>>()
-        .join("\n")
+    sources.iter().map(|s| s.stanza(None, None)).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -230,18 +207,10 @@ Signed-By:
     fn deb822() {
         let sources = parse_deb822(DEB822);
         assert_eq!(sources.len(), 3);
-        assert_eq!(
-            sources.iter().map(Source::is_debian).collect::<Vec<_>>(),
-            [true, false, true]
-        );
+        assert_eq!(sources.iter().map(Source::is_debian).collect::<Vec<_>>(), [true, false, true]);
         let text = turned_to(&sources, "trixie").unwrap();
         assert!(text.starts_with("Types: deb\nURIs: http://mirror.example/debian\nSuites: trixie\nComponents: main\nSigned-By: /usr/share/keyrings/key.gpg\n\n"), "{text}");
-        assert!(
-            text.contains(" -----BEGIN PGP")
-                && !text.contains("security")
-                && !text.contains("amd64"),
-            "{text}"
-        );
+        assert!(text.contains(" -----BEGIN PGP") && !text.contains("security") && !text.contains("amd64"), "{text}");
     }
 
     #[test]
@@ -251,10 +220,7 @@ Signed-By:
         assert_eq!(sources.len(), 3);
         let turned = turned_to(&sources, "trixie").unwrap();
         assert_eq!(turned.matches("URIs:").count(), 2);
-        assert!(
-            turned.contains("Signed-By: /k.gpg") && !turned.contains("third"),
-            "{turned}"
-        );
+        assert!(turned.contains("Signed-By: /k.gpg") && !turned.contains("third"), "{turned}");
         assert!(turned_to(&sources[1..2], "trixie").is_none());
         assert!(unchanged(&sources).contains("Suites: nodistro"));
     }

@@ -7,14 +7,13 @@ use mimus_core::device::Backends;
 use mimus_core::error::HostError;
 use mimus_core::io_thread::IoThreadHandle;
 use mimus_devices::block::host::{OverlayBlock, RawBlock, RawOptions};
-use mimus_devices::char::host::{
-    FileChar, NullChar, PipeChar, PtyChar, SocketAddress, SocketChar, SocketOptions,
-};
+use mimus_devices::char::host::{FileChar, NullChar, PipeChar, PtyChar, SocketAddress, SocketChar, SocketOptions};
 use mimus_devices::net::host::user::{UserNet as UserNetwork, UserNetConfig};
 
 use super::MachineError;
 use crate::config::{
-    CacheMode, CharBackend as CharConfig, ConfigError, Drive, MachineConfig, NetdevBackend, Protocol, SocketAddress as SocketConfig, UserNet,
+    CacheMode, CharBackend as CharConfig, ConfigError, Drive, MachineConfig, NetdevBackend, Protocol,
+    SocketAddress as SocketConfig, UserNet,
 };
 
 /// The name of a `-drive` among the block back ends.
@@ -40,7 +39,9 @@ pub fn open(config: &MachineConfig, backends: &Backends) -> Result<(), MachineEr
     for (index, drive) in config.drives.iter().enumerate() {
         let id = drive_id(index, drive);
         if !backends.add_block(&id, open_drive(drive, config.snapshot)?) {
-            return Err(ConfigError::new("-drive", &format!("id={id}"), "this id is given twice: each must differ").into());
+            return Err(
+                ConfigError::new("-drive", &format!("id={id}"), "this id is given twice: each must differ").into()
+            );
         }
     }
     for netdev in &config.netdevs {
@@ -109,7 +110,8 @@ fn foreign_format(path: &std::path::Path) -> Option<&'static str> {
 
 fn add_network(backends: &Backends, option: &str, id: &str, backend: &NetdevBackend) -> Result<(), MachineError> {
     let NetdevBackend::User(user) = backend;
-    let network = UserNetwork::open(user_config(user)).map_err(|e| MachineError::Other(format!("{option} user: {e}")))?;
+    let network =
+        UserNetwork::open(user_config(user)).map_err(|e| MachineError::Other(format!("{option} user: {e}")))?;
     if !backends.add_net(id, Arc::new(network)) {
         return Err(ConfigError::new(option, &format!("id={id}"), "this id is given twice: each must differ").into());
     }
@@ -161,7 +163,8 @@ pub fn open_char(
                 SocketConfig::Tcp { host, port } => SocketAddress::Tcp { host: host.clone(), port: *port },
                 SocketConfig::Unix { path } => SocketAddress::Unix(path.clone()),
             };
-            let socket = SocketChar::open(io, SocketOptions { address, server: *server, telnet: *telnet }).map_err(named)?;
+            let socket =
+                SocketChar::open(io, SocketOptions { address, server: *server, telnet: *telnet }).map_err(named)?;
             if *server && let Some(at) = socket.local_addr() {
                 eprintln!("{option}: listening on {at}");
             }

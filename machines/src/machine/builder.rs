@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use mimus_core::accel::{AccelVm, Accelerator, EmulationFailure, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig};
+use mimus_core::accel::{
+    AccelVm, Accelerator, EmulationFailure, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
+};
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
 use mimus_core::clock::Clocks;

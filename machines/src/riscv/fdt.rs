@@ -141,9 +141,7 @@ fn cpus(f: &mut FdtWriter, config: &FdtConfig) -> FdtWriterResult<()> {
 
 fn power(f: &mut FdtWriter) -> FdtWriterResult<()> {
     use mimus_devices::misc::syscon::{POWER_OFF, RESET};
-    for (name, compatible, value) in
-        [("poweroff", "syscon-poweroff", POWER_OFF), ("reboot", "syscon-reboot", RESET)]
-    {
+    for (name, compatible, value) in [("poweroff", "syscon-poweroff", POWER_OFF), ("reboot", "syscon-reboot", RESET)] {
         let node = f.begin_node(name)?;
         f.property_string("compatible", compatible)?;
         f.property_u32("regmap", PHANDLE_TEST)?;
@@ -215,8 +213,7 @@ fn interrupt_controllers(f: &mut FdtWriter, config: &FdtConfig) -> FdtWriterResu
     // Numbers are the interrupts' in `mip`.
     let (msip, mtip, meip, seip) = (3, 7, 11, 9);
     if config.machine_mode {
-        let clint: Vec<u32> =
-            (0..config.harts).flat_map(|h| [phandle_intc(h), msip, phandle_intc(h), mtip]).collect();
+        let clint: Vec<u32> = (0..config.harts).flat_map(|h| [phandle_intc(h), msip, phandle_intc(h), mtip]).collect();
         let node = f.begin_node(&format!("clint@{:x}", map::CLINT.base))?;
         f.property_string_list("compatible", vec!["sifive,clint0".into(), "riscv,clint0".into()])?;
         f.property_array_u32("reg", &reg(map::CLINT))?;

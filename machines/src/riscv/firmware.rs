@@ -58,7 +58,11 @@ pub(super) fn add_flash(b: &mut MachineBuilder, config: &MachineConfig) -> Resul
 }
 
 /// Puts fw_cfg in. `for_firmware`: with the kernel and what belongs to it.
-pub(super) fn add_fw_cfg(b: &mut MachineBuilder, config: &MachineConfig, for_firmware: bool) -> Result<(), MachineError> {
+pub(super) fn add_fw_cfg(
+    b: &mut MachineBuilder,
+    config: &MachineConfig,
+    for_firmware: bool,
+) -> Result<(), MachineError> {
     let path = "/machine/fw_cfg";
     let device: Arc<Mutex<FwCfg>> = FwCfg::new(b.context(path).dma());
     fill(&mut mimus_core::device::lock(&device), config, for_firmware)?;
@@ -90,7 +94,13 @@ fn fill(f: &mut FwCfg, config: &MachineConfig, for_firmware: bool) -> Result<(),
     Ok(())
 }
 
-fn add_image(f: &mut FwCfg, option: &'static str, path: &Path, size_key: u16, data_key: u16) -> Result<(), MachineError> {
+fn add_image(
+    f: &mut FwCfg,
+    option: &'static str,
+    path: &Path,
+    size_key: u16,
+    data_key: u16,
+) -> Result<(), MachineError> {
     let data = boot::read_file(option, path)?;
     let fail = |e: fw_cfg::FwCfgError| MachineError::other(format!("{option} {}: {e}", path.display()));
     let size = u32::try_from(data.len()).unwrap_or(u32::MAX);

@@ -97,7 +97,10 @@ pub struct Format {
 pub enum Piece {
     Text(String),
     /// Argument name and the function that displays it.
-    Arg { name: String, kind: String },
+    Arg {
+        name: String,
+        kind: String,
+    },
 }
 
 /// An instruction encoding.

@@ -227,9 +227,9 @@ impl Parser {
         args.iter()
             .map(|arg| {
                 let found = body.assigns.iter().find(|(name, _)| *name == arg.name);
-                found.map(|(_, value)| *value).ok_or_else(|| {
-                    place.error(format!("argument '{}' has no value; add {0}=…", arg.name))
-                })
+                found
+                    .map(|(_, value)| *value)
+                    .ok_or_else(|| place.error(format!("argument '{}' has no value; add {0}=…", arg.name)))
             })
             .collect()
     }

@@ -203,9 +203,7 @@ impl<F: GuestFrontend> Cpu<F> {
         let mut done = 0;
         while done < size.bytes() {
             let at = pa.0.wrapping_add(done.into());
-            let fits = |piece: &Size| {
-                at.is_multiple_of(piece.bytes().into()) && piece.bytes() <= size.bytes() - done
-            };
+            let fits = |piece: &Size| at.is_multiple_of(piece.bytes().into()) && piece.bytes() <= size.bytes() - done;
             let piece = [Size::B8, Size::B4, Size::B2].into_iter().find(fits).unwrap_or(Size::B1);
             f(GuestPhys(at), piece, 8 * done)?;
             done += piece.bytes();

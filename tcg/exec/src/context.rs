@@ -174,7 +174,8 @@ impl Context {
         !self.local.is_empty()
     }
 
-    /// Drops the page at `va`, and every page of the large mappings that contain it.
+    /// Drops the page at `va`, and every page of the large mappings that contain it; also what differs from it in
+    /// bits 32 and up only, since a guest whose addresses have 32 bits may have entered the page under several.
     pub fn drop_page(&mut self, va: u64) {
         self.drop_entry(va);
         let mut flush_all = false;
@@ -202,21 +203,15 @@ impl Context {
 
     /// Drops the page at `va` alone, whatever size the guest's mapping has.
     pub fn drop_entry(&mut self, va: u64) {
-        const L: ContextLayout = ContextLayout::STANDARD;
-        let page = va & !(PAGE - 1);
-        let index = index_of(va);
-        for array in [L.read_tag, L.write_tag, L.exec_tag] {
-            if self.get(array, index) == page {
-                self.set(array, index, INVALID);
-            }
-        }
+        self.clear_if_used(index_of(va));
     }
 
     /// Clears an index without touching host memory that was never filled.
     fn clear_if_used(&mut self, index: usize) {
         const L: ContextLayout = ContextLayout::STANDARD;
         for array in [L.read_tag, L.write_tag, L.exec_tag] {
-            if self.get(array, index) != 0 {
+            // Page 0's tag is zero.
+            if self.get(array, index) != 0 || index == 0 {
                 self.set(array, index, INVALID);
             }
         }
@@ -257,6 +252,27 @@ mod tests {
         let c = Context::new().unwrap();
         assert_eq!(c.lookup_read(0), None);
         assert_eq!(c.code_table(0), None);
+    }
+
+    #[test]
+    fn page_zero_can_be_dropped() {
+        let mut c = Context::new().unwrap();
+        c.fill_data(&data(0, 0x7000_0000, true));
+        assert_eq!(c.lookup_read(8), Some(0x7000_0008));
+        c.drop_page(0);
+        assert_eq!(c.lookup_read(8), None);
+        c.fill_data(&DataFill { mapping_size: 2 << 20, ..data(0, 0x7000_0000, true) });
+        c.drop_page(0x10_0000);
+        assert_eq!(c.lookup_read(8), None, "as part of a large mapping");
+    }
+
+    #[test]
+    fn a_page_is_dropped_under_every_name_of_32_bits() {
+        let mut c = Context::new().unwrap();
+        let name = 0xffff_ffff_ffff_f000;
+        c.fill_data(&data(name, 0x7000_0000, true));
+        c.drop_page(0xffff_f000);
+        assert_eq!(c.lookup_read(name), None);
     }
 
     #[test]

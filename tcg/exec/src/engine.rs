@@ -6,8 +6,8 @@ use mimus_core::memory::{AddressSpace, CodeWriteListener, FlatView, MemoryListen
 use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Stubs};
 
-use crate::code::mapping::CodeMapping;
 use crate::code::CodeStore;
+use crate::code::mapping::CodeMapping;
 use crate::env::{Cpu, KICK_EVENT, Peer, Request};
 use crate::frontend::{GuestFrontend, Helper};
 use crate::runtime;

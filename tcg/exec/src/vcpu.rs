@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use mimus_arch::{CpuModel, CpuState, StateGroups};
 use mimus_core::accel::{
-    self, CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu, VcpuDebug,
-    VcpuExit, VcpuHandle, VcpuIndex, VcpuSignal,
+    self, CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu,
+    VcpuDebug, VcpuExit, VcpuHandle, VcpuIndex, VcpuSignal,
 };
 use mimus_core::bus::{GuestPhys, GuestVirt};
 use mimus_tcg_ir::backend::ExitCode;

@@ -30,8 +30,7 @@ fn run() -> Result<(), String> {
         let path = Path::new("decode").join(name);
         texts.push(std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?);
     }
-    let sources: Vec<Source<'_>> =
-        TABLES.iter().zip(&texts).map(|(name, text)| Source { name, text }).collect();
+    let sources: Vec<Source<'_>> = TABLES.iter().zip(&texts).map(|(name, text)| Source { name, text }).collect();
     let options = Options { extension: "mimus_arch::riscv::Ext", display: "crate::disasm::display" };
     let source = generate(&sources, &options).map_err(|error| format!("decode/{error}"))?;
     let out = std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run me from cargo")?;

@@ -1,8 +1,8 @@
 //! Addition, subtraction, multiplication, division, square root and fused multiply-add.
 
 use crate::format::{
-    Float, Kind, Unpacked, infinity, invalid, propagate_nan, round_pack, round_pack_wide,
-    shift_right_jam, shift_right_jam128, unpack, with_sign, zero, zero_sum,
+    Float, Kind, Unpacked, infinity, invalid, propagate_nan, round_pack, round_pack_wide, shift_right_jam,
+    shift_right_jam128, unpack, with_sign, zero, zero_sum,
 };
 use crate::status::{Flags, FloatStatus};
 
@@ -36,19 +36,11 @@ fn add_signed<F: Float>(a: F, b: F, negate_b: bool, st: &mut FloatStatus) -> F {
 }
 
 fn add_finite<F: Float>(x: Unpacked, y: Unpacked, st: &mut FloatStatus) -> F {
-    let (big, small) = if (x.exp, x.sig) >= (y.exp, y.sig) {
-        (x, y)
-    } else {
-        (y, x)
-    };
+    let (big, small) = if (x.exp, x.sig) >= (y.exp, y.sig) { (x, y) } else { (y, x) };
     // One bit is free at the top for the carry. At least ten are free at the bottom, so that the sticky bit
     // stays below the rounding point: a shift by two or more loses at most one leading bit to cancellation.
     let aligned = shift_right_jam(small.sig >> 1, (big.exp - small.exp) as u32);
-    let sum = if big.sign == small.sign {
-        (big.sig >> 1) + aligned
-    } else {
-        (big.sig >> 1) - aligned
-    };
+    let sum = if big.sign == small.sign { (big.sig >> 1) + aligned } else { (big.sig >> 1) - aligned };
     if sum == 0 {
         return zero_sum(st);
     }
@@ -96,12 +88,7 @@ pub fn div<F: Float>(a: F, b: F, st: &mut FloatStatus) -> F {
             let quotient = (dividend / divisor) as u64;
             let lead = quotient.leading_zeros();
             let sticky = u64::from(dividend % divisor != 0);
-            round_pack(
-                sign,
-                x.exp - y.exp - lead as i32,
-                quotient << lead | sticky,
-                st,
-            )
+            round_pack(sign, x.exp - y.exp - lead as i32, quotient << lead | sticky, st)
         }
     }
 }
@@ -132,22 +119,12 @@ pub fn fma<F: Float>(a: F, b: F, c: F, st: &mut FloatStatus) -> F {
 }
 
 /// `fma` with the product, the addend or both negated; the signs of NaNs are not touched.
-pub fn fma_negate<F: Float>(
-    a: F,
-    b: F,
-    c: F,
-    negate_product: bool,
-    negate_addend: bool,
-    st: &mut FloatStatus,
-) -> F {
+pub fn fma_negate<F: Float>(a: F, b: F, c: F, negate_product: bool, negate_addend: bool, st: &mut FloatStatus) -> F {
     if a.is_nan() || b.is_nan() {
         return propagate_nan(&[a, b, c], st);
     }
     let (x, y) = (unpack(a), unpack(b));
-    let product_invalid = matches!(
-        (x.kind, y.kind),
-        (Kind::Infinite, Kind::Zero) | (Kind::Zero, Kind::Infinite)
-    );
+    let product_invalid = matches!((x.kind, y.kind), (Kind::Infinite, Kind::Zero) | (Kind::Zero, Kind::Infinite));
     if product_invalid {
         st.raise(Flags::NV);
     }
@@ -162,34 +139,19 @@ pub fn fma_negate<F: Float>(
     let sign = x.sign ^ y.sign ^ negate_product;
     let addend = || with_sign(z.sign, c.to_raw() & !F::SIGN);
     if x.kind == Kind::Infinite || y.kind == Kind::Infinite {
-        return if z.kind == Kind::Infinite && z.sign != sign {
-            invalid(st)
-        } else {
-            infinity(sign)
-        };
+        return if z.kind == Kind::Infinite && z.sign != sign { invalid(st) } else { infinity(sign) };
     }
     match (x.kind == Kind::Zero || y.kind == Kind::Zero, z.kind) {
         (_, Kind::Infinite) | (true, Kind::Finite) => addend(),
         (true, Kind::Zero) if sign == z.sign => zero(sign),
         (true, Kind::Zero) => zero_sum(st),
-        (false, Kind::Zero) => round_pack_wide(
-            sign,
-            x.exp + y.exp,
-            u128::from(x.sig) * u128::from(y.sig),
-            st,
-        ),
+        (false, Kind::Zero) => round_pack_wide(sign, x.exp + y.exp, u128::from(x.sig) * u128::from(y.sig), st),
         (false, Kind::Finite) => fma_finite(sign, x, y, z, st),
     }
 }
 
 /// `±x*y + z` of finite non-zero numbers, `sign` being the product's.
-fn fma_finite<F: Float>(
-    sign: bool,
-    x: Unpacked,
-    y: Unpacked,
-    z: Unpacked,
-    st: &mut FloatStatus,
-) -> F {
+fn fma_finite<F: Float>(sign: bool, x: Unpacked, y: Unpacked, z: Unpacked, st: &mut FloatStatus) -> F {
     // Both terms get their leading bit at 126, leaving 127 for the carry. Significands have at most 53
     // bits, so the product has 22 zeros at the bottom: halving it is exact, and so is aligning it unless
     // the shift is large enough that at most one leading bit can cancel.
@@ -207,11 +169,7 @@ fn fma_finite<F: Float>(
         (addend, product, z.exp, z.exp - exp, z.sign)
     };
     let aligned = shift_right_jam128(small, shift as u32);
-    let sum = if sign == z.sign {
-        big + aligned
-    } else {
-        big - aligned
-    };
+    let sum = if sign == z.sign { big + aligned } else { big - aligned };
     if sum == 0 {
         return zero_sum(st);
     }

@@ -37,10 +37,7 @@ pub fn lt<F: Float>(a: F, b: F, st: &mut FloatStatus) -> bool {
 
 /// `a <= b`, signalling.
 pub fn le<F: Float>(a: F, b: F, st: &mut FloatStatus) -> bool {
-    matches!(
-        compare(a, b, true, st),
-        Some(Ordering::Less | Ordering::Equal)
-    )
+    matches!(compare(a, b, true, st), Some(Ordering::Less | Ordering::Equal))
 }
 
 /// `a == b`, signalling.
@@ -55,10 +52,7 @@ pub fn lt_quiet<F: Float>(a: F, b: F, st: &mut FloatStatus) -> bool {
 
 /// `a <= b`, quiet.
 pub fn le_quiet<F: Float>(a: F, b: F, st: &mut FloatStatus) -> bool {
-    matches!(
-        compare(a, b, false, st),
-        Some(Ordering::Less | Ordering::Equal)
-    )
+    matches!(compare(a, b, false, st), Some(Ordering::Less | Ordering::Equal))
 }
 
 /// minimumNumber (IEEE 754-2019, 9.6): -0 is below +0, one NaN gives the other operand, and a signalling NaN
@@ -114,11 +108,7 @@ impl FloatClass {
 pub fn classify<F: Float>(a: F) -> FloatClass {
     let magnitude = a.to_raw() & !F::SIGN;
     let (negative, positive) = if a.is_nan() {
-        return if a.is_signalling_nan() {
-            FloatClass::SignallingNan
-        } else {
-            FloatClass::QuietNan
-        };
+        return if a.is_signalling_nan() { FloatClass::SignallingNan } else { FloatClass::QuietNan };
     } else if magnitude == F::INFINITY {
         (FloatClass::NegativeInfinity, FloatClass::PositiveInfinity)
     } else if magnitude > F::FRAC_MASK {

@@ -1,8 +1,6 @@
 //! Conversions between floating-point formats and to and from integers, and rounding to an integral number.
 
-use crate::format::{
-    Float, Kind, infinity, propagate_nan, round_pack, round_shift, unpack, with_sign, zero,
-};
+use crate::format::{Float, Kind, infinity, propagate_nan, round_pack, round_shift, unpack, with_sign, zero};
 use crate::status::{Flags, FloatStatus};
 
 /// A float as a float of another format (or the same, which makes a NaN quiet and changes nothing else). A
@@ -80,11 +78,7 @@ fn to_magnitude<F: Float>(a: F, st: &FloatStatus) -> Result<(bool, u64, bool), b
 fn to_int<F: Float>(a: F, min: i64, max: u64, st: &mut FloatStatus) -> i128 {
     let value = match to_magnitude(a, st) {
         Ok((sign, magnitude, inexact)) => {
-            let value = if sign {
-                -i128::from(magnitude)
-            } else {
-                i128::from(magnitude)
-            };
+            let value = if sign { -i128::from(magnitude) } else { i128::from(magnitude) };
             if (i128::from(min)..=i128::from(max)).contains(&value) {
                 if inexact {
                     st.raise(Flags::NX);

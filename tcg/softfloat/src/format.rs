@@ -113,36 +113,16 @@ pub(crate) fn unpack<F: Float>(f: F) -> Unpacked {
     let frac = raw & F::FRAC_MASK;
     let field = ((raw & F::INFINITY) >> F::FRAC_BITS) as i32;
     if raw & F::INFINITY == F::INFINITY {
-        Unpacked {
-            kind: Kind::Infinite,
-            sign,
-            exp: 0,
-            sig: 0,
-        }
+        Unpacked { kind: Kind::Infinite, sign, exp: 0, sig: 0 }
     } else if field != 0 {
         let sig = 1 << 63 | frac << (63 - F::FRAC_BITS);
-        Unpacked {
-            kind: Kind::Finite,
-            sign,
-            exp: field - F::EMAX,
-            sig,
-        }
+        Unpacked { kind: Kind::Finite, sign, exp: field - F::EMAX, sig }
     } else if frac != 0 {
         let lead = frac.leading_zeros();
         let exp = F::EMIN + 63 - F::FRAC_BITS as i32 - lead as i32;
-        Unpacked {
-            kind: Kind::Finite,
-            sign,
-            exp,
-            sig: frac << lead,
-        }
+        Unpacked { kind: Kind::Finite, sign, exp, sig: frac << lead }
     } else {
-        Unpacked {
-            kind: Kind::Zero,
-            sign,
-            exp: 0,
-            sig: 0,
-        }
+        Unpacked { kind: Kind::Zero, sign, exp: 0, sig: 0 }
     }
 }
 
@@ -245,10 +225,7 @@ pub(crate) fn round_pack<F: Float>(sign: bool, exp: i32, sig: u64, st: &mut Floa
         st.raise(Flags::NX);
     }
     // The implicit one adds 1 to the exponent field, a carry out of the significand another 1.
-    with_sign(
-        sign,
-        (((exp + F::EMAX - 1) as u64) << F::FRAC_BITS) + rounded,
-    )
+    with_sign(sign, (((exp + F::EMAX - 1) as u64) << F::FRAC_BITS) + rounded)
 }
 
 /// `round_pack` below the smallest normal number, where precision is lost bit by bit.
@@ -281,12 +258,7 @@ fn overflow<F: Float>(sign: bool, st: &mut FloatStatus) -> F {
 }
 
 /// Rounds `±(sig / 2^126) * 2^exp`, for any `sig` but zero whose lowest bit is sticky.
-pub(crate) fn round_pack_wide<F: Float>(
-    sign: bool,
-    exp: i32,
-    sig: u128,
-    st: &mut FloatStatus,
-) -> F {
+pub(crate) fn round_pack_wide<F: Float>(sign: bool, exp: i32, sig: u128, st: &mut FloatStatus) -> F {
     let lead = sig.leading_zeros();
     let sig = shift_right_jam128(sig << lead, 64) as u64;
     round_pack(sign, exp + 1 - lead as i32, sig, st)

@@ -52,12 +52,10 @@ pub mod riscv;
 mod status;
 
 pub use arith::{add, div, fma, fma_negate, mul, sqrt, sub};
-pub use compare::{
-    FloatClass, classify, compare, eq, eq_signalling, le, le_quiet, lt, lt_quiet, max, min,
-};
+pub use compare::{FloatClass, classify, compare, eq, eq_signalling, le, le_quiet, lt, lt_quiet, max, min};
 pub use convert::{
-    convert, f32_to_f64, f64_to_f32, from_i32, from_i64, from_u32, from_u64, round_to_int, to_i32,
-    to_i64, to_u32, to_u64,
+    convert, f32_to_f64, f64_to_f32, from_i32, from_i64, from_u32, from_u64, round_to_int, to_i32, to_i64, to_u32,
+    to_u64,
 };
 pub use format::Float;
 pub use status::{Flags, FloatStatus, Rounding, Tininess};

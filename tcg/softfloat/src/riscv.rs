@@ -3,9 +3,7 @@
 
 use crate::arith::{add, div, fma_negate, mul, sqrt, sub};
 use crate::compare::{classify, eq, le, lt, max, min};
-use crate::convert::{
-    f32_to_f64, f64_to_f32, from_i32, from_i64, from_u32, from_u64, to_i32, to_i64, to_u32, to_u64,
-};
+use crate::convert::{f32_to_f64, f64_to_f32, from_i32, from_i64, from_u32, from_u64, to_i32, to_i64, to_u32, to_u64};
 use crate::format::Float;
 use crate::status::{FloatStatus, Rounding};
 
@@ -167,11 +165,7 @@ impl Register for u64 {
 /// The single held in a register, the canonical NaN if it is not NaN-boxed.
 #[inline]
 pub const fn unbox(value: u64) -> u32 {
-    if value & BOX == BOX {
-        value as u32
-    } else {
-        <u32 as Float>::DEFAULT_NAN as u32
-    }
+    if value & BOX == BOX { value as u32 } else { <u32 as Float>::DEFAULT_NAN as u32 }
 }
 
 /// The register value of a single.
@@ -186,15 +180,7 @@ pub const fn nan_box(single: u32) -> u64 {
 ///
 /// Of `status`, `rounding` is read for [`Rm::Dynamic`] and `flags` is added to. Its other settings do not
 /// matter: tininess is detected after rounding and NaN results are canonical.
-pub fn exec(
-    op: RvFpOp,
-    fmt: FpFmt,
-    rm: Rm,
-    a: u64,
-    b: u64,
-    c: u64,
-    status: &mut FloatStatus,
-) -> u64 {
+pub fn exec(op: RvFpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64, status: &mut FloatStatus) -> u64 {
     let mut st = FloatStatus::riscv(rm.resolve(status.rounding));
     let result = match (op, fmt) {
         (RvFpOp::CvtFmt, FpFmt::F32) => f64_to_f32(a, &mut st).to_register(),
@@ -216,11 +202,7 @@ const fn sext(word: u32) -> u64 {
 
 /// The operations that are the same in both formats.
 fn exec_fmt<F: Register>(op: RvFpOp, a: u64, b: u64, c: u64, st: &mut FloatStatus) -> u64 {
-    let (fa, fb, fc) = (
-        F::from_register(a),
-        F::from_register(b),
-        F::from_register(c),
-    );
+    let (fa, fb, fc) = (F::from_register(a), F::from_register(b), F::from_register(c));
     match op {
         RvFpOp::Add => add(fa, fb, st).to_register(),
         RvFpOp::Sub => sub(fa, fb, st).to_register(),

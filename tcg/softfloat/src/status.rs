@@ -24,13 +24,8 @@ pub enum Rounding {
 
 impl Rounding {
     /// Every mode, in encoding order.
-    pub const ALL: [Rounding; 5] = [
-        Rounding::NearestEven,
-        Rounding::ToZero,
-        Rounding::Down,
-        Rounding::Up,
-        Rounding::NearestMaxMag,
-    ];
+    pub const ALL: [Rounding; 5] =
+        [Rounding::NearestEven, Rounding::ToZero, Rounding::Down, Rounding::Up, Rounding::NearestMaxMag];
 
     /// The mode with RISC-V `frm` encoding `frm`; `None` for the reserved encodings 5 to 7 and above.
     pub const fn from_frm(frm: u8) -> Option<Rounding> {
@@ -113,13 +108,7 @@ impl BitOrAssign for Flags {
 
 impl fmt::Debug for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [
-            (Flags::NV, "NV"),
-            (Flags::DZ, "DZ"),
-            (Flags::OF, "OF"),
-            (Flags::UF, "UF"),
-            (Flags::NX, "NX"),
-        ];
+        let names = [(Flags::NV, "NV"), (Flags::DZ, "DZ"), (Flags::OF, "OF"), (Flags::UF, "UF"), (Flags::NX, "NX")];
         let mut separator = "";
         f.write_str("{")?;
         for (flag, name) in names {
@@ -160,12 +149,7 @@ pub struct FloatStatus {
 impl FloatStatus {
     /// RISC-V's rules, with no flag raised.
     pub const fn riscv(rounding: Rounding) -> FloatStatus {
-        FloatStatus {
-            rounding,
-            flags: Flags::NONE,
-            tininess: Tininess::AfterRounding,
-            default_nan: true,
-        }
+        FloatStatus { rounding, flags: Flags::NONE, tininess: Tininess::AfterRounding, default_nan: true }
     }
 
     /// Adds exceptions to `flags`.

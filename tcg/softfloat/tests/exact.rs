@@ -39,10 +39,7 @@ fn tiny_after_rounding<F: Float>(exact: &Result<'_>, mode: Rounding) -> bool {
     }
     // The largest number below it with full precision, and the middle between the two.
     let last = one((1 << F::PRECISION) - 1, F::EMIN - F::PRECISION as i32);
-    let middle = one(
-        (1 << (F::PRECISION + 1)) - 1,
-        F::EMIN - F::PRECISION as i32 - 1,
-    );
+    let middle = one((1 << (F::PRECISION + 1)) - 1, F::EMIN - F::PRECISION as i32 - 1);
     if (exact.cmp)(&last) != Ordering::Greater {
         return true;
     }
@@ -62,14 +59,8 @@ fn reference<F: Float>(exact: &Result<'_>, guess: F, mode: Rounding, rule: Tinin
     } else {
         guess.saturating_sub(1)
     };
-    assert!(
-        (exact.cmp)(&value(lower)) != Ordering::Less,
-        "guess {guess:#x} is too large"
-    );
-    assert!(
-        limit || (exact.cmp)(&value(lower + 1)) == Ordering::Less,
-        "guess {guess:#x} is too small"
-    );
+    assert!((exact.cmp)(&value(lower)) != Ordering::Less, "guess {guess:#x} is too large");
+    assert!(limit || (exact.cmp)(&value(lower + 1)) == Ordering::Less, "guess {guess:#x} is too small");
     let inexact = limit || (exact.cmp)(&value(lower)) != Ordering::Equal;
     let place = match limit {
         true => Some(Ordering::Greater),
@@ -87,10 +78,7 @@ fn reference<F: Float>(exact: &Result<'_>, guess: F, mode: Rounding, rule: Tinin
     if tiny && inexact {
         flags |= Flags::UF;
     }
-    (
-        F::from_raw(if exact.negative { raw | F::SIGN } else { raw }),
-        flags,
-    )
+    (F::from_raw(if exact.negative { raw | F::SIGN } else { raw }), flags)
 }
 
 /// Checks `op` against the exact result.
@@ -120,11 +108,7 @@ fn check_exact<F: Float>(
     }
     let mut after = st;
     let ours = op(&mut after);
-    assert_eq!(
-        ours.to_raw(),
-        if zero_sign { F::SIGN } else { 0 },
-        "{what} {st:?}: exact zero"
-    );
+    assert_eq!(ours.to_raw(), if zero_sign { F::SIGN } else { 0 }, "{what} {st:?}: exact zero");
     assert_eq!(after.flags, Flags::NONE, "{what} {st:?}");
 }
 
@@ -138,15 +122,8 @@ fn random_status(rng: &mut Rng) -> FloatStatus {
         0 => Rounding::NearestMaxMag,
         _ => rng.rounding(&Rounding::ALL),
     };
-    let tininess = if rng.below(4) == 0 {
-        Tininess::BeforeRounding
-    } else {
-        Tininess::AfterRounding
-    };
-    FloatStatus {
-        tininess,
-        ..FloatStatus::riscv(rounding)
-    }
+    let tininess = if rng.below(4) == 0 { Tininess::BeforeRounding } else { Tininess::AfterRounding };
+    FloatStatus { tininess, ..FloatStatus::riscv(rounding) }
 }
 
 fn is_finite<F: Float>(f: F) -> bool {
@@ -166,26 +143,16 @@ fn one_trial<F: Float>(rng: &mut Rng) {
     let sign = zero_sum_sign(x.negative, y.negative, mode);
     check_exact(&what("add"), st, &x.add(&y), sign, |st| add(a, b, st));
     let sign = zero_sum_sign(x.negative, !y.negative, mode);
-    check_exact(&what("sub"), st, &x.add(&y.clone().negate()), sign, |st| {
-        sub(a, b, st)
-    });
+    check_exact(&what("sub"), st, &x.add(&y.clone().negate()), sign, |st| sub(a, b, st));
     let product = x.mul(&y);
-    check_exact(&what("mul"), st, &product, product.negative, |st| {
-        mul(a, b, st)
-    });
+    check_exact(&what("mul"), st, &product, product.negative, |st| mul(a, b, st));
 
     let (np, na) = (rng.below(2) == 1, rng.below(2) == 1);
-    let term = if np {
-        product.clone().negate()
-    } else {
-        product.clone()
-    };
+    let term = if np { product.clone().negate() } else { product.clone() };
     let addend = if na { z.clone().negate() } else { z };
     let sign = zero_sum_sign(term.negative, addend.negative, mode);
     let sum = term.add(&addend);
-    check_exact(&what("fma"), st, &sum, sign, |st| {
-        fma_negate(a, b, c, np, na, st)
-    });
+    check_exact(&what("fma"), st, &sum, sign, |st| fma_negate(a, b, c, np, na, st));
 
     if !x.is_zero() && !y.is_zero() {
         // |a/b| compares to X as |a| to |X*b|.
@@ -193,13 +160,7 @@ fn one_trial<F: Float>(rng: &mut Rng) {
         check(&what("div"), st, product.negative, &cmp, |st| div(a, b, st));
     }
     if !x.is_zero() && !x.negative {
-        check(
-            &what("sqrt"),
-            st,
-            false,
-            &|r| x.cmp_magnitude(&r.mul(r)),
-            |st| sqrt(a, st),
-        );
+        check(&what("sqrt"), st, false, &|r| x.cmp_magnitude(&r.mul(r)), |st| sqrt(a, st));
     }
 }
 
@@ -251,39 +212,17 @@ fn from_integers() {
             u = u.wrapping_add(rng.below(3)).wrapping_sub(1);
         }
         let i = u as i64;
-        let (ue, ie) = (
-            Exact::new(false, u, 0),
-            Exact::new(i < 0, i.unsigned_abs(), 0),
-        );
-        check_exact(&format!("u64 {u}"), st, &ue, false, |st| {
-            from_u64::<u32>(u, st)
-        });
-        check_exact(&format!("u64 {u}"), st, &ue, false, |st| {
-            from_u64::<u64>(u, st)
-        });
-        check_exact(&format!("i64 {i}"), st, &ie, false, |st| {
-            from_i64::<u32>(i, st)
-        });
-        check_exact(&format!("i64 {i}"), st, &ie, false, |st| {
-            from_i64::<u64>(i, st)
-        });
+        let (ue, ie) = (Exact::new(false, u, 0), Exact::new(i < 0, i.unsigned_abs(), 0));
+        check_exact(&format!("u64 {u}"), st, &ue, false, |st| from_u64::<u32>(u, st));
+        check_exact(&format!("u64 {u}"), st, &ue, false, |st| from_u64::<u64>(u, st));
+        check_exact(&format!("i64 {i}"), st, &ie, false, |st| from_i64::<u32>(i, st));
+        check_exact(&format!("i64 {i}"), st, &ie, false, |st| from_i64::<u64>(i, st));
         let (u, i) = (u as u32, i as i32);
-        let (ue, ie) = (
-            Exact::new(false, u.into(), 0),
-            Exact::new(i < 0, i.unsigned_abs().into(), 0),
-        );
-        check_exact(&format!("u32 {u}"), st, &ue, false, |st| {
-            from_u32::<u32>(u, st)
-        });
-        check_exact(&format!("i32 {i}"), st, &ie, false, |st| {
-            from_i32::<u32>(i, st)
-        });
-        check_exact(&format!("u32 {u}"), st, &ue, false, |st| {
-            from_u32::<u64>(u, st)
-        });
-        check_exact(&format!("i32 {i}"), st, &ie, false, |st| {
-            from_i32::<u64>(i, st)
-        });
+        let (ue, ie) = (Exact::new(false, u.into(), 0), Exact::new(i < 0, i.unsigned_abs().into(), 0));
+        check_exact(&format!("u32 {u}"), st, &ue, false, |st| from_u32::<u32>(u, st));
+        check_exact(&format!("i32 {i}"), st, &ie, false, |st| from_i32::<u32>(i, st));
+        check_exact(&format!("u32 {u}"), st, &ue, false, |st| from_u32::<u64>(u, st));
+        check_exact(&format!("i32 {i}"), st, &ie, false, |st| from_i32::<u64>(i, st));
     }
 }
 
@@ -300,10 +239,7 @@ fn rounded<F: Float>(f: F, mode: Rounding) -> (i128, bool) {
         let lower = mantissa >> down;
         let rest = mantissa - (lower << down);
         let place = (rest != 0).then(|| (rest * 2).cmp(&(1 << down)));
-        (
-            lower + i128::from(rounds_away(mode, f.sign(), place, lower & 1 == 1)),
-            rest != 0,
-        )
+        (lower + i128::from(rounds_away(mode, f.sign(), place, lower & 1 == 1)), rest != 0)
     };
     (if f.sign() { -integer } else { integer }, inexact)
 }
@@ -315,11 +251,7 @@ fn to_integers<F: Float>(rng: &mut Rng) {
         let mut after = st;
         (op(&mut after), after.flags)
     };
-    let (value, inexact) = if a.is_nan() {
-        (1 << 100, false)
-    } else {
-        rounded(a, st.rounding)
-    };
+    let (value, inexact) = if a.is_nan() { (1 << 100, false) } else { rounded(a, st.rounding) };
     let nx = if inexact { Flags::NX } else { Flags::NONE };
     let expected = |min: i128, max: i128| match value {
         v if v < min => (min, Flags::NV),
@@ -329,33 +261,17 @@ fn to_integers<F: Float>(rng: &mut Rng) {
     let what = format!("{a:#x?} {st:?}");
     let i32_range = expected(i32::MIN.into(), i32::MAX.into());
     assert_eq!(run(&|st| to_i32(a, st).into()), i32_range, "to_i32 {what}");
-    assert_eq!(
-        run(&|st| to_u32(a, st).into()),
-        expected(0, u32::MAX.into()),
-        "to_u32 {what}"
-    );
+    assert_eq!(run(&|st| to_u32(a, st).into()), expected(0, u32::MAX.into()), "to_u32 {what}");
     let i64_range = expected(i64::MIN.into(), i64::MAX.into());
     assert_eq!(run(&|st| to_i64(a, st).into()), i64_range, "to_i64 {what}");
-    assert_eq!(
-        run(&|st| to_u64(a, st).into()),
-        expected(0, u64::MAX.into()),
-        "to_u64 {what}"
-    );
+    assert_eq!(run(&|st| to_u64(a, st).into()), expected(0, u64::MAX.into()), "to_u64 {what}");
 
     if value.unsigned_abs() < 1 << 53 {
         let mut after = st;
         let integral = round_to_int(a, true, &mut after);
         let exact = Exact::new(a.sign(), value.unsigned_abs() as u64, 0);
-        assert_eq!(
-            Exact::of(integral).cmp_magnitude(&exact),
-            Ordering::Equal,
-            "{what}"
-        );
-        assert_eq!(
-            (integral.sign(), after.flags),
-            (a.sign(), nx),
-            "round_to_int {what}"
-        );
+        assert_eq!(Exact::of(integral).cmp_magnitude(&exact), Ordering::Equal, "{what}");
+        assert_eq!((integral.sign(), after.flags), (a.sign(), nx), "round_to_int {what}");
     }
 }
 

@@ -15,12 +15,7 @@ use mimus_tcg_softfloat::*;
 use std::arch::asm;
 use std::fmt::Debug;
 
-const HOST_MODES: [Rounding; 4] = [
-    Rounding::NearestEven,
-    Rounding::ToZero,
-    Rounding::Down,
-    Rounding::Up,
-];
+const HOST_MODES: [Rounding; 4] = [Rounding::NearestEven, Rounding::ToZero, Rounding::Down, Rounding::Up];
 
 /// MXCSR with every exception masked, no flag set, and the rounding mode (SDM vol. 1, 10.2.3).
 fn mxcsr(mode: Rounding) -> u32 {
@@ -35,13 +30,7 @@ fn mxcsr(mode: Rounding) -> u32 {
 
 /// MXCSR's flags in `fflags` order; the denormal flag has no counterpart.
 fn host_flags(csr: u32) -> Flags {
-    let pairs = [
-        (1, Flags::NV),
-        (4, Flags::DZ),
-        (8, Flags::OF),
-        (16, Flags::UF),
-        (32, Flags::NX),
-    ];
+    let pairs = [(1, Flags::NV), (4, Flags::DZ), (8, Flags::OF), (16, Flags::UF), (32, Flags::NX)];
     let set = pairs.iter().filter(|(bit, _)| csr & bit != 0);
     set.fold(Flags::NONE, |all, (_, flag)| all | *flag)
 }
@@ -180,10 +169,7 @@ host_cvt!(cvtsi2sd64, "cvtsi2sd {r}, {x:r}", i64: reg, f64: xmm_reg);
 
 /// x86's rules: NaN operands propagate.
 fn status(rounding: Rounding) -> FloatStatus {
-    FloatStatus {
-        default_nan: false,
-        ..FloatStatus::riscv(rounding)
-    }
+    FloatStatus { default_nan: false, ..FloatStatus::riscv(rounding) }
 }
 
 /// Runs `f` on a fresh status; its result and flags.
@@ -195,28 +181,14 @@ fn run<R>(mode: Rounding, f: impl FnOnce(&mut FloatStatus) -> R) -> (R, Flags) {
 
 /// Equal results and flags. The NaN of an invalid operation is negative on x86 and positive here; with
 /// `any_nan`, NaN operands may also have been chosen differently.
-fn check<F: Float>(
-    what: &str,
-    mode: Rounding,
-    operands: &[F],
-    any_nan: bool,
-    ours: (F, Flags),
-    host: (F, Flags),
-) {
+fn check<F: Float>(what: &str, mode: Rounding, operands: &[F], any_nan: bool, ours: (F, Flags), host: (F, Flags)) {
     let generated = !operands.iter().any(|f| f.is_nan());
     let both_nan = ours.0.is_nan() && host.0.is_nan();
     let same = ours.0 == host.0 || (both_nan && (generated || any_nan));
-    assert!(
-        same && ours.1 == host.1,
-        "{what} {mode:?} of {operands:#x?}: ours {ours:#x?}, host {host:#x?}",
-    );
+    assert!(same && ours.1 == host.1, "{what} {mode:?} of {operands:#x?}: ours {ours:#x?}, host {host:#x?}",);
 }
 
-type Binary<F> = (
-    &'static str,
-    fn(F, F, &mut FloatStatus) -> F,
-    fn(F, F, Rounding) -> (F, Flags),
-);
+type Binary<F> = (&'static str, fn(F, F, &mut FloatStatus) -> F, fn(F, F, Rounding) -> (F, Flags));
 
 fn binary<F: Float>(seed: u64, n: u64, ops: &[Binary<F>]) {
     let mut rng = Rng(seed);
@@ -224,37 +196,20 @@ fn binary<F: Float>(seed: u64, n: u64, ops: &[Binary<F>]) {
         let [a, b, _] = rng.triple::<F>();
         let mode = rng.rounding(&HOST_MODES);
         for (name, ours, host) in ops {
-            check(
-                name,
-                mode,
-                &[a, b],
-                false,
-                run(mode, |st| ours(a, b, st)),
-                host(a, b, mode),
-            );
+            check(name, mode, &[a, b], false, run(mode, |st| ours(a, b, st)), host(a, b, mode));
         }
     }
 }
 
 #[test]
 fn arithmetic_f32() {
-    let ops: [Binary<u32>; 4] = [
-        ("add", add, addss),
-        ("sub", sub, subss),
-        ("mul", mul, mulss),
-        ("div", div, divss),
-    ];
+    let ops: [Binary<u32>; 4] = [("add", add, addss), ("sub", sub, subss), ("mul", mul, mulss), ("div", div, divss)];
     binary(1, trials(300_000), &ops);
 }
 
 #[test]
 fn arithmetic_f64() {
-    let ops: [Binary<u64>; 4] = [
-        ("add", add, addsd),
-        ("sub", sub, subsd),
-        ("mul", mul, mulsd),
-        ("div", div, divsd),
-    ];
+    let ops: [Binary<u64>; 4] = [("add", add, addsd), ("sub", sub, subsd), ("mul", mul, mulsd), ("div", div, divsd)];
     binary(2, trials(300_000), &ops);
 }
 
@@ -270,26 +225,12 @@ fn unary<F: Float>(seed: u64, host: [HostOp<F>; 3]) {
     for _ in 0..trials(300_000) {
         let a = rng.operand::<F>();
         let mode = rng.rounding(&HOST_MODES);
-        check(
-            "sqrt",
-            mode,
-            &[a],
-            false,
-            run(mode, |st| sqrt(a, st)),
-            host[0](a, a, mode),
-        );
+        check("sqrt", mode, &[a], false, run(mode, |st| sqrt(a, st)), host[0](a, a, mode));
         if has_round {
             let exact = run(mode, |st| round_to_int(a, true, st));
             check("round", mode, &[a], false, exact, host[1](a, a, mode));
             let quiet = run(mode, |st| round_to_int(a, false, st));
-            check(
-                "round, quiet",
-                mode,
-                &[a],
-                false,
-                quiet,
-                host[2](a, a, mode),
-            );
+            check("round, quiet", mode, &[a], false, quiet, host[2](a, a, mode));
         }
     }
 }
@@ -314,22 +255,14 @@ fn min_max<F: Float>(seed: u64, host_min: HostOp<F>, host_max: HostOp<F>) {
         let (ours_min, ours_max) = (run(mode, |st| min(a, b, st)), run(mode, |st| max(a, b, st)));
         let (low, high) = (host_min(a, b, mode), host_max(a, b, mode));
         if a.is_nan() || b.is_nan() {
-            assert_eq!(
-                (low, high),
-                ((b, Flags::NV), (b, Flags::NV)),
-                "host, {a:#x?} and {b:#x?}"
-            );
+            assert_eq!((low, high), ((b, Flags::NV), (b, Flags::NV)), "host, {a:#x?} and {b:#x?}");
             continue;
         }
         let (x, y) = (a.to_raw(), b.to_raw());
         let equal = eq(a, b, &mut status(mode));
         let low = if equal { F::from_raw(x | y) } else { low.0 };
         let high = if equal { F::from_raw(x & y) } else { high.0 };
-        assert_eq!(
-            (ours_min, ours_max),
-            ((low, Flags::NONE), (high, Flags::NONE)),
-            "{a:#x?} {b:#x?}"
-        );
+        assert_eq!((ours_min, ours_max), ((low, Flags::NONE), (high, Flags::NONE)), "{a:#x?} {b:#x?}");
     }
 }
 
@@ -360,21 +293,11 @@ fn fused<F: Float>(seed: u64, host: [HostFma<F>; 4]) {
         let mut ours = run(mode, |st| fma_negate(a, b, c, product, addend, st));
         // Zero times infinity plus a quiet NaN is invalid for RISC-V and not for x86 (SDM vol. 1, 14.5.1).
         let magnitudes = [a.to_raw() & !F::SIGN, b.to_raw() & !F::SIGN];
-        if (magnitudes == [0, F::INFINITY] || magnitudes == [F::INFINITY, 0])
-            && c.is_nan()
-            && !c.is_signalling_nan()
-        {
+        if (magnitudes == [0, F::INFINITY] || magnitudes == [F::INFINITY, 0]) && c.is_nan() && !c.is_signalling_nan() {
             assert_eq!(ours.1, Flags::NV);
             ours.1 = Flags::NONE;
         }
-        check(
-            "fma",
-            mode,
-            &[a, b, c],
-            true,
-            ours,
-            host[which]([a, b, c], mode),
-        );
+        check("fma", mode, &[a, b, c], true, ours, host[which]([a, b, c], mode));
     }
 }
 
@@ -404,11 +327,7 @@ fn compares<F: Float>(seed: u64, quiet: HostCompare<F>, signalling: HostCompare<
                     (eq(a, b, st), lt_quiet(a, b, st), le_quiet(a, b, st))
                 }
             });
-            assert_eq!(
-                ours,
-                ((equal, less, equal || less), flags),
-                "{a:#x?} and {b:#x?}"
-            );
+            assert_eq!(ours, ((equal, less, equal || less), flags), "{a:#x?} and {b:#x?}");
         }
     }
 }
@@ -459,37 +378,13 @@ fn to_integers() {
         let mode = rng.rounding(&HOST_MODES);
         let a = rng.operand::<u32>();
         let x = f32::from_bits(a);
-        to_int_same(
-            a,
-            mode,
-            run(mode, |st| to_i32(a, st)),
-            cvtss2si32(x, mode),
-            b32,
-        );
-        to_int_same(
-            a,
-            mode,
-            run(mode, |st| to_i64(a, st)),
-            cvtss2si64(x, mode),
-            b64,
-        );
+        to_int_same(a, mode, run(mode, |st| to_i32(a, st)), cvtss2si32(x, mode), b32);
+        to_int_same(a, mode, run(mode, |st| to_i64(a, st)), cvtss2si64(x, mode), b64);
         to_u32_same(a, mode, cvtss2si64(x, mode));
         let a = rng.operand::<u64>();
         let x = f64::from_bits(a);
-        to_int_same(
-            a,
-            mode,
-            run(mode, |st| to_i32(a, st)),
-            cvtsd2si32(x, mode),
-            b32,
-        );
-        to_int_same(
-            a,
-            mode,
-            run(mode, |st| to_i64(a, st)),
-            cvtsd2si64(x, mode),
-            b64,
-        );
+        to_int_same(a, mode, run(mode, |st| to_i32(a, st)), cvtsd2si32(x, mode), b32);
+        to_int_same(a, mode, run(mode, |st| to_i64(a, st)), cvtsd2si64(x, mode), b64);
         to_u32_same(a, mode, cvtsd2si64(x, mode));
     }
 }
@@ -506,38 +401,14 @@ fn from_integers() {
         let w = i as i32;
         let f32_of = |r: (f32, Flags)| (r.0.to_bits(), r.1);
         let f64_of = |r: (f64, Flags)| (r.0.to_bits(), r.1);
-        assert_eq!(
-            run(mode, |st| from_i32::<u32>(w, st)),
-            f32_of(cvtsi2ss32(w, mode)),
-            "{w}"
-        );
-        assert_eq!(
-            run(mode, |st| from_i64::<u32>(i, st)),
-            f32_of(cvtsi2ss64(i, mode)),
-            "{i}"
-        );
-        assert_eq!(
-            run(mode, |st| from_i32::<u64>(w, st)),
-            f64_of(cvtsi2sd32(w, mode)),
-            "{w}"
-        );
-        assert_eq!(
-            run(mode, |st| from_i64::<u64>(i, st)),
-            f64_of(cvtsi2sd64(i, mode)),
-            "{i}"
-        );
+        assert_eq!(run(mode, |st| from_i32::<u32>(w, st)), f32_of(cvtsi2ss32(w, mode)), "{w}");
+        assert_eq!(run(mode, |st| from_i64::<u32>(i, st)), f32_of(cvtsi2ss64(i, mode)), "{i}");
+        assert_eq!(run(mode, |st| from_i32::<u64>(w, st)), f64_of(cvtsi2sd32(w, mode)), "{w}");
+        assert_eq!(run(mode, |st| from_i64::<u64>(i, st)), f64_of(cvtsi2sd64(i, mode)), "{i}");
         let u = w as u32;
         let wide = i64::from(u);
-        assert_eq!(
-            run(mode, |st| from_u32::<u32>(u, st)),
-            f32_of(cvtsi2ss64(wide, mode)),
-            "{u}"
-        );
-        assert_eq!(
-            run(mode, |st| from_u32::<u64>(u, st)),
-            f64_of(cvtsi2sd64(wide, mode)),
-            "{u}"
-        );
+        assert_eq!(run(mode, |st| from_u32::<u32>(u, st)), f32_of(cvtsi2ss64(wide, mode)), "{u}");
+        assert_eq!(run(mode, |st| from_u32::<u64>(u, st)), f64_of(cvtsi2sd64(wide, mode)), "{u}");
     }
 }
 
@@ -548,11 +419,7 @@ fn between_formats() {
         let mode = rng.rounding(&HOST_MODES);
         let a = rng.operand::<u32>();
         let (wide, flags) = cvtss2sd(f32::from_bits(a), mode);
-        assert_eq!(
-            run(mode, |st| f32_to_f64(a, st)),
-            (wide.to_bits(), flags),
-            "{a:#x?}"
-        );
+        assert_eq!(run(mode, |st| f32_to_f64(a, st)), (wide.to_bits(), flags), "{a:#x?}");
         // Random doubles seldom fit a single: widen one and disturb its low bits too.
         let near = wide.to_bits() ^ (rng.next() >> (34 + rng.below(30)));
         for a in [rng.operand::<u64>(), near] {

@@ -48,47 +48,17 @@ fn singles_must_be_boxed() {
     assert_eq!(unbox(0xffff_fffe_3f80_0000), 0x7fc0_0000);
     assert_eq!(unbox(boxed(1.0)), 1.0f32.to_bits());
     // The canonical NaN an unboxed operand reads as is quiet: no flag.
-    assert_eq!(
-        run(RvFpOp::Add, F32, Rm::Dynamic, [bare, boxed(1.0), 0]),
-        (CANON32, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::Class, F32, Rm::Dynamic, [bare, 0, 0]),
-        (1 << 9, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::CvtFmt, F64, Rm::Dynamic, [bare, 0, 0]),
-        (CANON64, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::Sgnj, F32, Rm::Dynamic, [bare, boxed(-1.0), 0]).0,
-        0xffff_ffff_ffc0_0000
-    );
-    assert_eq!(
-        run(RvFpOp::Sgnj, F32, Rm::Dynamic, [boxed(1.0), 1 << 31, 0]).0,
-        boxed(1.0)
-    );
-    assert_eq!(
-        run(RvFpOp::Max, F32, Rm::Dynamic, [bare, boxed(-3.0), 0]).0,
-        boxed(-3.0)
-    );
+    assert_eq!(run(RvFpOp::Add, F32, Rm::Dynamic, [bare, boxed(1.0), 0]), (CANON32, Flags::NONE));
+    assert_eq!(run(RvFpOp::Class, F32, Rm::Dynamic, [bare, 0, 0]), (1 << 9, Flags::NONE));
+    assert_eq!(run(RvFpOp::CvtFmt, F64, Rm::Dynamic, [bare, 0, 0]), (CANON64, Flags::NONE));
+    assert_eq!(run(RvFpOp::Sgnj, F32, Rm::Dynamic, [bare, boxed(-1.0), 0]).0, 0xffff_ffff_ffc0_0000);
+    assert_eq!(run(RvFpOp::Sgnj, F32, Rm::Dynamic, [boxed(1.0), 1 << 31, 0]).0, boxed(1.0));
+    assert_eq!(run(RvFpOp::Max, F32, Rm::Dynamic, [bare, boxed(-3.0), 0]).0, boxed(-3.0));
     // Moves look at the low bits only.
-    assert_eq!(
-        run(RvFpOp::MvToInt, F32, Rm::Dynamic, [0x8000_0001, 0, 0]).0,
-        0xffff_ffff_8000_0001
-    );
-    assert_eq!(
-        run(RvFpOp::MvFromInt, F32, Rm::Dynamic, [0x1_8000_0001, 0, 0]).0,
-        0xffff_ffff_8000_0001
-    );
-    assert_eq!(
-        run(RvFpOp::MvToInt, F64, Rm::Dynamic, [SNAN64, 0, 0]),
-        (SNAN64, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::MvFromInt, F64, Rm::Dynamic, [SNAN64, 0, 0]),
-        (SNAN64, Flags::NONE)
-    );
+    assert_eq!(run(RvFpOp::MvToInt, F32, Rm::Dynamic, [0x8000_0001, 0, 0]).0, 0xffff_ffff_8000_0001);
+    assert_eq!(run(RvFpOp::MvFromInt, F32, Rm::Dynamic, [0x1_8000_0001, 0, 0]).0, 0xffff_ffff_8000_0001);
+    assert_eq!(run(RvFpOp::MvToInt, F64, Rm::Dynamic, [SNAN64, 0, 0]), (SNAN64, Flags::NONE));
+    assert_eq!(run(RvFpOp::MvFromInt, F64, Rm::Dynamic, [SNAN64, 0, 0]), (SNAN64, Flags::NONE));
 }
 
 #[test]
@@ -109,67 +79,33 @@ fn nan_results_are_canonical() {
     for op in arithmetic {
         let q32 = run(op, F32, Rm::Dynamic, [QNAN32; 3]);
         let q64 = run(op, F64, Rm::Dynamic, [QNAN64; 3]);
-        assert_eq!(
-            [q32, q64],
-            [(CANON32, Flags::NONE), (CANON64, Flags::NONE)],
-            "{op:?}"
-        );
+        assert_eq!([q32, q64], [(CANON32, Flags::NONE), (CANON64, Flags::NONE)], "{op:?}");
         let s32 = run(op, F32, Rm::Dynamic, [SNAN32; 3]);
         let s64 = run(op, F64, Rm::Dynamic, [SNAN64; 3]);
-        assert_eq!(
-            [s32, s64],
-            [(CANON32, Flags::NV), (CANON64, Flags::NV)],
-            "{op:?}"
-        );
+        assert_eq!([s32, s64], [(CANON32, Flags::NV), (CANON64, Flags::NV)], "{op:?}");
     }
     let (zero, inf) = (0.0, f64::INFINITY);
     assert_eq!(double(RvFpOp::Div, zero, zero, 0.0), (CANON64, Flags::NV));
     assert_eq!(double(RvFpOp::Sub, inf, inf, 0.0), (CANON64, Flags::NV));
     assert_eq!(double(RvFpOp::Sqrt, -1.0, 0.0, 0.0), (CANON64, Flags::NV));
-    assert_eq!(
-        double(RvFpOp::Sqrt, -0.0, 0.0, 0.0),
-        ((-0.0f64).to_bits(), Flags::NONE)
-    );
-    assert_eq!(
-        double(RvFpOp::Div, 1.0, -0.0, 0.0),
-        ((-inf).to_bits(), Flags::DZ)
-    );
-    assert_eq!(
-        run(RvFpOp::CvtFmt, F32, Rm::Dynamic, [QNAN64, 0, 0]),
-        (CANON32, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::CvtFmt, F64, Rm::Dynamic, [SNAN32, 0, 0]),
-        (CANON64, Flags::NV)
-    );
+    assert_eq!(double(RvFpOp::Sqrt, -0.0, 0.0, 0.0), ((-0.0f64).to_bits(), Flags::NONE));
+    assert_eq!(double(RvFpOp::Div, 1.0, -0.0, 0.0), ((-inf).to_bits(), Flags::DZ));
+    assert_eq!(run(RvFpOp::CvtFmt, F32, Rm::Dynamic, [QNAN64, 0, 0]), (CANON32, Flags::NONE));
+    assert_eq!(run(RvFpOp::CvtFmt, F64, Rm::Dynamic, [SNAN32, 0, 0]), (CANON64, Flags::NV));
     // Infinity times zero is invalid whatever is added.
-    assert_eq!(
-        run(RvFpOp::MAdd, F64, Rm::Dynamic, [INF64, 0, QNAN64]),
-        (CANON64, Flags::NV)
-    );
+    assert_eq!(run(RvFpOp::MAdd, F64, Rm::Dynamic, [INF64, 0, QNAN64]), (CANON64, Flags::NV));
 }
 
 #[test]
 fn status_settings_other_than_the_mode_do_not_matter() {
-    let mut st = FloatStatus {
-        default_nan: false,
-        ..FloatStatus::default()
-    };
+    let mut st = FloatStatus { default_nan: false, ..FloatStatus::default() };
     st.raise(Flags::DZ);
-    assert_eq!(
-        exec(RvFpOp::Add, F64, Rm::Dynamic, QNAN64, 0, 0, &mut st),
-        CANON64
-    );
-    let third = |rm, st: &mut FloatStatus| {
-        exec(RvFpOp::Div, F64, rm, 1f64.to_bits(), 3f64.to_bits(), 0, st)
-    };
+    assert_eq!(exec(RvFpOp::Add, F64, Rm::Dynamic, QNAN64, 0, 0, &mut st), CANON64);
+    let third = |rm, st: &mut FloatStatus| exec(RvFpOp::Div, F64, rm, 1f64.to_bits(), 3f64.to_bits(), 0, st);
     st.rounding = Rounding::Up;
     assert_eq!(third(Rm::Dynamic, &mut st), 0x3fd5_5555_5555_5556);
     assert_eq!(third(Rm::Down, &mut st), 0x3fd5_5555_5555_5555);
-    assert_eq!(
-        (st.rounding, st.flags),
-        (Rounding::Up, Flags::DZ | Flags::NX)
-    );
+    assert_eq!((st.rounding, st.flags), (Rounding::Up, Flags::DZ | Flags::NX));
 }
 
 #[test]
@@ -194,22 +130,10 @@ fn min_and_max() {
     assert_eq!(double(RvFpOp::Max, -2.0, -3.0, 0.0).0, (-2f64).to_bits());
     let one = boxed(1.0);
     for op in [RvFpOp::Min, RvFpOp::Max] {
-        assert_eq!(
-            run(op, F32, Rm::Dynamic, [QNAN32, one, 0]),
-            (one, Flags::NONE)
-        );
-        assert_eq!(
-            run(op, F32, Rm::Dynamic, [one, QNAN32, 0]),
-            (one, Flags::NONE)
-        );
-        assert_eq!(
-            run(op, F32, Rm::Dynamic, [SNAN32, one, 0]),
-            (one, Flags::NV)
-        );
-        assert_eq!(
-            run(op, F32, Rm::Dynamic, [one, SNAN32, 0]),
-            (one, Flags::NV)
-        );
+        assert_eq!(run(op, F32, Rm::Dynamic, [QNAN32, one, 0]), (one, Flags::NONE));
+        assert_eq!(run(op, F32, Rm::Dynamic, [one, QNAN32, 0]), (one, Flags::NONE));
+        assert_eq!(run(op, F32, Rm::Dynamic, [SNAN32, one, 0]), (one, Flags::NV));
+        assert_eq!(run(op, F32, Rm::Dynamic, [one, SNAN32, 0]), (one, Flags::NV));
     }
 }
 
@@ -219,22 +143,10 @@ fn compares() {
     assert_eq!(double(RvFpOp::Lt, -0.0, 0.0, 0.0), (0, Flags::NONE));
     assert_eq!(double(RvFpOp::Le, 0.0, -0.0, 0.0), (1, Flags::NONE));
     assert_eq!(double(RvFpOp::Lt, -2.0, -1.0, 0.0), (1, Flags::NONE));
-    assert_eq!(
-        run(RvFpOp::Eq, F64, Rm::Dynamic, [QNAN64, 0, 0]),
-        (0, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::Eq, F64, Rm::Dynamic, [SNAN64, 0, 0]),
-        (0, Flags::NV)
-    );
-    assert_eq!(
-        run(RvFpOp::Lt, F64, Rm::Dynamic, [QNAN64, 0, 0]),
-        (0, Flags::NV)
-    );
-    assert_eq!(
-        run(RvFpOp::Le, F64, Rm::Dynamic, [0, QNAN64, 0]),
-        (0, Flags::NV)
-    );
+    assert_eq!(run(RvFpOp::Eq, F64, Rm::Dynamic, [QNAN64, 0, 0]), (0, Flags::NONE));
+    assert_eq!(run(RvFpOp::Eq, F64, Rm::Dynamic, [SNAN64, 0, 0]), (0, Flags::NV));
+    assert_eq!(run(RvFpOp::Lt, F64, Rm::Dynamic, [QNAN64, 0, 0]), (0, Flags::NV));
+    assert_eq!(run(RvFpOp::Le, F64, Rm::Dynamic, [0, QNAN64, 0]), (0, Flags::NV));
 }
 
 #[test]
@@ -252,23 +164,14 @@ fn classes() {
         (QNAN64, 9),
     ];
     for (value, bit) in classes {
-        assert_eq!(
-            run(RvFpOp::Class, F64, Rm::Dynamic, [value, 0, 0]),
-            (1 << bit, Flags::NONE)
-        );
+        assert_eq!(run(RvFpOp::Class, F64, Rm::Dynamic, [value, 0, 0]), (1 << bit, Flags::NONE));
     }
 }
 
 #[test]
 fn sign_injection_keeps_nans() {
-    assert_eq!(
-        run(RvFpOp::Sgnjn, F64, Rm::Dynamic, [SNAN64, SNAN64, 0]),
-        (SNAN64 | 1 << 63, Flags::NONE)
-    );
-    assert_eq!(
-        run(RvFpOp::Sgnjx, F64, Rm::Dynamic, [QNAN64, QNAN64, 0]).0,
-        QNAN64 & !(1 << 63)
-    );
+    assert_eq!(run(RvFpOp::Sgnjn, F64, Rm::Dynamic, [SNAN64, SNAN64, 0]), (SNAN64 | 1 << 63, Flags::NONE));
+    assert_eq!(run(RvFpOp::Sgnjx, F64, Rm::Dynamic, [QNAN64, QNAN64, 0]).0, QNAN64 & !(1 << 63));
     assert_eq!(single(RvFpOp::Sgnjx, -1.0, -2.0, 0.0).0, boxed(1.0));
     assert_eq!(single(RvFpOp::Sgnj, 1.0, -2.0, 0.0).0, boxed(-1.0));
 }
@@ -281,82 +184,30 @@ fn conversions_to_integers_saturate() {
     let high = [i32::MAX as u64, u64::MAX, i64::MAX as u64, u64::MAX];
     let (minus_inf, inf) = (f64::NEG_INFINITY.to_bits(), INF64);
     for (i, op) in ops.into_iter().enumerate() {
-        assert_eq!(
-            run(op, F64, Rm::ToZero, [minus_inf, 0, 0]),
-            (low[i], Flags::NV),
-            "{op:?}"
-        );
-        assert_eq!(
-            run(op, F64, Rm::ToZero, [(-1e30f64).to_bits(), 0, 0]),
-            (low[i], Flags::NV)
-        );
+        assert_eq!(run(op, F64, Rm::ToZero, [minus_inf, 0, 0]), (low[i], Flags::NV), "{op:?}");
+        assert_eq!(run(op, F64, Rm::ToZero, [(-1e30f64).to_bits(), 0, 0]), (low[i], Flags::NV));
         for top in [inf, 1e30f64.to_bits(), QNAN64, SNAN64] {
-            assert_eq!(
-                run(op, F64, Rm::ToZero, [top, 0, 0]),
-                (high[i], Flags::NV),
-                "{op:?}"
-            );
+            assert_eq!(run(op, F64, Rm::ToZero, [top, 0, 0]), (high[i], Flags::NV), "{op:?}");
         }
-        assert_eq!(
-            run(op, F32, Rm::ToZero, [QNAN32, 0, 0]),
-            (high[i], Flags::NV),
-            "{op:?}"
-        );
+        assert_eq!(run(op, F32, Rm::ToZero, [QNAN32, 0, 0]), (high[i], Flags::NV), "{op:?}");
     }
     let minus_half = (-0.5f64).to_bits();
-    assert_eq!(
-        run(RvFpOp::ToU32, F64, Rm::ToZero, [minus_half, 0, 0]),
-        (0, Flags::NX)
-    );
-    assert_eq!(
-        run(RvFpOp::ToU64, F64, Rm::Down, [minus_half, 0, 0]),
-        (0, Flags::NV)
-    );
-    assert_eq!(
-        run(RvFpOp::ToU64, F64, Rm::NearestMaxMag, [minus_half, 0, 0]),
-        (0, Flags::NV)
-    );
-    assert_eq!(
-        run(
-            RvFpOp::ToI64,
-            F64,
-            Rm::NearestMaxMag,
-            [2.5f64.to_bits(), 0, 0]
-        ),
-        (3, Flags::NX)
-    );
+    assert_eq!(run(RvFpOp::ToU32, F64, Rm::ToZero, [minus_half, 0, 0]), (0, Flags::NX));
+    assert_eq!(run(RvFpOp::ToU64, F64, Rm::Down, [minus_half, 0, 0]), (0, Flags::NV));
+    assert_eq!(run(RvFpOp::ToU64, F64, Rm::NearestMaxMag, [minus_half, 0, 0]), (0, Flags::NV));
+    assert_eq!(run(RvFpOp::ToI64, F64, Rm::NearestMaxMag, [2.5f64.to_bits(), 0, 0]), (3, Flags::NX));
     // Unsigned words come back sign-extended.
     let word = 0xffff_fff0u32;
-    let top = run(
-        RvFpOp::ToU32,
-        F64,
-        Rm::Dynamic,
-        [f64::from(word).to_bits(), 0, 0],
-    );
+    let top = run(RvFpOp::ToU32, F64, Rm::Dynamic, [f64::from(word).to_bits(), 0, 0]);
     assert_eq!(top, (0xffff_ffff_ffff_fff0, Flags::NONE));
 }
 
 #[test]
 fn conversions_from_integers_read_their_width() {
     let x = 0xffff_ffff_0000_0002;
-    assert_eq!(
-        run(RvFpOp::FromI32, F64, Rm::Dynamic, [x, 0, 0]).0,
-        2f64.to_bits()
-    );
-    assert_eq!(
-        run(RvFpOp::FromU32, F32, Rm::Dynamic, [u64::MAX, 0, 0]),
-        (boxed(4294967296.0), Flags::NX)
-    );
-    assert_eq!(
-        run(RvFpOp::FromI64, F32, Rm::Dynamic, [u64::MAX, 0, 0]).0,
-        boxed(-1.0)
-    );
-    assert_eq!(
-        run(RvFpOp::FromU64, F64, Rm::ToZero, [u64::MAX, 0, 0]),
-        (0x43ef_ffff_ffff_ffff, Flags::NX)
-    );
-    assert_eq!(
-        run(RvFpOp::FromI32, F64, Rm::Down, [0, 0, 0]),
-        (0, Flags::NONE)
-    );
+    assert_eq!(run(RvFpOp::FromI32, F64, Rm::Dynamic, [x, 0, 0]).0, 2f64.to_bits());
+    assert_eq!(run(RvFpOp::FromU32, F32, Rm::Dynamic, [u64::MAX, 0, 0]), (boxed(4294967296.0), Flags::NX));
+    assert_eq!(run(RvFpOp::FromI64, F32, Rm::Dynamic, [u64::MAX, 0, 0]).0, boxed(-1.0));
+    assert_eq!(run(RvFpOp::FromU64, F64, Rm::ToZero, [u64::MAX, 0, 0]), (0x43ef_ffff_ffff_ffff, Flags::NX));
+    assert_eq!(run(RvFpOp::FromI32, F64, Rm::Down, [0, 0, 0]), (0, Flags::NONE));
 }

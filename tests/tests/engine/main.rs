@@ -1,5 +1,6 @@
 //! Guest code on the translator, without a machine.
 
+mod bytes;
 mod code_changes;
 mod debug;
 mod float;

@@ -235,9 +235,7 @@ pub mod number {
 
 /// The name of CSR `number`.
 pub fn name(number: u16) -> Option<&'static str> {
-    CSRS.binary_search_by_key(&number, |c| c.0)
-        .ok()
-        .map(|i| CSRS[i].1)
+    CSRS.binary_search_by_key(&number, |c| c.0).ok().map(|i| CSRS[i].1)
 }
 
 /// The number of the CSR called `name`.

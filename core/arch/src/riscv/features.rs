@@ -297,15 +297,7 @@ fn parse_part(part: &str, set: &mut Features) -> Result<(), IsaStringError> {
     while i < bytes.len() {
         match bytes[i] {
             b'g' => {
-                for e in [
-                    Ext::I,
-                    Ext::M,
-                    Ext::A,
-                    Ext::F,
-                    Ext::D,
-                    Ext::Zicsr,
-                    Ext::Zifencei,
-                ] {
+                for e in [Ext::I, Ext::M, Ext::A, Ext::F, Ext::D, Ext::Zicsr, Ext::Zifencei] {
                     set.enable(e);
                 }
             }
@@ -325,10 +317,7 @@ fn parse_part(part: &str, set: &mut Features) -> Result<(), IsaStringError> {
 }
 
 fn is_version_p(bytes: &[u8], i: usize) -> bool {
-    bytes[i] == b'p'
-        && i > 0
-        && bytes[i - 1].is_ascii_digit()
-        && bytes.get(i + 1).is_some_and(u8::is_ascii_digit)
+    bytes[i] == b'p' && i > 0 && bytes[i - 1].is_ascii_digit() && bytes.get(i + 1).is_some_and(u8::is_ascii_digit)
 }
 
 /// `zicsr2p0` -> `zicsr`, but `zic64b` stays.
@@ -380,9 +369,8 @@ impl<'de> Deserialize<'de> for Features {
         let names = Vec::<String>::deserialize(d)?;
         let mut set = Self::EMPTY;
         for name in names {
-            let ext = Ext::from_name(&name).ok_or_else(|| {
-                serde::de::Error::custom(format!("unknown RISC-V extension {name:?}"))
-            })?;
+            let ext = Ext::from_name(&name)
+                .ok_or_else(|| serde::de::Error::custom(format!("unknown RISC-V extension {name:?}")))?;
             set.0 |= 1 << ext as u8;
         }
         Ok(set)
@@ -422,14 +410,7 @@ mod tests {
 
     #[test]
     fn bad_strings() {
-        for bad in [
-            "rv32i",
-            "rv64",
-            "rv64i_zfoo",
-            "rv64i__zba",
-            "rv64iy",
-            "rv64i\u{e9}",
-        ] {
+        for bad in ["rv32i", "rv64", "rv64i_zfoo", "rv64i__zba", "rv64iy", "rv64i\u{e9}"] {
             assert!(Features::parse_isa_string(bad).is_err(), "{bad}");
         }
     }

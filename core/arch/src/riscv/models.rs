@@ -100,9 +100,9 @@ const RV64: &[Ext] = &[
 
 /// What `max` adds to `rv64`; an accelerator drops what it lacks.
 const MAX_EXTRA: &[Ext] = &[
-    V, Zacas, Zabha, Zama16b, Zcb, Zcmop, Zimop, Zfh, Zfhmin, Zbkb, Zbkc, Zbkx, Zkn, Zknd, Zkne,
-    Zknh, Zkr, Zks, Zksed, Zksh, Zkt, Zk, Zvbb, Zvbc, Zvfh, Zvfhmin, Zvkb, Zvkned, Zvknha, Zvknhb,
-    Zvkg, Zvksed, Zvksh, Zvkt, Smstateen, Sscofpmf, Svnapot, Svpbmt,
+    V, Zacas, Zabha, Zama16b, Zcb, Zcmop, Zimop, Zfh, Zfhmin, Zbkb, Zbkc, Zbkx, Zkn, Zknd, Zkne, Zknh, Zkr, Zks, Zksed,
+    Zksh, Zkt, Zk, Zvbb, Zvbc, Zvfh, Zvfhmin, Zvkb, Zvkned, Zvknha, Zvknhb, Zvkg, Zvksed, Zvksh, Zvkt, Smstateen,
+    Sscofpmf, Svnapot, Svpbmt,
 ];
 
 /// The plain models: RV64IMAC and RV64GC with nothing else.
@@ -111,10 +111,7 @@ const RV64GC: &[Ext] = &[I, M, A, F, D, C, Zicsr, Zifencei, Zicntr];
 
 /// Names and one-line descriptions, for `-cpu help`.
 pub const MODELS: &[(&str, &str)] = &[
-    (
-        "rv64",
-        "RV64GC with B, Sstc and the small extensions kernels look for (default)",
-    ),
+    ("rv64", "RV64GC with B, Sstc and the small extensions kernels look for (default)"),
     ("max", "everything the accelerator has"),
     ("rv64gc", "RV64GC with counters, nothing else"),
     ("rv64i", "RV64I with Zicsr, nothing else"),
@@ -146,10 +143,7 @@ impl RiscvModel {
             "rv64" => Ok(Self::default()),
             "max" => {
                 let all = Features::of(RV64).union(Features::of(MAX_EXTRA)).closed();
-                Ok(Self {
-                    features: all,
-                    ..Self::named("max", &[])
-                })
+                Ok(Self { features: all, ..Self::named("max", &[]) })
             }
             "rv64gc" => Ok(Self::named(name, RV64GC)),
             "rv64i" => Ok(Self::named(name, RV64I)),
@@ -196,11 +190,7 @@ impl RiscvModel {
                     .ok_or_else(|| bad("sv39, sv48 or sv57"))?;
             }
             "pmp" => {
-                self.pmp_entries = value
-                    .parse()
-                    .ok()
-                    .filter(|&n| n <= 16)
-                    .ok_or_else(|| bad("0 to 16"))?;
+                self.pmp_entries = value.parse().ok().filter(|&n| n <= 16).ok_or_else(|| bad("0 to 16"))?;
             }
             "vlen" => {
                 self.vlen = value
@@ -242,10 +232,7 @@ impl RiscvModel {
         if let Some(ext) = lost.iter().next() {
             return Err(ModelError::Conflict {
                 model: self.name.clone(),
-                reason: format!(
-                    "{0} was asked for, but something {0} needs is off",
-                    ext.name()
-                ),
+                reason: format!("{0} was asked for, but something {0} needs is off", ext.name()),
             });
         }
         self.features = self.features.closed();
@@ -297,16 +284,8 @@ mod tests {
     #[test]
     fn mistakes_are_explained() {
         let text = |s: &str| RiscvModel::parse(s).unwrap_err().to_string();
-        assert!(
-            text("rv46").contains("did you mean \"rv64\""),
-            "{}",
-            text("rv46")
-        );
-        assert!(
-            text("rv64,zbx=on").contains("did you mean"),
-            "{}",
-            text("rv64,zbx=on")
-        );
+        assert!(text("rv46").contains("did you mean \"rv64\""), "{}", text("rv46"));
+        assert!(text("rv64,zbx=on").contains("did you mean"), "{}", text("rv64,zbx=on"));
         assert!(text("rv64,zba=maybe").contains("on or off"));
         assert!(text("rv64,pmp=17").contains("0 to 16"));
         assert!(text("rv64,i=off").contains("base ISA"));
@@ -317,15 +296,9 @@ mod tests {
     #[test]
     fn restriction_drops_or_refuses() {
         let supported = Features::parse_isa_string("rv64gc").unwrap();
-        let m = RiscvModel::parse("max")
-            .unwrap()
-            .restricted_to(supported)
-            .unwrap();
+        let m = RiscvModel::parse("max").unwrap().restricted_to(supported).unwrap();
         assert!(m.features.has(D) && !m.features.has(V) && !m.features.has(Zbb));
-        let err = RiscvModel::parse("rv64,zbb=on")
-            .unwrap()
-            .restricted_to(supported)
-            .unwrap_err();
+        let err = RiscvModel::parse("rv64,zbb=on").unwrap().restricted_to(supported).unwrap_err();
         assert!(err.to_string().contains("no zbb"));
     }
 }

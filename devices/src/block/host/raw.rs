@@ -61,7 +61,10 @@ impl RawBlock {
         let fail = |reason: String| OpenError { path: path.display().to_string(), reason };
         // Without O_NONBLOCK, opening a FIFO would wait for its other end.
         let mut how = OpenOptions::new();
-        let how = how.read(true).write(!options.read_only).custom_flags(libc::O_NONBLOCK | if options.sync { libc::O_DSYNC } else { 0 });
+        let how = how
+            .read(true)
+            .write(!options.read_only)
+            .custom_flags(libc::O_NONBLOCK | if options.sync { libc::O_DSYNC } else { 0 });
         let file = how.open(path);
         let mut file = file.map_err(|e| fail(open_reason(&e, options)))?;
         let kind = file.metadata().map_err(|e| fail(e.to_string()))?.file_type();

@@ -80,12 +80,18 @@ impl Stream {
     /// Starts a connection that reads from and writes to `fd`, which is made non-blocking.
     pub(super) fn attach(self: &Arc<Self>, fd: OwnedFd, telnet: Telneting) -> Result<(), HostError> {
         // epoll takes a description twice only by two descriptors.
-        let second = rustix::io::fcntl_dupfd_cloexec(&fd, 3).map_err(|e| HostError::new(format!("use {}", self.name), e))?;
+        let second =
+            rustix::io::fcntl_dupfd_cloexec(&fd, 3).map_err(|e| HostError::new(format!("use {}", self.name), e))?;
         self.attach_pair(fd, second, telnet)
     }
 
     /// Starts a connection on two descriptors, which are made non-blocking.
-    pub(super) fn attach_pair(self: &Arc<Self>, read: OwnedFd, write: OwnedFd, telnet: Telneting) -> Result<(), HostError> {
+    pub(super) fn attach_pair(
+        self: &Arc<Self>,
+        read: OwnedFd,
+        write: OwnedFd,
+        telnet: Telneting,
+    ) -> Result<(), HostError> {
         for fd in [&read, &write] {
             rustix::io::ioctl_fionbio(fd, true).map_err(|e| HostError::new(format!("use {}", self.name), e))?;
         }

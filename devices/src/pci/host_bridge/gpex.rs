@@ -14,7 +14,6 @@ use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::{AddressSpace, MemoryRegion};
 use std::sync::Arc;
 
-
 pub use super::ecam::ECAM_BUS_LEN;
 
 /// Vendor and device number of the bridge's own function, those of QEMU's.

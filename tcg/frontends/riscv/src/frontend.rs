@@ -10,9 +10,7 @@ use mimus_arch::riscv::{Ext, Features, RiscvState};
 use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, VcpuIndex};
 use mimus_tcg_exec::env::Cpu;
-use mimus_tcg_exec::frontend::{
-    Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode,
-};
+use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_exec::hostfp;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot};
 use mimus_tcg_softfloat::{Flags, FloatStatus, Rounding, riscv as softfloat};
@@ -133,11 +131,7 @@ pub(crate) fn arm_timer(cpu: &mut Cpu<Riscv>) {
         return;
     }
     // Too far to express: never.
-    let deadline_ns = if enabled {
-        deadline.checked_mul(TICK_NS)
-    } else {
-        None
-    };
+    let deadline_ns = if enabled { deadline.checked_mul(TICK_NS) } else { None };
     let index = cpu.index();
     // Lowered first: the new deadline may be reached before the call returns, and that must not be undone. An old
     // one that is being delivered meanwhile raises the pin again; `take_interrupt` sees that it is too early.
@@ -147,8 +141,7 @@ pub(crate) fn arm_timer(cpu: &mut Cpu<Riscv>) {
 
 /// `sfence.vma`, of one address and of one address space if given.
 pub(crate) fn flush_translations(cpu: &mut Cpu<Riscv>, va: Option<u64>, asid: Option<u16>) {
-    let concerns =
-        |key| mmu::key_translates(key) && asid.is_none_or(|asid| mmu::key_asid(key) == asid);
+    let concerns = |key| mmu::key_translates(key) && asid.is_none_or(|asid| mmu::key_asid(key) == asid);
     match (va, asid) {
         (Some(va), _) => cpu.mmu.drop_page_where(va & !(PAGE - 1), concerns),
         (None, None) => cpu.mmu.flush_where(concerns),
@@ -194,14 +187,9 @@ const fn mem_fault(fault: Fault) -> MemFault {
 fn walk_tables(cpu: &mut Cpu<Riscv>, va: u64, access: Access) -> Result<mmu::Leaf, MemFault> {
     loop {
         let hart = &cpu.guest.hart;
-        let privilege = if access == Access::Fetch {
-            hart.privilege
-        } else {
-            hart.data_privilege()
-        };
+        let privilege = if access == Access::Fetch { hart.privilege } else { hart.data_privilege() };
         let mut tables = Tables { cpu, update: None };
-        let leaf =
-            mmu::walk(hart, va, mmu_access(access), privilege, &mut tables).map_err(mem_fault)?;
+        let leaf = mmu::walk(hart, va, mmu_access(access), privilege, &mut tables).map_err(mem_fault)?;
         let Some((pa, old, new)) = tables.update else {
             return Ok(leaf);
         };
@@ -227,17 +215,18 @@ impl GuestFrontend for Riscv {
 
     const ARCH: GuestArch = GuestArch::Riscv64;
 
-    /// By how often compiled code uses them: argument registers, the stack
-    /// pointer, the first saved registers, the return address, then the rest.
     const CODE_ALIGN: u32 = 2;
     const FLAGS: bool = false;
     // fence.i says so.
     const COHERENT_CODE: bool = false;
     const LENIENT_BUS: bool = false;
+
+    /// By how often compiled code uses them: argument registers, the stack
+    /// pointer, the first saved registers, the return address, then the rest.
     const PIN_ORDER: &'static [Slot] = &{
         const ORDER: [u8; 31] = [
-            15, 14, 10, 2, 13, 11, 8, 12, 9, 1, 16, 17, 18, 19, 20, 21, 6, 5, 7, 28, 22, 23, 4, 24,
-            25, 29, 30, 26, 27, 31, 3,
+            15, 14, 10, 2, 13, 11, 8, 12, 9, 1, 16, 17, 18, 19, 20, 21, 6, 5, 7, 28, 22, 23, 4, 24, 25, 29, 30, 26, 27,
+            31, 3,
         ];
         let mut slots = [Slot(0); ORDER.len()];
         let mut i = 0;
@@ -279,13 +268,7 @@ impl GuestFrontend for Riscv {
         cpu.guest.hart.take_effects();
     }
 
-    fn translate(
-        state: &RiscvGuest,
-        code: CodeWindow<'_>,
-        start: u16,
-        mode: TranslateMode,
-        block: &mut Block,
-    ) {
+    fn translate(state: &RiscvGuest, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block) {
         let config = match mode {
             TranslateMode::Block => state.translate,
             TranslateMode::Careful => state.translate.careful(),
@@ -293,16 +276,12 @@ impl GuestFrontend for Riscv {
         let halfword = |offset: u32| code.halfword(offset);
         // The runtime has the next page ready if `crosses_page` said so.
         let missing = translate_block(block, &halfword, start, &config).is_err();
-        debug_assert!(
-            !missing,
-            "the instruction at {start:#x} needs the next page"
-        );
+        debug_assert!(!missing, "the instruction at {start:#x} needs the next page");
     }
 
     fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
         let start = u32::from(start);
-        code.halfword(start)
-            .is_some_and(|low| start + u32::from(insn_len(low)) > PAGE as u32)
+        code.halfword(start).is_some_and(|low| start + u32::from(insn_len(low)) > PAGE as u32)
     }
 
     fn context_key(cpu: &Cpu<Self>) -> u64 {
@@ -312,11 +291,7 @@ impl GuestFrontend for Riscv {
     fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> Result<Leaf, MemFault> {
         let leaf = walk_tables(cpu, va, access)?;
         let hart = &cpu.guest.hart;
-        let privilege = if access == Access::Fetch {
-            hart.privilege
-        } else {
-            hart.data_privilege()
-        };
+        let privilege = if access == Access::Fetch { hart.privilege } else { hart.data_privilege() };
         let uniform = hart.pmp.page_permissions(leaf.pa, privilege);
         // Where PMP splits a page, an access is judged by its first byte.
         let allowed = match uniform {
@@ -352,18 +327,9 @@ impl GuestFrontend for Riscv {
         let exception = match (fault, access) {
             (MemFault::Page, _) => Fault::Page.exception(mmu_access(access), va),
             (MemFault::Access, _) => Fault::Access.exception(mmu_access(access), va),
-            (MemFault::Misaligned, Access::Fetch) => Exception {
-                cause: FetchMisaligned,
-                tval: va,
-            },
-            (MemFault::Misaligned, Access::Load) => Exception {
-                cause: LoadMisaligned,
-                tval: va,
-            },
-            (MemFault::Misaligned, Access::Store) => Exception {
-                cause: StoreMisaligned,
-                tval: va,
-            },
+            (MemFault::Misaligned, Access::Fetch) => Exception { cause: FetchMisaligned, tval: va },
+            (MemFault::Misaligned, Access::Load) => Exception { cause: LoadMisaligned, tval: va },
+            (MemFault::Misaligned, Access::Store) => Exception { cause: StoreMisaligned, tval: va },
         };
         cpu.head.pc = trap::take_exception(&mut cpu.guest.hart, exception, cpu.head.pc);
         cpu.guest.hart.take_effects();
@@ -498,17 +464,12 @@ impl GuestFrontend for Riscv {
             return ("(not in memory)".to_owned(), 2);
         };
         let len = u32::from(insn_len(low));
-        let high = if len == 4 {
-            code.halfword(offset + 2)
-        } else {
-            Some(0)
-        };
+        let high = if len == 4 { code.halfword(offset + 2) } else { Some(0) };
         let Some(high) = high else {
             return ("(not in memory)".to_owned(), len);
         };
         let insn = u32::from(high) << 16 | u32::from(low);
-        let text = crate::disasm::disassemble(insn, pc)
-            .unwrap_or_else(|| format!(".insn {len}, {insn:#x}"));
+        let text = crate::disasm::disassemble(insn, pc).unwrap_or_else(|| format!(".insn {len}, {insn:#x}"));
         (text, len)
     }
 }

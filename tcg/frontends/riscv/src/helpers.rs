@@ -113,11 +113,7 @@ fn csr_access(cpu: &mut RiscvCpu, what: u64, source: u64, raw: u64) -> u64 {
     let csr = what as u16 & 0xfff;
     let op = CsrOp::from_bits(what >> CSR_OP_SHIFT);
     let now_ns = if csr::reads_clock(csr) { now(cpu) } else { 0 };
-    let mut env = EngineEnv {
-        now_ns,
-        pins: cpu.pins(),
-        cleared: 0,
-    };
+    let mut env = EngineEnv { now_ns, pins: cpu.pins(), cleared: 0 };
     let Ok(old) = csr::access(&mut cpu.guest.hart, csr, op, source, &mut env) else {
         return illegal(cpu, raw, 0, 0);
     };
@@ -150,8 +146,7 @@ fn apply_effects(cpu: &mut RiscvCpu) -> bool {
     if effects.contains(CsrEffect::TIMER) {
         arm_timer(cpu);
     }
-    let interrupt = effects.contains(CsrEffect::INTERRUPTS)
-        && pending_interrupt(&cpu.guest.hart, cpu.pins()).is_some();
+    let interrupt = effects.contains(CsrEffect::INTERRUPTS) && pending_interrupt(&cpu.guest.hart, cpu.pins()).is_some();
     if interrupt {
         cpu.check_events();
     }
@@ -303,13 +298,7 @@ fn cbo(cpu: &mut RiscvCpu, va: u64, kind: u64, raw: u64) -> u64 {
 
 fn check_target(cpu: &mut RiscvCpu, target: u64, _: u64, _: u64) -> u64 {
     if target & 2 != 0 {
-        raise(
-            cpu,
-            Exception {
-                cause: Cause::FetchMisaligned,
-                tval: target & !1,
-            },
-        );
+        raise(cpu, Exception { cause: Cause::FetchMisaligned, tval: target & !1 });
     }
     0
 }

@@ -175,9 +175,7 @@ pub fn context_key(hart: &Hart) -> u64 {
     let mut key = (hart.privilege as u64) << 20 | (data as u64) << 22;
     // M-mode fetches translate only if its loads and stores do, by MPRV.
     if translates(hart, data) {
-        key |= (hart.satp() >> 44 & 0xf_ffff)
-            | u64::from(hart.sum()) << 24
-            | u64::from(hart.mxr()) << 25;
+        key |= (hart.satp() >> 44 & 0xf_ffff) | u64::from(hart.sum()) << 24 | u64::from(hart.mxr()) << 25;
     }
     key
 }
@@ -208,21 +206,13 @@ pub fn walk<M: PhysMem + ?Sized>(
     mem: &mut M,
 ) -> Result<Leaf, Fault> {
     if !translates(hart, privilege) {
-        return if va < PA_LIMIT {
-            Ok(Leaf::identity(va))
-        } else {
-            Err(Fault::Access)
-        };
+        return if va < PA_LIMIT { Ok(Leaf::identity(va)) } else { Err(Fault::Access) };
     }
     let levels = levels(hart.satp());
     if !is_canonical(va, levels) {
         return Err(Fault::Page);
     }
-    let request = Request {
-        va,
-        access,
-        privilege,
-    };
+    let request = Request { va, access, privilege };
     // A walk starts again only when another agent changed the entry it was
     // about to update, so that somebody always makes progress.
     loop {
@@ -244,16 +234,7 @@ fn walk_once<M: PhysMem + ?Sized>(
         let address = table + (request.va >> (PAGE_SHIFT + 9 * level) & 0x1ff) * 8;
         let entry = read_entry(hart, address, mem)?;
         if entry & (pte::R | pte::W | pte::X) != 0 {
-            return leaf(
-                hart,
-                request,
-                Found {
-                    address,
-                    entry,
-                    level,
-                },
-                mem,
-            );
+            return leaf(hart, request, Found { address, entry, level }, mem);
         }
         check_pointer(entry)?;
         table = (entry & pte::PPN) << (PAGE_SHIFT - pte::PPN_SHIFT);
@@ -276,11 +257,7 @@ pub fn translate<M: PhysMem + ?Sized>(
     mem: &mut M,
 ) -> Result<Leaf, Fault> {
     let leaf = walk(hart, va, access, privilege, mem)?;
-    if hart.pmp.check(leaf.pa, len, access, privilege) {
-        Ok(leaf)
-    } else {
-        Err(Fault::Access)
-    }
+    if hart.pmp.check(leaf.pa, len, access, privilege) { Ok(leaf) } else { Err(Fault::Access) }
 }
 
 /// What is being translated.
@@ -316,10 +293,7 @@ const fn is_canonical(va: u64, levels: u32) -> bool {
 /// Reads an entry with the checks common to leaves and pointers.
 fn read_entry<M: PhysMem + ?Sized>(hart: &Hart, address: u64, mem: &mut M) -> Result<u64, Fault> {
     // Page-table accesses are S-mode accesses to PMP (section 12.3.2).
-    if !hart
-        .pmp
-        .check(address, 8, Access::Load, Privilege::Supervisor)
-    {
+    if !hart.pmp.check(address, 8, Access::Load, Privilege::Supervisor) {
         return Err(Fault::Access);
     }
     let entry = mem.read_pte(address).map_err(|NoMemory| Fault::Access)?;
@@ -332,26 +306,13 @@ fn read_entry<M: PhysMem + ?Sized>(hart: &Hart, address: u64, mem: &mut M) -> Re
 
 /// A pointer to the next level must have D, A, U, N and the memory type clear.
 const fn check_pointer(entry: u64) -> Result<(), Fault> {
-    if entry & (pte::D | pte::A | pte::U | pte::N | pte::PBMT) != 0 {
-        Err(Fault::Page)
-    } else {
-        Ok(())
-    }
+    if entry & (pte::D | pte::A | pte::U | pte::N | pte::PBMT) != 0 { Err(Fault::Page) } else { Ok(()) }
 }
 
 /// Checks the leaf, updates A and D, and builds the translation; `None` when
 /// the entry changed meanwhile.
-fn leaf<M: PhysMem + ?Sized>(
-    hart: &Hart,
-    request: Request,
-    found: Found,
-    mem: &mut M,
-) -> Result<Option<Leaf>, Fault> {
-    let Found {
-        address,
-        mut entry,
-        level,
-    } = found;
+fn leaf<M: PhysMem + ?Sized>(hart: &Hart, request: Request, found: Found, mem: &mut M) -> Result<Option<Leaf>, Fault> {
+    let Found { address, mut entry, level } = found;
     let memory_type = memory_type(hart, entry)?;
     let permitted = permitted(hart, entry, request.privilege);
     if !permitted.allows(request.access) {
@@ -361,11 +322,7 @@ fn leaf<M: PhysMem + ?Sized>(
     if base & (page_size - 1) != 0 {
         return Err(Fault::Page); // misaligned superpage
     }
-    let wanted = if request.access == Access::Store {
-        pte::A | pte::D
-    } else {
-        pte::A
-    };
+    let wanted = if request.access == Access::Store { pte::A | pte::D } else { pte::A };
     if entry & wanted != wanted {
         if !update(hart, address, entry, entry | wanted, mem)? {
             return Ok(None);
@@ -376,10 +333,7 @@ fn leaf<M: PhysMem + ?Sized>(
     Ok(Some(Leaf {
         pa: base | request.va & (page_size - 1),
         page_size,
-        allowed: Permissions {
-            write: permitted.write && dirty,
-            ..permitted
-        },
+        allowed: Permissions { write: permitted.write && dirty, ..permitted },
         user: entry & pte::U != 0,
         global: entry & pte::G != 0,
         dirty,
@@ -423,31 +377,17 @@ const fn permitted(hart: &Hart, entry: u64, privilege: Privilege) -> Permissions
         _ => (!user_page || hart.sum(), !user_page),
     };
     let readable = entry & pte::R != 0 || hart.mxr() && entry & pte::X != 0;
-    Permissions {
-        read: data && readable,
-        write: data && entry & pte::W != 0,
-        execute: execute && entry & pte::X != 0,
-    }
+    Permissions { read: data && readable, write: data && entry & pte::W != 0, execute: execute && entry & pte::X != 0 }
 }
 
 /// Sets A and D in memory. `Ok(false)` means the entry changed meanwhile.
-fn update<M: PhysMem + ?Sized>(
-    hart: &Hart,
-    address: u64,
-    old: u64,
-    new: u64,
-    mem: &mut M,
-) -> Result<bool, Fault> {
+fn update<M: PhysMem + ?Sized>(hart: &Hart, address: u64, old: u64, new: u64, mem: &mut M) -> Result<bool, Fault> {
     // Svade: software sets the bits.
     if hart.menvcfg() & envcfg::ADUE == 0 {
         return Err(Fault::Page);
     }
-    if !hart
-        .pmp
-        .check(address, 8, Access::Store, Privilege::Supervisor)
-    {
+    if !hart.pmp.check(address, 8, Access::Store, Privilege::Supervisor) {
         return Err(Fault::Access);
     }
-    mem.compare_exchange_pte(address, old, new)
-        .map_err(|NoMemory| Fault::Access)
+    mem.compare_exchange_pte(address, old, new).map_err(|NoMemory| Fault::Access)
 }

@@ -39,17 +39,9 @@ pub struct Permissions {
 
 impl Permissions {
     /// Everything allowed.
-    pub const ALL: Self = Self {
-        read: true,
-        write: true,
-        execute: true,
-    };
+    pub const ALL: Self = Self { read: true, write: true, execute: true };
     /// Nothing allowed.
-    pub const NONE: Self = Self {
-        read: false,
-        write: false,
-        execute: false,
-    };
+    pub const NONE: Self = Self { read: false, write: false, execute: false };
 
     /// Whether `access` is allowed.
     pub const fn allows(self, access: Access) -> bool {
@@ -61,11 +53,7 @@ impl Permissions {
     }
 
     const fn from_config(config: u8) -> Self {
-        Self {
-            read: config & R != 0,
-            write: config & W != 0,
-            execute: config & X != 0,
-        }
+        Self { read: config & R != 0, write: config & W != 0, execute: config & X != 0 }
     }
 }
 
@@ -127,14 +115,7 @@ impl Pmp {
     /// Writes eight configurations; locked ones are left alone.
     pub fn set_config_word(&mut self, word: usize, value: u64) {
         let present = self.entries();
-        for (i, config) in self
-            .config
-            .iter_mut()
-            .take(present)
-            .skip(word * 8)
-            .take(8)
-            .enumerate()
-        {
+        for (i, config) in self.config.iter_mut().take(present).skip(word * 8).take(8).enumerate() {
             if *config & LOCKED == 0 {
                 *config = legal_config((value >> (8 * i)) as u8);
             }
@@ -191,10 +172,7 @@ impl Pmp {
             let address = self.address[i];
             let (start, end) = match matching_mode(self.config[i]) {
                 0 => continue,
-                1 => (
-                    if i == 0 { 0 } else { self.address[i - 1] << 2 },
-                    address << 2,
-                ),
+                1 => (if i == 0 { 0 } else { self.address[i - 1] << 2 }, address << 2),
                 2 => (address << 2, (address << 2) + 4),
                 _ => {
                     // NAPOT: n trailing ones give a range of 2^(n+3) bytes.
@@ -204,11 +182,7 @@ impl Pmp {
                 }
             };
             if start < end {
-                self.regions[usize::from(self.active)] = Region {
-                    start,
-                    end,
-                    config: self.config[i],
-                };
+                self.regions[usize::from(self.active)] = Region { start, end, config: self.config[i] };
                 self.active += 1;
             }
         }
@@ -221,11 +195,7 @@ impl Pmp {
     /// What accesses no entry matches may do: M-mode everything, the others
     /// nothing as soon as PMP is implemented.
     const fn unmatched(&self, privilege: Privilege) -> Permissions {
-        if self.entries == 0 || matches!(privilege, Privilege::Machine) {
-            Permissions::ALL
-        } else {
-            Permissions::NONE
-        }
+        if self.entries == 0 || matches!(privilege, Privilege::Machine) { Permissions::ALL } else { Permissions::NONE }
     }
 
     /// Whether an access of `len` bytes at `pa` is allowed: the first entry
@@ -237,9 +207,7 @@ impl Pmp {
         let end = pa + len;
         for region in self.active() {
             if pa < region.end && end > region.start {
-                return pa >= region.start
-                    && end <= region.end
-                    && region.permissions(privilege).allows(access);
+                return pa >= region.start && end <= region.end && region.permissions(privilege).allows(access);
             }
         }
         self.unmatched(privilege).allows(access)
@@ -271,9 +239,5 @@ const fn matching_mode(config: u8) -> u8 {
 /// WARL: bits 5 and 6 read zero; W without R is reserved and loses W.
 const fn legal_config(config: u8) -> u8 {
     let config = config & !0x60;
-    if config & (R | W) == W {
-        config & !W
-    } else {
-        config
-    }
+    if config & (R | W) == W { config & !W } else { config }
 }

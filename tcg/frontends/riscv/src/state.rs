@@ -52,8 +52,7 @@ pub mod mstatus {
     pub const SD: u64 = 1 << 63;
 
     /// The bits software can change through `mstatus`.
-    pub const WRITABLE: u64 =
-        SIE | MIE | SPIE | MPIE | SPP | MPP | FS | MPRV | SUM | MXR | TVM | TW | TSR;
+    pub const WRITABLE: u64 = SIE | MIE | SPIE | MPIE | SPP | MPP | FS | MPRV | SUM | MXR | TVM | TW | TSR;
     /// The bits software can change through `sstatus`.
     pub const S_WRITABLE: u64 = SIE | SPIE | SPP | FS | SUM | MXR;
     /// The bits software can see through `sstatus`.
@@ -197,20 +196,12 @@ pub struct Counter {
 impl Counter {
     /// The counter's value when its source stands at `source`.
     pub const fn value(&self, source: u64) -> u64 {
-        if self.stopped {
-            self.base
-        } else {
-            source.wrapping_sub(self.base)
-        }
+        if self.stopped { self.base } else { source.wrapping_sub(self.base) }
     }
 
     /// Makes the counter read `value` when its source stands at `source`.
     pub const fn set(&mut self, source: u64, value: u64) {
-        self.base = if self.stopped {
-            value
-        } else {
-            source.wrapping_sub(value)
-        };
+        self.base = if self.stopped { value } else { source.wrapping_sub(value) };
     }
 
     /// Stops or starts the counter, keeping its value.
@@ -239,10 +230,7 @@ impl Counter {
 
     /// A suspended counter with this value.
     pub const fn at(value: u64, stopped: bool) -> Self {
-        Self {
-            base: value,
-            stopped,
-        }
+        Self { base: value, stopped }
     }
 
     /// Whether `mcountinhibit` stops the counter.
@@ -388,11 +376,7 @@ impl Hart {
     /// `mstatus` as software reads it: FS up to date, SD computed.
     pub fn mstatus(&mut self) -> u64 {
         self.fold_fp_dirty();
-        let sd = if self.mstatus & mstatus::FS == mstatus::FS {
-            mstatus::SD
-        } else {
-            0
-        };
+        let sd = if self.mstatus & mstatus::FS == mstatus::FS { mstatus::SD } else { 0 };
         self.mstatus | sd
     }
 
@@ -504,11 +488,7 @@ impl Hart {
     /// only believed while `stimecmp` is at its maximum, which it never
     /// reaches: then a firmware service of the machine raised it.
     pub const fn timer_due(&self, time: u64, pin: bool) -> bool {
-        if self.stimecmp == u64::MAX {
-            pin
-        } else {
-            time >= self.stimecmp
-        }
+        if self.stimecmp == u64::MAX { pin } else { time >= self.stimecmp }
     }
 
     /// Whether `stimecmp` drives STIP (Sstc turned on by `menvcfg.STCE`).
@@ -537,17 +517,10 @@ mod tests {
         assert_eq!(hart.fp_bad, 0);
         assert_eq!(hart.mstatus() & mstatus::SD, 0);
         hart.fp_dirty = 1;
-        assert_eq!(
-            hart.mstatus() & (mstatus::FS | mstatus::SD),
-            mstatus::FS | mstatus::SD
-        );
+        assert_eq!(hart.mstatus() & (mstatus::FS | mstatus::SD), mstatus::FS | mstatus::SD);
         hart.fp_dirty = 1;
         hart.write_mstatus(2 << mstatus::FS_SHIFT, mstatus::FS);
-        assert_eq!(
-            hart.mstatus() & mstatus::FS,
-            2 << mstatus::FS_SHIFT,
-            "a write of Clean wins over earlier dirt"
-        );
+        assert_eq!(hart.mstatus() & mstatus::FS, 2 << mstatus::FS_SHIFT, "a write of Clean wins over earlier dirt");
         hart.set_frm(4);
         assert_eq!(hart.fp_bad, FP_BAD_FRM);
         hart.write_mstatus(0, mstatus::FS);

@@ -66,11 +66,7 @@ impl Hart {
         self.medeleg = state.medeleg & crate::csr::MEDELEG_WRITABLE;
         self.mideleg = state.mideleg & irq::S_ALL;
         self.mie = state.mie & irq::ALL;
-        let software = if self.sstc_enabled() {
-            irq::SSI
-        } else {
-            irq::SSI | irq::STI
-        };
+        let software = if self.sstc_enabled() { irq::SSI } else { irq::SSI | irq::STI };
         self.mip_soft = state.mip & software | seip;
         self.mtvec = state.mtvec & !2;
         self.mcounteren = state.mcounteren & 0xffff_ffff;
@@ -97,10 +93,7 @@ impl Hart {
     fn check_arch(&self, state: &RiscvState) -> Result<(), String> {
         let hart = self.config.hart_id;
         if state.mhartid != hart {
-            return Err(format!(
-                "hart {hart}: the state is of hart {}",
-                state.mhartid
-            ));
+            return Err(format!("hart {hart}: the state is of hart {}", state.mhartid));
         }
         if state.misa != self.config.misa {
             return Err(format!(
@@ -109,15 +102,10 @@ impl Hart {
             ));
         }
         if !self.is_legal_satp(state.satp) {
-            return Err(format!(
-                "hart {hart}: satp {:#x} has a mode the CPU model lacks",
-                state.satp
-            ));
+            return Err(format!("hart {hart}: satp {:#x} has a mode the CPU model lacks", state.satp));
         }
         if !state.v.is_empty() || state.mseccfg != 0 {
-            return Err(format!(
-                "hart {hart}: the state has vector registers or mseccfg, which TCG lacks"
-            ));
+            return Err(format!("hart {hart}: the state has vector registers or mseccfg, which TCG lacks"));
         }
         Ok(())
     }
@@ -208,10 +196,7 @@ mod tests {
     fn a_reset_hart_is_a_reset_state() {
         let config = HartConfig::default();
         let mut hart = Hart::new(config);
-        assert_eq!(
-            hart.to_arch(0),
-            RiscvState::new(config.hart_id, config.misa, 0)
-        );
+        assert_eq!(hart.to_arch(0), RiscvState::new(config.hart_id, config.misa, 0));
     }
 
     #[test]
@@ -250,10 +235,7 @@ mod tests {
         let mut hart = Hart::new(HartConfig::default());
         hart.enter_supervisor();
         assert_eq!(hart.privilege, Privilege::Supervisor);
-        assert_eq!(
-            hart.pmp.page_permissions(0x8000_0000, Privilege::User),
-            Some(crate::pmp::Permissions::ALL)
-        );
+        assert_eq!(hart.pmp.page_permissions(0x8000_0000, Privilege::User), Some(crate::pmp::Permissions::ALL));
         assert!(hart.sstc_enabled());
         assert_eq!(hart.medeleg >> 9 & 1, 0);
     }

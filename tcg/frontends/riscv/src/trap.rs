@@ -107,26 +107,17 @@ pub struct Exception {
 impl Exception {
     /// An illegal instruction with these bits (16 or 32).
     pub const fn illegal(insn: u32) -> Self {
-        Self {
-            cause: Cause::IllegalInstruction,
-            tval: insn as u64,
-        }
+        Self { cause: Cause::IllegalInstruction, tval: insn as u64 }
     }
 
     /// The exception `ecall` raises in this mode.
     pub const fn ecall(privilege: Privilege) -> Self {
-        Self {
-            cause: Cause::ecall(privilege),
-            tval: 0,
-        }
+        Self { cause: Cause::ecall(privilege), tval: 0 }
     }
 
     /// The exception `ebreak` at `pc` raises.
     pub const fn ebreak(pc: u64) -> Self {
-        Self {
-            cause: Cause::Breakpoint,
-            tval: pc,
-        }
+        Self { cause: Cause::Breakpoint, tval: pc }
     }
 }
 
@@ -148,11 +139,7 @@ pub fn take_interrupt(hart: &mut Hart, interrupt: Interrupt, pc: u64) -> u64 {
     enter(hart, 1 << 63 | code, 0, pc, delegated);
     let vector = if delegated { hart.stvec } else { hart.mtvec };
     let base = vector & !3;
-    if vector & 1 != 0 {
-        base.wrapping_add(4 * code)
-    } else {
-        base
-    }
+    if vector & 1 != 0 { base.wrapping_add(4 * code) } else { base }
 }
 
 /// Saves the interrupted context and changes mode (sections 3.1.6.1, 12.1.1).
@@ -225,11 +212,7 @@ pub fn sret(hart: &mut Hart) -> Result<u64, IllegalInsn> {
         new |= mstatus::SIE;
     }
     hart.mstatus = new;
-    hart.privilege = if status & mstatus::SPP != 0 {
-        Privilege::Supervisor
-    } else {
-        Privilege::User
-    };
+    hart.privilege = if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
     hart.record(CsrEffect::TRANSLATION | CsrEffect::INTERRUPTS);
     Ok(hart.sepc)
 }
@@ -279,11 +262,7 @@ pub enum CboOp {
 /// # Errors
 /// [`IllegalInsn`] when the extension is absent or turned off for the mode.
 pub fn check_cbo(hart: &Hart, op: CboOp) -> Result<CboOp, IllegalInsn> {
-    let present = if op == CboOp::Zero {
-        hart.config.zicboz
-    } else {
-        hart.config.zicbom
-    };
+    let present = if op == CboOp::Zero { hart.config.zicboz } else { hart.config.zicbom };
     if !present {
         return Err(IllegalInsn);
     }
@@ -303,9 +282,5 @@ pub fn check_cbo(hart: &Hart, op: CboOp) -> Result<CboOp, IllegalInsn> {
     if !granted {
         return Err(IllegalInsn);
     }
-    if op == CboOp::Inval && allowed & envcfg::CBIE != envcfg::CBIE {
-        Ok(CboOp::Flush)
-    } else {
-        Ok(op)
-    }
+    if op == CboOp::Inval && allowed & envcfg::CBIE != envcfg::CBIE { Ok(CboOp::Flush) } else { Ok(op) }
 }

@@ -8,7 +8,8 @@ use mimus_tcg_frontend_riscv::translate::{TranslateConfig, translate_block};
 use mimus_tcg_ir::verify::verify;
 use mimus_tcg_ir::{Block, Op};
 
-const EVERYTHING: &str = "rv64imafdc_zicsr_zifencei_zihintpause_zicbom_zicboz_zba_zbb_zbs_svinval_zicond_zawrs_zcb_zimop_zcmop";
+const EVERYTHING: &str =
+    "rv64imafdc_zicsr_zifencei_zihintpause_zicbom_zicboz_zba_zbb_zbs_svinval_zicond_zawrs_zcb_zimop_zcmop";
 
 fn config(isa: &str) -> TranslateConfig {
     TranslateConfig::new(Features::parse_isa_string(isa).unwrap())
@@ -158,7 +159,7 @@ fn reserved_encodings_are_illegal() {
         (0x7b20_0073, "dret"),
         (0x1010_202f, "lr.w with rs2"),
         (0x0000_002f, "amo, funct3 000"),
-        (0x02b5_7053, "fadd.d is legal", ),
+        (0x02b5_7053, "fadd.d is legal"),
         (0x02b5_5053, "fadd.d with rounding mode 5"),
         (0x02b5_6053, "fadd.d with rounding mode 6"),
         (0x04b5_7053, "fadd.h"),

@@ -89,7 +89,10 @@ fn texts_without_a_common_spelling() {
 #[test]
 fn agrees_with_objdump() {
     if !installed(AS) || !installed(OBJDUMP) {
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("SKIPPED (objdump): {AS} and {OBJDUMP} are not installed\n").as_bytes());
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            format!("SKIPPED (objdump): {AS} and {OBJDUMP} are not installed\n").as_bytes(),
+        );
         return;
     }
     let insns = samples();

@@ -60,17 +60,7 @@ pub fn write_cr<H: Host + ?Sized>(h: &mut H, n: u8, value: u64) -> Result<()> {
     }
 }
 
-const CR0_ALL: u64 = CR0_PE
-    | CR0_MP
-    | CR0_EM
-    | CR0_TS
-    | CR0_ET
-    | CR0_NE
-    | CR0_WP
-    | CR0_AM
-    | CR0_NW
-    | CR0_CD
-    | CR0_PG;
+const CR0_ALL: u64 = CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG;
 
 /// Sets CR0, entering or leaving protection, paging and long mode.
 ///
@@ -259,9 +249,7 @@ pub fn xsetbv<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()>
 
 /// SDM volume 1 section 13.3.
 pub fn valid_xcr0(st: &State, value: u64) -> bool {
-    value & XCR0_X87 != 0
-        && value & !st.features.xcr0_mask() == 0
-        && (value & XCR0_AVX == 0 || value & XCR0_SSE != 0)
+    value & XCR0_X87 != 0 && value & !st.features.xcr0_mask() == 0 && (value & XCR0_AVX == 0 || value & XCR0_SSE != 0)
 }
 
 /// The number of the debug register that 4 or 5 stand for; `#UD` with CR4.DE.

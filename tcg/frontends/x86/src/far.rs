@@ -391,7 +391,8 @@ fn iret_real<H: Host + ?Sized>(h: &mut H, bytes: u32, mode: Mode) -> Result<()> 
     check_real(h, ip)?;
     stack.commit(h);
     segment::load_real_cs(h, selector);
-    let mut bits = crate::state::ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_NT | RFLAGS_AC | RFLAGS_ID | RFLAGS_RF;
+    let mut bits =
+        crate::state::ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_NT | RFLAGS_AC | RFLAGS_ID | RFLAGS_RF;
     if mode == Mode::Real {
         bits |= RFLAGS_IOPL;
     }

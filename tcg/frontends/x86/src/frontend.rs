@@ -194,11 +194,9 @@ impl Host for X86Cpu {
                 }
             }
         }
-        pieces(va, bytes, wide, |done, at, size| {
-            match self.try_store(at, value >> (8 * done), size) {
-                Ok(()) => Ok(()),
-                Err(_) => Err(taken(self, at)),
-            }
+        pieces(va, bytes, wide, |done, at, size| match self.try_store(at, value >> (8 * done), size) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(taken(self, at)),
         })
     }
 }
@@ -282,11 +280,13 @@ fn steps(st: &State) -> bool {
 
 /// The DR6 bits of instruction breakpoints at `pc` (SDM volume 3 section 18.2).
 fn breakpoints(st: &State, pc: u64) -> u64 {
-    (0..4).filter(|&n| {
-        let enabled = st.dr7 >> (2 * n) & 3 != 0;
-        let execution = st.dr7 >> (16 + 4 * n) & 15 == 0;
-        enabled && execution && st.dr[n] == pc
-    }).fold(0, |bits, n| bits | 1 << n)
+    (0..4)
+        .filter(|&n| {
+            let enabled = st.dr7 >> (2 * n) & 3 != 0;
+            let execution = st.dr7 >> (16 + 4 * n) & 15 == 0;
+            enabled && execution && st.dr[n] == pc
+        })
+        .fold(0, |bits, n| bits | 1 << n)
 }
 
 /// Executes one instruction, with the debug exceptions around it (SDM volume 3 section 18.3.1).
@@ -536,8 +536,12 @@ impl GuestFrontend for X86 {
     fn disassemble(code: CodeWindow<'_>, offset: u32, pc: u64) -> (String, u32) {
         let mut bytes = [0; MAX_LEN];
         let have = fetch(code, offset, &mut bytes);
-        let mut decoder =
-            iced_x86::Decoder::with_ip(CodeMode(code.mode()).bits(), &bytes[..have], pc, iced_x86::DecoderOptions::NONE);
+        let mut decoder = iced_x86::Decoder::with_ip(
+            CodeMode(code.mode()).bits(),
+            &bytes[..have],
+            pc,
+            iced_x86::DecoderOptions::NONE,
+        );
         let insn = decoder.decode();
         let mut text = String::new();
         NasmFormatter::new().format(&insn, &mut text);
@@ -563,4 +567,3 @@ fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
 pub(crate) fn decode_packed(cpu: &X86Cpu, packed: &crate::decode::Packed, pc: u64) -> iced_x86::Instruction {
     crate::decode::unpack(packed, pc, &cpu.guest.st.features)
 }
-

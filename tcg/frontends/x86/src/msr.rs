@@ -242,11 +242,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         }
         BIOS_SIGN_ID | DEBUGCTL | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
         _ if !exists(st, index) => return Err(Exception::GP0),
-        number::LSTAR
-        | number::CSTAR
-        | number::KERNEL_GS_BASE
-        | number::SYSENTER_ESP
-        | number::SYSENTER_EIP => {
+        number::LSTAR | number::CSTAR | number::KERNEL_GS_BASE | number::SYSENTER_ESP | number::SYSENTER_EIP => {
             if st.features.long_mode {
                 canonical(st, value)?;
             }

@@ -222,9 +222,7 @@ fn attempt<H: Host + ?Sized>(h: &mut H, va: u64, access: Access, user: bool, mar
 fn allowed(st: &State, access: Access, user: bool, rights: u64, nx: u64) -> bool {
     let user_page = rights & US != 0;
     match access {
-        Access::Fetch => {
-            nx == 0 && if user { user_page } else { !(user_page && st.cr4 & CR4_SMEP != 0) }
-        }
+        Access::Fetch => nx == 0 && if user { user_page } else { !(user_page && st.cr4 & CR4_SMEP != 0) },
         _ if user => user_page && (access == Access::Load || rights & RW != 0),
         // An implicit access from user mode has no AC to excuse it.
         _ if user_page && st.cr4 & CR4_SMAP != 0 && (st.cpl == 3 || st.flags & RFLAGS_AC == 0) => false,

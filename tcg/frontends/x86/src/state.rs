@@ -290,9 +290,8 @@ impl State {
 
     /// CS, DS, ES and SS cover all 4 GiB, readable and (but CS) writable: nothing needs a check.
     pub fn flat(&self) -> bool {
-        let whole = |s: &Segment| {
-            s.base == 0 && s.limit == u32::MAX && s.attributes & (attr::UNUSABLE | attr::P) == attr::P
-        };
+        let whole =
+            |s: &Segment| s.base == 0 && s.limit == u32::MAX && s.attributes & (attr::UNUSABLE | attr::P) == attr::P;
         let data = |s: &Segment| whole(s) && s.attributes & 0xe == 2;
         whole(&self.seg[CS])
             && self.seg[CS].attributes & 2 != 0

@@ -24,7 +24,8 @@ pub(crate) struct TestHost {
 impl TestHost {
     /// With 1 MiB of memory, and everything the frontend has.
     pub fn new() -> Self {
-        let model = X86Model::parse(GuestArch::X86_64, "max").unwrap().restricted_to(crate::cpuid::supported()).unwrap();
+        let model =
+            X86Model::parse(GuestArch::X86_64, "max").unwrap().restricted_to(crate::cpuid::supported()).unwrap();
         Self {
             st: State::new(&model, 0),
             gpr: [0; 16],

@@ -95,11 +95,7 @@ pub struct Exact {
 
 impl Exact {
     pub fn new(negative: bool, mantissa: u64, exp: i32) -> Exact {
-        Exact {
-            negative,
-            mantissa: Natural::new(vec![mantissa]),
-            exp,
-        }
+        Exact { negative, mantissa: Natural::new(vec![mantissa]), exp }
     }
 
     /// The value of a bit pattern, infinity counting as the power of two after the largest number.
@@ -115,11 +111,7 @@ impl Exact {
     pub fn halfway<F: Float>(raw: u64) -> Exact {
         let below = Exact::of(F::from_raw(raw));
         let mantissa = below.mantissa.shl(1).add(&Natural::new(vec![1]));
-        Exact {
-            negative: false,
-            mantissa,
-            exp: below.exp - 1,
-        }
+        Exact { negative: false, mantissa, exp: below.exp - 1 }
     }
 
     pub fn is_zero(&self) -> bool {
@@ -155,11 +147,7 @@ impl Exact {
         } else {
             (self.negative, a.sub(&b))
         };
-        Exact {
-            negative,
-            mantissa,
-            exp,
-        }
+        Exact { negative, mantissa, exp }
     }
 
     /// Compares magnitudes.

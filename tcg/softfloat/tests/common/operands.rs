@@ -7,9 +7,7 @@ use mimus_tcg_softfloat::{Float, FloatStatus, Rounding, add, mul};
 
 /// `default` trials times the environment's `MIMUS_TEST_SCALE`.
 pub fn trials(default: u64) -> u64 {
-    let scale = std::env::var("MIMUS_TEST_SCALE")
-        .ok()
-        .and_then(|s| s.parse::<f64>().ok());
+    let scale = std::env::var("MIMUS_TEST_SCALE").ok().and_then(|s| s.parse::<f64>().ok());
     (default as f64 * scale.unwrap_or(1.0)) as u64
 }
 
@@ -64,15 +62,9 @@ impl Rng {
             }
             17..=19 => (bias - 100 + self.below(201), self.fraction::<F>()),
             20..=22 => (self.below(3), self.fraction::<F>()),
-            23..=24 => (
-                0,
-                (self.next() & F::FRAC_MASK) >> self.below(u64::from(F::FRAC_BITS)),
-            ),
+            23..=24 => (0, (self.next() & F::FRAC_MASK) >> self.below(u64::from(F::FRAC_BITS))),
             25 => (fields - 1 - self.below(2), self.fraction::<F>()),
-            26 => (
-                F::FRAC_BITS as u64 * self.below(3) + self.below(4),
-                self.fraction::<F>(),
-            ),
+            26 => (F::FRAC_BITS as u64 * self.below(3) + self.below(4), self.fraction::<F>()),
             27 => (bias + self.below(2), self.below(3)),
             28 => (fields, self.fraction::<F>()),
             29 => (fields, 0),
@@ -95,11 +87,7 @@ impl Rng {
     /// Neighbour of `f` within a few units in the last place, of either sign.
     fn near<F: Float>(&mut self, f: F) -> F {
         let raw = f.to_raw().wrapping_add(self.below(9)).wrapping_sub(4);
-        F::from_raw(if self.next() & 1 == 1 {
-            raw ^ F::SIGN
-        } else {
-            raw
-        })
+        F::from_raw(if self.next() & 1 == 1 { raw ^ F::SIGN } else { raw })
     }
 
     /// `f` with its exponent moved by up to twice the precision: the sum of the two is often near halfway.
@@ -107,10 +95,7 @@ impl Rng {
         let span = u64::from(F::PRECISION) * 4;
         let delta = self.below(span) << F::FRAC_BITS;
         let raw = f.to_raw() & F::INFINITY;
-        let moved = raw
-            .wrapping_add(delta)
-            .wrapping_sub((span / 2) << F::FRAC_BITS)
-            & F::INFINITY;
+        let moved = raw.wrapping_add(delta).wrapping_sub((span / 2) << F::FRAC_BITS) & F::INFINITY;
         let sign = if self.next() & 1 == 1 { F::SIGN } else { 0 };
         F::from_raw(sign | moved | self.fraction::<F>())
     }

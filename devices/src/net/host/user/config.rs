@@ -176,15 +176,11 @@ impl Net {
             ("tftp-server-name", &config.tftp_server_name),
         ] {
             if value.as_ref().is_some_and(|v| v.len() > 255) {
-                return Err(format!(
-                    "netdev user: {name} is longer than the 255 bytes of a DHCP option"
-                ));
+                return Err(format!("netdev user: {name} is longer than the 255 bytes of a DHCP option"));
             }
         }
         if config.bootfile.as_ref().is_some_and(|b| b.len() > 127) {
-            return Err(
-                "netdev user: bootfile is longer than the 127 bytes of its DHCP field".into()
-            );
+            return Err("netdev user: bootfile is longer than the 127 bytes of its DHCP field".into());
         }
         Ok(Net {
             v4,
@@ -222,12 +218,7 @@ impl Net {
             Target::Gateway(Ipv4Addr::LOCALHOST.into())
         } else if a == net.dns {
             Target::Dns
-        } else if net.contains(a)
-            || a.is_loopback()
-            || a.is_multicast()
-            || a.is_broadcast()
-            || a.octets()[0] == 0
-        {
+        } else if net.contains(a) || a.is_loopback() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0 {
             Target::Forbidden
         } else {
             Target::Host(a.into())
@@ -277,9 +268,7 @@ impl Net {
     pub fn is_ours(&self, addr: IpAddr) -> bool {
         match addr {
             IpAddr::V4(a) => self.v4.is_some_and(|n| a == n.host || a == n.dns),
-            IpAddr::V6(a) => {
-                self.v6.is_some_and(|n| a == n.host || a == n.dns || a == LINK_LOCAL_GATEWAY)
-            }
+            IpAddr::V6(a) => self.v6.is_some_and(|n| a == n.host || a == n.dns || a == LINK_LOCAL_GATEWAY),
         }
     }
 }
@@ -320,8 +309,7 @@ fn net4(config: &UserNetConfig) -> Result<Net4, String> {
 /// `a.b.c.d`, `a.b.c.d/bits` or `a.b.c.d/netmask`; without a mask, the
 /// address's class decides, as in QEMU.
 fn parse_net(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), String> {
-    let bad =
-        || format!("netdev user: net={text} is not an IPv4 network; write it like 10.0.2.0/24");
+    let bad = || format!("netdev user: net={text} is not an IPv4 network; write it like 10.0.2.0/24");
     let (addr, mask) = match text.split_once('/') {
         Some((addr, mask)) => (addr, Some(mask)),
         None => (text, None),
@@ -351,9 +339,7 @@ fn parse_net(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), String> {
 fn net6(config: &UserNetConfig) -> Result<Net6, String> {
     let prefixlen = config.ipv6_prefixlen.unwrap_or(64);
     if !(4..=126).contains(&prefixlen) {
-        return Err(format!(
-            "netdev user: ipv6-prefixlen={prefixlen} is not between 4 and 126; use 64"
-        ));
+        return Err(format!("netdev user: ipv6-prefixlen={prefixlen} is not between 4 and 126; use 64"));
     }
     let given = config.ipv6_prefix.unwrap_or(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0));
     let prefix = given.to_bits() & (u128::MAX << (128 - u32::from(prefixlen)));
@@ -372,10 +358,7 @@ fn net6(config: &UserNetConfig) -> Result<Net6, String> {
         }
     }
     if this.host == this.dns {
-        return Err(format!(
-            "netdev user: ipv6-host and ipv6-dns are both {}; they must differ",
-            this.host
-        ));
+        return Err(format!("netdev user: ipv6-host and ipv6-dns are both {}; they must differ", this.host));
     }
     Ok(this)
 }

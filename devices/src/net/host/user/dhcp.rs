@@ -51,14 +51,8 @@ impl<'a> Request<'a> {
             return None;
         }
         let mac = EthernetAddress::from_bytes(&message[28..34]);
-        let mut request = Request {
-            message,
-            kind: None,
-            mac,
-            client: addr(&message[12..16])?,
-            wanted: None,
-            server: None,
-        };
+        let mut request =
+            Request { message, kind: None, mac, client: addr(&message[12..16])?, wanted: None, server: None };
         if message.get(OPTIONS - 4..OPTIONS) == Some(&COOKIE) {
             request.options(&message[OPTIONS..]);
         }
@@ -108,9 +102,7 @@ impl DhcpServer {
             Some(REQUEST) => {
                 let asked = request.wanted.unwrap_or(request.client);
                 match self.lease(&net, &request) {
-                    Some(lease) if lease == asked => {
-                        grant(env, &net, &request, from, Some(ACK), lease)
-                    }
+                    Some(lease) if lease == asked => grant(env, &net, &request, from, Some(ACK), lease),
                     _ => send(env, &net, &request, from, NAK, Ipv4Addr::UNSPECIFIED),
                 }
             }
@@ -128,17 +120,13 @@ impl DhcpServer {
     /// The client's address: the one it has, the one it wants if that is
     /// free, else the first free one.
     fn lease(&mut self, net: &Net4, request: &Request<'_>) -> Option<Ipv4Addr> {
-        let usable =
-            |a: &Ipv4Addr| net.contains(*a) && ![net.host, net.dns, net.broadcast()].contains(a);
-        let address =
-            |i: usize| Some(Ipv4Addr::from_bits(net.dhcpstart.to_bits() + i as u32)).filter(usable);
+        let usable = |a: &Ipv4Addr| net.contains(*a) && ![net.host, net.dns, net.broadcast()].contains(a);
+        let address = |i: usize| Some(Ipv4Addr::from_bits(net.dhcpstart.to_bits() + i as u32)).filter(usable);
         let held = self.leases.iter().position(|l| *l == Some(request.mac));
         let wanted = request.wanted.or(Some(request.client)).filter(|a| !a.is_unspecified());
         let free = |i: &usize| self.leases[*i].is_none() && address(*i).is_some();
         let slot = held
-            .or_else(|| {
-                (0..LEASES).filter(free).find(|i| wanted.is_some() && address(*i) == wanted)
-            })
+            .or_else(|| (0..LEASES).filter(free).find(|i| wanted.is_some() && address(*i) == wanted))
             .or_else(|| (0..LEASES).find(free))?;
         self.leases[slot] = Some(request.mac);
         address(slot)
@@ -149,14 +137,7 @@ impl DhcpServer {
     }
 }
 
-fn grant(
-    env: &mut Env,
-    net: &Net4,
-    request: &Request<'_>,
-    from: EthernetAddress,
-    kind: Option<u8>,
-    lease: Ipv4Addr,
-) {
+fn grant(env: &mut Env, net: &Net4, request: &Request<'_>, from: EthernetAddress, kind: Option<u8>, lease: Ipv4Addr) {
     // hostfwd connections may wait for this guest.
     env.link.learn(lease.into(), from);
     match kind {
@@ -165,26 +146,13 @@ fn grant(
     }
 }
 
-fn send(
-    env: &mut Env,
-    net: &Net4,
-    request: &Request<'_>,
-    from: EthernetAddress,
-    kind: u8,
-    lease: Ipv4Addr,
-) {
+fn send(env: &mut Env, net: &Net4, request: &Request<'_>, from: EthernetAddress, kind: u8, lease: Ipv4Addr) {
     let message = reply(&env.net, net, request, Some(kind), lease);
     send_reply(env, net, from, &message);
 }
 
 /// The reply's bytes; `kind` is `None` for BOOTP.
-fn reply(
-    options: &Net,
-    net: &Net4,
-    request: &Request<'_>,
-    kind: Option<u8>,
-    lease: Ipv4Addr,
-) -> Vec<u8> {
+fn reply(options: &Net, net: &Net4, request: &Request<'_>, kind: Option<u8>, lease: Ipv4Addr) -> Vec<u8> {
     let mut m = vec![0; OPTIONS];
     m[..4].copy_from_slice(&[2, 1, 6, 0]);
     m[4..8].copy_from_slice(&request.message[4..8]);
@@ -221,12 +189,9 @@ fn parameters(m: &mut Vec<u8>, options: &Net, net: &Net4, leased: bool) {
     if leased {
         option(m, 51, &LEASE_SECONDS.to_be_bytes());
     }
-    for (code, text) in [
-        (12, &options.hostname),
-        (15, &options.domainname),
-        (66, &options.tftp_server_name),
-        (67, &options.bootfile),
-    ] {
+    for (code, text) in
+        [(12, &options.hostname), (15, &options.domainname), (66, &options.tftp_server_name), (67, &options.bootfile)]
+    {
         if let Some(text) = text {
             option(m, code, text.as_bytes());
         }

@@ -60,13 +60,7 @@ impl DnsForwarder {
     }
 
     /// A query of the guest.
-    pub fn query(
-        &mut self,
-        env: &mut Env,
-        guest: SocketAddr,
-        forwarder: SocketAddr,
-        question: &[u8],
-    ) {
+    pub fn query(&mut self, env: &mut Env, guest: SocketAddr, forwarder: SocketAddr, question: &[u8]) {
         // Shorter than a header (RFC 1035, 4.1.1) or a response: not a query.
         if question.len() < 12 || question.len() > MAX_QUERY || question[2] & 0x80 != 0 {
             return;
@@ -130,8 +124,7 @@ impl DnsForwarder {
 
     /// Turns to the next resolver where one is silent.
     pub fn expire(&mut self, env: &mut Env) {
-        let due: Vec<u64> =
-            self.queries.iter().filter(|(_, q)| q.deadline <= env.now).map(|(id, _)| *id).collect();
+        let due: Vec<u64> = self.queries.iter().filter(|(_, q)| q.deadline <= env.now).map(|(id, _)| *id).collect();
         due.into_iter().for_each(|id| self.next(env, id));
     }
 

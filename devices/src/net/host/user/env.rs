@@ -69,15 +69,7 @@ impl Env {
             .map_err(|e| format!("netdev user: cannot create an event queue: {e}"))?;
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let max_sockets = limit.map_or(1024, |n| (n / 4).clamp(8, 1024) as usize);
-        Ok(Env {
-            net,
-            link,
-            now: Instant::ZERO,
-            max_sockets,
-            epoll,
-            ids: 0,
-            random: RandomState::new(),
-        })
+        Ok(Env { net, link, now: Instant::ZERO, max_sockets, epoll, ids: 0, random: RandomState::new() })
     }
 
     /// A fresh identifier for a [`Token`].
@@ -96,10 +88,7 @@ impl Env {
 
     /// Reports each change of `fd`'s readiness once, until it is closed.
     pub fn watch(&self, fd: impl AsFd, token: Token) -> std::io::Result<()> {
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token.pack()), flags)?;
         Ok(())
     }
@@ -107,10 +96,8 @@ impl Env {
     /// Waits at most `timeout_us` microseconds (`None`: for ever).
     pub fn wait(&self, events: &mut Vec<epoll::Event>, timeout_us: Option<i64>) {
         events.clear();
-        let timeout = timeout_us.map(|us| rustix::event::Timespec {
-            tv_sec: us / 1_000_000,
-            tv_nsec: us % 1_000_000 * 1000,
-        });
+        let timeout =
+            timeout_us.map(|us| rustix::event::Timespec { tv_sec: us / 1_000_000, tv_nsec: us % 1_000_000 * 1000 });
         // EINTR and the like only cost another turn of the caller's loop.
         let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
     }

@@ -44,9 +44,7 @@ impl Reassembly {
         if end > MAX_PAYLOAD || data.is_empty() || (more && !data.len().is_multiple_of(8)) {
             return None;
         }
-        let same = |p: &Partial| {
-            p.id == id && (p.ip.src, p.ip.dst, p.ip.proto) == (ip.src, ip.dst, ip.proto)
-        };
+        let same = |p: &Partial| p.id == id && (p.ip.src, p.ip.dst, p.ip.proto) == (ip.src, ip.dst, ip.proto);
         let at = self.partials.iter().position(same).unwrap_or_else(|| {
             if self.partials.len() >= DATAGRAMS {
                 self.partials.remove(0);

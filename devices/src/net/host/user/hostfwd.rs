@@ -44,24 +44,21 @@ impl HostFwd {
     /// the host, an empty guest address the first one DHCP gives out.
     pub fn parse(text: &str, net: &Net) -> Result<HostFwd, String> {
         let (proto, host, guest) = split(text).ok_or_else(|| {
-            format!(
-                "hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport-[guestaddr]:guestport"
-            )
+            format!("hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport-[guestaddr]:guestport")
         })?;
         let host = endpoint(host, text, "host", true)?;
         let guest = endpoint(guest, text, "guest", false)?;
         let default_guest = || net.v4.map(|n| IpAddr::V4(n.dhcpstart));
-        let guest_ip = guest.0.or_else(default_guest).ok_or_else(|| {
-            format!("hostfwd {text}: without IPv4 there is no default guest address; write one")
-        })?;
+        let guest_ip = guest
+            .0
+            .or_else(default_guest)
+            .ok_or_else(|| format!("hostfwd {text}: without IPv4 there is no default guest address; write one"))?;
         let known = match guest_ip {
             IpAddr::V4(a) => net.v4.is_some_and(|n| n.contains(a)),
             IpAddr::V6(a) => net.v6.is_some_and(|n| n.contains(a)),
         };
         if !known || net.is_ours(guest_ip) {
-            return Err(format!(
-                "hostfwd {text}: {guest_ip} is not a guest's address in this network"
-            ));
+            return Err(format!("hostfwd {text}: {guest_ip} is not a guest's address in this network"));
         }
         let host_ip = host.0.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         Ok(HostFwd { proto, host: (host_ip, host.1).into(), guest: (guest_ip, guest.1).into() })
@@ -70,10 +67,9 @@ impl HostFwd {
     /// Parses `tcp|udp:[hostaddr]:hostport`, the name of a forwarding.
     pub fn parse_host(text: &str) -> Result<(Proto, SocketAddr), String> {
         // The same grammar with a guest side that is left out.
-        let (proto, host, _) =
-            split(&format!("{text}-")).map(|(p, h, _)| (p, h.to_owned(), ())).ok_or_else(|| {
-                format!("hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport")
-            })?;
+        let (proto, host, _) = split(&format!("{text}-"))
+            .map(|(p, h, _)| (p, h.to_owned(), ()))
+            .ok_or_else(|| format!("hostfwd {text}: not of the form tcp|udp:[hostaddr]:hostport"))?;
         let (ip, port) = endpoint(&host, text, "host", true)?;
         Ok((proto, (ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port).into()))
     }
@@ -81,10 +77,8 @@ impl HostFwd {
     /// Opens the host's port.
     pub fn listen(&self) -> Result<Listener, String> {
         let opened = match self.proto {
-            Proto::Tcp => TcpListener::bind(self.host)
-                .and_then(|l| l.set_nonblocking(true).map(|()| Listener::Tcp(l))),
-            Proto::Udp => UdpSocket::bind(self.host)
-                .and_then(|s| s.set_nonblocking(true).map(|()| Listener::Udp(s))),
+            Proto::Tcp => TcpListener::bind(self.host).and_then(|l| l.set_nonblocking(true).map(|()| Listener::Tcp(l))),
+            Proto::Udp => UdpSocket::bind(self.host).and_then(|s| s.set_nonblocking(true).map(|()| Listener::Udp(s))),
         };
         opened.map_err(|e| self.explain(&e))
     }
@@ -97,10 +91,9 @@ impl HostFwd {
             ErrorKind::PermissionDenied => {
                 format!("hostfwd {self}: permission denied; pick a host port of 1024 or above")
             }
-            ErrorKind::AddrNotAvailable => format!(
-                "hostfwd {self}: the host has no address {}; use one it has",
-                self.host.ip()
-            ),
+            ErrorKind::AddrNotAvailable => {
+                format!("hostfwd {self}: the host has no address {}; use one it has", self.host.ip())
+            }
             _ => format!("hostfwd {self}: cannot listen: {e}"),
         }
     }
@@ -117,12 +110,7 @@ fn split(text: &str) -> Option<(Proto, &str, &str)> {
     Some((proto, host, guest))
 }
 
-fn endpoint(
-    part: &str,
-    text: &str,
-    side: &str,
-    zero_ok: bool,
-) -> Result<(Option<IpAddr>, u16), String> {
+fn endpoint(part: &str, text: &str, side: &str, zero_ok: bool) -> Result<(Option<IpAddr>, u16), String> {
     let bad = |what: &str| format!("hostfwd {text}: bad {side} {what} in '{part}'");
     let (addr, port) = part.rsplit_once(':').ok_or_else(|| bad("port (it is missing)"))?;
     let addr = addr.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(addr);

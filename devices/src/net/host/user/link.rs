@@ -7,9 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet,
-};
+use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 /// Length of an Ethernet header.
 pub(super) const ETH: usize = 14;
@@ -162,28 +160,24 @@ impl Link {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let step = (MTU - 20) & !7;
                 let whole = payload.len() <= MTU - 20;
-                self.pieces(
-                    payload,
-                    if whole { MTU - 20 } else { step },
-                    |link, at, piece, more| {
-                        let ident = link.ident;
-                        link.send_ip(dst.into(), 20 + piece.len(), |b| {
-                            let mut p = Ipv4Packet::new_unchecked(b);
-                            p.set_version(4);
-                            p.set_header_len(20);
-                            p.set_total_len((20 + piece.len()) as u16);
-                            p.set_ident(ident);
-                            p.set_more_frags(more);
-                            p.set_frag_offset(at as u16);
-                            p.set_hop_limit(64);
-                            p.set_next_header(proto);
-                            p.set_src_addr(src);
-                            p.set_dst_addr(dst);
-                            p.fill_checksum();
-                            p.payload_mut().copy_from_slice(piece);
-                        });
-                    },
-                );
+                self.pieces(payload, if whole { MTU - 20 } else { step }, |link, at, piece, more| {
+                    let ident = link.ident;
+                    link.send_ip(dst.into(), 20 + piece.len(), |b| {
+                        let mut p = Ipv4Packet::new_unchecked(b);
+                        p.set_version(4);
+                        p.set_header_len(20);
+                        p.set_total_len((20 + piece.len()) as u16);
+                        p.set_ident(ident);
+                        p.set_more_frags(more);
+                        p.set_frag_offset(at as u16);
+                        p.set_hop_limit(64);
+                        p.set_next_header(proto);
+                        p.set_src_addr(src);
+                        p.set_dst_addr(dst);
+                        p.fill_checksum();
+                        p.payload_mut().copy_from_slice(piece);
+                    });
+                });
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 let whole = payload.len() <= MTU - 40;
@@ -213,12 +207,7 @@ impl Link {
         }
     }
 
-    fn pieces(
-        &mut self,
-        payload: &[u8],
-        step: usize,
-        mut send: impl FnMut(&mut Link, usize, &[u8], bool),
-    ) {
+    fn pieces(&mut self, payload: &[u8], step: usize, mut send: impl FnMut(&mut Link, usize, &[u8], bool)) {
         if payload.is_empty() {
             return send(self, 0, payload, false);
         }

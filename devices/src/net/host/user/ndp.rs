@@ -23,13 +23,7 @@ const LIFETIME: u32 = 86400;
 const ROUTER_LIFETIME: u16 = 9000;
 
 /// An ICMPv6 message of the guest.
-pub(super) fn input(
-    env: &mut Env,
-    pings: &mut Pings,
-    ip: IpInfo,
-    mac: EthernetAddress,
-    message: &[u8],
-) {
+pub(super) fn input(env: &mut Env, pings: &mut Pings, ip: IpInfo, mac: EthernetAddress, message: &[u8]) {
     let (IpAddr::V6(src), IpAddr::V6(_), Some(net)) = (ip.src, ip.dst, env.net.v6) else { return };
     if message.len() < 8 || message[1] != 0 {
         return;
@@ -74,16 +68,7 @@ pub(super) fn solicit(env: &mut Env, target: Ipv6Addr) {
     message.extend_from_slice(&target.octets());
     link_option(&mut message, OPT_SOURCE, env.link.mac);
     let o = target.octets();
-    let group = Ipv6Addr::new(
-        0xff02,
-        0,
-        0,
-        0,
-        0,
-        1,
-        0xff00 | u16::from(o[13]),
-        u16::from_be_bytes([o[14], o[15]]),
-    );
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(o[13]), u16::from_be_bytes([o[14], o[15]]));
     icmp::send(env, LINK_LOCAL_GATEWAY.into(), group.into(), message);
 }
 

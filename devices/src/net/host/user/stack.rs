@@ -7,9 +7,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::event::epoll::{Event, EventFlags};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket,
-};
+use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket};
 
 use super::arp;
 use super::config::{Net, Target};
@@ -218,9 +216,7 @@ impl Stack {
                     Err(e) => log::error!("hostfwd {fwd}: cannot watch the port: {e}"),
                 }
             }
-            Command::Add(fwd, Listener::Udp(socket)) => {
-                self.udp.add_forward(&mut self.env, fwd, socket)
-            }
+            Command::Add(fwd, Listener::Udp(socket)) => self.udp.add_forward(&mut self.env, fwd, socket),
             Command::Remove(Proto::Tcp, host, reply) => {
                 let before = self.listeners.len();
                 self.listeners.retain(|l| l.fwd.host != host);
@@ -287,13 +283,8 @@ impl Stack {
                 };
                 let at = ETH + usize::from(packet.header_len());
                 let end = ETH + usize::from(packet.total_len());
-                let piece = (packet.more_frags() || packet.frag_offset() != 0).then(|| {
-                    (
-                        u32::from(packet.ident()),
-                        usize::from(packet.frag_offset()),
-                        packet.more_frags(),
-                    )
-                });
+                let piece = (packet.more_frags() || packet.frag_offset() != 0)
+                    .then(|| (u32::from(packet.ident()), usize::from(packet.frag_offset()), packet.more_frags()));
                 frame.truncate(end);
                 self.ip(ip, src, frame, at, piece);
             }
@@ -317,11 +308,7 @@ impl Stack {
                         return;
                     };
                     let field = u16::from_be_bytes([hi, lo]);
-                    piece = Some((
-                        u32::from_be_bytes([i0, i1, i2, i3]),
-                        usize::from(field & !7),
-                        field & 1 != 0,
-                    ));
+                    piece = Some((u32::from_be_bytes([i0, i1, i2, i3]), usize::from(field & !7), field & 1 != 0));
                     ip.proto = next.into();
                     at += 8;
                 }
@@ -333,14 +320,7 @@ impl Stack {
 
     /// An IP packet whose payload starts at `at`; `piece` is its fragment's
     /// identification, offset in bytes, and whether more follow.
-    fn ip(
-        &mut self,
-        ip: IpInfo,
-        mac: EthernetAddress,
-        frame: Vec<u8>,
-        at: usize,
-        piece: Option<(u32, usize, bool)>,
-    ) {
+    fn ip(&mut self, ip: IpInfo, mac: EthernetAddress, frame: Vec<u8>, at: usize, piece: Option<(u32, usize, bool)>) {
         if ip.src.is_multicast() || ip.src.is_loopback() || self.env.net.is_ours(ip.src) {
             return;
         }
@@ -393,9 +373,7 @@ impl Stack {
             return;
         }
         match self.env.net.classify(ip.dst) {
-            Target::Dns if dst.port() == 53 => {
-                self.dns.query(&mut self.env, src, dst, udp.payload())
-            }
+            Target::Dns if dst.port() == 53 => self.dns.query(&mut self.env, src, dst, udp.payload()),
             target => self.udp.output(&mut self.env, ip, src, dst, target, packet, udp.payload()),
         }
     }

@@ -69,14 +69,7 @@ pub(super) struct Flow {
 impl Flow {
     /// A flow whose host end is connected. `buffer` is the size in bytes of
     /// the buffer to the guest; the other one is at most that.
-    pub fn new(
-        key: FlowKey,
-        host: TcpStream,
-        buffer: usize,
-        seed: u64,
-        now: Instant,
-        link: &mut Link,
-    ) -> Flow {
+    pub fn new(key: FlowKey, host: TcpStream, buffer: usize, seed: u64, now: Instant, link: &mut Link) -> Flow {
         // Latency is the guest's own business: it has its own Nagle.
         let _ = host.set_nodelay(true);
         let mut config = Config::new(HardwareAddress::Ip);
@@ -84,10 +77,8 @@ impl Flow {
         let mut rx = VecDeque::new();
         let mut iface = Interface::new(config, &mut Port::new(&mut rx, link, key.guest.ip()), now);
         iface.set_any_ip(true);
-        let mut socket = Socket::new(
-            SocketBuffer::new(vec![0; buffer.min(MAX_WINDOW)]),
-            SocketBuffer::new(vec![0; buffer]),
-        );
+        let mut socket =
+            Socket::new(SocketBuffer::new(vec![0; buffer.min(MAX_WINDOW)]), SocketBuffer::new(vec![0; buffer]));
         // The wire to the guest does not congest: it says when it is full.
         socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
@@ -174,8 +165,7 @@ impl Flow {
         self.iface.poll(now, &mut port, &mut self.sockets);
         let exhausted = port.budget == 0;
         let state = self.sockets.get::<Socket<'_>>(self.handle).state();
-        self.guest_fin |=
-            matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
+        self.guest_fin |= matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         exhausted
     }
 
@@ -272,10 +262,7 @@ impl Flow {
     /// Passes an abnormal end on to the host's peer as a reset.
     fn close_host(&mut self) {
         if self.aborted || !(self.guest_fin && self.host_eof) {
-            let _ = rustix::net::sockopt::set_socket_linger(
-                &self.host,
-                Some(std::time::Duration::ZERO),
-            );
+            let _ = rustix::net::sockopt::set_socket_linger(&self.host, Some(std::time::Duration::ZERO));
         }
     }
 

@@ -48,19 +48,9 @@ pub(super) struct TcpNat {
 
 impl TcpNat {
     /// Takes a TCP segment of the guest; `tcp_at` is where it starts in `frame`.
-    pub fn input(
-        &mut self,
-        env: &mut Env,
-        ip: IpInfo,
-        frame: Vec<u8>,
-        tcp_at: usize,
-        dns: &[SocketAddr],
-    ) {
+    pub fn input(&mut self, env: &mut Env, ip: IpInfo, frame: Vec<u8>, tcp_at: usize, dns: &[SocketAddr]) {
         let Ok(segment) = TcpPacket::new_checked(&frame[tcp_at..]) else { return };
-        let key = FlowKey {
-            guest: (ip.src, segment.src_port()).into(),
-            remote: (ip.dst, segment.dst_port()).into(),
-        };
+        let key = FlowKey { guest: (ip.src, segment.src_port()).into(), remote: (ip.dst, segment.dst_port()).into() };
         if key.guest.port() == 0 || key.remote.port() == 0 {
             return;
         }
@@ -82,14 +72,7 @@ impl TcpNat {
         }
     }
 
-    fn open(
-        &mut self,
-        env: &mut Env,
-        key: FlowKey,
-        syn: Vec<u8>,
-        tcp_at: usize,
-        dns: &[SocketAddr],
-    ) {
+    fn open(&mut self, env: &mut Env, key: FlowKey, syn: Vec<u8>, tcp_at: usize, dns: &[SocketAddr]) {
         let port = key.remote.port();
         let targets: VecDeque<SocketAddr> = match env.net.classify(key.remote.ip()) {
             Target::Host(a) | Target::Gateway(a) => [SocketAddr::new(a, port)].into(),
@@ -121,8 +104,7 @@ impl TcpNat {
                         break;
                     }
                     self.by_key.insert(key, id);
-                    self.entries
-                        .insert(id, Entry::Pending(Pending { key, host, syn, tcp_at, targets }));
+                    self.entries.insert(id, Entry::Pending(Pending { key, host, syn, tcp_at, targets }));
                     return;
                 }
                 Err(e) => last = e,
@@ -254,9 +236,7 @@ impl TcpNat {
                 Ok((_, Turn::Again)) => self.mark(id),
                 Ok((at, Turn::Idle)) => self.set_timer(id, at, env),
                 Err(_) => {
-                    log::error!(
-                        "netdev user: a TCP flow failed on what the guest sent; it is closed"
-                    );
+                    log::error!("netdev user: a TCP flow failed on what the guest sent; it is closed");
                     if let Some(Entry::Open(flow)) = self.take(id) {
                         flow.kill();
                     }

@@ -65,10 +65,7 @@ impl UdpNat {
     }
 
     pub fn remove_forward(&mut self, host: SocketAddr) -> bool {
-        let found = self
-            .forwards
-            .iter()
-            .position(|id| self.mappings.get(id).is_some_and(|m| m.forward == Some(host)));
+        let found = self.forwards.iter().position(|id| self.mappings.get(id).is_some_and(|m| m.forward == Some(host)));
         found.map(|at| self.mappings.remove(&self.forwards.remove(at))).is_some()
     }
 
@@ -129,20 +126,12 @@ impl UdpNat {
         env.watch(&socket, Token::Udp(id)).ok()?;
         self.by_guest.insert(guest, id);
         self.next_sweep.get_or_insert(env.now + IDLE);
-        let mapping = Mapping {
-            guest,
-            socket,
-            last: env.now,
-            readable: false,
-            forward: None,
-            peers: VecDeque::new(),
-        };
+        let mapping = Mapping { guest, socket, last: env.now, readable: false, forward: None, peers: VecDeque::new() };
         Some(self.mappings.entry(id).or_insert(mapping))
     }
 
     fn evict_oldest(&mut self) {
-        let oldest =
-            self.by_guest.iter().min_by_key(|(_, id)| self.mappings.get(id).map(|m| m.last));
+        let oldest = self.by_guest.iter().min_by_key(|(_, id)| self.mappings.get(id).map(|m| m.last));
         if let Some((&guest, &id)) = oldest {
             self.by_guest.remove(&guest);
             self.mappings.remove(&id);
@@ -190,12 +179,7 @@ impl UdpNat {
         let dead = |m: &Mapping| m.forward.is_none() && m.last + IDLE <= now;
         self.mappings.retain(|_, m| !dead(m));
         self.by_guest.retain(|_, id| self.mappings.contains_key(id));
-        self.next_sweep = self
-            .by_guest
-            .values()
-            .filter_map(|id| self.mappings.get(id))
-            .map(|m| m.last + IDLE)
-            .min();
+        self.next_sweep = self.by_guest.values().filter_map(|id| self.mappings.get(id)).map(|m| m.last + IDLE).min();
     }
 
     pub fn next_timer(&self) -> Option<Instant> {

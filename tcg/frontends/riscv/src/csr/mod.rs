@@ -79,10 +79,7 @@ pub trait CsrEnv: FpFlags {
 /// Whether [`access`] of this CSR may ask the environment for the time or a
 /// count, which is costly to have at hand for every access.
 pub const fn reads_clock(csr: u16) -> bool {
-    matches!(
-        csr,
-        MIP | SIP | MCOUNTINHIBIT | MCYCLE | MINSTRET | CYCLE | TIME | INSTRET
-    )
+    matches!(csr, MIP | SIP | MCOUNTINHIBIT | MCYCLE | MINSTRET | CYCLE | TIME | INSTRET)
 }
 
 /// What a CSR instruction does with the register.
@@ -186,9 +183,7 @@ fn counter_enabled(hart: &Hart, number: u16) -> bool {
 /// Sstc: below M-mode both `menvcfg.STCE` and `mcounteren.TM` must be set.
 fn stimecmp_accessible(hart: &Hart) -> bool {
     const TM: u64 = 2;
-    hart.config.sstc
-        && (hart.privilege == Privilege::Machine
-            || hart.sstc_enabled() && hart.mcounteren & TM != 0)
+    hart.config.sstc && (hart.privilege == Privilege::Machine || hart.sstc_enabled() && hart.mcounteren & TM != 0)
 }
 
 fn read<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> Result<u64, IllegalInsn> {
@@ -215,11 +210,7 @@ fn read<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> Result<u6
     })
 }
 
-fn read_machine<E: CsrEnv + ?Sized>(
-    hart: &mut Hart,
-    csr: u16,
-    env: &mut E,
-) -> Result<u64, IllegalInsn> {
+fn read_machine<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, env: &mut E) -> Result<u64, IllegalInsn> {
     Ok(match csr {
         MSTATUS => hart.mstatus(),
         MISA => hart.config.misa,
@@ -235,12 +226,8 @@ fn read_machine<E: CsrEnv + ?Sized>(
         MCAUSE => hart.mcause,
         MTVAL => hart.mtval,
         MIP => read_mip(hart, env),
-        PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => {
-            hart.pmp.config_word(usize::from(csr - PMPCFG0) / 2)
-        }
-        PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => {
-            hart.pmp.address(usize::from(csr - PMPADDR0))
-        }
+        PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => hart.pmp.config_word(usize::from(csr - PMPCFG0) / 2),
+        PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => hart.pmp.address(usize::from(csr - PMPADDR0)),
         // No events: the counters are read-only zero (section 3.1.10).
         MHPMCOUNTER3..=MHPMCOUNTER31 | HPMCOUNTER3..=HPMCOUNTER31 | MHPMEVENT3..=MHPMEVENT31 => 0,
         MVENDORID | MARCHID | MIMPID | MCONFIGPTR => 0,
@@ -249,12 +236,7 @@ fn read_machine<E: CsrEnv + ?Sized>(
     })
 }
 
-fn write<E: CsrEnv + ?Sized>(
-    hart: &mut Hart,
-    csr: u16,
-    value: u64,
-    env: &mut E,
-) -> Result<(), IllegalInsn> {
+fn write<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, value: u64, env: &mut E) -> Result<(), IllegalInsn> {
     match csr {
         SSTATUS => hart.write_mstatus(value, mstatus::S_WRITABLE),
         SIE => write_mie(hart, value, hart.mideleg),
@@ -278,12 +260,7 @@ fn write<E: CsrEnv + ?Sized>(
     Ok(())
 }
 
-fn write_machine<E: CsrEnv + ?Sized>(
-    hart: &mut Hart,
-    csr: u16,
-    value: u64,
-    env: &mut E,
-) -> Result<(), IllegalInsn> {
+fn write_machine<E: CsrEnv + ?Sized>(hart: &mut Hart, csr: u16, value: u64, env: &mut E) -> Result<(), IllegalInsn> {
     match csr {
         MSTATUS => hart.write_mstatus(value, mstatus::WRITABLE),
         // misa is WARL and fixed; performance counters are read-only zero.
@@ -307,14 +284,11 @@ fn write_machine<E: CsrEnv + ?Sized>(
         // of this one comes before the write (section 3.1.10 of the
         // unprivileged counters).
         MINSTRET => {
-            let source = env
-                .instret()
-                .wrapping_add(u64::from(!hart.instret.is_stopped()));
+            let source = env.instret().wrapping_add(u64::from(!hart.instret.is_stopped()));
             hart.instret.set(source, value);
         }
         PMPCFG0 | PMPCFG2 if hart.pmp.entries() != 0 => {
-            hart.pmp
-                .set_config_word(usize::from(csr - PMPCFG0) / 2, value);
+            hart.pmp.set_config_word(usize::from(csr - PMPCFG0) / 2, value);
             hart.record(CsrEffect::STALE);
         }
         PMPADDR0..=PMPADDR15 if hart.pmp.entries() != 0 => {
@@ -349,13 +323,7 @@ fn read_mip<E: CsrEnv + ?Sized>(hart: &Hart, env: &mut E) -> u64 {
 /// The pin of SEIP takes no part in the read-modify-write (section 3.1.9),
 /// and SSIP, which other harts set as an edge, is only cleared when the
 /// instruction itself clears it: a set racing with `csrrs` must not be lost.
-fn write_mip<E: CsrEnv + ?Sized>(
-    hart: &mut Hart,
-    op: CsrOp,
-    src: u64,
-    writable: u64,
-    env: &mut E,
-) -> u64 {
+fn write_mip<E: CsrEnv + ?Sized>(hart: &mut Hart, op: CsrOp, src: u64, writable: u64, env: &mut E) -> u64 {
     let old = read_mip(hart, env);
     let mut writable = writable;
     if hart.sstc_enabled() {
@@ -418,11 +386,7 @@ fn senvcfg_mask(hart: &Hart) -> u64 {
 /// `mask`, and the reserved CBIE encoding 2 keeps the old field.
 fn legal_envcfg(old: u64, value: u64, mask: u64) -> u64 {
     let new = value & mask;
-    if new & envcfg::CBIE == 2 << envcfg::CBIE_SHIFT {
-        new & !envcfg::CBIE | old & envcfg::CBIE
-    } else {
-        new
-    }
+    if new & envcfg::CBIE == 2 << envcfg::CBIE_SHIFT { new & !envcfg::CBIE | old & envcfg::CBIE } else { new }
 }
 
 impl Hart {
@@ -440,11 +404,9 @@ impl Hart {
     /// Writes `menvcfg`.
     pub(crate) fn set_menvcfg(&mut self, value: u64) {
         let mut mask = senvcfg_mask(self);
-        for (present, bit) in [
-            (self.config.svadu, envcfg::ADUE),
-            (self.config.svpbmt, envcfg::PBMTE),
-            (self.config.sstc, envcfg::STCE),
-        ] {
+        for (present, bit) in
+            [(self.config.svadu, envcfg::ADUE), (self.config.svpbmt, envcfg::PBMTE), (self.config.sstc, envcfg::STCE)]
+        {
             if present {
                 mask |= bit;
             }
@@ -476,12 +438,7 @@ fn read_fflags<E: CsrEnv + ?Sized>(hart: &mut Hart, env: &mut E) -> u8 {
 }
 
 /// Writes the fields of `fcsr` that are given; any such write dirties FS.
-fn write_fcsr<E: CsrEnv + ?Sized>(
-    hart: &mut Hart,
-    frm: Option<u64>,
-    fflags: Option<u64>,
-    env: &mut E,
-) {
+fn write_fcsr<E: CsrEnv + ?Sized>(hart: &mut Hart, frm: Option<u64>, fflags: Option<u64>, env: &mut E) {
     if let Some(flags) = fflags {
         env.set_flags(0);
         hart.fflags = flags as u8 & 0x1f;

@@ -89,20 +89,10 @@ fn every_address_in_every_mode_with_every_operation() {
                     && privilege as u8 >= mimus_arch::riscv::csr::lowest_privilege(csr)
                     && (op == CsrOp::Read || !mimus_arch::riscv::csr::is_read_only(csr));
                 let before = format!("{hart:?}");
-                let result = access(
-                    &mut hart,
-                    csr,
-                    op,
-                    0x5555_aaaa_5555_aaaa,
-                    &mut Env::default(),
-                );
+                let result = access(&mut hart, csr, op, 0x5555_aaaa_5555_aaaa, &mut Env::default());
                 assert_eq!(result.is_ok(), legal, "csr {csr:#x} {privilege:?} {op:?}");
                 if !legal {
-                    assert_eq!(
-                        format!("{hart:?}"),
-                        before,
-                        "an illegal access changes nothing"
-                    );
+                    assert_eq!(format!("{hart:?}"), before, "an illegal access changes nothing");
                 }
             }
         }
@@ -116,11 +106,7 @@ fn gates_close() {
         hart.privilege = privilege;
         assert!(read(&mut hart, csr).is_ok());
         change(&mut hart);
-        assert_eq!(
-            read(&mut hart, csr),
-            Err(IllegalInsn),
-            "csr {csr:#x} {privilege:?}"
-        );
+        assert_eq!(read(&mut hart, csr), Err(IllegalInsn), "csr {csr:#x} {privilege:?}");
     };
     use Privilege::{Machine, Supervisor, User};
     for csr in [FFLAGS, FRM, FCSR] {
@@ -144,15 +130,7 @@ fn gates_close() {
 
 #[test]
 fn values_read_back_legal_and_stay() {
-    let patterns = [
-        0,
-        !0,
-        0x5555_5555_5555_5555,
-        0xaaaa_aaaa_aaaa_aaaa,
-        1 << 63,
-        3 << 60,
-        0x0123_4567_89ab_cdef,
-    ];
+    let patterns = [0, !0, 0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa, 1 << 63, 3 << 60, 0x0123_4567_89ab_cdef];
     for csr in 0..0xc00u16 {
         if !is_implemented(csr) {
             continue;
@@ -168,10 +146,7 @@ fn values_read_back_legal_and_stay() {
                 // The counters count the instruction between.
                 env.instret += u64::from(matches!(csr, MINSTRET));
                 let second = access(&mut hart, csr, CsrOp::Read, 0, &mut env).unwrap();
-                assert_eq!(
-                    first, second,
-                    "csr {csr:#x} {op:?} {pattern:#x} is not stable"
-                );
+                assert_eq!(first, second, "csr {csr:#x} {op:?} {pattern:#x} is not stable");
             }
         }
     }
@@ -227,11 +202,7 @@ fn writable_bits() {
 fn fields_absent_without_their_extension() {
     let model = RiscvModel::parse("rv64i,mmu=sv39").unwrap();
     let mut hart = Hart::new(HartConfig::new(&model, 0));
-    assert_eq!(
-        write(&mut hart, MSTATUS, !0) & mstatus::FS,
-        0,
-        "no F: FS is read-only zero"
-    );
+    assert_eq!(write(&mut hart, MSTATUS, !0) & mstatus::FS, 0, "no F: FS is read-only zero");
     assert_eq!(read(&mut hart, FCSR), Err(IllegalInsn));
     assert_eq!(write(&mut hart, MEPC, !0), !3, "no C: pc bits 1:0 are zero");
     assert_eq!(write(&mut hart, MENVCFG, !0), envcfg::FIOM);
@@ -246,11 +217,7 @@ fn satp_ignores_unsupported_modes() {
         hart.satp = 7;
         let value = mode << 60 | 0xfff_ffff_ffff_ffff;
         let legal = matches!(mode, 0 | 8 | 9 | 10);
-        assert_eq!(
-            write(&mut hart, SATP, value),
-            if legal { value } else { 7 },
-            "mode {mode}"
-        );
+        assert_eq!(write(&mut hart, SATP, value), if legal { value } else { 7 }, "mode {mode}");
         assert_eq!(hart.take_effects().contains(CsrEffect::SATP), legal);
     }
     assert_eq!(hart.asid(), 0);
@@ -274,15 +241,9 @@ fn supervisor_views_show_what_is_delegated() {
     assert_eq!(read(&mut hart, SIE), Ok(irq::SSI | irq::STI));
     write(&mut hart, SIE, 0);
     assert_eq!(hart.mie, irq::ALL & !(irq::SSI | irq::STI));
-    let mut env = Env {
-        pins: irq::ALL,
-        ..Env::default()
-    };
+    let mut env = Env { pins: irq::ALL, ..Env::default() };
     hart.mip_soft = irq::STI;
-    assert_eq!(
-        access(&mut hart, SIP, CsrOp::Write, 0, &mut env),
-        Ok(irq::SSI | irq::STI)
-    );
+    assert_eq!(access(&mut hart, SIP, CsrOp::Write, 0, &mut env), Ok(irq::SSI | irq::STI));
     assert_eq!(hart.mip_soft, irq::STI, "sip.STIP is read-only");
     assert_eq!(env.pins & irq::SSI, 0, "clearing SSIP clears the edge");
     hart.mideleg = 0;
@@ -293,22 +254,11 @@ fn supervisor_views_show_what_is_delegated() {
 #[test]
 fn mip_read_modify_write_leaves_pins_out() {
     let mut hart = hart();
-    let mut env = Env {
-        pins: irq::SEI | irq::SSI,
-        ..Env::default()
-    };
+    let mut env = Env { pins: irq::SEI | irq::SSI, ..Env::default() };
     let old = access(&mut hart, MIP, CsrOp::Set, irq::STI, &mut env);
     assert_eq!(old, Ok(irq::SEI | irq::SSI));
-    assert_eq!(
-        hart.mip_soft,
-        irq::STI,
-        "the SEI pin is not copied into the software bit"
-    );
-    assert_eq!(
-        env.pins,
-        irq::SEI | irq::SSI,
-        "an unrelated csrrs does not lose the edge"
-    );
+    assert_eq!(hart.mip_soft, irq::STI, "the SEI pin is not copied into the software bit");
+    assert_eq!(env.pins, irq::SEI | irq::SSI, "an unrelated csrrs does not lose the edge");
     access(&mut hart, MIP, CsrOp::Clear, irq::SSI | irq::SEI, &mut env).unwrap();
     assert_eq!(env.pins, irq::SEI);
     access(&mut hart, MIP, CsrOp::Write, !0, &mut env).unwrap();
@@ -319,26 +269,13 @@ fn mip_read_modify_write_leaves_pins_out() {
 #[test]
 fn stip_follows_stimecmp() {
     let mut hart = open_hart();
-    let mut env = Env {
-        time: 100,
-        ..Env::default()
-    };
+    let mut env = Env { time: 100, ..Env::default() };
     assert_eq!(access(&mut hart, MIP, CsrOp::Read, 0, &mut env), Ok(0));
     access(&mut hart, STIMECMP, CsrOp::Write, 100, &mut env).unwrap();
-    assert!(
-        hart.take_effects()
-            .contains(CsrEffect::TIMER | CsrEffect::BLOCK_END)
-    );
-    assert_eq!(
-        access(&mut hart, SIP, CsrOp::Read, 0, &mut env),
-        Ok(irq::STI)
-    );
+    assert!(hart.take_effects().contains(CsrEffect::TIMER | CsrEffect::BLOCK_END));
+    assert_eq!(access(&mut hart, SIP, CsrOp::Read, 0, &mut env), Ok(irq::STI));
     access(&mut hart, MIP, CsrOp::Clear, irq::STI, &mut env).unwrap();
-    assert_eq!(
-        access(&mut hart, MIP, CsrOp::Read, 0, &mut env),
-        Ok(irq::STI),
-        "read-only with Sstc"
-    );
+    assert_eq!(access(&mut hart, MIP, CsrOp::Read, 0, &mut env), Ok(irq::STI), "read-only with Sstc");
     access(&mut hart, STIMECMP, CsrOp::Write, 101, &mut env).unwrap();
     assert_eq!(access(&mut hart, MIP, CsrOp::Read, 0, &mut env), Ok(0));
 }
@@ -350,34 +287,15 @@ fn floating_point_status() {
     write(&mut hart, MSTATUS, 1 << mstatus::FS_SHIFT);
     assert_eq!(hart.fp_bad, 0);
     assert!(hart.take_effects().contains(CsrEffect::FP_STATE));
-    let mut env = Env {
-        flags: 0x11,
-        ..Env::default()
-    };
-    assert_eq!(
-        access(&mut hart, FFLAGS, CsrOp::Read, 0, &mut env),
-        Ok(0x11)
-    );
+    let mut env = Env { flags: 0x11, ..Env::default() };
+    assert_eq!(access(&mut hart, FFLAGS, CsrOp::Read, 0, &mut env), Ok(0x11));
     env.flags = 2;
-    assert_eq!(
-        access(&mut hart, FCSR, CsrOp::Set, 4 << 5, &mut env),
-        Ok(0x13)
-    );
+    assert_eq!(access(&mut hart, FCSR, CsrOp::Set, 4 << 5, &mut env), Ok(0x13));
     assert_eq!((hart.fp_bad, env.rounding), (FP_BAD_FRM, 4));
-    assert_eq!(
-        read(&mut hart, MSTATUS).unwrap() >> 63,
-        1,
-        "a write of fcsr dirties FS"
-    );
+    assert_eq!(read(&mut hart, MSTATUS).unwrap() >> 63, 1, "a write of fcsr dirties FS");
     env.flags = 8;
-    assert_eq!(
-        access(&mut hart, FFLAGS, CsrOp::Write, 0, &mut env),
-        Ok(0x1b)
-    );
-    assert_eq!(
-        access(&mut hart, FCSR, CsrOp::Read, 0, &mut env),
-        Ok(4 << 5)
-    );
+    assert_eq!(access(&mut hart, FFLAGS, CsrOp::Write, 0, &mut env), Ok(0x1b));
+    assert_eq!(access(&mut hart, FCSR, CsrOp::Read, 0, &mut env), Ok(4 << 5));
     assert_eq!(access(&mut hart, FRM, CsrOp::Write, 9, &mut env), Ok(4));
     assert_eq!((hart.frm, hart.fp_bad, env.rounding), (1, 0, 1));
 }
@@ -385,10 +303,7 @@ fn floating_point_status() {
 #[test]
 fn counters_can_be_written_and_stopped() {
     let mut hart = hart();
-    let mut env = Env {
-        instret: 1000,
-        ..Env::default()
-    };
+    let mut env = Env { instret: 1000, ..Env::default() };
     access(&mut hart, MINSTRET, CsrOp::Write, 50, &mut env).unwrap();
     env.instret += 1;
     assert_eq!(
@@ -398,21 +313,11 @@ fn counters_can_be_written_and_stopped() {
     );
     access(&mut hart, MCOUNTINHIBIT, CsrOp::Write, 4, &mut env).unwrap();
     env.instret += 100;
-    assert_eq!(
-        access(&mut hart, MINSTRET, CsrOp::Read, 0, &mut env),
-        Ok(50)
-    );
-    assert_eq!(
-        access(&mut hart, MCYCLE, CsrOp::Read, 0, &mut env),
-        Ok(1101),
-        "cycles go on"
-    );
+    assert_eq!(access(&mut hart, MINSTRET, CsrOp::Read, 0, &mut env), Ok(50));
+    assert_eq!(access(&mut hart, MCYCLE, CsrOp::Read, 0, &mut env), Ok(1101), "cycles go on");
     access(&mut hart, MCOUNTINHIBIT, CsrOp::Write, 0, &mut env).unwrap();
     env.instret += 3;
-    assert_eq!(
-        access(&mut hart, MINSTRET, CsrOp::Read, 0, &mut env),
-        Ok(53)
-    );
+    assert_eq!(access(&mut hart, MINSTRET, CsrOp::Read, 0, &mut env), Ok(53));
 }
 
 #[test]
@@ -425,30 +330,11 @@ fn effects_of_status_writes() {
         hart.take_effects()
     };
     assert_eq!(effect(MSCRATCH, !0), CsrEffect::empty());
-    assert_eq!(
-        effect(MSTATUS, mstatus::SUM),
-        CsrEffect::TRANSLATION | CsrEffect::BLOCK_END
-    );
+    assert_eq!(effect(MSTATUS, mstatus::SUM), CsrEffect::TRANSLATION | CsrEffect::BLOCK_END);
     assert_eq!(effect(MSTATUS, mstatus::SUM), CsrEffect::empty());
-    assert_eq!(
-        effect(SSTATUS, mstatus::SIE | mstatus::SUM),
-        CsrEffect::INTERRUPTS | CsrEffect::BLOCK_END
-    );
-    assert_eq!(
-        effect(SSTATUS, mstatus::SUM),
-        CsrEffect::empty(),
-        "disabling interrupts needs nothing"
-    );
-    assert_eq!(
-        effect(MENVCFG, envcfg::ADUE),
-        CsrEffect::STALE | CsrEffect::BLOCK_END
-    );
-    assert_eq!(
-        effect(PMPCFG0, 0x1f),
-        CsrEffect::STALE | CsrEffect::BLOCK_END
-    );
-    assert_eq!(
-        effect(PMPADDR0, 0x1f),
-        CsrEffect::STALE | CsrEffect::BLOCK_END
-    );
+    assert_eq!(effect(SSTATUS, mstatus::SIE | mstatus::SUM), CsrEffect::INTERRUPTS | CsrEffect::BLOCK_END);
+    assert_eq!(effect(SSTATUS, mstatus::SUM), CsrEffect::empty(), "disabling interrupts needs nothing");
+    assert_eq!(effect(MENVCFG, envcfg::ADUE), CsrEffect::STALE | CsrEffect::BLOCK_END);
+    assert_eq!(effect(PMPCFG0, 0x1f), CsrEffect::STALE | CsrEffect::BLOCK_END);
+    assert_eq!(effect(PMPADDR0, 0x1f), CsrEffect::STALE | CsrEffect::BLOCK_END);
 }

@@ -11,9 +11,7 @@ use mimus_arch::riscv::Privilege;
 use mimus_arch::riscv::csr::number::*;
 use mimus_core::accel::{CpuIo, HypercallResult, Vcpu, VcpuExit};
 use mimus_core::clock::VirtualClock;
-use mimus_core::memory::{
-    AddressSpace, CodeWriteListener, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock,
-};
+use mimus_core::memory::{AddressSpace, CodeWriteListener, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::vcpu::TcgVcpu;
@@ -117,19 +115,14 @@ struct Guest {
 impl Guest {
     fn new(interpret: bool) -> Guest {
         let all_ram = GuestRam::new();
-        let ram = all_ram
-            .add_block("ram", RAM_LEN, RamBacking::Private)
-            .unwrap();
+        let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).unwrap();
         let map = MemoryMap::new();
         let root = MemoryRegion::container("system", u64::MAX);
         let memory = map.address_space("system", &root);
         map.change(|t| {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig {
-            code_size: 1 << 20,
-            interpret,
-        };
+        let config = EngineConfig { code_size: 1 << 20, interpret };
         let machine = Machine::<Riscv>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::Riscv64, "rv64,svpbmt=on").unwrap();
@@ -174,9 +167,7 @@ impl Guest {
     fn change(&mut self, f: impl FnOnce(&mut RiscvState)) {
         let mut state = self.state();
         f(&mut state);
-        self.vcpu
-            .set_state(&CpuState::Riscv(Box::new(state)))
-            .unwrap();
+        self.vcpu.set_state(&CpuState::Riscv(Box::new(state))).unwrap();
     }
 
     /// Runs until the guest waits for an interrupt, and answers its state.
@@ -210,16 +201,7 @@ fn environment_calls_go_down_and_up() {
     both(|mut g| {
         // U-mode calls S-mode, which returns past the call; the second call ends in M-mode.
         g.put(CODE, &[ECALL, addi(A0, A0, 1), EBREAK]);
-        g.put(
-            S_HANDLER,
-            &[
-                csrrs(A1, SCAUSE, 0),
-                csrrs(A2, SEPC, 0),
-                addi(A2, A2, 4),
-                csrrw(0, SEPC, A2),
-                SRET,
-            ],
-        );
+        g.put(S_HANDLER, &[csrrs(A1, SCAUSE, 0), csrrs(A2, SEPC, 0), addi(A2, A2, 4), csrrw(0, SEPC, A2), SRET]);
         g.change(|s| {
             s.privilege = Privilege::User;
             s.medeleg = 1 << 8;
@@ -258,11 +240,7 @@ fn illegal_accesses_name_the_instruction() {
             });
             let s = g.run();
             let raw = if insn & 3 == 3 { u64::from(insn) } else { 0 };
-            assert_eq!(
-                (s.mcause, s.mtval, s.mepc),
-                (2, raw, CODE),
-                "{insn:#x} in {privilege:?}"
-            );
+            assert_eq!((s.mcause, s.mtval, s.mepc), (2, raw, CODE), "{insn:#x} in {privilege:?}");
         }
     });
 }
@@ -285,10 +263,7 @@ fn mret_enters_the_mode_below() {
 fn interrupts_are_taken_when_unmasked() {
     both(|mut g| {
         // Masked while the first instructions run, then enabled.
-        g.put(
-            CODE,
-            &[addi(A0, 0, 5), csrrsi(A1, MSTATUS, 8), addi(A0, 0, 6), WFI],
-        );
+        g.put(CODE, &[addi(A0, 0, 5), csrrsi(A1, MSTATUS, 8), addi(A0, 0, 6), WFI]);
         g.change(|s| s.mie = irq::MSI | irq::MEI);
         g.vcpu.handle().set_pin(CpuPin::Msip, true);
         g.vcpu.handle().set_pin(CpuPin::Seip, true);
@@ -296,11 +271,7 @@ fn interrupts_are_taken_when_unmasked() {
         assert_eq!((s.mcause, s.mepc), (1 << 63 | 3, CODE + 8));
         assert_eq!(s.x[A0 as usize], 5);
         assert_eq!(s.mip, irq::MSI | irq::SEI);
-        assert_eq!(
-            s.x[A1 as usize] & 8,
-            0,
-            "the old value is assigned although the block is left"
-        );
+        assert_eq!(s.x[A1 as usize] & 8, 0, "the old value is assigned although the block is left");
     });
 }
 
@@ -324,10 +295,7 @@ fn wfi_wakes_and_the_interrupt_follows() {
 #[test]
 fn software_interrupts_of_other_harts_can_be_cleared() {
     both(|mut g| {
-        g.put(
-            CODE,
-            &[csrrs(A0, MIP, 0), csrrw(0, MIP, 0), csrrs(A1, MIP, 0), WFI],
-        );
+        g.put(CODE, &[csrrs(A0, MIP, 0), csrrw(0, MIP, 0), csrrs(A1, MIP, 0), WFI]);
         g.vcpu.handle().set_pin(CpuPin::Ssip, true);
         let s = g.run();
         assert_eq!((s.x[A0 as usize], s.x[A1 as usize]), (2, 0));
@@ -337,14 +305,7 @@ fn software_interrupts_of_other_harts_can_be_cleared() {
 #[test]
 fn the_supervisor_timer_fires_once_due() {
     both(|mut g| {
-        let program = [
-            csrrw(0, STIMECMP, A0),
-            csrrs(A1, SIP, 0),
-            WFI,
-            addi(A2, A2, 1),
-            WFI,
-            addi(A2, A2, 1),
-        ];
+        let program = [csrrw(0, STIMECMP, A0), csrrs(A1, SIP, 0), WFI, addi(A2, A2, 1), WFI, addi(A2, A2, 1)];
         g.put(CODE, &program);
         g.change(|s| {
             s.privilege = Privilege::Supervisor;
@@ -421,11 +382,7 @@ fn page_faults_carry_their_address() {
             });
             let s = g.run();
             let pc = if cause == 12 { VA + 8 } else { CODE + 4 };
-            assert_eq!(
-                (s.scause, s.stval, s.sepc),
-                (cause, VA + 8, pc),
-                "{insn:#x} {bits:#x}"
-            );
+            assert_eq!((s.scause, s.stval, s.sepc), (cause, VA + 8, pc), "{insn:#x} {bits:#x}");
         }
     });
 }
@@ -438,14 +395,8 @@ fn loads_and_stores_go_through_the_tables() {
         g.put(CODE, &[ld(A1, A0, 8), sd(A1, A0, 16), ECALL]);
         g.change(supervisor);
         let s = g.run();
-        assert_eq!(
-            (s.scause, s.x[A1 as usize], g.u64_at(DATA + 16)),
-            (9, 77, 77)
-        );
-        let translation = g.vcpu.translate(
-            mimus_core::bus::GuestVirt(VA + 5),
-            mimus_core::accel::Access::Read,
-        );
+        assert_eq!((s.scause, s.x[A1 as usize], g.u64_at(DATA + 16)), (9, 77, 77));
+        let translation = g.vcpu.translate(mimus_core::bus::GuestVirt(VA + 5), mimus_core::accel::Access::Read);
         assert_eq!(translation.unwrap().pa.0, DATA + 5);
     });
 }
@@ -454,16 +405,7 @@ fn loads_and_stores_go_through_the_tables() {
 fn accessed_and_dirty_bits_appear_in_memory() {
     both(|mut g| {
         map(&g, 0x07);
-        g.put(
-            CODE,
-            &[
-                ld(A1, A0, 0),
-                ld(A1, A2, 0),
-                sd(A1, A0, 0),
-                ld(A3, A2, 0),
-                ECALL,
-            ],
-        );
+        g.put(CODE, &[ld(A1, A0, 0), ld(A1, A2, 0), sd(A1, A0, 0), ld(A3, A2, 0), ECALL]);
         g.change(|s| {
             supervisor(s);
             s.menvcfg = 1 << 61;
@@ -472,10 +414,7 @@ fn accessed_and_dirty_bits_appear_in_memory() {
         });
         let s = g.run();
         assert_eq!(s.scause, 9);
-        assert_eq!(
-            (s.x[A1 as usize] & 0xff, s.x[A3 as usize] & 0xff),
-            (0x47, 0xc7)
-        );
+        assert_eq!((s.x[A1 as usize] & 0xff, s.x[A3 as usize] & 0xff), (0x47, 0xc7));
         // Without hardware updating the same is a fault.
         map(&g, 0x07);
         g.change(|s| {
@@ -495,23 +434,9 @@ fn changed_tables_count_after_the_fence() {
         g.put_u64(DATA, 1);
         g.put_u64(DATA + 0x1000, 2);
         let other = (DATA + 0x1000) >> 12 << 10 | 0xc3;
-        for fence in [
-            SFENCE_ALL,
-            0x1200_0073 | A0 << 15,
-            0x1200_0073 | A0 << 15 | A3 << 20,
-        ] {
+        for fence in [SFENCE_ALL, 0x1200_0073 | A0 << 15, 0x1200_0073 | A0 << 15 | A3 << 20] {
             map(&g, 0xc3);
-            g.put(
-                CODE,
-                &[
-                    SFENCE_ALL,
-                    ld(A1, A0, 0),
-                    sd(A2, A3, 0),
-                    fence,
-                    ld(A2, A0, 0),
-                    ECALL,
-                ],
-            );
+            g.put(CODE, &[SFENCE_ALL, ld(A1, A0, 0), sd(A2, A3, 0), fence, ld(A2, A0, 0), ECALL]);
             g.change(|s| {
                 supervisor(s);
                 s.pc = CODE;
@@ -521,11 +446,7 @@ fn changed_tables_count_after_the_fence() {
                 s.x[A3 as usize] = TABLES + 0x2000;
             });
             let s = g.run();
-            assert_eq!(
-                (s.scause, s.x[A1 as usize], s.x[A2 as usize]),
-                (9, 1, 2),
-                "{fence:#x}"
-            );
+            assert_eq!((s.scause, s.x[A1 as usize], s.x[A2 as usize]), (9, 1, 2), "{fence:#x}");
         }
     });
 }
@@ -535,15 +456,7 @@ fn supervisor_access_to_user_pages_follows_sum() {
     both(|mut g| {
         map(&g, 0xd7);
         g.put_u64(DATA, 9);
-        g.put(
-            CODE,
-            &[
-                csrrs(0, SSTATUS, A2),
-                ld(A1, A0, 0),
-                csrrw(0, SSTATUS, 0),
-                ld(A3, A0, 0),
-            ],
-        );
+        g.put(CODE, &[csrrs(0, SSTATUS, A2), ld(A1, A0, 0), csrrw(0, SSTATUS, 0), ld(A3, A0, 0)]);
         g.change(|s| {
             supervisor(s);
             s.x[A2 as usize] = 1 << 18;
@@ -558,15 +471,7 @@ fn mprv_loads_as_the_previous_mode() {
     both(|mut g| {
         map(&g, 0xd3);
         g.put_u64(DATA, 5);
-        g.put(
-            CODE,
-            &[
-                csrrs(0, MSTATUS, A1),
-                ld(A2, A0, 0),
-                csrrw(0, MSTATUS, 0),
-                ld(A3, A0, 0),
-            ],
-        );
+        g.put(CODE, &[csrrs(0, MSTATUS, A1), ld(A2, A0, 0), csrrw(0, MSTATUS, 0), ld(A3, A0, 0)]);
         g.change(|s| {
             s.satp = SATP_SV39;
             s.x[A0 as usize] = VA;
@@ -574,26 +479,14 @@ fn mprv_loads_as_the_previous_mode() {
         });
         let s = g.run();
         assert_eq!(s.x[A2 as usize], 5);
-        assert_eq!(
-            (s.mcause, s.mtval, s.mepc),
-            (5, VA, CODE + 12),
-            "untranslated: nothing is there"
-        );
+        assert_eq!((s.mcause, s.mtval, s.mepc), (5, VA, CODE + 12), "untranslated: nothing is there");
     });
 }
 
 #[test]
 fn physical_protection_denies() {
     both(|mut g| {
-        g.put(
-            CODE,
-            &[
-                sd(A1, A0, 0),
-                csrrw(0, 0x3a0, A2),
-                ld(A1, A0, 0),
-                sd(A1, A0, 0),
-            ],
-        );
+        g.put(CODE, &[sd(A1, A0, 0), csrrw(0, 0x3a0, A2), ld(A1, A0, 0), sd(A1, A0, 0)]);
         g.change(|s| {
             s.x[A0 as usize] = DATA;
             s.x[A1 as usize] = 3;
@@ -601,10 +494,7 @@ fn physical_protection_denies() {
             s.pmpaddr[0] = DATA >> 2 | 0x1ff;
         });
         let s = g.run();
-        assert_eq!(
-            (s.mcause, s.mtval, s.mepc, s.x[A1 as usize]),
-            (7, DATA, CODE + 12, 3)
-        );
+        assert_eq!((s.mcause, s.mtval, s.mepc, s.x[A1 as usize]), (7, DATA, CODE + 12, 3));
     });
 }
 
@@ -633,16 +523,7 @@ fn floating_point_state_and_flags() {
     both(|mut g| {
         // 1 + 2^-60 is inexact; the sum depends on the rounding mode.
         for (frm, sum) in [(0u64, 1f64), (3, 1.0 + f64::EPSILON), (4, 1.0)] {
-            g.put(
-                CODE,
-                &[
-                    csrrw(0, FRM, A1),
-                    FADD_D,
-                    csrrs(A2, FFLAGS, 0),
-                    csrrs(A3, SSTATUS, 0),
-                    WFI,
-                ],
-            );
+            g.put(CODE, &[csrrw(0, FRM, A1), FADD_D, csrrs(A2, FFLAGS, 0), csrrs(A3, SSTATUS, 0), WFI]);
             g.change(|s| {
                 s.pc = CODE;
                 s.waiting = false;
@@ -664,11 +545,7 @@ fn floating_point_state_and_flags() {
             s.x[A1 as usize] = 5;
         });
         let s = g.run();
-        assert_eq!(
-            (s.mcause, s.mepc),
-            (2, CODE + 4),
-            "a reserved rounding mode"
-        );
+        assert_eq!((s.mcause, s.mepc), (2, CODE + 4), "a reserved rounding mode");
     });
 }
 
@@ -682,14 +559,8 @@ fn firmware_calls_reach_the_machine() {
             s.x[17] = 0x10;
         });
         let s = g.run();
-        assert_eq!(
-            (s.x[A0 as usize], s.x[A1 as usize], s.mcause),
-            (0x1234, 0x1235, 0)
-        );
-        assert_eq!(
-            g.io.asked.lock().unwrap().calls,
-            [[0, 0, 0, 0, 0, 0, 0, 0x10]]
-        );
+        assert_eq!((s.x[A0 as usize], s.x[A1 as usize], s.mcause), (0x1234, 0x1235, 0));
+        assert_eq!(g.io.asked.lock().unwrap().calls, [[0, 0, 0, 0, 0, 0, 0, 0x10]]);
         g.io.call_result = HypercallResult::Wait;
         g.change(|s| {
             s.pc = CODE;
@@ -709,30 +580,14 @@ fn firmware_calls_reach_the_machine() {
 #[test]
 fn a_firmware_start_enters_the_supervisor() {
     both(|mut g| {
-        g.put(
-            CODE,
-            &[csrrs(A2, TIME, 0), sd(A0, A3, 0), csrrw(0, SIE, 0), WFI],
-        );
-        g.vcpu.reset(
-            ResetKind::Warm,
-            Some(StartRequest {
-                pc: CODE,
-                arg0: 7,
-                arg1: 8,
-            }),
-        );
+        g.put(CODE, &[csrrs(A2, TIME, 0), sd(A0, A3, 0), csrrw(0, SIE, 0), WFI]);
+        g.vcpu.reset(ResetKind::Warm, Some(StartRequest { pc: CODE, arg0: 7, arg1: 8 }));
         let s = g.state();
-        assert_eq!(
-            (s.privilege, s.pc, s.x[10], s.x[11]),
-            (Privilege::Supervisor, CODE, 7, 8)
-        );
+        assert_eq!((s.privilege, s.pc, s.x[10], s.x[11]), (Privilege::Supervisor, CODE, 7, 8));
         g.change(|s| s.x[A3 as usize] = DATA);
         g.io.clock.advance(12_300);
         let s = g.run();
-        assert_eq!(
-            (s.pc, s.x[A2 as usize], g.u64_at(DATA)),
-            (CODE + 16, 123, 7)
-        );
+        assert_eq!((s.pc, s.x[A2 as usize], g.u64_at(DATA)), (CODE + 16, 123, 7));
     });
 }
 
@@ -745,10 +600,7 @@ fn the_state_can_be_read_and_written() {
             s.mscratch = 5;
         });
         let state = g.state();
-        assert_eq!(
-            (state.x[0], state.x[31], state.f[0], state.f[31]),
-            (0, 31, 100, 131)
-        );
+        assert_eq!((state.x[0], state.x[31], state.f[0], state.f[31]), (0, 31, 100, 131));
         g.change(|_| {});
         assert_eq!(g.state(), state);
         let mut other = state.clone();
@@ -761,13 +613,9 @@ fn the_state_can_be_read_and_written() {
 #[test]
 fn models_are_cut_to_what_there_is() {
     let model = |text| CpuModel::parse(GuestArch::Riscv64, text).unwrap();
-    let state = Riscv::new_state(&model("max"), VcpuIndex(3))
-        .map_err(|e| panic!("{e}"))
-        .unwrap();
+    let state = Riscv::new_state(&model("max"), VcpuIndex(3)).map_err(|e| panic!("{e}")).unwrap();
     assert_eq!(state.hart.config.hart_id, 3);
     assert_eq!(state.hart.config.misa >> 21 & 1, 0, "no V");
-    let Err(error) = Riscv::new_state(&model("rv64,zacas=on"), VcpuIndex(0)) else {
-        panic!("accepted")
-    };
+    let Err(error) = Riscv::new_state(&model("rv64,zacas=on"), VcpuIndex(0)) else { panic!("accepted") };
     assert!(error.contains("zacas"), "{error}");
 }

@@ -26,10 +26,7 @@ fn expected(hart: &Hart, pending: u64) -> Option<Interrupt> {
     for delegated in machine_first {
         for interrupt in Interrupt::PRIORITY {
             let bit = interrupt.bit();
-            if pending & hart.mie & bit != 0
-                && (hart.mideleg & bit != 0) == delegated
-                && enabled(bit)
-            {
+            if pending & hart.mie & bit != 0 && (hart.mideleg & bit != 0) == delegated && enabled(bit) {
                 return Some(interrupt);
             }
         }
@@ -40,12 +37,7 @@ fn expected(hart: &Hart, pending: u64) -> Option<Interrupt> {
 #[test]
 fn every_combination_follows_the_rules() {
     let bits = Interrupt::PRIORITY.map(Interrupt::bit);
-    let spread = |n: u64| {
-        bits.iter()
-            .enumerate()
-            .map(|(i, b)| if n >> i & 1 != 0 { *b } else { 0 })
-            .sum::<u64>()
-    };
+    let spread = |n: u64| bits.iter().enumerate().map(|(i, b)| if n >> i & 1 != 0 { *b } else { 0 }).sum::<u64>();
     let mut hart = hart();
     hart.menvcfg = crate::state::envcfg::STCE;
     for privilege in [Privilege::User, Privilege::Supervisor, Privilege::Machine] {
@@ -71,19 +63,13 @@ fn stip_is_the_pin_with_sstc_and_software_without() {
     hart.mie = irq::ALL;
     hart.privilege = Privilege::User;
     hart.mip_soft = irq::STI;
-    assert_eq!(
-        pending_interrupt(&hart, 0),
-        Some(Interrupt::SupervisorTimer)
-    );
+    assert_eq!(pending_interrupt(&hart, 0), Some(Interrupt::SupervisorTimer));
     hart.privilege = Privilege::Machine;
     let mut env = Env::default();
     access(&mut hart, MENVCFG, CsrOp::Write, 1 << 63, &mut env).unwrap();
     hart.privilege = Privilege::User;
     assert_eq!(pending_interrupt(&hart, 0), None);
-    assert_eq!(
-        pending_interrupt(&hart, irq::STI),
-        Some(Interrupt::SupervisorTimer)
-    );
+    assert_eq!(pending_interrupt(&hart, irq::STI), Some(Interrupt::SupervisorTimer));
 }
 
 #[test]

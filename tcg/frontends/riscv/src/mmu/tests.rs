@@ -75,13 +75,9 @@ fn map(mode: u64, va: u64, level: u32, leaf: u64) -> Memory {
     let mut memory = Memory::default();
     for l in (level + 1..levels).rev() {
         let next = ROOT + u64::from(levels - l) * 4096;
-        memory
-            .entries
-            .insert(entry_address(levels, l, va), frame(next) | pte::V);
+        memory.entries.insert(entry_address(levels, l, va), frame(next) | pte::V);
     }
-    memory
-        .entries
-        .insert(entry_address(levels, level, va), leaf);
+    memory.entries.insert(entry_address(levels, level, va), leaf);
     memory
 }
 
@@ -98,11 +94,7 @@ fn every_level_of_every_mode() {
             let base = if level == 4 { 0 } else { FRAME & !(size - 1) };
             let mut memory = map(mode, VA, level, frame(base) | RWXAD | pte::G);
             let leaf = load(&hart, &mut memory).unwrap();
-            assert_eq!(
-                (leaf.pa, leaf.page_size),
-                (base | VA & (size - 1), size),
-                "mode {mode} level {level}"
-            );
+            assert_eq!((leaf.pa, leaf.page_size), (base | VA & (size - 1), size), "mode {mode} level {level}");
             assert_eq!(leaf.allowed, Permissions::ALL);
             assert!(leaf.global && leaf.dirty && !leaf.user);
             if level > 0 {
@@ -120,13 +112,7 @@ fn addresses_outside_the_mode_fault() {
         let top = 1u64 << (bits - 1);
         for va in [top, 1 << 63, !(top << 1), VA | 1 << 62] {
             assert_eq!(
-                walk(
-                    &hart,
-                    va,
-                    Access::Load,
-                    Privilege::Supervisor,
-                    &mut Memory::default()
-                ),
+                walk(&hart, va, Access::Load, Privilege::Supervisor, &mut Memory::default()),
                 Err(Fault::Page),
                 "{va:x}"
             );
@@ -134,10 +120,7 @@ fn addresses_outside_the_mode_fault() {
         // The lowest address of the upper half does reach the tables.
         let va = top.wrapping_neg();
         let mut memory = map(mode, va, 0, frame(FRAME) | RWXAD);
-        assert_eq!(
-            walk(&hart, va, Access::Load, Privilege::Supervisor, &mut memory).map(|l| l.pa),
-            Ok(FRAME)
-        );
+        assert_eq!(walk(&hart, va, Access::Load, Privilege::Supervisor, &mut memory).map(|l| l.pa), Ok(FRAME));
     }
 }
 
@@ -148,13 +131,7 @@ fn bare_and_machine_mode_are_identity() {
     for hart in [&machine, &bare] {
         let leaf = load(hart, &mut Memory::default()).unwrap();
         assert_eq!((leaf.pa, leaf.allowed), (VA, Permissions::ALL));
-        let high = walk(
-            hart,
-            1 << 56,
-            Access::Fetch,
-            hart.privilege,
-            &mut Memory::default(),
-        );
+        let high = walk(hart, 1 << 56, Access::Fetch, hart.privilege, &mut Memory::default());
         assert_eq!(high, Err(Fault::Access));
     }
 }
@@ -175,39 +152,21 @@ fn reserved_entries_fault() {
         leaf | 3 << 61,
         frame(FRAME) | pte::V,
     ] {
-        assert_eq!(
-            load(&hart, &mut map(8, VA, 0, bad)),
-            Err(Fault::Page),
-            "{bad:x}"
-        );
+        assert_eq!(load(&hart, &mut map(8, VA, 0, bad)), Err(Fault::Page), "{bad:x}");
     }
     for bad in [pte::A, pte::D, pte::U, pte::N, 1 << 61, 1 << 54] {
         let mut memory = map(8, VA, 0, leaf);
         *memory.entries.get_mut(&entry_address(3, 1, VA)).unwrap() |= bad;
-        assert_eq!(
-            load(&hart, &mut memory),
-            Err(Fault::Page),
-            "pointer with {bad:x}"
-        );
+        assert_eq!(load(&hart, &mut memory), Err(Fault::Page), "pointer with {bad:x}");
     }
     let mut memory = map(8, VA, 0, leaf);
     memory.entries.remove(&entry_address(3, 1, VA));
-    assert_eq!(
-        load(&hart, &mut memory),
-        Err(Fault::Access),
-        "a table outside memory"
-    );
+    assert_eq!(load(&hart, &mut memory), Err(Fault::Access), "a table outside memory");
 }
 
 #[test]
 fn permissions_by_mode_sum_and_mxr() {
-    let combinations = [
-        pte::R,
-        pte::R | pte::W,
-        pte::X,
-        pte::R | pte::X,
-        pte::R | pte::W | pte::X,
-    ];
+    let combinations = [pte::R, pte::R | pte::W, pte::X, pte::R | pte::X, pte::R | pte::W | pte::X];
     for rwx in combinations {
         for user in [0, pte::U] {
             for privilege in [Privilege::User, Privilege::Supervisor] {
@@ -226,12 +185,7 @@ fn permissions_by_mode_sum_and_mxr() {
                             Access::Load => rwx & pte::R != 0 || mxr && rwx & pte::X != 0,
                             Access::Store => rwx & pte::W != 0,
                         };
-                        let mut memory = map(
-                            8,
-                            VA,
-                            0,
-                            frame(FRAME) | pte::V | pte::A | pte::D | rwx | user,
-                        );
+                        let mut memory = map(8, VA, 0, frame(FRAME) | pte::V | pte::A | pte::D | rwx | user);
                         let result = walk(&hart, VA, access, privilege, &mut memory);
                         assert_eq!(
                             result.is_ok(),
@@ -254,25 +208,10 @@ fn permissions_by_mode_sum_and_mxr() {
 fn accessed_and_dirty_by_software() {
     let hart = hart(8, Privilege::Supervisor);
     let clean = frame(FRAME) | RWXAD & !pte::D;
-    assert_eq!(
-        load(&hart, &mut map(8, VA, 0, clean & !pte::A)),
-        Err(Fault::Page)
-    );
+    assert_eq!(load(&hart, &mut map(8, VA, 0, clean & !pte::A)), Err(Fault::Page));
     let leaf = load(&hart, &mut map(8, VA, 0, clean)).unwrap();
-    assert!(
-        !leaf.dirty && !leaf.allowed.write && leaf.allowed.read,
-        "a clean page's stores are not cached"
-    );
-    assert_eq!(
-        walk(
-            &hart,
-            VA,
-            Access::Store,
-            Privilege::Supervisor,
-            &mut map(8, VA, 0, clean)
-        ),
-        Err(Fault::Page)
-    );
+    assert!(!leaf.dirty && !leaf.allowed.write && leaf.allowed.read, "a clean page's stores are not cached");
+    assert_eq!(walk(&hart, VA, Access::Store, Privilege::Supervisor, &mut map(8, VA, 0, clean)), Err(Fault::Page));
 }
 
 #[test]
@@ -290,16 +229,7 @@ fn accessed_and_dirty_by_hardware() {
     assert_eq!(memory.entries[&at], fresh | pte::A | pte::D);
     // A fault for another reason must not set the bits.
     let mut read_only = map(8, VA, 0, fresh & !pte::W);
-    assert_eq!(
-        walk(
-            &hart,
-            VA,
-            Access::Store,
-            Privilege::Supervisor,
-            &mut read_only
-        ),
-        Err(Fault::Page)
-    );
+    assert_eq!(walk(&hart, VA, Access::Store, Privilege::Supervisor, &mut read_only), Err(Fault::Page));
     assert_eq!(read_only.entries[&at], fresh & !pte::W);
     let mut rom = map(8, VA, 0, fresh);
     rom.read_only = true;
@@ -313,9 +243,7 @@ fn an_entry_that_changes_under_the_walk_is_read_again() {
     let fresh = frame(FRAME) | RWXAD & !(pte::A | pte::D);
     let at = entry_address(3, 0, VA);
     let mut moved = map(8, VA, 0, fresh);
-    moved
-        .racing
-        .insert(at, frame(0x5000) | RWXAD & !(pte::A | pte::D));
+    moved.racing.insert(at, frame(0x5000) | RWXAD & !(pte::A | pte::D));
     assert_eq!(load(&hart, &mut moved).map(|l| l.pa), Ok(0x5abc));
     let mut gone = map(8, VA, 0, fresh);
     gone.racing.insert(at, 0);
@@ -327,12 +255,9 @@ fn an_entry_that_changes_under_the_walk_is_read_again() {
 fn memory_types() {
     let mut hart = hart(8, Privilege::Supervisor);
     hart.menvcfg |= envcfg::PBMTE;
-    for (bits, memory_type) in [
-        (0, Ok(MemoryType::Pma)),
-        (1, Ok(MemoryType::NonCacheable)),
-        (2, Ok(MemoryType::Io)),
-        (3, Err(Fault::Page)),
-    ] {
+    for (bits, memory_type) in
+        [(0, Ok(MemoryType::Pma)), (1, Ok(MemoryType::NonCacheable)), (2, Ok(MemoryType::Io)), (3, Err(Fault::Page))]
+    {
         let mut memory = map(8, VA, 0, frame(FRAME) | RWXAD | bits << pte::PBMT_SHIFT);
         assert_eq!(load(&hart, &mut memory).map(|l| l.memory_type), memory_type);
     }
@@ -344,17 +269,8 @@ fn napot_pages() {
     let leaf = frame(0x9_8765_8000) | RWXAD | pte::N;
     let result = load(&hart, &mut map(8, VA, 0, leaf)).unwrap();
     assert_eq!((result.pa, result.page_size), (0x9_8765_7abc, 1 << 16));
-    assert_eq!(
-        load(
-            &hart,
-            &mut map(8, VA, 0, frame(0x9_8765_4000) | RWXAD | pte::N)
-        ),
-        Err(Fault::Page)
-    );
-    assert_eq!(
-        load(&hart, &mut map(8, VA, 1, frame(0x8000) | RWXAD | pte::N)),
-        Err(Fault::Page)
-    );
+    assert_eq!(load(&hart, &mut map(8, VA, 0, frame(0x9_8765_4000) | RWXAD | pte::N)), Err(Fault::Page));
+    assert_eq!(load(&hart, &mut map(8, VA, 1, frame(0x8000) | RWXAD | pte::N)), Err(Fault::Page));
 }
 
 #[test]
@@ -368,8 +284,7 @@ fn pmp_guards_tables_and_pages() {
     assert_eq!(load(&hart, &mut memory), Err(Fault::Access));
     // The page itself is read-only.
     open_pmp(&mut hart, &[(0x19, FRAME >> 2 | 0x1ff)]);
-    let mut translate =
-        |access| translate(&hart, VA, 4, access, Privilege::User, &mut memory).map(|l| l.pa);
+    let mut translate = |access| translate(&hart, VA, 4, access, Privilege::User, &mut memory).map(|l| l.pa);
     assert_eq!(translate(Access::Load), Ok(FRAME | 0xabc));
     assert_eq!(translate(Access::Store), Err(Fault::Access));
     // The leaf's table is read-only: hardware cannot set A.

@@ -46,8 +46,7 @@ fn expected(pmp: &Pmp, pa: u64, len: u64, access: Access, privilege: Privilege) 
         Some(_) if matches.iter().any(|m| *m != first) => false,
         Some(i) => {
             let config = pmp.config[i];
-            privilege == Privilege::Machine && config & LOCKED == 0
-                || Permissions::from_config(config).allows(access)
+            privilege == Privilege::Machine && config & LOCKED == 0 || Permissions::from_config(config).allows(access)
         }
     }
 }
@@ -68,10 +67,7 @@ fn compare(pmp: &Pmp) {
             for page in [0x7000, 0x8000, 0x9000] {
                 if let Some(permissions) = pmp.page_permissions(page + 5, privilege) {
                     for pa in (page..page + 4096).step_by(4) {
-                        assert_eq!(
-                            permissions.allows(access),
-                            expected(pmp, pa, 4, access, privilege)
-                        );
+                        assert_eq!(permissions.allows(access), expected(pmp, pa, 4, access, privilege));
                     }
                 }
             }
@@ -89,10 +85,7 @@ fn matching_modes_and_priorities() {
             compare(&pmp(&[(TOR | p, 0x8400 >> 2)]));
             compare(&pmp(&[(NAPOT | p, 0x8000 >> 2)])); // 8 bytes
             compare(&pmp(&[(NAPOT | p, 0x8000 >> 2 | 0x1ff)])); // 4 KiB
-            compare(&pmp(&[
-                (NAPOT | p, 0x8000 >> 2 | 0xff),
-                (NAPOT | R | W | X, !0),
-            ]));
+            compare(&pmp(&[(NAPOT | p, 0x8000 >> 2 | 0xff), (NAPOT | R | W | X, !0)]));
         }
     }
 }
@@ -100,29 +93,16 @@ fn matching_modes_and_priorities() {
 #[test]
 fn empty_ranges_match_nothing() {
     compare(&pmp(&[(OFF, 0x8800 >> 2), (TOR | R, 0x8800 >> 2)]));
-    compare(&pmp(&[
-        (OFF, 0x8800 >> 2),
-        (TOR | R, 0x8000 >> 2),
-        (NAPOT | R | W | X, !0),
-    ]));
+    compare(&pmp(&[(OFF, 0x8800 >> 2), (TOR | R, 0x8000 >> 2), (NAPOT | R | W | X, !0)]));
 }
 
 #[test]
 fn off_means_machine_only_unless_absent() {
     let off = Pmp::new(16);
-    assert_eq!(
-        off.page_permissions(0x8000, Privilege::Machine),
-        Some(Permissions::ALL)
-    );
-    assert_eq!(
-        off.page_permissions(0x8000, Privilege::User),
-        Some(Permissions::NONE)
-    );
+    assert_eq!(off.page_permissions(0x8000, Privilege::Machine), Some(Permissions::ALL));
+    assert_eq!(off.page_permissions(0x8000, Privilege::User), Some(Permissions::NONE));
     let none = Pmp::new(0);
-    assert_eq!(
-        none.page_permissions(0x8000, Privilege::User),
-        Some(Permissions::ALL)
-    );
+    assert_eq!(none.page_permissions(0x8000, Privilege::User), Some(Permissions::ALL));
     assert!(none.check(0x8000, 8, Access::Fetch, Privilege::Supervisor));
     assert!(!none.check(1 << 56, 1, Access::Load, Privilege::Machine));
     assert!(!none.check(u64::MAX, u64::MAX, Access::Load, Privilege::Machine));
@@ -132,14 +112,8 @@ fn off_means_machine_only_unless_absent() {
 fn one_entry_for_all_of_memory() {
     for address in [!0, ADDRESS_MASK, ADDRESS_MASK >> 1] {
         let all = pmp(&[(NAPOT | R | W | X, address)]);
-        assert_eq!(
-            all.page_permissions(0, Privilege::User),
-            Some(Permissions::ALL)
-        );
-        assert_eq!(
-            all.page_permissions(PA_LIMIT - 1, Privilege::User),
-            Some(Permissions::ALL)
-        );
+        assert_eq!(all.page_permissions(0, Privilege::User), Some(Permissions::ALL));
+        assert_eq!(all.page_permissions(PA_LIMIT - 1, Privilege::User), Some(Permissions::ALL));
         assert!(all.check(PA_LIMIT - 8, 8, Access::Store, Privilege::User));
     }
 }
@@ -148,10 +122,7 @@ fn one_entry_for_all_of_memory() {
 fn page_that_differs_inside_has_no_summary() {
     let p = pmp(&[(NA4 | R, 0x8000 >> 2), (NAPOT | R | W | X, !0)]);
     assert_eq!(p.page_permissions(0x8000, Privilege::Supervisor), None);
-    assert_eq!(
-        p.page_permissions(0x9000, Privilege::Supervisor),
-        Some(Permissions::ALL)
-    );
+    assert_eq!(p.page_permissions(0x9000, Privilege::Supervisor), Some(Permissions::ALL));
 }
 
 #[test]
@@ -162,11 +133,7 @@ fn locked_entries_stay() {
     p.set_config_word(0, u64::from(TOR | R | LOCKED) << 8);
     p.set_address(0, 5);
     p.set_address(1, 6);
-    assert_eq!(
-        (p.address(0), p.address(1)),
-        (0x1000, 0x2000),
-        "a locked TOR entry locks its base too"
-    );
+    assert_eq!((p.address(0), p.address(1)), (0x1000, 0x2000), "a locked TOR entry locks its base too");
     p.set_config_word(0, 0x1f1f);
     assert_eq!(p.config_word(0), u64::from(TOR | R | LOCKED) << 8 | 0x1f);
     p.set_address(2, !0);

@@ -23,7 +23,8 @@ impl Translator<'_> {
 
     /// `addi`, the second half of an `auipc` pair if its source is known relative to the page.
     pub(super) fn add_imm(&mut self, a: ArgsI) -> bool {
-        if a.rs1 != 0 && a.rs1 as u8 == self.pc_reg
+        if a.rs1 != 0
+            && a.rs1 as u8 == self.pc_reg
             && let Some(value) = self.pc_value.0.checked_add(a.imm)
         {
             return self.page_address(a.rd, PagePc(value));

@@ -18,10 +18,7 @@ pub(super) enum CsrOp {
 /// Whether code after a write of the CSR executes as it would have before: the block goes on.
 fn is_plain_csr(csr: i32) -> bool {
     use number::*;
-    matches!(
-        csr as u16,
-        FFLAGS | FRM | FCSR | SSCRATCH | SEPC | SCAUSE | STVAL | MSCRATCH | MEPC | MCAUSE | MTVAL
-    )
+    matches!(csr as u16, FFLAGS | FRM | FCSR | SSCRATCH | SEPC | SCAUSE | STVAL | MSCRATCH | MEPC | MCAUSE | MTVAL)
 }
 
 impl Translator<'_> {

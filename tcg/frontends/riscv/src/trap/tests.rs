@@ -22,34 +22,20 @@ fn each_cause_in_each_mode_delegated_or_not() {
             assert_eq!(Cause::from_code(cause as u64), Some(cause));
             for delegate in [false, true] {
                 let mut hart = hart(privilege);
-                hart.medeleg = if delegate {
-                    1 << cause as u64
-                } else {
-                    !(1 << cause as u64)
-                };
+                hart.medeleg = if delegate { 1 << cause as u64 } else { !(1 << cause as u64) };
                 hart.write_mstatus(mstatus::SIE | mstatus::MIE, !0);
                 let before = hart.mstatus;
                 let pc = take_exception(&mut hart, Exception { cause, tval: 0x55 }, PC);
                 if delegate && privilege != Privilege::Machine {
                     assert_eq!(pc, 0xffff_ffff_8020_0000);
-                    assert_eq!(
-                        (hart.scause, hart.stval, hart.sepc),
-                        (cause as u64, 0x55, PC)
-                    );
+                    assert_eq!((hart.scause, hart.stval, hart.sepc), (cause as u64, 0x55, PC));
                     assert_eq!((hart.mcause, hart.mtval, hart.mepc), (0, 0, 0));
                     assert_eq!(hart.privilege, Privilege::Supervisor);
-                    let spp = if privilege == Privilege::Supervisor {
-                        mstatus::SPP
-                    } else {
-                        0
-                    };
+                    let spp = if privilege == Privilege::Supervisor { mstatus::SPP } else { 0 };
                     assert_eq!(hart.mstatus, before & !mstatus::SIE | mstatus::SPIE | spp);
                 } else {
                     assert_eq!(pc, 0x8000_0000);
-                    assert_eq!(
-                        (hart.mcause, hart.mtval, hart.mepc),
-                        (cause as u64, 0x55, PC)
-                    );
+                    assert_eq!((hart.mcause, hart.mtval, hart.mepc), (cause as u64, 0x55, PC));
                     assert_eq!((hart.scause, hart.stval, hart.sepc), (0, 0, 0));
                     assert_eq!(hart.privilege, Privilege::Machine);
                     let mpp = (privilege as u64) << mstatus::MPP_SHIFT;
@@ -75,11 +61,7 @@ fn interrupts_use_the_vector_and_their_own_delegation() {
                 hart.stvec &= !1;
             }
             let pc = take_interrupt(&mut hart, interrupt, PC);
-            let base = if delegated {
-                0xffff_ffff_8020_0000
-            } else {
-                0x8000_0000
-            };
+            let base = if delegated { 0xffff_ffff_8020_0000 } else { 0x8000_0000 };
             assert_eq!(pc, if vectored { base + 4 * code } else { base });
             let cause = if delegated { hart.scause } else { hart.mcause };
             assert_eq!(cause, 1 << 63 | code);
@@ -122,11 +104,7 @@ fn sret_restores_the_mode_it_came_from() {
                 hart.sepc = PC;
                 hart.mstatus |= spp | spie | mstatus::MPRV;
                 assert_eq!(sret(&mut hart), Ok(PC));
-                let to = if spp != 0 {
-                    Privilege::Supervisor
-                } else {
-                    Privilege::User
-                };
+                let to = if spp != 0 { Privilege::Supervisor } else { Privilege::User };
                 assert_eq!(hart.privilege, to);
                 assert_eq!(hart.mstatus & (mstatus::SPP | mstatus::MPRV), 0);
                 assert_eq!(hart.mstatus & mstatus::SIE != 0, spie != 0);
@@ -139,10 +117,7 @@ fn sret_restores_the_mode_it_came_from() {
     trapped.mstatus |= mstatus::TSR;
     let before = trapped.mstatus;
     assert_eq!(sret(&mut trapped), Err(IllegalInsn));
-    assert_eq!(
-        (trapped.mstatus, trapped.privilege),
-        (before, Privilege::Supervisor)
-    );
+    assert_eq!((trapped.mstatus, trapped.privilege), (before, Privilege::Supervisor));
     trapped.privilege = Privilege::Machine;
     assert!(sret(&mut trapped).is_ok());
 }
@@ -163,10 +138,7 @@ fn trap_and_return_leave_the_status_as_it_was() {
 #[test]
 fn wfi_and_sfence_rules() {
     type Check = fn(&Hart) -> Result<(), IllegalInsn>;
-    for (bit, check) in [
-        (mstatus::TW, check_wfi as Check),
-        (mstatus::TVM, check_sfence_vma),
-    ] {
+    for (bit, check) in [(mstatus::TW, check_wfi as Check), (mstatus::TVM, check_sfence_vma)] {
         for status in [0, bit] {
             for privilege in MODES {
                 let mut hart = hart(privilege);
@@ -201,22 +173,10 @@ fn cbo_rules() {
     }
     let flush = 1 << envcfg::CBIE_SHIFT;
     assert_eq!(run(Supervisor, flush, 0, CboOp::Inval), Ok(CboOp::Flush));
-    assert_eq!(
-        run(User, envcfg::CBIE, flush, CboOp::Inval),
-        Ok(CboOp::Flush)
-    );
-    assert_eq!(
-        run(User, flush, envcfg::CBIE, CboOp::Inval),
-        Ok(CboOp::Flush)
-    );
-    assert_eq!(
-        run(Supervisor, envcfg::CBZE, 0, CboOp::Clean),
-        Err(IllegalInsn)
-    );
-    assert_eq!(
-        run(Supervisor, envcfg::CBZE, 0, CboOp::Zero),
-        Ok(CboOp::Zero)
-    );
+    assert_eq!(run(User, envcfg::CBIE, flush, CboOp::Inval), Ok(CboOp::Flush));
+    assert_eq!(run(User, flush, envcfg::CBIE, CboOp::Inval), Ok(CboOp::Flush));
+    assert_eq!(run(Supervisor, envcfg::CBZE, 0, CboOp::Clean), Err(IllegalInsn));
+    assert_eq!(run(Supervisor, envcfg::CBZE, 0, CboOp::Zero), Ok(CboOp::Zero));
     let mut absent = hart(Machine);
     absent.config.zicbom = false;
     assert_eq!(check_cbo(&absent, CboOp::Clean), Err(IllegalInsn));

@@ -6,8 +6,8 @@
 
 use iced_x86::{Mnemonic, OpKind, Register};
 use mimus_arch::x86::regs::*;
-use mimus_tcg_ir::flags::{Flags, eval};
 use mimus_tcg_ir::FlagOp;
+use mimus_tcg_ir::flags::{Flags, eval};
 
 use super::Exec;
 use super::system::{port_in, port_out};

@@ -105,7 +105,8 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Invlpg => |x| {
             let seg = segment_number(x.insn.memory_segment());
-            let base = if seg == FS || seg == GS || !x.cpu.guest.st.is_64bit() { x.cpu.guest.st.seg[seg].base } else { 0 };
+            let base =
+                if seg == FS || seg == GS || !x.cpu.guest.st.is_64bit() { x.cpu.guest.st.seg[seg].base } else { 0 };
             let va = x.cpu.wrap(base.wrapping_add(x.offset));
             control::invlpg(x.cpu, va)
         },
@@ -237,7 +238,11 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         M::Call | M::Jmp => far_transfer,
         M::In => |x| {
             let bytes = x.insn.op_register(0).size() as u32;
-            let port = if x.insn.op_kind(1) == OpKind::Register { x.reg(Register::DX) as u16 } else { u16::from(x.insn.immediate8()) };
+            let port = if x.insn.op_kind(1) == OpKind::Register {
+                x.reg(Register::DX) as u16
+            } else {
+                u16::from(x.insn.immediate8())
+            };
             let value = port_in(x, port, bytes)?;
             let to = x.insn.op_register(0);
             x.set_reg(to, value);
@@ -245,7 +250,11 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Out => |x| {
             let from = x.insn.op_register(1);
-            let port = if x.insn.op_kind(0) == OpKind::Register { x.reg(Register::DX) as u16 } else { u16::from(x.insn.immediate8()) };
+            let port = if x.insn.op_kind(0) == OpKind::Register {
+                x.reg(Register::DX) as u16
+            } else {
+                u16::from(x.insn.immediate8())
+            };
             let value = x.reg(from);
             port_out(x, port, from.size() as u32, value)
         },

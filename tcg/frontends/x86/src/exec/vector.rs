@@ -361,7 +361,9 @@ fn part(vector: &[u64; 4], i: usize, bytes: usize) -> u64 {
 
 fn set_part(vector: &mut [u64; 4], i: usize, bytes: usize, value: u64) {
     let word = &mut vector[i * bytes / 8];
-    *word = if bytes == 8 { value } else {
+    *word = if bytes == 8 {
+        value
+    } else {
         let shift = 32 * (i % 2);
         *word & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift
     };

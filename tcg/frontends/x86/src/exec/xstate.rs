@@ -5,8 +5,8 @@
 use iced_x86::{Instruction, Mnemonic, Register};
 use mimus_arch::x86::regs::*;
 
-use super::vector::{check_unit, load, store};
 use super::Exec;
+use super::vector::{check_unit, load, store};
 use crate::cpuid::xsave_size;
 use crate::exception::{Exception, Result};
 use crate::fpu;
@@ -244,10 +244,8 @@ fn get_xmm(x: &mut Exec<'_>, area: &[u8]) {
 /// The legacy region as FXSAVE and XSAVE write it: x87 with pointers in the form of the operand size.
 fn x87_region(x: &Exec<'_>) -> FxArea {
     let mut image = fpu::image(&x.cpu.guest);
-    let wide = matches!(
-        x.insn.mnemonic(),
-        Mnemonic::Fxsave64 | Mnemonic::Xsave64 | Mnemonic::Xsavec64 | Mnemonic::Xsaveopt64
-    );
+    let wide =
+        matches!(x.insn.mnemonic(), Mnemonic::Fxsave64 | Mnemonic::Xsave64 | Mnemonic::Xsavec64 | Mnemonic::Xsaveopt64);
     if !wide {
         let p = &x.cpu.guest.st.fpu_pointers;
         image.0[8..12].copy_from_slice(&(p.ip as u32).to_le_bytes());
@@ -410,7 +408,8 @@ fn xrstor(x: &mut Exec<'_>) -> Result<()> {
     if !format_ok || reserved || bv & !x.cpu.guest.st.xcr0 != 0 {
         return Err(Exception::GP0);
     }
-    let loads_mxcsr = if compact >> 63 != 0 { wanted & bv & XCR0_SSE != 0 } else { wanted & (XCR0_SSE | XCR0_AVX) != 0 };
+    let loads_mxcsr =
+        if compact >> 63 != 0 { wanted & bv & XCR0_SSE != 0 } else { wanted & (XCR0_SSE | XCR0_AVX) != 0 };
     if loads_mxcsr {
         x.cpu.guest.st.mxcsr = mxcsr_of(&area)?;
     } else if compact >> 63 != 0 && wanted & XCR0_SSE != 0 {

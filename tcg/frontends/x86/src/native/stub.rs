@@ -77,12 +77,7 @@ impl Native {
     /// One line: what the host lacks.
     pub fn new() -> Result<Self, String> {
         let arena = Arena::new().map_err(|e| format!("executable memory: {e}"))?;
-        Ok(Self {
-            arena,
-            generation: 0,
-            info: InstructionInfoFactory::new(),
-            avx: is_x86_feature_detected!("avx"),
-        })
+        Ok(Self { arena, generation: 0, info: InstructionInfoFactory::new(), avx: is_x86_feature_detected!("avx") })
     }
 
     /// Stubs of earlier generations are not there any more.
@@ -121,7 +116,8 @@ impl Native {
             use iced_x86::OpCodeOperandKind as K;
             matches!(code.op_kind(i), K::al | K::cl | K::ax | K::dx | K::eax | K::rax)
         };
-        let named = (0..insn.op_count()).filter(|&i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr());
+        let named =
+            (0..insn.op_count()).filter(|&i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_gpr());
         let (fixed_operands, free): (Vec<u32>, Vec<u32>) = named.partition(|&i| fixed(i));
         let explicit: Vec<Register> = free.iter().map(|&i| insn.op_register(i).full_register()).collect();
         let writes = |r: Register| {
@@ -129,7 +125,12 @@ impl Native {
         };
         for &i in &fixed_operands {
             let full = insn.op_register(i).full_register();
-            gprs.push(Gpr { guest: number(full), host: full, read: true, write: writes(full) && !explicit.contains(&full) });
+            gprs.push(Gpr {
+                guest: number(full),
+                host: full,
+                read: true,
+                write: writes(full) && !explicit.contains(&full),
+            });
         }
         let is_address = |r: Register| {
             let full = r.full_register();
@@ -365,8 +366,13 @@ pub fn unit_of(insn: &Instruction) -> Unit {
 }
 
 fn vector_operands(insn: &Instruction) -> bool {
-    let named = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_vector_register());
-    named || matches!(insn.code(), Code::VEX_Vzeroupper | Code::VEX_Vzeroall | Code::VEX_Vldmxcsr_m32 | Code::VEX_Vstmxcsr_m32)
+    let named =
+        (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_vector_register());
+    named
+        || matches!(
+            insn.code(),
+            Code::VEX_Vzeroupper | Code::VEX_Vzeroall | Code::VEX_Vldmxcsr_m32 | Code::VEX_Vstmxcsr_m32
+        )
 }
 
 fn uses_mmx(insn: &Instruction) -> bool {
@@ -380,10 +386,7 @@ fn needs_alignment(insn: &Instruction) -> bool {
     use Mnemonic::*;
     let size = insn.memory_size().size();
     if insn.encoding() == EncodingKind::VEX {
-        return matches!(
-            insn.mnemonic(),
-            Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa
-        );
+        return matches!(insn.mnemonic(), Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa);
     }
     size == 16
         && !matches!(insn.mnemonic(), Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm)
@@ -407,22 +410,72 @@ fn uses_mxcsr(insn: &Instruction, unit: Unit) -> bool {
     let name = insn.mnemonic();
     let quiet = matches!(
         name,
-        Movaps | Movups | Movapd | Movupd | Movss | Movsd | Movlps | Movhps | Movlpd | Movhpd | Movhlps | Movlhps
-            | Movd | Movq | Movdqa | Movdqu | Lddqu | Movntps | Movntpd | Movntdq | Movntdqa | Movntq | Movmskps
-            | Movmskpd | Andps | Andpd | Andnps | Andnpd | Orps | Orpd | Xorps | Xorpd | Shufps | Shufpd | Unpcklps
-            | Unpckhps | Unpcklpd | Unpckhpd | Movddup | Movsldup | Movshdup | Vmovaps | Vmovups | Vmovapd | Vmovupd
-            | Vmovss | Vmovsd | Vmovdqa | Vmovdqu | Vmovd | Vmovq | Vzeroupper | Vzeroall | Vxorps | Vxorpd | Vandps
-            | Vandpd | Vorps | Vorpd
+        Movaps
+            | Movups
+            | Movapd
+            | Movupd
+            | Movss
+            | Movsd
+            | Movlps
+            | Movhps
+            | Movlpd
+            | Movhpd
+            | Movhlps
+            | Movlhps
+            | Movd
+            | Movq
+            | Movdqa
+            | Movdqu
+            | Lddqu
+            | Movntps
+            | Movntpd
+            | Movntdq
+            | Movntdqa
+            | Movntq
+            | Movmskps
+            | Movmskpd
+            | Andps
+            | Andpd
+            | Andnps
+            | Andnpd
+            | Orps
+            | Orpd
+            | Xorps
+            | Xorpd
+            | Shufps
+            | Shufpd
+            | Unpcklps
+            | Unpckhps
+            | Unpcklpd
+            | Unpckhpd
+            | Movddup
+            | Movsldup
+            | Movshdup
+            | Vmovaps
+            | Vmovups
+            | Vmovapd
+            | Vmovupd
+            | Vmovss
+            | Vmovsd
+            | Vmovdqa
+            | Vmovdqu
+            | Vmovd
+            | Vmovq
+            | Vzeroupper
+            | Vzeroall
+            | Vxorps
+            | Vxorpd
+            | Vandps
+            | Vandpd
+            | Vorps
+            | Vorpd
     );
     if quiet {
         return false;
     }
     let floating = |m: iced_x86::MemorySize| {
         use iced_x86::MemorySize as M;
-        matches!(
-            m.element_type(),
-            M::Float16 | M::Float32 | M::Float64 | M::BFloat16
-        )
+        matches!(m.element_type(), M::Float16 | M::Float32 | M::Float64 | M::BFloat16)
     };
     // The memory form of the instruction tells the element type, for register forms too.
     floating(element_of(insn)) || converts(name)
@@ -436,7 +489,17 @@ fn converts(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Cvtsi2ss | Cvtsi2sd | Vcvtsi2ss | Vcvtsi2sd | Cvtpi2ps | Cvtpi2pd | Cvtdq2ps | Cvtdq2pd | Vcvtdq2ps
-            | Vcvtdq2pd | Vcvtph2ps | Vcvtps2ph
+        Cvtsi2ss
+            | Cvtsi2sd
+            | Vcvtsi2ss
+            | Vcvtsi2sd
+            | Cvtpi2ps
+            | Cvtpi2pd
+            | Cvtdq2ps
+            | Cvtdq2pd
+            | Vcvtdq2ps
+            | Vcvtdq2pd
+            | Vcvtph2ps
+            | Vcvtps2ph
     )
 }

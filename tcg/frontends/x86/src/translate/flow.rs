@@ -144,16 +144,19 @@ impl Tr<'_> {
                 Mnemonic::Loopne => Some(CondF::Ne),
                 _ => None,
             };
-            (Cond::Ne, match wanted {
-                None => count,
-                Some(cond) => {
-                    let d = self.temp();
-                    self.op(Op::Un { op: UnOp::Mov, ty: Ty::I64, d, a: Val::Imm(0) });
-                    self.op(Op::SetCondF { cond, d });
-                    let more = self.alu(AluOp::SetLtU, Ty::I64, Val::Imm(0), count);
-                    self.alu(AluOp::And, Ty::I64, Val::Slot(d), more)
-                }
-            })
+            (
+                Cond::Ne,
+                match wanted {
+                    None => count,
+                    Some(cond) => {
+                        let d = self.temp();
+                        self.op(Op::Un { op: UnOp::Mov, ty: Ty::I64, d, a: Val::Imm(0) });
+                        self.op(Op::SetCondF { cond, d });
+                        let more = self.alu(AluOp::SetLtU, Ty::I64, Val::Imm(0), count);
+                        self.alu(AluOp::And, Ty::I64, Val::Slot(d), more)
+                    }
+                },
+            )
         };
         if self.ip_bytes() != 2 {
             self.op(Op::Branch { cond, a: value, b: Val::Imm(0), to });

@@ -191,8 +191,23 @@ fn always_leaves(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),
-        Int | Int1 | Int3 | Hlt | Iret | Iretd | Iretq | Retf | Syscall | Sysret | Sysretq | Sysenter | Sysexit | Sysexitq
-            | Ud0 | Ud1 | Ud2 | Rsm
+        Int | Int1
+            | Int3
+            | Hlt
+            | Iret
+            | Iretd
+            | Iretq
+            | Retf
+            | Syscall
+            | Sysret
+            | Sysretq
+            | Sysenter
+            | Sysexit
+            | Sysexitq
+            | Ud0
+            | Ud1
+            | Ud2
+            | Rsm
     ) || matches!(
         insn.code(),
         Code::Call_m1616

@@ -69,12 +69,43 @@ impl Tr<'_> {
             M::Leave => return self.leave(),
             M::Pushf | M::Pushfd | M::Pushfq => return self.pushf(),
             M::Cld | M::Std => self.direction(),
-            M::Nop | M::Endbr32 | M::Endbr64 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2
-            | M::Prefetchw | M::Prefetch | M::Reservednop | M::Lfence | M::Sfence => {}
+            M::Nop
+            | M::Endbr32
+            | M::Endbr64
+            | M::Prefetchnta
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2
+            | M::Prefetchw
+            | M::Prefetch
+            | M::Reservednop
+            | M::Lfence
+            | M::Sfence => {}
             M::Mfence => self.op(Op::Fence),
-            M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Movsb | M::Movsw
-            | M::Movsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq | M::Insb
-            | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => return Some(self.string()),
+            M::Lodsb
+            | M::Lodsw
+            | M::Lodsd
+            | M::Lodsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Movsb
+            | M::Movsw
+            | M::Movsq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsq
+            | M::Insb
+            | M::Insw
+            | M::Insd
+            | M::Outsb
+            | M::Outsw
+            | M::Outsd => return Some(self.string()),
             M::Movsd if self.insn.is_string_instruction() => return Some(self.string()),
             M::Cmpsd if self.insn.is_string_instruction() => return Some(self.string()),
             _ => return self.flag_moves().or_else(|| self.conditional()),
@@ -83,9 +114,17 @@ impl Tr<'_> {
     }
 
     fn mov(&mut self) -> Option<Flow> {
-        let kind = |i: u32| if self.insn.op_kind(i) == OpKind::Register { self.insn.op_register(i) } else { Register::None };
+        let kind =
+            |i: u32| if self.insn.op_kind(i) == OpKind::Register { self.insn.op_register(i) } else { Register::None };
         let (to, from) = (kind(0), kind(1));
-        if to.is_segment_register() || to.is_cr() || from.is_cr() || to.is_dr() || from.is_dr() || to.is_tr() || from.is_tr() {
+        if to.is_segment_register()
+            || to.is_cr()
+            || from.is_cr()
+            || to.is_dr()
+            || from.is_dr()
+            || to.is_tr()
+            || from.is_tr()
+        {
             return None;
         }
         if from.is_segment_register() {
@@ -215,7 +254,13 @@ impl Tr<'_> {
         let sp = Slot(RSP as u8);
         if self.stack == 8 {
             self.op(Op::Store { src: a, base: Val::Slot(sp), off: -(bytes as i32), size: size(bytes) });
-            return self.op(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: sp, a: Val::Slot(sp), b: Val::Imm(-i64::from(bytes)) });
+            return self.op(Op::Alu {
+                op: AluOp::Add,
+                ty: Ty::I64,
+                d: sp,
+                a: Val::Slot(sp),
+                b: Val::Imm(-i64::from(bytes)),
+            });
         }
         let new = self.temp();
         self.op(Op::Lea {
@@ -233,7 +278,8 @@ impl Tr<'_> {
 
     /// What is on the stack `skip` bytes above the stack pointer.
     pub(crate) fn peek(&mut self, bytes: u32) -> Val {
-        let mem = if self.stack == 8 { Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 } } else { self.stack_memory(bytes) };
+        let mem =
+            if self.stack == 8 { Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 } } else { self.stack_memory(bytes) };
         self.load(mem, bytes)
     }
 
@@ -342,8 +388,22 @@ fn is_cmov(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp | Cmovns
-            | Cmovo | Cmovp | Cmovs
+        Cmova
+            | Cmovae
+            | Cmovb
+            | Cmovbe
+            | Cmove
+            | Cmovg
+            | Cmovge
+            | Cmovl
+            | Cmovle
+            | Cmovne
+            | Cmovno
+            | Cmovnp
+            | Cmovns
+            | Cmovo
+            | Cmovp
+            | Cmovs
     )
 }
 
@@ -351,7 +411,20 @@ fn is_setcc(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns | Seto | Setp
+        Seta | Setae
+            | Setb
+            | Setbe
+            | Sete
+            | Setg
+            | Setge
+            | Setl
+            | Setle
+            | Setne
+            | Setno
+            | Setnp
+            | Setns
+            | Seto
+            | Setp
             | Sets
     )
 }

@@ -170,7 +170,8 @@ impl Tr<'_> {
         }
         let disp = insn.memory_displacement64() as i64;
         let base = if insn.memory_base() == Register::None { Val::Imm(0) } else { Val::Slot(gpr(insn.memory_base())) };
-        let index = if insn.memory_index() == Register::None { Val::Imm(0) } else { Val::Slot(gpr(insn.memory_index())) };
+        let index =
+            if insn.memory_index() == Register::None { Val::Imm(0) } else { Val::Slot(gpr(insn.memory_index())) };
         if base == Val::Imm(0) && index == Val::Imm(0) {
             let disp = disp as u64 & crate::state::mask(bytes);
             return Val::Imm(disp as i64);

@@ -98,8 +98,7 @@ impl Guest {
         let (tx, frames) = channel();
         let full = Arc::new(AtomicBool::new(false));
         let refuse = Arc::clone(&full);
-        let deliver =
-            move |frame: &[u8]| !refuse.load(Ordering::SeqCst) && tx.send(frame.to_vec()).is_ok();
+        let deliver = move |frame: &[u8]| !refuse.load(Ordering::SeqCst) && tx.send(frame.to_vec()).is_ok();
         let net = Arc::new(UserNet::new(config, Box::new(deliver)).unwrap());
         let mut card = Card { net, frames, pending: VecDeque::new(), full, record: Arc::default() };
         let mut config = Config::new(HardwareAddress::Ethernet(MAC));
@@ -153,24 +152,14 @@ impl Guest {
     }
 
     pub fn udp(&mut self, port: u16) -> SocketHandle {
-        let buffer =
-            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 65536]);
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 65536]);
         let mut socket = udp::Socket::new(buffer(), buffer());
         socket.bind(port).unwrap();
         self.sockets.add(socket)
     }
 
-    pub fn udp_send(
-        &mut self,
-        handle: SocketHandle,
-        to: impl Into<IpAddr>,
-        port: u16,
-        data: &[u8],
-    ) {
-        self.sockets
-            .get_mut::<udp::Socket<'_>>(handle)
-            .send_slice(data, (IpAddress::from(to.into()), port))
-            .unwrap();
+    pub fn udp_send(&mut self, handle: SocketHandle, to: impl Into<IpAddr>, port: u16, data: &[u8]) {
+        self.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(data, (IpAddress::from(to.into()), port)).unwrap();
         self.poll();
     }
 

@@ -80,8 +80,7 @@ fn seeds(port: u16) -> Vec<Vec<u8>> {
     let mut fragment = ipv4(17, [10, 0, 2, 2], &[0; 64]);
     fragment[20] = 0x20;
     Ipv4Packet::new_unchecked(&mut fragment[14..]).fill_checksum();
-    let mut solicit =
-        vec![135, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+    let mut solicit = vec![135, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
     solicit.extend_from_slice(&[1, 1, 2, 3, 4, 5, 6, 7]);
     vec![
         ethernet([8, 6], &arp),
@@ -90,11 +89,7 @@ fn seeds(port: u16) -> Vec<Vec<u8>> {
         ipv4(6, [10, 0, 2, 2], &tcp(50000, port, 0x10, 2)),
         ipv4(6, [10, 0, 2, 2], &tcp(50000, port, 0x19, 2)),
         ipv4(17, [10, 0, 2, 2], &[0xc3, 0x50, hi, lo, 0, 12, 0, 0, 1, 2, 3, 4]),
-        ipv4(
-            17,
-            [10, 0, 2, 3],
-            b"\xc3\x50\x00\x35\x00\x14\x00\x00\x12\x34\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-        ),
+        ipv4(17, [10, 0, 2, 3], b"\xc3\x50\x00\x35\x00\x14\x00\x00\x12\x34\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
         ipv4(1, [10, 0, 2, 2], &[8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
         fragment,
         ipv6(6, &tcp(50001, port, 2, 1)),
@@ -210,9 +205,8 @@ fn replies_to_a_guest_that_takes_nothing_do_not_pile_up() {
 fn a_stray_segment_is_reset_with_its_own_numbers() {
     let mut guest = Guest::new(UserNetConfig::default());
     guest.card.net.send(&ipv4(6, [10, 0, 2, 2], &tcp(50000, 1, 0x10, 77)));
-    let segment = guest.raw("a reset", |f| {
-        (f.len() >= 54 && f[12..14] == [8, 0] && f[23] == 6).then(|| f[34..54].to_vec())
-    });
+    let segment =
+        guest.raw("a reset", |f| (f.len() >= 54 && f[12..14] == [8, 0] && f[23] == 6).then(|| f[34..54].to_vec()));
     let packet = TcpPacket::new_checked(&segment[..]).unwrap();
     assert!(packet.rst() && !packet.ack());
     assert_eq!(packet.seq_number().0, 0);

@@ -52,10 +52,7 @@ fn a_busy_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
     let error = refusal(&format!(r#"{{"hostfwd":["tcp:{addr}-:22"]}}"#));
-    assert_eq!(
-        error,
-        format!("hostfwd tcp:{addr}: address already in use; pick another host port")
-    );
+    assert_eq!(error, format!("hostfwd tcp:{addr}: address already in use; pick another host port"));
 }
 
 #[test]

@@ -14,16 +14,12 @@ const DNS: [u8; 4] = [10, 0, 2, 3];
 
 #[test]
 fn dhcp_configures_the_guest() {
-    let mut guest = Guest::bare(config(
-        r#"{"hostname":"vm","domainname":"example.org","dnssearch":["a.example"]}"#,
-    ));
+    let mut guest = Guest::bare(config(r#"{"hostname":"vm","domainname":"example.org","dnssearch":["a.example"]}"#));
     *guest.card.record.lock().unwrap() = Some(Vec::new());
     let handle = guest.sockets.add(dhcpv4::Socket::new());
     let (address, router, dns) =
         guest.until("a lease", |g| match g.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
-            Some(dhcpv4::Event::Configured(c)) => {
-                Some((c.address, c.router, c.dns_servers.to_vec()))
-            }
+            Some(dhcpv4::Event::Configured(c)) => Some((c.address, c.router, c.dns_servers.to_vec())),
             _ => None,
         });
     assert_eq!(IpCidr::Ipv4(address), IpCidr::new(IpAddress::v4(10, 0, 2, 15), 24));
@@ -31,9 +27,7 @@ fn dhcp_configures_the_guest() {
     assert_eq!(dns, [std::net::Ipv4Addr::from(DNS)]);
     let frames = guest.card.record.lock().unwrap().take().unwrap();
     let has = |text: &[u8]| frames.iter().any(|f| f.windows(text.len()).any(|w| w == text));
-    assert!(
-        has(b"\x0c\x02vm") && has(b"\x0f\x0bexample.org") && has(b"\x77\x0b\x01a\x07example\x00")
-    );
+    assert!(has(b"\x0c\x02vm") && has(b"\x0f\x0bexample.org") && has(b"\x77\x0b\x01a\x07example\x00"));
 }
 
 /// Answers each query with the query, flagged as a response, and `tail`.
@@ -52,8 +46,7 @@ fn stub_resolver() -> std::net::SocketAddr {
     addr
 }
 
-const QUERY: &[u8] =
-    b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04host\x00\x00\x01\x00\x01";
+const QUERY: &[u8] = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04host\x00\x00\x01\x00\x01";
 
 #[test]
 fn dns_goes_to_the_first_resolver_that_answers() {
@@ -116,16 +109,7 @@ fn datagrams_beyond_the_mtu_are_fragmented_to_the_guest() {
     // The small guest does not reassemble; look at the wire while it does ARP.
     *guest.card.record.lock().unwrap() = Some(Vec::new());
     guest.until("the fragments", |g| {
-        pieces = g
-            .card
-            .record
-            .lock()
-            .unwrap()
-            .clone()
-            .unwrap()
-            .into_iter()
-            .filter(|f| fragment(f).is_some())
-            .collect();
+        pieces = g.card.record.lock().unwrap().clone().unwrap().into_iter().filter(|f| fragment(f).is_some()).collect();
         pieces.iter().any(|f| fragment(f).is_some_and(|(_, more)| !more)).then_some(())
     });
     assert!(pieces.iter().all(|f| f.len() <= 1514));
@@ -152,13 +136,8 @@ fn datagrams_beyond_the_mtu_are_fragmented_to_the_guest() {
     *guest.card.record.lock().unwrap() = Some(Vec::new());
     guest.until("the echo of the fragments", |g| {
         let record = g.card.record.lock().unwrap();
-        let total: usize = record
-            .as_ref()
-            .unwrap()
-            .iter()
-            .filter(|f| fragment(f).is_some())
-            .map(|f| f.len() - 34)
-            .sum();
+        let total: usize =
+            record.as_ref().unwrap().iter().filter(|f| fragment(f).is_some()).map(|f| f.len() - 34).sum();
         (total == 8 + 4003 + 4000).then_some(())
     });
 }
@@ -176,8 +155,7 @@ fn fragment(frame: &[u8]) -> Option<(u16, bool)> {
 #[test]
 fn hostfwd_udp_goes_in_and_its_answers_out() {
     for extra in ["", r#""restrict":true,"#] {
-        let mut guest =
-            Guest::new(config(&format!(r#"{{{extra}"hostfwd":["udp:127.0.0.1:0-:7000"]}}"#)));
+        let mut guest = Guest::new(config(&format!(r#"{{{extra}"hostfwd":["udp:127.0.0.1:0-:7000"]}}"#)));
         let (to, _) = guest.card.net.hostfwds()[0];
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.set_read_timeout(Some(super::guest::PATIENCE)).unwrap();
@@ -206,9 +184,8 @@ fn the_gateway_answers_pings() {
     frame.extend_from_slice(&[0x45, 0, 0, 32, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
     frame.extend_from_slice(&[8, 0, 0, 0, 0xab, 0xcd, 0, 1, 1, 2, 3, 4]);
     guest.card.net.send(&frame);
-    let reply = guest.raw("an echo reply", |f| {
-        (f.len() >= 46 && f[12..14] == [8, 0] && f[23] == 1).then(|| f[34..46].to_vec())
-    });
+    let reply = guest
+        .raw("an echo reply", |f| (f.len() >= 46 && f[12..14] == [8, 0] && f[23] == 1).then(|| f[34..46].to_vec()));
     assert_eq!(reply[..2], [0, 0]);
     assert_eq!(reply[4..], frame[38..]);
     let sum: u32 = reply.chunks(2).map(|p| u32::from(u16::from_be_bytes([p[0], p[1]]))).sum();
@@ -219,16 +196,17 @@ fn the_gateway_answers_pings() {
 fn routers_are_advertised_and_ipv6_udp_flows() {
     let Ok(host) = UdpSocket::bind("[::1]:0") else {
         // Not by a macro: the test runner keeps those to itself.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED (routers_are_advertised_and_ipv6_udp_flows): the host has no ::1\n");
+        let _ = std::io::Write::write_all(
+            &mut std::io::stderr(),
+            b"SKIPPED (routers_are_advertised_and_ipv6_udp_flows): the host has no ::1\n",
+        );
         return;
     };
     let mut guest = Guest::new(UserNetConfig::default());
     let advert = guest.raw("a router advertisement", |f| {
         (f.len() > 54 && f[12..14] == [0x86, 0xdd] && f[54] == 134).then(|| f.to_vec())
     });
-    assert!(
-        advert.windows(16).any(|w| w == "fec0::3".parse::<std::net::Ipv6Addr>().unwrap().octets())
-    );
+    assert!(advert.windows(16).any(|w| w == "fec0::3".parse::<std::net::Ipv6Addr>().unwrap().octets()));
     host.set_read_timeout(Some(super::guest::PATIENCE)).unwrap();
     let socket = guest.udp(6100);
     let gateway = IpAddress::v6(0xfec0, 0, 0, 0, 0, 0, 0, 2);

@@ -36,10 +36,7 @@ fn check(mut stream: impl Read) -> usize {
         if n == 0 {
             return at;
         }
-        assert!(
-            buffer[..n].iter().enumerate().all(|(i, b)| *b == pattern(at + i)),
-            "bytes differ near {at}"
-        );
+        assert!(buffer[..n].iter().enumerate().all(|(i, b)| *b == pattern(at + i)), "bytes differ near {at}");
         at += n;
     }
 }
@@ -80,9 +77,7 @@ fn twenty_megabytes_down_at_speed() {
     eprintln!("download: {rate:.0} MB/s");
     server.join().unwrap();
     guest.tcp(handle).close();
-    guest.until("the close", |g| {
-        matches!(g.tcp(handle).state(), State::Closed | State::TimeWait).then_some(())
-    });
+    guest.until("the close", |g| matches!(g.tcp(handle).state(), State::Closed | State::TimeWait).then_some(()));
 }
 
 fn upload(guest: &mut Guest, handle: smoltcp::iface::SocketHandle, len: usize) {
@@ -155,9 +150,7 @@ fn a_refused_connection_is_refused_at_once() {
 fn loopback_is_reached_through_the_gateway_only() {
     let (_listener, port) = listener();
     let mut guest = Guest::new(UserNetConfig::default());
-    for target in
-        [IpAddress::v4(127, 0, 0, 1), IpAddress::v4(10, 0, 2, 99), IpAddress::v4(10, 0, 2, 3)]
-    {
+    for target in [IpAddress::v4(127, 0, 0, 1), IpAddress::v4(10, 0, 2, 99), IpAddress::v4(10, 0, 2, 3)] {
         let handle = guest.connect(std::net::IpAddr::from(target), port, 40004);
         // 10.0.2.99 has no station: its SYN never leaves the guest.
         for _ in 0..20 {
@@ -245,8 +238,7 @@ fn many_streams_at_once() {
         }
     });
     let mut guest = Guest::new(UserNetConfig::default());
-    let handles: Vec<_> =
-        (0..FLOWS).map(|i| guest.connect(GATEWAY, port, 41000 + i as u16)).collect();
+    let handles: Vec<_> = (0..FLOWS).map(|i| guest.connect(GATEWAY, port, 41000 + i as u16)).collect();
     for handle in handles {
         assert_eq!(download(&mut guest, handle), 100_000);
         guest.tcp(handle).close();

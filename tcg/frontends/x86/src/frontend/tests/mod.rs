@@ -12,9 +12,7 @@ use mimus_arch::x86::state::{Segment, attr};
 use mimus_core::accel::{CpuIo, Vcpu, VcpuExit, VcpuHandle};
 use mimus_core::bus::AccessSize;
 use mimus_core::clock::VirtualClock;
-use mimus_core::memory::{
-    AddressSpace, CodeWriteListener, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock,
-};
+use mimus_core::memory::{AddressSpace, CodeWriteListener, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::vcpu::TcgVcpu;

@@ -4,7 +4,9 @@
 
 use std::ptr::NonNull;
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::*;
@@ -232,7 +234,13 @@ impl Generator {
     fn new(class: Class) -> Generator {
         let CpuModel::X86(model) = CpuModel::parse(GuestArch::X86_64, "max").unwrap() else { unreachable!() };
         let model = model.restricted_to(cpuid::supported()).unwrap();
-        Generator { info: InstructionInfoFactory::new(), features: crate::cpuid::Features::new(&model, 0), integer: class == Class::Integer, vector: class == Class::Vector, x87: class == Class::X87 }
+        Generator {
+            info: InstructionInfoFactory::new(),
+            features: crate::cpuid::Features::new(&model, 0),
+            integer: class == Class::Integer,
+            vector: class == Class::Vector,
+            x87: class == Class::X87,
+        }
     }
 
     /// A random instruction that can run on its own, and its bytes.
@@ -300,17 +308,117 @@ impl Generator {
         };
         let excluded = matches!(
             insn.mnemonic(),
-            M::Div | M::Idiv | M::In | M::Out | M::Hlt | M::Cli | M::Sti | M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid
-                | M::Rdrand | M::Rdseed | M::Xgetbv | M::Xsetbv | M::Syscall | M::Int | M::Int1 | M::Int3 | M::Ud0
-                | M::Ud1 | M::Ud2 | M::Std | M::Xlatb | M::Ldmxcsr | M::Vldmxcsr | M::Maskmovdqu | M::Vmaskmovdqu | M::Invd
-                | M::Wbinvd | M::Rdmsr | M::Wrmsr | M::Rdpmc | M::Pause | M::Swapgs | M::Stac | M::Clac | M::Clts
-                | M::Rsm | M::Cmpxchg16b | M::Sysenter | M::Wait | M::Vzeroupper | M::Vzeroall | M::Movnti
-                | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Smsw | M::Sldt | M::Str | M::Sgdt | M::Sidt
-                | M::Lar | M::Lsl | M::Verr | M::Verw | M::Xabort | M::Xbegin | M::Enqcmd | M::Ptwrite | M::Wbnoinvd
-                | M::Fldcw | M::Fnstcw | M::Fnstsw | M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor | M::Fninit | M::Fnclex
-                | M::Fneni | M::Fndisi | M::Fnsetpm | M::Fstdw | M::Fstsg | M::Frstpm | M::Femms | M::Maskmovq | M::Movntq
-                | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64
-                | M::Xrstor | M::Xrstor64 | M::Invlpg | M::Nop | M::Reservednop | M::Prefetch | M::Prefetchw | M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss | M::Arpl | M::Monitor | M::Mwait | M::Stmxcsr | M::Vstmxcsr | M::Fxsave | M::Xsave | M::Clflush | M::Clflushopt | M::Clwb
+            M::Div
+                | M::Idiv
+                | M::In
+                | M::Out
+                | M::Hlt
+                | M::Cli
+                | M::Sti
+                | M::Cpuid
+                | M::Rdtsc
+                | M::Rdtscp
+                | M::Rdpid
+                | M::Rdrand
+                | M::Rdseed
+                | M::Xgetbv
+                | M::Xsetbv
+                | M::Syscall
+                | M::Int
+                | M::Int1
+                | M::Int3
+                | M::Ud0
+                | M::Ud1
+                | M::Ud2
+                | M::Std
+                | M::Xlatb
+                | M::Ldmxcsr
+                | M::Vldmxcsr
+                | M::Maskmovdqu
+                | M::Vmaskmovdqu
+                | M::Invd
+                | M::Wbinvd
+                | M::Rdmsr
+                | M::Wrmsr
+                | M::Rdpmc
+                | M::Pause
+                | M::Swapgs
+                | M::Stac
+                | M::Clac
+                | M::Clts
+                | M::Rsm
+                | M::Cmpxchg16b
+                | M::Sysenter
+                | M::Wait
+                | M::Vzeroupper
+                | M::Vzeroall
+                | M::Movnti
+                | M::Rdfsbase
+                | M::Rdgsbase
+                | M::Wrfsbase
+                | M::Wrgsbase
+                | M::Smsw
+                | M::Sldt
+                | M::Str
+                | M::Sgdt
+                | M::Sidt
+                | M::Lar
+                | M::Lsl
+                | M::Verr
+                | M::Verw
+                | M::Xabort
+                | M::Xbegin
+                | M::Enqcmd
+                | M::Ptwrite
+                | M::Wbnoinvd
+                | M::Fldcw
+                | M::Fnstcw
+                | M::Fnstsw
+                | M::Fnstenv
+                | M::Fldenv
+                | M::Fnsave
+                | M::Frstor
+                | M::Fninit
+                | M::Fnclex
+                | M::Fneni
+                | M::Fndisi
+                | M::Fnsetpm
+                | M::Fstdw
+                | M::Fstsg
+                | M::Frstpm
+                | M::Femms
+                | M::Maskmovq
+                | M::Movntq
+                | M::Fxsave64
+                | M::Fxrstor
+                | M::Fxrstor64
+                | M::Xsave64
+                | M::Xsavec
+                | M::Xsavec64
+                | M::Xsaveopt
+                | M::Xsaveopt64
+                | M::Xrstor
+                | M::Xrstor64
+                | M::Invlpg
+                | M::Nop
+                | M::Reservednop
+                | M::Prefetch
+                | M::Prefetchw
+                | M::Lds
+                | M::Les
+                | M::Lfs
+                | M::Lgs
+                | M::Lss
+                | M::Arpl
+                | M::Monitor
+                | M::Mwait
+                | M::Stmxcsr
+                | M::Vstmxcsr
+                | M::Fxsave
+                | M::Xsave
+                | M::Clflush
+                | M::Clflushopt
+                | M::Clwb
         );
         if !class || excluded || insn.is_string_instruction() || insn.is_privileged() || insn.is_vsib() {
             return false;
@@ -321,7 +429,11 @@ impl Generator {
         let names_system = (0..insn.op_count()).any(|i| {
             insn.op_kind(i) == OpKind::Register && {
                 let register = insn.op_register(i);
-                register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr() || register.is_bnd()
+                register.is_segment_register()
+                    || register.is_cr()
+                    || register.is_dr()
+                    || register.is_tr()
+                    || register.is_bnd()
             }
         });
         if names_system || insn.memory_size() == iced_x86::MemorySize::Unknown && insn.op_kind(0) == OpKind::Memory {
@@ -338,12 +450,22 @@ impl Generator {
     /// Gives the memory operand an address in the data.
     fn placed(&mut self, r: &mut Random, mut insn: Instruction) -> Option<(Instruction, Vec<u8>)> {
         let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
-        if (0..insn.op_count()).any(|i| !matches!(
-            insn.op_kind(i),
-            OpKind::Register | OpKind::Memory | OpKind::Immediate8 | OpKind::Immediate16 | OpKind::Immediate32
-                | OpKind::Immediate64 | OpKind::Immediate8to16 | OpKind::Immediate8to32 | OpKind::Immediate8to64
-                | OpKind::Immediate32to64 | OpKind::Immediate8_2nd
-        )) {
+        if (0..insn.op_count()).any(|i| {
+            !matches!(
+                insn.op_kind(i),
+                OpKind::Register
+                    | OpKind::Memory
+                    | OpKind::Immediate8
+                    | OpKind::Immediate16
+                    | OpKind::Immediate32
+                    | OpKind::Immediate64
+                    | OpKind::Immediate8to16
+                    | OpKind::Immediate8to32
+                    | OpKind::Immediate8to64
+                    | OpKind::Immediate32to64
+                    | OpKind::Immediate8_2nd
+            )
+        }) {
             return None;
         }
         // Bit strings reach far beyond their operand.
@@ -454,8 +576,16 @@ fn undefined(insns: &[Instruction]) -> Option<u64> {
         // A count of zero, which only the run shows, changes nothing.
         let counted = matches!(
             i.mnemonic(),
-            Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl
-                | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd
+            Mnemonic::Shl
+                | Mnemonic::Sal
+                | Mnemonic::Shr
+                | Mnemonic::Sar
+                | Mnemonic::Rol
+                | Mnemonic::Ror
+                | Mnemonic::Rcl
+                | Mnemonic::Rcr
+                | Mnemonic::Shld
+                | Mnemonic::Shrd
         );
         if !counted {
             undefined &= !rflags(i.rflags_modified());
@@ -499,7 +629,13 @@ fn compare(g: &mut Guest, host: &mut HostSide, generator: &mut Generator, r: &mu
             assert_eq!(got.gpr[i], expected.gpr[i], "register {i}: {text:#?} {code:x?}\nbefore {before:x?}");
             assert_eq!(got.ymm[i], expected.ymm[i], "ymm{i}: {text:#?} {code:x?}\nbefore {before:x?}");
         }
-        assert!(got.x87 == expected.x87, "x87: {text:#?} {code:x?}\nbefore {:x?}\ngot      {:x?}\nexpected {:x?}", before.x87, got.x87, expected.x87);
+        assert!(
+            got.x87 == expected.x87,
+            "x87: {text:#?} {code:x?}\nbefore {:x?}\ngot      {:x?}\nexpected {:x?}",
+            before.x87,
+            got.x87,
+            expected.x87
+        );
         assert_eq!(got.flags & flags, expected.flags & flags, "flags: {text:#?} {code:x?}\nbefore {before:x?}");
         let mut after = vec![0; LEN];
         g.get(SHARED, &mut after);
