@@ -6,7 +6,7 @@
 //! * [`target`]: what is asked of the machine ([`Target`]);
 //! * [`session`]: one connection, without input and output;
 //! * [`vm`]: the target that the vCPU threads and memory of a machine are;
-//! * [`server`]: sockets.
+//! * [`server`] - sockets.
 //!
 //! Left out: non-stop mode, several processes, extended mode (`!`, `R`), tracepoints, files, reverse execution.
 #![forbid(unsafe_code)]

@@ -206,7 +206,7 @@ impl Session {
     fn reply(&mut self, head: &str, rest: &str) -> Option<String> {
         Some(match head {
             "?" => self.last_stop.clone(),
-            "g" => self.state(|s| registers::read_general(s)),
+            "g" => self.state(registers::read_general),
             "G" => self.change(|s| registers::write_general(s, rest)),
             "p" => {
                 let n = u32::try_from(number(rest)?).ok()?;

@@ -245,7 +245,7 @@ fn word_program() {
 fn block_erase() {
     let image = Disk::new(pattern(LEN), false);
     let b = Board::with_image(&image);
-    assert_eq!(b.erase(SECTOR + 0x1234 & !3), 0x80, "any address of the block");
+    assert_eq!(b.erase((SECTOR + 0x1234) & !3), 0x80, "any address of the block");
     let mut want = pattern(LEN);
     want[SECTOR as usize..].fill(0xff);
     assert_eq!(b.contents(), want);

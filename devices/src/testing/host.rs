@@ -10,6 +10,8 @@ use mimus_core::backend::{
 };
 use mimus_core::device::lock;
 
+type EventListener = Box<dyn Fn(CharEvent) + Send + Sync>;
+
 /// The other end of a serial line.
 #[derive(Default)]
 pub struct Terminal {
@@ -18,7 +20,7 @@ pub struct Terminal {
     room: AtomicUsize,
     receiver: Mutex<Option<CharReceiver>>,
     writable: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
-    events: Mutex<Option<Box<dyn Fn(CharEvent) + Send + Sync>>>,
+    events: Mutex<Option<EventListener>>,
     ready: AtomicUsize,
 }
 

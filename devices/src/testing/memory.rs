@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mimus_core::bus::{AccessRules, AccessSize, GuestPhys, IoBinding, MemTxAttrs, MemTxResult};
 use mimus_core::device::MmioDevice;
-use mimus_core::memory::{AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
+use mimus_core::memory::{AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking};
 
 pub const RAM: u64 = 0x8000_0000;
 pub const RAM_LEN: u64 = 1 << 20;
@@ -15,7 +15,6 @@ pub struct Memory {
     pub map: Arc<MemoryMap>,
     pub space: Arc<AddressSpace>,
     pub blocks: Arc<GuestRam>,
-    ram: Arc<RamBlock>,
 }
 
 impl Memory {
@@ -30,7 +29,7 @@ impl Memory {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
             t.map(&root, RAM - 0x1000, &MemoryRegion::rom("rom", &rom));
         });
-        Self { map, space, blocks, ram }
+        Self { map, space, blocks }
     }
 
     pub fn dma(&self) -> DmaHandle {

@@ -446,15 +446,14 @@ impl<F: GuestFrontend> Cpu<F> {
             Place::Ram { host, readonly: false, block, offset },
             Place::Ram { host: next, readonly: false, block: next_block, offset: next_offset },
         ) = (first, after)
+            && host as usize + in_first == next as usize
         {
-            if host as usize + in_first == next as usize {
-                // SAFETY: both pages are of RAM blocks, which the view keeps alive, and one follows the other.
-                unsafe {
-                    let old = exchange(host, size, true, new);
-                    self.stored(&*block, offset, host, in_first as u32);
-                    self.stored(&*next_block, next_offset, next, size.bytes() - in_first as u32);
-                    return Ok(old);
-                }
+            // SAFETY: both pages are of RAM blocks, which the view keeps alive, and one follows the other.
+            unsafe {
+                let old = exchange(host, size, true, new);
+                self.stored(&*block, offset, host, in_first as u32);
+                self.stored(&*next_block, next_offset, next, size.bytes() - in_first as u32);
+                return Ok(old);
             }
         }
         let old = self.load_across(pc, va, size)?;

@@ -341,7 +341,9 @@ impl CodeStore {
         }
         let overlaps = code & written != 0;
         if overlaps {
-            for key in keys.to_vec() {
+            // Copied: the list is in `inner`.
+            let keys = keys.to_vec();
+            for key in keys {
                 self.withdraw(inner, key);
             }
             code = 0;

@@ -118,7 +118,7 @@ mod tests {
 
     fn ns(ticks: u64, (mul, shift): (u32, i8)) -> u64 {
         let t = if shift >= 0 { ticks << shift } else { ticks >> -shift };
-        (u128::from(t) * u128::from(mul) >> 32) as u64
+        ((u128::from(t) * u128::from(mul)) >> 32) as u64
     }
 
     #[test]

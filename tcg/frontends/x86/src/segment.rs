@@ -235,7 +235,8 @@ pub fn linear(st: &State, seg: usize, offset: u64, bytes: u32, write: bool) -> R
         }
         let code = s.attributes & 8 != 0;
         let right = s.attributes & 2 != 0;
-        if write && (code || !right) || !write && code && !right {
+        let allowed = if write { !code && right } else { !code || right };
+        if !allowed {
             return Err(fault);
         }
     }

@@ -281,7 +281,7 @@ impl Lower<'_> {
         }
         if matches!(op, Op::Call { kind: CallKind::MayExit, .. }) {
             self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
-        } else if !produces(op) && !only_looks(op) && !(keeps_host(op) && self.kept) {
+        } else if !(produces(op) || only_looks(op) || keeps_host(op) && self.kept) {
             self.flags.in_host = Flags::NONE;
         }
     }

@@ -115,7 +115,7 @@ fn result_flags(flags: Flags, al: u64) -> Flags {
     let al = al as u8;
     let flags = with(flags, Flags::SF, al & 0x80 != 0);
     let flags = with(flags, Flags::ZF, al == 0);
-    with(flags, Flags::PF, al.count_ones() % 2 == 0)
+    with(flags, Flags::PF, al.count_ones().is_multiple_of(2))
 }
 
 fn ascii_adjust(x: &mut Exec<'_>) -> Result<()> {
@@ -142,7 +142,7 @@ fn ascii_multiply(x: &mut Exec<'_>) -> Result<()> {
             return Err(Exception::DE);
         }
         let al = ax & 0xff;
-        (al / base) << 8 | al % base
+        ((al / base) << 8) | (al % base)
     } else {
         (ax & 0xff).wrapping_add((ax >> 8).wrapping_mul(base)) & 0xff
     };

@@ -46,7 +46,7 @@ impl CpuIo for TestIo {
         &self.memory
     }
     fn pio_read(&self, _: VcpuIndex, port: u16, size: AccessSize) -> u64 {
-        u64::from(port) * 0x0101_0101 & size.mask()
+        (u64::from(port) * 0x0101_0101) & size.mask()
     }
     fn pio_write(&self, _: VcpuIndex, port: u16, _: AccessSize, value: u64) {
         if port == 0xe9 {
@@ -223,7 +223,7 @@ impl Guest {
     /// 64-bit mode at [`CODE`]: the first GiB maps to itself.
     pub fn long(&mut self) {
         self.protected();
-        self.put_u64(TABLES, TABLES + 0x1000 | 7);
+        self.put_u64(TABLES, (TABLES + 0x1000) | 7);
         self.put_u64(TABLES + 0x1000, 0x87);
         for v in 0..64u64 {
             let offset = 0xa000 + 16 * v;

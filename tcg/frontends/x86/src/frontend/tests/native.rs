@@ -290,7 +290,7 @@ impl Generator {
             }
             _ => {
                 b.clear();
-                b.extend([0xc4, r.next() as u8 & 0xe0 | 1 + r.below(3) as u8, r.next() as u8]);
+                b.extend([0xc4, r.next() as u8 & 0xe0 | (1 + r.below(3) as u8), r.next() as u8]);
             }
         }
         b.extend((0..12).map(|_| r.next() as u8));
