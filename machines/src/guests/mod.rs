@@ -261,6 +261,7 @@ pub fn ensure(spec: &GuestSpec, cache: &Path, progress: &dyn Progress) -> Result
 fn install(spec: &GuestSpec, cache: &Path, work: &Path, progress: &dyn Progress) -> Result<PathBuf, GuestError> {
     let staged = work.join("install");
     fs::create_dir_all(&staged).map_err(|e| GuestError::io("create", &staged, &e))?;
+    enough_space(cache)?;
     let mut manifest = Manifest { packages: Vec::new(), files: Vec::new() };
     for (package, keep) in spec.parts {
         let record = apt::fetch(*package, work, progress)?;
@@ -283,6 +284,24 @@ fn install(spec: &GuestSpec, cache: &Path, work: &Path, progress: &dyn Progress)
     let _ = fs::remove_dir_all(&dir);
     fs::rename(&staged, &dir).map_err(|e| GuestError::io("create", &dir, &e))?;
     Ok(dir)
+}
+
+/// apt tries a full disk again for minutes before it says so: better to look first.
+fn enough_space(cache: &Path) -> Result<(), GuestError> {
+    /// Package lists, one package and what is in it, in bytes.
+    const NEEDED: u64 = 512 << 20;
+    // A file system that does not tell is left to apt.
+    let Ok(space) = rustix::fs::statvfs(cache) else { return Ok(()) };
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free >= NEEDED {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} MiB are free there, {} are needed (free some space, or set XDG_CACHE_HOME to a larger disk)",
+        free >> 20,
+        NEEDED >> 20
+    );
+    Err(GuestError::Io { verb: "install a guest in", path: cache.display().to_string(), reason })
 }
 
 /// Writes a file that is there whole or not at all.
