@@ -62,7 +62,7 @@ pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usiz
 }
 
 /// Whether the model has the instruction.
-fn available(insn: &Instruction, f: &Features) -> bool {
+pub fn available(insn: &Instruction, f: &Features) -> bool {
     if matches!(insn.mnemonic(), Mnemonic::Prefetch | Mnemonic::Prefetchw) {
         // 64-bit processors have it, or do nothing.
         return f.has("3dnowprefetch") || f.long_mode;
