@@ -8,7 +8,7 @@ use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::config::{Drive, DriveInterface};
 use mimus_machines::guests::cpio::Archive;
-use mimus_machines::guests::x86::{X86_64_BUSYBOX, X86_64_KERNEL, MODULES};
+use mimus_machines::guests::x86::{MODULES, X86_64_BUSYBOX, X86_64_KERNEL};
 use mimus_machines::guests::{self, GuestSpec};
 use mimus_machines::machine::RunEnd;
 
