@@ -25,8 +25,7 @@ fn on_kvm(test: &str, setup: Setup) -> Option<Pc> {
         skipped(test, &why.to_string());
         return None;
     }
-    let setup =
-        Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup };
+    let setup = Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup };
     match setup.try_build() {
         Ok(mut pc) => {
             pc.machine.power_on().unwrap();
