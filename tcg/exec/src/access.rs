@@ -87,9 +87,13 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn locate(&mut self, va: u64, access: Access) -> Result<Place, MemFault> {
         let leaf = F::walk(self, va, access)?;
         let Some((host, readonly, block, offset, whole_page)) = self.ram_at(leaf.pa, access) else {
+            if self.refuses_devices() {
+                return Err(MemFault::Access);
+            }
             return Ok(Place::Io(GuestPhys(leaf.pa)));
         };
-        if leaf.cacheable && whole_page {
+        // What another engine's guest has in its page tables is not for long.
+        if leaf.cacheable && whole_page && self.lent.is_none() {
             self.enter(va, &leaf, host, readonly, block, offset);
         }
         Ok(Place::Ram { host, readonly, block, offset })
@@ -98,6 +102,18 @@ impl<F: GuestFrontend> Cpu<F> {
     /// The RAM at `pa`: host address, whether stores are ignored, the block, the offset in it, and whether the
     /// whole page is there. `None` for devices and for nothing.
     pub(crate) fn ram_at(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
+        let found = self.find_ram(pa, access);
+        if access == Access::Store
+            && let Some(lent) = &self.lent
+            && let Some((_, false, block, offset, _)) = found
+        {
+            // SAFETY: `self.view` keeps the block alive.
+            lent.note_store(unsafe { &*block }, offset);
+        }
+        found
+    }
+
+    fn find_ram(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
         let window = self.ram_window.get();
         let at = pa.wrapping_sub(window.base);
         if at < window.len {

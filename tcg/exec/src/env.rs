@@ -139,6 +139,8 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) fault_later: Option<(u64, Access, MemFault)>,
     /// Why `run` is to return.
     pub(crate) stopped: Option<VcpuExit>,
+    /// The guest is another engine's, which has this vCPU execute single instructions.
+    pub(crate) lent: Option<Box<crate::lent::Lent>>,
     /// Valid while `running`.
     io: Option<NonNull<dyn CpuIo>>,
     running: bool,
@@ -188,6 +190,7 @@ impl<F: GuestFrontend> Cpu<F> {
             in_generated: false,
             fault_later: None,
             stopped: None,
+            lent: None,
             io: None,
             running: false,
         })

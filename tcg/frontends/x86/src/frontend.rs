@@ -235,6 +235,9 @@ pub(crate) fn ip_of(cpu: &X86Cpu, pc: u64) -> u64 {
 
 /// Takes an exception of the instruction at `pc`.
 pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
+    if cpu.abandoned() {
+        return cpu.jump(pc);
+    }
     cpu.guest.deliveries += 1;
     let ip = ip_of(cpu, pc);
     // A stop goes on where it was.
@@ -565,7 +568,7 @@ impl GuestFrontend for X86 {
     }
 }
 
-fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
+pub(crate) fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     for (i, value) in registers.gpr.into_iter().enumerate() {
         cpu.set_gpr(i, value);
     }
