@@ -245,25 +245,31 @@ impl Emitter<'_> {
         a.unit_load = self.access(fns.unit_load, load);
         a.unit_probe = self.access(fns.unit_probe, load);
         a.unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));
-        a.store = self.access(fns.store, |e| dynasm!(e.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov rdx, rax
-            ; mov ecx, r14d
-            ; mov r8, [rsp]
-        ));
-        a.atomic = self.access(fns.atomic, |e| dynasm!(e.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov edx, r14d
-            ; mov rcx, rax
-            ; mov r8, [rsp]
-        ));
-        a.cmpxchg = self.access(fns.cmpxchg, |e| dynasm!(e.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov edx, r14d
-            ; mov rcx, rax
-            ; mov r8, [rsp + 16]
-            ; mov r9, [rsp]
-        ));
+        a.store = self.access(fns.store, |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov rdx, rax
+                ; mov ecx, r14d
+                ; mov r8, [rsp]
+            )
+        });
+        a.atomic = self.access(fns.atomic, |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov edx, r14d
+                ; mov rcx, rax
+                ; mov r8, [rsp]
+            )
+        });
+        a.cmpxchg = self.access(fns.cmpxchg, |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov edx, r14d
+                ; mov rcx, rax
+                ; mov r8, [rsp + 16]
+                ; mov r9, [rsp]
+            )
+        });
     }
 
     /// Signed division of 128 by 64 bits: as unsigned, with a check of what would not fit.

@@ -9,8 +9,8 @@ use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, ShutdownCause, StartRequest, SysReg, VcpuExit, VcpuIndex};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
-use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::backend::VectorLayout;
+use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot, Val};
 

@@ -107,7 +107,8 @@ impl Lower<'_> {
     /// Whether what is at `disp` from `r14` is known to be aligned to `bytes`; it will be checked now if not.
     pub(super) fn group_is_aligned(&mut self, bytes: u8, disp: i32) -> bool {
         let Some(group) = &mut self.group else { return false };
-        let known = group.aligned.is_some_and(|(align, at)| align >= bytes && (at ^ disp) & (i32::from(bytes) - 1) == 0);
+        let known =
+            group.aligned.is_some_and(|(align, at)| align >= bytes && (at ^ disp) & (i32::from(bytes) - 1) == 0);
         if !known {
             group.aligned = Some((bytes, disp));
         }

@@ -10,8 +10,8 @@ mod vector;
 mod xstate;
 
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
-use mimus_tcg_exec::frontend::Helper;
 use mimus_arch::x86::regs::RSI;
+use mimus_tcg_exec::frontend::Helper;
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::{UnitGpr, UnitInsn, UnitMemory, UnitPlace};
 use mimus_tcg_ir::{Slot, Val};
