@@ -361,7 +361,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Loads `bytes` to the buffer of vector operands.
     pub(crate) fn load_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
         self.watch(pc, va, bytes.into(), READS)?;
-        let last = va.wrapping_add(u64::from(bytes) - 1);
+        let last = va.wrapping_add(u64::from(bytes) - 1) & !(PAGE - 1);
         for page in [va, last] {
             self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
         }
@@ -379,7 +379,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Before a store from that buffer: whether it can be done.
     pub(crate) fn probe_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
         self.watch(pc, va, bytes.into(), WRITES)?;
-        let last = va.wrapping_add(u64::from(bytes) - 1);
+        let last = va.wrapping_add(u64::from(bytes) - 1) & !(PAGE - 1);
         let first = bytes.min((PAGE - (va & (PAGE - 1))) as u32);
         for (page, len) in [(va, first), (last, bytes - first)] {
             let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;

@@ -55,6 +55,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Clts => |x| control::clts(x.cpu),
         M::Lmsw => |x| {
+            x.cpu.need_cpl0()?;
             let value = x.read(0, 2)?;
             control::lmsw(x.cpu, value)
         },
@@ -104,7 +105,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             Ok(())
         },
         M::Invlpg => |x| {
-            let seg = segment_number(x.insn.memory_segment());
+            let seg = x.segment();
             let base =
                 if seg == FS || seg == GS || !x.cpu.guest.st.is_64bit() { x.cpu.guest.st.seg[seg].base } else { 0 };
             let va = x.cpu.wrap(base.wrapping_add(x.offset));
@@ -268,7 +269,9 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             }
             Ok(())
         },
-        M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote => |x| {
+        // A hint that may do nothing, whatever its address.
+        M::Cldemote => |_| Ok(()),
+        M::Clflush | M::Clflushopt | M::Clwb => |x| {
             let at = x.address(1, false)?;
             x.load(at, 1).map(drop)
         },

@@ -19,7 +19,7 @@ use super::operands::{Mem, gpr, segment};
 use super::{Flow, Tr};
 use crate::exec::is_native;
 use crate::native::{Unit, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
-use crate::state::{FS, GS, GUARD_AVX, GUARD_MXCSR, GUARD_SSE, GUARD_X87, State};
+use crate::state::{CS, FS, GS, GUARD_AVX, GUARD_MXCSR, GUARD_SSE, GUARD_X87, State};
 
 /// An instruction, its result's register and its general-register operand.
 struct Taken {
@@ -32,7 +32,7 @@ struct Taken {
 impl Tr<'_> {
     /// Instructions of the vector, x87 and MMX units; `None` if it is something else, or the helper's.
     pub(crate) fn unit(&mut self) -> Option<Flow> {
-        if self.careful || !self.flat || self.real {
+        if self.careful || !self.flat || self.real || self.aligned {
             return None;
         }
         match self.insn.mnemonic() {
@@ -61,7 +61,7 @@ impl Tr<'_> {
 
     /// Whether the memory operand's address takes a call.
     fn is_checked(&self) -> bool {
-        self.bits != 64 && matches!(segment(self.insn.memory_segment()), FS | GS)
+        self.bits != 64 && matches!(segment(self.insn.memory_segment()), FS | GS | CS)
     }
 
     /// Leaves to careful mode unless what the guards stand for is as it usually is.
@@ -93,6 +93,8 @@ fn taken_apart(insn: &Instruction) -> Option<Taken> {
     let unit = match insn.mnemonic() {
         Mnemonic::Fnstsw if insn.op_kind(0) == OpKind::Register => return Some(status_to_ax()),
         Mnemonic::Fnstsw | Mnemonic::Fnstcw => Unit::X87,
+        // Outside of 64-bit mode these know of eight registers.
+        Mnemonic::Vzeroupper | Mnemonic::Vzeroall if insn.code_size() != iced_x86::CodeSize::Code64 => return None,
         m if implies_more(m) || insn.is_vsib() || !is_native(insn) => return None,
         _ => unit_of(insn),
     };

@@ -28,6 +28,8 @@ struct Place<'a> {
     roles: Roles,
     /// Registers before the sequence.
     regs: &'a Regs,
+    /// Memory operands are aligned in any case.
+    aligned: bool,
 }
 
 /// General register `n` of `bytes` bytes; `high`: AH to BH for 4 to 7.
@@ -62,6 +64,13 @@ impl Place<'_> {
     /// Where an access of `size` bytes goes.
     fn target(&mut self, size: usize) -> u64 {
         let size = size.max(1) as u64;
+        if self.aligned {
+            return DATA + 0x400 + self.r.below(0x200) * 16;
+        }
+        if size > 32 || matches!(size, 14 | 28) {
+            // Which part faults first is the processor's affair.
+            return DATA + 0x400 + 0x200 * self.r.below(4) + 4 * self.r.below(64);
+        }
         let step = if size >= 16 && self.r.chance(85) { size.next_power_of_two().min(64) } else { 1 };
         match self.r.below(100) {
             // Over the end of a page.
@@ -77,10 +86,10 @@ impl Place<'_> {
     /// The memory operand of an access of `size` bytes.
     fn memory(&mut self, insn: &mut Instruction, size: usize, vsib: Option<Register>) {
         let target = self.target(size);
-        let wild = self.r.below(200) == 0;
+        let wild = self.r.below(200) == 0 && !self.aligned;
         let wide = self.bits == 64 && self.r.below(16) != 0;
         let bytes = if wide { 8 } else { 4 };
-        let base = if wild { self.roles.w } else if self.r.below(8) == 0 { RSP } else { self.roles.p };
+        let base = if wild { self.roles.w } else if self.r.below(8) == 0 && !self.aligned { RSP } else { self.roles.p };
         let (mut displacement, mut parts) = (target, 0);
         let form = self.r.below(16);
         if form == 0 && vsib.is_none() {
@@ -111,7 +120,7 @@ impl Place<'_> {
         insn.set_memory_displacement64(displacement);
         let small = displacement as i64 as i8 as i64 == displacement as i64;
         insn.set_memory_displ_size(if small && self.r.chance(50) { 1 } else { bytes as u32 });
-        if self.r.below(16) == 0 {
+        if self.r.below(16) == 0 && !self.aligned {
             let segments = [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
             let n = if self.bits == 64 { 6 } else { 4 };
             insn.set_segment_prefix(segments[self.r.below(n) as usize]);
@@ -296,7 +305,7 @@ impl Generator {
         // Some begin near a page's end.
         let start = CODE + if r.chance(20) { 0x1000 - r.below(64) } else { 0x800 + r.below(64) };
         let mut sequence = Sequence { bits, start, items: Vec::new() };
-        let mut place = Place { r, bits, roles, regs: &regs };
+        let mut place = Place { r, bits, roles, regs: &regs, aligned: false };
         let mut count = 0;
         while count < length {
             if let Some(item) = self.item(&mut place) {
@@ -344,8 +353,31 @@ impl Generator {
         }
         let at = item.bytes.len();
         item.add(&bytes);
-        item.relative.extend(relative.map(|offset| at + offset + shift));
+        item.relative.extend(relative.map(|offset| (at + shift + offset, at + shift)));
+        self.clear_pointers(p, &insn, &mut item)?;
         Some(item)
+    }
+
+    /// After an image of the x87 unit was stored: where its last instruction was becomes 0 in it.
+    fn clear_pointers(&self, p: &Place<'_>, insn: &Instruction, item: &mut Item) -> Option<()> {
+        if !matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) {
+            return Some(());
+        }
+        let narrow = matches!(insn.memory_size().size(), 14 | 94);
+        let (code, first, step) = if narrow { (Code::Mov_rm16_imm16, 6, 2) } else { (Code::Mov_rm32_imm32, 12, 4) };
+        for i in 0..4 {
+            let mut clear = *insn;
+            clear.set_code(code);
+            clear.set_op1_kind(if narrow { OpKind::Immediate16 } else { OpKind::Immediate32 });
+            clear.set_memory_displacement64(insn.memory_displacement64().wrapping_add(first + step * i));
+            clear.set_memory_displ_size(if insn.memory_displ_size() == 8 { 8 } else { 4 });
+            clear.set_immediate32(0);
+            let (bytes, relative) = encode(p.bits, &clear)?;
+            let at = item.bytes.len();
+            item.add(&bytes);
+            item.relative.extend(relative.map(|offset| (at + offset, at)));
+        }
+        Some(())
     }
 
     fn instruction(&mut self, p: &mut Place<'_>, code: Code) -> Option<Instruction> {
@@ -353,6 +385,8 @@ impl Generator {
         let mut insn = Instruction::default();
         insn.set_code(code);
         let size = op.memory_size().size();
+        // Makers disagree on whether these ask for alignment.
+        p.aligned = op.table() == iced_x86::OpCodeTableKind::T0F38 && matches!(op.op_code(), 0xc8..=0xcd) || op.table() == iced_x86::OpCodeTableKind::T0F3A && op.op_code() == 0xcc;
         for i in 0..op.op_count() {
             if !p.operand(&mut insn, i, op.op_kind(i), size) {
                 return None;
@@ -373,7 +407,7 @@ impl Generator {
 
     /// Puts prefixes before an instruction that mean something else or nothing; answers how many bytes.
     fn prefixed(&self, p: &mut Place<'_>, insn: &Instruction, bytes: Vec<u8>) -> (Vec<u8>, usize) {
-        if !p.r.chance(6) || insn.op_code().encoding() != EncodingKind::Legacy && p.r.chance(80) {
+        if !p.r.chance(6) || matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) || insn.op_code().encoding() != EncodingKind::Legacy && p.r.chance(80) {
             return (bytes, 0);
         }
         let n = if p.r.below(30) == 0 { p.r.below(15) } else { 1 + p.r.below(2) };

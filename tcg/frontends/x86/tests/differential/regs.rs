@@ -190,7 +190,7 @@ impl Regs {
     }
 
     /// What differs, a line each; of the flags, only `flags`.
-    pub fn differences(&self, expected: &Regs, flags: u64) -> Vec<String> {
+    pub fn differences(&self, expected: &Regs, flags: u64, pointers: bool) -> Vec<String> {
         let mut lines = Vec::new();
         let mut line = |name: &str, got: u64, want: u64| {
             if got != want {
@@ -203,16 +203,25 @@ impl Regs {
         }
         line("flags", self.flags & flags, expected.flags & flags);
         for (i, name) in ["ds", "es", "fs", "gs"].iter().enumerate() {
-            line(name, self.selectors[i].into(), expected.selectors[i].into());
+            // A null selector's privilege is lost on the way through some kernels.
+            let seen = |s: u16| if s & !3 == 0 { 0 } else { u64::from(s) };
+            line(name, seen(self.selectors[i]), seen(expected.selectors[i]));
         }
         line("fs base", self.fs_base, expected.fs_base);
         line("gs base", self.gs_base, expected.gs_base);
-        for (name, at) in [("fcw", 0), ("fsw", 2), ("tags", 4), ("fop", 6)] {
+        for (name, at) in [("fcw", 0), ("fsw", 2), ("tags", 4)] {
             line(name, self.half(at).into(), expected.half(at).into());
         }
-        line("fip", self.word(8), expected.word(8));
-        line("fdp", self.word(16), expected.word(16));
-        line("mxcsr", self.word(MXCSR), expected.word(MXCSR));
+        // Where the last instruction was, is kept if an exception of it waits (see `mimus_tcg_frontend_x86::fpu`).
+        if pointers {
+            line("fop", self.half(6).into(), expected.half(6).into());
+            line("fip", self.word(8), expected.word(8));
+            line("fdp", self.word(16), expected.word(16));
+        }
+        // Whether a tiny result that an unmasked underflow keeps back is inexact besides, only the unit knows.
+        let mxcsr = expected.word(MXCSR);
+        let unknown = if mxcsr & 0x810 == 0x10 { 0x20 } else { 0 };
+        line("mxcsr", self.word(MXCSR) & !unknown, mxcsr & !unknown);
         for i in 0..8 {
             let at = ST + 16 * i;
             line(&format!("st{i}"), self.word(at), expected.word(at));

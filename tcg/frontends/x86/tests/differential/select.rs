@@ -70,6 +70,8 @@ pub fn excluded(m: Mnemonic) -> bool {
         | M::Iret | M::Iretd | M::Iretq | M::Retf | M::Xabort | M::Xbegin | M::Xend
         // To addresses that are not in the sequence.
         | M::Rsm | M::Monitor | M::Mwait | M::Umonitor | M::Umwait | M::Tpause | M::Enqcmd | M::Enqcmds
+        // What is single-stepped by hand on some hosts.
+        | M::Int1
         | M::Rdpru | M::Ptwrite | M::Rdpkru | M::Wrpkru | M::Pconfig
     )
 }
@@ -80,7 +82,8 @@ fn disputed(code: Code) -> bool {
     matches!(
         code,
         // A segment's base and limit in the compatibility of old processors.
-        Ud0 | Ud0_r16_rm16 | Ud0_r32_rm32 | Ud0_r64_rm64
+        Sysretd | Movsxd_r16_rm16 | Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
+        | Ud0 | Ud0_r16_rm16 | Ud0_r32_rm32 | Ud0_r64_rm64
         // 286 and 486 only.
         | Fstdw_AX | Fstsg_AX | Frstpm | Fneni | Fndisi | Fnsetpm
         // Near branches with an operand-size prefix in 64-bit mode, far ones with REX.W.

@@ -9,8 +9,8 @@ use crate::regs::ARITHMETIC;
 #[derive(Clone, Default)]
 pub struct Item {
     pub bytes: Vec<u8>,
-    /// Offsets of displacements from the instruction pointer, made for address 0.
-    pub relative: Vec<usize>,
+    /// Displacements from the instruction pointer, made for address 0: where they are, and their instruction.
+    pub relative: Vec<(usize, usize)>,
     /// Instructions in it.
     pub count: usize,
 }
@@ -37,10 +37,10 @@ impl Sequence {
         for item in &self.items {
             let at = code.len();
             code.extend(&item.bytes);
-            for &offset in &item.relative {
+            for &(offset, insn) in &item.relative {
                 let place = &mut code[at + offset..at + offset + 4];
                 let old = u32::from_le_bytes([place[0], place[1], place[2], place[3]]);
-                place.copy_from_slice(&old.wrapping_sub((self.start + at as u64) as u32).to_le_bytes());
+                place.copy_from_slice(&old.wrapping_sub((self.start + (at + insn) as u64) as u32).to_le_bytes());
             }
         }
         code.push(0x90);
@@ -78,6 +78,12 @@ impl Sequence {
         text
     }
 
+    /// Whether control or status of the x87 unit is loaded.
+    pub fn loads_x87(&self) -> bool {
+        use iced_x86::Mnemonic as M;
+        self.instructions().iter().any(|i| matches!(i.mnemonic(), M::Fldcw | M::Fldenv | M::Frstor))
+    }
+
     /// Instructions before `rip`; all, if it is past them.
     pub fn executed(&self, rip: u64) -> usize {
         let mut at = self.start;
@@ -104,7 +110,7 @@ impl Sequence {
                 break;
             }
             // A count of zero, which only the run shows, changes nothing.
-            conditional |= i.flow_control() == iced_x86::FlowControl::ConditionalBranch;
+            conditional |= !matches!(i.flow_control(), iced_x86::FlowControl::Next | iced_x86::FlowControl::Exception);
             if !counted(&i) && !conditional {
                 undefined &= !rflags(i.rflags_modified());
             }
