@@ -331,6 +331,7 @@ impl MachineBuilder {
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
             name: self.board,
+            cpu: self.cpu,
             board,
             policy,
             control: self.control,
