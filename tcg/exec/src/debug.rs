@@ -252,7 +252,7 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     /// True if the instruction that was executed just now was abandoned before an access that is watched.
-    pub fn abandoned(&self) -> bool {
+    pub fn hit_abandoned(&self) -> bool {
         self.debug.watch_hit
     }
 

@@ -311,7 +311,7 @@ fn debugged_step(cpu: &mut X86Cpu) {
     let trap = st.flags & RFLAGS_TF != 0;
     let (before, cpl) = (cpu.guest.deliveries, st.cpl);
     cpu.step_careful();
-    if cpu.abandoned() {
+    if cpu.hit_abandoned() {
         return;
     }
     let entered = cpl == 3 && cpu.guest.st.cpl == 0;
@@ -496,7 +496,7 @@ impl GuestFrontend for X86 {
         } else {
             cpu.step_careful()
         }
-        if cpu.abandoned() {
+        if cpu.hit_abandoned() {
             cpu.guest.st.shadow = shadow;
         }
     }
