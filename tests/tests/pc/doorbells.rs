@@ -149,7 +149,7 @@ fn prepare(pc: &Pc, w: &Wiring) {
         set(0x24, 1);
         set(0x20, 1);
         set(0x70, 11);
-        set(0x38, 64);
+        set(0x38, 8);
         rings.into_iter().zip([0x80, 0x90, 0xa0]).for_each(|(ring, at)| set(at, ring));
         set(0x44, 1);
         return set(0x70, 15);
@@ -172,7 +172,7 @@ fn prepare(pc: &Pc, w: &Wiring) {
     set(8, 4, 1);
     set(0xc, 4, 1);
     set(0x14, 1, 11);
-    set(0x18, 2, 64);
+    set(0x18, 2, 8);
     set(0x1a, 2, 1);
     rings.into_iter().zip([0x20, 0x28, 0x30]).for_each(|(ring, at)| set(at, 4, ring));
     set(0x1c, 2, 1);
@@ -181,6 +181,16 @@ fn prepare(pc: &Pc, w: &Wiring) {
 
 fn kvm_works(test: &str) -> bool {
     KvmAccelerator.probe(GuestArch::X86_64).map_err(|why| skipped(test, &why.to_string())).is_ok()
+}
+
+/// Until the guest has taken so many interrupts.
+fn wait_for(pc: &Pc, interrupts: u64, what: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pc.load(COUNT, 4) < interrupts {
+        let so_far = (pc.load(ROUND, 4), pc.load(USED + 2, 2), pc.load(COUNT, 4));
+        assert!(Instant::now() < deadline, "{what}: notifications, answers and interrupts are {so_far:?}");
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 fn statistic(pc: &Pc, name: &str) -> u64 {
@@ -199,6 +209,7 @@ fn notifications_stay_in_the_kernel() {
         prepare(&pc, &w);
         assert!(statistic(&pc, "doorbells") >= 1, "{}", w.board);
         pc.machine.resume();
+        wait_for(&pc, u64::from(ROUNDS), &format!("{} {irqchip}", w.board));
         assert_eq!(pc.machine.wait(), RunEnd::Exit(1), "{} {irqchip}", w.board);
         let (count, used) = (pc.load(COUNT, 4), pc.load(USED + 2, 2));
         assert_eq!((count, used), (ROUNDS.into(), ROUNDS.into()), "{} {irqchip}", w.board);
@@ -213,8 +224,9 @@ fn notifications_stay_in_the_kernel() {
         };
         let most = each * u64::from(ROUNDS) + 30;
         assert!(exits <= most, "{} {irqchip}: {exits} exits", w.board);
-        let by_descriptor = statistic(&pc, "message routes");
-        assert_eq!(by_descriptor > 0, w.level.is_none() && irqchip != "off", "{} {irqchip}", w.board);
+        // With the I/O APIC outside of the kernel its level-triggered inputs are messages, too.
+        let expected = irqchip == "split" || irqchip == "on" && w.level.is_none();
+        assert_eq!(statistic(&pc, "message routes") > 0, expected, "{} {irqchip}", w.board);
     }
 }
 
@@ -233,11 +245,7 @@ fn nothing_is_lost_over_save_and_restore() {
         pc.machine.resume();
         let mut seen = 0;
         for round in 0..moves {
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while pc.load(COUNT, 4) < seen + 3 {
-                assert!(Instant::now() < deadline, "{} {irqchip}, round {round}: nothing comes", w.board);
-                std::thread::sleep(Duration::from_micros(100));
-            }
+            wait_for(&pc, seen + 3, &format!("{} {irqchip}, round {round}", w.board));
             pc.machine.pause();
             if round % 3 == 0 {
                 let mut file = std::io::Cursor::new(Vec::new());
