@@ -4,6 +4,10 @@
 //! hands out [`mimus_core::accel`] traits. The work is in `ir` (what the two meet in), `exec` (the runtime),
 //! `frontends/*` and `backends/*`.
 
+mod fallback;
+
+pub use fallback::TcgFallback;
+
 use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch};

@@ -8,6 +8,7 @@
 //! * [`context`], [`mmu`]: the software TLB;
 //! * `access`, `runtime`, `translate`, `interp`: the slow paths of generated code, by what they are for;
 //! * `debug`: breakpoints, watchpoints, single steps;
+//! * [`lent`]: executing single instructions of another engine's guest;
 //! * [`hostfp`]: the host's floating-point control word.
 
 mod access;
@@ -21,6 +22,7 @@ pub mod frontend;
 mod guestmem;
 pub mod hostfp;
 mod interp;
+pub mod lent;
 pub mod mmu;
 mod runtime;
 mod trace;

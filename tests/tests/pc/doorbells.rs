@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use mimus_accel_kvm::{KvmAccelerator, Repairs};
+use mimus_accel_kvm::KvmAccelerator;
 use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::machine::RunEnd;
+use mimus_tcg::TcgFallback;
 
 use crate::harness::{Pc, Setup, bzimage, skipped};
 
@@ -133,7 +134,7 @@ fn setup(w: &Wiring, irqchip: &str, rounds: u32) -> Setup {
     let mut setup = Setup::new(w.board).kernel(&kernel).device("isa-debug-exit").device(w.device);
     setup = setup.option("kernel-irqchip", irqchip);
     setup.config.memory = 32 << 20;
-    Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(Repairs::default())), ..setup }
+    Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup }
 }
 
 /// A driver's work: registers, the ring with one buffer again and again, the message.
