@@ -163,6 +163,7 @@ impl Machine {
     fn stop_as(&mut self, state: RunState) {
         let p = &self.parts;
         p.threads.pause();
+        self.make_collected_writes();
         if let Some(clock) = p.vm.guest_clock() {
             clock.stop();
         }
@@ -175,6 +176,13 @@ impl Machine {
         }
         p.services.map.apply_pending();
         p.control.set_state(state);
+    }
+
+    /// Devices are looked at from outside now: writes that the accelerator kept for later are made.
+    fn make_collected_writes(&self) {
+        if let Some(collected) = self.parts.vm.coalesced_io() {
+            collected.flush(&*self.parts.io);
+        }
     }
 
     /// Resets it. It goes on if it was running.
@@ -191,6 +199,7 @@ impl Machine {
     fn reset_all(&mut self, kind: ResetKind) -> Result<(), MachineError> {
         let p = &self.parts;
         p.threads.pause();
+        self.make_collected_writes();
         p.control.guest_request_done();
         for phase in [ResetPhase::Enter, ResetPhase::Hold, ResetPhase::Exit] {
             p.devices.iter().for_each(|d| d.1.reset(phase));
