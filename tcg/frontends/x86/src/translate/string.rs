@@ -166,13 +166,6 @@ impl Tr<'_> {
 
     fn advance(&mut self, d: Slot, bytes: u32) {
         let width = if self.bits == 64 { Size::B8 } else { Size::B4 };
-        self.op(Op::Lea {
-            d,
-            base: Val::Slot(d),
-            index: Val::Imm(0),
-            shift: 0,
-            disp: bytes as i32,
-            size: width,
-        });
+        self.op(Op::Lea { d, base: Val::Slot(d), index: Val::Imm(0), shift: 0, disp: bytes as i32, size: width });
     }
 }

@@ -3,6 +3,8 @@
 
 mod native;
 mod programs;
+mod strings;
+mod units;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
