@@ -104,10 +104,11 @@ fn random(r: &mut Random) -> Case {
     let from = DATA + start + r.below(0x800);
     let near = if r.below(2) == 0 { r.below(40) } else { r.below(0x1000) };
     let to = if r.below(2) == 0 { from + near } else { from - near.min(start) };
+    let most = if down { 0xb00 } else { 0x1a00 };
     let value = [0x4141_4141_4141_4141, r.0, 0][r.below(3) as usize];
     // LODS changes what is compared with nothing: no prefix but REP.
     let prefix = if opcode == 0xac { [None, Some(0xf3)][r.below(2) as usize] } else { prefix[r.below(4) as usize] };
-    Case { opcode, bytes, prefix, down, count: count.min(0x1a00 / bytes), from, to, value }
+    Case { opcode, bytes, prefix, down, count: count.min(most / bytes), from, to, value }
 }
 
 #[test]
