@@ -327,7 +327,7 @@ fn masked(x: &mut Exec<'_>) -> Result<()> {
     let elements = register.size() / bytes;
     let wanted: Vec<usize> = (0..elements).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0).collect();
     let offset = x.offset;
-    let mut place = |x: &Exec<'_>, i: usize| {
+    let place = |x: &Exec<'_>, i: usize| {
         let seg = crate::translate::segment_number(x.insn.memory_segment());
         let at = offset.wrapping_add((i * bytes) as u64) & x.cpu.guest.st.ip_mask();
         segment::linear(&x.cpu.guest.st, seg, at, bytes as u32, stores)
