@@ -348,6 +348,7 @@ impl MachineBuilder {
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
             name: self.board,
+            cpu: self.cpu,
             board,
             policy,
             control: self.control,

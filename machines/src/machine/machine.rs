@@ -5,7 +5,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mimus_core::accel::{AccelVm, CpuIo, ResetKind, ShutdownCause, StartRequest, VcpuIndex};
-use mimus_core::arch::{CpuState, StateGroups};
+use mimus_core::arch::{CpuModel, CpuState, StateGroups};
 use mimus_core::backend::BlockRequest;
 use mimus_core::device::{Device, Drain, ResetPhase, Services};
 use mimus_core::io_thread::IoThread;
@@ -57,6 +57,7 @@ pub struct Policy {
 
 pub(super) struct Parts {
     pub name: &'static str,
+    pub cpu: CpuModel,
     pub board: Box<dyn Board>,
     pub policy: Policy,
     pub control: MachineControl,
@@ -88,6 +89,11 @@ impl Machine {
     /// What its devices share: memory, clocks, back ends.
     pub fn services(&self) -> &Services {
         &self.parts.services
+    }
+
+    /// The CPU model as the accelerator runs it.
+    pub fn cpu(&self) -> &CpuModel {
+        &self.parts.cpu
     }
 
     /// Its devices by path, in reset order.
