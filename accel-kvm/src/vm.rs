@@ -231,6 +231,9 @@ impl KvmVm {
         if let Some(ns) = options.halt_poll_ns {
             enable_cap(&fd, KVM_CAP_HALT_POLL, [ns.into(), 0]).map_err(errno("set halt-poll-ns"))?;
         }
+        if options.cpu_pm {
+            keep_processors(&fd)?;
+        }
         let entries = Arc::new(Entries::default());
         let limits = SlotLimits {
             slots: fd.check_extension_int(Cap::NrMemslots).max(32) as u32,
@@ -264,7 +267,7 @@ impl KvmVm {
             entries,
             fd,
         });
-        let doorbells = KvmDoorbells(shared.fd.clone());
+        let doorbells = KvmDoorbells::new(shared.fd.clone());
         let caps = AccelCaps { max_vcpus: most, debug: true, icount: false };
         let dirty_log =
             KvmDirtyLog([Some(&shared.slots), shared.smm_slots.as_ref()].into_iter().flatten().cloned().collect());
@@ -289,6 +292,20 @@ fn kernel_caps(fd: &VmFd) -> KernelCaps {
         msr_filter: has(KVM_CAP_X86_MSR_FILTER) != 0 && has(KVM_CAP_X86_USER_SPACE_MSR) != 0,
         tsc_scaling: has(KVM_CAP_TSC_CONTROL) != 0,
     }
+}
+
+/// Has guests that wait keep their processors: `HLT`, `MWAIT`, `PAUSE` and C-states do not exit, as far as the host can.
+fn keep_processors(fd: &VmFd) -> Result<(), AccelError> {
+    let wanted = KVM_X86_DISABLE_EXITS_MWAIT
+        | KVM_X86_DISABLE_EXITS_HLT
+        | KVM_X86_DISABLE_EXITS_PAUSE
+        | KVM_X86_DISABLE_EXITS_CSTATE;
+    let offered = ioctl::check_extension(fd, KVM_CAP_X86_DISABLE_EXITS) & wanted;
+    if offered & KVM_X86_DISABLE_EXITS_HLT == 0 {
+        let reason = "kvm: cpu-pm: this host's KVM cannot let guests wait on its processors: leave cpu-pm=on out";
+        return Err(AccelError::Other(reason.into()));
+    }
+    enable_cap(fd, KVM_CAP_X86_DISABLE_EXITS, [offered.into(), 0]).map_err(errno("set cpu-pm"))
 }
 
 /// Turns the rings on if they were asked for; their entries.
@@ -411,6 +428,8 @@ impl AccelVm for KvmVm {
         let sum = |kind| vcpus.iter().map(|v| v.counter(kind)).sum();
         let mut all: Vec<_> = COUNTERS.iter().enumerate().map(|(i, name)| ((*name).to_owned(), sum(i))).collect();
         all.push(("memory slots".to_owned(), self.shared.slots.count() as u64));
+        all.push(("doorbells".to_owned(), self.doorbells.count()));
+        all.push(("message routes".to_owned(), self.shared.routing.messages()));
         all.push(("vCPUs held out".to_owned(), self.shared.slots.times_held()));
         all.extend(self.shared.fallback.get().map(|f| f.statistics()).unwrap_or_default());
         all

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use mimus_core::accel::{
-    AccelVm, Accelerator, EmulationFallback, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
+    AccelVm, Accelerator, EmulationFallback, IrqChip, IrqChipMode, Shortcuts, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
@@ -13,13 +13,16 @@ use mimus_core::clock::Clocks;
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
 use mimus_core::error::HostError;
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
-use mimus_core::memory::{AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
+use mimus_core::memory::{
+    AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock, RamLock, RamOptions, RamSource,
+};
 use mimus_core::vcpu::{PinTimers, VcpuThreads};
 
 use super::MachineError;
 use super::control::{MachineControl, Request};
 use super::cpu_io::{CpuHooks, MachineIo};
 use super::machine::{Board, Machine, Parts, Policy};
+use crate::config::{HostMemory, MemoryKind, MemoryLock};
 
 /// What a machine is made from, whatever its board.
 pub struct MachineSpec<'a> {
@@ -37,6 +40,8 @@ pub struct MachineSpec<'a> {
     pub smp: u32,
     /// Where RAM is, in the order in which it fills the RAM block.
     pub ram: Vec<RamRange>,
+    /// Where RAM comes from.
+    pub host_memory: &'a HostMemory,
     /// There are x86 ports.
     pub ports: bool,
     /// Who runs the interrupt controllers that an accelerator may run; `None`: it decides.
@@ -107,8 +112,9 @@ impl MachineBuilder {
         let HostIo { clocks, thread: io_thread, backends } = spec.io;
         let ram = GuestRam::new();
         let size = spec.ram.iter().map(|r| r.len).sum::<u64>();
-        let block = ram.add_block("ram", size, RamBacking::Private);
-        let block = block.map_err(|e| MachineError::Other(format!("-m {}M: {e}; use a smaller -m", size >> 20)))?;
+        ram.lock_in_memory(ram_lock(spec.host_memory));
+        let block = ram.add_block_with("ram", size, &ram_options(spec.host_memory));
+        let block = block.map_err(|e| MachineError::Other(format!("-m {}M: {e}", size >> 20)))?;
         let map = MemoryMap::new();
         let root = MemoryRegion::container("system", u64::MAX);
         let memory = map.address_space("memory", &root);
@@ -127,6 +133,7 @@ impl MachineBuilder {
         if let Some(listener) = vm.memory_listener() {
             memory.add_listener(listener);
         }
+        follow_shortcuts(&vm, &memory, ports.as_deref());
         let most = vm.caps().max_vcpus;
         if spec.smp > most {
             let text = format!("-smp {}: accelerator {} has at most {most} vCPUs", spec.smp, spec.accel.name());
@@ -146,8 +153,16 @@ impl MachineBuilder {
         control.set_threads(&threads);
         let hooked = map.clone();
         io_thread.handle().set_after_hook(move || hooked.apply_pending());
-        let services =
-            Services { map, memory, ram, clocks, io_thread: io_thread.handle().clone(), backends, vcpus: handles };
+        let services = Services {
+            map,
+            memory,
+            ram,
+            clocks,
+            io_thread: io_thread.handle().clone(),
+            backends,
+            vcpus: handles,
+            doorbells: vm.doorbells().is_some(),
+        };
         Ok(Self {
             board: spec.board,
             ram: block,
@@ -333,6 +348,7 @@ impl MachineBuilder {
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
             name: self.board,
+            cpu: self.cpu,
             board,
             policy,
             control: self.control,
@@ -344,6 +360,35 @@ impl MachineBuilder {
             io,
             devices: self.devices,
         }))
+    }
+}
+
+fn ram_lock(memory: &HostMemory) -> RamLock {
+    match memory.lock {
+        MemoryLock::Off => RamLock::Off,
+        MemoryLock::On => RamLock::Now,
+        MemoryLock::OnFault => RamLock::OnFault,
+    }
+}
+
+/// The host memory of main RAM.
+fn ram_options(memory: &HostMemory) -> RamOptions {
+    let Some(b) = &memory.backend else { return RamOptions { prealloc: memory.prealloc, ..RamOptions::default() } };
+    let source = match &b.kind {
+        MemoryKind::Ram => RamSource::Anonymous,
+        MemoryKind::Memfd { huge } => RamSource::Memfd { huge: *huge },
+        MemoryKind::File { path } => RamSource::File(path.clone()),
+    };
+    RamOptions { source, share: b.share, prealloc: b.prealloc || memory.prealloc }
+}
+
+/// Has the accelerator see to the writes that it can see to by itself.
+fn follow_shortcuts(vm: &Arc<dyn AccelVm>, memory: &Arc<AddressSpace>, ports: Option<&PioSpace>) {
+    let spaces = [(Some(memory), false), (ports.map(PioSpace::space), true)];
+    for (space, pio) in spaces {
+        if let Some((space, listener)) = space.zip(Shortcuts::listener(vm, pio)) {
+            space.add_listener(listener);
+        }
     }
 }
 

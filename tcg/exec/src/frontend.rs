@@ -182,6 +182,8 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Taking a trap reads or writes guest registers in slots (a stack pointer, say).
     const TRAPS_USE_SLOTS: bool = false;
 
+    /// Floating-point slots, those that most deserve a host register first.
+    const FP_PIN_ORDER: &'static [Slot] = &[];
     /// Where vector registers are in [`GuestFrontend::State`], if blocks have [`mimus_tcg_ir::Op::Unit`].
     const VECTOR: Option<VectorLayout> = None;
 
@@ -233,6 +235,18 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
 
     /// Takes an interrupt if one is pending and enabled; answers whether it did.
     fn take_interrupt(cpu: &mut Cpu<Self>) -> bool;
+
+    /// For a debugger's single steps: takes an interrupt if one is to be taken before the next instruction, and
+    /// does nothing else; true if so.
+    fn accept_interrupt(cpu: &mut Cpu<Self>) -> bool {
+        Self::take_interrupt(cpu)
+    }
+
+    /// For a debugger's single steps: executes the instruction at `head.pc`, with what the architecture does around
+    /// each (traps for the guest's own debugger).
+    fn step(cpu: &mut Cpu<Self>) {
+        cpu.step_careful();
+    }
 
     /// Whether a halted vCPU is to go on.
     fn wakes(cpu: &Cpu<Self>) -> bool;

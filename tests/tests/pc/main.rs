@@ -3,7 +3,10 @@
 //! Most tests run on the `null` accelerator: no guest code, but every register, table and
 //! interrupt is reached as a vCPU would. Those that run code need KVM.
 
+mod administrator;
 mod chipset;
+#[cfg(target_arch = "x86_64")]
+mod doorbells;
 mod harness;
 mod interrupts;
 #[cfg(target_arch = "x86_64")]

@@ -11,6 +11,8 @@ pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
 pub const RSP: u8 = 4;
 pub const RBP: u8 = 5;
+pub const RSI: u8 = 6;
+pub const RDI: u8 = 7;
 pub const R14: u8 = 14;
 pub const R15: u8 = 15;
 
@@ -91,6 +93,11 @@ impl Vex {
     pub const BLS: Vex = Vex::new(2, 0, 0xf3);
     /// `reg = rm` rotated right by the byte that follows; `v` is 0
     pub const RORX: Vex = Vex::new(3, 3, 0xf0);
+
+    /// Vector register `reg` = the double at `rm`; `v` is 0
+    pub const MOVSD: Vex = Vex::new(1, 3, 0x10);
+    /// Vector register `reg` = the single at `rm`; `v` is 0
+    pub const MOVSS: Vex = Vex::new(1, 2, 0x10);
 
     const fn new(map: u8, pp: u8, opcode: u8) -> Vex {
         Vex { map, pp, opcode }

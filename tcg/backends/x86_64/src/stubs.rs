@@ -8,8 +8,8 @@ use crate::X86_64;
 use dynasm::dynasm;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler};
-use mimus_tcg_ir::Slot;
 use mimus_tcg_ir::backend::{ExitCode, Stubs};
+use mimus_tcg_ir::{SLOTS, Slot};
 
 type Ops = VecAssembler<X64Relocation>;
 
@@ -39,6 +39,8 @@ pub struct Addresses {
     pub fp: usize,
     /// Called: vector registers from memory to the host's, which run under the guest's MXCSR. Every general register stays.
     pub revive: usize,
+    /// 16 bytes for each [`FpMask`].
+    pub fp_masks: usize,
     /// Called: `r15` address, `r14d` bytes.
     pub unit_load: usize,
     /// Called: `r15` address, `r14d` bytes.
@@ -51,6 +53,21 @@ pub struct Addresses {
     pub helpers_may_exit: Vec<usize>,
     /// The same for pure calls.
     pub helpers_pure: Vec<usize>,
+}
+
+/// Constants for values in vector registers; singles are NaN-boxed there.
+#[derive(Clone, Copy)]
+pub enum FpMask {
+    /// To be set above a single.
+    Box,
+    SignOfDouble,
+    SignOfSingle,
+    AllButSignOfDouble,
+    AllButSignOfSingle,
+}
+
+impl FpMask {
+    const VALUES: [u64; 5] = [0xffff_ffff_0000_0000, 1 << 63, 1 << 31, !(1 << 63), !(1 << 31)];
 }
 
 /// Writes the stubs into `out`.
@@ -66,6 +83,7 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     e.miss();
     let table = e.helper_table();
     e.vectors(&mut a);
+    e.fp_masks(&mut a);
     stubs.enter = e.enter_and_exit();
     e.leaving(&mut a);
     stubs.dispatch = e.dispatch();
@@ -242,9 +260,14 @@ impl Emitter<'_> {
             );
         };
         a.load = self.access(fns.load, load);
-        a.unit_load = self.access(fns.unit_load, load);
-        a.unit_probe = self.access(fns.unit_probe, load);
-        a.unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));
+        let unit_load = self.access(fns.unit_load, load);
+        let unit_probe = self.access(fns.unit_probe, load);
+        let unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));
+        if self.b.config.vector.is_some() {
+            a.unit_load = self.crossing_load(unit_load);
+            a.unit_probe = self.crossing_probe(unit_probe);
+            a.unit_store = self.crossing_store(unit_store);
+        }
         a.store = self.access(fns.store, |e| {
             dynasm!(e.ops ; .arch x64
                 ; mov rsi, r15
@@ -325,7 +348,7 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         let entry = self.here();
         self.save(self.b.caller_saved());
-        if self.b.config.vector.is_none() {
+        if !self.b.has_vectors() {
             arguments(self);
             self.access_call(function, false);
             return entry;
@@ -372,7 +395,7 @@ impl Emitter<'_> {
 
     /// Puts vector registers into memory, if they are in the host's.
     fn bury_if_alive(&mut self) {
-        if self.b.config.vector.is_some() {
+        if self.b.has_vectors() {
             self.test_alive();
             dynasm!(self.ops ; .arch x64
                 ; je >dead
@@ -384,7 +407,7 @@ impl Emitter<'_> {
 
     /// Moves vector registers between memory and the host's, and MXCSR with them. Every general register stays.
     fn vectors(&mut self, a: &mut Addresses) {
-        let Some(v) = self.b.config.vector else { return };
+        let Some(v) = self.b.config.vector else { return self.fp_pins(a) };
         let env = &self.b.config.env;
         let hot = |offset: i32| env.guest + offset;
         let (dead, scratch) = (self.env(env.vector_dead), self.env(env.mxcsr));
@@ -438,10 +461,181 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; ret);
     }
 
+    /// The same for floating-point slots, whose memory is always valid.
+    fn fp_pins(&mut self, a: &mut Addresses) {
+        if !self.b.has_vectors() {
+            return;
+        }
+        let dead = self.env(self.b.config.env.vector_dead);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.revive = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; ->revive:
+            ; mov BYTE [rbp + dead], 0
+        );
+        for number in 0..SLOTS as u8 {
+            if let Some(reg) = self.b.fp_pin_of(Slot(number)) {
+                let disp = self.b.slot_disp(Slot(number));
+                dynasm!(self.ops ; .arch x64 ; vmovsd Rx(reg), QWORD [rbp + disp]);
+            }
+        }
+        dynasm!(self.ops ; .arch x64
+            ; ret
+            ; .align 16
+            ; ->bury:
+            ; mov BYTE [rbp + dead], -1
+            ; ret
+        );
+    }
+
+    /// Masks for single and double values in vector registers.
+    fn fp_masks(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.fp_masks = self.here();
+        for mask in FpMask::VALUES {
+            dynasm!(self.ops ; .arch x64 ; .u64 mask ; .u64 0);
+        }
+    }
+
+    /// Goes to `slow` unless the `r14d` bytes at `r15` are in two pages that are both in the tags at `tag`; then `rcx` and
+    /// `rdx` are the pages' host addresses. Uses `rax`, and has pushed `rax`, `rcx` and `rdx`.
+    fn two_pages(&mut self, tag: i32, slow: usize) {
+        let addend = self.b.config.context.addend;
+        dynasm!(self.ops ; .arch x64
+            ; push rax
+            ; push rcx
+            ; push rdx
+            ; mov eax, r15d
+            ; and eax, 0xfff
+            ; add eax, r14d
+            ; cmp eax, 4096
+            ; jbe >no
+            ; mov eax, r15d
+            ; shr eax, 12
+            ; mov rdx, r15
+            ; and rdx, -4096
+            ; gs cmp rdx, [rax*8 + tag]
+            ; jne >no
+            ; mov rcx, rdx
+            ; gs add rcx, [rax*8 + addend]
+            ; add rdx, 4096
+            ; mov eax, edx
+            ; shr eax, 12
+            ; gs cmp rdx, [rax*8 + tag]
+            ; jne >no
+            ; gs add rdx, [rax*8 + addend]
+            ; jmp >yes
+            ; no:
+            ; pop rdx
+            ; pop rcx
+            ; pop rax
+        );
+        self.jump_to(slow);
+        dynasm!(self.ops ; .arch x64 ; yes:);
+    }
+
+    fn jump_to(&mut self, target: usize) {
+        // Both are in the code cache.
+        let rel = target.wrapping_sub(self.here() + 5) as i32;
+        dynasm!(self.ops ; .arch x64 ; .u8 0xe9 ; .i32 rel);
+    }
+
+    /// The load of a unit's operand that two pages share: vectors stay where they are.
+    fn crossing_load(&mut self, slow: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        self.two_pages(self.b.config.context.read_tag, slow);
+        let buffer = self.env(self.b.config.env.unit_buffer);
+        // The end of one page and the start of the other, side by side; then the operand out of their middle.
+        for i in 0..4 {
+            dynasm!(self.ops ; .arch x64
+                ; mov rax, [rcx + 4096 - 32 + 8 * i]
+                ; mov [rbp + buffer + 32 + 8 * i], rax
+            );
+        }
+        for i in 0..4 {
+            dynasm!(self.ops ; .arch x64
+                ; mov rax, [rdx + 8 * i]
+                ; mov [rbp + buffer + 64 + 8 * i], rax
+            );
+        }
+        dynasm!(self.ops ; .arch x64
+            ; and r15d, 0xfff
+            ; sub r15d, 4096 - 32
+        );
+        for i in 0..4 {
+            dynasm!(self.ops ; .arch x64
+                ; mov rax, [rbp + r15 + buffer + 32 + 8 * i]
+                ; mov [rbp + buffer + 8 * i], rax
+            );
+        }
+        dynasm!(self.ops ; .arch x64 ; pop rdx ; pop rcx ; pop rax ; ret);
+        entry
+    }
+
+    fn crossing_probe(&mut self, slow: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        self.two_pages(self.b.config.context.write_tag, slow);
+        let va = self.env(self.b.config.env.unit_va);
+        dynasm!(self.ops ; .arch x64
+            ; mov [rbp + va], r15
+            ; pop rdx ; pop rcx ; pop rax
+            ; ret
+        );
+        entry
+    }
+
+    fn crossing_store(&mut self, slow: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        let (va, buffer) = (self.env(self.b.config.env.unit_va), self.env(self.b.config.env.unit_buffer));
+        dynasm!(self.ops ; .arch x64 ; mov r15, [rbp + va]);
+        self.two_pages(self.b.config.context.write_tag, slow);
+        // Not a byte beside the operand is written: it may be another vCPU's.
+        dynasm!(self.ops ; .arch x64
+            ; and r15d, 0xfff
+            ; add rcx, r15
+            ; sub r15d, 4096
+            ; neg r15d
+            // rcx: the operand's start, r15: bytes in the first page; rdx: the operand's start if it were before the second
+            ; sub rdx, r15
+            ; push rsi
+            ; xor esi, esi
+            ; first:
+            ; movzx eax, BYTE [rbp + rsi + buffer]
+            ; mov [rcx + rsi], al
+            ; inc esi
+            ; cmp esi, r15d
+            ; jb <first
+            ; second:
+            ; movzx eax, BYTE [rbp + rsi + buffer]
+            ; mov [rdx + rsi], al
+            ; inc esi
+            ; cmp esi, r14d
+            ; jb <second
+            ; pop rsi ; pop rdx ; pop rcx ; pop rax
+            ; ret
+        );
+        entry
+    }
+
     /// A floating-point operation in software, from slots to slot.
     fn fp(&mut self, a: &mut Addresses) {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         a.fp = self.here();
+        if self.b.config.fp_pin_order.is_empty() {
+            return self.fp_call();
+        }
+        self.test_alive();
+        dynasm!(self.ops ; .arch x64 ; jne >alive);
+        self.fp_call();
+        // The block goes on with its registers alive.
+        dynasm!(self.ops ; .arch x64 ; alive: ; sub rsp, 8 ; call >function ; add rsp, 8 ; jmp ->revive ; function:);
+        self.fp_call();
+    }
+
+    fn fp_call(&mut self) {
         let function = self.b.config.fns.fp;
         self.save(&self.b.pinned);
         self.bury_if_alive();

@@ -40,11 +40,9 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
         x.cpu.guest.st.vec[..count].iter_mut().for_each(|v| v[from..].fill(0));
         return Ok(());
     }
-    if matches!(
-        x.insn.mnemonic(),
-        Mnemonic::Vmaskmovps | Mnemonic::Vmaskmovpd | Mnemonic::Vpmaskmovd | Mnemonic::Vpmaskmovq
-    ) {
-        return masked_elements(x);
+    if masks_memory(x.insn.mnemonic()) {
+        check_unit(x, Unit::Avx)?;
+        return masked(x);
     }
     let built = built(x)?;
     check_unit(x, built.unit)?;
@@ -153,8 +151,7 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
     }
     if built.memory != Memory::Read && !inside {
         // Nothing is computed unless its result can be stored.
-        let last = x.cpu.wrap(va.wrapping_add(bytes as u64 - 1)) & !4095;
-        for at in [va, last] {
+        for at in [va, x.cpu.wrap(page_behind(va))] {
             if x.cpu.host_for_store(at).is_err() {
                 return Err(taken(x.cpu, at));
             }
@@ -165,6 +162,11 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
         load(x, va, &mut buffer.0[..bytes])?;
     }
     Ok(buffer.0.as_mut_ptr())
+}
+
+/// The page behind that of an address: where an access that leaves its page faults.
+const fn page_behind(va: u64) -> u64 {
+    (va | 4095).wrapping_add(1)
 }
 
 /// Loads bytes, over a page's end if need be.
@@ -183,9 +185,9 @@ pub(super) fn load(x: &mut Exec<'_>, va: u64, to: &mut [u8]) -> Result<()> {
 
 /// Stores bytes, over a page's end if need be; nothing, if any cannot be.
 pub(super) fn store(x: &mut Exec<'_>, va: u64, from: &[u8]) -> Result<()> {
-    let last = x.cpu.wrap(va.wrapping_add(from.len() as u64 - 1)) & !4095;
-    if (va ^ last) & !4095 != 0 && x.cpu.host_for_store(last).is_err() {
-        return Err(taken(x.cpu, last));
+    let behind = x.cpu.wrap(page_behind(va));
+    if (va & 4095) + from.len() as u64 > 4096 && x.cpu.host_for_store(behind).is_err() {
+        return Err(taken(x.cpu, behind));
     }
     let mut done = 0;
     while done < from.len() {
@@ -400,44 +402,49 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
     Ok(())
 }
 
-/// VMASKMOVPS and the like: elements whose mask has its top bit set, as if there were no others.
-fn masked_elements(x: &mut Exec<'_>) -> Result<()> {
+/// Whether an instruction leaves out parts of its memory operand.
+pub(super) fn masks_memory(m: Mnemonic) -> bool {
     use Mnemonic as M;
-    check_unit(x, Unit::Avx)?;
-    let bytes = if matches!(x.insn.mnemonic(), M::Vmaskmovps | M::Vpmaskmovd) { 4 } else { 8 };
-    let store = x.insn.op_kind(0) == OpKind::Memory;
-    let (mask, data) = if store { (1, 2) } else { (1, 0) };
-    let wide = x.insn.op_register(mask).is_ymm();
-    let (mask, data) = (x.insn.op_register(mask).number(), x.insn.op_register(data).number());
-    let mask = x.cpu.guest.st.vec[mask];
-    let seg = x.segment();
-    let limit = if x.cpu.guest.st.is_64bit() { !0 } else { 0xffff_ffff };
-    let mut values = [0; 4];
-    let mut places = Vec::new();
-    for i in (0..if wide { 32 } else { 16 } / bytes).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0) {
-        let offset = x.offset.wrapping_add((i * bytes) as u64) & limit;
-        let at = segment::linear(&x.cpu.guest.st, seg, offset, bytes as u32, store)?;
-        if store {
-            // Nothing is stored unless all can be.
-            let last = x.cpu.wrap(at.wrapping_add(bytes as u64 - 1)) & !4095;
-            for page in [at, last] {
-                if x.cpu.host_for_store(page).is_err() {
-                    return Err(taken(x.cpu, page));
+    matches!(m, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
+}
+
+/// VMASKMOV and VPMASKMOV: elements whose mask has its top bit set; the others are not accessed at all.
+fn masked(x: &mut Exec<'_>) -> Result<()> {
+    let bytes = if matches!(x.insn.mnemonic(), Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd) { 4 } else { 8 };
+    let stores = x.insn.op_kind(0) == OpKind::Memory;
+    let register = x.insn.op_register(if stores { 2 } else { 0 });
+    let mask = x.cpu.guest.st.vec[x.insn.op_register(1).number()];
+    let elements = register.size() / bytes;
+    let wanted: Vec<usize> = (0..elements).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0).collect();
+    let offset = x.offset;
+    let place = |x: &Exec<'_>, i: usize| {
+        let seg = x.segment();
+        let at = offset.wrapping_add((i * bytes) as u64) & x.cpu.guest.st.ip_mask();
+        segment::linear(&x.cpu.guest.st, seg, at, bytes as u32, stores)
+    };
+    if stores {
+        for &i in &wanted {
+            let va = place(x, i)?;
+            for at in [va, x.cpu.wrap(va.wrapping_add(bytes as u64 - 1)) & !4095] {
+                if x.cpu.host_for_store(at).is_err() {
+                    return Err(taken(x.cpu, at));
                 }
             }
-            places.push((i, at));
-        } else {
-            let value = x.load(at, bytes as u32)?;
-            set_part(&mut values, i, bytes, value);
         }
+        let data = x.cpu.guest.st.vec[register.number()];
+        for &i in &wanted {
+            let va = place(x, i)?;
+            x.store(va, bytes as u32, part(&data, i, bytes))?;
+        }
+        return Ok(());
     }
-    for (i, at) in places {
-        let value = part(&x.cpu.guest.st.vec[data], i, bytes);
-        x.store(at, bytes as u32, value)?;
+    let mut loaded = [0; 4];
+    for &i in &wanted {
+        let va = place(x, i)?;
+        let value = x.load(va, bytes as u32)?;
+        set_part(&mut loaded, i, bytes, value);
     }
-    if !store {
-        x.cpu.guest.st.vec[data] = values;
-    }
+    x.cpu.guest.st.vec[register.number()] = loaded;
     Ok(())
 }
 

@@ -199,6 +199,11 @@ impl Tr<'_> {
         Val::Slot(d)
     }
 
+    /// Whether the memory operand is in a segment with a base, or in code, which cannot be written.
+    pub(crate) fn is_based(&self) -> bool {
+        matches!(segment(self.insn.memory_segment()), FS | GS | CS)
+    }
+
     /// The memory operand of an access of `bytes`, checked where segments are not flat.
     pub(crate) fn memory(&mut self, bytes: u32, write: bool) -> Mem {
         let seg = segment_of(&self.insn, self.bits == 64);
