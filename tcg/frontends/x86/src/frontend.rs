@@ -192,7 +192,7 @@ impl Host for X86Cpu {
         let wide = self.guest.st.long();
         if va & 4095 > 4096 - u64::from(bytes) {
             // Nothing is stored unless all can be.
-            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1));
+            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1)) & !4095;
             for at in [va, end] {
                 if self.host_for_store(at).is_err() {
                     return Err(taken(self, at));

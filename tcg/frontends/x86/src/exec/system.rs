@@ -100,7 +100,14 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let (to, from) = (x.read(0, 2)?, x.read(1, 2)?);
             let lower = to & 3 < from & 3;
             let new = if lower { to & !3 | from & 3 } else { to };
-            x.write(0, 2, new)?;
+            if x.insn.op_kind(0) == OpKind::Register {
+                // 16 bits, whatever the operand is called.
+                let r = x.insn.op_register(0).full_register32();
+                let old = x.reg(r);
+                x.set_reg(r, old & !0xffff | new & 0xffff);
+            } else {
+                x.write(0, 2, new)?;
+            }
             set_zf(x, lower);
             Ok(())
         },
@@ -470,7 +477,7 @@ fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
 /// A far pointer in memory: offset, then selector.
 fn far_pointer(x: &mut Exec<'_>) -> Result<(u16, u64, u32)> {
     let bytes = x.insn.memory_size().size() as u32 - 2;
-    let at = x.address(bytes + 2, false)?;
+    let at = x.aligned_address(bytes + 2, bytes, false)?;
     let offset = x.load(at, bytes)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     Ok((x.load(at, 2)? as u16, offset, bytes))

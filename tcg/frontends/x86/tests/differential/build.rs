@@ -425,7 +425,7 @@ impl Generator {
     fn acceptable(&mut self, p: &Place<'_>, insn: &Instruction, bytes: &[u8], loaded: &[Register]) -> bool {
         if insn.is_invalid() {
             // #UD or #GP here: it has to be that on the host.
-            return !select::unknown_only_here(bytes, p.bits);
+            return !select::unknown_only_here(bytes, p.bits) && !select::truncated(bytes, p.bits);
         }
         // More prefixes may have made it end early.
         if insn.len() != bytes.len() || select::excluded(insn.mnemonic()) || !select::straight(insn) {

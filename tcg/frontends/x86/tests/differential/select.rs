@@ -152,6 +152,13 @@ pub fn unknown_only_here(bytes: &[u8], bits: u32) -> bool {
     !insn.is_invalid() || !amd.is_invalid()
 }
 
+/// Whether these are the first bytes of an instruction, and what follows would be the rest.
+pub fn truncated(bytes: &[u8], bits: u32) -> bool {
+    let mut decoder = iced_x86::Decoder::new(bits, bytes, iced_x86::DecoderOptions::NONE);
+    let _ = decoder.decode();
+    bytes.len() < 15 && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+}
+
 /// Goes on with the next instruction unless it faults.
 pub fn straight(insn: &Instruction) -> bool {
     matches!(insn.flow_control(), FlowControl::Next | FlowControl::Exception)
