@@ -62,14 +62,7 @@ fn is_explicit_length(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Pcmpestri
-            | Pcmpestri64
-            | Pcmpestrm
-            | Pcmpestrm64
-            | Vpcmpestri
-            | Vpcmpestri64
-            | Vpcmpestrm
-            | Vpcmpestrm64
+        Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Vpcmpestri | Vpcmpestri64 | Vpcmpestrm | Vpcmpestrm64
     )
 }
 

@@ -278,8 +278,11 @@ impl Tr<'_> {
 
     /// What is on the stack `skip` bytes above the stack pointer.
     pub(crate) fn peek(&mut self, bytes: u32) -> Val {
-        let mem =
-            if self.stack == 8 && !self.aligned { Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 } } else { self.stack_memory(bytes) };
+        let mem = if self.stack == 8 && !self.aligned {
+            Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 }
+        } else {
+            self.stack_memory(bytes)
+        };
         self.load(mem, bytes)
     }
 

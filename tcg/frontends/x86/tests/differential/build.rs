@@ -89,7 +89,13 @@ impl Place<'_> {
         let wild = self.r.below(200) == 0 && !self.aligned;
         let wide = self.bits == 64 && self.r.below(16) != 0;
         let bytes = if wide { 8 } else { 4 };
-        let base = if wild { self.roles.w } else if self.r.below(8) == 0 && !self.aligned { RSP } else { self.roles.p };
+        let base = if wild {
+            self.roles.w
+        } else if self.r.below(8) == 0 && !self.aligned {
+            RSP
+        } else {
+            self.roles.p
+        };
         let (mut displacement, mut parts) = (target, 0);
         let form = self.r.below(16);
         if form == 0 && vsib.is_none() {
@@ -173,7 +179,10 @@ impl Place<'_> {
         let value = self.r.value();
         match kind {
             K::imm8 => {
-                insn.set_op_kind(i, if i > 0 && has_immediate(insn, i) { OpKind::Immediate8_2nd } else { OpKind::Immediate8 });
+                insn.set_op_kind(
+                    i,
+                    if i > 0 && has_immediate(insn, i) { OpKind::Immediate8_2nd } else { OpKind::Immediate8 },
+                );
                 if insn.op_kind(i) == OpKind::Immediate8 {
                     insn.set_immediate8(value as u8);
                 } else {
@@ -386,7 +395,8 @@ impl Generator {
         insn.set_code(code);
         let size = op.memory_size().size();
         // Makers disagree on whether these ask for alignment.
-        p.aligned = op.table() == iced_x86::OpCodeTableKind::T0F38 && matches!(op.op_code(), 0xc8..=0xcd) || op.table() == iced_x86::OpCodeTableKind::T0F3A && op.op_code() == 0xcc;
+        p.aligned = op.table() == iced_x86::OpCodeTableKind::T0F38 && matches!(op.op_code(), 0xc8..=0xcd)
+            || op.table() == iced_x86::OpCodeTableKind::T0F3A && op.op_code() == 0xcc;
         for i in 0..op.op_count() {
             if !p.operand(&mut insn, i, op.op_kind(i), size) {
                 return None;
@@ -407,12 +417,16 @@ impl Generator {
 
     /// Puts prefixes before an instruction that mean something else or nothing; answers how many bytes.
     fn prefixed(&self, p: &mut Place<'_>, insn: &Instruction, bytes: Vec<u8>) -> (Vec<u8>, usize) {
-        if !p.r.chance(6) || matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) || insn.op_code().encoding() != EncodingKind::Legacy && p.r.chance(80) {
+        if !p.r.chance(6)
+            || matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave)
+            || insn.op_code().encoding() != EncodingKind::Legacy && p.r.chance(80)
+        {
             return (bytes, 0);
         }
         let n = if p.r.below(30) == 0 { p.r.below(15) } else { 1 + p.r.below(2) };
-        let mut all: Vec<u8> =
-            (0..n).map(|_| p.r.pick(&[0x66, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0xf0, 0x66, 0x40, 0x48, 0x4f])).collect();
+        let mut all: Vec<u8> = (0..n)
+            .map(|_| p.r.pick(&[0x66, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0xf0, 0x66, 0x40, 0x48, 0x4f]))
+            .collect();
         if p.bits == 32 {
             all.retain(|b| !matches!(b, 0x40..=0x4f));
         }
@@ -455,7 +469,8 @@ impl Generator {
             r == Register::None
                 || loaded.contains(&r.full_register())
                 || r.is_ip()
-                || r.full_register().is_gpr() && (roles.contains(r.full_register().number()) || r.full_register().number() == RSP)
+                || r.full_register().is_gpr()
+                    && (roles.contains(r.full_register().number()) || r.full_register().number() == RSP)
         };
         insn.is_vsib() && good(insn.memory_base())
             || info.used_memory().iter().all(|m| good(m.base()) && (good(m.index()) || m.index() == Register::AL))
@@ -527,7 +542,9 @@ impl Generator {
                 let value = p.r.below(64);
                 load(item, 64, n, value);
             }
-            M::Bt | M::Bts | M::Btr | M::Btc if insn.op_kind(0) == OpKind::Memory && insn.op_kind(1) == OpKind::Register => {
+            M::Bt | M::Bts | M::Btr | M::Btc
+                if insn.op_kind(0) == OpKind::Memory && insn.op_kind(1) == OpKind::Register =>
+            {
                 let n = insn.op_register(1).full_register().number();
                 if !free(p, n) || n == RSP {
                     return None;
@@ -543,10 +560,7 @@ impl Generator {
         }
         if insn.is_vsib() {
             // vmovdqu index, [small numbers]
-            let wide = matches!(
-                insn.mnemonic(),
-                M::Vpgatherqd | M::Vpgatherqq | M::Vgatherqps | M::Vgatherqpd
-            );
+            let wide = matches!(insn.mnemonic(), M::Vpgatherqd | M::Vpgatherqq | M::Vgatherqps | M::Vgatherqpd);
             let at = if wide { SMALL64 } else { SMALL32 } + p.r.below(8) * 8;
             let n = insn.memory_index().number() as u32;
             let load = Instruction::with2(
@@ -569,7 +583,10 @@ impl Generator {
             let Some(item) = self.form(p, code) else { continue };
             if item.count == 1 && item.relative.is_empty() {
                 let insn = select::decoded(&item.bytes, p.bits, &self.features);
-                if !insn.is_invalid() && insn.flow_control() == iced_x86::FlowControl::Next && !insn.is_stack_instruction() {
+                if !insn.is_invalid()
+                    && insn.flow_control() == iced_x86::FlowControl::Next
+                    && !insn.is_stack_instruction()
+                {
                     return item.bytes;
                 }
             }

@@ -93,8 +93,7 @@ impl Guest {
         let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();
         let mut vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &model).unwrap();
         let CpuState::X86(template) = vcpu.get_state(StateGroups::All) else { unreachable!() };
-        let mut guest =
-            Guest { vcpu, io: Io { clock: VirtualClock::new(), memory }, ram, template: *template };
+        let mut guest = Guest { vcpu, io: Io { clock: VirtualClock::new(), memory }, ram, template: *template };
         guest.tables();
         guest.template();
         guest

@@ -308,11 +308,8 @@ impl Host {
         };
         // SAFETY: the handler is written for just this; the stack outlives its registration (see `drop`).
         unsafe {
-            let stack = libc::stack_t {
-                ss_sp: host._stack.as_mut_ptr().cast(),
-                ss_flags: 0,
-                ss_size: host._stack.len(),
-            };
+            let stack =
+                libc::stack_t { ss_sp: host._stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: host._stack.len() };
             libc::sigaltstack(&stack, &mut host.old_stack);
             for (signal, old) in SIGNALS.into_iter().zip(&mut host.old) {
                 let mut action: libc::sigaction = std::mem::zeroed();

@@ -17,15 +17,8 @@ const XMM: usize = 160;
 const HEADER: usize = 512;
 const YMM: usize = 576;
 /// Flags that a program sees.
-pub const FLAGS: u64 = ARITHMETIC
-    | RFLAGS_DF
-    | RFLAGS_AC
-    | RFLAGS_ID
-    | RFLAGS_TF
-    | RFLAGS_RF
-    | RFLAGS_NT
-    | RFLAGS_IOPL
-    | RFLAGS_IF;
+pub const FLAGS: u64 =
+    ARITHMETIC | RFLAGS_DF | RFLAGS_AC | RFLAGS_ID | RFLAGS_TF | RFLAGS_RF | RFLAGS_NT | RFLAGS_IOPL | RFLAGS_IF;
 pub const ARITHMETIC: u64 = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF;
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];

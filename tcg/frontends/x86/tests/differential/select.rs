@@ -32,8 +32,22 @@ impl Class {
         use iced_x86::CpuidFeature as C;
         let unit = code.cpuid_features().iter().fold(Class::Integer, |class, f| match f {
             C::FPU | C::FPU287 | C::FPU387 | C::MMX => Class::X87,
-            C::SSE | C::SSE2 | C::SSE3 | C::SSSE3 | C::SSE4_1 | C::SSE4_2 | C::AES | C::PCLMULQDQ | C::SHA | C::AVX
-            | C::AVX2 | C::FMA | C::F16C | C::GFNI | C::VAES | C::VPCLMULQDQ
+            C::SSE
+            | C::SSE2
+            | C::SSE3
+            | C::SSSE3
+            | C::SSE4_1
+            | C::SSE4_2
+            | C::AES
+            | C::PCLMULQDQ
+            | C::SHA
+            | C::AVX
+            | C::AVX2
+            | C::FMA
+            | C::F16C
+            | C::GFNI
+            | C::VAES
+            | C::VPCLMULQDQ
                 if class == Class::Integer =>
             {
                 Class::Vector
@@ -98,9 +112,30 @@ pub fn faults(code: Code) -> bool {
     code.is_privileged()
         || matches!(
             code.mnemonic(),
-            M::Int3 | M::Int1 | M::Ud1 | M::Ud2 | M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw
-                | M::Outsd | M::Cli | M::Sti | M::Bound | M::Hlt | M::Rdpmc | M::Stac | M::Clac | M::Lds | M::Les
-                | M::Lfs | M::Lgs | M::Lss
+            M::Int3
+                | M::Int1
+                | M::Ud1
+                | M::Ud2
+                | M::In
+                | M::Out
+                | M::Insb
+                | M::Insw
+                | M::Insd
+                | M::Outsb
+                | M::Outsw
+                | M::Outsd
+                | M::Cli
+                | M::Sti
+                | M::Bound
+                | M::Hlt
+                | M::Rdpmc
+                | M::Stac
+                | M::Clac
+                | M::Lds
+                | M::Les
+                | M::Lfs
+                | M::Lgs
+                | M::Lss
         )
 }
 

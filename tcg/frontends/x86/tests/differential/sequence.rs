@@ -115,8 +115,10 @@ impl Sequence {
                 undefined &= !rflags(i.rflags_modified());
             }
             undefined |= rflags(i.rflags_undefined());
-            if matches!(i.mnemonic(), iced_x86::Mnemonic::Pushf | iced_x86::Mnemonic::Pushfd | iced_x86::Mnemonic::Pushfq)
-                && undefined != 0
+            if matches!(
+                i.mnemonic(),
+                iced_x86::Mnemonic::Pushf | iced_x86::Mnemonic::Pushfd | iced_x86::Mnemonic::Pushfq
+            ) && undefined != 0
             {
                 return None;
             }
@@ -127,10 +129,8 @@ impl Sequence {
 
 fn counted(i: &Instruction) -> bool {
     use iced_x86::Mnemonic as M;
-    matches!(
-        i.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    ) || i.is_string_instruction()
+    matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd)
+        || i.is_string_instruction()
 }
 
 /// RFLAGS bits of iced's.
