@@ -348,13 +348,10 @@ fn gpr_move(out: &mut Vec<u8>, g: &Gpr, store: bool) {
 
 /// The unit an instruction belongs to.
 pub fn unit_of(insn: &Instruction) -> Unit {
-    match insn.encoding() {
-        EncodingKind::VEX => {
-            use CpuidFeature as C;
-            let integer = insn.cpuid_features().iter().all(|f| matches!(f, C::BMI1 | C::BMI2 | C::ADX));
-            return if integer { Unit::Integer } else { Unit::Avx };
-        }
-        _ => {}
+    if insn.encoding() == EncodingKind::VEX {
+        use CpuidFeature as C;
+        let integer = insn.cpuid_features().iter().all(|f| matches!(f, C::BMI1 | C::BMI2 | C::ADX));
+        return if integer { Unit::Integer } else { Unit::Avx };
     }
     let mut unit = Unit::Integer;
     for f in insn.cpuid_features() {
