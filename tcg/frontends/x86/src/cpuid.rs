@@ -69,6 +69,7 @@ const HAVE: &[&str] = &[
     "3dnowprefetch",
     "invtsc",
     "wbnoinvd",
+    "arch-capabilities",
     "kvmclock",
     "kvmclock-stable-bit",
     "kvm-nopiodelay",
@@ -133,7 +134,11 @@ pub struct Features {
 impl Features {
     /// Those of `model`, on vCPU `index`.
     pub fn new(model: &X86Model, index: u32) -> Self {
-        let set = model.features;
+        let mut set = model.features;
+        // Systems want to set IBRS once where the capabilities say that this is enough.
+        if set.has_name("arch-capabilities") {
+            set = set.union(X86Features::of(&["spec-ctrl"]));
+        }
         let name = model.vendor.name().as_bytes();
         let word = |i: usize| u32::from_le_bytes([name[i], name[i + 1], name[i + 2], name[i + 3]]);
         let mut brand = [0; 48];
