@@ -134,11 +134,7 @@ pub struct Features {
 impl Features {
     /// Those of `model`, on vCPU `index`.
     pub fn new(model: &X86Model, index: u32) -> Self {
-        let mut set = model.features;
-        // Systems want to set IBRS once where the capabilities say that this is enough.
-        if set.has_name("arch-capabilities") {
-            set = set.union(X86Features::of(&["spec-ctrl"]));
-        }
+        let set = model.features;
         let name = model.vendor.name().as_bytes();
         let word = |i: usize| u32::from_le_bytes([name[i], name[i + 1], name[i + 2], name[i + 3]]);
         let mut brand = [0; 48];

@@ -200,7 +200,9 @@ fn exists(st: &State, index: u32) -> bool {
         number::STAR => st.features.has("syscall"),
         number::TSC_AUX => st.features.has("rdtscp") || st.features.has("rdpid"),
         number::TSC_ADJUST => st.features.has("tsc-adjust"),
-        number::SPEC_CTRL => st.features.has("spec-ctrl"),
+        // Systems set IBRS once where the capabilities say that this is enough. The feature itself would have them
+        // issue barriers at each switch of address spaces, which bar nothing here.
+        number::SPEC_CTRL => st.features.has("spec-ctrl") || st.features.has("arch-capabilities"),
         number::XSS => st.features.has("xsaves"),
         _ if kvmclock::is_clock(index) => false,
         _ => true,
