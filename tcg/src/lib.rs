@@ -42,10 +42,11 @@ impl Accelerator for TcgAccelerator {
     }
 
     /// An x86 guest gets all that is translated, as it runs faster with it: but for a fifth level of page tables,
-    /// which costs walks and gives nothing to guests of this size.
+    /// which costs walks and gives nothing to guests of this size, and SMAP, which makes each copy from or to a user a
+    /// switch of address spaces.
     fn default_cpu(&self, guest: GuestArch) -> Result<CpuModel, ModelError> {
         match guest {
-            GuestArch::X86_64 | GuestArch::I386 => CpuModel::parse(guest, "max,-la57"),
+            GuestArch::X86_64 | GuestArch::I386 => CpuModel::parse(guest, "max,-la57,-smap"),
             _ => CpuModel::default_for(guest),
         }
     }
