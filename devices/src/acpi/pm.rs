@@ -162,6 +162,11 @@ impl AcpiPm {
         self.update();
     }
 
+    /// Whether writes of APM control are SMIs, for chips that say so outside of the block (PIIX4).
+    pub fn set_apm_smi(&mut self, on: bool) {
+        self.s.smi_enable = if on { SMI_APMC } else { 0 };
+    }
+
     /// Number of ports of [`REGION_BLOCK`].
     pub fn block_len(&self) -> u64 {
         self.layout.block
@@ -269,7 +274,7 @@ impl AcpiPm {
             ACPI_DISABLE => self.s.control &= !CNT_SCI_EN,
             _ => {}
         }
-        let enabled = self.layout.smi_offset.is_none() || self.s.smi_enable & SMI_APMC != 0;
+        let enabled = self.s.smi_enable & SMI_APMC != 0;
         if let Some(smi) = self.lines.smi.as_ref().filter(|_| enabled) {
             self.s.smi_status |= SMI_APMC;
             smi.pulse();
@@ -310,7 +315,7 @@ fn reset_state(layout: &PmLayout, smm: bool) -> State {
         gpe: vec![0; bytes],
         gpe_lines: vec![0; bytes / 2],
         // What firmware sets when it has installed its handler.
-        smi_enable: if smm || layout.smi_offset.is_none() { 0 } else { SMI_APMC | SMI_GLOBAL },
+        smi_enable: if smm { 0 } else { SMI_APMC | SMI_GLOBAL },
         smi_status: 0,
         apm_control: 0,
         apm_status: 0,

@@ -191,7 +191,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     pub(crate) fn io_read(&mut self, pa: GuestPhys, size: Size) -> Result<u64, MemFault> {
         let index = self.index();
-        let attrs = MemTxAttrs::vcpu(index.0);
+        let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
         let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
         match answer {
             Some((value, MemTxResult::Ok)) => Ok(value),
@@ -202,7 +202,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     pub(crate) fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
         let index = self.index();
-        let attrs = MemTxAttrs::vcpu(index.0);
+        let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
         match self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value)) {
             Some(MemTxResult::Ok) => Ok(()),
             _ if F::LENIENT_BUS => Ok(()),

@@ -10,6 +10,7 @@ use mimus_core::accel::SysReg;
 use crate::exception::{Exception, Result};
 use crate::host::{Flush, Host};
 use crate::kvmclock;
+use crate::smm;
 use crate::state::{FS, GS, State};
 
 /// Variable ranges of the MTRRs.
@@ -38,6 +39,8 @@ pub struct Msrs {
     pub cstar: u64,
     pub fmask: u64,
     pub kernel_gs_base: u64,
+    /// Where system management mode has its handler and save area.
+    pub smbase: u64,
     pub tsc_aux: u64,
     pub tsc_adjust: u64,
     pub tsc_deadline: u64,
@@ -67,6 +70,7 @@ impl Msrs {
             cstar: 0,
             fmask: 0,
             kernel_gs_base: 0,
+            smbase: smm::SMBASE_RESET,
             tsc_aux: 0,
             tsc_adjust: 0,
             tsc_deadline: 0,
@@ -96,6 +100,7 @@ impl Msrs {
             number::CSTAR => &mut self.cstar,
             number::FMASK => &mut self.fmask,
             number::KERNEL_GS_BASE => &mut self.kernel_gs_base,
+            number::SMBASE => &mut self.smbase,
             number::TSC_AUX => &mut self.tsc_aux,
             number::TSC_ADJUST => &mut self.tsc_adjust,
             number::PAT => &mut self.pat,
@@ -119,7 +124,8 @@ impl Msrs {
 
     /// The numbers [`Msrs::stored`] knows.
     pub fn stored_numbers() -> impl Iterator<Item = u32> {
-        const NAMED: [u32; 19] = [
+        const NAMED: [u32; 20] = [
+            number::SMBASE,
             kvmclock::WALL_CLOCK,
             kvmclock::SYSTEM_TIME,
             number::SYSENTER_CS,
@@ -194,6 +200,8 @@ fn exists(st: &State, index: u32) -> bool {
         number::TSC_ADJUST => st.features.has("tsc-adjust"),
         number::SPEC_CTRL => st.features.has("spec-ctrl"),
         number::XSS => st.features.has("xsaves"),
+        // RSM alone writes it.
+        number::SMBASE => false,
         _ if kvmclock::is_clock(index) => false,
         _ => true,
     }

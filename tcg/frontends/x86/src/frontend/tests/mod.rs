@@ -3,6 +3,7 @@
 
 mod native;
 mod programs;
+mod smm;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -75,6 +76,8 @@ impl CodeWriteListener for Listener {
 pub struct Guest {
     pub vcpu: TcgVcpu<X86>,
     pub io: TestIo,
+    machine: Arc<Machine<X86>>,
+    all_ram: Arc<GuestRam>,
     ram: Arc<RamBlock>,
     /// More RAM at an address that the host has mapped too.
     pub shared: Option<Arc<RamBlock>>,
@@ -108,7 +111,7 @@ impl Guest {
             vector: Mutex::default(),
             handle: Mutex::default(),
         };
-        Guest { vcpu, io, ram, shared: Some(shared) }
+        Guest { vcpu, io, machine, all_ram, ram, shared: Some(shared) }
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
