@@ -330,7 +330,7 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     /// Takes new views of memory, if there are any or another is wanted.
-    fn refresh_view(&mut self, other: bool) {
+    pub(crate) fn refresh_view(&mut self, other: bool) {
         let machine = &self.machine;
         let generation = machine.memory_generation();
         let stale = generation != self.view_generation;

@@ -1,6 +1,7 @@
 //! Guest programs of a few instructions, run by the interpreter and by the host backend, and random instructions
 //! against the host's own processor.
 
+mod debug;
 mod native;
 mod programs;
 mod smm;
@@ -74,6 +75,7 @@ impl CodeWriteListener for Listener {
 }
 
 pub struct Guest {
+    pub interprets: bool,
     pub vcpu: TcgVcpu<X86>,
     pub io: TestIo,
     machine: Arc<Machine<X86>>,
@@ -111,7 +113,7 @@ impl Guest {
             vector: Mutex::default(),
             handle: Mutex::default(),
         };
-        Guest { vcpu, io, machine, all_ram, ram, shared: Some(shared) }
+        Guest { interprets: interpret, vcpu, io, machine, all_ram, ram, shared: Some(shared) }
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
