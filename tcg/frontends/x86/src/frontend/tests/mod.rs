@@ -5,6 +5,8 @@ mod debug;
 mod native;
 mod programs;
 mod smm;
+mod strings;
+mod units;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
