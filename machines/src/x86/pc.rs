@@ -230,6 +230,9 @@ fn add_legacy(b: &mut MachineBuilder, options: &Options, ints: &Interrupts) -> R
         b.map_pio("i8042-data", (0x60, 1), i8042::RULES, i8042::REGION_DATA, device.clone())?;
         b.map_pio("i8042-command", (0x64, 1), i8042::RULES, i8042::REGION_COMMAND, device.clone())?;
         b.add_device("/machine/i8042", device)?;
+    } else {
+        // Where its output would be, the line is pulled up.
+        a20.input().raise();
     }
     let device = Port92::new(a20.input(), move || requests.reset());
     b.add_pio("/machine/port92", (port92::PORT, 1), port92::RULES, device)?;
