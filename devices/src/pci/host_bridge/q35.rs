@@ -10,8 +10,8 @@
 use super::config_ports::{self, ConfigPorts};
 use super::ecam::{ECAM_BUS_LEN, Ecam};
 use super::pc_memory::{
-    EXTENDED_TSEG_MIB, PAM_BITS, PAM_REGISTERS, PcMemory, PcRegions, SMRAM_BASE_SEGMENT, SMRAM_CLOSED, SMRAM_ENABLE, SMRAM_LOCK,
-    SMRAM_OPEN, TSEG_ENABLE,
+    EXTENDED_TSEG_MIB, PAM_BITS, PAM_REGISTERS, PcMemory, PcRegions, SMRAM_BASE_SEGMENT, SMRAM_CLOSED, SMRAM_ENABLE,
+    SMRAM_LOCK, SMRAM_OPEN, TSEG_ENABLE,
 };
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};
 use crate::pci::config_space::{ConfigSpace, ConfigState, PciIds};

@@ -106,7 +106,11 @@ pub fn enter<H: Host + ?Sized>(h: &mut H, ip: u64, halted: bool) {
     st.shadow = false;
     h.smm_changed();
     let at = h.st().msrs.smbase.wrapping_add(AREA) & 0xffff_ffff;
-    if h.st().features.long_mode { save_64(h, at, ip, halted) } else { save_32(h, at, ip, halted) }
+    if h.st().features.long_mode {
+        save_64(h, at, ip, halted)
+    } else {
+        save_32(h, at, ip, halted)
+    }
     enter_state(h);
 }
 
@@ -198,8 +202,7 @@ fn save_32<H: Host + ?Sized>(h: &mut H, area: u64, ip: u64, halted: bool) {
     use at32::*;
     let selectors = (0..6).map(|n| SELECTORS + 4 * n);
     let named = selectors.zip(HIDDEN).zip(segments(h));
-    let named: Vec<_> =
-        named.chain([((LDTR, LDTR_HIDDEN), h.st().ldtr), ((TR, TR_HIDDEN), h.st().tr)]).collect();
+    let named: Vec<_> = named.chain([((LDTR, LDTR_HIDDEN), h.st().ldtr), ((TR, TR_HIDDEN), h.st().tr)]).collect();
     for ((selector, hidden), s) in named {
         put(h, area + selector, 4, s.selector.into());
         put(h, area + hidden, 4, rights(&s));
@@ -265,9 +268,7 @@ fn load_64<H: Host + ?Sized>(h: &mut H, area: u64) -> Saved {
 fn load_32<H: Host + ?Sized>(h: &mut H, area: u64) -> Saved {
     use at32::*;
     let mut get = |at: u64| h.phys_read(area + at, 4);
-    let mut seg = |selector: u64, hidden: u64| {
-        segment(get(selector), get(hidden), get(hidden + 4), get(hidden + 8))
-    };
+    let mut seg = |selector: u64, hidden: u64| segment(get(selector), get(hidden), get(hidden + 4), get(hidden + 8));
     let six = std::array::from_fn(|n| seg(SELECTORS + 4 * n as u64, HIDDEN[n]));
     let (ldtr, tr) = (seg(LDTR, LDTR_HIDDEN), seg(TR, TR_HIDDEN));
     let mut table = |at: u64| TableRegister { limit: get(at) as u16, base: get(at + 4) };
