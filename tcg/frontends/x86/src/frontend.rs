@@ -6,7 +6,7 @@ use iced_x86::{Formatter, NasmFormatter};
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::{MpState, X86State};
 use mimus_arch::{CpuModel, CpuState, GuestArch};
-use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, ShutdownCause, StartRequest, SysReg, VcpuExit, VcpuIndex};
+use mimus_core::accel::{CpuPin, RemoteFence, ResetCause, ResetKind, StartRequest, SysReg, VcpuExit, VcpuIndex};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_ir::backend::VectorLayout;
@@ -186,7 +186,9 @@ impl Host for X86Cpu {
         let Stop::TripleFault = why;
         let pc = self.head.pc;
         self.jump(pc);
-        Cpu::stop(self, VcpuExit::Shutdown(ShutdownCause::TripleFault));
+        // A PC's chip set answers the processor's shutdown with a reset.
+        log::debug!(target: "guest_errors", "vCPU {}: triple fault at {pc:#x}; the machine is reset", self.index());
+        Cpu::stop(self, VcpuExit::Reset(ResetCause::TripleFault));
     }
 
     fn lin_read(&mut self, va: u64, bytes: u32, user: bool) -> Result<u64> {
