@@ -159,7 +159,7 @@ fn a20_masks_bit_20() {
         g.put(CODE, &[0xb8, 0xff, 0xff, 0x8e, 0xd8, 0x8b, 0x1e, 0x10, 0x05, 0x26, 0x8b, 0x0e, 0x00, 0x05, 0xf4]);
         g.put_u64(0x500, 0x1111);
         g.put_u64(0x10_0500, 0x2222);
-        let mut read = |g: &mut Guest| {
+        let read = |g: &mut Guest| {
             g.change(|s| (s.rip, s.mp_state) = (0, MpState::Running));
             let s = g.run();
             (s.gpr[RBX] & 0xffff, s.gpr[RCX] & 0xffff)
