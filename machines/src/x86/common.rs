@@ -50,6 +50,8 @@ pub fn builder(
     }
     let cpu = match &config.cpu {
         Some(text) => CpuModel::parse(arch, text),
+        // The translator has what its host has, at the host's speed; a kernel's KVM may not.
+        None if host.accel.name() == "tcg" => CpuModel::parse(arch, "max"),
         None => CpuModel::default_for(arch),
     };
     let cpu = cpu.map_err(|e| MachineError::other(format!("-cpu: {e}")))?;

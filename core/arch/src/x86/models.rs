@@ -65,8 +65,10 @@ pub struct X86Model {
 }
 
 /// Models that are what the accelerator has.
-const SPECIAL: [(&str, &str); 2] =
-    [("max", "everything the accelerator has"), ("host", "the host's own processor (KVM only)")];
+const SPECIAL: [(&str, &str); 2] = [
+    ("max", "everything the accelerator has (default of the translator)"),
+    ("host", "the host's own processor (KVM only)"),
+];
 
 /// Options of a model other than features.
 const PROPERTIES: [&str; 3] = ["phys-bits", "kvm", "enforce"];
