@@ -52,9 +52,7 @@ pub fn builder(
     }
     let cpu = match &config.cpu {
         Some(text) => CpuModel::parse(arch, text),
-        // The translator has what its host has, at the host's speed; a kernel's KVM may not.
-        None if host.accel.name() == "tcg" => CpuModel::parse(arch, "max"),
-        None => CpuModel::default_for(arch),
+        None => host.accel.default_cpu(arch),
     };
     let cpu = cpu.map_err(|e| MachineError::other(format!("-cpu: {e}")))?;
     let accel = host.accel.name();
