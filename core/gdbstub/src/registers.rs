@@ -22,6 +22,17 @@ impl Model {
     }
 }
 
+/// What lldb asks of the machine and of its process: architecture and word size.
+pub fn triple(model: Model) -> String {
+    let name = match model.arch {
+        GuestArch::X86_64 => "x86_64",
+        GuestArch::I386 => "i386",
+        other => other.name(),
+    };
+    let bytes = if model.arch.is_64_bit() { 8 } else { 4 };
+    format!("triple:{};endian:little;ptrsize:{bytes};", to_hex(format!("{name}-unknown-none").as_bytes()))
+}
+
 /// How a client numbers registers, by the description it was given last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
