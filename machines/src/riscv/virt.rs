@@ -49,6 +49,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         cpu,
         smp: config.smp.cpus,
         ram: vec![RamRange { base: map::DRAM_BASE, len: config.memory }],
+        host_memory: &config.host_memory,
         ports: false,
         irqchip: None,
         emulation_failure: host.emulation_failure,
