@@ -31,7 +31,7 @@ fn play(script: &str, client: &mut Client, abilities: &[&str]) -> String {
             reply = Some(client.interrupt());
         } else if line.starts_with('<') {
             let reply = reply.take().unwrap_or_default();
-            let _ = writeln!(out, "< {}", reply.replace('\n', "\\n"));
+            let _ = writeln!(out, "{}", format!("< {}", reply.replace('\n', "\\n")).trim_end());
             continue;
         }
         let _ = writeln!(out, "{line}");

@@ -48,6 +48,12 @@ impl Setup {
         config.machine.name = Some(board.to_owned());
         config.memory = 32 << 20;
         config.no_defaults = true;
+        // The same under every engine.
+        config.cpu = match arch {
+            "x86_64" => Some("qemu64".to_owned()),
+            "i386" => Some("qemu32".to_owned()),
+            _ => None,
+        };
         config.serials = vec![CharBackend::Null];
         (config.smp.cpus, config.smp.max_cpus, config.smp.cores) = (cpus, cpus, cpus);
         Self { config, files: tempfile::tempdir().unwrap() }

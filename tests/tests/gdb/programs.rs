@@ -152,15 +152,26 @@ pub mod riscv {
     /// What hart `n` counts is at `JIFFIES + 8 n`.
     pub const JIFFIES: u64 = 0x8040_0000;
 
+    const AGAIN: u64 = RAM + 0x40;
+    const FUNCTION: u64 = RAM + 0x80;
+    const TRAP: u64 = RAM + 0xc0;
+
+    fn pad(a: &mut Asm, to: u64) -> &mut Asm {
+        while a.here() < to {
+            a.op([addi(ZERO, ZERO, 0)]);
+        }
+        a
+    }
+
     /// Counts, calls a function and traps, for ever, in M-mode.
     pub fn bare() -> Asm {
         let mut asm = Asm::new(RAM);
         let a = &mut asm;
         a.li(S0, JIFFIES).la(T1, "trap").op([csrrw(ZERO, 0x305, T1)]);
-        a.label("again").op([ld(T0, S0, 0), addi(T0, T0, 1), sd(T0, S0, 0)]);
+        pad(a, AGAIN).label("again").op([ld(T0, S0, 0), addi(T0, T0, 1), sd(T0, S0, 0)]);
         a.jump(RA, "function").op([insn::ECALL]).jump(ZERO, "again");
-        a.label("function").op([xor(A3, A0, T0), jalr(ZERO, RA, 0)]);
-        a.label("trap").op([csrrs(T2, 0x341, ZERO), addi(T2, T2, 4), csrrw(ZERO, 0x341, T2), insn::MRET]);
+        pad(a, FUNCTION).label("function").op([xor(A3, A0, T0), jalr(ZERO, RA, 0)]);
+        pad(a, TRAP).label("trap").op([csrrs(T2, 0x341, ZERO), addi(T2, T2, 4), csrrw(ZERO, 0x341, T2), insn::MRET]);
         asm
     }
 

@@ -270,6 +270,48 @@ fn a_pipe_to_gdb() {
     both.wait_for("-gdb stdio");
 }
 
+/// What lldb does with a guest of a few instructions, by its own idea of the protocol.
+#[test]
+fn a_session_with_lldb() {
+    let test = "a_session_with_lldb";
+    if !Command::new("lldb").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        return skipped(test, "there is no lldb");
+    }
+    let dir = Dir::new(test);
+    let kernel = dir.path("kernel");
+    // addi a0, a0, 1; j -4
+    std::fs::write(&kernel, [0x13, 0x05, 0x15, 0x00, 0x6f, 0xf0, 0xdf, 0xff].repeat(16)).unwrap();
+    let mut rom = vec![0xf4u8; 0x1_0000];
+    // inc ax; jmp -3
+    rom[0xfff0..0xfff3].copy_from_slice(&[0x40, 0xeb, 0xfd]);
+    let bios = dir.path("rom");
+    std::fs::write(&bios, rom).unwrap();
+    let guests: [(&[&str], &str, u64, u64); 2] = [
+        (&["riscv64", "-M", "virt", "-bios", "none", "-kernel", &kernel], "a0", 0x8000_0000, 4),
+        (&["x86_64", "-M", "pc", "-accel", "tcg", "-bios", &bios], "rax", 0xffff_fff0, 1),
+    ];
+    for (args, register, start, step) in guests {
+        let mut all = vec!["system"];
+        all.extend(args);
+        all.extend(["-m", "64", "-display", "none", "-serial", "none", "-monitor", "none", "-S", "-gdb", "tcp::0"]);
+        let mut machine = Mimus::start(&all);
+        machine.wait_for("listening on tcp:127.0.0.1:");
+        let port = machine.wait_for("\n");
+        let script = dir.path("lldb");
+        let text = format!(
+            "gdb-remote 127.0.0.1:{port}\nregister read pc\nthread step-inst\nregister read pc\n\
+             breakpoint set -a {start:#x}\ncontinue\nregister read pc {register}\nmemory read {start:#x} -c 4\n\
+             process plugin packet monitor info status\nprocess kill\nquit\n"
+        );
+        std::fs::write(&script, text).unwrap();
+        let out = Command::new("timeout").args(["60", "lldb", "--batch", "-s", &script]).output().expect("lldb runs");
+        let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+        let after = format!("{:016x}", start + step);
+        says(&text, &["stop reason = breakpoint", &format!("{start:016x}"), &after, "VM status: paused"]);
+        machine.end_well();
+    }
+}
+
 #[test]
 fn a_busy_port_is_said_so() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
