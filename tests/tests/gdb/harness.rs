@@ -16,7 +16,7 @@ use mimus_gdbstub::{Event, Target, vm};
 use mimus_machines::boards;
 use mimus_machines::config::{Bios, CharBackend, MachineConfig};
 use mimus_machines::machine::control::QuitCause;
-use mimus_machines::machine::{Host, HostIo, Machine, MachineControl, Notice, Request, RunState};
+use mimus_machines::machine::{Host, HostIo, Machine, MachineControl, Notice, Request, RunEnd, RunState};
 use mimus_tcg::TcgAccelerator;
 
 /// Longest wait for one thing: a loaded machine, not a fast one.
@@ -48,10 +48,11 @@ impl Setup {
         config.machine.name = Some(board.to_owned());
         config.memory = 32 << 20;
         config.no_defaults = true;
+        // A guest that crashes stays.
+        config.no_shutdown = true;
         // The same under every engine.
         config.cpu = match arch {
-            "x86_64" => Some("qemu64".to_owned()),
-            "i386" => Some("qemu32".to_owned()),
+            "x86_64" | "i386" => Some("max,-avx".to_owned()),
             _ => None,
         };
         config.serials = vec![CharBackend::Null];
@@ -150,7 +151,10 @@ impl Debuggee {
             let _ = tell.send(event_of(notice));
         });
         let thread = std::thread::spawn(move || {
-            machine.wait();
+            let end = machine.wait();
+            if !matches!(end, RunEnd::Quit(_)) {
+                println!("the machine ended: {end:?}");
+            }
             machine.end();
             machine
         });
@@ -161,6 +165,8 @@ impl Debuggee {
     /// A client of it; one at a time.
     pub fn client(&self) -> Client {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).take().expect("one client");
+        // What happened before it came.
+        while events.try_recv().is_ok() {}
         Client { session: Session::new(self.target.clone()), events, framer: Framer::default() }
     }
 
