@@ -129,7 +129,10 @@ impl Session {
     /// Takes note of what the machine did.
     pub fn event(&mut self, event: Event, out: &mut Vec<u8>) -> Flow {
         match event {
-            Event::Stop(vcpu, stop) => self.stops.push_back((vcpu, stop)),
+            Event::Stop(vcpu, stop) => {
+                self.stops.retain(|s| s.0 != vcpu);
+                self.stops.push_back((vcpu, stop));
+            }
             Event::Stopped if self.running => self.tell_stop(out),
             Event::Stopped | Event::Running => {}
             Event::Ended => {
