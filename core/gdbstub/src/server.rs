@@ -262,7 +262,7 @@ impl Server {
             ended = serve(&mut session, &mut *stream, sent, &rx, &credit);
         }
         stream.end();
-        if !ended {
+        if !ended && !session.killed() {
             // What its vCPUs still have to tell is told before they go on without a debugger.
             if session.runs() {
                 let _ = wait_stopped(&**target, &rx);

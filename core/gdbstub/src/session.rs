@@ -65,6 +65,8 @@ pub struct Session {
     layout: Layout,
     /// The description it reads.
     description: String,
+    /// The client has ended the machine.
+    killed: bool,
     /// It understands `E.message`.
     error_messages: bool,
     /// The client is lldb.
@@ -92,6 +94,7 @@ impl Session {
             points: Vec::new(),
             layout,
             description: String::new(),
+            killed: false,
             error_messages: false,
             lldb: false,
         }
@@ -146,6 +149,11 @@ impl Session {
     /// Whether the client waits for a stop.
     pub fn runs(&self) -> bool {
         self.running
+    }
+
+    /// Whether the client has ended the machine.
+    pub fn killed(&self) -> bool {
+        self.killed
     }
 
     /// Whether the client has ever let the machine run.
@@ -212,11 +220,13 @@ impl Session {
                 return Flow::Close;
             }
             "k" => {
+                self.killed = true;
                 self.target.kill();
                 return Flow::Close;
             }
             "v" if rest.starts_with("Kill") => {
                 self.send("OK", out);
+                self.killed = true;
                 self.target.kill();
                 return Flow::Close;
             }
@@ -407,6 +417,9 @@ impl Session {
                 false => Layout::of_state(model, &self.target.state(self.current).ok()?),
             };
             self.description = self.layout.description();
+            if self.lldb {
+                self.description = registers::for_lldb(&self.description);
+            }
         }
         part(&self.description, range_text)
     }

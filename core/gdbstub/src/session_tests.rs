@@ -176,6 +176,16 @@ fn registers_of_each_vcpu() {
 }
 
 #[test]
+fn lldb_is_told_which_register_is_which() {
+    let mut c = Client::new();
+    let info = c.ask("qProcessInfo");
+    assert!(info.starts_with("pid:1;triple:") && info.ends_with(";endian:little;ptrsize:8;"), "{info}");
+    assert!(info.contains(&to_hex(b"riscv64-unknown-none")));
+    let xml = c.ask("qXfer:features:read:target.xml:0,1fff");
+    assert!(xml.contains("name=\"pc\" generic=\"pc\"") && xml.contains("name=\"fp\" generic=\"fp\""), "{xml}");
+}
+
+#[test]
 fn memory_virtual_and_physical() {
     let mut c = Client::new();
     assert_eq!(c.ask("mffffffffffffeffe,4"), "ffff0000", "two pages");
