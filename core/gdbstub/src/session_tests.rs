@@ -294,6 +294,25 @@ fn nonsense() {
         "s",
         "S",
         "Qqemu.sstep=",
+        "Z0,",
+        "Z2,",
+        "z0,",
+        "z2,",
+        "Hg",
+        "Hc",
+        "P5=",
+        "M80000010,2:",
+        "X80000010,2:",
+        "vCont;s:",
+        "vCont;c:",
+        "qXfer:memory-map:read::",
+        "qSupported:error-message+;",
+        "qThreadExtraInfo,",
+        "Qqemu.PhyMemMode:",
+        "qHostInfo",
+        "D",
+        "?",
+        "vCont?",
     ];
     let bytes = b"0123456789abcdef,:;=-\xff\x00\xc3\xa9~";
     let packets = std::env::var("MIMUS_FUZZ_PACKETS").ok().and_then(|v| v.parse().ok()).unwrap_or(100_000);
@@ -311,4 +330,5 @@ fn nonsense() {
     }
     c.event(Event::Stopped);
     assert_eq!(c.ask("qAttached"), "1");
+    assert!(c.session.points.len() <= MAX_BREAKPOINTS + MAX_WATCHPOINTS && c.session.stops.len() <= 2);
 }
