@@ -3,6 +3,7 @@
 mod bench;
 mod deps;
 mod guests;
+mod kvm;
 mod lint;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ usage: cargo xtask <task>
       [--phases | --programs]           busybox's rows, or those of tests/xtask/bench, only
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
+  bench kvm                           what exits and starts cost under KVM, beside qemu-system-x86_64
   ci                                  check-deps, lint, and the whole test suite
 ";
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         ["check-deps"] => deps::check(),
         ["lint"] => lint::run(),
         ["guests"] => guests::fetch(),
+        ["bench", "kvm", rest @ ..] => kvm::bench(rest),
         ["bench", rest @ ..] => bench::run(rest),
         ["ci"] => ci(),
         [] | ["help" | "-h" | "--help"] => {
