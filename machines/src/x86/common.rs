@@ -52,7 +52,7 @@ pub fn builder(
     }
     let cpu = match &config.cpu {
         Some(text) => CpuModel::parse(arch, text),
-        None => CpuModel::default_for(arch),
+        None => host.accel.default_cpu(arch),
     };
     let cpu = cpu.map_err(|e| MachineError::other(format!("-cpu: {e}")))?;
     let accel = host.accel.name();
