@@ -2,6 +2,7 @@
 
 mod bench;
 mod deps;
+mod fuzz;
 mod guests;
 mod kvm;
 mod lint;
@@ -23,6 +24,7 @@ usage: cargo xtask <task>
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
   bench kvm                           what exits and starts cost under KVM, beside qemu-system-x86_64
+  fuzz x86 [--count N] [--seed N]     random sequences by the x86 translator and by the host; see fuzz x86 --help
   ci                                  check-deps, lint, and the whole test suite
 ";
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ["guests"] => guests::fetch(),
         ["bench", "kvm", rest @ ..] => kvm::bench(rest),
         ["bench", rest @ ..] => bench::run(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         ["ci"] => ci(),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");
