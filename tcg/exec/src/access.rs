@@ -358,6 +358,53 @@ impl<F: GuestFrontend> Cpu<F> {
         Ok(())
     }
 
+    /// Loads `bytes` to the buffer of vector operands.
+    pub(crate) fn load_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
+        self.watch(pc, va, bytes.into(), READS)?;
+        let last = va.wrapping_add(u64::from(bytes) - 1);
+        for page in [va, last] {
+            self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
+        }
+        for (done, at, size) in pieces(va, bytes) {
+            let value = self
+                .locate(at, Access::Load)
+                .and_then(|place| self.load_at(place, at, size))
+                .map_err(|f| self.fault(pc, at, Access::Load, f))?;
+            let n = size.bytes() as usize;
+            self.head.unit_buffer.0[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
+        }
+        Ok(())
+    }
+
+    /// Before a store from that buffer: whether it can be done.
+    pub(crate) fn probe_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
+        self.watch(pc, va, bytes.into(), WRITES)?;
+        let last = va.wrapping_add(u64::from(bytes) - 1);
+        let first = bytes.min((PAGE - (va & (PAGE - 1))) as u32);
+        for (page, len) in [(va, first), (last, bytes - first)] {
+            let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
+            if len > 0 {
+                self.check_own_code(pc, &place, len)?;
+            }
+        }
+        self.head.unit_va = va;
+        Ok(())
+    }
+
+    /// The store that [`Cpu::probe_unit`] allowed.
+    pub(crate) fn store_unit(&mut self, bytes: u32) {
+        let data = self.head.unit_buffer.0;
+        for (done, at, size) in pieces(self.head.unit_va, bytes) {
+            let n = size.bytes() as usize;
+            let mut value = [0; 8];
+            value[..n].copy_from_slice(&data[done..done + n]);
+            let stored = self
+                .locate(at, Access::Store)
+                .and_then(|place| self.store_at(place, at, u64::from_le_bytes(value), size));
+            debug_assert!(stored.is_ok(), "a store to {at:#x} that was allowed");
+        }
+    }
+
     /// An atomic access's host address. Faults if misaligned or not RAM.
     fn locate_atomic(&mut self, va: u64, size: Size, access: Access) -> Result<Place, MemFault> {
         if !va.is_multiple_of(u64::from(size.bytes())) {
@@ -743,6 +790,25 @@ unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
         }
     }
     extend(found, size, Ext::Zero)
+}
+
+/// Accesses of up to 8 bytes, each inside a page, that make up one of `bytes`: offset, address and size.
+fn pieces(va: u64, bytes: u32) -> impl Iterator<Item = (usize, u64, Size)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = va.wrapping_add(u64::from(done));
+        let left = (bytes - done).min((PAGE - (at & (PAGE - 1))) as u32);
+        let size = match left {
+            0 => return None,
+            8.. => Size::B8,
+            4.. => Size::B4,
+            2.. => Size::B2,
+            _ => Size::B1,
+        };
+        let offset = done as usize;
+        done += size.bytes();
+        Some((offset, at, size))
+    })
 }
 
 /// Copies a page of guest memory that other vCPUs may be writing.

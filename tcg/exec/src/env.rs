@@ -51,7 +51,18 @@ pub struct EnvHead {
     pub reserve_addr: u64,
     /// Value it loaded.
     pub reserve_value: u64,
+    /// See `EnvLayout::vector_dead`, and what follows it there.
+    pub(crate) vector_dead: u8,
+    pub(crate) mxcsr: u32,
+    pub(crate) host_mxcsr: u32,
+    /// Where `unit_probe` was asked about.
+    pub(crate) unit_va: u64,
+    pub(crate) unit_buffer: UnitBuffer,
 }
+
+/// See `EnvLayout::unit_buffer`.
+#[repr(C, align(32))]
+pub(crate) struct UnitBuffer(pub [u8; 32]);
 
 /// What other threads see of a vCPU.
 pub(crate) struct Mailbox {
@@ -157,6 +168,11 @@ impl<F: GuestFrontend> Cpu<F> {
                 cur_insn: 0,
                 reserve_addr: !0,
                 reserve_value: 0,
+                vector_dead: 0xff,
+                mxcsr: 0,
+                host_mxcsr: hostfp::HOST_DEFAULT,
+                unit_va: 0,
+                unit_buffer: UnitBuffer([0; 32]),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -194,6 +210,10 @@ impl<F: GuestFrontend> Cpu<F> {
             cur_insn: at(offset_of!(EnvHead, cur_insn)),
             reserve_addr: at(offset_of!(EnvHead, reserve_addr)),
             reserve_value: at(offset_of!(EnvHead, reserve_value)),
+            vector_dead: at(offset_of!(EnvHead, vector_dead)),
+            mxcsr: at(offset_of!(EnvHead, mxcsr)),
+            host_mxcsr: at(offset_of!(EnvHead, host_mxcsr)),
+            unit_buffer: at(offset_of!(EnvHead, unit_buffer)),
             guest: offset_of!(Cpu<F>, guest) as i32,
         }
     }

@@ -12,6 +12,7 @@ mod fuse;
 mod group;
 mod mem;
 mod rmw;
+mod unit;
 mod wide;
 
 #[cfg(test)]
@@ -65,6 +66,8 @@ enum Cold {
     Store(mem::Slow),
     Atomic(atomic::Slow),
     Rmw(rmw::Slow),
+    Unit(unit::Slow),
+    Revive(unit::Revive),
     Division(wide::SlowDivision),
     /// Leaves before a division that the host cannot do.
     CarefulDivision {
@@ -269,6 +272,7 @@ impl Lower<'_> {
             Op::CmpXchg { d, size, expected, new, base, off } => {
                 self.cmpxchg(d, size, [expected, new, base], off);
             }
+            Op::Unit { .. } => self.unit(op),
             Op::BranchF { cond, to, .. } => self.branch_f(cond, to),
             Op::Jump { to } => self.jump(to),
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
@@ -507,6 +511,7 @@ impl Lower<'_> {
             Op::Store { src, base, .. } => base == v && src != v,
             Op::Branch { a, b, .. } => a == v || b == v,
             Op::JumpReg { base, .. } => base == d,
+            Op::Unit { a, .. } => a == v,
             Op::Lea { base, index, .. } => base == v || index == v,
             // A destination of which a part stays is read from its memory.
             Op::AluF { size, d: to, a, b, .. } => {
@@ -547,6 +552,12 @@ impl Lower<'_> {
                 Cold::Store(slow) => self.slow_store(slow),
                 Cold::Atomic(slow) => self.slow_atomic(slow),
                 Cold::Rmw(slow) => self.slow_rmw(slow),
+                Cold::Unit(slow) => self.slow_unit(slow),
+                Cold::Revive(revive) => {
+                    if let Some(layout) = self.be.config.vector {
+                        self.revive(revive, layout);
+                    }
+                }
                 Cold::Division(slow) => self.slow_division(slow),
                 Cold::CarefulDivision { from, pc, flags } => self.careful_division(from, pc, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),

@@ -190,6 +190,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
             reserve_addr: offset_of!(Env, reserve_addr) as i32,
             reserve_value: offset_of!(Env, reserve_value) as i32,
             guest: offset_of!(Env, hot) as i32,
+            ..EnvLayout::default()
         },
         context: ContextLayout::STANDARD,
         fns: RuntimeFns {
@@ -197,6 +198,9 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
             store: store as *const () as usize,
             atomic: atomic as *const () as usize,
             cmpxchg: cmpxchg as *const () as usize,
+            unit_load: 0,
+            unit_probe: 0,
+            unit_store: 0,
             fp: fp as *const () as usize,
             link: link as *const () as usize,
         },
@@ -207,6 +211,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
             helper_call::<3> as *const () as usize,
         ],
         pin_order,
+        vector: None,
         code_align,
         flags: true,
         code_base: 0,
