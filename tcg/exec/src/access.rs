@@ -361,8 +361,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Loads `bytes` to the buffer of vector operands.
     pub(crate) fn load_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
         self.watch(pc, va, bytes.into(), READS)?;
-        let last = va.wrapping_add(u64::from(bytes) - 1);
-        for page in [va, last] {
+        for page in [va, last_page(va, bytes)] {
             self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
         }
         for (done, at, size) in pieces(va, bytes) {
@@ -379,7 +378,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Before a store from that buffer: whether it can be done.
     pub(crate) fn probe_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
         self.watch(pc, va, bytes.into(), WRITES)?;
-        let last = va.wrapping_add(u64::from(bytes) - 1);
+        let last = last_page(va, bytes);
         let first = bytes.min((PAGE - (va & (PAGE - 1))) as u32);
         for (page, len) in [(va, first), (last, bytes - first)] {
             let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
@@ -790,6 +789,12 @@ unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
         }
     }
     extend(found, size, Ext::Zero)
+}
+
+/// The first byte in the last page that an access of `bytes` reaches: that is where it faults.
+pub(crate) fn last_page(va: u64, bytes: u32) -> u64 {
+    let last = va.wrapping_add(u64::from(bytes) - 1);
+    if (va ^ last) & !(PAGE - 1) == 0 { va } else { last & !(PAGE - 1) }
 }
 
 /// Accesses of up to 8 bytes, each inside a page, that make up one of `bytes`: offset, address and size.

@@ -41,7 +41,14 @@ pub fn handlers(g: &Guest) {
         }
         a.mov(rax, cr2)?;
         a.mov(qword_ptr(r13 + 32), rax)?;
+        // A program that gets nowhere does not go on for ever.
+        let mut good = a.create_label();
         a.add(r13, 64)?;
+        a.cmp(r13, TRAPS as i32 + 0x1_0000)?;
+        a.jb(good)?;
+        a.out(i32::from(crate::bus::PORT_STOP), al)?;
+        a.hlt()?;
+        a.set_label(&mut good)?;
         a.mov(qword_ptr(rsp + 24), r15)?;
         a.and(qword_ptr(rsp + 40), !0x100)?;
         a.pop(rax)?;

@@ -416,6 +416,20 @@ fn state_areas() {
     run_long("state_areas", cases, false);
 }
 
+/// With bits of CR0 set, which are clear afterwards even if there was an exception.
+fn with_cr0(a: &mut CodeAssembler, bits: i32, f: Body) -> Assembled {
+    let mut after = a.create_label();
+    a.lea(r15, ptr(after))?;
+    a.mov(rax, cr0)?;
+    a.or(eax, bits)?;
+    a.mov(cr0, rax)?;
+    f(a)?;
+    a.set_label(&mut after)?;
+    a.mov(rax, cr0)?;
+    a.and(eax, !bits)?;
+    a.mov(cr0, rax)
+}
+
 #[test]
 fn system() {
     let cases: &[(&str, Body)] = cases! {
@@ -450,30 +464,33 @@ fn system() {
         "lar of nothing": |a| { a.mov(ecx, 0x58)?; a.lar(eax, ecx) };
         "lsl": |a| { a.mov(ecx, i32::from(KERNEL_DATA))?; a.lsl(rax, rcx) };
         "rdtscp": |a| {
-            a.mov(ecx, 0xc000_0103u32)?;
-            a.mov(eax, 0x1234)?;
-            a.xor(edx, edx)?;
-            a.wrmsr()?;
+            for _ in 0..2 {
+                a.mov(r10, r11)?;
+                a.rdtscp()?;
+                a.shl(rdx, 32)?;
+                a.lea(r11, qword_ptr(rax + rdx))?;
+            }
             a.rdtsc()?;
-            a.mov(esi, eax)?;
-            a.mov(edi, edx)?;
-            a.rdtscp()?;
-            // Time goes on: as a number with 64 bits, and not for long.
-            a.sub(eax, esi)?;
-            a.sbb(edx, edi)?;
-            a.shrd(rax, rdx, 32)?;
-            a.xor(eax, eax)?;
-            a.xor(esi, esi)?;
-            a.xor(edi, edi)?;
-            a.test(eax, eax)
+            a.shl(rdx, 32)?;
+            a.add(rax, rdx)?;
+            // Time goes on, and not backwards, whoever is asked.
+            a.cmp(r10, r11)?;
+            a.seta(bl)?;
+            a.cmp(r11, rax)?;
+            a.seta(bh)?;
+            a.sub(rax, r10)?;
+            a.shr(rax, 40)?;
+            a.xor(edx, edx)?;
+            a.xor(r10d, r10d)?;
+            a.xor(r11d, r11d)?;
+            a.test(ebx, ebx)
         };
-        "#NM of x87": |a| { a.mov(rax, cr0)?; a.or(eax, 8)?; a.mov(cr0, rax)?; a.fld1() };
-        "#NM of sse": |a| a.addps(xmm0, xmm1);
-        "#NM of fwait": |a| a.wait();
-        "no #NM": |a| { a.clts()?; a.addps(xmm0, xmm1) };
-        "#UD of sse with EM": |a| { a.mov(rax, cr0)?; a.or(eax, 4)?; a.mov(cr0, rax)?; a.addps(xmm0, xmm1) };
-        "#NM of x87 with EM": |a| a.fld1();
-        "no EM": |a| { a.mov(rax, cr0)?; a.and(eax, !4)?; a.mov(cr0, rax) };
+        "#NM of x87": |a| with_cr0(a, 8, |a| a.fld1());
+        "#NM of sse": |a| with_cr0(a, 8, |a| a.addps(xmm0, xmm1));
+        "#NM of fwait": |a| with_cr0(a, 8, |a| a.wait());
+        "#NM of avx": |a| with_cr0(a, 8, |a| a.vpxor(ymm0, ymm0, ymm0));
+        "#UD of sse with EM": |a| with_cr0(a, 4, |a| a.addps(xmm0, xmm1));
+        "#NM of x87 with EM": |a| with_cr0(a, 4, |a| a.fld1());
         "single steps": |a| {
             a.pushfq()?;
             a.or(qword_ptr(rsp), 0x100)?;

@@ -191,7 +191,7 @@ impl Host for X86Cpu {
         let wide = self.guest.st.long();
         if va & 4095 > 4096 - u64::from(bytes) {
             // Nothing is stored unless all can be.
-            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1));
+            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1)) & !4095;
             for at in [va, end] {
                 if self.host_for_store(at).is_err() {
                     return Err(taken(self, at));
@@ -220,7 +220,9 @@ fn default_read(cpu: &mut X86Cpu, va: u64, bytes: u32, user: bool) -> Result<u64
 fn default_write(cpu: &mut X86Cpu, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
     let wide = cpu.guest.st.long();
     let end = cpu.wrap(va.wrapping_add(u64::from(bytes) - 1));
-    paging::walk(cpu, end, paging::Access::Store, user)?;
+    for at in [Some(va), ((va ^ end) & !4095 != 0).then_some(end & !4095)].into_iter().flatten() {
+        paging::walk(cpu, at, paging::Access::Store, user)?;
+    }
     pieces(va, bytes, wide, |done, at, size| {
         let leaf = paging::walk(cpu, at, paging::Access::Store, user)?;
         cpu.phys_write(leaf.pa, size.bytes(), value >> (8 * done));
