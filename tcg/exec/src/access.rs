@@ -49,6 +49,7 @@ pub(crate) enum At {
 }
 
 /// Where an access ends up.
+#[derive(Clone, Copy)]
 pub(crate) enum Place {
     /// Host memory; the block and the offset in it for stores.
     Ram {
@@ -475,6 +476,19 @@ impl<F: GuestFrontend> Cpu<F> {
         lock: bool,
         new: &mut dyn FnMut(u64) -> u64,
     ) -> Result<u64, Trapped> {
+        self.watch(pc, va, size.bytes().into(), (true, true))?;
+        self.rmw_unwatched(pc, va, size, lock, new)
+    }
+
+    /// [`Cpu::rmw`] of a helper that has taken note of watchpoints.
+    pub(crate) fn rmw_unwatched(
+        &mut self,
+        pc: At,
+        va: u64,
+        size: Size,
+        lock: bool,
+        new: &mut dyn FnMut(u64) -> u64,
+    ) -> Result<u64, Trapped> {
         if va & (PAGE - 1) > PAGE - u64::from(size.bytes()) {
             return self.rmw_across(pc, va, size, new);
         }
@@ -492,7 +506,8 @@ impl<F: GuestFrontend> Cpu<F> {
             place => {
                 let old = self.load_at(place, va, size).map_err(|f| self.fault(pc, va, Access::Load, f))?;
                 let old = extend(old, size, Ext::Zero);
-                self.store(pc, va, new(old), size).map(|()| old)
+                self.store_at(place, va, new(old), size).map_err(|f| self.fault(pc, va, Access::Store, f))?;
+                Ok(old)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Guest programs of a few instructions, run by the interpreter and by the host backend, and random instructions
 //! against the host's own processor.
 
+mod debug;
 mod native;
 mod programs;
 
@@ -73,6 +74,7 @@ impl CodeWriteListener for Listener {
 }
 
 pub struct Guest {
+    pub interprets: bool,
     pub vcpu: TcgVcpu<X86>,
     pub io: TestIo,
     ram: Arc<RamBlock>,
@@ -108,7 +110,7 @@ impl Guest {
             vector: Mutex::default(),
             handle: Mutex::default(),
         };
-        Guest { vcpu, io, ram, shared: Some(shared) }
+        Guest { interprets: interpret, vcpu, io, ram, shared: Some(shared) }
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
