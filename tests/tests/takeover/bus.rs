@@ -1,9 +1,10 @@
 //! The machine's side: devices are a hole that answers and remembers.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use mimus_core::accel::{CpuIo, VcpuHandle, VcpuIndex};
+use mimus_core::accel::{CpuIo, CpuPin, VcpuHandle, VcpuIndex};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::AddressSpace;
@@ -25,6 +26,8 @@ pub struct Bus {
     pub memory: Arc<AddressSpace>,
     pub handle: OnceLock<Arc<dyn VcpuHandle>>,
     seen: Mutex<Vec<Seen>>,
+    /// Vectors of interrupt acknowledge cycles; INTR goes low with the last.
+    pub vectors: Mutex<VecDeque<u8>>,
     pub stopped: AtomicBool,
 }
 
@@ -35,7 +38,7 @@ pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Bus {
     pub fn new(clock: Arc<VirtualClock>, memory: Arc<AddressSpace>) -> Arc<Self> {
         let stopped = AtomicBool::new(false);
-        Arc::new(Self { clock, memory, handle: OnceLock::new(), seen: Mutex::default(), stopped })
+        Arc::new(Self { clock, memory, handle: OnceLock::new(), seen: Mutex::default(), vectors: Mutex::default(), stopped })
     }
 
     /// What was accessed, in order.
@@ -78,6 +81,15 @@ impl CpuIo for Bus {
             return;
         }
         self.see(Seen::Out(port, size.bytes(), value & size.mask()));
+    }
+
+    fn acknowledge_interrupt(&self, _: VcpuIndex) -> Option<u8> {
+        let mut vectors = lock(&self.vectors);
+        let vector = vectors.pop_front();
+        if let Some(handle) = self.handle.get().filter(|_| vectors.is_empty()) {
+            handle.set_pin(CpuPin::Intr, false);
+        }
+        vector
     }
 
     fn clock(&self) -> &VirtualClock {

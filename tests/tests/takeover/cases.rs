@@ -72,11 +72,11 @@ fn case(a: &mut CodeAssembler, number: u64, body: Body) -> Assembled {
     for (i, r) in [rax, rcx, rdx, rbx, rsi, rdi, r8, r9].into_iter().enumerate() {
         // Small numbers are likely to be of use too.
         let value = next();
-        a.mov(r, if (number + i as u64) % 3 == 0 { value & 0x3f } else { value })?;
+        a.mov(r, if (number + i as u64).is_multiple_of(3) { value & 0x3f } else { value })?;
     }
     a.mov(r12, DATA)?;
     a.lea(r15, ptr(after))?;
-    a.push(if number % 2 == 0 { 0x8d7 } else { 2 })?;
+    a.push(if number.is_multiple_of(2) { 0x8d7 } else { 2 })?;
     a.popfq()?;
     body(a)?;
     a.set_label(&mut after)?;

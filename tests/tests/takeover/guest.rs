@@ -315,8 +315,14 @@ pub fn compare(test: &str, kvm: &End, tcg: &End) {
         let mut s = s.clone();
         s.msrs.clear();
         (s.tsc, s.tsc_khz, s.apic_base, s.cr8) = (0, 0, 0, 0);
+        // It goes with the next instruction, for the translator when somebody looks.
+        s.rflags &= !RFLAGS_RF;
         mimus_arch::x86::xsave::normalise(&mut s.xsave);
         s.xsave[POINTERS].fill(0);
+        // A null stack segment of 64-bit handlers.
+        if s.ss.attributes & attr::P == 0 {
+            s.ss = Segment { selector: s.ss.selector, ..Segment::UNUSABLE };
+        }
         // The accessed bit in an unusable segment's attributes, say.
         for segment in [&mut s.es, &mut s.ds, &mut s.fs, &mut s.gs, &mut s.ldtr] {
             if segment.attributes & attr::UNUSABLE != 0 {

@@ -5,12 +5,6 @@ use iced_x86::code_asm::*;
 use crate::cases::{Body, run_long};
 use crate::guest::*;
 
-macro_rules! cases {
-    ($($name:literal: |$a:ident| $body:expr;)*) => {
-        &[$(($name, (|$a: &mut CodeAssembler| $body) as Body)),*]
-    };
-}
-
 #[test]
 fn atomics_and_bits() {
     let cases: &[(&str, Body)] = cases! {

@@ -5,7 +5,17 @@
 
 #![cfg(target_arch = "x86_64")]
 
+/// Named bodies of cases.
+macro_rules! cases {
+    ($($name:literal: |$a:ident| $body:expr;)*) => {
+        &[$(($name, (|$a: &mut CodeAssembler| $body) as Body)),*]
+    };
+}
+
 mod bus;
 mod cases;
 mod guest;
+mod hazards;
 mod long_mode;
+mod other_modes;
+mod user_mode;
