@@ -62,7 +62,7 @@ pub struct EnvHead {
 
 /// See `EnvLayout::unit_buffer`.
 #[repr(C, align(32))]
-pub(crate) struct UnitBuffer(pub [u8; 32]);
+pub(crate) struct UnitBuffer(pub [u8; 96]);
 
 /// What other threads see of a vCPU.
 pub(crate) struct Mailbox {
@@ -123,7 +123,8 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) view: Arc<FlatView>,
     pub(crate) view_generation: u64,
     pub(crate) ram_window: Cell<RamWindow>,
-    pub(crate) scratch: crate::translate::Scratch,
+    /// `None` while in use.
+    pub(crate) scratch: Option<Box<crate::translate::Scratch>>,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
     pub(crate) interp_blocks: HashMap<usize, Rc<Block>>,
     /// A store withdrew code.
@@ -172,7 +173,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 mxcsr: 0,
                 host_mxcsr: hostfp::HOST_DEFAULT,
                 unit_va: 0,
-                unit_buffer: UnitBuffer([0; 32]),
+                unit_buffer: UnitBuffer([0; 96]),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -181,7 +182,7 @@ impl<F: GuestFrontend> Cpu<F> {
             view,
             view_generation: 0,
             ram_window: Cell::new(RamWindow::NONE),
-            scratch: Default::default(),
+            scratch: None,
             interp_blocks: HashMap::new(),
             code_changed: false,
             step_at: None,
@@ -213,6 +214,7 @@ impl<F: GuestFrontend> Cpu<F> {
             vector_dead: at(offset_of!(EnvHead, vector_dead)),
             mxcsr: at(offset_of!(EnvHead, mxcsr)),
             host_mxcsr: at(offset_of!(EnvHead, host_mxcsr)),
+            unit_va: at(offset_of!(EnvHead, unit_va)),
             unit_buffer: at(offset_of!(EnvHead, unit_buffer)),
             guest: offset_of!(Cpu<F>, guest) as i32,
         }

@@ -28,9 +28,9 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
         check_unit(x, Unit::Avx)?;
         return gather(x);
     }
-    if let Some(element) = masked_element(x.insn.mnemonic()) {
+    if masks_memory(x.insn.mnemonic()) {
         check_unit(x, Unit::Avx)?;
-        return masked_vector(x, element);
+        return masked(x);
     }
     let built = built(x)?;
     check_unit(x, built.unit)?;
@@ -138,7 +138,7 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
     }
     if built.memory != Memory::Read && !inside {
         // Nothing is computed unless its result can be stored.
-        for at in [va, last_page(x, va, bytes)] {
+        for at in [va, x.cpu.wrap(page_behind(va))] {
             if x.cpu.host_for_store(at).is_err() {
                 return Err(taken(x.cpu, at));
             }
@@ -148,6 +148,11 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
         load(x, va, &mut buffer.0[..bytes])?;
     }
     Ok(buffer.0.as_mut_ptr())
+}
+
+/// The page behind that of an address: where an access that leaves its page faults.
+const fn page_behind(va: u64) -> u64 {
+    (va | 4095).wrapping_add(1)
 }
 
 /// Loads bytes, over a page's end if need be.
@@ -164,17 +169,11 @@ pub(super) fn load(x: &mut Exec<'_>, va: u64, to: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The first byte in the last page that an access reaches: that is where it faults.
-fn last_page(x: &Exec<'_>, va: u64, bytes: usize) -> u64 {
-    let last = va.wrapping_add(bytes as u64 - 1);
-    if (va ^ last) & !4095 == 0 { va } else { x.cpu.wrap(last & !4095) }
-}
-
 /// Stores bytes, over a page's end if need be; nothing, if any cannot be.
 pub(super) fn store(x: &mut Exec<'_>, va: u64, from: &[u8]) -> Result<()> {
-    let last = last_page(x, va, from.len());
-    if last != va && x.cpu.host_for_store(last).is_err() {
-        return Err(taken(x.cpu, last));
+    let behind = x.cpu.wrap(page_behind(va));
+    if (va & 4095) + from.len() as u64 > 4096 && x.cpu.host_for_store(behind).is_err() {
+        return Err(taken(x.cpu, behind));
     }
     let mut done = 0;
     while done < from.len() {
@@ -313,44 +312,50 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of an element of AVX's masked moves.
-fn masked_element(m: Mnemonic) -> Option<usize> {
-    match m {
-        Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd => Some(4),
-        Mnemonic::Vmaskmovpd | Mnemonic::Vpmaskmovq => Some(8),
-        _ => None,
-    }
+/// Whether an instruction leaves out parts of its memory operand.
+pub(super) fn masks_memory(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(m, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
 }
 
-/// AVX's masked moves: elements whose mask is clear are not accessed, and cannot fault (SDM volume 2 "VMASKMOV").
-fn masked_vector(x: &mut Exec<'_>, bytes: usize) -> Result<()> {
-    let store = x.insn.op_kind(0) == OpKind::Memory;
-    let register = if store { 2 } else { 0 };
-    let (register, mask) = (x.insn.op_register(register), x.insn.op_register(1).number());
-    let mask = x.cpu.guest.st.vec[mask];
-    let elements = if register.is_ymm() { 32 } else { 16 } / bytes;
-    let va = x.address((elements * bytes) as u32, store)?;
-    let wanted = (0..elements).filter(|i| part(&mask, *i, bytes) >> (8 * bytes - 1) & 1 != 0);
-    let at = |i: usize| va.wrapping_add((i * bytes) as u64);
-    if !store {
-        let mut value = [0; 4];
-        for i in wanted {
-            let loaded = x.load(at(i), bytes as u32)?;
-            set_part(&mut value, i, bytes, loaded);
-        }
-        x.cpu.guest.st.vec[register.number()] = value;
-        return Ok(());
-    }
-    let value = x.cpu.guest.st.vec[register.number()];
-    // Nothing is stored unless all can be.
-    for i in wanted.clone() {
-        for edge in [x.cpu.wrap(at(i)), last_page(x, at(i), bytes)] {
-            if x.cpu.host_for_store(edge).is_err() {
-                return Err(taken(x.cpu, edge));
+/// VMASKMOV and VPMASKMOV: elements whose mask has its top bit set; the others are not accessed at all.
+fn masked(x: &mut Exec<'_>) -> Result<()> {
+    let bytes = if matches!(x.insn.mnemonic(), Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd) { 4 } else { 8 };
+    let stores = x.insn.op_kind(0) == OpKind::Memory;
+    let register = x.insn.op_register(if stores { 2 } else { 0 });
+    let mask = x.cpu.guest.st.vec[x.insn.op_register(1).number()];
+    let elements = register.size() / bytes;
+    let wanted: Vec<usize> = (0..elements).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0).collect();
+    let offset = x.offset;
+    let place = |x: &Exec<'_>, i: usize| {
+        let seg = crate::translate::segment_number(x.insn.memory_segment());
+        let at = offset.wrapping_add((i * bytes) as u64) & x.cpu.guest.st.ip_mask();
+        segment::linear(&x.cpu.guest.st, seg, at, bytes as u32, stores)
+    };
+    if stores {
+        for &i in &wanted {
+            let va = place(x, i)?;
+            for at in [va, x.cpu.wrap(va.wrapping_add(bytes as u64 - 1))] {
+                if x.cpu.host_for_store(at).is_err() {
+                    return Err(taken(x.cpu, at));
+                }
             }
         }
+        let data = x.cpu.guest.st.vec[register.number()];
+        for &i in &wanted {
+            let va = place(x, i)?;
+            x.store(va, bytes as u32, part(&data, i, bytes))?;
+        }
+        return Ok(());
     }
-    wanted.into_iter().try_for_each(|i| x.store(at(i), bytes as u32, part(&value, i, bytes)))
+    let mut loaded = [0; 4];
+    for &i in &wanted {
+        let va = place(x, i)?;
+        let value = x.load(va, bytes as u32)?;
+        set_part(&mut loaded, i, bytes, value);
+    }
+    x.cpu.guest.st.vec[register.number()] = loaded;
+    Ok(())
 }
 
 /// Gathers: element by element, the mask says what is left to do (SDM volume 2 "VGATHERDPD").

@@ -4,6 +4,8 @@
 mod debug;
 mod native;
 mod programs;
+mod strings;
+mod units;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
