@@ -38,7 +38,14 @@ pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Bus {
     pub fn new(clock: Arc<VirtualClock>, memory: Arc<AddressSpace>) -> Arc<Self> {
         let stopped = AtomicBool::new(false);
-        Arc::new(Self { clock, memory, handle: OnceLock::new(), seen: Mutex::default(), vectors: Mutex::default(), stopped })
+        Arc::new(Self {
+            clock,
+            memory,
+            handle: OnceLock::new(),
+            seen: Mutex::default(),
+            vectors: Mutex::default(),
+            stopped,
+        })
     }
 
     /// What was accessed, in order.

@@ -170,9 +170,18 @@ fn costs() {
     let bodies: [(&str, crate::cases::Body); 6] = [
         ("cpuid alone", |a| a.cpuid()),
         // CPUID is KVM's: each round is a takeover.
-        ("popcnt, cpuid", |a| { a.popcnt(esi, edi)?; a.cpuid() }),
-        ("fwait, cpuid", |a| { a.wait()?; a.cpuid() }),
-        ("addpd, cpuid", |a| { a.addpd(xmm0, xmm1)?; a.cpuid() }),
+        ("popcnt, cpuid", |a| {
+            a.popcnt(esi, edi)?;
+            a.cpuid()
+        }),
+        ("fwait, cpuid", |a| {
+            a.wait()?;
+            a.cpuid()
+        }),
+        ("addpd, cpuid", |a| {
+            a.addpd(xmm0, xmm1)?;
+            a.cpuid()
+        }),
         ("popcnt", |a| a.popcnt(esi, edi)),
         ("addpd", |a| a.addpd(xmm0, xmm1)),
     ];
