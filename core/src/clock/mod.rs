@@ -1,6 +1,7 @@
 //! Time: the guest's, the host's, and timers on either.
 
 pub mod clocks;
+pub mod local;
 pub mod timer;
 
 pub use clocks::{ClockKind, ClockListener, ClockSource, Clocks, HostClock, RealtimeClock, VirtualClock};
