@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mimus_accel_kvm::KvmAccelerator;
-use mimus_core::accel::Accelerator;
+use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
 use mimus_core::arch::GuestArch;
 use mimus_machines::machine::RunEnd;
 use mimus_tcg::{TcgAccelerator, TcgFallback};
@@ -22,7 +22,7 @@ const ENOUGH: u64 = 40;
 /// The kernel's code, at its 64-bit entry point: an interrupt table, the local APIC's timer, and a loop that computes
 /// with x87, SSE and integer registers until there were enough ticks.
 fn program() -> Vec<u8> {
-    let mut code = vec![0xfa]; // cli
+    let mut code = vec![0xfa, 0xbc, 0x00, 0x00, 0x21, 0x00]; // cli; mov esp, 0x210000
     let mut put = |bytes: &[u8]| code.extend(bytes);
     let dword = |v: u32| v.to_le_bytes();
     // The handler's code goes to 0x202000: inc qword [TICKS]; mov dword [0xfee000b0], 0 (EOI); iretq.
@@ -115,9 +115,28 @@ fn machine(accel: &str, board: &str, mode: &str) -> Pc {
         setup.accel = Box::new(KvmAccelerator);
         setup.emulation_failure = Some(Arc::new(TcgFallback));
     } else {
-        setup.accel = Box::new(TcgAccelerator);
+        setup.accel = Box::new(SmallTcg);
     }
     setup.start()
+}
+
+/// The translator with a small code cache: several machines' have room in one process.
+struct SmallTcg;
+
+impl Accelerator for SmallTcg {
+    fn name(&self) -> &'static str {
+        TcgAccelerator.name()
+    }
+
+    fn probe(&self, guest: GuestArch) -> Result<AccelCaps, Unavailable> {
+        TcgAccelerator.probe(guest)
+    }
+
+    fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let mut config = config.clone();
+        config.options.insert("tb-size".to_owned(), "16M".to_owned());
+        TcgAccelerator.create_vm(&config)
+    }
 }
 
 fn wait_for_ticks(pc: &Pc, ticks: u64) {
