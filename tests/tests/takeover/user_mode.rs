@@ -120,7 +120,7 @@ fn one_integer<F: FnMut() -> u64>(a: &mut CodeAssembler, p: &mut Pick<F>, kind: 
         32 => a.tzcnt(p.r64(), p.r64()),
         33 => a.andn(p.r64(), p.r64(), p.r64()),
         34 => a.pdep(p.r64(), p.r64(), p.r64()),
-        35 => a.mulx(rcx, rbx, p.r64()),
+        35 => a.mulx(p.r64(), p.r64(), p.r64()),
         36 => a.rorx(p.r64(), qword_ptr(p.at()), p.small()),
         37 => a.cmovl(p.r64(), p.r64()),
         38 => a.setge(p.r8()),
@@ -172,7 +172,7 @@ fn vector<F: FnMut() -> u64>(a: &mut CodeAssembler, p: &mut Pick<F>) -> Assemble
         33 => a.vpmaskmovd(ymmword_ptr(p.at()), p.y(), p.y()),
         34 => a.vptest(p.y(), p.y()),
         35 => a.vmovmskpd(p.r32(), p.y()),
-        36 => a.ldmxcsr(dword_ptr(r12 + 0xff8)),
+        36 => a.ldmxcsr(dword_ptr(r12 + 0x1f00)),
         37 => a.vinserti128(p.y(), p.y(), xmmword_ptr(p.at()), p.small() & 1),
         38 => a.vpsadbw(p.y(), p.y(), p.y()),
         _ => a.vcvtdq2pd(p.y(), p.x()),
@@ -285,7 +285,7 @@ fn random_sequences() {
         let code = sequence(seed);
         let ends = guests.each_mut().map(|g| {
             crate::cases::data(g);
-            g.store(DATA + 0xff8, MXCSR_RESET.into());
+            g.store(DATA + 0x1f00, MXCSR_RESET.into());
             g.write(USER, &code);
             g.change(|s| random_state(s, seed));
             g.run_to_stop();
