@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use mimus_core::accel::VcpuIndex;
+use mimus_core::accel::{AccelVm, VcpuIndex};
 use mimus_core::arch::StateGroups;
 use mimus_core::vcpu::VcpuThreads;
 use mimus_machines::boards::{self, BoardEntry};
@@ -37,10 +37,16 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let consoles = Consoles::open(&config, &io)?;
     let serials = consoles.serials.clone();
     let emulation_failure = accel.emulation_failure();
+    let name = accel.accel.name();
     let host = Host { accel: &*accel.accel, accel_options: accel.options, emulation_failure, serials, io };
     let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
-    let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });
+    let operator = Arc::new(Operator {
+        control: machine.control(),
+        threads: machine.threads().clone(),
+        accel: name,
+        vm: machine.vm().clone(),
+    });
     consoles.attach(&operator);
     let debugger = debugger.map(|d| gdb::serve(d, &machine, &operator)).transpose()?;
     let _ = control.set(machine.control());
@@ -171,6 +177,8 @@ impl Consoles {
 pub(crate) struct Operator {
     pub(crate) control: MachineControl,
     threads: VcpuThreads,
+    accel: &'static str,
+    vm: Arc<dyn AccelVm>,
 }
 
 impl Control for Operator {
@@ -203,6 +211,13 @@ impl Control for Operator {
                 Ok(state) => out.push_str(&registers::show(&state)),
                 Err(e) => out.push_str(&format!("{e}\n")),
             }
+        }
+        out
+    }
+    fn accelerator(&self) -> String {
+        let mut out = format!("accelerator: {}\n", self.accel);
+        for (name, value) in self.vm.statistics().into_iter().filter(|(_, value)| *value != 0) {
+            out.push_str(&format!("{name}: {value}\n"));
         }
         out
     }

@@ -15,3 +15,5 @@ mod microvm;
 #[cfg(target_arch = "x86_64")]
 mod programs;
 mod saved;
+#[cfg(target_arch = "x86_64")]
+mod swap;
