@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch};
-use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, Vcpu, VcpuIndex, VmConfig};
+use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Tracer, Unavailable, Vcpu, VcpuIndex, VmConfig};
 use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
@@ -18,7 +18,7 @@ use mimus_tcg_frontend_x86::cpuid;
 use mimus_tcg_frontend_x86::frontend::X86;
 
 const NAME: &str = "tcg";
-const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: false };
+const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: true };
 const MIB: u64 = 1 << 20;
 
 /// The translator.
@@ -56,7 +56,11 @@ fn create<F: GuestFrontend>(config: &VmConfig, engine: EngineConfig) -> Result<A
 
 /// `-accel tcg,tb-size=MIB,engine=jit|interp,thread=multi`
 fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
-    let mut engine = EngineConfig::default();
+    let mut engine = EngineConfig { count: config.clock.counted().is_some(), ..EngineConfig::default() };
+    if engine.count && config.smp > 1 {
+        let reason = "instructions are counted on one vCPU only: use -smp 1, or leave -icount out".to_owned();
+        return Err(AccelError::Other(reason));
+    }
     for (option, value) in &config.options {
         let fail = |reason: String| AccelError::Option { accel: NAME, option: option.clone(), reason };
         match option.as_str() {
@@ -118,6 +122,10 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
         Some(self.machine.clone())
+    }
+
+    fn tracer(&self) -> Option<&dyn Tracer> {
+        Some(&*self.machine)
     }
 
     fn flush_all(&self) {

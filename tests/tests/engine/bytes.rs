@@ -193,6 +193,10 @@ impl GuestFrontend for Bytes {
     fn context_key(cpu: &Cpu<Self>) -> u64 {
         cpu.guest.mode.into()
     }
+    fn address_space(_: &Cpu<Self>) -> (u64, u8) {
+        (0, 0)
+    }
+
     fn walk(_: &mut Cpu<Self>, va: u64, _: Access) -> Result<Leaf, MemFault> {
         if va >= 1 << 32 {
             return Err(MemFault::Page);

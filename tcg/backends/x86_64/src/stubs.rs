@@ -39,6 +39,8 @@ pub struct Addresses {
     pub fp: usize,
     /// Called by the cold code of a link site; does not return to it.
     pub link: usize,
+    /// Called: the trace's buffer is full.
+    pub trace_full: usize,
     /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
     pub helpers_may_exit: Vec<usize>,
     /// The same for pure calls.
@@ -65,6 +67,7 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     e.divide(&mut a);
     e.fp(&mut a);
     e.link(&mut a);
+    e.trace_full(&mut a);
     e.helper_calls(&mut a, table);
     let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
     out.clear();
@@ -365,6 +368,23 @@ impl Emitter<'_> {
         );
         self.restore(self.b.caller_saved());
         dynasm!(self.ops ; .arch x64 ; jmp rax);
+    }
+
+    /// Has the trace's buffer taken away. Registers stay, `rax` too.
+    fn trace_full(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.trace_full = self.here();
+        let function = self.b.config.fns.trace_full;
+        self.save(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64
+            ; push rax
+            ; lea rdi, [rbp - 128]
+            ; mov rax, QWORD function as i64
+            ; call rax
+            ; pop rax
+        );
+        self.restore(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64 ; ret);
     }
 
     /// An entry per helper that pushes its number, and the two bodies.

@@ -79,6 +79,19 @@ pub(crate) fn taken(cpu: &mut X86Cpu, va: u64) -> Exception {
 }
 
 impl Host for X86Cpu {
+    fn note_event(&mut self, vector: u8, hardware: bool, ip: u64, value: u64) {
+        let pc = self.cs_base().wrapping_add(ip);
+        self.note_exception(u64::from(hardware) << 63 | u64::from(vector), pc, value);
+    }
+    fn note_access(&mut self, writes: bool, va: u64, bytes: u32, value: u64) {
+        match bytes {
+            1 | 2 | 4 | 8 => {
+                let size = [Size::B1, Size::B2, Size::B4, Size::B8][bytes.trailing_zeros() as usize];
+                self.trace_data(writes, va, size, value);
+            }
+            _ => self.trace_bulk(writes, va, bytes.into()),
+        }
+    }
     fn st(&self) -> &State {
         &self.guest.st
     }
@@ -402,6 +415,14 @@ impl GuestFrontend for X86 {
 
     fn context_key(cpu: &Cpu<Self>) -> u64 {
         cpu.guest.st.context_key()
+    }
+
+    fn address_space(cpu: &Cpu<Self>) -> (u64, u8) {
+        (cpu.guest.st.cr3, cpu.guest.st.cpl)
+    }
+
+    fn code_bits(mode: u16) -> u8 {
+        CodeMode(mode).bits() as u8
     }
 
     fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> std::result::Result<Leaf, MemFault> {

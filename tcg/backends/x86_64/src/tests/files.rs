@@ -190,6 +190,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
             reserve_addr: offset_of!(Env, reserve_addr) as i32,
             reserve_value: offset_of!(Env, reserve_value) as i32,
             guest: offset_of!(Env, hot) as i32,
+            ..EnvLayout::default()
         },
         context: ContextLayout::STANDARD,
         fns: RuntimeFns {
@@ -199,6 +200,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
             cmpxchg: cmpxchg as *const () as usize,
             fp: fp as *const () as usize,
             link: link as *const () as usize,
+            trace_full: 0,
         },
         helpers: vec![
             helper_call::<0> as *const () as usize,

@@ -116,6 +116,7 @@ impl Machine {
                 reserve_addr: (guest + offset_of!(Guest, reserve_addr)) as i32,
                 reserve_value: (guest + offset_of!(Guest, reserve_value)) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
+                ..EnvLayout::default()
             },
             context: ContextLayout::STANDARD,
             fns: RuntimeFns {
@@ -125,6 +126,7 @@ impl Machine {
                 cmpxchg: cmpxchg as *const () as usize,
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
+                trace_full: 0,
             },
             helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,

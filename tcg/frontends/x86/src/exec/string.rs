@@ -275,11 +275,13 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
         }
         // SAFETY: `bytes` bytes inside a page each, that the TLB grants loads from and stores to.
         unsafe { std::ptr::copy(source, target, bytes as usize) };
+        x.cpu.trace_bulk(false, from, bytes);
         advance(x, RSI, op, n, false);
     } else {
         let value = x.reg(accumulator(op.bytes));
         fill(target, op.bytes, n as usize, value);
     }
+    x.cpu.trace_bulk(true, to, bytes);
     advance(x, RDI, op, n, false);
     Ok(n)
 }
