@@ -39,5 +39,3 @@ pub use abilities::Abilities;
 pub use accelerator::KvmAccelerator;
 #[cfg(target_arch = "x86_64")]
 pub use x86::quirks::Quirks;
-#[cfg(target_arch = "x86_64")]
-pub use x86::repair::Repairs;

@@ -25,8 +25,8 @@ use mimus_arch::x86::irqchip::IOAPIC_PINS;
 use mimus_arch::x86::msr;
 use mimus_arch::{CpuModel, ModelError};
 use mimus_core::accel::{
-    AccelCaps, AccelError, AccelVm, CoalescedIo, DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds, Vcpu,
-    VcpuHandle, VcpuIndex, VmConfig,
+    AccelCaps, AccelError, AccelVm, CoalescedIo, DirtyLog, Doorbells, EmulationFailure, GuestClock, IrqChip,
+    IrqChipMode, IrqFds, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::{AddressSpace, GuestRam, MemoryListener, PAGE_SIZE, RamBacking, RamBlock};
@@ -78,6 +78,8 @@ pub struct VmShared {
     /// MSRs that may be state.
     pub msr_candidates: Vec<u32>,
     pub smp: u32,
+    /// Who finishes what the kernel cannot execute, once it is known.
+    pub fallback: OnceLock<Arc<dyn EmulationFailure>>,
     msr_list: OnceLock<Vec<u32>>,
     mode: OnceLock<IrqChipMode>,
     vcpus: Mutex<Vec<Arc<VcpuCore>>>,
@@ -250,6 +252,7 @@ impl KvmVm {
             host_tsc_khz: sys_x86::tsc_khz(&*fd),
             msr_candidates: msrs::candidates(&kvm)?,
             smp: config.smp,
+            fallback: OnceLock::new(),
             msr_list: OnceLock::new(),
             mode: OnceLock::new(),
             vcpus: Mutex::default(),
@@ -409,6 +412,7 @@ impl AccelVm for KvmVm {
         let mut all: Vec<_> = COUNTERS.iter().enumerate().map(|(i, name)| ((*name).to_owned(), sum(i))).collect();
         all.push(("memory slots".to_owned(), self.shared.slots.count() as u64));
         all.push(("vCPUs held out".to_owned(), self.shared.slots.times_held()));
+        all.extend(self.shared.fallback.get().map(|f| f.statistics()).unwrap_or_default());
         all
     }
 }

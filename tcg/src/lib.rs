@@ -4,6 +4,10 @@
 //! hands out [`mimus_core::accel`] traits. The work is in `ir` (what the two meet in), `exec` (the runtime),
 //! `frontends/*` and `backends/*`.
 
+mod fallback;
+
+pub use fallback::TcgFallback;
+
 use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch};
@@ -11,11 +15,26 @@ use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Tracer, Una
 use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
-use mimus_tcg_exec::frontend::GuestFrontend;
+use mimus_tcg_exec::frontend::{CodeWindow, GuestFrontend};
 use mimus_tcg_exec::vcpu::TcgVcpu;
 use mimus_tcg_frontend_riscv::frontend::{Riscv, SUPPORTED};
 use mimus_tcg_frontend_x86::cpuid;
 use mimus_tcg_frontend_x86::frontend::X86;
+
+/// Disassembles the instruction that `bytes` begin with, at `pc`: the text and its length. `bits`: 16, 32 or 64 for
+/// x86, 0 for RISC-V.
+pub fn disassemble(bits: u8, bytes: &[u8], pc: u64) -> (String, usize) {
+    let mut page = [0; 4096];
+    let len = bytes.len().min(64);
+    page[..len].copy_from_slice(&bytes[..len]);
+    let window = CodeWindow::new(&page, None);
+    let (text, len) = if bits == 0 {
+        Riscv::disassemble(window, 0, pc)
+    } else {
+        mimus_tcg_frontend_x86::frontend::disassemble(u32::from(bits), &page[..len], pc)
+    };
+    (text, len as usize)
+}
 
 const NAME: &str = "tcg";
 const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: true };

@@ -2,8 +2,6 @@
 //! signal that ends `KVM_RUN`. What is outside of this folder has no `unsafe`, except for the one call
 //! that gives guest RAM to the kernel, which is here too.
 
-#[cfg(target_arch = "x86_64")]
-pub mod atomic;
 pub mod ioctl;
 pub mod ring;
 pub mod run_page;

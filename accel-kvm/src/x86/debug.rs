@@ -124,6 +124,11 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// True while somebody watches what is executed.
+    pub(super) fn debugging(&self) -> bool {
+        self.debug.active()
+    }
+
     /// True while single instructions are made.
     pub(super) fn stepping(&self) -> bool {
         self.debug.step || self.debug.lifted.is_some()

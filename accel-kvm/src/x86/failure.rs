@@ -2,12 +2,15 @@
 
 use crate::handle::Count;
 use crate::sys::run_page::InternalError;
-use crate::x86::regs;
 use crate::x86::vcpu::KvmVcpu;
+use crate::x86::{clock, msrs, regs};
 use kvm_bindings::*;
-use mimus_arch::x86::X86State;
+use mimus_arch::x86::{MpState, X86State};
 use mimus_arch::{CpuState, StateGroups};
-use mimus_core::accel::{Access, CpuIo, FailedInstruction, Finished, Vcpu, VcpuExit};
+use mimus_core::accel::{
+    AccelError, Access, CpuIo, Done, FailedInstruction, Finished, IrqChipMode, ResetCause, StateError, StatePart,
+    StateSource, Vcpu, VcpuExit,
+};
 use mimus_core::bus::GuestVirt;
 use mimus_core::memory::PAGE_SIZE;
 
@@ -28,26 +31,34 @@ impl KvmVcpu {
         self.core.count(Count::EmulationFailure);
         // The next one is likely to follow: its registers come with the exit.
         self.copy_registers_always();
-        let mut state = CpuState::X86(Box::new(self.read_state(StateGroups::Execution)));
-        let bytes = if error.insn.is_empty() { self.bytes_at(state.pc()) } else { error.insn };
+        let before = match self.basic_registers() {
+            Ok(before) => before,
+            Err(e) => return Some(VcpuExit::Failed(e)),
+        };
+        let mut state = CpuState::X86(Box::new(self.read_state(StateGroups::Core)));
         let reason = match self.hook.clone() {
             None => "nothing else here can either".to_owned(),
             Some(hook) => {
-                let before = state.clone();
+                let (vcpu, single) = (self.core.index, self.debugging());
                 let finished = hook.finish(FailedInstruction {
-                    vcpu: self.core.index,
-                    bytes: &bytes,
+                    vcpu,
+                    bytes: &error.insn,
                     state: &mut state,
+                    rest: self,
+                    single,
                     io,
-                    translate: &mut |va, access| self.translate(va, access),
                 });
                 match finished {
                     Finished::NotHandled(reason) => reason,
-                    Finished::Done => return self.take_over(&before, &state, false),
-                    Finished::DoneTablesWritten => return self.take_over(&before, &state, true),
+                    Finished::Done(done) => return self.take_over(&before, &state, done),
+                    Finished::TripleFault => {
+                        let stopped = self.take_over(&before, &state, Done::default());
+                        return stopped.or(Some(VcpuExit::Reset(ResetCause::TripleFault)));
+                    }
                 }
             }
         };
+        let bytes = if error.insn.is_empty() { self.bytes_at(state.pc()) } else { error.insn };
         let text: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
         Some(self.failed(format!(
             "this host's KVM cannot execute the instruction at {:#x} ({}): {reason}",
@@ -75,31 +86,51 @@ impl KvmVcpu {
     }
 
     /// The instruction was finished outside.
-    fn take_over(&mut self, before: &CpuState, after: &CpuState, tables_written: bool) -> Option<VcpuExit> {
-        let (CpuState::X86(before), CpuState::X86(after)) = (before, after) else {
+    fn take_over(&mut self, before: &kvm_sync_regs, after: &CpuState, done: Done) -> Option<VcpuExit> {
+        let CpuState::X86(after) = after else {
             return Some(self.failed("the finished instruction's state is not an x86 one".to_owned()));
         };
         if let Err(e) = after.check() {
             return Some(self.failed(format!("the finished instruction's state is impossible: {e}")));
         }
-        if (&after.xsave, after.xcr0) != (&before.xsave, before.xcr0)
-            && let Err(e) = self.write_vectors(after)
+        let written = self.write_finished(before, after, done);
+        if let Err(e) = written {
+            return Some(self.failed(format!("a finished instruction: {e}")));
+        }
+        if done.tables_written
+            && let Err(e) = self.vm.forget_page_tables()
         {
-            return Some(self.failed(format!("a finished instruction: {e}")));
-        }
-        if let Err(e) = self.write_basic(before, after) {
-            return Some(self.failed(format!("a finished instruction: {e}")));
-        }
-        if tables_written && let Err(e) = self.vm.forget_page_tables() {
             return Some(VcpuExit::Failed(e));
         }
-        None
+        if self.stepping() { self.step_after_access() } else { None }
+    }
+
+    fn write_finished(&mut self, before: &kvm_sync_regs, after: &X86State, done: Done) -> Result<(), StateError> {
+        if done.vector_control {
+            self.write_vector_control(after)?;
+        }
+        if done.vectors {
+            self.write_vectors(after)?;
+        }
+        self.write_basic(before, after).map_err(|e| StateError(format!("registers: {e}")))?;
+        if after.mp_state == MpState::Running {
+            return Ok(());
+        }
+        match self.mode {
+            IrqChipMode::User => self.wait = after.mp_state,
+            _ => {
+                let set = self.core.fd.set_mp_state(regs::mp_from(after.mp_state));
+                set.map_err(|e| StateError(format!("whether it runs: {e}")))?;
+            }
+        }
+        Ok(())
     }
 
     /// General registers, segments and control registers, events: with the next entry where the kernel can.
-    fn write_basic(&mut self, before: &X86State, after: &X86State) -> Result<(), kvm_ioctls::Error> {
-        let sregs = regs::sregs_from(after);
-        let changed = sregs != regs::sregs_from(before);
+    fn write_basic(&mut self, before: &kvm_sync_regs, after: &X86State) -> Result<(), kvm_ioctls::Error> {
+        // What is not in the state stays.
+        let sregs = kvm_sregs { interrupt_bitmap: before.sregs.interrupt_bitmap, ..regs::sregs_from(after) };
+        let changed = sregs != before.sregs;
         let events = regs::events_from(after, self.vm.caps.events);
         let general = regs::regs_from(after);
         self.flags_known = false;
@@ -118,5 +149,24 @@ impl KvmVcpu {
         // Whoever reads the state before the next entry must see it.
         self.pending = true;
         Ok(())
+    }
+}
+
+impl StateSource for KvmVcpu {
+    fn fetch(&mut self, part: StatePart, state: &mut CpuState) -> Result<(), AccelError> {
+        let CpuState::X86(state) = state else {
+            return Err(AccelError::Other("it is not an x86 processor's".to_owned()));
+        };
+        match part {
+            StatePart::Vectors => self.read_vectors(state),
+            StatePart::VectorControl => self.read_vector_control(state),
+            StatePart::System => {
+                let fd = &self.core.fd;
+                state.msrs = msrs::read_available(fd, self.vm.available_msrs(fd)?)?;
+                state.tsc = clock::read_tsc(&self.core);
+                state.tsc_khz = fd.get_tsc_khz().unwrap_or(0);
+                Ok(())
+            }
+        }
     }
 }

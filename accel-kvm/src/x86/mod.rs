@@ -9,6 +9,5 @@ pub mod irqchip;
 pub mod msrs;
 pub mod quirks;
 pub mod regs;
-pub mod repair;
 pub mod vcpu;
 pub mod vcpu_state;

@@ -457,6 +457,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_emulation_failure(&mut self, hook: Arc<dyn EmulationFailure>) {
+        // The same for all vCPUs of a machine.
+        let _ = self.vm.fallback.set(hook.clone());
         self.hook = Some(hook);
     }
 

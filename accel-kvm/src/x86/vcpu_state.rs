@@ -83,6 +83,7 @@ impl KvmVcpu {
             return Ok(());
         }
         self.read_vectors(state)?;
+        self.read_vector_control(state)?;
         if groups == StateGroups::Execution {
             return Ok(());
         }
@@ -102,26 +103,35 @@ impl KvmVcpu {
         Ok(())
     }
 
-    /// Floating point, vectors and what handles them.
-    fn read_vectors(&self, state: &mut X86State) -> Result<(), AccelError> {
+    /// Floating point and vectors.
+    pub(super) fn read_vectors(&self, state: &mut X86State) -> Result<(), AccelError> {
         let fd = &self.core.fd;
         let area = sys_x86::get_xsave(fd, self.vm.caps.xsave_size).map_err(refused("read vector registers"))?;
         let area = self.vm.host.layout.convert(&area, &LAYOUT);
         state.xsave = area.ok_or_else(|| AccelError::Other("vector registers are of an unknown form".to_owned()))?;
         normalise(&mut state.xsave);
-        let xcrs = fd.get_xcrs().map_err(errno("read XCR0"))?;
+        Ok(())
+    }
+
+    /// XCR0.
+    pub(super) fn read_vector_control(&self, state: &mut X86State) -> Result<(), AccelError> {
+        let xcrs = self.core.fd.get_xcrs().map_err(errno("read XCR0"))?;
         let known = &xcrs.xcrs[..xcrs.xcrs.len().min(xcrs.nr_xcrs as usize)];
         state.xcr0 = known.iter().find(|x| x.xcr == 0).map_or(1, |x| x.value);
         Ok(())
     }
 
-    /// Sets vector registers and XCR0.
+    /// Sets XCR0.
+    pub(super) fn write_vector_control(&self, state: &X86State) -> Result<(), StateError> {
+        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: state.xcr0 };
+        self.core.fd.set_xcrs(&xcrs).map_err(|e| StateError(format!("XCR0 {:#x}: {e}", state.xcr0)))
+    }
+
+    /// Sets vector registers.
     pub(super) fn write_vectors(&self, state: &X86State) -> Result<(), StateError> {
         let bad = |e: std::io::Error| StateError(format!("vector registers: {e}"));
         let fd = &self.core.fd;
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-        xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: state.xcr0 };
-        fd.set_xcrs(&xcrs).map_err(|e| StateError(format!("XCR0 {:#x}: {e}", state.xcr0)))?;
         let area = LAYOUT.convert(&state.xsave, &self.vm.host.layout);
         let area = area.ok_or_else(|| StateError("vector registers are not those of this host".to_owned()))?;
         sys_x86::set_xsave(fd, self.vm.caps.xsave_size, &area).map_err(bad)
@@ -147,6 +157,7 @@ impl KvmVcpu {
             fd.set_sregs(&regs::sregs_from(state)).map_err(refused("segments or control registers"))?;
         }
         fd.set_regs(&regs::regs_from(state)).map_err(refused("general registers"))?;
+        self.write_vector_control(state)?;
         self.write_vectors(state)?;
         msrs::write(fd, &state.msrs, &self.initial_msrs)?;
         fd.set_debug_regs(&regs::debug_from(state)).map_err(refused("debug registers"))?;

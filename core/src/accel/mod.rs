@@ -11,7 +11,7 @@ pub mod vcpu;
 
 pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
 pub use cpu_io::{CpuIo, HypercallResult, SysReg};
-pub use emulation::{EmulationFailure, FailedInstruction, Finished};
+pub use emulation::{Done, EmulationFailure, EmulationFallback, FailedInstruction, Finished, StatePart, StateSource};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
 pub use irqchip::{CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
 pub use null::NullAccelerator;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mimus_accel_kvm::KvmAccelerator;
-use mimus_core::accel::{Accelerator, EmulationFailure, NullAccelerator};
+use mimus_core::accel::{Accelerator, EmulationFallback, NullAccelerator};
 use mimus_core::arch::GuestArch;
 use mimus_machines::boards;
 use mimus_machines::config::MachineConfig;
-use mimus_tcg::TcgAccelerator;
+use mimus_tcg::{TcgAccelerator, TcgFallback};
 
 /// An accelerator with its options.
 pub struct Choice {
@@ -20,12 +20,8 @@ pub struct Choice {
 
 impl Choice {
     /// Who finishes instructions that the accelerator cannot execute.
-    pub fn emulation_failure(&self) -> Option<Arc<dyn EmulationFailure>> {
-        #[cfg(target_arch = "x86_64")]
-        if self.accel.name() == "kvm" {
-            return Some(Arc::new(mimus_accel_kvm::Repairs::default()));
-        }
-        None
+    pub fn emulation_failure(&self) -> Option<Arc<dyn EmulationFallback>> {
+        (self.accel.name() == "kvm").then(|| Arc::new(TcgFallback) as Arc<dyn EmulationFallback>)
     }
 }
 

@@ -22,6 +22,8 @@ mod run;
 mod signals;
 mod system;
 mod terminal;
+mod trace_tool;
+mod tracing;
 mod try_guest;
 
 use std::ffi::OsString;
@@ -37,6 +39,7 @@ usage:
   mimus try <guest>                 fetch a ready-made Linux and boot it to a shell
   mimus system <guest> [options]    run a machine; the options are QEMU's, with one dash or two
   mimus system <guest> -help        the options
+  mimus trace <what> FILE           print, count and evaluate what -trace FILE wrote; mimus trace help
   mimus doctor                      what works on this machine, and what to do about the rest
   mimus -version                    the version
 
@@ -84,6 +87,7 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
             ),
         },
         "try" => try_guest::main(rest.collect()),
+        "trace" => trace_tool::main(rest.collect()),
         "doctor" => doctor::main(rest.collect()),
         "help" | "-help" | "--help" | "-h" => {
             print!("{USAGE}\nguests: {}\n", SUPPORTED_GUESTS.join(", "));
@@ -99,7 +103,7 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
         other => {
             let near = mimus_machines::config::keyval::nearest(
                 other,
-                ["system", "try", "doctor", "help", "version"].into_iter(),
+                ["system", "try", "trace", "doctor", "help", "version"].into_iter(),
             );
             anyhow::bail!(
                 "there is no command '{other}'{}; see mimus help",

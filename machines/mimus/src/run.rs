@@ -15,6 +15,7 @@ use mimus_machines::registry;
 
 use crate::console::{Console, Sharing};
 use crate::monitor::{self, Control};
+use crate::tracing::Tracing;
 use crate::{accels, gdb, registers, signals, terminal};
 
 /// The text of `-device help` (`None`) or `-device NAME,help`.
@@ -33,6 +34,7 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let accel = accels::choose(&config)?;
     let debugger = gdb::listen(&config)?;
     let io = HostIo::new()?;
+    io.repeatable(&config);
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
     let serials = consoles.serials.clone();
@@ -40,6 +42,10 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let host = Host { accel: &*accel.accel, accel_options: accel.options, emulation_failure, serials, io };
     let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
+    let tracing = Arc::new(Tracing::new(&config.guest, machine.vm().clone(), machine.threads().clone()));
+    if let Some(text) = &config.trace {
+        tracing.start(text)?;
+    }
     let operator = Arc::new(Operator { control: machine.control(), threads: machine.threads().clone() });
     consoles.attach(&operator);
     let debugger = debugger.map(|d| gdb::serve(d, &machine, &operator)).transpose()?;
@@ -52,11 +58,16 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
         machine.resume();
     }
     let end = machine.wait();
+    machine.pause();
+    let traced = tracing.stop();
     machine.end();
     if let Some(debugger) = debugger {
         debugger.end();
     }
     drop(raw);
+    if let Some(text) = traced? {
+        eprintln!("mimus: {text}");
+    }
     exit_status(end)
 }
 

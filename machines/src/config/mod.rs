@@ -89,6 +89,15 @@ pub struct MachineConfig {
     /// `-rtc`
     #[serde(default)]
     pub rtc: Rtc,
+    /// `-icount`: time by counting instructions.
+    #[serde(default)]
+    pub icount: Option<Icount>,
+    /// `-trace`: where to, and what, as written.
+    #[serde(default)]
+    pub trace: Option<String>,
+    /// `-seed`: what all chance follows from.
+    #[serde(default)]
+    pub seed: Option<u64>,
     /// `-no-reboot`: a reset by the guest ends the run.
     #[serde(default)]
     pub no_reboot: bool,
@@ -148,6 +157,9 @@ impl MachineConfig {
             monitor: CharBackend::None,
             accels: Vec::new(),
             rtc: Rtc::default(),
+            icount: None,
+            seed: None,
+            trace: None,
             no_reboot: false,
             no_shutdown: false,
             start_paused: false,
@@ -348,6 +360,21 @@ pub struct Accel {
     /// Its properties, in order.
     #[serde(default)]
     pub options: Vec<(String, String)>,
+}
+
+/// `-icount`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Icount {
+    /// An instruction takes `2^shift` ns; `None`: what keeps pace with the host (`auto`).
+    pub shift: Option<u32>,
+    /// The host's time passes too while the guest waits.
+    #[serde(default = "yes")]
+    pub sleep: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `-rtc`

@@ -11,8 +11,8 @@ use super::{GuestError, hex, write_atomically};
 
 /// Kernel arguments that start [`shell_initrd`]'s first process.
 pub const SHELL_APPEND: &str = "console=ttyS0 quiet rdinit=/mimus/init";
-/// Kernel arguments of [`bench_initrd`].
-pub const BENCH_APPEND: &str = "console=ttyS0";
+/// The benchmark's rows that a shell times.
+pub const BENCH_PHASES: &[u8] = include_bytes!("scripts/bench-phases.sh");
 
 /// The installer's initrd with a first process that brings up the network and a shell.
 /// `dir` holds the installed guest; the result is kept there.
@@ -29,16 +29,21 @@ pub fn shell_initrd(dir: &Path) -> Result<PathBuf, GuestError> {
     combined(dir, "initrd-shell", Some(&base), archive)
 }
 
-/// An initrd of busybox and the benchmark's first process. `busybox` is the program's file.
-pub fn bench_initrd(dir: &Path, busybox: &Path) -> Result<PathBuf, GuestError> {
-    let program = fs::read(busybox).map_err(|e| GuestError::io("read", busybox, &e))?;
+/// An initrd of busybox and the benchmark's first process. `busybox` is the program's file,
+/// `programs` that of the benchmark's own programs.
+pub fn bench_initrd(dir: &Path, busybox: &Path, programs: Option<&Path>) -> Result<PathBuf, GuestError> {
+    let read = |path: &Path| fs::read(path).map_err(|e| GuestError::io("read", path, &e));
     let mut archive = Archive::default();
     archive
         .directory("bin")
         .directory("dev")
         .character_device("dev/console", 0o600, 5, 1)
-        .file("bin/busybox", 0o755, &program)
+        .file("bin/busybox", 0o755, &read(busybox)?)
+        .file("phases.sh", 0o755, BENCH_PHASES)
         .file("init", 0o755, include_bytes!("scripts/bench-init.sh"));
+    if let Some(programs) = programs {
+        archive.file("bin/programs", 0o755, &read(programs)?);
+    }
     combined(dir, "initrd-bench", None, archive)
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use mimus_core::accel::{
-    AccelVm, Accelerator, EmulationFailure, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
+    AccelVm, Accelerator, EmulationFallback, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
-use mimus_core::clock::Clocks;
+use mimus_core::clock::{Clocks, Shift};
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
 use mimus_core::error::HostError;
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
@@ -42,7 +42,7 @@ pub struct MachineSpec<'a> {
     /// Who runs the interrupt controllers that an accelerator may run; `None`: it decides.
     pub irqchip: Option<IrqChipMode>,
     /// Who finishes instructions that the accelerator cannot execute.
-    pub emulation_failure: Option<Arc<dyn EmulationFailure>>,
+    pub emulation_failure: Option<Arc<dyn EmulationFallback>>,
     /// The host's side.
     pub io: HostIo,
 }
@@ -75,6 +75,17 @@ impl HostIo {
     /// The I/O thread.
     pub fn handle(&self) -> &IoThreadHandle {
         self.thread.handle()
+    }
+
+    /// Has time and chance follow from the instructions executed and the seed, as far as the user wants that.
+    pub fn repeatable(&self, config: &crate::config::MachineConfig) {
+        if let Some(icount) = &config.icount {
+            let shift = icount.shift.map_or(Shift::Auto, Shift::Fixed);
+            self.handle().count_instructions(shift, icount.sleep);
+        }
+        if let Some(number) = config.seed {
+            mimus_core::outside::seed(number, &self.clocks.virt);
+        }
     }
 
     /// Disks, networks and character devices by name.
@@ -115,14 +126,15 @@ impl MachineBuilder {
         let main = MemoryRegion::ram("ram", &block);
         map_ram(&map, &root, &main, &spec.ram);
         let ports = spec.ports.then(|| PioSpace::new(&map));
-        let vm = spec.accel.create_vm(&VmConfig {
+        let config = VmConfig {
             arch: spec.arch,
             memory: memory.clone(),
             ram: ram.clone(),
             smp: spec.smp,
             clock: clocks.virt.clone(),
             options: spec.accel_options,
-        })?;
+        };
+        let vm = spec.accel.create_vm(&config)?;
         if let Some(listener) = vm.memory_listener() {
             memory.add_listener(listener);
         }
@@ -134,7 +146,8 @@ impl MachineBuilder {
         let irqchip = vm.create_irqchip(spec.irqchip.unwrap_or(vm.irqchip_mode()))?;
         let cpu = vm.filter_cpu_model(&spec.cpu)?;
         let mut vcpus: Vec<_> = (0..spec.smp).map(|i| vm.create_vcpu(VcpuIndex(i), &cpu)).collect::<Result<_, _>>()?;
-        if let Some(hook) = &spec.emulation_failure {
+        if let Some(fallback) = &spec.emulation_failure {
+            let hook = fallback.create(&config)?;
             vcpus.iter_mut().for_each(|v| v.set_emulation_failure(hook.clone()));
         }
         let handles: Vec<_> = vcpus.iter().map(|v| v.handle()).collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mimus_core::accel::{Accelerator, EmulationFailure};
+use mimus_core::accel::{Accelerator, EmulationFallback};
 
 use super::HostIo;
 
@@ -17,7 +17,7 @@ pub struct Host<'a> {
     /// configuration.
     pub io: HostIo,
     /// Who finishes instructions that the accelerator cannot execute.
-    pub emulation_failure: Option<Arc<dyn EmulationFailure>>,
+    pub emulation_failure: Option<Arc<dyn EmulationFallback>>,
     /// The character devices of the serial ports, in order; `None` for a port that is there and
     /// connected to nothing.
     pub serials: Vec<Option<String>>,

@@ -87,9 +87,13 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn locate(&mut self, va: u64, access: Access) -> Result<Place, MemFault> {
         let leaf = F::walk(self, va, access)?;
         let Some((host, readonly, block, offset, whole_page)) = self.ram_at(leaf.pa, access) else {
+            if self.refuses_devices() {
+                return Err(MemFault::Access);
+            }
             return Ok(Place::Io(GuestPhys(leaf.pa)));
         };
-        if leaf.cacheable && whole_page {
+        // What another engine's guest has in its page tables is not for long.
+        if leaf.cacheable && whole_page && self.lent.is_none() {
             self.enter(va, &leaf, host, readonly, block, offset);
         }
         Ok(Place::Ram { host, readonly, block, offset })
@@ -98,6 +102,18 @@ impl<F: GuestFrontend> Cpu<F> {
     /// The RAM at `pa`: host address, whether stores are ignored, the block, the offset in it, and whether the
     /// whole page is there. `None` for devices and for nothing.
     pub(crate) fn ram_at(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
+        let found = self.find_ram(pa, access);
+        if access == Access::Store
+            && let Some(lent) = &self.lent
+            && let Some((_, false, block, offset, _)) = found
+        {
+            // SAFETY: `self.view` keeps the block alive.
+            lent.note_store(unsafe { &*block }, offset);
+        }
+        found
+    }
+
+    fn find_ram(&self, pa: u64, access: Access) -> Option<(*mut u8, bool, *const RamBlock, u64, bool)> {
         let window = self.ram_window.get();
         let at = pa.wrapping_sub(window.base);
         if at < window.len {
@@ -343,6 +359,53 @@ impl<F: GuestFrontend> Cpu<F> {
                 .map_err(|f| self.fault(pc, at, Access::Store, f))?;
         }
         Ok(())
+    }
+
+    /// Loads `bytes` to the buffer of vector operands.
+    pub(crate) fn load_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
+        self.watch(pc, va, bytes.into(), READS)?;
+        let last = va.wrapping_add(u64::from(bytes) - 1);
+        for page in [va, last] {
+            self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
+        }
+        for (done, at, size) in pieces(va, bytes) {
+            let value = self
+                .locate(at, Access::Load)
+                .and_then(|place| self.load_at(place, at, size))
+                .map_err(|f| self.fault(pc, at, Access::Load, f))?;
+            let n = size.bytes() as usize;
+            self.head.unit_buffer.0[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
+        }
+        Ok(())
+    }
+
+    /// Before a store from that buffer: whether it can be done.
+    pub(crate) fn probe_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
+        self.watch(pc, va, bytes.into(), WRITES)?;
+        let last = va.wrapping_add(u64::from(bytes) - 1);
+        let first = bytes.min((PAGE - (va & (PAGE - 1))) as u32);
+        for (page, len) in [(va, first), (last, bytes - first)] {
+            let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
+            if len > 0 {
+                self.check_own_code(pc, &place, len)?;
+            }
+        }
+        self.head.unit_va = va;
+        Ok(())
+    }
+
+    /// The store that [`Cpu::probe_unit`] allowed.
+    pub(crate) fn store_unit(&mut self, bytes: u32) {
+        let data = self.head.unit_buffer.0;
+        for (done, at, size) in pieces(self.head.unit_va, bytes) {
+            let n = size.bytes() as usize;
+            let mut value = [0; 8];
+            value[..n].copy_from_slice(&data[done..done + n]);
+            let stored = self
+                .locate(at, Access::Store)
+                .and_then(|place| self.store_at(place, at, u64::from_le_bytes(value), size));
+            debug_assert!(stored.is_ok(), "a store to {at:#x} that was allowed");
+        }
     }
 
     /// An atomic access's host address. Faults if misaligned or not RAM.
@@ -730,6 +793,25 @@ unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
         }
     }
     extend(found, size, Ext::Zero)
+}
+
+/// Accesses of up to 8 bytes, each inside a page, that make up one of `bytes`: offset, address and size.
+fn pieces(va: u64, bytes: u32) -> impl Iterator<Item = (usize, u64, Size)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = va.wrapping_add(u64::from(done));
+        let left = (bytes - done).min((PAGE - (at & (PAGE - 1))) as u32);
+        let size = match left {
+            0 => return None,
+            8.. => Size::B8,
+            4.. => Size::B4,
+            2.. => Size::B2,
+            _ => Size::B1,
+        };
+        let offset = done as usize;
+        done += size.bytes();
+        Some((offset, at, size))
+    })
 }
 
 /// Copies a page of guest memory that other vCPUs may be writing.

@@ -108,6 +108,7 @@ impl<F: GuestFrontend> Machine<F> {
             fns: runtime::functions::<F>(),
             helpers: helpers.iter().map(|h| h.entry).collect(),
             pin_order: F::PIN_ORDER.to_vec(),
+            vector: F::VECTOR,
             code_align: F::CODE_ALIGN,
             flags: F::FLAGS,
             code_base: mapping.code_base(),

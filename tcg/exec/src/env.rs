@@ -60,7 +60,18 @@ pub struct EnvHead {
     pub(crate) trace_limit: u64,
     /// Page of the stretch traced last.
     pub(crate) trace_page: u64,
+    /// See `EnvLayout::vector_dead`, and what follows it there.
+    pub(crate) vector_dead: u8,
+    pub(crate) mxcsr: u32,
+    pub(crate) host_mxcsr: u32,
+    /// Where `unit_probe` was asked about.
+    pub(crate) unit_va: u64,
+    pub(crate) unit_buffer: UnitBuffer,
 }
+
+/// See `EnvLayout::unit_buffer`.
+#[repr(C, align(32))]
+pub(crate) struct UnitBuffer(pub [u8; 32]);
 
 /// What other threads see of a vCPU.
 pub(crate) struct Mailbox {
@@ -142,6 +153,8 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) fault_later: Option<(u64, Access, MemFault)>,
     /// Why `run` is to return.
     pub(crate) stopped: Option<VcpuExit>,
+    /// The guest is another engine's, which has this vCPU execute single instructions.
+    pub(crate) lent: Option<Box<crate::lent::Lent>>,
     /// Valid while `running`.
     io: Option<NonNull<dyn CpuIo>>,
     running: bool,
@@ -175,6 +188,11 @@ impl<F: GuestFrontend> Cpu<F> {
                 trace_next: 0,
                 trace_limit: 0,
                 trace_page: 0,
+                vector_dead: 0xff,
+                mxcsr: 0,
+                host_mxcsr: hostfp::HOST_DEFAULT,
+                unit_va: 0,
+                unit_buffer: UnitBuffer([0; 32]),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -196,6 +214,7 @@ impl<F: GuestFrontend> Cpu<F> {
             in_generated: false,
             fault_later: None,
             stopped: None,
+            lent: None,
             io: None,
             running: false,
         })
@@ -215,6 +234,10 @@ impl<F: GuestFrontend> Cpu<F> {
             cur_insn: at(offset_of!(EnvHead, cur_insn)),
             reserve_addr: at(offset_of!(EnvHead, reserve_addr)),
             reserve_value: at(offset_of!(EnvHead, reserve_value)),
+            vector_dead: at(offset_of!(EnvHead, vector_dead)),
+            mxcsr: at(offset_of!(EnvHead, mxcsr)),
+            host_mxcsr: at(offset_of!(EnvHead, host_mxcsr)),
+            unit_buffer: at(offset_of!(EnvHead, unit_buffer)),
             guest: offset_of!(Cpu<F>, guest) as i32,
             budget: at(offset_of!(EnvHead, budget)),
             count_left: at(offset_of!(EnvHead, count_left)),

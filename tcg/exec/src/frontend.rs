@@ -21,7 +21,9 @@
 
 use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, VcpuIndex};
-use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot};
+use mimus_tcg_ir::backend::VectorLayout;
+use mimus_tcg_ir::unit::UnitInsn;
+use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot, Val};
 
 use crate::env::Cpu;
 
@@ -180,6 +182,9 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Taking a trap reads or writes guest registers in slots (a stack pointer, say).
     const TRAPS_USE_SLOTS: bool = false;
 
+    /// Where vector registers are in [`GuestFrontend::State`], if blocks have [`mimus_tcg_ir::Op::Unit`].
+    const VECTOR: Option<VectorLayout> = None;
+
     /// Pins that are edges: the vCPU itself lowers them.
     const LATCHED_PINS: u64 = 0;
 
@@ -247,6 +252,12 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Executes a floating-point operation in software: rounding mode from the state, accrued flags into
     /// the host's control word ([`crate::hostfp::raise_flags`]).
     fn fp(cpu: &mut Cpu<Self>, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64;
+
+    /// Executes a [`mimus_tcg_ir::Op::Unit`], as a helper would; `va` is the address of its memory operand.
+    fn unit(cpu: &mut Cpu<Self>, insn: &UnitInsn, d: Option<Slot>, a: Val, va: u64) {
+        let _ = (cpu, insn, d, a, va);
+        debug_assert!(false, "the frontend does not make such operations");
+    }
 
     /// Does what another vCPU (or a firmware service) asked for on this one.
     fn remote_fence(cpu: &mut Cpu<Self>, fence: RemoteFence);

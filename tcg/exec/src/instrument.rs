@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use mimus_core::accel::trace::words;
 use mimus_core::accel::{TraceKinds, TraceSink, TracedCode};
+use mimus_tcg_ir::unit::UnitMemory;
 use mimus_tcg_ir::{Block, Op, PagePc, Size, Slot, Val};
 
 use crate::frontend::CodeWindow;
@@ -110,7 +111,8 @@ fn stretch(ops: &[Op]) -> Vec<u8> {
 struct MemoryAccess {
     base: Val,
     off: i32,
-    size: Size,
+    /// Log2 of bytes.
+    size: u32,
     flags: u32,
     value: Option<Val>,
 }
@@ -121,7 +123,7 @@ impl MemoryAccess {
         let head = words::ACCESS
             | self.flags
             | value
-            | (self.size as u32) << words::SIZE_SHIFT
+            | self.size << words::SIZE_SHIFT
             | (pc.0 as u32 & 0xfff) << words::PC_SHIFT;
         out.push(Op::TraceAccess { head, base: self.base, off: self.off });
         out.push(*op);
@@ -133,7 +135,8 @@ impl MemoryAccess {
 fn memory_access(op: &Op) -> Option<MemoryAccess> {
     // A value that is gone after the operation is not recorded.
     let unless = |value: Val, d: Option<Slot>| Some(value).filter(|v| d.is_none_or(|d| *v != Val::Slot(d)));
-    let access = |base, off, size, flags, value| Some(MemoryAccess { base, off, size, flags, value });
+    let access =
+        |base, off, size: Size, flags, value| Some(MemoryAccess { base, off, size: size as u32, flags, value });
     match *op {
         Op::Load { d, base, off, size, .. } => access(base, off, size, 0, Some(d.into())),
         Op::Store { src, base, off, size } => access(base, off, size, words::WRITE, Some(src)),
@@ -142,7 +145,14 @@ fn memory_access(op: &Op) -> Option<MemoryAccess> {
         Op::Amo { d, src, base, size, .. } => access(base, 0, size, words::UPDATE, unless(src, d)),
         Op::Rmw { old, src, base, off, size, .. } => access(base, off, size, words::UPDATE, unless(src, old)),
         Op::CmpXchg { d, new, base, off, size, .. } => access(base, off, size, words::UPDATE, unless(new, Some(d))),
+        Op::Unit { insn, a, off, .. } if insn.memory != UnitMemory::None => {
+            let size = u32::from(insn.bytes).next_power_of_two().trailing_zeros();
+            let flags = if insn.memory == UnitMemory::Store { words::WRITE } else { 0 };
+            // A base that the instruction writes is looked at before.
+            Some(MemoryAccess { base: a, off, size, flags, value: None })
+        }
         Op::Insn { .. }
+        | Op::Unit { .. }
         | Op::Alu { .. }
         | Op::Un { .. }
         | Op::GetPc { .. }

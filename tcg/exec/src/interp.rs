@@ -6,7 +6,8 @@ use std::sync::atomic::{Ordering, fence};
 use mimus_core::accel::trace::words;
 use mimus_tcg_ir::backend::pack_insn;
 use mimus_tcg_ir::interp::{CallOutcome, Fault, InterpHost, Outcome, run};
-use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot};
+use mimus_tcg_ir::unit::UnitInsn;
+use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot, Val};
 
 use crate::access::{At, Trapped};
 use crate::env::Cpu;
@@ -90,6 +91,11 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
     }
     fn set_env_byte(&mut self, offset: i32, value: u8) {
         self.set_hot_byte(offset, value);
+    }
+    fn unit(&mut self, insn: &UnitInsn, d: Option<Slot>, a: Val, va: u64) -> Result<bool, Fault> {
+        self.head.exit_request = 0;
+        F::unit(self, insn, d, a, va);
+        if self.head.exit_request != 0 { Err(Fault) } else { Ok(true) }
     }
     fn call(&mut self, helper: u16, args: [u64; 3]) -> (u64, CallOutcome) {
         let call = self.machine.helpers[helper as usize].call;

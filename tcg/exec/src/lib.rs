@@ -10,6 +10,7 @@
 //! * `debug`: breakpoints, watchpoints, single steps;
 //! * `instrument`, `tracing`, `count`: traces of what is executed, and counting instructions; `recent`: the last
 //!   exceptions;
+//! * [`lent`]: executing single instructions of another engine's guest;
 //! * [`hostfp`]: the host's floating-point control word.
 
 mod access;
@@ -25,6 +26,7 @@ mod guestmem;
 pub mod hostfp;
 mod instrument;
 mod interp;
+pub mod lent;
 pub mod mmu;
 mod recent;
 mod runtime;

@@ -39,6 +39,9 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         store: store::<F> as *const () as usize,
         atomic: atomic::<F> as *const () as usize,
         cmpxchg: cmpxchg::<F> as *const () as usize,
+        unit_load: unit_load::<F> as *const () as usize,
+        unit_probe: unit_probe::<F> as *const () as usize,
+        unit_store: unit_store::<F> as *const () as usize,
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
         trace_full: trace_full::<F> as *const () as usize,
@@ -119,6 +122,27 @@ extern "C" fn cmpxchg<F: GuestFrontend>(
     let expected = extend(expected, size, Ext::Zero);
     let exchange = &mut |old| if old == expected { new } else { old };
     cpu.rmw(At::Return(ret), va, size, true, exchange).unwrap_or(0)
+}
+
+extern "C" fn unit_load<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, bytes: u32, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    // A trap has set `exit_request`.
+    cpu.find_left(ret);
+    let _trapped = cpu.load_unit(At::Return(ret), va, bytes.min(32));
+}
+
+extern "C" fn unit_probe<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, bytes: u32, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    cpu.find_left(ret);
+    let _trapped = cpu.probe_unit(At::Return(ret), va, bytes.min(32));
+}
+
+extern "C" fn unit_store<F: GuestFrontend>(cpu: *mut Cpu<F>, bytes: u32) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    cpu.store_unit(bytes.min(32));
 }
 
 fn amo_from(op: u32) -> AmoOp {

@@ -41,6 +41,16 @@ impl<F: GuestFrontend> TcgVcpu<F> {
         Ok(vcpu)
     }
 
+    /// Runs `f` on the vCPU, whose guest is another engine's: see [`crate::lent`].
+    pub fn lend<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Cpu<F>) -> R) -> R {
+        let cpu = self.cpu();
+        cpu.lent.get_or_insert_default().begin();
+        cpu.head.kick.store(0, Ordering::Relaxed);
+        cpu.halted = false;
+        cpu.process_requests();
+        cpu.with_io(io, f)
+    }
+
     fn cpu(&mut self) -> &mut Cpu<F> {
         // SAFETY: the cell's contents are this value's; `&mut self` makes the borrow unique. Handles only
         // touch the kick word, an atomic.

@@ -26,6 +26,15 @@ pub struct EnvLayout {
     pub reserve_addr: i32,
     /// u64: the value it loaded, extended as loaded.
     pub reserve_value: i32,
+    /// u8: the guard byte of [`VectorLayout`] while the guest's vector registers are in the host's, all ones while they
+    /// are in memory. All ones outside generated code.
+    pub vector_dead: i32,
+    /// u32: scratch for the host's floating-point control word, and the one that functions run under.
+    pub mxcsr: i32,
+    /// u32: see [`EnvLayout::mxcsr`].
+    pub host_mxcsr: i32,
+    /// 32 bytes, aligned so: the memory operand of an [`Op::Unit`](crate::Op::Unit) that the TLB did not serve.
+    pub unit_buffer: i32,
     /// Start of the frontend's hot state (`SetEnvByte`, `GuardEnv`).
     pub guest: i32,
     /// i32: instructions that may still be executed; see [`crate::Op::Count`].
@@ -65,6 +74,24 @@ pub mod trace {
     pub const PAGE: u32 = FIRST_TAG;
     /// The runtime's own, from here up.
     pub const OTHER: u32 = FIRST_TAG + 1;
+}
+
+/// Where a guest's vector registers are in its hot state, for guests with [`Op::Unit`](crate::Op::Unit).
+///
+/// Generated code keeps them in the host's from the first guard that needs them until something is called, and the host's
+/// MXCSR is the guest's for as long, with every exception masked: code that may raise exceptions is guarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VectorLayout {
+    /// 16 registers of 32 bytes.
+    pub registers: i32,
+    /// u32: MXCSR.
+    pub mxcsr: i32,
+    /// u8: what forbids instructions, a bit each; never all ones. Only helpers change it.
+    pub guard: i32,
+    /// The bits whose guards stand before instructions on vector registers.
+    pub vector: u8,
+    /// The bit that forbids instructions on the upper halves.
+    pub upper: u8,
 }
 
 /// The instruction a helper call belongs to: its offset from the block's page in the low 24 bits (signed),
@@ -149,6 +176,13 @@ pub struct RuntimeFns {
     /// `(env, va: u64, size_log2: u32, expected: u64, new: u64, return_address) -> old`: compares and exchanges
     /// atomically, whatever the alignment; the old value has zeros above. Sets `exit_request` on a fault.
     pub cmpxchg: usize,
+    /// `(env, va: u64, bytes: u32, return_address)`: loads to [`EnvLayout::unit_buffer`]. Sets `exit_request` on a fault.
+    pub unit_load: usize,
+    /// `(env, va: u64, bytes: u32, return_address)`: finds out whether that many bytes can be stored. Sets `exit_request`
+    /// on a fault.
+    pub unit_probe: usize,
+    /// `(env, bytes: u32)`: stores them from [`EnvLayout::unit_buffer`] to where `unit_probe` was asked about last.
+    pub unit_store: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
     /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
@@ -247,6 +281,8 @@ pub struct BackendConfig {
     pub helpers: Vec<usize>,
     /// Slots in the order in which they deserve a host register of their own.
     pub pin_order: Vec<Slot>,
+    /// Where vector registers are, if blocks have [`Op::Unit`](crate::Op::Unit).
+    pub vector: Option<VectorLayout>,
     /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
     pub code_align: u32,
     /// The guest has condition flags: its blocks may have operations on them.

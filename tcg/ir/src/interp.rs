@@ -8,6 +8,7 @@ mod flagged;
 
 use crate::flags::Flags;
 use crate::op::*;
+use crate::unit::UnitInsn;
 
 /// A memory access faulted. The host has already recorded the trap; the guest instruction is abandoned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +88,12 @@ pub trait InterpHost {
     fn env_byte(&self, off: i32) -> u8;
     /// Sets the byte at `off` of the guest's hot state.
     fn set_env_byte(&mut self, off: i32, val: u8);
+    /// Executes an [`Op::Unit`]; `va` is the address of its memory operand, if it has one. `false`: nothing happened, and
+    /// the instruction wants careful mode.
+    ///
+    /// # Errors
+    /// It faulted, or trapped in another way.
+    fn unit(&mut self, insn: &UnitInsn, d: Option<Slot>, a: Val, va: u64) -> Result<bool, Fault>;
     /// Calls helper number `helper`.
     fn call(&mut self, helper: u16, args: [u64; 3]) -> (u64, CallOutcome);
 }
@@ -169,6 +176,12 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
         | Op::FlipFlags { .. }
         | Op::DeadFlags { .. } => flagged::step(op, host),
         Op::Rmw { .. } | Op::CmpXchg { .. } => flagged::access(op, host)?,
+        Op::Unit { insn: unit, d, a, off } => {
+            let va = address(host, a, off);
+            if !host.unit(&unit, d, a, va)? {
+                return Ok(Some(Outcome::Careful(pc_va(host, insn))));
+            }
+        }
         _ => return Ok(control(op, insn, host)),
     }
     Ok(None)

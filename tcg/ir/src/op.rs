@@ -13,6 +13,7 @@
 use std::fmt;
 
 use crate::flags::Flags;
+use crate::unit::UnitInsn;
 
 /// Number of slots a block may name: guest registers first, then temporaries.
 pub const SLOTS: usize = 80;
@@ -631,6 +632,22 @@ pub enum Op {
         expected: Val,
         new: Val,
         base: Val,
+        off: i32,
+    },
+    /// An instruction of x86's vector, x87 or MMX units on the guest's registers of these units, which are in the hot
+    /// state or wherever the backend keeps them. `a` is the general register that it reads, or the base of its memory
+    /// operand, which is at `a + off`; `d` the general register that it writes: as a whole, but for
+    /// [`UnitGpr::OutAx`](crate::unit::UnitGpr::OutAx).
+    ///
+    /// A memory operand faults before anything is changed; one that is not aligned although it must be leaves the block
+    /// *before* the current instruction, to have it executed in careful mode.
+    ///
+    /// Vector registers are there only behind a [`Op::GuardEnv`] of the frontend's
+    /// [`VectorLayout`](crate::backend::VectorLayout), with no call in between.
+    Unit {
+        insn: UnitInsn,
+        d: Option<Slot>,
+        a: Val,
         off: i32,
     },
     /// Side exit to `to` if the condition on flags holds. There, nobody looks at the flags in `dead` before they

@@ -29,6 +29,7 @@
 //! | `fence` | `Fence` |
 //! | `D = fp.add.f64.dyn D, D` | `Fp`; rounding `rne`, `rtz`, `rdn`, `rup`, `rmm`, `dyn`; operands left out are the first again |
 //! | `env[0x4] = 0x1` | `SetEnvByte` |
+//! | `s1 = unit 1 1 0xfc vex reg 9 v 1 rm 2 imm 0x5 gpr inrm load 16 aligned sets reads cz, s2 + 0x8` | `Unit`: map, prefix, opcode, then what there is |
 //! | `guard env[0x4] & 0x3` | `GuardEnv` |
 //! | `D = call.pure 3(A, A, A)` | `Call` of helper 3; `call.mayexit`; without `D =` when there is no result |
 //! | `br.ltu A, A -> +0x40` | `Branch`; `eq`, `ne`, `lts`, `ges`, `ltu`, `geu` |

@@ -16,12 +16,14 @@
 //!   terminal. Sizes are those that [`FlagOp`] and the operations' documentation list; the two destinations of
 //!   [`Op::MulWideF`] and [`Op::DivWideF`] differ but for [`Size::B1`], which has one.
 //! * An operation that replaces a part of its destination, or may leave it alone, reads it.
+//! * An [`Op::Unit`] names the general registers and the memory that its instruction has.
 //! * A [`Op::GuardEnv`] or [`Op::DivWideF`] comes before anything its instruction changes (temporaries aside), since nothing of it
 //!   may have happened when the block is left; its mask is not 0. Offsets into the hot state are not negative.
 
 use crate::flags::{self, FLAGS, Flags};
 use crate::interp::is_64_bit_only;
 use crate::op::*;
+use crate::unit::{UnitGpr, UnitInsn, UnitMemory};
 
 /// Longest guest instruction, in bytes (x86).
 pub const MAX_INSN_LEN: u8 = 15;
@@ -246,6 +248,7 @@ fn check_flag_form(op: &Op) -> Result<(), String> {
             }
             Ok(())
         }
+        Op::Unit { insn, d, a, .. } => check_unit(&insn, d, a),
         Op::BranchF { dead, .. } if !Flags::ALL.contains(dead) => Err(format!("{:#x} is not a set of flags", dead.0)),
         Op::Rmw { op, size, old, .. } => {
             if let RmwOp::F(op) = op {
@@ -262,6 +265,32 @@ fn check_flag_form(op: &Op) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the operands are those that the instruction has.
+fn check_unit(insn: &UnitInsn, d: Option<Slot>, a: Val) -> Result<(), String> {
+    let writes = matches!(insn.gpr, UnitGpr::OutRm | UnitGpr::OutReg | UnitGpr::OutAx);
+    if writes != d.is_some() {
+        return Err(format!("the instruction writes {} general register", if writes { "a" } else { "no" }));
+    }
+    let memory = insn.memory != UnitMemory::None;
+    if memory && !(1..=32).contains(&insn.bytes) {
+        return Err(format!("a memory operand has 1 to 32 bytes, not {}", insn.bytes));
+    }
+    let in_place = matches!(insn.gpr, UnitGpr::InRm | UnitGpr::OutRm | UnitGpr::OutAx) || insn.bare;
+    if memory && in_place {
+        return Err("an instruction with a memory operand has it in place of a register".into());
+    }
+    if insn.aligned && !insn.bytes.is_power_of_two() {
+        return Err(format!("{} bytes have no alignment", insn.bytes));
+    }
+    if insn.gpr == UnitGpr::InRm && !matches!(a, Val::Slot(_)) {
+        return Err("the general register is a slot".into());
+    }
+    if !Flags::ALL.contains(insn.reads_flags) {
+        return Err(format!("{:#x} is not a set of flags", insn.reads_flags.0));
+    }
+    Ok(())
 }
 
 /// The smallest size an operation has; it has all above.
@@ -309,7 +338,7 @@ pub const fn uses_flags(op: &Op) -> bool {
             | Op::FlipFlags { .. }
             | Op::DeadFlags { .. }
             | Op::Rmw { .. }
-    )
+    ) || matches!(op, Op::Unit { insn, .. } if insn.sets_flags || !insn.reads_flags.is_empty())
 }
 
 /// Whether a block may hold `op` with type `ty`.
@@ -363,6 +392,12 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
         Op::SetPart { d, a, .. } | Op::SetHigh { d, a } | Op::CMovF { d, a, .. } => {
             val(d.into());
             val(a);
+        }
+        Op::Unit { insn, d, a, .. } => {
+            val(a);
+            if insn.gpr == UnitGpr::OutAx {
+                d.into_iter().for_each(f);
+            }
         }
         Op::SetCondF { d, .. } => f(d),
         Op::StoreEnv { src, .. } => val(src),
@@ -446,7 +481,11 @@ pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
         | Op::CmpXchg { d, .. }
         | Op::Fp { d, .. } => f(d),
         Op::AluF { op: FlagOp::Bt, .. } => {}
-        Op::Amo { d, .. } | Op::AluF { d, .. } | Op::Call { ret: d, .. } | Op::Rmw { old: d, .. } => {
+        Op::Amo { d, .. }
+        | Op::AluF { d, .. }
+        | Op::Call { ret: d, .. }
+        | Op::Rmw { old: d, .. }
+        | Op::Unit { d, .. } => {
             d.into_iter().for_each(f);
         }
         Op::MulWideF { size, lo: a, hi: b, .. } | Op::DivWideF { size, q: a, r: b, .. } => {
@@ -491,6 +530,7 @@ pub fn flags_written(op: &Op) -> (Flags, Flags) {
         Op::ShiftDoubleF { size, n, .. } => counted(Flags::ALL, size, n),
         Op::MulWideF { .. } | Op::DivWideF { .. } => (Flags::ALL, Flags::ALL),
         Op::SetFlags { mask, .. } | Op::FlipFlags { mask } => (mask, mask),
+        Op::Unit { insn, .. } if insn.sets_flags => (Flags::ALL, Flags::ALL),
         _ => (Flags::NONE, Flags::NONE),
     }
 }
@@ -511,6 +551,7 @@ pub fn flags_read(op: &Op) -> Flags {
         Op::SetCondF { cond, .. } | Op::CMovF { cond, .. } | Op::BranchF { cond, .. } => flags::read_by(cond),
         Op::GetFlags { .. } => Flags::ALL,
         Op::FlipFlags { mask } => mask,
+        Op::Unit { insn, .. } => insn.reads_flags,
         _ => Flags::NONE,
     }
 }
@@ -528,6 +569,7 @@ fn has_effect(op: &Op) -> bool {
             | Op::StoreEnv { .. }
             | Op::Rmw { .. }
             | Op::CmpXchg { .. }
+            | Op::Unit { .. }
             | Op::Call { kind: CallKind::MayExit, .. }
     ) || !flags_written(op).0.is_empty()
         || writes_guest_slot(op)

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mimus_core::accel::{Accelerator, CpuIo, EmulationFailure, NullAccelerator, VcpuIndex};
+use mimus_core::accel::{Accelerator, CpuIo, EmulationFallback, NullAccelerator, VcpuIndex};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
 use mimus_devices::char::host::RingBuf;
 use mimus_machines::boards;
@@ -47,7 +47,7 @@ pub struct Pc {
 pub struct Setup {
     pub config: MachineConfig,
     pub accel: Box<dyn Accelerator>,
-    pub emulation_failure: Option<Arc<dyn EmulationFailure>>,
+    pub emulation_failure: Option<Arc<dyn EmulationFallback>>,
     pub files: tempfile::TempDir,
 }
 

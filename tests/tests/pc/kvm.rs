@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mimus_accel_kvm::{KvmAccelerator, Repairs};
+use mimus_accel_kvm::KvmAccelerator;
 use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::config::{Bios, Drive, DriveInterface};
 use mimus_machines::machine::RunEnd;
 use mimus_machines::x86::rom;
+use mimus_tcg::TcgFallback;
 
 use crate::harness::{Pc, Setup, skipped};
 
@@ -24,8 +25,7 @@ fn on_kvm(test: &str, setup: Setup) -> Option<Pc> {
         skipped(test, &why.to_string());
         return None;
     }
-    let setup =
-        Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(Repairs::default())), ..setup };
+    let setup = Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup };
     match setup.try_build() {
         Ok(mut pc) => {
             pc.machine.power_on().unwrap();

@@ -8,7 +8,7 @@ use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::config::{Drive, DriveInterface};
 use mimus_machines::guests::cpio::Archive;
-use mimus_machines::guests::x86::{X86_64_BUSYBOX, X86_64_KERNEL, X86_64_MODULES};
+use mimus_machines::guests::x86::{MODULES, X86_64_BUSYBOX, X86_64_KERNEL};
 use mimus_machines::guests::{self, GuestSpec};
 use mimus_machines::machine::RunEnd;
 
@@ -61,10 +61,10 @@ fn initrd(kernel: &Path, busybox: &Path) -> Vec<u8> {
     }
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.file("bin/busybox", 0o755, &std::fs::read(busybox).unwrap());
-    for module in X86_64_MODULES {
+    for module in MODULES {
         archive.file(&format!("modules/{module}"), 0o644, &std::fs::read(kernel.join(module)).unwrap());
     }
-    archive.file("modules/order", 0o644, X86_64_MODULES.join("\n").as_bytes());
+    archive.file("modules/order", 0o644, MODULES.join("\n").as_bytes());
     archive.file("init", 0o755, INIT.as_bytes());
     archive.finish_gzip().unwrap()
 }

@@ -1,8 +1,8 @@
 //! What tests and benchmarks boot, in the same cache as `mimus try`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use mimus_machines::guests::{self, GuestSpec, Progress, init};
+use mimus_machines::guests::{self, GuestSpec, Progress, init, x86};
 
 struct Lines;
 
@@ -14,29 +14,51 @@ impl Progress for Lines {
     fn download(&self, _done: u64, _total: u64) {}
 }
 
-/// Kernel and initrd of the riscv64 benchmark.
+/// What a benchmark boots.
 pub struct Bench {
     /// Kernel.
     pub kernel: PathBuf,
-    /// Initrd of busybox and the timed phases.
+    /// Initrd of busybox, the timed phases and programs.
     pub initrd: PathBuf,
+    /// The busybox in it.
+    pub busybox: PathBuf,
+    /// The script of the phases in it.
+    pub phases: PathBuf,
 }
 
-/// Fetches what the riscv64 benchmark boots.
-pub fn bench() -> anyhow::Result<Bench> {
-    let kernel = ensure(&guests::RISCV64)?;
-    let busybox = ensure(&guests::RISCV64_BUSYBOX)?;
-    let initrd = init::bench_initrd(&busybox, &busybox.join("busybox"))?;
-    Ok(Bench { kernel: kernel.join("linux"), initrd })
+/// Fetches what the benchmark of a guest boots.
+pub fn bench(arch: &str, programs: Option<&Path>) -> anyhow::Result<Bench> {
+    let (kernel, file, busybox) = match arch {
+        "x86_64" => (&x86::X86_64_KERNEL, "vmlinuz", &x86::X86_64_BUSYBOX),
+        "i386" => (&x86::I386_KERNEL, "vmlinuz", &x86::I386_BUSYBOX),
+        _ => (&guests::RISCV64, "linux", &guests::RISCV64_BUSYBOX),
+    };
+    let kernel = ensure(kernel)?.join(file);
+    let dir = ensure(busybox)?;
+    let busybox = dir.join("busybox");
+    let initrd = init::bench_initrd(&dir, &busybox, programs)?;
+    let phases = dir.join("bench-phases.sh");
+    guests::write_atomically(&phases, init::BENCH_PHASES)?;
+    Ok(Bench { kernel, initrd, busybox, phases })
 }
 
 /// Fetches everything.
 pub fn fetch() -> anyhow::Result<()> {
-    bench()?;
     let dir = ensure(&guests::RISCV64)?;
     init::shell_initrd(&dir)?;
-    ensure(&guests::RISCV64_FIRMWARE)?;
-    for spec in [&guests::x86::X86_64_KERNEL, &guests::x86::X86_64_BUSYBOX, &guests::x86::SEABIOS] {
+    let others = [
+        &guests::RISCV64_BUSYBOX,
+        &guests::RISCV64_KERNEL,
+        &guests::RISCV64_FIRMWARE,
+        &x86::X86_64_KERNEL,
+        &x86::X86_64_GENERIC,
+        &x86::X86_64_BUSYBOX,
+        &x86::I386_KERNEL,
+        &x86::I386_PAE,
+        &x86::I386_BUSYBOX,
+        &x86::SEABIOS,
+    ];
+    for spec in others {
         ensure(spec)?;
     }
     Ok(())

@@ -16,7 +16,11 @@ usage: cargo xtask <task>
   check-deps                          who may depend on whom
   lint                                format, clippy, file lengths, names of this machine
   guests                              fetch what tests and benchmarks boot, into mimus's cache
-  bench riscv64 [--runs N] [--smp N]  mimus beside qemu-system-riscv64, on the same guest
+  bench riscv64|x86_64|i386           mimus beside qemu-system-…, on the same guest, and native
+      [--runs N] [--smp N]              how often, and with how many vCPUs
+      [--phases | --programs]           busybox's rows, or those of tests/xtask/bench, only
+      [--rows NAME,NAME]                only these
+      [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
   ci                                  check-deps, lint, and the whole test suite
 ";
 

@@ -4,11 +4,13 @@
 
 use dynasmrt::{AssemblyOffset, DynasmApi};
 use mimus_tcg_ir::Size;
+use mimus_tcg_ir::unit::{UnitInsn, UnitPlace};
 
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
 pub const RSP: u8 = 4;
+pub const RBP: u8 = 5;
 pub const R14: u8 = 14;
 pub const R15: u8 = 15;
 
@@ -367,6 +369,16 @@ impl<'a> Asm<'a> {
             self.sized_ext(Map::Base, size, 0x80, op as u8, rm);
             self.imm_sized(size, imm);
         }
+    }
+
+    /// An instruction of the vector, x87 or MMX units.
+    pub fn unit(&mut self, insn: &UnitInsn, reg: u8, rm: Rm) {
+        let place = match rm {
+            Rm::Reg(r) => UnitPlace::Reg(r),
+            Rm::Env(disp) => UnitPlace::Mem { base: RBP, index: None, disp },
+            Rm::Mem { base, index, disp } => UnitPlace::Mem { base, index, disp },
+        };
+        insn.encode(reg, place, self.buf);
     }
 
     /// A VEX-coded instruction on general registers.

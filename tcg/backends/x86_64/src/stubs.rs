@@ -37,6 +37,14 @@ pub struct Addresses {
     pub divide: usize,
     /// Called: `r14` packed operation.
     pub fp: usize,
+    /// Called: vector registers from memory to the host's, which run under the guest's MXCSR. Every general register stays.
+    pub revive: usize,
+    /// Called: `r15` address, `r14d` bytes.
+    pub unit_load: usize,
+    /// Called: `r15` address, `r14d` bytes.
+    pub unit_probe: usize,
+    /// Called: `r14d` bytes.
+    pub unit_store: usize,
     /// Called by the cold code of a link site; does not return to it.
     pub link: usize,
     /// Called: the trace's buffer is full.
@@ -59,6 +67,7 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     let mut stubs = Stubs { miss: base, ..Stubs::default() };
     e.miss();
     let table = e.helper_table();
+    e.vectors(&mut a);
     stubs.enter = e.enter_and_exit();
     e.leaving(&mut a);
     stubs.dispatch = e.dispatch();
@@ -144,6 +153,7 @@ impl Emitter<'_> {
             ; .align 16
             ; ->exit:
         );
+        self.bury_if_alive();
         self.save(&self.b.pinned);
         dynasm!(self.ops ; .arch x64
             ; add rsp, 24
@@ -227,38 +237,42 @@ impl Emitter<'_> {
     /// Loads, stores and atomics that the TLB does not serve.
     fn accesses(&mut self, a: &mut Addresses) {
         let fns = self.b.config.fns;
-        a.load = self.access_entry();
-        dynasm!(self.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov edx, r14d
-            ; mov rcx, [rsp]
-        );
-        self.access_call(fns.load);
-        a.store = self.access_entry();
-        dynasm!(self.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov rdx, rax
-            ; mov ecx, r14d
-            ; mov r8, [rsp]
-        );
-        self.access_call(fns.store);
-        a.atomic = self.access_entry();
-        dynasm!(self.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov edx, r14d
-            ; mov rcx, rax
-            ; mov r8, [rsp]
-        );
-        self.access_call(fns.atomic);
-        a.cmpxchg = self.access_entry();
-        dynasm!(self.ops ; .arch x64
-            ; mov rsi, r15
-            ; mov edx, r14d
-            ; mov rcx, rax
-            ; mov r8, [rsp + 16]
-            ; mov r9, [rsp]
-        );
-        self.access_call(fns.cmpxchg);
+        let load: fn(&mut Self) = |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov edx, r14d
+                ; mov rcx, [rsp]
+            );
+        };
+        a.load = self.access(fns.load, load);
+        a.unit_load = self.access(fns.unit_load, load);
+        a.unit_probe = self.access(fns.unit_probe, load);
+        a.unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));
+        a.store = self.access(fns.store, |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov rdx, rax
+                ; mov ecx, r14d
+                ; mov r8, [rsp]
+            )
+        });
+        a.atomic = self.access(fns.atomic, |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov edx, r14d
+                ; mov rcx, rax
+                ; mov r8, [rsp]
+            )
+        });
+        a.cmpxchg = self.access(fns.cmpxchg, |e| {
+            dynasm!(e.ops ; .arch x64
+                ; mov rsi, r15
+                ; mov edx, r14d
+                ; mov rcx, rax
+                ; mov r8, [rsp + 16]
+                ; mov r9, [rsp]
+            )
+        });
     }
 
     /// Signed division of 128 by 64 bits: as unsigned, with a check of what would not fit.
@@ -308,15 +322,31 @@ impl Emitter<'_> {
         );
     }
 
-    fn access_entry(&mut self) -> usize {
+    /// Calls a function that may ask to abandon the block, then returns to the block, with vector registers where they
+    /// were.
+    fn access(&mut self, function: usize, arguments: fn(&mut Self)) -> usize {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         let entry = self.here();
         self.save(self.b.caller_saved());
+        if self.b.config.vector.is_none() {
+            arguments(self);
+            self.access_call(function, false);
+            return entry;
+        }
+        self.test_alive();
+        dynasm!(self.ops ; .arch x64 ; jne >alive);
+        arguments(self);
+        self.access_call(function, false);
+        dynasm!(self.ops ; .arch x64
+            ; alive:
+            ; call ->bury
+        );
+        arguments(self);
+        self.access_call(function, true);
         entry
     }
 
-    /// Calls a function that may ask to abandon the block, then returns to the block.
-    fn access_call(&mut self, function: usize) {
+    fn access_call(&mut self, function: usize, revive: bool) {
         let exit_request = self.env(self.b.config.env.exit_request);
         dynasm!(self.ops ; .arch x64
             ; lea rdi, [rbp - 128]
@@ -329,8 +359,86 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64
             ; cmp DWORD [rbp + exit_request], 0
             ; jne ->abandon
-            ; ret
         );
+        if revive {
+            dynasm!(self.ops ; .arch x64 ; jmp ->revive);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; ret);
+        }
+    }
+
+    /// Compares for vector registers being in memory.
+    fn test_alive(&mut self) {
+        let dead = self.env(self.b.config.env.vector_dead);
+        dynasm!(self.ops ; .arch x64 ; cmp BYTE [rbp + dead], -1);
+    }
+
+    /// Puts vector registers into memory, if they are in the host's.
+    fn bury_if_alive(&mut self) {
+        if self.b.config.vector.is_some() {
+            self.test_alive();
+            dynasm!(self.ops ; .arch x64
+                ; je >dead
+                ; call ->bury
+                ; dead:
+            );
+        }
+    }
+
+    /// Moves vector registers between memory and the host's, and MXCSR with them. Every general register stays.
+    fn vectors(&mut self, a: &mut Addresses) {
+        let Some(v) = self.b.config.vector else { return };
+        let env = &self.b.config.env;
+        let hot = |offset: i32| env.guest + offset;
+        let (dead, scratch) = (self.env(env.vector_dead), self.env(env.mxcsr));
+        let host = self.env(env.host_mxcsr);
+        let (guest, guard) = (self.env(hot(v.mxcsr)), self.env(hot(v.guard)));
+        let registers = self.env(hot(v.registers));
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.revive = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; ->revive:
+            ; push rax
+            ; mov eax, [rbp + guest]
+            ; or eax, 0x1f80
+            ; mov [rbp + scratch], eax
+            ; ldmxcsr [rbp + scratch]
+            ; mov al, [rbp + guard]
+            ; mov [rbp + dead], al
+            ; test al, BYTE v.upper as i8
+            ; pop rax
+            ; jne >narrow
+        );
+        for n in 0..16u8 {
+            dynasm!(self.ops ; .arch x64 ; vmovups Ry(n), [rbp + registers + 32 * i32::from(n)]);
+        }
+        dynasm!(self.ops ; .arch x64 ; ret ; narrow:);
+        for n in 0..16u8 {
+            dynasm!(self.ops ; .arch x64 ; movups Rx(n), [rbp + registers + 32 * i32::from(n)]);
+        }
+        dynasm!(self.ops ; .arch x64
+            ; ret
+            ; .align 16
+            ; ->bury:
+            ; push rax
+            ; stmxcsr [rbp + scratch]
+            ; mov eax, [rbp + scratch]
+            ; and eax, 0x3f
+            ; or [rbp + guest], eax
+            ; ldmxcsr [rbp + host]
+            ; test BYTE [rbp + dead], v.upper as i8
+            ; mov BYTE [rbp + dead], -1
+            ; pop rax
+            ; jne >narrow
+        );
+        for n in 0..16u8 {
+            dynasm!(self.ops ; .arch x64 ; vmovups [rbp + registers + 32 * i32::from(n)], Ry(n));
+        }
+        dynasm!(self.ops ; .arch x64 ; vzeroupper ; ret ; narrow:);
+        for n in 0..16u8 {
+            dynasm!(self.ops ; .arch x64 ; movups [rbp + registers + 32 * i32::from(n)], Rx(n));
+        }
+        dynasm!(self.ops ; .arch x64 ; ret);
     }
 
     /// A floating-point operation in software, from slots to slot.
@@ -339,6 +447,7 @@ impl Emitter<'_> {
         a.fp = self.here();
         let function = self.b.config.fns.fp;
         self.save(&self.b.pinned);
+        self.bury_if_alive();
         dynasm!(self.ops ; .arch x64
             ; lea rdi, [rbp - 128]
             ; mov rsi, r14
@@ -357,6 +466,7 @@ impl Emitter<'_> {
         a.link = self.here();
         let function = self.b.config.fns.link;
         self.save(self.b.caller_saved());
+        self.bury_if_alive();
         dynasm!(self.ops ; .arch x64
             ; lea rdi, [rbp - 128]
             ; mov rsi, [rsp]
@@ -370,21 +480,34 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; jmp rax);
     }
 
-    /// Has the trace's buffer taken away. Registers stay, `rax` too.
+    /// Has the trace's buffer taken away. Registers stay, `rax` and vectors too.
     fn trace_full(&mut self, a: &mut Addresses) {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         a.trace_full = self.here();
-        let function = self.b.config.fns.trace_full;
         self.save(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64 ; push rax);
+        if self.b.config.vector.is_some() {
+            self.test_alive();
+            dynasm!(self.ops ; .arch x64 ; jne >alive);
+        }
+        self.trace_call();
+        dynasm!(self.ops ; .arch x64 ; ret);
+        if self.b.config.vector.is_some() {
+            dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
+            self.trace_call();
+            dynasm!(self.ops ; .arch x64 ; jmp ->revive);
+        }
+    }
+
+    fn trace_call(&mut self) {
+        let function = self.b.config.fns.trace_full;
         dynasm!(self.ops ; .arch x64
-            ; push rax
             ; lea rdi, [rbp - 128]
             ; mov rax, QWORD function as i64
             ; call rax
             ; pop rax
         );
         self.restore(self.b.caller_saved());
-        dynasm!(self.ops ; .arch x64 ; ret);
     }
 
     /// An entry per helper that pushes its number, and the two bodies.
@@ -414,6 +537,7 @@ impl Emitter<'_> {
     }
 
     fn helper_body(&mut self, table: i32) {
+        self.bury_if_alive();
         dynasm!(self.ops ; .arch x64
             ; mov rsi, rax
             ; mov rdx, r14

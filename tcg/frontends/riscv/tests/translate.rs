@@ -125,6 +125,16 @@ impl InterpHost for Machine {
             _ => 0,
         }
     }
+    /// Nothing here has the units: careful mode is to do it.
+    fn unit(
+        &mut self,
+        _: &mimus_tcg_ir::unit::UnitInsn,
+        _: Option<Slot>,
+        _: mimus_tcg_ir::Val,
+        _: u64,
+    ) -> Result<bool, Fault> {
+        Ok(false)
+    }
     fn env_byte(&self, off: i32) -> u8 {
         self.hot[off as usize]
     }

@@ -5,7 +5,7 @@ use mimus_arch::x86::state::{Events, Msr, X86State, attr};
 
 use crate::control::valid_xcr0;
 use crate::msr::Msrs;
-use crate::state::{ARITH, CS, DS, ES, FS, GS, SS, SYSTEM, State};
+use crate::state::{ARITH, CS, DS, ES, FS, FpuPointers, GS, SS, SYSTEM, State};
 
 /// Bytes of the exchanged XSAVE area with AVX.
 const WITH_AVX: usize = 832;
@@ -23,16 +23,7 @@ pub struct Registers {
 /// The exchanged state, but for events that the caller knows and `mp_state`. The clock stands at `now` ns.
 pub fn to_arch(st: &State, regs: &Registers, now: u64) -> X86State {
     let mut out = X86State::reset(st.index == 0);
-    out.gpr = regs.gpr;
-    out.rip = regs.ip;
-    out.rflags = regs.arith & ARITH | st.flags & SYSTEM | RFLAGS_FIXED;
-    [out.es, out.cs, out.ss, out.ds, out.fs, out.gs] = st.seg;
-    // The privilege level is the stack segment's.
-    out.ss.attributes = out.ss.attributes & !(3 << attr::DPL_SHIFT) | u32::from(st.cpl) << attr::DPL_SHIFT;
-    (out.ldtr, out.tr, out.gdtr, out.idtr) = (st.ldtr, st.tr, st.gdtr, st.idtr);
-    (out.cr0, out.cr2, out.cr3, out.cr4, out.cr8) = (st.cr0, st.cr2, st.cr3, st.cr4, st.cr8);
-    out.efer = st.efer;
-    out.pdptrs = crate::paging::uses_pdptrs(st).then_some(st.pdptr);
+    core_to_arch(st, regs, &mut out);
     out.apic_base = st.apic_base;
     (out.dr, out.dr6, out.dr7) = (st.dr, st.dr6, st.dr7);
     out.xcr0 = st.xcr0;
@@ -51,6 +42,20 @@ pub fn to_arch(st: &State, regs: &Registers, now: u64) -> X86State {
         ..Events::default()
     };
     out
+}
+
+/// General registers, segments and control registers.
+pub(crate) fn core_to_arch(st: &State, regs: &Registers, out: &mut X86State) {
+    out.gpr = regs.gpr;
+    out.rip = regs.ip;
+    out.rflags = regs.arith & ARITH | st.flags & SYSTEM | RFLAGS_FIXED;
+    [out.es, out.cs, out.ss, out.ds, out.fs, out.gs] = st.seg;
+    // The privilege level is the stack segment's.
+    out.ss.attributes = out.ss.attributes & !(3 << attr::DPL_SHIFT) | u32::from(st.cpl) << attr::DPL_SHIFT;
+    (out.ldtr, out.tr, out.gdtr, out.idtr) = (st.ldtr, st.tr, st.gdtr, st.idtr);
+    (out.cr0, out.cr2, out.cr3, out.cr4, out.cr8) = (st.cr0, st.cr2, st.cr3, st.cr4, st.cr8);
+    out.efer = st.efer;
+    out.pdptrs = crate::paging::uses_pdptrs(st).then_some(st.pdptr);
 }
 
 fn xsave_area(st: &State) -> Vec<u8> {
@@ -75,7 +80,29 @@ fn xsave_area(st: &State) -> Vec<u8> {
     area
 }
 
-fn set_xsave(st: &mut State, area: &[u8]) {
+/// Puts x87, SSE and AVX into an XSAVE area in standard form that may have more: the rest of it stays.
+pub(crate) fn update_xsave(st: &State, area: &mut Vec<u8>) {
+    let new = xsave_area(st);
+    let mut used = [0; 8];
+    used.copy_from_slice(&area[XSAVE_XSTATE_BV..XSAVE_XSTATE_BV + 8]);
+    let mut used = u64::from_le_bytes(used) | XCR0_X87 | XCR0_SSE;
+    let constant = area[XSAVE_MXCSR + 4..XSAVE_MXCSR + 8].to_vec();
+    area[..416].copy_from_slice(&new[..416]);
+    area[XSAVE_MXCSR + 4..XSAVE_MXCSR + 8].copy_from_slice(&constant);
+    let upper = new.get(YMM_HIGH..WITH_AVX).unwrap_or_default();
+    let avx = used & XCR0_AVX != 0 || upper.iter().any(|b| *b != 0);
+    if avx && !upper.is_empty() {
+        used |= XCR0_AVX;
+        if area.len() < WITH_AVX {
+            area.resize(WITH_AVX, 0);
+        }
+        area[YMM_HIGH..WITH_AVX].copy_from_slice(upper);
+    }
+    area[XSAVE_XSTATE_BV..XSAVE_XSTATE_BV + 8].copy_from_slice(&used.to_le_bytes());
+}
+
+/// Takes x87, SSE and AVX over from an XSAVE area in standard form.
+pub(crate) fn set_xsave(st: &mut State, area: &[u8]) {
     let word = |at: usize| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&area[at..at + 8]);
@@ -88,6 +115,8 @@ fn set_xsave(st: &mut State, area: &[u8]) {
     if components & XCR0_X87 != 0 {
         st.fx.0[..XSAVE_MXCSR].copy_from_slice(&area[..XSAVE_MXCSR]);
         st.fx.0[32..160].copy_from_slice(&area[32..160]);
+        let short = |at: usize| u16::from_le_bytes([area[at], area[at + 1]]);
+        st.fpu_pointers = FpuPointers { opcode: short(6), ip: word(8), dp: word(16), ..FpuPointers::default() };
     }
     let avx = components & XCR0_AVX != 0 && area.len() >= WITH_AVX;
     if components & (XCR0_SSE | XCR0_AVX) != 0 {
@@ -111,14 +140,11 @@ fn set_xsave(st: &mut State, area: &[u8]) {
 /// One line: what of it cannot be.
 pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers, String> {
     from.check().map_err(|e| e.to_string())?;
+    if !valid_xcr0(st, from.xcr0) {
+        return Err(format!("xcr0: the model has no {:#x}", from.xcr0));
+    }
     check(st, from)?;
-    st.cpl = from.cpl();
-    st.flags = from.rflags & SYSTEM;
-    st.seg = [from.es, from.cs, from.ss, from.ds, from.fs, from.gs];
-    (st.ldtr, st.tr, st.gdtr, st.idtr) = (from.ldtr, from.tr, from.gdtr, from.idtr);
-    (st.cr0, st.cr2, st.cr3, st.cr4, st.cr8) = (from.cr0 | CR0_ET, from.cr2, from.cr3, from.cr4, from.cr8);
-    st.efer = from.efer;
-    st.pdptr = from.pdptrs.unwrap_or_default();
+    let registers = core_from_arch(st, from);
     st.apic_base = from.apic_base;
     st.dr = from.dr;
     st.dr6 = from.dr6 & 0xe00f | DR6_FIXED;
@@ -140,13 +166,26 @@ pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers,
     st.nmi_masked = from.events.nmi_masked;
     st.nmi_pending = from.events.nmi_pending;
     st.smm = false;
-    Ok(Registers { gpr: from.gpr, ip: from.rip, arith: from.rflags & ARITH })
+    Ok(registers)
 }
 
-fn check(st: &State, from: &X86State) -> Result<(), String> {
-    if !valid_xcr0(st, from.xcr0) {
-        return Err(format!("xcr0: the model has no {:#x}", from.xcr0));
-    }
+/// Takes over general registers, segments and control registers, which were checked.
+pub(crate) fn core_from_arch(st: &mut State, from: &X86State) -> Registers {
+    st.cpl = from.cpl();
+    st.flags = from.rflags & SYSTEM;
+    st.seg = [from.es, from.cs, from.ss, from.ds, from.fs, from.gs];
+    (st.ldtr, st.tr, st.gdtr, st.idtr) = (from.ldtr, from.tr, from.gdtr, from.idtr);
+    (st.cr0, st.cr2, st.cr3, st.cr4, st.cr8) = (from.cr0 | CR0_ET, from.cr2, from.cr3, from.cr4, from.cr8);
+    st.efer = from.efer;
+    st.pdptr = from.pdptrs.unwrap_or_default();
+    Registers { gpr: from.gpr, ip: from.rip, arith: from.rflags & ARITH }
+}
+
+/// Whether general registers, segments and control registers can be taken over.
+///
+/// # Errors
+/// One line: what cannot be.
+pub(crate) fn check(st: &State, from: &X86State) -> Result<(), String> {
     let efer = EFER_SCE | EFER_NXE | if st.features.long_mode { EFER_LME | EFER_LMA } else { 0 };
     if from.efer & !efer != 0 {
         return Err(format!("efer: the model has no {:#x}", from.efer));

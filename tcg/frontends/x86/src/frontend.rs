@@ -1,5 +1,7 @@
 //! x86 as the translator's runtime wants it: [`X86`] implements [`GuestFrontend`] by the other modules of this crate.
 
+use std::mem::offset_of;
+
 use iced_x86::{Formatter, NasmFormatter};
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::{MpState, X86State};
@@ -7,8 +9,10 @@ use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, ShutdownCause, StartRequest, SysReg, VcpuExit, VcpuIndex};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
+use mimus_tcg_ir::backend::VectorLayout;
 use mimus_tcg_ir::flags::{FLAGS, Flags};
-use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot};
+use mimus_tcg_ir::unit::UnitInsn;
+use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot, Val};
 
 use crate::convert::{Registers, from_arch, to_arch};
 use crate::cpuid;
@@ -20,7 +24,7 @@ use crate::host::{Flush, Host, Stop};
 use crate::interrupt;
 use crate::native::Native;
 use crate::paging;
-use crate::state::{CS, CodeMode, State, key_pcid, mask};
+use crate::state::{CS, CodeMode, GUARD_AVX, GUARD_SSE, State, key_pcid, mask};
 use crate::translate::{self, BASE0};
 
 #[cfg(test)]
@@ -244,6 +248,9 @@ pub(crate) fn ip_of(cpu: &X86Cpu, pc: u64) -> u64 {
 
 /// Takes an exception of the instruction at `pc`.
 pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
+    if cpu.abandoned() {
+        return cpu.jump(pc);
+    }
     cpu.guest.deliveries += 1;
     let ip = ip_of(cpu, pc);
     // A stop goes on where it was.
@@ -361,6 +368,13 @@ impl GuestFrontend for X86 {
     const LENIENT_BUS: bool = true;
     const LATCHED_PINS: u64 = PIN_NMI;
     const TRAPS_USE_SLOTS: bool = true;
+    const VECTOR: Option<VectorLayout> = Some(VectorLayout {
+        registers: (offset_of!(X86Guest, st) + offset_of!(State, vec)) as i32,
+        mxcsr: (offset_of!(X86Guest, st) + offset_of!(State, mxcsr)) as i32,
+        guard: (offset_of!(X86Guest, st) + offset_of!(State, guards)) as i32,
+        vector: GUARD_SSE | GUARD_AVX,
+        upper: GUARD_AVX,
+    });
 
     fn helpers() -> Vec<Helper<Self>> {
         exec::table()
@@ -507,6 +521,10 @@ impl GuestFrontend for X86 {
         0
     }
 
+    fn unit(cpu: &mut Cpu<Self>, insn: &UnitInsn, d: Option<Slot>, a: Val, va: u64) {
+        exec::unit(cpu, insn, d, a, va);
+    }
+
     fn remote_fence(cpu: &mut Cpu<Self>, fence: RemoteFence) {
         if fence != RemoteFence::Icache {
             cpu.mmu.flush_all();
@@ -515,6 +533,7 @@ impl GuestFrontend for X86 {
 
     fn enter_run(cpu: &mut Cpu<Self>) {
         fpu::load(&mut cpu.guest);
+        cpu.guest.st.update_guards();
     }
 
     fn leave_run(cpu: &mut Cpu<Self>) {
@@ -557,20 +576,20 @@ impl GuestFrontend for X86 {
     fn disassemble(code: CodeWindow<'_>, offset: u32, pc: u64) -> (String, u32) {
         let mut bytes = [0; MAX_LEN];
         let have = fetch(code, offset, &mut bytes);
-        let mut decoder = iced_x86::Decoder::with_ip(
-            CodeMode(code.mode()).bits(),
-            &bytes[..have],
-            pc,
-            iced_x86::DecoderOptions::NONE,
-        );
-        let insn = decoder.decode();
-        let mut text = String::new();
-        NasmFormatter::new().format(&insn, &mut text);
-        (text, insn.len().max(1) as u32)
+        disassemble(CodeMode(code.mode()).bits(), &bytes[..have], pc)
     }
 }
 
-fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
+/// Disassembles the instruction that `bytes` begin with; also its length.
+pub fn disassemble(bits: u32, bytes: &[u8], pc: u64) -> (String, u32) {
+    let mut decoder = iced_x86::Decoder::with_ip(bits, bytes, pc, iced_x86::DecoderOptions::NONE);
+    let insn = decoder.decode();
+    let mut text = String::new();
+    NasmFormatter::new().format(&insn, &mut text);
+    (text, insn.len().max(1) as u32)
+}
+
+pub(crate) fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     for (i, value) in registers.gpr.into_iter().enumerate() {
         cpu.set_gpr(i, value);
     }

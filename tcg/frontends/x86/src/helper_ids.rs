@@ -8,8 +8,10 @@ pub const LINEAR: u16 = 1;
 pub const INVALID: u16 = 2;
 /// A string instruction: [`StringOp`], offset-mask of the address size.
 pub const STRING: u16 = 3;
+/// Loads the x87 control word: its value.
+pub const FLDCW: u16 = 4;
 /// How many there are.
-pub const COUNT: usize = 4;
+pub const COUNT: usize = 5;
 
 /// An access as [`LINEAR`] is told of it: segment in bits 2:0, bytes in 15:8, whether it stores in bit 16.
 pub const fn segment_access(seg: usize, bytes: u32, write: bool) -> i64 {

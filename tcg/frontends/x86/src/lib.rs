@@ -10,6 +10,7 @@
 //! | [`segment`], [`stack`] | descriptors, segment registers, stacks |
 //! | [`far`], [`task`], [`syscall`] | transfers between segments, privilege levels and tasks |
 //! | [`control`], [`msr`], [`cpuid`] | control, debug and model-specific registers, CPUID |
+//! | [`takeover`] | instructions of a guest that another engine runs |
 //! | [`native`] | computations on the host's own units |
 
 pub mod control;
@@ -32,6 +33,7 @@ pub mod segment;
 pub mod stack;
 pub mod state;
 pub mod syscall;
+pub mod takeover;
 pub mod task;
 pub mod translate;
 

@@ -32,6 +32,20 @@ pub const SYSTEM: u64 = RFLAGS_TF
     | RFLAGS_VIP
     | RFLAGS_ID;
 
+/// SSE instructions cannot be used.
+pub const GUARD_SSE: u8 = 1;
+/// AVX instructions cannot be used.
+pub const GUARD_AVX: u8 = 2;
+/// MXCSR has exceptions that are not masked.
+pub const GUARD_MXCSR: u8 = 4;
+/// x87 and MMX instructions cannot be used, or may raise exceptions.
+pub const GUARD_X87: u8 = 8;
+
+/// Exception masks of MXCSR.
+pub const MXCSR_MASKS: u32 = 0x1f80;
+/// Exception masks of the x87 control word.
+const FCW_MASKS: u16 = 0x3f;
+
 /// How instructions are decoded and addresses made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
@@ -73,8 +87,8 @@ pub struct State {
     pub mxcsr: u32,
     /// The x87 control word while the vCPU runs.
     pub fcw: u16,
-    /// 1 if SSE instructions cannot be used: see [`State::update_guards`].
-    pub sse_off: u8,
+    /// What units' instructions have to be looked at one by one: `GUARD_` bits, see [`State::update_guards`].
+    pub guards: u8,
     /// The current privilege level.
     pub cpl: u8,
     /// [`SYSTEM`] flags.
@@ -132,7 +146,7 @@ impl State {
             fx: FxArea([0; 512]),
             mxcsr: MXCSR_RESET,
             fcw: FCW_RESET,
-            sse_off: 1,
+            guards: GUARD_SSE | GUARD_AVX | GUARD_X87,
             cpl: 0,
             flags: 0,
             seg: [Segment::default(); 6],
@@ -193,8 +207,13 @@ impl State {
 
     /// Sets what translated code looks at, after control registers may have changed.
     pub fn update_guards(&mut self) {
-        let on = self.cr0 & (CR0_EM | CR0_TS) == 0 && self.cr4 & CR4_OSFXSR != 0;
-        self.sse_off = u8::from(!on);
+        let bit = |mask: u8, on: bool| if on { mask } else { 0 };
+        let task_switched = self.cr0 & CR0_TS != 0;
+        let emulated = task_switched || self.cr0 & CR0_EM != 0;
+        self.guards = bit(GUARD_SSE, emulated || self.cr4 & CR4_OSFXSR == 0)
+            | bit(GUARD_AVX, task_switched || self.cr4 & CR4_OSXSAVE == 0 || self.xcr0 & 6 != 6)
+            | bit(GUARD_MXCSR, self.mxcsr & MXCSR_MASKS != MXCSR_MASKS)
+            | bit(GUARD_X87, emulated || self.fcw & FCW_MASKS != FCW_MASKS);
     }
 
     /// IA-32e mode is active.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::{NO_INSN, guest_slot};
 use crate::flags::Flags;
 use crate::interp::{CallOutcome, Fault, InterpHost, amo, extend};
-use crate::op::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot};
+use crate::op::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot, Val};
+use crate::unit::UnitInsn;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -301,6 +302,10 @@ impl InterpHost for TestHost {
         (self.fp)(op, fmt, rm, a, b, c, &mut self.fp_flags)
     }
 
+    /// Nothing here has the units: careful mode is to do it.
+    fn unit(&mut self, _: &UnitInsn, _: Option<Slot>, _: Val, _: u64) -> Result<bool, Fault> {
+        Ok(false)
+    }
     fn env_byte(&self, off: i32) -> u8 {
         self.env.get(&off).copied().unwrap_or(0)
     }

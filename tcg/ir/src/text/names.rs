@@ -1,6 +1,7 @@
 //! The mnemonics, each table used to write and to read.
 
 use crate::op::*;
+use crate::unit::{UnitGpr, UnitMemory};
 
 /// A type whose values have a name each.
 pub(super) trait Named: Copy + PartialEq + 'static {
@@ -82,3 +83,6 @@ named!(CondF, "a condition on flags (o, no, b, ae, e, ne, be, a, s, ns, p, np, l
     O "o", No "no", B "b", Ae "ae", E "e", Ne "ne", Be "be", A "a",
     S "s", Ns "ns", P "p", Np "np", L "l", Ge "ge", Le "le", G "g",
 );
+named!(UnitGpr, "a general register's part (none, inrm, outrm, outreg, outax)",
+    None "none", InRm "inrm", OutRm "outrm", OutReg "outreg", OutAx "outax");
+named!(UnitMemory, "what memory is for (none, load, store)", None "none", Load "load", Store "store");

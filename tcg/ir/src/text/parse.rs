@@ -3,6 +3,7 @@
 use super::names::Named;
 use crate::flags::Flags;
 use crate::op::*;
+use crate::unit::UnitInsn;
 
 /// Where the text is wrong, and what was expected there.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -166,6 +167,7 @@ pub fn parse_op(c: &mut Cursor<'_>) -> Parsed<Op> {
         }
         ("trace", ["value"]) => Ok(Op::TraceValue { value: Some(c.val()?) }),
         ("trace", ["done"]) => Ok(Op::TraceValue { value: None }),
+        ("unit", []) => parse_unit(c, None),
         ("jump", []) => Ok(Op::Jump { to: c.page_pc()? }),
         ("jumpreg", []) => parse_jump_reg(c),
         ("dispatch", []) => Ok(Op::Dispatch),
@@ -210,6 +212,7 @@ fn parse_value(c: &mut Cursor<'_>, d: Slot) -> Parsed<Op> {
             let disp = c.ranged(i32::MIN.into(), i32::MAX.into(), "a 32-bit displacement")? as i32;
             Ok(Op::Lea { d, base, index, shift, disp, size })
         }
+        ("unit", []) => parse_unit(c, Some(d)),
         ("part", [size]) => Ok(Op::SetPart { d, size: at.name(size)?, a: c.val()? }),
         ("gethigh", []) => Ok(Op::GetHigh { d, a: c.slot()? }),
         ("sethigh", []) => Ok(Op::SetHigh { d, a: c.val()? }),
@@ -343,6 +346,37 @@ fn parse_jump_reg(c: &mut Cursor<'_>) -> Parsed<Op> {
         None
     };
     Ok(Op::JumpReg { base, off, link, hint })
+}
+
+/// An instruction by its parts, then `, A + 0x8`.
+fn parse_unit(c: &mut Cursor<'_>, d: Option<Slot>) -> Parsed<Op> {
+    let mut insn = UnitInsn { map: c.byte()?, prefix: c.byte()?, opcode: c.byte()?, ..UnitInsn::default() };
+    while !c.eat(",") {
+        let at = c.clone();
+        match c.word("a part of an instruction, or `,`")? {
+            "vex" => insn.vex = true,
+            "w" => insn.w = true,
+            "wide" => insn.wide = true,
+            "bare" => insn.bare = true,
+            "aligned" => insn.aligned = true,
+            "sets" => insn.sets_flags = true,
+            "reads" => insn.reads_flags = c.flags()?,
+            "reg" => insn.reg = c.byte()?,
+            "v" => insn.v = c.byte()?,
+            "rm" => insn.rm = c.byte()?,
+            "imm" => insn.imm = Some(c.byte()?),
+            "gpr" => {
+                let at = c.clone();
+                insn.gpr = at.name(c.word("a general register's part")?)?;
+            }
+            memory @ ("load" | "store") => {
+                insn.memory = at.name(memory)?;
+                insn.bytes = c.byte()?;
+            }
+            _ => return Err(at.error("a part of an instruction, or `,`")),
+        }
+    }
+    Ok(Op::Unit { insn, d, a: c.val()?, off: c.offset()? })
 }
 
 /// A mnemonic, split at its dots into up to four parts.
@@ -652,6 +686,9 @@ block start=0x10 len=8 insns=2 {
   setflags cpazso, s2
   flipflags c
   rmw.add.b4 [s1 + 0x8], s2
+  unit 1 1 0xfc aligned reg 9 load 16, s1 + 0x8
+  s1 = unit 3 1 0x16 vex w v 5 rm 3 imm 0x1 gpr outrm, 0x0
+  unit 1 0 0x77 vex wide bare sets reads cz, 0x0
   s1 = rmw.swap.b1.lock [s1], s2
   s1 = cmpxchg.b8 [s1 - 0x8], s2, s3
   insn +0x14 4

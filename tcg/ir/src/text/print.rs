@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::names::Named;
 use crate::op::*;
+use crate::unit::{UnitGpr, UnitInsn, UnitMemory};
 use crate::verify::{fp_arity, is_unary};
 
 impl Display for Block {
@@ -50,6 +51,34 @@ struct Dest(Option<Slot>);
 impl Display for Dest {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |d| write!(f, "{d} = "))
+    }
+}
+
+/// An instruction's parts: map, prefix and opcode, then what is not zero, each with its name.
+struct UnitText(UnitInsn);
+
+impl Display for UnitText {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let i = &self.0;
+        write!(f, "{} {} {:#x}", i.map, i.prefix, i.opcode)?;
+        let words = [(i.vex, "vex"), (i.w, "w"), (i.wide, "wide"), (i.bare, "bare"), (i.aligned, "aligned")];
+        words.iter().filter(|(on, _)| *on).try_for_each(|(_, word)| write!(f, " {word}"))?;
+        for (name, n) in [("reg", i.reg), ("v", i.v), ("rm", i.rm)] {
+            if n != 0 {
+                write!(f, " {name} {n}")?;
+            }
+        }
+        i.imm.map_or(Ok(()), |imm| write!(f, " imm {imm:#x}"))?;
+        if i.gpr != UnitGpr::None {
+            write!(f, " gpr {}", i.gpr.name())?;
+        }
+        if i.memory != UnitMemory::None {
+            write!(f, " {} {}", i.memory.name(), i.bytes)?;
+        }
+        if i.sets_flags {
+            write!(f, " sets")?;
+        }
+        if i.reads_flags.is_empty() { Ok(()) } else { write!(f, " reads {}", i.reads_flags) }
     }
 }
 
@@ -132,6 +161,7 @@ impl Display for Op {
             Op::CmpXchg { d, size, expected, new, base, off } => {
                 write!(f, "{d} = cmpxchg.{} [{base}{}], {expected}, {new}", size.name(), Offset(off))
             }
+            Op::Unit { insn, d, a, off } => write!(f, "{}unit {}, {a}{}", Dest(d), UnitText(insn), Offset(off)),
             Op::BranchF { cond, to, dead } => {
                 write!(f, "brf.{} -> {to}", cond.name())?;
                 if dead.is_empty() { Ok(()) } else { write!(f, " dead {dead}") }

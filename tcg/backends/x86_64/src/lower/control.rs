@@ -216,6 +216,9 @@ impl Lower<'_> {
     }
 
     pub(super) fn guard_env(&mut self, off: i32, mask: u8) {
+        if self.be.config.vector.is_some_and(|v| off == v.guard && mask & v.vector != 0) {
+            return self.guard_vectors(mask);
+        }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);

@@ -17,6 +17,7 @@ use crate::asm::{Alu, Cc, Map, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
+use mimus_tcg_ir::unit::{UnitInsn, UnitMemory};
 use mimus_tcg_ir::verify::{flags_read, flags_written, for_each_written};
 use mimus_tcg_ir::{AluOp, CallKind, CondF, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
 
@@ -121,6 +122,7 @@ fn may_fault(op: &Op) -> bool {
             | Op::CmpXchg { .. }
             | Op::GuardEnv { .. }
             | Op::DivWideF { .. }
+            | Op::Unit { insn: UnitInsn { memory: UnitMemory::Load | UnitMemory::Store, .. }, .. }
     )
 }
 
@@ -191,6 +193,7 @@ fn keeps_host(op: &Op) -> bool {
         Op::Un { op, .. } => {
             matches!(op, UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW)
         }
+        Op::Unit { insn, .. } => insn.memory == UnitMemory::None && !insn.sets_flags,
         // As `lea`.
         Op::Alu { op: AluOp::Add, ty, .. } => ty != Ty::I32,
         Op::Alu { op: AluOp::Sub, ty, b: Val::Imm(_), .. } => ty != Ty::I32,

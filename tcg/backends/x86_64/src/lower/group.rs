@@ -9,6 +9,7 @@ use super::{Cold, Insn, Lower, Opnd, writes};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
+use mimus_tcg_ir::unit::UnitMemory;
 use mimus_tcg_ir::{AluOp, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
 
 /// Bytes that a group may span: the wider, the more often it leaves the page.
@@ -22,6 +23,8 @@ pub(super) struct Group {
     base: Slot,
     /// What has been added to the base.
     delta: i32,
+    /// An alignment that has been checked, and the offset that has it.
+    aligned: Option<(u8, i32)>,
     /// Its end, and the number of its copy in [`Lower::groups`].
     end: u32,
     slow: u32,
@@ -75,7 +78,7 @@ impl Lower<'_> {
             boxed: self.boxed,
             flags: self.flags,
         });
-        self.group = Some(Group { base, delta: 0, end: extent.end as u32, slow });
+        self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow });
     }
 
     /// Ends the group if operation `next` is the first after it.
@@ -99,6 +102,17 @@ impl Lower<'_> {
         let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
         debug_assert!(self.next <= group.end as usize);
         Some(Rm::Mem { base: R14, index: None, disp: off.wrapping_add(group.delta) })
+    }
+
+    /// Whether what is at `disp` from `r14` is known to be aligned to `bytes`; it will be checked now if not.
+    pub(super) fn group_is_aligned(&mut self, bytes: u8, disp: i32) -> bool {
+        let Some(group) = &mut self.group else { return false };
+        let known =
+            group.aligned.is_some_and(|(align, at)| align >= bytes && (at ^ disp) & (i32::from(bytes) - 1) == 0);
+        if !known {
+            group.aligned = Some((bytes, disp));
+        }
+        known
     }
 
     /// After an operation of a group.
@@ -211,6 +225,9 @@ fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     match *op {
         Op::Load { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), false)),
         Op::Store { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), true)),
+        Op::Unit { insn, a: Val::Slot(base), off, .. } if insn.memory != UnitMemory::None => {
+            Some((base, off, insn.bytes.into(), insn.memory == UnitMemory::Store))
+        }
         _ => None,
     }
 }
@@ -252,6 +269,7 @@ impl Lower<'_> {
             | Op::GetHigh { .. }
             | Op::SetHigh { .. }
             | Op::LoadEnv { .. } => true,
+            Op::Unit { insn, .. } => insn.memory == UnitMemory::None && insn.reads_flags.is_empty(),
             Op::StoreEnv { src, .. } => small(src),
             Op::Alu { op, a, b, .. } => match op {
                 AluOp::Add | AluOp::Sub | AluOp::And | AluOp::Or | AluOp::Xor | AluOp::SetLtS | AluOp::SetLtU => {

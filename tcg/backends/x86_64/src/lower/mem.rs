@@ -85,7 +85,7 @@ impl Lower<'_> {
     }
 
     /// The slot that `rax` holds after an access at `at` that itself left `rax` alone.
-    fn keep_base(&mut self, at: Address) -> Option<i32> {
+    pub(super) fn keep_base(&mut self, at: Address) -> Option<i32> {
         // A temporary's memory may not have been written.
         let slot = at.slot.filter(|slot| slot.0 < FIRST_TEMP)?;
         self.cached = Some(slot);

@@ -13,6 +13,7 @@ mod group;
 mod instrument;
 mod mem;
 mod rmw;
+mod unit;
 mod wide;
 
 #[cfg(test)]
@@ -68,6 +69,8 @@ enum Cold {
     Store(mem::Slow),
     Atomic(atomic::Slow),
     Rmw(rmw::Slow),
+    Unit(unit::Slow),
+    Revive(unit::Revive),
     Division(wide::SlowDivision),
     /// Leaves before a division that the host cannot do.
     CarefulDivision {
@@ -289,6 +292,7 @@ impl Lower<'_> {
             Op::CmpXchg { d, size, expected, new, base, off } => {
                 self.cmpxchg(d, size, [expected, new, base], off);
             }
+            Op::Unit { .. } => self.unit(op),
             Op::BranchF { cond, to, .. } => self.branch_f(cond, to),
             Op::Jump { to } => self.jump(to),
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
@@ -531,6 +535,7 @@ impl Lower<'_> {
             Op::Store { src, base, .. } => base == v && src != v,
             Op::Branch { a, b, .. } => a == v || b == v,
             Op::JumpReg { base, .. } => base == d,
+            Op::Unit { a, .. } => a == v,
             Op::Lea { base, index, .. } => base == v || index == v,
             // A destination of which a part stays is read from its memory.
             Op::AluF { size, d: to, a, b, .. } => {
@@ -571,6 +576,12 @@ impl Lower<'_> {
                 Cold::Store(slow) => self.slow_store(slow),
                 Cold::Atomic(slow) => self.slow_atomic(slow),
                 Cold::Rmw(slow) => self.slow_rmw(slow),
+                Cold::Unit(slow) => self.slow_unit(slow),
+                Cold::Revive(revive) => {
+                    if let Some(layout) = self.be.config.vector {
+                        self.revive(revive, layout);
+                    }
+                }
                 Cold::Division(slow) => self.slow_division(slow),
                 Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),

@@ -48,6 +48,10 @@ pub struct Env {
     pub exit_request: u32,
     pub exit_code: u32,
     pub cur_insn: u32,
+    pub vector_dead: u32,
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
+    pub unit_buffer: [u8; 32],
     pub guest: Guest,
     /// Blocks in the code memory, by address, to resolve return addresses.
     pub blocks: Vec<(u64, Emitted)>,
@@ -115,6 +119,10 @@ impl Machine {
                 cur_insn: offset_of!(Env, cur_insn) as i32,
                 reserve_addr: (guest + offset_of!(Guest, reserve_addr)) as i32,
                 reserve_value: (guest + offset_of!(Guest, reserve_value)) as i32,
+                vector_dead: offset_of!(Env, vector_dead) as i32,
+                mxcsr: offset_of!(Env, mxcsr) as i32,
+                host_mxcsr: offset_of!(Env, host_mxcsr) as i32,
+                unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
                 ..EnvLayout::default()
             },
@@ -124,12 +132,16 @@ impl Machine {
                 store: store as *const () as usize,
                 atomic: atomic as *const () as usize,
                 cmpxchg: cmpxchg as *const () as usize,
+                unit_load: 0,
+                unit_probe: 0,
+                unit_store: 0,
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
                 trace_full: 0,
             },
             helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,
+            vector: None,
             code_align,
             flags: code_align == 1,
             code_base: 0,
@@ -258,6 +270,10 @@ impl Guest {
             exit_request: 0,
             exit_code: !0,
             cur_insn: 0,
+            vector_dead: 0xff,
+            mxcsr: 0,
+            host_mxcsr: 0x1f80,
+            unit_buffer: [0; 32],
             guest: self,
             blocks: Vec::new(),
             dispatch: 0,
@@ -452,6 +468,10 @@ impl InterpHost for Oracle {
     fn fence(&mut self) {}
     fn fp(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64 {
         self.guest.fp_op(op, fmt, rm, [a, b, c])
+    }
+    /// Nothing here has the units: careful mode is to do it.
+    fn unit(&mut self, _: &mimus_tcg_ir::unit::UnitInsn, _: Option<Slot>, _: Val, _: u64) -> Result<bool, Fault> {
+        Ok(false)
     }
     fn env_byte(&self, off: i32) -> u8 {
         self.guest.hot[off as usize]

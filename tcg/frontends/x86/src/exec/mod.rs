@@ -10,10 +10,13 @@ mod vector;
 mod xstate;
 
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
+use mimus_arch::x86::regs::RSI;
 use mimus_tcg_exec::frontend::Helper;
 use mimus_tcg_ir::flags::{FLAGS, Flags};
+use mimus_tcg_ir::unit::{UnitGpr, UnitInsn, UnitMemory, UnitPlace};
+use mimus_tcg_ir::{Slot, Val};
 
-use crate::decode::Packed;
+use crate::decode::{MAX_LEN, Packed, pack};
 use crate::exception::{Exception, Result};
 use crate::frontend::{X86, X86Cpu, decode_packed, ip_of, raise};
 use crate::helper_ids::COUNT;
@@ -47,6 +50,7 @@ pub(crate) fn table() -> Vec<Helper<X86>> {
         Helper::new("linear", linear, linear),
         Helper::new("invalid", invalid, invalid),
         Helper::new("string", execute, execute),
+        Helper::new("fldcw", load_control, load_control),
     ];
     debug_assert_eq!(table.len(), COUNT);
     table
@@ -85,11 +89,21 @@ fn decoded(cpu: &mut X86Cpu, packed: Packed, pc: u64) -> Decoded {
     d
 }
 
-fn runner(insn: &Instruction) -> fn(&mut Exec<'_>) -> Result<()> {
+/// What executes an instruction, if that is not one of the host's units.
+fn own(insn: &Instruction) -> Option<fn(&mut Exec<'_>) -> Result<()>> {
     if insn.is_string_instruction() {
-        return string::run;
+        return Some(string::run);
     }
-    system::find(insn).or_else(|| legacy::find(insn)).or_else(|| xstate::find(insn)).unwrap_or(match unit_of(insn) {
+    system::find(insn).or_else(|| legacy::find(insn)).or_else(|| xstate::find(insn))
+}
+
+/// Whether an instruction is executed as it is by one of the host's units.
+pub(crate) fn is_native(insn: &Instruction) -> bool {
+    own(insn).is_none()
+}
+
+fn runner(insn: &Instruction) -> fn(&mut Exec<'_>) -> Result<()> {
+    own(insn).unwrap_or(match unit_of(insn) {
         Unit::Integer if insn.encoding() == EncodingKind::Legacy => vector::integer,
         _ => vector::run,
     })
@@ -125,6 +139,34 @@ fn execute(cpu: &mut X86Cpu, low: u64, high: u64, offset: u64) -> u64 {
         cpu.jump(after);
     }
     0
+}
+
+/// FLDCW of a value, where the unit may be used and nothing is pending.
+fn load_control(cpu: &mut X86Cpu, value: u64, _: u64, _: u64) -> u64 {
+    crate::fpu::set_control(&mut cpu.guest, value as u16);
+    cpu.guest.st.update_guards();
+    0
+}
+
+/// Executes an instruction of the host's units, for the interpreter.
+pub(crate) fn unit(cpu: &mut X86Cpu, insn: &UnitInsn, d: Option<Slot>, a: Val, va: u64) {
+    let number = |v: Option<Val>| match v {
+        Some(Val::Slot(slot)) => slot.0,
+        _ => 0,
+    };
+    let to = number(d.map(Val::Slot));
+    let reg = if insn.gpr == UnitGpr::OutReg { to } else { insn.reg };
+    let place = match (insn.memory, insn.gpr) {
+        (UnitMemory::None, UnitGpr::InRm) => UnitPlace::Reg(number(Some(a))),
+        (UnitMemory::None, UnitGpr::OutRm) => UnitPlace::Reg(to),
+        (UnitMemory::None, _) => UnitPlace::Reg(insn.rm),
+        // The helper is told the address.
+        _ => UnitPlace::Mem { base: RSI as u8, index: None, disp: 0 },
+    };
+    let mut bytes = Vec::with_capacity(MAX_LEN);
+    insn.encode(reg, place, &mut bytes);
+    let [low, high] = pack(&bytes, 64);
+    execute(cpu, low, high, va);
 }
 
 /// The linear address of an access, or its exception.

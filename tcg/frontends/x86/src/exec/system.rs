@@ -435,8 +435,7 @@ fn rdtsc(x: &mut Exec<'_>) -> Result<()> {
 
 fn random(x: &mut Exec<'_>) -> Result<()> {
     let mut bytes = [0; 8];
-    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    let ok = got == Ok(8);
+    let ok = mimus_core::outside::random(&mut bytes).is_ok();
     let to = x.insn.op_register(0);
     x.set_reg(to, if ok { u64::from_le_bytes(bytes) } else { 0 });
     x.set_flags(if ok { Flags::CF } else { Flags::NONE });

@@ -12,11 +12,9 @@ use crate::exception::{Exception, Result};
 use crate::frontend::taken;
 use crate::host::Host;
 use crate::native::{Built, Memory, Unit};
-use crate::state::Mode;
+use crate::state::{MXCSR_MASKS, Mode};
 use crate::{fpu, segment};
 
-/// Exception masks of MXCSR.
-const MXCSR_MASKS: u32 = 0x1f80;
 /// Exception flags.
 const MXCSR_FLAGS: u32 = 0x3f;
 

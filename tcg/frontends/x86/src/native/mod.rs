@@ -13,7 +13,7 @@
 mod arena;
 mod stub;
 
-pub use stub::{Built, Memory, Native, Unit, unit_of};
+pub use stub::{Built, Memory, Native, Unit, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
 
 use mimus_arch::x86::X86Features;
 

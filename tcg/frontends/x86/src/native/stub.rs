@@ -375,14 +375,15 @@ fn vector_operands(insn: &Instruction) -> bool {
         )
 }
 
-fn uses_mmx(insn: &Instruction) -> bool {
+/// Whether an instruction names MMX registers, or is EMMS.
+pub fn uses_mmx(insn: &Instruction) -> bool {
     let named = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && insn.op_register(i).is_mm());
     named || insn.mnemonic() == Mnemonic::Emms
 }
 
 /// SDM volume 1 section 11.6.11 and volume 2 chapter 2.7: legacy SSE instructions with 16-byte operands ask for
 /// alignment, but for those named unaligned; VEX forms only where the name says aligned.
-fn needs_alignment(insn: &Instruction) -> bool {
+pub fn needs_alignment(insn: &Instruction) -> bool {
     use Mnemonic::*;
     let size = insn.memory_size().size();
     if insn.encoding() == EncodingKind::VEX {
@@ -401,7 +402,7 @@ fn odd_size(insn: &Instruction) -> u32 {
 }
 
 /// Whether an instruction rounds or raises floating-point flags.
-fn uses_mxcsr(insn: &Instruction, unit: Unit) -> bool {
+pub fn uses_mxcsr(insn: &Instruction, unit: Unit) -> bool {
     use Mnemonic::*;
     if !matches!(unit, Unit::Sse | Unit::Avx | Unit::Mmx) {
         return false;

@@ -13,7 +13,7 @@ mod arith;
 mod flow;
 mod moves;
 mod operands;
-mod vector;
+mod unit;
 
 pub(crate) use operands::{is_high, segment as segment_number};
 
@@ -56,6 +56,8 @@ pub(crate) struct Tr<'a> {
     pc: PagePc,
     next: PagePc,
     temps: u8,
+    /// Guards that hold here: see [`State::guards`].
+    guards: u8,
 }
 
 /// Translates a block, or one instruction.
@@ -65,6 +67,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let bits = code_mode.bits();
     let careful = mode == TranslateMode::Careful;
     let mut at = u32::from(start);
+    let mut guards = 0;
     loop {
         let mut bytes = [0; MAX_LEN];
         let have = fetch(code, at, &mut bytes);
@@ -89,8 +92,10 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             pc: PagePc(at as i32),
             next: PagePc((at + len as u32) as i32),
             temps: 0,
+            guards,
         };
         let flow = tr.instruction(len as u8);
+        guards = tr.guards;
         at += len as u32;
         block.insns += 1;
         block.len += len as u16;
@@ -120,6 +125,9 @@ fn is_truncated(bytes: &[u8], bits: u32) -> bool {
 
 impl Tr<'_> {
     fn op(&mut self, op: Op) {
+        if matches!(op, Op::Call { .. }) {
+            self.guards = 0;
+        }
         self.block.ops.push(op);
     }
 
@@ -142,13 +150,14 @@ impl Tr<'_> {
             self.op(Op::Dispatch);
             return Flow::End;
         }
-        let before = self.block.ops.len();
-        if let Some(flow) = self.arith().or_else(|| self.moves()).or_else(|| self.control()).or_else(|| self.vector()) {
+        let (before, guards) = (self.block.ops.len(), self.guards);
+        if let Some(flow) = self.arith().or_else(|| self.moves()).or_else(|| self.control()).or_else(|| self.unit()) {
             return flow;
         }
         // Nothing of an attempt that was given up stays.
         self.block.ops.truncate(before);
         self.temps = 0;
+        self.guards = guards;
         self.execute()
     }
 

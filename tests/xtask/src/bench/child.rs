@@ -1,0 +1,142 @@
+//! One run of one emulator: the guest says where it is, and goes on when it is told to.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::{BOOT, BOOT_WALL, OWN, Options, RAM_MIB, RSS, Row, WHOLE};
+use crate::guests;
+
+/// Longest wait for a line.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Ends the emulator whatever happens.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Boots and times; the rows, in order.
+pub fn run(mut command: Command, files: &guests::Bench, options: &Options) -> anyhow::Result<Vec<Row>> {
+    let start = Instant::now();
+    command
+        .args(["-m", &RAM_MIB.to_string(), "-nographic", "-no-reboot", "-smp", &options.smp.to_string()])
+        .args(["-append", &options.append()])
+        .arg("-kernel")
+        .arg(&files.kernel)
+        .arg("-initrd")
+        .arg(&files.initrd);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
+    let mut running = Running(child.with_context(|| format!("{:?}", command.get_program()))?);
+    let lines = lines_of(running.0.stdout.take().context("no output")?);
+    let mut input = running.0.stdin.take().context("no input")?;
+    let pid = running.0.id();
+    let (mut rows, mut last, mut began): (Vec<Row>, Vec<String>, f64) = (Vec::new(), Vec::new(), 0.0);
+    loop {
+        let (at, line) = match lines.recv_timeout(LIMIT) {
+            Ok(got) => got,
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("nothing for {} s; its last lines:\n{}", LIMIT.as_secs(), last.join("\n"))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("it ended before the benchmark did; its last lines:\n{}", last.join("\n"))
+            }
+        };
+        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["BENCH", "boot"] => {
+                rows.push((BOOT.to_owned(), cpu_seconds(pid)?, None));
+                rows.push((BOOT_WALL.to_owned(), (at - start).as_secs_f64(), None));
+                rows.extend(resident_mib(pid).map(|mib| (RSS.to_owned(), mib, None)));
+                rows.extend(own_mib(pid).map(|mib| (OWN.to_owned(), mib, None)));
+                go_on(&mut input)?;
+            }
+            ["BEGIN", _] => {
+                began = cpu_seconds(pid)?;
+                go_on(&mut input)?;
+            }
+            ["END", name, value @ ..] => {
+                rows.push(((*name).to_owned(), cpu_seconds(pid)? - began, value.last().map(|v| (*v).to_owned())));
+                go_on(&mut input)?;
+            }
+            ["BENCH", "done"] => {
+                rows.push((WHOLE.to_owned(), cpu_seconds(pid)?, None));
+                return Ok(rows);
+            }
+            _ => {}
+        }
+        last.push(line);
+        if last.len() > 20 {
+            last.remove(0);
+        }
+    }
+}
+
+fn go_on(input: &mut ChildStdin) -> anyhow::Result<()> {
+    input.write_all(b"\n").and_then(|()| input.flush()).context("the guest's serial port")
+}
+
+/// Lines with the time they came, read on a thread so that waiting has an end.
+fn lines_of(out: impl std::io::Read + Send + 'static) -> Receiver<(Instant, String)> {
+    let (send, receive) = channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(out);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if send.send((Instant::now(), text)).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    receive
+}
+
+/// What all threads ran, from their schedstat files: nanoseconds (Linux
+/// `Documentation/scheduler/sched-stats.rst`). Threads that ended are not counted, which
+/// emulators' vCPU threads do not do.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let dir = format!("/proc/{pid}/task");
+    let mut nanoseconds = 0u64;
+    for task in std::fs::read_dir(&dir).context(dir)?.flatten() {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        nanoseconds += text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(nanoseconds as f64 / 1e9)
+}
+
+/// Resident memory without the mapping of guest RAM: the one of its size (proc_pid_smaps(5)).
+fn own_mib(pid: u32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    let kib = |line: &str, name: &str| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok();
+    let (mut size, mut own) = (0, 0);
+    for line in text.lines() {
+        size = kib(line, "Size:").unwrap_or(size);
+        own += kib(line, "Rss:").filter(|_| size != RAM_MIB << 10).unwrap_or(0);
+    }
+    Some(own as f64 / 1024.0)
+}
+
+fn resident_mib(pid: u32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok().map(|kib| kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_is_readable() {
+        assert!(resident_mib(std::process::id()).is_some_and(|m| m > 0.1));
+        assert!(cpu_seconds(std::process::id()).is_ok());
+    }
+}

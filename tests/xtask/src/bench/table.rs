@@ -1,0 +1,154 @@
+//! The table of a benchmark: medians side by side, geometric means, goals that are missed.
+
+use std::collections::BTreeMap;
+
+use super::{BOOT, BOOT_WALL, OWN, PHASES, RSS, Row, START, WHOLE, median};
+
+type Results = BTreeMap<String, Vec<Vec<Row>>>;
+
+/// Rows that are not times in which less is better, or not of the guest's work.
+const NO_GOAL: [&str; 5] = [BOOT_WALL, RSS, OWN, START, WHOLE];
+const KERNEL: [&str; 8] =
+    ["syscall", "page-fault", "mmap-munmap", "pipe-ping-pong", "fork-exit", "fork-exec", "signals", "fault-signals"];
+const FLOAT: [&str; 8] = ["matrix", "nbody", "solve", "matrix-x87", "nbody-x87", "solve-x87", "filter", "avx2-fma"];
+const REP: [&str; 2] = ["rep-movsb", "rep-stosb"];
+
+/// The ratio that a row is to reach with a guest.
+fn goal(arch: &str, row: &str) -> Option<f64> {
+    let x86 = arch != "riscv64";
+    match row {
+        _ if NO_GOAL.contains(&row) => None,
+        _ if FLOAT.contains(&row) || REP.contains(&row) => Some(8.0),
+        BOOT => Some(1.5),
+        "shell" | "fork+exec" if x86 => Some(2.0),
+        _ => Some(1.0),
+    }
+}
+
+/// Whether a row is one of a group.
+type Belongs = fn(&str) -> bool;
+
+/// Means that end the table.
+const GROUPS: [(&str, Belongs); 3] = [
+    ("shell and tools", |row| PHASES.contains(&row)),
+    ("programs", |row| !KERNEL.contains(&row) && !PHASES.contains(&row) && row != BOOT && !NO_GOAL.contains(&row)),
+    ("kernel operations", |row| KERNEL.contains(&row)),
+];
+
+fn names(results: &Results) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for rows in results.values().filter_map(|runs| runs.first()) {
+        // A row that only one emulator has goes behind the one before it.
+        let mut at = 0;
+        for row in rows {
+            match names.iter().position(|n| *n == row.0) {
+                Some(found) => at = found + 1,
+                None => {
+                    names.insert(at, &row.0);
+                    at += 1;
+                }
+            }
+        }
+    }
+    names
+}
+
+fn value(results: &Results, who: &str, row: &str) -> Option<f64> {
+    let runs = results.get(who)?;
+    median(runs.iter().filter_map(|r| r.iter().find(|n| n.0 == row)).map(|r| r.1).collect())
+}
+
+/// Medians side by side; the ratio is QEMU's time by mimus's, so more is better.
+pub fn table(results: &Results, arch: &str, smp: u32) -> String {
+    let cell = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.3}"));
+    let times = |v: Option<f64>| v.filter(|v| v.is_finite()).map_or("-".into(), |v| format!("{v:.2}×"));
+    let mut out = format!(
+        "\n{:<24} {:>9} {:>9} {:>8} {:>9} {:>9}   ({arch}, CPU seconds, medians, -smp {smp})\n",
+        "row", "mimus", "QEMU", "ratio", "native", "×native"
+    );
+    let (mut ratios, mut missed) = (Vec::new(), 0);
+    for row in names(results) {
+        let [mimus, qemu, native] = ["mimus", "qemu", "native"].map(|who| value(results, who, row));
+        let by = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a / b);
+        let (ratio, slower) = (by(qemu, mimus), by(mimus, native));
+        let miss = goal(arch, row).zip(ratio).filter(|(goal, ratio)| ratio < goal);
+        missed += usize::from(miss.is_some());
+        let mark = miss.map_or(String::new(), |(goal, _)| format!("  < {goal}"));
+        out.push_str(&format!(
+            "{row:<24} {:>9} {:>9} {:>8} {:>9} {:>9}{mark}\n",
+            cell(mimus),
+            cell(qemu),
+            times(ratio),
+            cell(native),
+            times(slower)
+        ));
+        ratios.push((row, ratio, slower));
+    }
+    for (name, belongs) in GROUPS {
+        let own = || ratios.iter().filter(|(row, ..)| belongs(row));
+        let means = [mean(own().filter_map(|r| r.1)), mean(own().filter_map(|r| r.2))];
+        if means.iter().any(Option::is_some) {
+            let label = format!("geomean, {name}");
+            out.push_str(&format!("{label:<44} {:>8} {:>9} {:>9}\n", times(means[0]), "", times(means[1])));
+        }
+    }
+    if missed > 0 {
+        out.push_str(&format!("{missed} rows miss their goal (marked <)\n"));
+    }
+    out
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let logarithms: Vec<f64> = values.filter(|v| *v > 0.0).map(f64::ln).collect();
+    (!logarithms.is_empty()).then(|| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp())
+}
+
+/// Rows whose program did not compute the same in every run.
+pub fn differing(results: &Results) -> Vec<String> {
+    let all = || results.values().flatten().flatten().filter(|r| !PHASES.contains(&r.0.as_str()));
+    let differs = |name: &str| {
+        let mut values = all().filter(|r| r.0 == name).filter_map(|r| r.2.as_ref());
+        values.next().is_some_and(|first| values.any(|v| v != first))
+    };
+    names(results).into_iter().filter(|n| differs(n)).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(seconds: f64, value: &str) -> Vec<Row> {
+        let row = |name: &str, s: f64| (name.to_owned(), s, Some(value.to_owned()));
+        vec![(BOOT.to_owned(), seconds, None), row("gzip", seconds), row("sort", seconds), row("matrix", seconds)]
+    }
+
+    #[test]
+    fn medians_goals_and_means() {
+        let results = BTreeMap::from([
+            ("qemu".to_owned(), vec![run(2.0, "a"), run(4.0, "a"), run(3.0, "a")]),
+            ("mimus".to_owned(), vec![run(1.0, "a"), run(1.5, "a"), run(2.0, "a")]),
+            ("native".to_owned(), vec![run(0.5, "a")]),
+        ]);
+        let text = table(&results, "x86_64", 1);
+        assert!(text.contains("2.00×") && text.contains("3.00×") && text.contains("geomean, programs"), "{text}");
+        let matrix = text.lines().find(|l| l.starts_with("matrix")).unwrap();
+        assert!(matrix.ends_with("< 8"), "{text}");
+        assert!(text.contains("1 rows miss"), "{text}");
+        assert!(differing(&results).is_empty());
+    }
+
+    #[test]
+    fn wrong_results_are_named() {
+        let results =
+            BTreeMap::from([("qemu".to_owned(), vec![run(2.0, "a")]), ("mimus".to_owned(), vec![run(1.0, "b")])]);
+        assert_eq!(differing(&results), ["sort", "matrix"]);
+    }
+
+    #[test]
+    fn a_row_of_one_emulator_keeps_its_place() {
+        let mut more = run(1.0, "a");
+        more.insert(2, ("only".to_owned(), 1.0, None));
+        let results = BTreeMap::from([("mimus".to_owned(), vec![more]), ("qemu".to_owned(), vec![run(1.0, "a")])]);
+        assert_eq!(names(&results), [BOOT, "gzip", "only", "sort", "matrix"]);
+    }
+}
