@@ -10,39 +10,36 @@ use kvm_ioctls::VmFd;
 use mimus_core::accel::{AccelError, CoalescedIo, CpuIo, VcpuIndex};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The collected writes of a VM.
 pub struct Coalescer {
     vm: Arc<VmFd>,
-    /// There is at least one range.
-    active: AtomicBool,
-    ring: Mutex<Option<CoalescedRing>>,
+    ring: OnceLock<CoalescedRing>,
+    /// Whoever makes writes: they stay in order.
+    order: Mutex<()>,
 }
 
 impl Coalescer {
     /// No ranges yet.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, active: AtomicBool::new(false), ring: Mutex::default() }
+        Self { vm, ring: OnceLock::new(), order: Mutex::default() }
     }
 
     /// Maps the ring through the first vCPU.
     pub fn map(&self, vcpu: &impl AsRawFd) -> Result<(), AccelError> {
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.is_none() {
-            *ring = Some(CoalescedRing::map(vcpu).map_err(refused("map the ring of collected writes"))?);
+        if self.ring.get().is_none() {
+            let ring = CoalescedRing::map(vcpu).map_err(refused("map the ring of collected writes"))?;
+            let _ = self.ring.set(ring);
         }
         Ok(())
     }
 
     /// Makes the collected writes, as vCPU `vcpu` (which of them made them is not known).
     pub fn make_writes(&self, io: &dyn CpuIo, vcpu: VcpuIndex) {
-        if !self.active.load(Ordering::Acquire) {
-            return;
-        }
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(write) = ring.as_mut().and_then(CoalescedRing::pop) {
+        let Some(ring) = self.ring.get().filter(|r| !r.is_empty()) else { return };
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(write) = ring.pop() {
             make(io, vcpu, &write);
         }
     }
@@ -69,7 +66,6 @@ fn make(io: &dyn CpuIo, vcpu: VcpuIndex, write: &CoalescedWrite) {
 
 impl CoalescedIo for Coalescer {
     fn add(&self, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError> {
-        self.active.store(true, Ordering::Release);
         self.set(true, pio, addr, len)
     }
 

@@ -9,11 +9,25 @@ use kvm_ioctls::VmFd;
 use mimus_core::accel::{AccelError, DoorbellAddress, Doorbells};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The doorbells of a VM.
-pub struct KvmDoorbells(pub Arc<VmFd>);
+pub struct KvmDoorbells {
+    vm: Arc<VmFd>,
+    attached: AtomicU64,
+}
 
 impl KvmDoorbells {
+    /// None yet.
+    pub fn new(vm: Arc<VmFd>) -> Self {
+        Self { vm, attached: AtomicU64::new(0) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.attached.load(Ordering::Relaxed)
+    }
+
     fn set(&self, at: DoorbellAddress, fd: BorrowedFd<'_>, detach: bool) -> Result<(), AccelError> {
         if at.value.is_some() && at.size.is_none() {
             return Err(AccelError::Other(format!("doorbell at {}: a value needs a width", at.addr)));
@@ -30,16 +44,20 @@ impl KvmDoorbells {
             pad: [0; 36],
         };
         let verb = if detach { "detach" } else { "attach" };
-        ioctl::ioeventfd(&self.0, &request).map_err(refused(format!("{verb} a doorbell at {}", at.addr)))
+        ioctl::ioeventfd(&self.vm, &request).map_err(refused(format!("{verb} a doorbell at {}", at.addr)))
     }
 }
 
 impl Doorbells for KvmDoorbells {
     fn attach(&self, at: DoorbellAddress, fd: BorrowedFd<'_>) -> Result<(), AccelError> {
-        self.set(at, fd, false)
+        self.set(at, fd, false)?;
+        self.attached.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn detach(&self, at: DoorbellAddress, fd: BorrowedFd<'_>) -> Result<(), AccelError> {
-        self.set(at, fd, true)
+        self.set(at, fd, true)?;
+        self.attached.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
     }
 }

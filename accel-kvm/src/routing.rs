@@ -107,6 +107,11 @@ impl Routing {
         Ok(gsi)
     }
 
+    /// Number of messages that have a number of their own (those of an IOAPIC outside included).
+    pub fn messages(&self) -> u64 {
+        self.lock().messages.len() as u64
+    }
+
     /// True if the number stands for a message.
     pub fn is_message(&self, gsi: u32) -> bool {
         self.lock().messages.contains_key(&gsi)

@@ -264,7 +264,7 @@ impl KvmVm {
             entries,
             fd,
         });
-        let doorbells = KvmDoorbells(shared.fd.clone());
+        let doorbells = KvmDoorbells::new(shared.fd.clone());
         let caps = AccelCaps { max_vcpus: most, debug: true, icount: false };
         let dirty_log =
             KvmDirtyLog([Some(&shared.slots), shared.smm_slots.as_ref()].into_iter().flatten().cloned().collect());
@@ -411,6 +411,8 @@ impl AccelVm for KvmVm {
         let sum = |kind| vcpus.iter().map(|v| v.counter(kind)).sum();
         let mut all: Vec<_> = COUNTERS.iter().enumerate().map(|(i, name)| ((*name).to_owned(), sum(i))).collect();
         all.push(("memory slots".to_owned(), self.shared.slots.count() as u64));
+        all.push(("doorbells".to_owned(), self.doorbells.count()));
+        all.push(("message routes".to_owned(), self.shared.routing.messages()));
         all.push(("vCPUs held out".to_owned(), self.shared.slots.times_held()));
         all.extend(self.shared.fallback.get().map(|f| f.statistics()).unwrap_or_default());
         all

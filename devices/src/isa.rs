@@ -242,6 +242,7 @@ mod tests {
                 io_thread: io.handle().clone(),
                 backends: Backends::new(),
                 vcpus: Vec::new(),
+                doorbells: false,
             };
             let (levels, requests) = (Levels::new(), Arc::new(Mutex::new(Vec::new())));
             let r = requests.clone();

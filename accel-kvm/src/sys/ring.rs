@@ -10,6 +10,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 const PAGE: usize = 4096;
 /// `first` and `last` of the coalesced ring, before its entries.
@@ -25,16 +26,21 @@ pub struct CoalescedWrite {
     pub data: [u8; 8],
 }
 
-/// The ring of coalesced writes. One reader at a time.
+/// The ring of coalesced writes.
 pub struct CoalescedRing {
     map: MmapRaw,
+    /// One reader at a time.
+    reader: Mutex<()>,
 }
 
 impl CoalescedRing {
     /// Maps it through any vCPU of the VM.
     pub fn map(vcpu: &impl AsRawFd) -> io::Result<Self> {
         let offset = u64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * PAGE as u64;
-        Ok(Self { map: MmapOptions::new().len(PAGE).offset(offset).map_raw(vcpu.as_raw_fd())? })
+        Ok(Self {
+            map: MmapOptions::new().len(PAGE).offset(offset).map_raw(vcpu.as_raw_fd())?,
+            reader: Mutex::default(),
+        })
     }
 
     fn index(&self, which: usize) -> &AtomicU32 {
@@ -43,8 +49,14 @@ impl CoalescedRing {
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().cast::<u32>().add(which)) }
     }
 
+    /// True if nothing was collected by now.
+    pub fn is_empty(&self) -> bool {
+        self.index(0).load(Ordering::Relaxed) == self.index(1).load(Ordering::Acquire)
+    }
+
     /// Takes the oldest write.
-    pub fn pop(&mut self) -> Option<CoalescedWrite> {
+    pub fn pop(&self) -> Option<CoalescedWrite> {
+        let _one = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let first = self.index(0).load(Ordering::Relaxed) % RING_ENTRIES;
         if first == self.index(1).load(Ordering::Acquire) % RING_ENTRIES {
             return None;

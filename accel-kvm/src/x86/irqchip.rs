@@ -1,6 +1,7 @@
 //! Interrupt controllers in the kernel: all of them, or the local APICs only.
 
 use crate::error::{errno, refused};
+use crate::irqfd::KvmMsiRoute;
 use crate::options::KvmOptions;
 use crate::routing::{Message, PinRoute};
 use crate::sys::{ioctl, x86 as sys_x86};
@@ -14,7 +15,7 @@ use mimus_core::accel::irqchip::{IOAPIC_SCHEMA, LAPIC_SCHEMA, PIC_SCHEMA, PIT_SC
 use mimus_core::accel::{AccelError, IrqChip, IrqChipMode};
 use mimus_core::bus::{MemTxResult, Requester};
 use mimus_core::device::{Device, Drain, Lifecycle, ResetPhase};
-use mimus_core::irq::IrqController;
+use mimus_core::irq::{IrqController, MsiRoute};
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -195,6 +196,10 @@ impl IrqController for Input {
             Ok(_) => MemTxResult::Ok,
             Err(_) => MemTxResult::AccessError,
         }
+    }
+
+    fn msi_route(&self) -> Option<Arc<dyn MsiRoute>> {
+        KvmMsiRoute::make(&self.vm.fd, &self.vm.routing)
     }
 }
 

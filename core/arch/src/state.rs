@@ -64,6 +64,14 @@ impl CpuState {
             Self::X86(s) => s.linear_pc(),
         }
     }
+
+    /// Has it go on at `pc`, an address as [`CpuState::pc`] gives it.
+    pub fn set_pc(&mut self, pc: u64) {
+        match self {
+            Self::Riscv(s) => s.pc = pc,
+            Self::X86(s) => s.set_linear_pc(pc),
+        }
+    }
 }
 
 /// Which parts of the state a caller needs; an accelerator may fill more, and

@@ -3,6 +3,7 @@
 //! Spec: Debugging with GDB, Appendix E "GDB Remote Serial Protocol".
 //!
 //! * [`packet`]: bytes to packets and back;
+//! * [`registers`]: how a client numbers them;
 //! * [`target`]: what is asked of the machine ([`Target`]);
 //! * [`session`]: one connection, without input and output;
 //! * [`vm`]: the target that the vCPU threads and memory of a machine are;
@@ -13,7 +14,7 @@
 
 mod memory;
 pub mod packet;
-mod registers;
+pub mod registers;
 mod resume;
 pub mod server;
 pub mod session;

@@ -1,44 +1,129 @@
 //! Registers in packets `g`, `G`, `p`, `P`, and their description, by architecture.
 
 use crate::packet::{from_hex, to_hex};
-use mimus_arch::CpuState;
 use mimus_arch::riscv::gdb as riscv;
+use mimus_arch::x86::gdb::{View, Width, width};
+use mimus_arch::{CpuModel, CpuState, GuestArch};
 
-/// The target description of a machine whose vCPUs have such a state.
-pub fn description(state: &CpuState) -> Option<String> {
-    state.as_riscv().map(|_| riscv::target_xml())
+/// What of a machine's CPU model matters to a debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// The architecture.
+    pub arch: GuestArch,
+    /// x86: 256-bit vectors.
+    pub avx: bool,
+}
+
+impl Model {
+    /// Of a CPU model.
+    pub fn of(cpu: &CpuModel) -> Self {
+        let avx = matches!(cpu, CpuModel::X86(m) if m.features.has_name("avx"));
+        Self { arch: cpu.arch(), avx }
+    }
+}
+
+/// How a client numbers registers, by the description it was given last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// RISC-V.
+    Riscv,
+    /// x86, by the width of the code.
+    X86(View),
+}
+
+impl Layout {
+    /// What a client takes for granted that reads no description.
+    pub fn of_model(model: Model) -> Self {
+        let long_mode = model.arch == GuestArch::X86_64;
+        let width = if long_mode { Width::W64 } else { Width::W32 };
+        match model.arch {
+            GuestArch::X86_64 | GuestArch::I386 => Self::X86(View { width, long_mode, avx: model.avx }),
+            _ => Self::Riscv,
+        }
+    }
+
+    /// The one for the code that a vCPU executes.
+    pub fn of_state(model: Model, state: &CpuState) -> Self {
+        match (Self::of_model(model), state.as_x86()) {
+            (Self::X86(view), Some(s)) => Self::X86(View { width: width(s), ..view }),
+            (layout, _) => layout,
+        }
+    }
+
+    /// The target description.
+    pub fn description(&self) -> String {
+        match self {
+            Self::Riscv => riscv::target_xml(),
+            Self::X86(view) => view.target_xml(),
+        }
+    }
+
+    /// One register in target byte order; `x`s if it is not to be had.
+    pub fn read(&self, state: &CpuState, number: u32) -> Option<String> {
+        match self {
+            Self::Riscv => {
+                let s = state.as_riscv()?;
+                Some(value_hex(riscv::get(s, number)?, riscv::size(number)?))
+            }
+            Self::X86(view) => {
+                let value = view.get(state.as_x86()?, number)?;
+                Some(value.map_or_else(|| "xx".repeat(view.size(number).unwrap_or(0)), |v| to_hex(&v)))
+            }
+        }
+    }
+
+    /// Changes one register; false if there is none such, or not of that size.
+    pub fn write(&self, state: &mut CpuState, number: u32, hex: &str) -> bool {
+        let Some(bytes) = from_hex(hex) else { return false };
+        match self {
+            Self::Riscv => {
+                let Some(s) = state.as_riscv_mut() else { return false };
+                if riscv::size(number) != Some(bytes.len()) {
+                    return false;
+                }
+                let mut value = [0; 8];
+                value[..bytes.len()].copy_from_slice(&bytes);
+                riscv::set(s, number, u64::from_le_bytes(value))
+            }
+            Self::X86(view) => state.as_x86_mut().is_some_and(|s| view.set(s, number, &bytes)),
+        }
+    }
+
+    /// How many registers are in a `g` packet, and the bytes of each.
+    fn general(&self) -> Vec<usize> {
+        let sizes = |n, size: &dyn Fn(u32) -> Option<usize>| (0..n).filter_map(size).collect();
+        match self {
+            Self::Riscv => sizes(riscv::GENERAL, &riscv::size),
+            Self::X86(view) => sizes(view.general(), &|n| view.size(n)),
+        }
+    }
+
+    /// The registers of a `g` packet.
+    pub fn read_general(&self, state: &CpuState) -> Option<String> {
+        match self {
+            Self::Riscv => (0..riscv::GENERAL).map(|n| self.read(state, n)).collect(),
+            Self::X86(view) => {
+                let all = view.get_general(state.as_x86()?);
+                Some(all.into_iter().map(|(size, v)| v.map_or_else(|| "xx".repeat(size), |v| to_hex(&v))).collect())
+            }
+        }
+    }
+
+    /// Changes the registers of a `G` packet; those it has as `x` stay.
+    pub fn write_general(&self, state: &mut CpuState, hex: &str) -> bool {
+        let sizes = self.general();
+        if !hex.is_ascii() || hex.len() != 2 * sizes.iter().sum::<usize>() {
+            return false;
+        }
+        let mut at = 0;
+        (0..).zip(sizes).all(|(number, size)| {
+            let value = &hex[at..at + 2 * size];
+            at += 2 * size;
+            value.bytes().all(|b| b == b'x') || self.write(state, number, value)
+        })
+    }
 }
 
 fn value_hex(value: u64, size: usize) -> String {
     to_hex(&value.to_le_bytes()[..size.min(8)])
-}
-
-/// One register in target byte order.
-pub fn read(state: &CpuState, number: u32) -> Option<String> {
-    let s = state.as_riscv()?;
-    Some(value_hex(riscv::get(s, number)?, riscv::size(number)?))
-}
-
-/// Changes one register; false if there is none such, or not of that size.
-pub fn write(state: &mut CpuState, number: u32, hex: &str) -> bool {
-    let Some(s) = state.as_riscv_mut() else { return false };
-    let (Some(bytes), Some(size)) = (from_hex(hex), riscv::size(number)) else { return false };
-    if bytes.len() != size {
-        return false;
-    }
-    let mut value = [0; 8];
-    value[..size].copy_from_slice(&bytes);
-    riscv::set(s, number, u64::from_le_bytes(value))
-}
-
-/// The general registers, all at once.
-pub fn read_general(state: &CpuState) -> Option<String> {
-    (0..riscv::GENERAL).map(|n| read(state, n)).collect()
-}
-
-/// Changes the general registers.
-pub fn write_general(state: &mut CpuState, hex: &str) -> bool {
-    hex.is_ascii()
-        && hex.len() == riscv::GENERAL as usize * 16
-        && (0..riscv::GENERAL).all(|n| write(state, n, &hex[n as usize * 16..][..16]))
 }

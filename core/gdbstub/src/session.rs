@@ -2,7 +2,7 @@
 
 use crate::memory::{self, Space};
 use crate::packet::{Framer, Incoming, MAX_BODY, encode, from_hex, number, to_hex};
-use crate::registers;
+use crate::registers::Layout;
 use crate::resume::{Threads, vcont};
 use crate::target::{Action, Point, Target};
 use mimus_core::accel::{DebugStop, WatchKind};
@@ -58,12 +58,16 @@ pub struct Session {
     physical: bool,
     step_mask: u64,
     points: Vec<Point>,
-    description: Option<String>,
+    /// How the client numbers registers.
+    layout: Layout,
+    /// The description it reads.
+    description: String,
 }
 
 impl Session {
     /// A session with a machine that stands still.
     pub fn new(target: Arc<dyn Target>) -> Self {
+        let layout = Layout::of_model(target.model());
         Self {
             target,
             framer: Framer::default(),
@@ -79,7 +83,8 @@ impl Session {
             physical: false,
             step_mask: 1 | NO_INTERRUPTS,
             points: Vec::new(),
-            description: None,
+            layout,
+            description: String::new(),
         }
     }
 
@@ -206,16 +211,16 @@ impl Session {
     fn reply(&mut self, head: &str, rest: &str) -> Option<String> {
         Some(match head {
             "?" => self.last_stop.clone(),
-            "g" => self.state(registers::read_general),
-            "G" => self.change(|s| registers::write_general(s, rest)),
+            "g" => self.state(|s| self.layout.read_general(s)),
+            "G" => self.change(|s| self.layout.write_general(s, rest)),
             "p" => {
                 let n = u32::try_from(number(rest)?).ok()?;
-                self.state(|s| registers::read(s, n))
+                self.state(|s| self.layout.read(s, n))
             }
             "P" => {
                 let (n, value) = rest.split_once('=')?;
                 let n = u32::try_from(number(n)?).ok()?;
-                self.change(|s| registers::write(s, n, value))
+                self.change(|s| self.layout.write(s, n, value))
             }
             "m" => {
                 let (addr, len) = range(rest)?;
@@ -321,7 +326,7 @@ impl Session {
             return Some(if text.is_empty() { "OK".to_owned() } else { to_hex(text.as_bytes()) });
         }
         if let Some(xfer) = rest.strip_prefix("Xfer:features:read:target.xml:") {
-            return self.described().and_then(|d| part(&d, xfer));
+            return self.describe(xfer);
         }
         if let Some(xfer) = rest.strip_prefix("Xfer:memory-map:read::") {
             return part(&memory::map_xml(&self.target.rom()), xfer);
@@ -350,11 +355,14 @@ impl Session {
         })
     }
 
-    fn described(&mut self) -> Option<String> {
-        if self.description.is_none() {
-            self.description = registers::description(&self.target.state(0).ok()?);
+    /// A part of the target description. One read from its beginning is for the code that executes now; that is
+    /// then how the client numbers registers.
+    fn describe(&mut self, range_text: &str) -> Option<String> {
+        if self.description.is_empty() || range(range_text)?.0 == 0 {
+            self.layout = Layout::of_state(self.target.model(), &self.target.state(self.current).ok()?);
+            self.description = self.layout.description();
         }
-        self.description.clone()
+        part(&self.description, range_text)
     }
 
     fn set(&mut self, rest: &str) -> Option<String> {
@@ -380,7 +388,12 @@ impl Session {
             _ => rest,
         };
         if !addr.is_empty() {
-            let moved = number(addr).map(|pc| self.change(|s| s.as_riscv_mut().map(|s| s.pc = pc).is_some()));
+            let moved = number(addr).map(|pc| {
+                self.change(|s| {
+                    s.set_pc(pc);
+                    true
+                })
+            });
             if moved.as_deref() != Some("OK") {
                 return self.send("E22", out);
             }

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::packet::to_hex;
-use mimus_arch::CpuState;
+use crate::registers::Model;
 use mimus_arch::riscv::RiscvState;
+use mimus_arch::{CpuState, GuestArch};
 use mimus_core::bus::GuestVirt;
 use std::sync::Mutex;
 
@@ -25,6 +26,9 @@ impl Fake {
 }
 
 impl Target for Fake {
+    fn model(&self) -> Model {
+        Model { arch: GuestArch::Riscv64, avx: false }
+    }
     fn vcpus(&self) -> u32 {
         2
     }

@@ -1,5 +1,6 @@
 //! What the protocol asks of a machine.
 
+use crate::registers::Model;
 use mimus_arch::CpuState;
 use mimus_core::accel::WatchKind;
 
@@ -38,6 +39,8 @@ pub enum Action {
 
 /// A machine under a debugger. Errors are one line.
 pub trait Target: Send + Sync {
+    /// What its vCPUs are.
+    fn model(&self) -> Model;
     /// Number of vCPUs.
     fn vcpus(&self) -> u32;
     /// What a vCPU does, for people.

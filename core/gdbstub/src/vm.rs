@@ -1,5 +1,6 @@
 //! The vCPU threads and memory of a machine as a [`Target`].
 
+use crate::registers::Model;
 use crate::target::{Action, Point, Target};
 use mimus_arch::{CpuState, StateGroups};
 use mimus_core::accel::{AccelError, Access, Vcpu, VcpuDebug, VcpuIndex};
@@ -24,6 +25,7 @@ pub trait Operator: Send + Sync {
 
 /// A machine to debug.
 pub struct Vm {
+    model: Model,
     threads: VcpuThreads,
     memory: Arc<AddressSpace>,
     operator: Arc<dyn Operator>,
@@ -31,8 +33,8 @@ pub struct Vm {
 
 impl Vm {
     /// The machine of these vCPUs and this memory.
-    pub fn new(threads: VcpuThreads, memory: Arc<AddressSpace>, operator: Arc<dyn Operator>) -> Self {
-        Self { threads, memory, operator }
+    pub fn new(model: Model, threads: VcpuThreads, memory: Arc<AddressSpace>, operator: Arc<dyn Operator>) -> Self {
+        Self { model, threads, memory, operator }
     }
 
     fn indices(&self) -> impl Iterator<Item = VcpuIndex> + use<> {
@@ -97,6 +99,10 @@ impl Vm {
 }
 
 impl Target for Vm {
+    fn model(&self) -> Model {
+        self.model
+    }
+
     fn vcpus(&self) -> u32 {
         self.threads.count() as u32
     }

@@ -6,6 +6,7 @@ pub mod emulation;
 pub mod exit;
 pub mod irqchip;
 pub mod null;
+pub mod shortcuts;
 pub mod trace;
 pub mod vcpu;
 
@@ -15,6 +16,7 @@ pub use emulation::{Done, EmulationFailure, EmulationFallback, FailedInstruction
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
 pub use irqchip::{CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
 pub use null::NullAccelerator;
+pub use shortcuts::Shortcuts;
 pub use trace::{RecentEvent, TraceKinds, TraceSink, TracedCode, Tracer};
 pub use vcpu::{
     Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu,

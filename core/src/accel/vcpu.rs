@@ -51,8 +51,8 @@ pub trait Vcpu: Send {
     /// bootstrap processor and the others wait for a start-up IPI.
     fn reset(&mut self, kind: ResetKind, start: Option<StartRequest>);
 
-    /// Translates a virtual address as an access of the current mode would be, without
-    /// side effects.
+    /// Translates a virtual address by the current tables without side effects, for a
+    /// debugger: what is mapped for another privilege than the current one is found too.
     fn translate(&mut self, va: GuestVirt, access: Access) -> Result<Translation, TranslateFault>;
 
     /// Who finishes instructions the accelerator cannot execute. One that can execute all
@@ -256,7 +256,8 @@ pub struct TranslateFault {
 #[error("vCPU state: {0}")]
 pub struct StateError(pub String);
 
-/// Debugging of one vCPU, on its thread.
+/// Debugging of one vCPU, on its thread. Points are counted: of several debuggers that insert the same, each removes
+/// its own.
 pub trait VcpuDebug {
     /// What is possible.
     fn capabilities(&self) -> DebugCaps;

@@ -2,11 +2,12 @@
 //! byte order.
 
 use super::access::{AccessRules, AccessSize, BusFault, MemTxAttrs, MemTxResult, MmioAccess, PioAccess};
+use super::shortcut::Shortcut;
 use crate::device::device::{MmioDevice, PioDevice};
 use arc_swap::ArcSwapOption;
 use mimus_arch::Endianness;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 enum Target {
     Mmio(Arc<dyn MmioDevice>),
@@ -23,12 +24,14 @@ pub struct IoBinding {
     name: String,
     rules: AccessRules,
     bound: ArcSwapOption<Bound>,
+    /// Leaf lock.
+    shortcuts: Mutex<Vec<Shortcut>>,
 }
 
 impl IoBinding {
     /// A binding to nothing: accesses fail with [`MemTxResult::DecodeError`].
     pub fn new(name: impl Into<String>, rules: AccessRules) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), rules, bound: ArcSwapOption::empty() })
+        Arc::new(Self { name: name.into(), rules, bound: ArcSwapOption::empty(), shortcuts: Mutex::default() })
     }
 
     /// The region's name.
@@ -44,6 +47,16 @@ impl IoBinding {
     /// Routes accesses to `device`, which sees them as its region number `region`.
     pub fn bind_pio(&self, device: Arc<dyn PioDevice>, region: u32) {
         self.bound.store(Some(Arc::new(Bound { target: Target::Pio(device), region })));
+    }
+
+    /// Writes that the accelerator may see to by itself. Before the region is mapped.
+    pub fn add_shortcut(&self, shortcut: Shortcut) {
+        self.shortcuts.lock().unwrap_or_else(PoisonError::into_inner).push(shortcut);
+    }
+
+    /// What was added.
+    pub fn shortcuts(&self) -> Vec<Shortcut> {
+        self.shortcuts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets go of the device.

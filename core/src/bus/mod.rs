@@ -4,9 +4,11 @@
 pub mod access;
 pub mod mmio;
 pub mod pio;
+pub mod shortcut;
 
 pub use access::{
     AccessRules, AccessSize, BusFault, GuestPhys, GuestVirt, MemTxAttrs, MemTxResult, MmioAccess, PioAccess, Requester,
 };
 pub use mmio::IoBinding;
 pub use pio::PioSpace;
+pub use shortcut::{Doorbell, Shortcut};

@@ -143,6 +143,8 @@ pub struct Services {
     pub backends: Arc<Backends>,
     /// vCPUs, for interrupt controllers; empty until they exist.
     pub vcpus: Vec<Arc<dyn VcpuHandle>>,
+    /// The accelerator has doorbells ([`AccelVm::doorbells`](crate::accel::AccelVm::doorbells)).
+    pub doorbells: bool,
 }
 
 /// The wiring of one device while it is built. The board or bus fills it in with the
@@ -470,6 +472,7 @@ mod tests {
             io_thread: io.handle().clone(),
             backends: Backends::new(),
             vcpus: Vec::new(),
+            doorbells: false,
         };
         let (name, options) = Options::parse_with_first("ticker,base=0x1000", "driver").unwrap();
         let entry = MODELS.find(&name.unwrap()).unwrap();

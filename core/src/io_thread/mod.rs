@@ -4,5 +4,5 @@
 pub mod event_loop;
 pub mod worker;
 
-pub use event_loop::{FdRegistration, Interest, IoThread, IoThreadHandle, Readiness};
+pub use event_loop::{FdRegistration, Interest, IoThread, IoThreadHandle, Readiness, SharedFd};
 pub use worker::{WorkerPool, spawn_worker};

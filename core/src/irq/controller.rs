@@ -1,6 +1,8 @@
 //! What an interrupt controller is to those that raise interrupts.
 
+use super::msi::MsiRoute;
 use crate::bus::{MemTxResult, Requester};
+use std::sync::Arc;
 
 /// An interrupt controller or router. Reaches CPUs only through
 /// [`VcpuHandle::set_pin`](crate::accel::VcpuHandle::set_pin), and never calls into a
@@ -16,5 +18,10 @@ pub trait IrqController: Send + Sync {
     /// A message-signalled interrupt: `data` was written to `address`.
     fn msi(&self, _address: u64, _data: u32, _requester: Requester) -> MemTxResult {
         MemTxResult::AccessError
+    }
+
+    /// A way of its own for a message that is sent often, if there are any.
+    fn msi_route(&self) -> Option<Arc<dyn MsiRoute>> {
+        None
     }
 }

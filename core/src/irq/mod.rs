@@ -6,4 +6,4 @@ pub mod msi;
 
 pub use controller::IrqController;
 pub use line::{IrqLine, OrGate};
-pub use msi::{MsiSink, MsiTarget};
+pub use msi::{MsiRoute, MsiSink, MsiTarget};

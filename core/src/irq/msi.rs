@@ -6,10 +6,25 @@ use crate::memory::AddressSpace;
 use std::fmt;
 use std::sync::Arc;
 
+/// A message's own way to a controller, for messages that are sent often and changed seldom. Dropped, it is given
+/// back. Leaf: calls nobody back.
+pub trait MsiRoute: Send + Sync {
+    /// [`MsiRoute::signal`] sends this message from now on; false, and nothing is connected, if it cannot.
+    fn connect(&self, address: u64, data: u32) -> bool;
+    /// What was signalled is delivered when this returns. Nothing is signalled any more.
+    fn disconnect(&self);
+    /// Sends the message, now or very soon. Only while connected.
+    fn signal(&self);
+}
+
 /// Where messages of a bus go.
 pub trait MsiSink: Send + Sync {
     /// Delivers one message.
     fn deliver(&self, address: u64, data: u32, requester: Requester) -> MemTxResult;
+    /// A way of its own for one message, if there are any.
+    fn route(&self) -> Option<Arc<dyn MsiRoute>> {
+        None
+    }
 }
 
 /// Messages handed straight to a controller.
@@ -18,6 +33,10 @@ struct ToController(Arc<dyn IrqController>);
 impl MsiSink for ToController {
     fn deliver(&self, address: u64, data: u32, requester: Requester) -> MemTxResult {
         self.0.msi(address, data, requester)
+    }
+
+    fn route(&self) -> Option<Arc<dyn MsiRoute>> {
+        self.0.msi_route()
     }
 }
 
@@ -51,6 +70,11 @@ impl MsiTarget {
     /// The same sink for another requester.
     pub fn for_requester(&self, requester: Requester) -> Self {
         Self { sink: self.sink.clone(), requester }
+    }
+
+    /// A way of its own for one message, if the controller has any.
+    pub fn route(&self) -> Option<Arc<dyn MsiRoute>> {
+        self.sink.route()
     }
 
     /// Sends a message. A message nothing takes is lost, as on the bus.

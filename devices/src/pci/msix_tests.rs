@@ -4,7 +4,9 @@ use crate::testing::memory::{OnBus, any_size};
 use crate::testing::pci::Messages;
 use crate::testing::state::go_on_alike;
 use mimus_core::bus::AccessSize::{B1, B4, B8};
-use mimus_core::bus::Requester;
+use mimus_core::bus::{MemTxResult, Requester};
+use mimus_core::irq::MsiSink;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const ME: Requester = Requester::Device(0x18);
 const ON: u16 = CONTROL_ENABLE;
@@ -249,3 +251,108 @@ fn random_accesses() {
     b.msix.reset();
     assert_eq!(b.msix.save(), MsixState::new(40));
 }
+
+/// A controller with ways of their own for messages.
+#[derive(Default)]
+struct Routes {
+    log: Mutex<Vec<String>>,
+    refuse: AtomicBool,
+}
+
+struct OneWay(Arc<Routes>);
+
+impl Routes {
+    fn say(&self, text: String) {
+        lock(&self.log).push(text);
+    }
+
+    fn said(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.log))
+    }
+}
+
+struct RouteSink(Arc<Routes>);
+
+impl MsiSink for RouteSink {
+    fn deliver(&self, address: u64, data: u32, _requester: Requester) -> MemTxResult {
+        self.0.say(format!("send {address:x} {data:x}"));
+        MemTxResult::Ok
+    }
+    fn route(&self) -> Option<Arc<dyn MsiRoute>> {
+        Some(Arc::new(OneWay(self.0.clone())))
+    }
+}
+
+impl MsiRoute for OneWay {
+    fn connect(&self, address: u64, data: u32) -> bool {
+        self.0.say(format!("connect {address:x} {data:x}"));
+        !self.0.refuse.load(Ordering::Relaxed)
+    }
+    fn disconnect(&self) {
+        self.0.say("disconnect".to_owned());
+    }
+    fn signal(&self) {
+        self.0.say("signal".to_owned());
+    }
+}
+
+/// A vector has its own way while the machine runs and it may send; the way follows its message.
+#[test]
+fn ways_of_their_own() {
+    let routes = Arc::new(Routes::default());
+    let (msix, gate) = {
+        let gate = DmaGate::new(true);
+        (Msix::new(2, MsiTarget::to_sink(Arc::new(RouteSink(routes.clone())), ME), gate.clone()), gate)
+    };
+    let bus = OnBus::new(&msix, AccessRules::sizes(B4, B8));
+    let set = |at: u64, value: u32| bus.write(at, B4, value.into()).unwrap();
+    set(0, 0x1000);
+    set(8, 0x41);
+    msix.set_control(ON);
+    set(12, 0);
+    msix.notify(0);
+    assert_eq!(routes.said(), ["send 1000 41"], "the machine stands");
+    msix.start();
+    msix.notify(0);
+    msix.notify(1);
+    assert_eq!(routes.said(), ["connect 1000 41", "signal"], "vector 1 is masked");
+    // Masked, it is pending; the way stays, and is changed only when it may be used again.
+    set(12, 1);
+    set(8, 0x42);
+    msix.notify(0);
+    assert_eq!(routes.said(), NONE_SAID);
+    set(12, 0);
+    assert_eq!(routes.said(), ["connect 1000 42", "signal"]);
+    set(12, 1);
+    set(12, 0);
+    assert_eq!(routes.said(), NONE_SAID, "nothing changed");
+    // Bus mastering counts for both ways.
+    gate.set(false);
+    msix.notify(0);
+    gate.set(true);
+    assert_eq!(routes.said(), NONE_SAID);
+    // Stopped: what is sent goes straight to the controller.
+    msix.stop();
+    msix.notify(0);
+    msix.start();
+    msix.notify(0);
+    assert_eq!(routes.said(), ["disconnect", "send 1000 42", "connect 1000 42", "signal"]);
+    // A restored table has other messages.
+    let saved = msix.save();
+    set(8, 0x43);
+    msix.restore(saved, ON).unwrap();
+    assert_eq!(routes.said(), ["connect 1000 43", "disconnect", "connect 1000 42"]);
+    msix.set_control(0);
+    msix.reset();
+    assert_eq!(routes.said(), ["disconnect"]);
+    // One that cannot be connected is sent, and not tried each time.
+    routes.refuse.store(true, Ordering::Relaxed);
+    set(0, 0x2000);
+    msix.set_control(ON);
+    set(12, 0);
+    msix.notify(0);
+    msix.notify(0);
+    assert_eq!(routes.said(), ["connect 2000 0", "send 2000 0", "send 2000 0"]);
+}
+
+const NONE_SAID: [&str; 0] = [];

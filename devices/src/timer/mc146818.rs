@@ -22,6 +22,8 @@ use super::rate::Rate;
 
 /// Ports: index and data (0x70).
 pub const PORTS: u64 = 2;
+/// Offset of the index port.
+pub const INDEX: u64 = 0;
 /// Access rules of its ports.
 pub use crate::ports::BYTE_PORTS as RULES;
 

@@ -11,7 +11,7 @@ use mimus_core::snapshot::{Payload, Schema, SnapshotError};
 use serde::de::DeserializeOwned;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 pub(super) fn lock<T: ?Sized>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,6 +86,8 @@ pub struct VirtioLink {
     config_generation: AtomicU32,
     /// The machine stands: no guest memory is touched.
     stopped: AtomicBool,
+    /// Held, shared, by whoever handles a notification. Above the device's own locks.
+    notifying: RwLock<()>,
     /// Leaf locks, one per queue.
     queues: Box<[Mutex<Queue>]>,
 }
@@ -102,6 +104,7 @@ impl VirtioLink {
             features: AtomicU64::new(0),
             config_generation: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
+            notifying: RwLock::new(()),
             queues,
         })
     }
@@ -159,6 +162,17 @@ impl VirtioLink {
 
     pub(super) fn set_stopped(&self, stopped: bool) {
         self.stopped.store(stopped, Ordering::Release);
+    }
+
+    /// Tells `device`, whose link this is, that buffers are available. Any thread: a vCPU's, or that of a doorbell.
+    pub fn notify(&self, device: &dyn VirtioDevice, queue: u16) {
+        let _busy = self.notifying.read().unwrap_or_else(PoisonError::into_inner);
+        device.notify(queue);
+    }
+
+    /// Waits for notifications that began before the queues were stopped or reset.
+    pub(super) fn settle(&self) {
+        drop(self.notifying.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Number that changes whenever the configuration does.

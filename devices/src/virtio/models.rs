@@ -38,11 +38,12 @@ pub const MODELS: &[ModelEntry] = &[
 type Built = Result<Arc<dyn VirtioDevice>, BuildError>;
 
 /// Puts a device behind virtio-mmio registers.
-fn on_mmio(device: Arc<dyn VirtioDevice>, ctx: &mut DeviceContext<'_>) -> Arc<dyn Device> {
+fn on_mmio(device: Arc<dyn VirtioDevice>, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
     let region = ctx.mmio_region("regs", REGION_LEN, ACCESS_RULES);
     let this = VirtioMmio::new(device, ctx.dma(), ctx.irq_line("irq"));
     ctx.bind(&region, 0, &this);
-    this
+    this.add_doorbells(ctx, region.region())?;
+    Ok(this)
 }
 
 /// What every `…-pci` model takes besides the device's own options.
@@ -70,7 +71,9 @@ fn on_pci(
     let parse = |a: String| a.parse::<DevFn>();
     let slot = p.addr.map(parse).transpose().and_then(|a| bus.reserve(a));
     let slot = slot.map_err(|e| ctx.invalid(e.to_string()))?;
-    Ok(VirtioPci::plug(device, slot, VirtioPciOptions { vectors: p.vectors }))
+    let this = VirtioPci::plug(device, slot, VirtioPciOptions { vectors: p.vectors });
+    this.add_doorbells(ctx)?;
+    Ok(this)
 }
 
 /// The two models of a device type: one set of options, two transports.
@@ -112,7 +115,7 @@ macro_rules! models {
             const SUMMARY: &'static str = concat!($summary, ", memory-mapped");
             type Config = $mmio_config;
             fn build(c: $mmio_config, ctx: &mut DeviceContext<'_>) -> Result<Arc<dyn Device>, BuildError> {
-                Ok(on_mmio($build(c, ctx)?, ctx))
+                on_mmio($build(c, ctx)?, ctx)
             }
         }
 

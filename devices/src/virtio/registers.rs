@@ -4,8 +4,9 @@
 use super::device::{VirtioDevice, VirtioInterrupt, VirtioLink};
 use super::queue::QueueState;
 use super::{feature, status};
-use mimus_core::device::Drain;
-use mimus_core::memory::DmaHandle;
+use mimus_core::device::{BuildError, DeviceContext, DoorbellWrite, Drain};
+use mimus_core::io_thread::FdRegistration;
+use mimus_core::memory::{DmaHandle, MemoryRegion};
 use mimus_core::snapshot::{Payload, Schema, SnapshotError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -22,6 +23,23 @@ pub struct VirtioRegisters {
     driver_features: u64,
     /// Which queue the queue registers are about.
     pub queue_select: u16,
+}
+
+/// Has notifications of all queues of `device` come on the I/O thread where the accelerator can do that; `at` says
+/// where the register of a queue is in `region`.
+pub(super) fn doorbells(
+    (device, link): (&Arc<dyn VirtioDevice>, &Arc<VirtioLink>),
+    ctx: &DeviceContext<'_>,
+    region: &MemoryRegion,
+    at: impl Fn(u16) -> DoorbellWrite,
+) -> Result<Vec<FdRegistration>, BuildError> {
+    let mut registrations = Vec::new();
+    for queue in 0..link.queue_count() {
+        let (device, link) = (device.clone(), link.clone());
+        let ring = move || link.notify(&*device, queue);
+        registrations.extend(ctx.doorbell(region, at(queue), ring)?);
+    }
+    Ok(registrations)
 }
 
 /// The saved form: registers, queues, and the device type's own state.
@@ -130,6 +148,7 @@ impl VirtioRegisters {
                 q.reset();
             }
         }
+        self.link.settle();
         self.device.reset();
         self.link.set_features(0);
         self.device_feature_select = 0;
@@ -195,6 +214,8 @@ impl VirtioRegisters {
     /// The machine stops.
     pub fn stop(&self, drain: &Drain) {
         self.link.set_stopped(true);
+        // What is taken from a queue now would be in nobody's count of what is in flight.
+        self.link.settle();
         self.device.stop(drain);
     }
 

@@ -46,6 +46,7 @@ fn services(m: &Machine) -> (Services, IoThread) {
         io_thread: io.handle().clone(),
         backends,
         vcpus: Vec::new(),
+        doorbells: false,
     };
     (services, io)
 }

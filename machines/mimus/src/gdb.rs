@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mimus_core::accel::VcpuIndex;
+use mimus_gdbstub::registers::Model;
 use mimus_gdbstub::{Address, Event, Listener, Server, vm};
 use mimus_machines::config::MachineConfig;
 use mimus_machines::machine::control::QuitCause;
@@ -35,8 +36,8 @@ pub fn listen(config: &MachineConfig) -> anyhow::Result<Option<Listener>> {
 
 /// Serves debuggers of `machine`.
 pub fn serve(listener: Listener, machine: &Machine, operator: &Arc<Operator>) -> anyhow::Result<Arc<Server>> {
-    let target =
-        vm::Vm::new(machine.threads().clone(), machine.services().memory.clone(), Arc::new(Debugged(operator.clone())));
+    let (threads, memory) = (machine.threads().clone(), machine.services().memory.clone());
+    let target = vm::Vm::new(Model::of(machine.cpu()), threads, memory, Arc::new(Debugged(operator.clone())));
     let server = listener.serve(Arc::new(target))?;
     let told = server.clone();
     machine.control().observe(move |notice| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use mimus_core::accel::{
-    AccelVm, Accelerator, EmulationFallback, IrqChip, IrqChipMode, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
+    AccelVm, Accelerator, EmulationFallback, IrqChip, IrqChipMode, Shortcuts, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
@@ -138,6 +138,7 @@ impl MachineBuilder {
         if let Some(listener) = vm.memory_listener() {
             memory.add_listener(listener);
         }
+        follow_shortcuts(&vm, &memory, ports.as_deref());
         let most = vm.caps().max_vcpus;
         if spec.smp > most {
             let text = format!("-smp {}: accelerator {} has at most {most} vCPUs", spec.smp, spec.accel.name());
@@ -157,8 +158,16 @@ impl MachineBuilder {
         control.set_threads(&threads);
         let hooked = map.clone();
         io_thread.handle().set_after_hook(move || hooked.apply_pending());
-        let services =
-            Services { map, memory, ram, clocks, io_thread: io_thread.handle().clone(), backends, vcpus: handles };
+        let services = Services {
+            map,
+            memory,
+            ram,
+            clocks,
+            io_thread: io_thread.handle().clone(),
+            backends,
+            vcpus: handles,
+            doorbells: vm.doorbells().is_some(),
+        };
         Ok(Self {
             board: spec.board,
             ram: block,
@@ -344,6 +353,7 @@ impl MachineBuilder {
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
             name: self.board,
+            cpu: self.cpu,
             board,
             policy,
             control: self.control,
@@ -355,6 +365,16 @@ impl MachineBuilder {
             io,
             devices: self.devices,
         }))
+    }
+}
+
+/// Has the accelerator see to the writes that it can see to by itself.
+fn follow_shortcuts(vm: &Arc<dyn AccelVm>, memory: &Arc<AddressSpace>, ports: Option<&PioSpace>) {
+    let spaces = [(Some(memory), false), (ports.map(PioSpace::space), true)];
+    for (space, pio) in spaces {
+        if let Some((space, listener)) = space.zip(Shortcuts::listener(vm, pio)) {
+            space.add_listener(listener);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mimus_core::accel::{AccelError, DebugStop, ResetCause, ShutdownCause, VcpuIndex};
 use mimus_core::vcpu::{VcpuEvent, VcpuThreads};
@@ -100,7 +100,7 @@ pub enum Notice {
     State(RunState),
 }
 
-type Observer = Box<dyn Fn(Notice) + Send + Sync>;
+type Observer = Arc<dyn Fn(Notice) + Send + Sync>;
 
 struct Shared {
     state: AtomicU8,
@@ -108,7 +108,7 @@ struct Shared {
     guest_asked: AtomicBool,
     requests: Sender<Request>,
     threads: OnceLock<VcpuThreads>,
-    observer: OnceLock<Observer>,
+    observers: Mutex<Vec<Observer>>,
 }
 
 /// A way to ask things of a machine. Calls return at once.
@@ -123,7 +123,7 @@ impl MachineControl {
             guest_asked: AtomicBool::new(false),
             requests,
             threads: OnceLock::new(),
-            observer: OnceLock::new(),
+            observers: Mutex::default(),
         };
         (Self(Arc::new(shared)), receiver)
     }
@@ -138,14 +138,17 @@ impl MachineControl {
     }
 
     pub(super) fn notify(&self, notice: Notice) {
-        if let Some(observer) = self.0.observer.get() {
-            observer(notice);
-        }
+        let observers = self.observers().clone();
+        observers.iter().for_each(|observer| observer(notice));
     }
 
-    /// Has `observer` called on the machine's thread whenever there is news; false if there is an observer already.
-    pub fn observe(&self, observer: impl Fn(Notice) + Send + Sync + 'static) -> bool {
-        self.0.observer.set(Box::new(observer)).is_ok()
+    fn observers(&self) -> MutexGuard<'_, Vec<Observer>> {
+        self.0.observers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has `observer` called on the machine's thread whenever there is news.
+    pub fn observe(&self, observer: impl Fn(Notice) + Send + Sync + 'static) {
+        self.observers().push(Arc::new(observer));
     }
 
     /// The guest's request has been carried out: it may make another.

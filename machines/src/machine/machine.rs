@@ -5,7 +5,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mimus_core::accel::{AccelVm, CpuIo, ResetKind, ShutdownCause, StartRequest, VcpuIndex};
-use mimus_core::arch::{CpuState, StateGroups};
+use mimus_core::arch::{CpuModel, CpuState, StateGroups};
 use mimus_core::backend::BlockRequest;
 use mimus_core::device::{Device, Drain, ResetPhase, Services};
 use mimus_core::io_thread::IoThread;
@@ -57,6 +57,7 @@ pub struct Policy {
 
 pub(super) struct Parts {
     pub name: &'static str,
+    pub cpu: CpuModel,
     pub board: Box<dyn Board>,
     pub policy: Policy,
     pub control: MachineControl,
@@ -88,6 +89,11 @@ impl Machine {
     /// What its devices share: memory, clocks, back ends.
     pub fn services(&self) -> &Services {
         &self.parts.services
+    }
+
+    /// The CPU model as the accelerator runs it.
+    pub fn cpu(&self) -> &CpuModel {
+        &self.parts.cpu
     }
 
     /// Its devices by path, in reset order.
@@ -157,6 +163,7 @@ impl Machine {
     fn stop_as(&mut self, state: RunState) {
         let p = &self.parts;
         p.threads.pause();
+        self.make_collected_writes();
         if let Some(clock) = p.vm.guest_clock() {
             clock.stop();
         }
@@ -169,6 +176,13 @@ impl Machine {
         }
         p.services.map.apply_pending();
         p.control.set_state(state);
+    }
+
+    /// Devices are looked at from outside now: writes that the accelerator kept for later are made.
+    fn make_collected_writes(&self) {
+        if let Some(collected) = self.parts.vm.coalesced_io() {
+            collected.flush(&*self.parts.io);
+        }
     }
 
     /// Resets it. It goes on if it was running.
@@ -185,6 +199,7 @@ impl Machine {
     fn reset_all(&mut self, kind: ResetKind) -> Result<(), MachineError> {
         let p = &self.parts;
         p.threads.pause();
+        self.make_collected_writes();
         p.control.guest_request_done();
         for phase in [ResetPhase::Enter, ResetPhase::Hold, ResetPhase::Exit] {
             p.devices.iter().for_each(|d| d.1.reset(phase));

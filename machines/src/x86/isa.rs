@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use mimus_core::accel::ShutdownCause;
 use mimus_core::backend::CharBackend;
+use mimus_core::bus::Shortcut;
 use mimus_core::device::lock;
 use mimus_core::irq::IrqLine;
+use mimus_core::memory::MemoryRegion;
 use mimus_devices::char::ns16550::{self, Ns16550};
 use mimus_devices::isa::{IsaBus, IsaRequest};
 use mimus_devices::misc::pvpanic::PanicEvent;
@@ -53,7 +55,14 @@ pub fn add_rtc(
     let irq = ints.line(IRQ_RTC);
     let rtc = Mc146818::new(irq.clone(), timer, offset);
     cmos.iter().for_each(|(at, value)| lock(&rtc).set_ram(*at, *value));
-    b.add_pio("/machine/rtc", (0x70, mc146818::PORTS), mc146818::RULES, rtc.clone())?;
+    let region = MemoryRegion::mmio("/machine/rtc", mc146818::PORTS, mc146818::RULES);
+    if let Some(binding) = region.binding() {
+        binding.bind_pio(rtc.clone(), 0);
+        // The index does nothing until the data is accessed.
+        binding.add_shortcut(Shortcut::Coalesced { offset: mc146818::INDEX, len: 1 });
+    }
+    b.map_ports(0x70, &region)?;
+    b.add_device("/machine/rtc", rtc.clone())?;
     Ok((rtc, irq))
 }
 

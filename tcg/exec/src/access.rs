@@ -49,6 +49,7 @@ pub(crate) enum At {
 }
 
 /// Where an access ends up.
+#[derive(Clone, Copy)]
 pub(crate) enum Place {
     /// Host memory; the block and the offset in it for stores.
     Ram {
@@ -263,7 +264,18 @@ impl<F: GuestFrontend> Cpu<F> {
 
     fn load_across(&mut self, pc: At, va: u64, size: Size) -> Result<u64, Trapped> {
         // Both pages are known to be readable before either is read.
-        let second = (va | (PAGE - 1)).wrapping_add(1);
+        let (first, second) = halves(va, size.bytes());
+        let context = self.mmu.context();
+        if let (Some(low), Some(high)) = (context.lookup_read(va), context.lookup_read(second)) {
+            let mut raw = [0; 8];
+            let (a, b) = raw[..size.bytes() as usize].split_at_mut(first as usize);
+            // SAFETY: inside pages of RAM that the TLB grants loads of; a torn copy is what racing processors get.
+            unsafe {
+                ptr::copy_nonoverlapping(low as *const u8, a.as_mut_ptr(), a.len());
+                ptr::copy_nonoverlapping(high as *const u8, b.as_mut_ptr(), b.len());
+            }
+            return Ok(u64::from_le_bytes(raw));
+        }
         for page in [va, second] {
             self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
         }
@@ -346,8 +358,18 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     fn store_across(&mut self, pc: At, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
-        let second = (va | (PAGE - 1)).wrapping_add(1);
-        let in_first = second.wrapping_sub(va) as u32;
+        let (in_first, second) = halves(va, size.bytes());
+        let context = self.mmu.context();
+        if let (Some(low), Some(high)) = (context.lookup_write(va), context.lookup_write(second)) {
+            let raw = value.to_le_bytes();
+            let (a, b) = raw[..size.bytes() as usize].split_at(in_first as usize);
+            // SAFETY: inside pages of RAM that the TLB grants stores to.
+            unsafe {
+                ptr::copy_nonoverlapping(a.as_ptr(), low as *mut u8, a.len());
+                ptr::copy_nonoverlapping(b.as_ptr(), high as *mut u8, b.len());
+            }
+            return Ok(());
+        }
         for (page, len) in [(va, in_first), (second, size.bytes() - in_first)] {
             let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
             self.check_own_code(pc, &place, len)?;
@@ -364,29 +386,29 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Loads `bytes` to the buffer of vector operands.
     pub(crate) fn load_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
         self.watch(pc, va, bytes.into(), READS)?;
-        let last = va.wrapping_add(u64::from(bytes) - 1);
-        for page in [va, last] {
-            self.locate(page, Access::Load).map_err(|f| self.fault(pc, page, Access::Load, f))?;
+        let (first, second) = halves(va, bytes);
+        // Both pages are known to be readable before either is read.
+        self.host_for_load(va).map_err(|f| self.fault(pc, va, Access::Load, f))?;
+        if first < bytes {
+            self.host_for_load(second).map_err(|f| self.fault(pc, second, Access::Load, f))?;
         }
-        for (done, at, size) in pieces(va, bytes) {
-            let value = self
-                .locate(at, Access::Load)
-                .and_then(|place| self.load_at(place, at, size))
-                .map_err(|f| self.fault(pc, at, Access::Load, f))?;
-            let n = size.bytes() as usize;
-            self.head.unit_buffer.0[done..done + n].copy_from_slice(&value.to_le_bytes()[..n]);
+        let mut data = [0; 32];
+        let (low, high) = data[..bytes as usize].split_at_mut(first as usize);
+        self.load_bytes(va, low).map_err(|f| self.fault(pc, va, Access::Load, f))?;
+        if !high.is_empty() {
+            self.load_bytes(second, high).map_err(|f| self.fault(pc, second, Access::Load, f))?;
         }
+        self.head.unit_buffer.0[..32].copy_from_slice(&data);
         Ok(())
     }
 
     /// Before a store from that buffer: whether it can be done.
     pub(crate) fn probe_unit(&mut self, pc: At, va: u64, bytes: u32) -> Result<(), Trapped> {
         self.watch(pc, va, bytes.into(), WRITES)?;
-        let last = va.wrapping_add(u64::from(bytes) - 1);
-        let first = bytes.min((PAGE - (va & (PAGE - 1))) as u32);
-        for (page, len) in [(va, first), (last, bytes - first)] {
-            let place = self.locate(page, Access::Store).map_err(|f| self.fault(pc, page, Access::Store, f))?;
-            if len > 0 {
+        let (first, second) = halves(va, bytes);
+        for (at, len) in [(va, first), (second, bytes - first)] {
+            if len > 0 && self.mmu.context().lookup_write(at).is_none() {
+                let place = self.locate(at, Access::Store).map_err(|f| self.fault(pc, at, Access::Store, f))?;
                 self.check_own_code(pc, &place, len)?;
             }
         }
@@ -396,14 +418,11 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// The store that [`Cpu::probe_unit`] allowed.
     pub(crate) fn store_unit(&mut self, bytes: u32) {
-        let data = self.head.unit_buffer.0;
-        for (done, at, size) in pieces(self.head.unit_va, bytes) {
-            let n = size.bytes() as usize;
-            let mut value = [0; 8];
-            value[..n].copy_from_slice(&data[done..done + n]);
-            let stored = self
-                .locate(at, Access::Store)
-                .and_then(|place| self.store_at(place, at, u64::from_le_bytes(value), size));
+        let (va, data) = (self.head.unit_va, self.head.unit_buffer.0);
+        let (first, second) = halves(va, bytes);
+        let (low, high) = data[..bytes as usize].split_at(first as usize);
+        for (at, part) in [(va, low), (second, high)] {
+            let stored = if part.is_empty() { Ok(()) } else { self.store_bytes(at, part) };
             debug_assert!(stored.is_ok(), "a store to {at:#x} that was allowed");
         }
     }
@@ -479,6 +498,19 @@ impl<F: GuestFrontend> Cpu<F> {
         lock: bool,
         new: &mut dyn FnMut(u64) -> u64,
     ) -> Result<u64, Trapped> {
+        self.watch(pc, va, size.bytes().into(), (true, true))?;
+        self.rmw_unwatched(pc, va, size, lock, new)
+    }
+
+    /// [`Cpu::rmw`] of a helper that has taken note of watchpoints.
+    pub(crate) fn rmw_unwatched(
+        &mut self,
+        pc: At,
+        va: u64,
+        size: Size,
+        lock: bool,
+        new: &mut dyn FnMut(u64) -> u64,
+    ) -> Result<u64, Trapped> {
         if va & (PAGE - 1) > PAGE - u64::from(size.bytes()) {
             return self.rmw_across(pc, va, size, new);
         }
@@ -496,7 +528,8 @@ impl<F: GuestFrontend> Cpu<F> {
             place => {
                 let old = self.load_at(place, va, size).map_err(|f| self.fault(pc, va, Access::Load, f))?;
                 let old = extend(old, size, Ext::Zero);
-                self.store(pc, va, new(old), size).map(|()| old)
+                self.store_at(place, va, new(old), size).map_err(|f| self.fault(pc, va, Access::Store, f))?;
+                Ok(old)
             }
         }
     }
@@ -795,23 +828,9 @@ unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
     extend(found, size, Ext::Zero)
 }
 
-/// Accesses of up to 8 bytes, each inside a page, that make up one of `bytes`: offset, address and size.
-fn pieces(va: u64, bytes: u32) -> impl Iterator<Item = (usize, u64, Size)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = va.wrapping_add(u64::from(done));
-        let left = (bytes - done).min((PAGE - (at & (PAGE - 1))) as u32);
-        let size = match left {
-            0 => return None,
-            8.. => Size::B8,
-            4.. => Size::B4,
-            2.. => Size::B2,
-            _ => Size::B1,
-        };
-        let offset = done as usize;
-        done += size.bytes();
-        Some((offset, at, size))
-    })
+/// Bytes of an access that are in its first page, and the address of the page behind that.
+fn halves(va: u64, bytes: u32) -> (u32, u64) {
+    (bytes.min((PAGE - (va & (PAGE - 1))) as u32), (va | (PAGE - 1)).wrapping_add(1))
 }
 
 /// Copies a page of guest memory that other vCPUs may be writing.

@@ -10,12 +10,14 @@
 //!
 //! **Watchpoints** withhold the TLB's permission for their pages: accesses there take the slow path, which compares
 //! addresses. A hit abandons the instruction before its access; the instruction is then executed carefully, and the
-//! stop is reported after it, as debuggers expect. Accesses by page walks and by devices are not watched.
+//! stop is reported after it, as debuggers expect. A helper that accesses memory in the midst of what it does cannot
+//! be abandoned: it has the block end after it. Accesses by page walks and by devices are not watched.
 //!
 //! **Steps** are careful executions. One ends after an instruction, or at the first instruction of the handler of the
 //! trap or interrupt it took instead.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mimus_core::accel::{AccelError, DebugCaps, DebugStop, VcpuDebug, WatchKind};
@@ -130,7 +132,8 @@ impl Watchpoint {
 /// What a vCPU is debugged for.
 #[derive(Default)]
 pub(crate) struct DebugState {
-    breakpoints: BTreeSet<u64>,
+    /// Each with how often it was inserted.
+    breakpoints: BTreeMap<u64, u32>,
     watchpoints: Vec<Watchpoint>,
     stepping: bool,
     /// Steps do not take interrupts.
@@ -158,14 +161,22 @@ impl DebugState {
         self.recorded = None;
     }
 
-    /// What of a page's permission to read and to write the TLB may hold.
+    /// What of a page's permission to read and to write the TLB may hold. Who may write may read and write at once.
     pub fn tlb_may(&self, page: u64) -> (bool, bool) {
         let (mut read, mut write) = (true, true);
         for w in self.watchpoints.iter().filter(|w| w.overlaps(page & !(PAGE - 1), PAGE)) {
             read &= !w.reads();
-            write &= !w.writes();
+            write = false;
         }
         (read, write)
+    }
+
+    fn hit(&self, va: u64, len: u64, (reads, writes): (bool, bool)) -> Option<DebugStop> {
+        let hit = |w: &&Watchpoint| w.overlaps(va, len) && (reads && w.reads() || writes && w.writes());
+        let w = self.watchpoints.iter().find(hit)?;
+        // The address inside the watchpoint: that is how debuggers find which it was.
+        let at = if va.wrapping_sub(w.va) < w.len { va } else { w.va };
+        Some(DebugStop::Watch { va: GuestVirt(at), kind: w.kind })
     }
 }
 
@@ -184,13 +195,10 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     #[cold]
-    fn watch_hit(&mut self, va: u64, len: u64, (reads, writes): (bool, bool), pc: impl FnOnce(&Self) -> u64) -> bool {
-        let hit = |w: &&Watchpoint| w.overlaps(va, len) && (reads && w.reads() || writes && w.writes());
-        let Some(w) = self.debug.watchpoints.iter().find(hit).copied() else { return false };
+    fn watch_hit(&mut self, va: u64, len: u64, kinds: (bool, bool), pc: impl FnOnce(&Self) -> u64) -> bool {
+        let Some(stop) = self.debug.hit(va, len, kinds) else { return false };
         if self.debug.recording {
-            // The address inside the watchpoint: that is how debuggers find which it was.
-            let at = if va.wrapping_sub(w.va) < w.len { va } else { w.va };
-            self.debug.recorded.get_or_insert(DebugStop::Watch { va: GuestVirt(at), kind: w.kind });
+            self.debug.recorded.get_or_insert(stop);
             return false;
         }
         self.head.pc = pc(self);
@@ -201,11 +209,59 @@ impl<F: GuestFrontend> Cpu<F> {
         true
     }
 
+    /// At an access by a helper, which goes on: if it is watched, the guest stops after the instruction.
+    #[inline]
+    pub(crate) fn note_watched(&mut self, va: u64, len: u64, kinds: (bool, bool)) {
+        if !self.debug.watchpoints.is_empty() {
+            self.note_hit(va, len, kinds);
+        }
+    }
+
+    #[cold]
+    fn note_hit(&mut self, va: u64, len: u64, kinds: (bool, bool)) {
+        let Some(stop) = self.debug.hit(va, len, kinds) else { return };
+        if self.debug.recording {
+            self.debug.recorded.get_or_insert(stop);
+            return;
+        }
+        self.debug.stop.get_or_insert(stop);
+        // The helper leaves its block as if that had changed.
+        self.code_changed = true;
+        self.check_events();
+    }
+
+    /// [`Cpu::note_watched`] for accesses that do not go by the current privilege: (loads, stores).
+    pub fn note_access(&mut self, va: u64, len: u64, kinds: (bool, bool)) {
+        self.note_watched(va, len, kinds);
+    }
+
+    pub(crate) fn watches_no_load_of(&self, va: u64) -> bool {
+        self.debug.watchpoints.is_empty() || self.debug.tlb_may(va).0
+    }
+
+    /// Before an instruction that the frontend executes by itself: true, and the guest stops, if a breakpoint is
+    /// there.
+    pub fn stops_at_breakpoint(&mut self) -> bool {
+        let pc = self.head.pc;
+        let hit = !self.debug.breakpoints.is_empty() && self.debug.breakpoints.contains_key(&pc);
+        if hit {
+            self.debug.resume_over = Some(pc);
+            self.debug.stop = Some(DebugStop::Breakpoint);
+            self.check_events();
+        }
+        hit
+    }
+
+    /// True if the instruction that was executed just now was abandoned before an access that is watched.
+    pub fn hit_abandoned(&self) -> bool {
+        self.debug.watch_hit
+    }
+
     /// Executes the instruction at `head.pc`, reporting what it accesses of what is watched.
     fn step_recording(&mut self) -> Option<DebugStop> {
         self.debug.recording = true;
         self.debug.recorded = None;
-        self.step_careful();
+        F::step(self);
         self.debug.recording = false;
         self.debug.recorded.take()
     }
@@ -221,7 +277,7 @@ impl<F: GuestFrontend> Cpu<F> {
             return stop.or(self.debug.stepping.then_some(DebugStop::Step));
         }
         if self.debug.stepping {
-            if !self.debug.mask_interrupts && F::take_interrupt(self) {
+            if !self.debug.mask_interrupts && F::accept_interrupt(self) {
                 return Some(DebugStop::Step);
             }
             return self.step_recording().or(Some(DebugStop::Step));
@@ -241,12 +297,10 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Instead of [`Cpu::step_careful`] where a breakpoint may be meant.
     pub(crate) fn careful_or_break(&mut self) {
-        let pc = self.head.pc;
-        if self.debug.breakpoints.contains(&pc) {
-            self.debug.resume_over = Some(pc);
-            self.debug.stop = Some(DebugStop::Breakpoint);
-            return self.check_events();
+        if self.stops_at_breakpoint() {
+            return;
         }
+        let pc = self.head.pc;
         self.forget_cut(pc);
         self.step_careful();
     }
@@ -265,7 +319,7 @@ impl<F: GuestFrontend> Cpu<F> {
             return;
         }
         let page = va & !(PAGE - 1);
-        let here = self.debug.breakpoints.range(page..=page | (PAGE - 1)).copied();
+        let here = self.debug.breakpoints.range(page..=page | (PAGE - 1)).map(|b| *b.0);
         if self.machine.cuts.add(key, here) {
             self.machine.store.withdraw_page(key);
         }
@@ -308,7 +362,9 @@ impl<F: GuestFrontend> VcpuDebug for Cpu<F> {
     }
 
     fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
-        if self.debug.breakpoints.insert(va.0) {
+        let times = self.debug.breakpoints.entry(va.0).or_default();
+        *times += 1;
+        if *times == 1 {
             self.machine.cuts.want(va.0);
             self.mmu.drop_exactly(va.0);
         }
@@ -316,9 +372,14 @@ impl<F: GuestFrontend> VcpuDebug for Cpu<F> {
     }
 
     fn remove_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
-        if !self.debug.breakpoints.remove(&va.0) {
+        let Entry::Occupied(mut times) = self.debug.breakpoints.entry(va.0) else {
             return Err(AccelError::Other(format!("there is no breakpoint at {va}")));
+        };
+        *times.get_mut() -= 1;
+        if *times.get() > 0 {
+            return Ok(());
         }
+        times.remove();
         self.machine.cuts.unwant(va.0);
         // It may have been hit, and another reason to leave have come first.
         self.debug.stop = None;
@@ -378,6 +439,6 @@ mod tests {
         assert_eq!(d.tlb_may(0x1000), (true, false));
         assert_eq!(d.tlb_may(0x2000), (true, false));
         assert_eq!(d.tlb_may(0x3000), (true, true));
-        assert_eq!(d.tlb_may(0x5000), (false, true));
+        assert_eq!(d.tlb_may(0x5000), (false, false));
     }
 }

@@ -71,7 +71,7 @@ pub struct EnvHead {
 
 /// See `EnvLayout::unit_buffer`.
 #[repr(C, align(32))]
-pub(crate) struct UnitBuffer(pub [u8; 32]);
+pub(crate) struct UnitBuffer(pub [u8; 96]);
 
 /// What other threads see of a vCPU.
 pub(crate) struct Mailbox {
@@ -192,7 +192,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 mxcsr: 0,
                 host_mxcsr: hostfp::HOST_DEFAULT,
                 unit_va: 0,
-                unit_buffer: UnitBuffer([0; 32]),
+                unit_buffer: UnitBuffer([0; 96]),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -237,6 +237,7 @@ impl<F: GuestFrontend> Cpu<F> {
             vector_dead: at(offset_of!(EnvHead, vector_dead)),
             mxcsr: at(offset_of!(EnvHead, mxcsr)),
             host_mxcsr: at(offset_of!(EnvHead, host_mxcsr)),
+            unit_va: at(offset_of!(EnvHead, unit_va)),
             unit_buffer: at(offset_of!(EnvHead, unit_buffer)),
             guest: offset_of!(Cpu<F>, guest) as i32,
             budget: at(offset_of!(EnvHead, budget)),

@@ -243,6 +243,18 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Takes an interrupt if one is pending and enabled; answers whether it did.
     fn take_interrupt(cpu: &mut Cpu<Self>) -> bool;
 
+    /// For a debugger's single steps: takes an interrupt if one is to be taken before the next instruction, and
+    /// does nothing else; true if so.
+    fn accept_interrupt(cpu: &mut Cpu<Self>) -> bool {
+        Self::take_interrupt(cpu)
+    }
+
+    /// For a debugger's single steps: executes the instruction at `head.pc`, with what the architecture does around
+    /// each (traps for the guest's own debugger).
+    fn step(cpu: &mut Cpu<Self>) {
+        cpu.step_careful();
+    }
+
     /// Whether a halted vCPU is to go on.
     fn wakes(cpu: &Cpu<Self>) -> bool;
 

@@ -10,7 +10,7 @@ use mimus_core::accel::trace::words;
 use mimus_core::bus::GuestPhys;
 use mimus_tcg_ir::Size;
 
-use crate::access::{Place, read, write};
+use crate::access::{At, Place, read, write};
 use crate::env::Cpu;
 use crate::frontend::{Access, GuestFrontend, MemFault};
 
@@ -27,7 +27,8 @@ fn piece(at: u64, left: usize) -> (Size, usize) {
 }
 
 impl<F: GuestFrontend> Cpu<F> {
-    /// Host address of `va` if a load may use it directly up to its page's end; `None` for devices.
+    /// Host address of `va` if a load may use it directly up to its page's end; `None` for devices, and pages with
+    /// a watchpoint.
     ///
     /// # Errors
     /// The fault of a load.
@@ -36,13 +37,13 @@ impl<F: GuestFrontend> Cpu<F> {
             return Ok(Some(host as *const u8));
         }
         Ok(match self.locate(va, Access::Load)? {
-            Place::Ram { host, .. } => Some(host.cast_const()),
-            Place::Io(_) => None,
+            Place::Ram { host, .. } if self.watches_no_load_of(va) => Some(host.cast_const()),
+            _ => None,
         })
     }
 
     /// Host address of `va` if stores may use it directly up to its page's end; `None` for devices, ROM, and pages
-    /// that hold translated code.
+    /// that hold translated code or have a watchpoint.
     ///
     /// # Errors
     /// The fault of a store.
@@ -66,8 +67,15 @@ impl<F: GuestFrontend> Cpu<F> {
             self.trace_bulk(false, va, to.len() as u64);
             return Ok(());
         }
-        let Place::Io(pa) = self.locate(va, Access::Load)? else { return Ok(()) };
-        self.io_bytes(pa.0, to);
+        self.note_watched(va, to.len() as u64, (true, false));
+        match self.locate(va, Access::Load)? {
+            // SAFETY: inside a page of RAM.
+            Place::Ram { host, .. } => unsafe {
+                std::ptr::copy_nonoverlapping(host.cast_const(), to.as_mut_ptr(), to.len());
+                self.trace_bulk(false, va, to.len() as u64);
+            },
+            Place::Io(pa) => self.io_bytes(pa.0, to),
+        }
         Ok(())
     }
 
@@ -94,7 +102,9 @@ impl<F: GuestFrontend> Cpu<F> {
             self.trace_bulk(true, va, from.len() as u64);
             return Ok(());
         }
-        match self.locate(va, Access::Store)? {
+        let place = self.locate(va, Access::Store)?;
+        self.note_watched(va, from.len() as u64, (false, true));
+        match place {
             Place::Ram { readonly: true, .. } => {}
             Place::Ram { host, block, offset, .. } => {
                 // SAFETY: inside one page of a RAM block, which the view keeps alive.
@@ -161,7 +171,9 @@ impl<F: GuestFrontend> Cpu<F> {
         for at in [va, last] {
             self.locate(at, Access::Store)?;
         }
-        let old = self.rmw_data(va, size, &mut *new).map_err(|_| MemFault::Access)?;
+        self.note_watched(va, size.bytes().into(), (true, true));
+        let pc = self.current_insn().0;
+        let old = self.rmw_unwatched(At::Pc(pc), va, size, true, &mut *new).map_err(|_| MemFault::Access)?;
         if self.traces_memory() {
             let value = new(old);
             self.trace_access(words::WRITE, va, size, value);
@@ -175,6 +187,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// The fault of a store.
     pub fn compare_exchange_16(&mut self, va: u64, old: u128, new: u128) -> Result<Option<u128>, MemFault> {
         debug_assert!(va.is_multiple_of(16));
+        self.note_watched(va, 16, (true, true));
         match self.locate(va, Access::Store)? {
             Place::Ram { host, readonly: false, block, offset } => {
                 let (mut low, mut high) = (old as u64, (old >> 64) as u64);

@@ -54,6 +54,10 @@ impl Instrumentation {
                 continue;
             }
             after_branch |= matches!(op, Op::Branch { .. } | Op::BranchF { .. });
+            if matches!(op, Op::Rep(_)) && self.trace.as_ref().is_some_and(|t| t.kinds.memory) {
+                // The call behind it does the same, and tells.
+                continue;
+            }
             match self.access(op) {
                 Some(access) => access.around(op, current(&out), &mut out),
                 None => out.push(*op),
@@ -153,6 +157,7 @@ fn memory_access(op: &Op) -> Option<MemoryAccess> {
         }
         Op::Insn { .. }
         | Op::Unit { .. }
+        | Op::Rep(_)
         | Op::Alu { .. }
         | Op::Un { .. }
         | Op::GetPc { .. }

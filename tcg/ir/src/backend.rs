@@ -33,7 +33,10 @@ pub struct EnvLayout {
     pub mxcsr: i32,
     /// u32: see [`EnvLayout::mxcsr`].
     pub host_mxcsr: i32,
-    /// 32 bytes, aligned so: the memory operand of an [`Op::Unit`](crate::Op::Unit) that the TLB did not serve.
+    /// u64: where `RuntimeFns::unit_probe` was asked about.
+    pub unit_va: i32,
+    /// 96 bytes, aligned to 32: the memory operand of an [`Op::Unit`](crate::Op::Unit) that the TLB did not serve, then
+    /// scratch.
     pub unit_buffer: i32,
     /// Start of the frontend's hot state (`SetEnvByte`, `GuardEnv`).
     pub guest: i32,

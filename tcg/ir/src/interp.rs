@@ -176,6 +176,8 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
         | Op::FlipFlags { .. }
         | Op::DeadFlags { .. } => flagged::step(op, host),
         Op::Rmw { .. } | Op::CmpXchg { .. } => flagged::access(op, host)?,
+        // Doing nothing is always right.
+        Op::Rep(_) => {}
         Op::Unit { insn: unit, d, a, off } => {
             let va = address(host, a, off);
             if !host.unit(&unit, d, a, va)? {

@@ -397,6 +397,26 @@ pub enum CallKind {
     MayExit,
 }
 
+/// A repeated move or store of elements; see [`Op::Rep`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rep {
+    /// Size of an element.
+    pub size: Size,
+    /// What is stored, if that is not what is at `from`.
+    pub fill: Option<Slot>,
+    /// Elements left.
+    pub count: Slot,
+    /// Address of the next element.
+    pub from: Slot,
+    /// Address to store it to.
+    pub to: Slot,
+    /// Addresses and the count are the slots' low 32 bits.
+    pub narrow: bool,
+    /// Goes downwards if any bit of `down_mask` is set in the byte at this offset of the hot state.
+    pub down: i32,
+    pub down_mask: u8,
+}
+
 /// Hint about an indirect jump, for return prediction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JumpHint {
@@ -650,6 +670,9 @@ pub enum Op {
         a: Val,
         off: i32,
     },
+    /// Right before a [`Op::Call`] that executes the same: either does it all, ascending, and skips the call, or does
+    /// nothing.
+    Rep(Rep),
     /// Side exit to `to` if the condition on flags holds. There, nobody looks at the flags in `dead` before they
     /// are written.
     BranchF {

@@ -84,6 +84,11 @@ pub fn verify(block: &Block) -> Result<(), VerifyError> {
             };
             return Err(VerifyError::Op { index, reason });
         }
+        let next = block.ops.get(index + 1);
+        if matches!(op, Op::Rep(_)) && !matches!(next, Some(Op::Call { kind: CallKind::MayExit, ret: None, .. })) {
+            let reason = "rep comes right before the call of a helper that does the same".into();
+            return Err(VerifyError::Op { index, reason });
+        }
         if matches!(op, Op::DeadFlags { .. }) && index + 1 != last {
             let reason = "dead flags are said right before the terminal".into();
             return Err(VerifyError::Op { index, reason });
@@ -393,6 +398,9 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
             val(d.into());
             val(a);
         }
+        Op::Rep(Rep { fill, count, from, to, .. }) => {
+            [count, from, to].into_iter().chain(fill).for_each(f);
+        }
         Op::Unit { insn, d, a, .. } => {
             val(a);
             if insn.gpr == UnitGpr::OutAx {
@@ -494,6 +502,7 @@ pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
                 f(b);
             }
         }
+        Op::Rep(Rep { count, from, to, .. }) => [count, from, to].into_iter().for_each(f),
         Op::JumpReg { link, .. } => link.into_iter().for_each(|(d, _)| f(d)),
         Op::Insn { .. }
         | Op::Store { .. }

@@ -4,6 +4,8 @@
 //! interrupt is reached as a vCPU would. Those that run code need KVM.
 
 mod chipset;
+#[cfg(target_arch = "x86_64")]
+mod doorbells;
 mod harness;
 mod interrupts;
 #[cfg(target_arch = "x86_64")]

@@ -6,6 +6,7 @@
 
 pub mod cpuid;
 pub mod features;
+pub mod gdb;
 pub mod irqchip;
 mod model_table;
 pub mod models;

@@ -321,6 +321,12 @@ impl X86State {
         if long { self.rip } else { self.cs.base.wrapping_add(self.rip) & 0xffff_ffff }
     }
 
+    /// Has it go on at a linear address; outside 64-bit mode, as an offset in CS.
+    pub fn set_linear_pc(&mut self, pc: u64) {
+        let long = self.efer & EFER_LMA != 0 && self.cs.attributes & attr::L != 0;
+        self.rip = if long { pc } else { pc.wrapping_sub(self.cs.base) & 0xffff_ffff };
+    }
+
     /// The segment registers with their names.
     pub fn segments(&self) -> [(&'static str, &Segment); 8] {
         [

@@ -3,16 +3,17 @@
 //! Spec: VIRTIO 1.2 §4.2. Not modelled: version 1 ("legacy") registers, shared memory
 //! regions, queue reset. Checked with: Linux virtio_mmio.
 
-use crate::virtio::device::{VirtioDevice, VirtioInterrupt, decode_payload, lock};
+use crate::virtio::device::{VirtioDevice, VirtioInterrupt, VirtioLink, decode_payload, lock};
 use crate::virtio::queue::QueueState;
-use crate::virtio::registers::{VirtioRegisters, VirtioState};
+use crate::virtio::registers::{VirtioRegisters, VirtioState, doorbells};
 use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
-use mimus_core::device::{Drain, Lifecycle, MmioDevice, ResetPhase};
+use mimus_core::device::{BuildError, DeviceContext, DoorbellWrite, Drain, Lifecycle, MmioDevice, ResetPhase};
+use mimus_core::io_thread::FdRegistration;
 use mimus_core::irq::IrqLine;
 use mimus_core::memory::{DmaHandle, MemoryRegion};
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Bytes of registers and configuration space; boards place slots this far apart or more.
 pub const REGION_LEN: u64 = 0x200;
@@ -86,9 +87,12 @@ impl VirtioInterrupt for MmioInterrupt {
 /// A virtio device behind memory-mapped registers.
 pub struct VirtioMmio {
     device: Arc<dyn VirtioDevice>,
+    link: Arc<VirtioLink>,
     interrupt: Arc<MmioInterrupt>,
     /// Device-level lock.
     regs: Mutex<VirtioRegisters>,
+    /// Notifications that come without the registers.
+    doorbells: OnceLock<Vec<FdRegistration>>,
 }
 
 /// The saved form of [`VirtioMmio`].
@@ -105,8 +109,20 @@ impl VirtioMmio {
     /// `device` with memory through `dma` and its interrupt on `line`.
     pub fn new(device: Arc<dyn VirtioDevice>, dma: DmaHandle, line: IrqLine) -> Arc<Self> {
         let interrupt = Arc::new(MmioInterrupt { status: Mutex::new(0), line });
-        let regs = Mutex::new(VirtioRegisters::new(device.clone(), dma, interrupt.clone()));
-        Arc::new(Self { device, interrupt, regs })
+        let regs = VirtioRegisters::new(device.clone(), dma, interrupt.clone());
+        let link = regs.link().clone();
+        Arc::new(Self { device, link, interrupt, regs: Mutex::new(regs), doorbells: OnceLock::new() })
+    }
+
+    /// Has notifications come on the I/O thread where the accelerator can do that. Before `region` is mapped.
+    pub fn add_doorbells(&self, ctx: &DeviceContext<'_>, region: &MemoryRegion) -> Result<(), BuildError> {
+        let at = |queue: u16| DoorbellWrite {
+            offset: reg::QUEUE_NOTIFY,
+            size: Some(AccessSize::B4),
+            value: Some(queue.into()),
+        };
+        let _ = self.doorbells.set(doorbells((&self.device, &self.link), ctx, region, at)?);
+        Ok(())
     }
 
     /// The same with a region bound to it, for the board to map.
@@ -147,7 +163,7 @@ impl VirtioMmio {
         if offset == reg::QUEUE_NOTIFY {
             // Past the register lock: devices lock their own queues.
             if let Ok(queue) = u16::try_from(value) {
-                self.device.notify(queue);
+                self.link.notify(&*self.device, queue);
             }
             return;
         }

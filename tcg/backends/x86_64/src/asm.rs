@@ -11,6 +11,8 @@ pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
 pub const RSP: u8 = 4;
 pub const RBP: u8 = 5;
+pub const RSI: u8 = 6;
+pub const RDI: u8 = 7;
 pub const R14: u8 = 14;
 pub const R15: u8 = 15;
 

@@ -245,9 +245,14 @@ impl Emitter<'_> {
             );
         };
         a.load = self.access(fns.load, load);
-        a.unit_load = self.access(fns.unit_load, load);
-        a.unit_probe = self.access(fns.unit_probe, load);
-        a.unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));
+        let unit_load = self.access(fns.unit_load, load);
+        let unit_probe = self.access(fns.unit_probe, load);
+        let unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));
+        if self.b.config.vector.is_some() {
+            a.unit_load = self.crossing_load(unit_load);
+            a.unit_probe = self.crossing_probe(unit_probe);
+            a.unit_store = self.crossing_store(unit_store);
+        }
         a.store = self.access(fns.store, |e| {
             dynasm!(e.ops ; .arch x64
                 ; mov rsi, r15
@@ -439,6 +444,129 @@ impl Emitter<'_> {
             dynasm!(self.ops ; .arch x64 ; movups [rbp + registers + 32 * i32::from(n)], Rx(n));
         }
         dynasm!(self.ops ; .arch x64 ; ret);
+    }
+
+    /// Goes to `slow` unless the `r14d` bytes at `r15` are in two pages that are both in the tags at `tag`; then `rcx` and
+    /// `rdx` are the pages' host addresses. Uses `rax`, and has pushed `rax`, `rcx` and `rdx`.
+    fn two_pages(&mut self, tag: i32, slow: usize) {
+        let addend = self.b.config.context.addend;
+        dynasm!(self.ops ; .arch x64
+            ; push rax
+            ; push rcx
+            ; push rdx
+            ; mov eax, r15d
+            ; and eax, 0xfff
+            ; add eax, r14d
+            ; cmp eax, 4096
+            ; jbe >no
+            ; mov eax, r15d
+            ; shr eax, 12
+            ; mov rdx, r15
+            ; and rdx, -4096
+            ; gs cmp rdx, [rax*8 + tag]
+            ; jne >no
+            ; mov rcx, rdx
+            ; gs add rcx, [rax*8 + addend]
+            ; add rdx, 4096
+            ; mov eax, edx
+            ; shr eax, 12
+            ; gs cmp rdx, [rax*8 + tag]
+            ; jne >no
+            ; gs add rdx, [rax*8 + addend]
+            ; jmp >yes
+            ; no:
+            ; pop rdx
+            ; pop rcx
+            ; pop rax
+        );
+        self.jump_to(slow);
+        dynasm!(self.ops ; .arch x64 ; yes:);
+    }
+
+    fn jump_to(&mut self, target: usize) {
+        // Both are in the code cache.
+        let rel = target.wrapping_sub(self.here() + 5) as i32;
+        dynasm!(self.ops ; .arch x64 ; .u8 0xe9 ; .i32 rel);
+    }
+
+    /// The load of a unit's operand that two pages share: vectors stay where they are.
+    fn crossing_load(&mut self, slow: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        self.two_pages(self.b.config.context.read_tag, slow);
+        let buffer = self.env(self.b.config.env.unit_buffer);
+        // The end of one page and the start of the other, side by side; then the operand out of their middle.
+        for i in 0..4 {
+            dynasm!(self.ops ; .arch x64
+                ; mov rax, [rcx + 4096 - 32 + 8 * i]
+                ; mov [rbp + buffer + 32 + 8 * i], rax
+            );
+        }
+        for i in 0..4 {
+            dynasm!(self.ops ; .arch x64
+                ; mov rax, [rdx + 8 * i]
+                ; mov [rbp + buffer + 64 + 8 * i], rax
+            );
+        }
+        dynasm!(self.ops ; .arch x64
+            ; and r15d, 0xfff
+            ; sub r15d, 4096 - 32
+        );
+        for i in 0..4 {
+            dynasm!(self.ops ; .arch x64
+                ; mov rax, [rbp + r15 + buffer + 32 + 8 * i]
+                ; mov [rbp + buffer + 8 * i], rax
+            );
+        }
+        dynasm!(self.ops ; .arch x64 ; pop rdx ; pop rcx ; pop rax ; ret);
+        entry
+    }
+
+    fn crossing_probe(&mut self, slow: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        self.two_pages(self.b.config.context.write_tag, slow);
+        let va = self.env(self.b.config.env.unit_va);
+        dynasm!(self.ops ; .arch x64
+            ; mov [rbp + va], r15
+            ; pop rdx ; pop rcx ; pop rax
+            ; ret
+        );
+        entry
+    }
+
+    fn crossing_store(&mut self, slow: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        let (va, buffer) = (self.env(self.b.config.env.unit_va), self.env(self.b.config.env.unit_buffer));
+        dynasm!(self.ops ; .arch x64 ; mov r15, [rbp + va]);
+        self.two_pages(self.b.config.context.write_tag, slow);
+        // Not a byte beside the operand is written: it may be another vCPU's.
+        dynasm!(self.ops ; .arch x64
+            ; and r15d, 0xfff
+            ; add rcx, r15
+            ; sub r15d, 4096
+            ; neg r15d
+            // rcx: the operand's start, r15: bytes in the first page; rdx: the operand's start if it were before the second
+            ; sub rdx, r15
+            ; push rsi
+            ; xor esi, esi
+            ; first:
+            ; movzx eax, BYTE [rbp + rsi + buffer]
+            ; mov [rcx + rsi], al
+            ; inc esi
+            ; cmp esi, r15d
+            ; jb <first
+            ; second:
+            ; movzx eax, BYTE [rbp + rsi + buffer]
+            ; mov [rdx + rsi], al
+            ; inc esi
+            ; cmp esi, r14d
+            ; jb <second
+            ; pop rsi ; pop rdx ; pop rcx ; pop rax
+            ; ret
+        );
+        entry
     }
 
     /// A floating-point operation in software, from slots to slot.

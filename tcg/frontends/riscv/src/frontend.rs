@@ -6,6 +6,7 @@
 //! mode and accrued exception flags are in the host's control word.
 
 use mimus_arch::riscv::models::RiscvModel;
+use mimus_arch::riscv::state::Privilege;
 use mimus_arch::riscv::{Ext, Features, RiscvState};
 use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, VcpuIndex};
@@ -320,9 +321,15 @@ impl GuestFrontend for Riscv {
         let mut hart = cpu.guest.hart.clone();
         hart.mstatus |= mstatus::SUM | mstatus::MXR;
         hart.menvcfg |= envcfg::ADUE;
+        let walk = |privilege| {
+            let mut tables = Tables { cpu, update: None };
+            mmu::walk(&hart, va, mmu_access(access), privilege, &mut tables).ok()
+        };
         let privilege = hart.data_privilege();
-        let mut tables = Tables { cpu, update: None };
-        let leaf = mmu::walk(&hart, va, mmu_access(access), privilege, &mut tables).ok()?;
+        let leaf = walk(privilege).or_else(|| match privilege {
+            Privilege::User => walk(Privilege::Supervisor),
+            _ => None,
+        })?;
         Some((leaf.pa, leaf.page_size))
     }
 

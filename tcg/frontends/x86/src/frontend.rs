@@ -220,6 +220,7 @@ impl Host for X86Cpu {
 
 /// As another privilege: through the tables.
 fn default_read(cpu: &mut X86Cpu, va: u64, bytes: u32, user: bool) -> Result<u64> {
+    cpu.note_access(va, bytes.into(), (true, false));
     let mut value = 0;
     let wide = cpu.guest.st.long();
     pieces(va, bytes, wide, |done, at, size| {
@@ -234,6 +235,7 @@ fn default_write(cpu: &mut X86Cpu, va: u64, bytes: u32, value: u64, user: bool) 
     let wide = cpu.guest.st.long();
     let end = cpu.wrap(va.wrapping_add(u64::from(bytes) - 1));
     paging::walk(cpu, end, paging::Access::Store, user)?;
+    cpu.note_access(va, bytes.into(), (false, true));
     pieces(va, bytes, wide, |done, at, size| {
         let leaf = paging::walk(cpu, at, paging::Access::Store, user)?;
         cpu.phys_write(leaf.pa, size.bytes(), value >> (8 * done));
@@ -322,6 +324,9 @@ fn debugged_step(cpu: &mut X86Cpu) {
     let trap = st.flags & RFLAGS_TF != 0;
     let (before, cpl) = (cpu.guest.deliveries, st.cpl);
     cpu.step_careful();
+    if cpu.hit_abandoned() {
+        return;
+    }
     let entered = cpl == 3 && cpu.guest.st.cpl == 0;
     cpu.guest.st.flags &= !RFLAGS_RF;
     if trap && cpu.guest.deliveries == before && !entered {
@@ -462,8 +467,8 @@ impl GuestFrontend for X86 {
             Access::Load => paging::Access::Load,
             Access::Store => paging::Access::Store,
         };
-        let user = cpu.user();
-        let leaf = paging::peek(cpu, va, access, user).ok()?;
+        // At whatever privilege it is mapped for.
+        let leaf = [cpu.user(), !cpu.user()].into_iter().find_map(|user| paging::peek(cpu, va, access, user).ok())?;
         Some((leaf.pa, leaf.size))
     }
 
@@ -480,16 +485,16 @@ impl GuestFrontend for X86 {
     }
 
     fn take_interrupt(cpu: &mut Cpu<Self>) -> bool {
-        if std::mem::take(&mut cpu.guest.st.shadow) {
-            if steps(&cpu.guest.st) { debugged_step(cpu) } else { cpu.step_careful() }
+        if cpu.guest.st.shadow && !cpu.stops_at_breakpoint() {
+            Self::step(cpu);
         }
         let mut taken = false;
         for _ in 0..STEPS {
-            if cpu.halted {
+            if cpu.halted || cpu.guest.st.shadow {
                 return taken;
             }
             taken |= take_external(cpu);
-            if !steps(&cpu.guest.st) {
+            if !steps(&cpu.guest.st) || cpu.stops_at_breakpoint() {
                 return taken;
             }
             debugged_step(cpu);
@@ -499,6 +504,22 @@ impl GuestFrontend for X86 {
         }
         Cpu::check_events(cpu);
         taken
+    }
+
+    fn accept_interrupt(cpu: &mut Cpu<Self>) -> bool {
+        !cpu.guest.st.shadow && take_external(cpu)
+    }
+
+    fn step(cpu: &mut Cpu<Self>) {
+        let shadow = std::mem::take(&mut cpu.guest.st.shadow);
+        if steps(&cpu.guest.st) {
+            debugged_step(cpu)
+        } else {
+            cpu.step_careful()
+        }
+        if cpu.hit_abandoned() {
+            cpu.guest.st.shadow = shadow;
+        }
     }
 
     fn wakes(cpu: &Cpu<Self>) -> bool {

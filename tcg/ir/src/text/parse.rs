@@ -168,6 +168,31 @@ pub fn parse_op(c: &mut Cursor<'_>) -> Parsed<Op> {
         ("trace", ["value"]) => Ok(Op::TraceValue { value: Some(c.val()?) }),
         ("trace", ["done"]) => Ok(Op::TraceValue { value: None }),
         ("unit", []) => parse_unit(c, None),
+        ("rep", [size, wide @ ..]) => {
+            let size = at.name(size)?;
+            let narrow = match wide {
+                [] => true,
+                ["wide"] => false,
+                _ => return Err(at.error("wide, or nothing")),
+            };
+            c.expect("[")?;
+            let to = c.slot()?;
+            c.expect("]")?;
+            c.expect(",")?;
+            let copies = c.eat("[");
+            let source = c.slot()?;
+            if copies {
+                c.expect("]")?;
+            }
+            let (fill, from) = if copies { (None, source) } else { (Some(source), to) };
+            c.expect(",")?;
+            let count = c.slot()?;
+            c.expect("unless")?;
+            c.expect("env")?;
+            let down = c.env_offset()?;
+            c.expect("&")?;
+            Ok(Op::Rep(Rep { size, fill, count, from, to, narrow, down, down_mask: c.byte()? }))
+        }
         ("jump", []) => Ok(Op::Jump { to: c.page_pc()? }),
         ("jumpreg", []) => parse_jump_reg(c),
         ("dispatch", []) => Ok(Op::Dispatch),
@@ -686,6 +711,9 @@ block start=0x10 len=8 insns=2 {
   setflags cpazso, s2
   flipflags c
   rmw.add.b4 [s1 + 0x8], s2
+  rep.b4 [s7], [s6], s1 unless env[0x10] & 0x4
+  rep.b1.wide [s7], s0, s1 unless env[0x10] & 0x4
+  call.mayexit 1(0x0, 0x0, 0x0)
   unit 1 1 0xfc aligned reg 9 load 16, s1 + 0x8
   s1 = unit 3 1 0x16 vex w v 5 rm 3 imm 0x1 gpr outrm, 0x0
   unit 1 0 0x77 vex wide bare sets reads cz, 0x0

@@ -161,6 +161,15 @@ impl Display for Op {
             Op::CmpXchg { d, size, expected, new, base, off } => {
                 write!(f, "{d} = cmpxchg.{} [{base}{}], {expected}, {new}", size.name(), Offset(off))
             }
+            Op::Rep(Rep { size, fill, count, from, to, narrow, down, down_mask }) => {
+                let wide = if narrow { "" } else { ".wide" };
+                write!(f, "rep.{}{wide} [{to}], ", size.name())?;
+                match fill {
+                    Some(fill) => write!(f, "{fill}")?,
+                    None => write!(f, "[{from}]")?,
+                }
+                write!(f, ", {count} unless env[{}] & {down_mask:#x}", Val::Imm(down.into()))
+            }
             Op::Unit { insn, d, a, off } => write!(f, "{}unit {}, {a}{}", Dest(d), UnitText(insn), Offset(off)),
             Op::BranchF { cond, to, dead } => {
                 write!(f, "brf.{} -> {to}", cond.name())?;

@@ -84,6 +84,16 @@ impl PciInterrupt {
         self.intx.set_level(false);
     }
 
+    /// The machine runs.
+    pub fn start(&self) {
+        self.msix.iter().for_each(|m| m.start());
+    }
+
+    /// The machine stops: what was sent is with its controller on return.
+    pub fn stop(&self) {
+        self.msix.iter().for_each(|m| m.stop());
+    }
+
     /// For a snapshot.
     pub fn save(&self) -> InterruptState {
         lock(&self.state).clone()

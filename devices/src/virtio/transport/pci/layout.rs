@@ -12,6 +12,11 @@ const PART_LEN: u64 = 0x1000;
 /// Bytes between the notification registers of two queues.
 pub const NOTIFY_MULTIPLIER: u64 = 4;
 
+/// Offset of the notification register of a queue in the register BAR.
+pub fn notify_offset(queue: u16) -> u64 {
+    3 * PART_LEN + u64::from(queue) * NOTIFY_MULTIPLIER
+}
+
 /// Capability number: vendor-specific.
 const CAP_VENDOR: u8 = 0x09;
 /// `cfg_type` values.

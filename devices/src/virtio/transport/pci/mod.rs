@@ -10,17 +10,18 @@ mod layout;
 use crate::pci::bus::{PciFunction, PciSlot};
 use crate::pci::config_space::{BarKind, ConfigSpace, ConfigState, PciIds};
 use crate::pci::msix::Msix;
-use crate::virtio::device::{VirtioDevice, decode_payload, lock};
+use crate::virtio::device::{VirtioDevice, VirtioLink, decode_payload, lock};
 use crate::virtio::device_id;
-use crate::virtio::registers::{VirtioRegisters, VirtioState};
+use crate::virtio::registers::{VirtioRegisters, VirtioState, doorbells};
 use interrupt::{InterruptState, PciInterrupt};
 use layout::{CfgAccess, Part, common};
 use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
-use mimus_core::device::{Drain, Lifecycle, MmioDevice, ResetPhase};
+use mimus_core::device::{BuildError, DeviceContext, DoorbellWrite, Drain, Lifecycle, MmioDevice, ResetPhase};
+use mimus_core::io_thread::FdRegistration;
 use mimus_core::memory::MemoryRegion;
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 const VENDOR: u16 = 0x1af4;
 /// Device number of type 0 (§4.1.2).
@@ -43,6 +44,7 @@ pub struct VirtioPciOptions {
 pub struct VirtioPci {
     slot: PciSlot,
     device: Arc<dyn VirtioDevice>,
+    link: Arc<VirtioLink>,
     interrupt: Arc<PciInterrupt>,
     /// Device-level lock; not held together with `config`.
     regs: Mutex<VirtioRegisters>,
@@ -50,6 +52,10 @@ pub struct VirtioPci {
     config: Mutex<ConfigSpace>,
     /// Offset of the configuration access capability (§4.1.4.9).
     cfg_access: usize,
+    /// The BAR of registers.
+    region: MemoryRegion,
+    /// Notifications that come without the registers.
+    doorbells: OnceLock<Vec<FdRegistration>>,
 }
 
 /// The saved form of [`VirtioPci`].
@@ -94,13 +100,23 @@ impl VirtioPci {
         config.add_bar(&slot, BAR_REGISTERS, BarKind::Memory64 { prefetchable: true }, &region);
         let cfg_access = layout::add_capabilities(&mut config, BAR_REGISTERS as u8);
         let interrupt = PciInterrupt::new(msix, config.intx().clone(), queues);
-        let regs = Mutex::new(VirtioRegisters::new(device.clone(), slot.dma(), interrupt.clone()));
-        let this = Arc::new(Self { slot, device, interrupt, regs, config: Mutex::new(config), cfg_access });
-        if let Some(binding) = region.binding() {
+        let regs = VirtioRegisters::new(device.clone(), slot.dma(), interrupt.clone());
+        let (link, regs) = (regs.link().clone(), Mutex::new(regs));
+        let (config, doorbells) = (Mutex::new(config), OnceLock::new());
+        let this = Arc::new(Self { slot, device, link, interrupt, regs, config, cfg_access, region, doorbells });
+        if let Some(binding) = this.region.binding() {
             binding.bind_mmio(this.clone(), 0);
         }
         this.slot.plug(this.clone());
         this
+    }
+
+    /// Has notifications come on the I/O thread where the accelerator can do that. Before a driver maps the BARs.
+    pub fn add_doorbells(&self, ctx: &DeviceContext<'_>) -> Result<(), BuildError> {
+        // §4.1.4.4: drivers write 16 bits, or 32 with more than the queue's number in them.
+        let at = |queue: u16| DoorbellWrite { offset: layout::notify_offset(queue), size: None, value: None };
+        let _ = self.doorbells.set(doorbells((&self.device, &self.link), ctx, &self.region, at)?);
+        Ok(())
     }
 
     /// The device behind the registers.
@@ -127,7 +143,7 @@ impl VirtioPci {
             Some((Part::Common, at)) => self.write_common(at, size, value),
             Some((Part::Device, at)) => lock(&self.regs).config_write_value(at, size.bytes(), value),
             // Past the register lock: devices lock their own queues.
-            Some((Part::Notify, at)) => self.device.notify((at / layout::NOTIFY_MULTIPLIER) as u16),
+            Some((Part::Notify, at)) => self.link.notify(&*self.device, (at / layout::NOTIFY_MULTIPLIER) as u16),
             _ => {}
         }
     }
@@ -237,10 +253,12 @@ impl Lifecycle for VirtioPci {
         }
     }
     fn start(&self) {
+        self.interrupt.start();
         lock(&self.regs).start();
     }
     fn stop(&self, drain: &Drain) {
         lock(&self.regs).stop(drain);
+        self.interrupt.stop();
     }
 }
 

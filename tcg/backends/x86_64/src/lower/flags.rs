@@ -100,6 +100,7 @@ fn needed_in_slot(op: &Op, after: Option<&Op>) -> Flags {
         | Op::Jump { .. }
         | Op::JumpReg { .. }
         | Op::Dispatch
+        | Op::Rep(_)
         | Op::Call { kind: CallKind::MayExit, .. }
         | Op::GetFlags { .. } => Flags::ALL,
         Op::SetFlags { .. } | Op::FlipFlags { .. } if on_host(op) => Flags::NONE,
@@ -286,7 +287,7 @@ impl Lower<'_> {
         if self.flags.recipe.is_some_and(|recipe| recipe.is_spoilt_by(op)) && !produces(op) {
             self.flags.recipe = None;
         }
-        if matches!(op, Op::Call { kind: CallKind::MayExit, .. }) {
+        if matches!(op, Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. }) {
             self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
         } else if !(produces(op) || only_looks(op) || keeps_host(op) && self.kept) {
             self.flags.in_host = Flags::NONE;

@@ -12,6 +12,7 @@ mod fuse;
 mod group;
 mod instrument;
 mod mem;
+mod rep;
 mod rmw;
 mod unit;
 mod wide;
@@ -39,11 +40,11 @@ enum Opnd {
 
 /// Jumps to a piece of cold code.
 #[derive(Clone, Copy, Debug, Default)]
-struct Fixups([Option<Fixup>; 4]);
+struct Fixups([Option<Fixup>; 6]);
 
 impl Fixups {
     fn one(fixup: Fixup) -> Fixups {
-        Fixups([Some(fixup), None, None, None])
+        Fixups([Some(fixup), None, None, None, None, None])
     }
 
     fn add(&mut self, fixup: Fixup) {
@@ -70,6 +71,7 @@ enum Cold {
     Atomic(atomic::Slow),
     Rmw(rmw::Slow),
     Unit(unit::Slow),
+    Rep(rep::Slow),
     Revive(unit::Revive),
     Division(wide::SlowDivision),
     /// Leaves before a division that the host cannot do.
@@ -293,6 +295,7 @@ impl Lower<'_> {
                 self.cmpxchg(d, size, [expected, new, base], off);
             }
             Op::Unit { .. } => self.unit(op),
+            Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, .. } => self.branch_f(cond, to),
             Op::Jump { to } => self.jump(to),
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
@@ -577,6 +580,7 @@ impl Lower<'_> {
                 Cold::Atomic(slow) => self.slow_atomic(slow),
                 Cold::Rmw(slow) => self.slow_rmw(slow),
                 Cold::Unit(slow) => self.slow_unit(slow),
+                Cold::Rep(slow) => self.slow_rep(slow),
                 Cold::Revive(revive) => {
                     if let Some(layout) = self.be.config.vector {
                         self.revive(revive, layout);

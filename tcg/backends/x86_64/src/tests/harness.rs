@@ -51,7 +51,8 @@ pub struct Env {
     pub vector_dead: u32,
     pub mxcsr: u32,
     pub host_mxcsr: u32,
-    pub unit_buffer: [u8; 32],
+    pub unit_va: u64,
+    pub unit_buffer: [u8; 96],
     pub guest: Guest,
     /// Blocks in the code memory, by address, to resolve return addresses.
     pub blocks: Vec<(u64, Emitted)>,
@@ -122,6 +123,7 @@ impl Machine {
                 vector_dead: offset_of!(Env, vector_dead) as i32,
                 mxcsr: offset_of!(Env, mxcsr) as i32,
                 host_mxcsr: offset_of!(Env, host_mxcsr) as i32,
+                unit_va: offset_of!(Env, unit_va) as i32,
                 unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
                 ..EnvLayout::default()
@@ -273,7 +275,8 @@ impl Guest {
             vector_dead: 0xff,
             mxcsr: 0,
             host_mxcsr: 0x1f80,
-            unit_buffer: [0; 32],
+            unit_va: 0,
+            unit_buffer: [0; 96],
             guest: self,
             blocks: Vec::new(),
             dispatch: 0,

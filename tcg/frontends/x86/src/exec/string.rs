@@ -221,72 +221,185 @@ fn compare(x: &mut Exec<'_>, bytes: u32, a: u64, b: u64) -> bool {
     flags.contains(Flags::ZF)
 }
 
-/// Elements from an offset on that neither wrap around nor leave the page.
+/// Elements from an offset on, in the direction of the instruction, that neither wrap around nor leave the page.
 fn in_page(offset: u64, va: u64, op: &Op) -> u64 {
-    let left = PAGE - (va & (PAGE - 1));
-    let before_wrap = (op.mask - offset).saturating_add(1);
-    left.min(before_wrap) / u64::from(op.bytes)
+    let (bytes, at) = (u64::from(op.bytes), va & (PAGE - 1));
+    if !op.down {
+        let before_wrap = (op.mask - offset).saturating_add(1);
+        return (PAGE - at).min(before_wrap) / bytes;
+    }
+    if at + bytes > PAGE || op.mask - offset < bytes - 1 {
+        return 0;
+    }
+    at.min(offset) / bytes + 1
 }
 
-/// Moves or stores as many elements as can be at once; 0 if an element has to be looked at alone.
+/// One side of a chunk: where it is, and how many elements it can have.
+#[derive(Clone, Copy)]
+struct Side {
+    seg: usize,
+    offset: u64,
+    va: u64,
+    write: bool,
+}
+
+impl Side {
+    /// Host address of the lowest of `n` elements; `None` if an element has to be looked at alone.
+    fn host(&self, x: &mut Exec<'_>, op: &Op, n: u64) -> Result<Option<*mut u8>> {
+        let rest = (n - 1) * u64::from(op.bytes);
+        let below = if op.down { rest } else { 0 };
+        let (first, last) = (self.offset - below, self.offset - below + rest + u64::from(op.bytes) - 1);
+        // The whole chunk is inside the segment, or single elements find out where it ends.
+        let st = &x.cpu.guest.st;
+        if [first, last].iter().any(|&at| segment::linear(st, self.seg, at, 1, self.write).is_err()) {
+            return Ok(None);
+        }
+        let va = self.va - below;
+        let host = if self.write {
+            x.cpu.host_for_store(va)
+        } else {
+            x.cpu.host_for_load(va).map(|host| host.map(<*const u8>::cast_mut))
+        };
+        host.map_err(|_| taken(x.cpu, self.va))
+    }
+}
+
+/// Executes as many elements as can be at once; 0 if an element has to be looked at alone.
 fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
-    if op.down || !matches!(op.kind, Kind::Movs | Kind::Stos) {
+    if count < 2 || matches!(op.kind, Kind::Ins | Kind::Outs) {
         return Ok(0);
     }
-    let to_offset = x.cpu.gpr(RDI) & op.mask;
-    let to = target(x, op, op.bytes, true)?;
-    let mut n = count.min(in_page(to_offset, to, op));
-    let from_offset = x.cpu.gpr(RSI) & op.mask;
-    let from = if op.kind == Kind::Movs { source(x, op, op.bytes)? } else { to };
-    if op.kind == Kind::Movs {
-        n = n.min(in_page(from_offset, from, op));
-    }
+    let mut n = count;
+    let mut side = |x: &Exec<'_>, register: usize, seg: usize, write: bool| -> Result<Side> {
+        let offset = x.cpu.gpr(register) & op.mask;
+        let va = segment::linear(&x.cpu.guest.st, seg, offset, op.bytes, write)?;
+        n = n.min(in_page(offset, va, op));
+        Ok(Side { seg, offset, va, write })
+    };
+    let reads_source = matches!(op.kind, Kind::Movs | Kind::Cmps | Kind::Lods);
+    let source = if reads_source { Some(side(x, RSI, op.seg, false)?) } else { None };
+    let writes = matches!(op.kind, Kind::Movs | Kind::Stos);
+    let target = if op.kind == Kind::Lods { None } else { Some(side(x, RDI, ES, writes)?) };
     if n < 2 {
         return Ok(0);
     }
-    let bytes = n * u64::from(op.bytes);
-    // The whole chunk is inside the segments, or single elements find out where they end.
-    let last = bytes - 1;
-    let st = &x.cpu.guest.st;
-    if segment::linear(st, ES, to_offset + last, 1, true).is_err()
-        || op.kind == Kind::Movs && segment::linear(st, op.seg, from_offset + last, 1, false).is_err()
-    {
-        return Ok(0);
-    }
-    let source = if op.kind == Kind::Movs {
-        match x.cpu.host_for_load(from) {
-            Ok(Some(host)) => Some(host),
-            Ok(None) => return Ok(0),
-            Err(_) => return Err(taken(x.cpu, from)),
+    let mut hosts = [std::ptr::null_mut(); 2];
+    for (host, side) in hosts.iter_mut().zip([source, target]) {
+        let Some(side) = side else { continue };
+        match side.host(x, op, n)? {
+            Some(found) => *host = found,
+            None => return Ok(0),
         }
-    } else {
-        None
-    };
-    let target = match x.cpu.host_for_store(to) {
-        Ok(Some(host)) => host,
-        Ok(None) => return Ok(0),
-        Err(_) => return Err(taken(x.cpu, to)),
-    };
-    if let Some(source) = source {
-        // A target a little above the source repeats what is in between.
-        let ahead = (target as u64).wrapping_sub(source as u64);
-        if ahead != 0 && ahead < bytes {
-            return Ok(0);
-        }
-        // SAFETY: `bytes` bytes inside a page each, that the TLB grants loads from and stores to.
-        unsafe { std::ptr::copy(source, target, bytes as usize) };
-        x.cpu.trace_bulk(false, from, bytes);
-        advance(x, RSI, op, n, false);
-    } else {
-        let value = x.reg(accumulator(op.bytes));
-        fill(target, op.bytes, n as usize, value);
     }
-    x.cpu.trace_bulk(true, to, bytes);
-    advance(x, RDI, op, n, false);
-    Ok(n)
+    let done = match op.kind {
+        Kind::Movs => copy(hosts, op, n),
+        Kind::Stos => {
+            fill(hosts[1], op.bytes, n as usize, x.reg(accumulator(op.bytes)));
+            n
+        }
+        // Only the last one stays.
+        Kind::Lods => n - 1,
+        _ => {
+            let value = x.reg(accumulator(op.bytes));
+            let run = run_length(hosts, op, n, value);
+            // The last comparison is the one that the flags are of.
+            if run == n { n - 1 } else { run }
+        }
+    };
+    for (register, side) in [(RSI, source), (RDI, target)] {
+        if let Some(side) = side {
+            let bytes = done * u64::from(op.bytes);
+            let below = if op.down { bytes.saturating_sub(op.bytes.into()) } else { 0 };
+            x.cpu.trace_bulk(side.write, side.va.wrapping_sub(below), bytes);
+            advance(x, register, op, done, false);
+        }
+    }
+    Ok(done)
 }
 
-/// Stores `n` elements.
+/// Copies `n` elements; 0 if that has to be done one by one.
+fn copy([source, target]: [*mut u8; 2], op: &Op, n: u64) -> u64 {
+    let bytes = n * u64::from(op.bytes);
+    let ahead = (target as u64).wrapping_sub(source as u64);
+    let behind = ahead.wrapping_neg();
+    let repeats = if op.down { behind != 0 && behind < bytes } else { ahead != 0 && ahead < bytes };
+    if !repeats {
+        // SAFETY: `bytes` bytes inside a page each, that the TLB grants loads from and stores to.
+        unsafe { std::ptr::copy(source, target, bytes as usize) };
+        return n;
+    }
+    // A target a little further on repeats what is in between: so does the host's instruction, byte by byte, if no
+    // element overlaps itself.
+    if op.down || ahead < u64::from(op.bytes) {
+        return 0;
+    }
+    // SAFETY: as above; the direction flag is clear in Rust code.
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rsi") source => _, inout("rdi") target => _, inout("rcx") bytes => _,
+            options(nostack, preserves_flags)
+        );
+    }
+    n
+}
+
+/// How many of the first `n` elements a comparison goes on after.
+fn run_length(hosts: [*mut u8; 2], op: &Op, n: u64, value: u64) -> u64 {
+    let n = n as usize;
+    let length = match op.bytes {
+        1 => run_of::<1>(hosts, op, n, value),
+        2 => run_of::<2>(hosts, op, n, value),
+        4 => run_of::<4>(hosts, op, n, value),
+        _ => run_of::<8>(hosts, op, n, value),
+    };
+    length as u64
+}
+
+/// Bytes compared at once.
+const BLOCK: usize = 64;
+
+fn run_of<const N: usize>([source, target]: [*mut u8; 2], op: &Op, n: usize, value: u64) -> usize {
+    let wanted = op.until == Some(true);
+    let mut constant = [0; N];
+    constant.copy_from_slice(&value.to_le_bytes()[..N]);
+    let cmps = op.kind == Kind::Cmps;
+    // SAFETY: inside pages that the TLB grants loads of, which hold `n` elements; a torn copy is what racing processors
+    // get.
+    let element = |i: usize| unsafe {
+        let at = if op.down { n - 1 - i } else { i } * N;
+        let with = target.add(at).cast::<[u8; N]>().read_unaligned();
+        let from = if cmps { source.add(at).cast::<[u8; N]>().read_unaligned() } else { constant };
+        (from == with) == wanted
+    };
+    let mut i = 0;
+    let per_block = BLOCK / N;
+    while !op.down && i + per_block <= n {
+        // SAFETY: as above.
+        let goes_on = unsafe {
+            let with = target.add(i * N).cast::<[u8; BLOCK]>().read_unaligned();
+            let from = if cmps { source.add(i * N).cast::<[u8; BLOCK]>().read_unaligned() } else { [0; BLOCK] };
+            let (with, _) = with.as_chunks::<N>();
+            let (from, _) = from.as_chunks::<N>();
+            // Without a way out in the middle, so that it is done in vectors.
+            if cmps {
+                from.iter().zip(with).fold(true, |all, (a, b)| all & ((a == b) == wanted))
+            } else {
+                with.iter().fold(true, |all, b| all & ((*b == constant) == wanted))
+            }
+        };
+        if !goes_on {
+            break;
+        }
+        i += per_block;
+    }
+    while i < n && element(i) {
+        i += 1;
+    }
+    i
+}
+
+/// Stores `n` elements from `target` up.
 fn fill(target: *mut u8, bytes: u32, n: usize, value: u64) {
     let low = value as u8;
     let uniform = value & mask(bytes) == u64::from_le_bytes([low; 8]) & mask(bytes);

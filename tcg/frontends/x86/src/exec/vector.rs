@@ -28,6 +28,10 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
         check_unit(x, Unit::Avx)?;
         return gather(x);
     }
+    if masks_memory(x.insn.mnemonic()) {
+        check_unit(x, Unit::Avx)?;
+        return masked(x);
+    }
     let built = built(x)?;
     check_unit(x, built.unit)?;
     execute(x, &built)
@@ -140,8 +144,7 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
     }
     if built.memory != Memory::Read && !inside {
         // Nothing is computed unless its result can be stored.
-        let last = x.cpu.wrap(va.wrapping_add(bytes as u64 - 1));
-        for at in [va, last] {
+        for at in [va, x.cpu.wrap(page_behind(va))] {
             if x.cpu.host_for_store(at).is_err() {
                 return Err(taken(x.cpu, at));
             }
@@ -151,6 +154,11 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
         load(x, va, &mut buffer.0[..bytes])?;
     }
     Ok(buffer.0.as_mut_ptr())
+}
+
+/// The page behind that of an address: where an access that leaves its page faults.
+const fn page_behind(va: u64) -> u64 {
+    (va | 4095).wrapping_add(1)
 }
 
 /// Loads bytes, over a page's end if need be.
@@ -169,9 +177,9 @@ pub(super) fn load(x: &mut Exec<'_>, va: u64, to: &mut [u8]) -> Result<()> {
 
 /// Stores bytes, over a page's end if need be; nothing, if any cannot be.
 pub(super) fn store(x: &mut Exec<'_>, va: u64, from: &[u8]) -> Result<()> {
-    let last = x.cpu.wrap(va.wrapping_add(from.len() as u64 - 1));
-    if (va ^ last) & !4095 != 0 && x.cpu.host_for_store(last).is_err() {
-        return Err(taken(x.cpu, last));
+    let behind = x.cpu.wrap(page_behind(va));
+    if (va & 4095) + from.len() as u64 > 4096 && x.cpu.host_for_store(behind).is_err() {
+        return Err(taken(x.cpu, behind));
     }
     let mut done = 0;
     while done < from.len() {
@@ -307,6 +315,52 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
             x.store(at, 1, u64::from(data[i]))?;
         }
     }
+    Ok(())
+}
+
+/// Whether an instruction leaves out parts of its memory operand.
+pub(super) fn masks_memory(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(m, M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
+}
+
+/// VMASKMOV and VPMASKMOV: elements whose mask has its top bit set; the others are not accessed at all.
+fn masked(x: &mut Exec<'_>) -> Result<()> {
+    let bytes = if matches!(x.insn.mnemonic(), Mnemonic::Vmaskmovps | Mnemonic::Vpmaskmovd) { 4 } else { 8 };
+    let stores = x.insn.op_kind(0) == OpKind::Memory;
+    let register = x.insn.op_register(if stores { 2 } else { 0 });
+    let mask = x.cpu.guest.st.vec[x.insn.op_register(1).number()];
+    let elements = register.size() / bytes;
+    let wanted: Vec<usize> = (0..elements).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0).collect();
+    let offset = x.offset;
+    let place = |x: &Exec<'_>, i: usize| {
+        let seg = crate::translate::segment_number(x.insn.memory_segment());
+        let at = offset.wrapping_add((i * bytes) as u64) & x.cpu.guest.st.ip_mask();
+        segment::linear(&x.cpu.guest.st, seg, at, bytes as u32, stores)
+    };
+    if stores {
+        for &i in &wanted {
+            let va = place(x, i)?;
+            for at in [va, x.cpu.wrap(va.wrapping_add(bytes as u64 - 1))] {
+                if x.cpu.host_for_store(at).is_err() {
+                    return Err(taken(x.cpu, at));
+                }
+            }
+        }
+        let data = x.cpu.guest.st.vec[register.number()];
+        for &i in &wanted {
+            let va = place(x, i)?;
+            x.store(va, bytes as u32, part(&data, i, bytes))?;
+        }
+        return Ok(());
+    }
+    let mut loaded = [0; 4];
+    for &i in &wanted {
+        let va = place(x, i)?;
+        let value = x.load(va, bytes as u32)?;
+        set_part(&mut loaded, i, bytes, value);
+    }
+    x.cpu.guest.st.vec[register.number()] = loaded;
     Ok(())
 }
 

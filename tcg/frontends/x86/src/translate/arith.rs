@@ -138,7 +138,8 @@ impl Tr<'_> {
 
     /// The helper divides if the quotient does not fit, and where checking a segment would come first.
     fn divide(&mut self, signed: bool) -> Option<Flow> {
-        let checked = self.is_memory(0) && self.bits != 64;
+        let plain = self.bits == 64 || self.flat && !self.is_based();
+        let checked = self.is_memory(0) && !plain;
         if self.careful || checked {
             return Some(self.execute());
         }

@@ -13,6 +13,7 @@ mod arith;
 mod flow;
 mod moves;
 mod operands;
+mod string;
 mod unit;
 
 pub(crate) use operands::{is_high, segment as segment_number};
@@ -179,18 +180,6 @@ impl Tr<'_> {
             self.op(Op::Dispatch);
             return Flow::End;
         }
-        Flow::Next
-    }
-
-    /// A string instruction.
-    fn string(&mut self) -> Flow {
-        let [low, high] = self.packed;
-        self.op(Op::Call {
-            helper: helper_ids::STRING,
-            kind: CallKind::MayExit,
-            ret: None,
-            args: [Val::Imm(low as i64), Val::Imm(high as i64), Val::Imm(0)],
-        });
         Flow::Next
     }
 }

@@ -182,6 +182,11 @@ impl Tr<'_> {
         Val::Slot(d)
     }
 
+    /// Whether the memory operand is in a segment with a base.
+    pub(crate) fn is_based(&self) -> bool {
+        matches!(segment(self.insn.memory_segment()), FS | GS)
+    }
+
     /// The memory operand of an access of `bytes`, checked where segments are not flat.
     pub(crate) fn memory(&mut self, bytes: u32, write: bool) -> Mem {
         let seg = segment(self.insn.memory_segment());

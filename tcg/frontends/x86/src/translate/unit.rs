@@ -15,11 +15,11 @@ use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::unit::{UnitGpr, UnitInsn, UnitMemory};
 use mimus_tcg_ir::{Op, Slot, Val};
 
-use super::operands::{Mem, gpr, segment};
+use super::operands::{Mem, gpr};
 use super::{Flow, Tr};
 use crate::exec::is_native;
 use crate::native::{Unit, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
-use crate::state::{FS, GS, GUARD_AVX, GUARD_MXCSR, GUARD_SSE, GUARD_X87, State};
+use crate::state::{GUARD_AVX, GUARD_MXCSR, GUARD_SSE, GUARD_X87, State};
 
 /// An instruction, its result's register and its general-register operand.
 struct Taken {
@@ -61,7 +61,7 @@ impl Tr<'_> {
 
     /// Whether the memory operand's address takes a call.
     fn is_checked(&self) -> bool {
-        self.bits != 64 && matches!(segment(self.insn.memory_segment()), FS | GS)
+        self.bits != 64 && self.is_based()
     }
 
     /// Leaves to careful mode unless what the guards stand for is as it usually is.

@@ -1,8 +1,11 @@
 //! Guest programs of a few instructions, run by the interpreter and by the host backend, and random instructions
 //! against the host's own processor.
 
+mod debug;
 mod native;
 mod programs;
+mod strings;
+mod units;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -73,6 +76,7 @@ impl CodeWriteListener for Listener {
 }
 
 pub struct Guest {
+    pub interprets: bool,
     pub vcpu: TcgVcpu<X86>,
     pub io: TestIo,
     ram: Arc<RamBlock>,
@@ -96,7 +100,7 @@ impl Guest {
             t.map(&root, 0, &MemoryRegion::ram("ram", &ram));
             t.map(&root, SHARED, &MemoryRegion::ram("shared", &shared));
         });
-        let config = EngineConfig { code_size: 4 << 20, interpret };
+        let config = EngineConfig { code_size: 4 << 20, interpret, count: false };
         let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();
@@ -108,7 +112,7 @@ impl Guest {
             vector: Mutex::default(),
             handle: Mutex::default(),
         };
-        Guest { vcpu, io, ram, shared: Some(shared) }
+        Guest { interprets: interpret, vcpu, io, ram, shared: Some(shared) }
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {

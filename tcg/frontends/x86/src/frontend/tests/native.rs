@@ -10,7 +10,7 @@ use iced_x86::{
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::*;
-use crate::native::{Unit, unit_of};
+use crate::native::{Unit, needs_alignment, unit_of};
 
 /// Where the host has its data, at the guest's addresses, and the code around an instruction.
 const HOST_CODE: u64 = 0x2000_0000;
@@ -480,7 +480,7 @@ impl Generator {
             insn.set_segment_prefix(Register::None);
             insn.set_memory_displ_size(8);
             // Aligned, unless nothing asks for that.
-            let step = if insn.memory_size().size() >= 16 { 64 } else { 1 };
+            let step = if needs_alignment(&insn) || insn.memory_size().size() > 32 { 64 } else { 1 };
             let distance = if step == 64 { r.below(128) as i64 - 64 } else { r.below(2000) as i64 - 1000 } * step;
             insn.set_memory_displacement64(distance as u64);
             if step == 64 {

@@ -1,0 +1,121 @@
+//! Repeated moves and stores within pages: the host's own instruction on the host's addresses. What is not so simple is
+//! the helper's, whose call follows.
+
+use super::{Cold, Fixups, Insn, Lower, Opnd};
+use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, RDI, RSI, Rm, Shift};
+use dynasm::dynasm;
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::{Op, Rep, Size};
+
+/// Most elements at once: those of a page.
+const MAX_COUNT: i32 = 4096;
+
+/// The call in place of the instruction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slow {
+    from: Fixups,
+    back: u32,
+    /// Index of the call.
+    call: usize,
+    insn: Insn,
+}
+
+impl Lower<'_> {
+    pub(super) fn rep(&mut self, rep: &Rep) {
+        let pins = (self.be.pin_of(rep.count), self.be.pin_of(rep.from), self.be.pin_of(rep.to));
+        let (Some(count), Some(from), Some(to)) = pins else {
+            // The call does it all.
+            return;
+        };
+        let w = !rep.narrow;
+        let shift = rep.size as u8;
+        let context = self.be.config.context;
+        let mut slow = Fixups::default();
+        let down = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(rep.down)));
+        self.asm.ins(Map::Base, false, 0xf6, 0, down);
+        self.asm.push(rep.down_mask);
+        slow.add(self.asm.jcc(Cc::Ne));
+        // 1 to as many as fit.
+        self.asm.lea_sib(w, R14, Some(count), None, -1);
+        self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), MAX_COUNT - 1);
+        slow.add(self.asm.jcc(Cc::A));
+        if rep.size != Size::B1 {
+            self.asm.shift_i(Shift::Shl, false, Rm::Reg(R14), shift);
+            self.asm.alu_rm_i(Alu::Add, false, Rm::Reg(R14), rep.size.bytes() as i32 - 1);
+        }
+        // The last byte is in the same page.
+        let copies = rep.fill.is_none();
+        for pointer in [Some(from).filter(|_| copies), Some(to)].into_iter().flatten() {
+            self.asm.mov_r_rm(false, RAX, Rm::Reg(pointer));
+            self.asm.alu_rm_i(Alu::And, false, Rm::Reg(RAX), 0xfff);
+            self.asm.alu_r_rm(Alu::Add, false, RAX, Rm::Reg(R14));
+            self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), 0xfff);
+            slow.add(self.asm.jcc(Cc::A));
+        }
+        if copies {
+            self.asm.mov_r_rm(w, RAX, Rm::Reg(from));
+            dynasm!(self.asm ; .arch x64
+                ; mov r14d, eax
+                ; shr r14d, 12
+                ; mov r15, rax
+                ; gs xor r15, [r14*8 + context.read_tag]
+                ; cmp r15, 0xfff
+            );
+            slow.add(self.asm.jcc(Cc::A));
+            dynasm!(self.asm ; .arch x64 ; gs add rax, [r14*8 + context.addend]);
+        }
+        self.asm.mov_r_rm(w, R15, Rm::Reg(to));
+        dynasm!(self.asm ; .arch x64
+            ; mov r14d, r15d
+            ; shr r14d, 12
+            ; gs xor r15, [r14*8 + context.write_tag]
+            ; cmp r15, 0xfff
+        );
+        slow.add(self.asm.jcc(Cc::A));
+        self.asm.mov_r_rm(w, R15, Rm::Reg(to));
+        dynasm!(self.asm ; .arch x64 ; gs add r15, [r14*8 + context.addend]);
+        if let Some(fill) = rep.fill {
+            let value = self.home(fill);
+            self.mov(RAX, value);
+        }
+        self.asm.mov_r_rm(w, R14, Rm::Reg(count));
+        self.host_rep(rep);
+        for pointer in [Some(from).filter(|_| copies), Some(to)].into_iter().flatten() {
+            self.asm.lea_sib(w, pointer, Some(pointer), Some((R14, shift)), 0);
+        }
+        self.asm.alu_r_rm(Alu::Xor, false, count, Rm::Reg(count));
+        let back = self.asm.pos();
+        self.cold.push(Cold::Rep(Slow { from: slow, back, call: self.next, insn: self.insn }));
+        self.next += 1;
+        self.skip = self.next;
+    }
+
+    /// From `rax` (or what it holds) to `r15`, as many as `r14` says.
+    fn host_rep(&mut self, rep: &Rep) {
+        dynasm!(self.asm ; .arch x64 ; push rsi ; push rdi ; push rcx);
+        if rep.fill.is_none() {
+            self.mov(RSI, Opnd::Reg(RAX));
+        }
+        self.mov(RDI, Opnd::Reg(R15));
+        self.mov(RCX, Opnd::Reg(R14));
+        if rep.size == Size::B2 {
+            self.asm.push(0x66);
+        }
+        self.asm.push(0xf3);
+        if rep.size == Size::B8 {
+            self.asm.push(0x48);
+        }
+        let opcode = if rep.fill.is_some() { 0xaa } else { 0xa4 };
+        self.asm.push(opcode | u8::from(rep.size != Size::B1));
+        dynasm!(self.asm ; .arch x64 ; pop rcx ; pop rdi ; pop rsi);
+    }
+
+    pub(super) fn slow_rep(&mut self, slow: Slow) {
+        self.bind(slow.from);
+        self.insn = slow.insn;
+        if let Some(Op::Call { helper, kind, ret, args }) = self.ops.get(slow.call).copied() {
+            self.call(helper, kind, ret, args);
+        }
+        self.asm.jmp_back(slow.back);
+    }
+}
