@@ -21,17 +21,26 @@ pub struct KvmOptions {
     pub dirty_ring: u32,
     /// How long the kernel polls before a halted vCPU's thread sleeps; `None`: the host's default.
     pub halt_poll_ns: Option<u32>,
+    /// Whether waiting guests keep their processor of the host (`HLT`, `MWAIT` and `PAUSE` do not exit).
+    pub cpu_pm: bool,
     /// Whether PIT ticks that could not be delivered are delivered later.
     pub pit_reinject: bool,
 }
 
 impl Default for KvmOptions {
     fn default() -> Self {
-        Self { device: PathBuf::from("/dev/kvm"), irqchip: None, dirty_ring: 0, halt_poll_ns: None, pit_reinject: true }
+        Self {
+            device: PathBuf::from("/dev/kvm"),
+            irqchip: None,
+            dirty_ring: 0,
+            halt_poll_ns: None,
+            cpu_pm: false,
+            pit_reinject: true,
+        }
     }
 }
 
-const KNOWN: &str = "kernel-irqchip, dirty-ring-size, halt-poll-ns, pit-reinject, device";
+const KNOWN: &str = "kernel-irqchip, dirty-ring-size, halt-poll-ns, cpu-pm, pit-reinject, device";
 
 fn wrong(option: &str, reason: String) -> AccelError {
     AccelError::Option { accel: NAME, option: option.to_owned(), reason }
@@ -76,6 +85,7 @@ impl KvmOptions {
                     let reason = || format!("{value:?} is not a time: use 0 to 1000000000 (nanoseconds)");
                     out.halt_poll_ns = Some(ns.ok_or_else(|| wrong(key, reason()))?);
                 }
+                "cpu-pm" => out.cpu_pm = on_off(key, value)?,
                 "pit-reinject" => out.pit_reinject = on_off(key, value)?,
                 _ => return Err(wrong(key, format!("there is no such option; there are {KNOWN}"))),
             }
@@ -109,5 +119,6 @@ mod tests {
         assert!(parse("dirty-ring-size=1000").unwrap_err().contains("power of two"));
         assert!(parse("halt-poll-ns=-1").unwrap_err().contains("nanoseconds"));
         assert!(parse("pit-reinject=1").unwrap_err().contains("on or off"));
+        assert!(parse("cpu-pm=on").unwrap().cpu_pm && parse("cpu-pm=x").unwrap_err().contains("on or off"));
     }
 }

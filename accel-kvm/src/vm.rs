@@ -231,6 +231,9 @@ impl KvmVm {
         if let Some(ns) = options.halt_poll_ns {
             enable_cap(&fd, KVM_CAP_HALT_POLL, [ns.into(), 0]).map_err(errno("set halt-poll-ns"))?;
         }
+        if options.cpu_pm {
+            keep_processors(&fd)?;
+        }
         let entries = Arc::new(Entries::default());
         let limits = SlotLimits {
             slots: fd.check_extension_int(Cap::NrMemslots).max(32) as u32,
@@ -289,6 +292,20 @@ fn kernel_caps(fd: &VmFd) -> KernelCaps {
         msr_filter: has(KVM_CAP_X86_MSR_FILTER) != 0 && has(KVM_CAP_X86_USER_SPACE_MSR) != 0,
         tsc_scaling: has(KVM_CAP_TSC_CONTROL) != 0,
     }
+}
+
+/// Has guests that wait keep their processors: `HLT`, `MWAIT`, `PAUSE` and C-states do not exit, as far as the host can.
+fn keep_processors(fd: &VmFd) -> Result<(), AccelError> {
+    let wanted = KVM_X86_DISABLE_EXITS_MWAIT
+        | KVM_X86_DISABLE_EXITS_HLT
+        | KVM_X86_DISABLE_EXITS_PAUSE
+        | KVM_X86_DISABLE_EXITS_CSTATE;
+    let offered = ioctl::check_extension(fd, KVM_CAP_X86_DISABLE_EXITS) & wanted;
+    if offered & KVM_X86_DISABLE_EXITS_HLT == 0 {
+        let reason = "kvm: cpu-pm: this host's KVM cannot let guests wait on its processors: leave cpu-pm=on out";
+        return Err(AccelError::Other(reason.into()));
+    }
+    enable_cap(fd, KVM_CAP_X86_DISABLE_EXITS, [offered.into(), 0]).map_err(errno("set cpu-pm"))
 }
 
 /// Turns the rings on if they were asked for; their entries.

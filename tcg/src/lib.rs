@@ -10,7 +10,7 @@ pub use fallback::TcgFallback;
 
 use std::sync::Arc;
 
-use mimus_arch::{CpuModel, GuestArch};
+use mimus_arch::{CpuModel, GuestArch, ModelError};
 use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Tracer, Unavailable, Vcpu, VcpuIndex, VmConfig};
 use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
@@ -53,6 +53,16 @@ impl Accelerator for TcgAccelerator {
         match guest {
             GuestArch::Riscv64 | GuestArch::X86_64 | GuestArch::I386 => Ok(CAPS),
             other => Err(Unavailable { accel: NAME, reason: format!("no translator for {other} guests yet") }),
+        }
+    }
+
+    /// An x86 guest gets all that is translated, as it runs faster with it: but for a fifth level of page tables,
+    /// which costs walks and gives nothing to guests of this size, and SMAP, which makes each copy from or to a user a
+    /// switch of address spaces.
+    fn default_cpu(&self, guest: GuestArch) -> Result<CpuModel, ModelError> {
+        match guest {
+            GuestArch::X86_64 | GuestArch::I386 => CpuModel::parse(guest, "max,-la57,-smap"),
+            _ => CpuModel::default_for(guest),
         }
     }
 

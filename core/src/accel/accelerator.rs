@@ -15,6 +15,10 @@ pub trait Accelerator: Send + Sync {
     fn name(&self) -> &'static str;
     /// Whether this host can run `guest`, and how well.
     fn probe(&self, guest: GuestArch) -> Result<AccelCaps, Unavailable>;
+    /// The CPU model of a machine that asks for none.
+    fn default_cpu(&self, guest: GuestArch) -> Result<CpuModel, ModelError> {
+        CpuModel::default_for(guest)
+    }
     /// Makes a virtual machine without vCPUs.
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError>;
 }

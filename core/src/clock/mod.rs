@@ -2,6 +2,7 @@
 
 pub mod clocks;
 pub mod icount;
+pub mod local;
 pub mod timer;
 
 pub use clocks::{ClockKind, ClockListener, ClockSource, Clocks, HostClock, RealtimeClock, VirtualClock};

@@ -7,12 +7,14 @@
 //! the page holds translated code ([`CodeWriteListener`]).
 #![allow(unsafe_code)]
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use super::backing::{Discard, Mapping, RamLock, RamOptions, RamSource, Wanted};
+use memmap2::{MmapOptions, MmapRaw};
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Granularity of the page flags, in bytes.
@@ -67,18 +69,57 @@ pub enum RamError {
     )]
     Lock { name: String, len_mib: u64, source: io::Error },
     /// The host refuses the mapping.
-    #[error("RAM block {name}: the host gives no {} MiB of memory: {source}", len >> 20)]
+    #[error("RAM block {name}: the host gives no {} MiB of memory: {source}: use a smaller -m", len >> 20)]
     Map { name: String, len: u64, source: io::Error },
+    /// The host has not got that many pages now.
+    #[error(
+        "RAM block {name}: the host cannot give all {len_mib} MiB at once: {source}: use a smaller -m, or no prealloc=on"
+    )]
+    Prealloc { name: String, len_mib: u64, source: io::Error },
+    /// A file cannot be used.
+    #[error("RAM block {name}: {}: {source}", path.display())]
+    File { name: String, path: PathBuf, source: io::Error },
+    /// The host has no huge pages of this size.
+    #[error(
+        "RAM block {name}: the host has no huge pages of {}: see /sys/kernel/mm/hugepages for the sizes it has",
+        page_text(*page)
+    )]
+    NoHugePages { name: String, page: u64 },
+    /// The pool of huge pages is too small.
+    #[error(
+        "RAM block {name}: the host's pool has not {pages} huge pages of {} left: reserve more (sudo sysctl \
+         vm.nr_hugepages={pages}), or use a smaller -m",
+        page_text(*page)
+    )]
+    PoolEmpty { name: String, page: u64, pages: u64 },
+    /// Huge pages are given out whole.
+    #[error("RAM block {name}: {len_mib} MiB are not whole huge pages of {}: use another -m", page_text(*page))]
+    NotWholePages { name: String, len_mib: u64, page: u64 },
     /// The name is taken.
     #[error("RAM block {name} exists already")]
     Duplicate { name: String },
 }
 
+fn page_text(bytes: u64) -> String {
+    match bytes {
+        0 => "its default size".to_owned(),
+        b if b >= 1 << 30 => format!("{} GiB", b >> 30),
+        b if b >= 1 << 20 => format!("{} MiB", b >> 20),
+        b => format!("{} KiB", b >> 10),
+    }
+}
+
 #[derive(Default)]
 struct Shared {
-    /// Blocks are kept in memory, never swapped out.
-    locked: AtomicBool,
+    /// Whether blocks are kept in memory.
+    lock: Mutex<RamLock>,
     listener: OnceLock<Arc<dyn CodeWriteListener>>,
+}
+
+impl Shared {
+    fn lock(&self) -> RamLock {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// All RAM blocks of a machine.
@@ -96,20 +137,28 @@ impl GuestRam {
 
     /// Makes a zero-filled block. Host memory is taken page by page on first touch.
     pub fn add_block(&self, name: &str, len: u64, backing: RamBacking) -> Result<Arc<RamBlock>, RamError> {
+        let options = match backing {
+            RamBacking::Private => RamOptions::default(),
+            RamBacking::Shared => RamOptions { source: RamSource::Memfd { huge: None }, share: true, prealloc: false },
+        };
+        self.add_block_with(name, len, &options)
+    }
+
+    /// Makes a block of the host memory that is asked for; zero-filled, unless it is a file's.
+    pub fn add_block_with(&self, name: &str, len: u64, options: &RamOptions) -> Result<Arc<RamBlock>, RamError> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         if blocks.iter().any(|b| b.name == name) {
             return Err(RamError::Duplicate { name: name.to_owned() });
         }
         let id = RamBlockId(blocks.last().map_or(0, |b| b.id.0 + 1));
-        let block = Arc::new(RamBlock::map(id, name, len, backing, self.shared.clone())?);
+        let block = Arc::new(RamBlock::map(id, name, len, options, self.shared.clone())?);
         blocks.push(block.clone());
         Ok(block)
     }
 
-    /// Blocks made from now on are taken from the host at once and never swapped out
-    /// (`-overcommit mem-lock=on`).
-    pub fn lock_in_memory(&self) {
-        self.shared.locked.store(true, Ordering::Relaxed);
+    /// Whether blocks made from now on stay in memory (`-overcommit mem-lock=on`).
+    pub fn lock_in_memory(&self, lock: RamLock) {
+        *self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
     }
 
     /// Forgets a block; the memory is freed when its last user lets go.
@@ -142,6 +191,7 @@ pub struct RamBlock {
     map: MmapRaw,
     flags: MmapRaw,
     file: Option<File>,
+    discard: Discard,
     shared: Arc<Shared>,
 }
 
@@ -157,7 +207,7 @@ fn host_memory() -> Option<u64> {
 }
 
 impl RamBlock {
-    fn map(id: RamBlockId, name: &str, len: u64, backing: RamBacking, shared: Arc<Shared>) -> Result<Self, RamError> {
+    fn map(id: RamBlockId, name: &str, len: u64, options: &RamOptions, shared: Arc<Shared>) -> Result<Self, RamError> {
         let bad = || RamError::BadLength { name: name.to_owned(), len };
         if len == 0 || !len.is_multiple_of(PAGE_SIZE) || len > isize::MAX as u64 {
             return Err(bad());
@@ -166,30 +216,12 @@ impl RamBlock {
             let name = name.to_owned();
             return Err(RamError::TooLarge { name, len_mib: len >> 20, host_mib: host >> 20 });
         }
-        let failed = |source| RamError::Map { name: name.to_owned(), len, source };
         let size = usize::try_from(len).map_err(|_| bad())?;
-        let (map, file) = match backing {
-            RamBacking::Private => {
-                let map = MmapOptions::new().len(size).no_reserve_swap().map_anon().map_err(failed)?;
-                (MmapRaw::from(map), None)
-            }
-            RamBacking::Shared => {
-                let fd =
-                    rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-                let file = File::from(fd);
-                file.set_len(len).map_err(failed)?;
-                let map = MmapOptions::new().len(size).no_reserve_swap().map_raw(&file).map_err(failed)?;
-                (map, Some(file))
-            }
-        };
-        // Huge pages are a wish; a host without them still works.
-        let _ = map.advise(Advice::HugePage);
-        if shared.locked.load(Ordering::Relaxed) {
-            map.lock().map_err(|source| RamError::Lock { name: name.to_owned(), len_mib: len >> 20, source })?;
-        }
+        let Mapping { map, file, discard } = Wanted { name, size, options, lock: shared.lock() }.map()?;
+        let failed = |source| RamError::Map { name: name.to_owned(), len, source };
         let pages = size / PAGE_SIZE as usize;
         let flags = MmapOptions::new().len(pages).no_reserve_swap().map_anon().map_err(failed)?;
-        Ok(Self { id, name: name.to_owned(), len, map, flags: flags.into(), file, shared })
+        Ok(Self { id, name: name.to_owned(), len, map, flags: flags.into(), file, discard, shared })
     }
 
     /// The block's number.
@@ -208,7 +240,7 @@ impl RamBlock {
         self.len
     }
 
-    /// The memfd behind a [`RamBacking::Shared`] block.
+    /// The memfd or file behind a shared block.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(|f| f.as_fd())
     }
@@ -369,9 +401,10 @@ impl RamBlock {
         if len == 0 {
             return true;
         }
-        let advice = match self.file {
-            Some(_) => libc::MADV_REMOVE,
-            None => libc::MADV_DONTNEED,
+        let advice = match self.discard {
+            Discard::Remove => libc::MADV_REMOVE,
+            Discard::DontNeed => libc::MADV_DONTNEED,
+            Discard::Never => return false,
         };
         // SAFETY: the pages belong to our mapping, and nobody holds references into it;
         // guests and devices then read zeros, which is what the caller asks for.
@@ -601,13 +634,73 @@ mod tests {
 
     #[test]
     fn locked_blocks_are_in_memory() {
-        let ram = GuestRam::new();
-        ram.lock_in_memory();
-        match ram.add_block("locked", 0x10000, RamBacking::Private) {
-            Ok(b) => assert_eq!(b.load::<u64>(0), Some(0)),
-            // Hosts may not let users lock that much.
-            Err(e) => assert!(e.to_string().contains("ulimit -l"), "{e}"),
+        let locked_kib = || -> u64 {
+            let text = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = text.lines().find(|l| l.starts_with("VmLck:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        for lock in [RamLock::Now, RamLock::OnFault] {
+            let (ram, before) = (GuestRam::new(), locked_kib());
+            ram.lock_in_memory(lock);
+            match ram.add_block("locked", 0x10000, RamBacking::Private) {
+                Ok(b) => assert_eq!((b.load::<u64>(0), locked_kib() - before), (Some(0), 64)),
+                // Hosts may not let users lock that much.
+                Err(e) => assert!(e.to_string().contains("ulimit -l"), "{e}"),
+            }
         }
+    }
+
+    #[test]
+    fn memory_taken_at_once() {
+        let ram = GuestRam::new();
+        let options = RamOptions { prealloc: true, ..RamOptions::default() };
+        let b = ram.add_block_with("now", 4 << 20, &options).unwrap();
+        let mut present = vec![0u8; 1024];
+        // SAFETY: the range is the block's, and there is a byte for each of its pages.
+        assert_eq!(unsafe { libc::mincore(b.host_ptr(0).cast(), 4 << 20, present.as_mut_ptr()) }, 0);
+        assert!(present.iter().all(|p| p & 1 != 0));
+    }
+
+    #[test]
+    fn memory_of_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ram");
+        std::fs::write(&file, b"what was there").unwrap();
+        let options = |source, share| RamOptions { source, share, prealloc: false };
+        // Private: the file's contents, but not its memory.
+        let ram = GuestRam::new();
+        let b = ram.add_block_with("a", 0x4000, &options(RamSource::File(file.clone()), false)).unwrap();
+        assert_eq!(b.load::<u32>(0), Some(u32::from_le_bytes(*b"what")));
+        assert!(b.write(0, b"mine") && !b.discard(0, 0x1000));
+        assert_eq!(std::fs::read(&file).unwrap()[..4], *b"what");
+        // Shared: the same memory.
+        let b = ram.add_block_with("b", 0x4000, &options(RamSource::File(file.clone()), true)).unwrap();
+        assert!(b.write(0, b"ours") && b.fd().is_some());
+        assert_eq!(std::fs::read(&file).unwrap()[..4], *b"ours");
+        assert!(b.discard(0, 0x1000) && b.page_is_zero(0));
+        // A directory: a file that nobody else finds.
+        let here = options(RamSource::File(dir.path().to_owned()), true);
+        let b = ram.add_block_with("c", 0x4000, &here).unwrap();
+        assert!(b.write(0, &[1]) && b.load::<u8>(0) == Some(1));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let nowhere = options(RamSource::File("/nonexistent/ram".into()), true);
+        let text = ram.add_block_with("d", 0x4000, &nowhere).unwrap_err().to_string();
+        assert!(text.contains("/nonexistent/ram"), "{text}");
+    }
+
+    #[test]
+    fn huge_pages_or_words() {
+        let ram = GuestRam::new();
+        let huge = |page| RamOptions { source: RamSource::Memfd { huge: Some(page) }, share: true, prealloc: false };
+        // The pool is the host's administrator's: all of its answers are one line.
+        match ram.add_block_with("huge", 4 << 20, &huge(2 << 20)) {
+            Ok(b) => assert!(b.store(0, 1u8)),
+            Err(e) => assert!(e.to_string().contains("huge pages of 2 MiB"), "{e}"),
+        }
+        let text = ram.add_block_with("odd", 0x1000, &huge(2 << 20)).unwrap_err().to_string();
+        assert!(text.contains("not whole huge pages") || text.contains("has no huge pages"), "{text}");
+        let text = ram.add_block_with("strange", 4 << 20, &huge(12345)).unwrap_err().to_string();
+        assert!(text.contains("/sys/kernel/mm/hugepages"), "{text}");
     }
 
     #[test]

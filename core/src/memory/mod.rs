@@ -2,6 +2,7 @@
 //! it, and how devices reach RAM.
 
 pub mod address_space;
+mod backing;
 pub mod dma;
 pub mod flat_view;
 pub mod guest_ram;
@@ -9,6 +10,7 @@ pub mod listener;
 pub mod region;
 
 pub use address_space::{AddressSpace, AddressSpaceId, MemoryMap, RegionHandle, Transaction};
+pub use backing::{RamLock, RamOptions, RamSource};
 pub use dma::{DmaGate, DmaHandle};
 pub use flat_view::{FlatKind, FlatRange, FlatView};
 pub use guest_ram::{

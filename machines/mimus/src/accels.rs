@@ -30,7 +30,9 @@ impl Choice {
 pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
     let arch = boards::guest(config)?;
     if config.accels.is_empty() {
-        return best(arch);
+        let mut choice = best(arch)?;
+        add_cpu_pm(config, choice.accel.name(), &mut choice.options);
+        return Ok(choice);
     }
     let mut reasons = Vec::new();
     for accel in &config.accels {
@@ -39,13 +41,21 @@ pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
                 for reason in reasons {
                     log::warn!("{reason}; using {}", accel.name);
                 }
-                let options = accel.options.iter().cloned().collect();
+                let mut options: BTreeMap<_, _> = accel.options.iter().cloned().collect();
+                add_cpu_pm(config, &accel.name, &mut options);
                 return Ok(Choice { accel: found, options });
             }
             Err(reason) => reasons.push(format!("-accel {}: {reason}", accel.name)),
         }
     }
     anyhow::bail!("{}", reasons.join("; "))
+}
+
+/// `-overcommit cpu-pm=on` is the accelerator's to do.
+fn add_cpu_pm(config: &MachineConfig, accel: &str, options: &mut BTreeMap<String, String>) {
+    if config.host_memory.cpu_pm && accel == "kvm" {
+        options.entry("cpu-pm".to_owned()).or_insert_with(|| "on".to_owned());
+    }
 }
 
 /// Whether the guest's code is the host's.

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
+use mimus_machines::config::firmware::{parse_smbios, uuid_option};
 use mimus_machines::config::options::{parse_log_items, parse_memory};
 use mimus_machines::config::{
-    Accel, Bios, CharBackend, Chardev, ConfigError, Drive, DriveInterface, Icount, MachineConfig, MachineType, Netdev, Nic,
-    Rtc, Smp,
+    Accel, Bios, BootOrder, CharBackend, Chardev, ConfigError, Drive, DriveInterface, FwCfgItem, Icount, MachineConfig,
+    MachineType, MemoryBackend, MemoryKind, Netdev, Nic, Rtc, Smp,
 };
 
 /// Options of a machine. Words are QEMU's; each may have one dash or two.
@@ -31,6 +32,18 @@ pub struct SystemArgs {
     /// RAM, as 512M or 2G; a number alone counts MiB
     #[arg(long = "m", value_name = "SIZE")]
     pub memory: Option<String>,
+    /// RAM from elsewhere: memory-backend-ram|memfd|file,id=ID,size=SIZE…, with -machine memory-backend=ID
+    #[arg(long, value_name = "KIND,id=…")]
+    pub object: Vec<String>,
+    /// RAM from files in this directory, such as /dev/hugepages
+    #[arg(long, value_name = "DIR")]
+    pub mem_path: Option<PathBuf>,
+    /// Take all RAM from the host at the start
+    #[arg(long)]
+    pub mem_prealloc: bool,
+    /// Keep RAM from being swapped out: mem-lock=on|on-fault; cpu-pm=on
+    #[arg(long, value_name = "KEY=VALUE…")]
+    pub overcommit: Vec<String>,
     /// Kernel: Linux Image or bzImage, gzip'ed or not, or ELF
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -46,6 +59,18 @@ pub struct SystemArgs {
     /// Firmware; `none` runs the kernel with none, `default` uses what is built in
     #[arg(long, value_name = "FILE")]
     pub bios: Option<String>,
+    /// What firmware boots: order=cdn,once=d,menu=on,strict=on
+    #[arg(long, value_name = "ORDER…", allow_hyphen_values = true)]
+    pub boot: Option<String>,
+    /// Give firmware and guest data: name=opt/…,file=PATH or string=TEXT
+    #[arg(long = "fw_cfg", value_name = "name=…")]
+    pub fw_cfg: Vec<String>,
+    /// Identity of the machine
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<String>,
+    /// What the machine says of itself: type=N,KEY=VALUE…
+    #[arg(long, value_name = "type=…")]
+    pub smbios: Vec<String>,
     /// Disk: file=…,if=virtio|none|pflash,format=raw,readonly=on,id=…,snapshot=on
     #[arg(long, value_name = "KEY=VALUE…")]
     pub drive: Vec<String>,
@@ -164,6 +189,7 @@ impl SystemArgs {
         let mut config = MachineConfig::new(guest);
         self.cpus_and_memory(&mut config)?;
         self.boot(&mut config)?;
+        self.firmware(&mut config)?;
         self.disks_and_devices(&mut config)?;
         self.consoles(&mut config)?;
         config.rtc = self.rtc.as_deref().map(Rtc::parse).transpose()?.unwrap_or_default();
@@ -206,6 +232,46 @@ impl SystemArgs {
         if let Some(text) = &self.memory {
             config.memory = parse_memory(text)?;
         }
+        self.host_memory(config)
+    }
+
+    fn host_memory(&self, config: &mut MachineConfig) -> anyhow::Result<()> {
+        let given = parse_all(&self.object, MemoryBackend::parse)?;
+        let mut id = None;
+        config.machine.options.retain(|(key, value)| {
+            let backend = key == "memory-backend";
+            if backend {
+                id = Some(value.clone());
+            }
+            !backend
+        });
+        let memory = &mut config.host_memory;
+        self.overcommit.iter().try_for_each(|text| memory.overcommit(text))?;
+        memory.choose(&given, id.as_deref())?;
+        memory.prealloc = self.mem_prealloc;
+        if let Some(path) = &self.mem_path {
+            anyhow::ensure!(memory.backend.is_none(), "-mem-path: it does not go with -machine memory-backend=");
+            let kind = MemoryKind::File { path: path.clone() };
+            memory.backend = Some(MemoryBackend { id: "ram".into(), size: None, kind, share: false, prealloc: false });
+        }
+        match memory.backend.as_ref().and_then(|b| b.size) {
+            Some(size) if self.memory.is_none() => config.memory = size,
+            Some(size) if size != config.memory => anyhow::bail!(
+                "-m {}: the memory backend has {} MiB: they must be the same, or leave -m out",
+                self.memory.as_deref().unwrap_or_default(),
+                size >> 20
+            ),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn firmware(&self, config: &mut MachineConfig) -> anyhow::Result<()> {
+        let firmware = &mut config.firmware;
+        firmware.order = self.boot.as_deref().map(BootOrder::parse).transpose()?.unwrap_or_default();
+        firmware.items = parse_all(&self.fw_cfg, FwCfgItem::parse)?;
+        firmware.uuid = self.uuid.as_deref().map(uuid_option).transpose()?;
+        firmware.smbios = parse_all(&self.smbios, parse_smbios)?.into_iter().flatten().collect();
         Ok(())
     }
 
@@ -336,6 +402,20 @@ mod tests {
     }
 
     #[test]
+    fn memory_from_elsewhere() {
+        let c = config("-object memory-backend-memfd,id=m,size=1G -M virt,memory-backend=m -overcommit mem-lock=on")
+            .unwrap();
+        assert_eq!((c.memory, c.host_memory.backend.unwrap().id), (1 << 30, "m".to_owned()));
+        assert!(c.machine.options.is_empty());
+        let twice = "-m 2G -object memory-backend-ram,id=m,size=1G -M virt,memory-backend=m";
+        assert!(config(twice).unwrap_err().contains("1024 MiB"));
+        assert!(config("-M virt,memory-backend=m").unwrap_err().contains("-object memory-backend-ram"));
+        assert!(config("-object memory-backend-ram,id=m").unwrap_err().contains("nothing uses it"));
+        let c = config("-mem-path /dev/shm -mem-prealloc").unwrap();
+        assert!(c.host_memory.prealloc && c.host_memory.backend.is_some());
+    }
+
+    #[test]
     fn what_goes_with_a_kernel() {
         assert!(config("-initrd x").unwrap_err().contains("add -kernel"));
     }
@@ -351,7 +431,7 @@ mod tests {
     #[test]
     fn help_is_short_and_complete() {
         let text = help("riscv64");
-        assert!(text.lines().count() <= 60, "{}", text.lines().count());
+        assert!(text.lines().count() <= 75, "{}", text.lines().count());
         for option in ["-m SIZE", "-kernel FILE", "-no-reboot", "-S ", "-drive"] {
             assert!(text.contains(option), "{option}\n{text}");
         }

@@ -6,7 +6,9 @@
 //! text into these types; its errors name the option, the key and what is accepted.
 
 pub mod chardev;
+pub mod firmware;
 pub mod keyval;
+pub mod memory;
 pub mod network;
 pub mod options;
 #[cfg(test)]
@@ -18,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use chardev::{CharBackend, Chardev, SocketAddress};
+pub use firmware::{BootOrder, FirmwareConfig, FwCfgItem, ItemData, SmbiosField};
 pub use keyval::KeyValues;
+pub use memory::{HostMemory, MemoryBackend, MemoryKind, MemoryLock};
 pub use network::{HostForward, Netdev, NetdevBackend, Nic, Protocol, UserNet};
 
 /// An option whose value cannot be used. Prints as one line: `-smp cpus=x: …`.
@@ -58,9 +62,15 @@ pub struct MachineConfig {
     /// `-m`: RAM in bytes.
     #[serde(default = "default_memory")]
     pub memory: u64,
+    /// Where that comes from.
+    #[serde(default)]
+    pub host_memory: HostMemory,
     /// What to boot.
     #[serde(default)]
     pub boot: BootConfig,
+    /// What firmware and systems are told.
+    #[serde(default)]
+    pub firmware: FirmwareConfig,
     /// `-drive`, in order.
     #[serde(default)]
     pub drives: Vec<Drive>,
@@ -147,7 +157,9 @@ impl MachineConfig {
             cpu: None,
             smp: Smp::default(),
             memory: DEFAULT_MEMORY,
+            host_memory: HostMemory::default(),
             boot: BootConfig::default(),
+            firmware: FirmwareConfig::default(),
             drives: Vec::new(),
             devices: Vec::new(),
             netdevs: Vec::new(),

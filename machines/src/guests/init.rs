@@ -29,6 +29,29 @@ pub fn shell_initrd(dir: &Path) -> Result<PathBuf, GuestError> {
     combined(dir, "initrd-shell", Some(&base), archive)
 }
 
+/// An initrd of busybox and the kernel's modules, with a first process that brings up the network and a shell.
+/// `kernel` holds the installed kernel, in which the result is kept; `modules` are loaded in this order.
+pub fn busybox_shell_initrd(kernel: &Path, busybox: &Path, modules: &[&str]) -> Result<PathBuf, GuestError> {
+    let read = |path: &Path| fs::read(path).map_err(|e| GuestError::io("read", path, &e));
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "etc", "proc", "sys", "modules", "mimus", "mimus/bin"] {
+        archive.directory(dir);
+    }
+    archive
+        .character_device("dev/console", 0o600, 5, 1)
+        .file("bin/busybox", 0o755, &read(busybox)?)
+        .symlink("bin/sh", "busybox")
+        .file("mimus/init", 0o755, include_bytes!("scripts/shell-init.sh"))
+        .file("mimus/shell", 0o755, include_bytes!("scripts/shell.sh"))
+        .file("mimus/udhcpc", 0o755, include_bytes!("scripts/udhcpc.sh"))
+        .file("mimus/bin/poweroff", 0o755, include_bytes!("scripts/poweroff.sh"))
+        .file("modules/order", 0o644, modules.join("\n").as_bytes());
+    for module in modules {
+        archive.file(&format!("modules/{module}"), 0o644, &read(&kernel.join(module))?);
+    }
+    combined(kernel, "initrd-shell", None, archive)
+}
+
 /// An initrd of busybox and the benchmark's first process. `busybox` is the program's file,
 /// `programs` that of the benchmark's own programs.
 pub fn bench_initrd(dir: &Path, busybox: &Path, programs: Option<&Path>) -> Result<PathBuf, GuestError> {

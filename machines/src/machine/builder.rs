@@ -13,13 +13,16 @@ use mimus_core::clock::{Clocks, Shift};
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
 use mimus_core::error::HostError;
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
-use mimus_core::memory::{AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
+use mimus_core::memory::{
+    AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock, RamLock, RamOptions, RamSource,
+};
 use mimus_core::vcpu::{PinTimers, VcpuThreads};
 
 use super::MachineError;
 use super::control::{MachineControl, Request};
 use super::cpu_io::{CpuHooks, MachineIo};
 use super::machine::{Board, Machine, Parts, Policy};
+use crate::config::{HostMemory, MemoryKind, MemoryLock};
 
 /// What a machine is made from, whatever its board.
 pub struct MachineSpec<'a> {
@@ -37,6 +40,8 @@ pub struct MachineSpec<'a> {
     pub smp: u32,
     /// Where RAM is, in the order in which it fills the RAM block.
     pub ram: Vec<RamRange>,
+    /// Where RAM comes from.
+    pub host_memory: &'a HostMemory,
     /// There are x86 ports.
     pub ports: bool,
     /// Who runs the interrupt controllers that an accelerator may run; `None`: it decides.
@@ -118,8 +123,9 @@ impl MachineBuilder {
         let HostIo { clocks, thread: io_thread, backends } = spec.io;
         let ram = GuestRam::new();
         let size = spec.ram.iter().map(|r| r.len).sum::<u64>();
-        let block = ram.add_block("ram", size, RamBacking::Private);
-        let block = block.map_err(|e| MachineError::Other(format!("-m {}M: {e}; use a smaller -m", size >> 20)))?;
+        ram.lock_in_memory(ram_lock(spec.host_memory));
+        let block = ram.add_block_with("ram", size, &ram_options(spec.host_memory));
+        let block = block.map_err(|e| MachineError::Other(format!("-m {}M: {e}", size >> 20)))?;
         let map = MemoryMap::new();
         let root = MemoryRegion::container("system", u64::MAX);
         let memory = map.address_space("memory", &root);
@@ -366,6 +372,25 @@ impl MachineBuilder {
             devices: self.devices,
         }))
     }
+}
+
+fn ram_lock(memory: &HostMemory) -> RamLock {
+    match memory.lock {
+        MemoryLock::Off => RamLock::Off,
+        MemoryLock::On => RamLock::Now,
+        MemoryLock::OnFault => RamLock::OnFault,
+    }
+}
+
+/// The host memory of main RAM.
+fn ram_options(memory: &HostMemory) -> RamOptions {
+    let Some(b) = &memory.backend else { return RamOptions { prealloc: memory.prealloc, ..RamOptions::default() } };
+    let source = match &b.kind {
+        MemoryKind::Ram => RamSource::Anonymous,
+        MemoryKind::Memfd { huge } => RamSource::Memfd { huge: *huge },
+        MemoryKind::File { path } => RamSource::File(path.clone()),
+    };
+    RamOptions { source, share: b.share, prealloc: b.prealloc || memory.prealloc }
 }
 
 /// Has the accelerator see to the writes that it can see to by itself.

@@ -5,6 +5,7 @@
 //! * [`control`] - what any thread may ask of it: the guest through a device, a monitor, a
 //!   signal.
 //! * [`cpu_io`] - what running vCPUs ask of it.
+//! * [`firmware_items`] - what firmware and systems are told at the user's wish.
 //! * [`host`] - what the host gives it.
 //! * [`peripherals`] - devices from a configuration.
 //! * [`time`] - the real-time clock as configured.
@@ -18,6 +19,7 @@ pub mod backends;
 pub mod builder;
 pub mod control;
 pub mod cpu_io;
+pub mod firmware_items;
 pub mod host;
 #[expect(clippy::module_inception, reason = "the machine itself")]
 pub mod machine;

@@ -1,10 +1,11 @@
 //! `-rtc`: which clock is behind a real-time clock, and how far ahead of it that is.
 
+use mimus_core::clock::local::utc_offset;
 use mimus_core::clock::{ClockKind, Timer};
 use mimus_core::device::Services;
 
 use super::MachineError;
-use crate::config::{ConfigError, Rtc, RtcBase, RtcClock};
+use crate::config::{Rtc, RtcBase, RtcClock};
 
 /// A timer of the clock behind, and what is added to it, in ns.
 pub fn rtc(services: &Services, rtc: &Rtc) -> Result<(Timer, i128), MachineError> {
@@ -19,8 +20,9 @@ pub fn rtc(services: &Services, rtc: &Rtc) -> Result<(Timer, i128), MachineError
         RtcBase::Utc => i128::from(services.clocks.get(ClockKind::Host).now()),
         RtcBase::Seconds(s) => i128::from(s) * 1_000_000_000,
         RtcBase::Localtime => {
-            let reason = "mimus keeps the clock in UTC (tell the guest so), or at a date: use base=utc or base=DATE";
-            return Err(ConfigError::new("-rtc", "base=localtime", reason).into());
+            let utc = i128::from(services.clocks.get(ClockKind::Host).now());
+            let seconds = i64::try_from(utc / 1_000_000_000).unwrap_or(0);
+            utc + i128::from(utc_offset(seconds)) * 1_000_000_000
         }
     };
     let now = i128::from(timer.now());

@@ -11,7 +11,7 @@ use super::map;
 use crate::boot;
 use crate::config::{ConfigError, DriveInterface, MachineConfig};
 use crate::machine::backends::drive_id;
-use crate::machine::{MachineBuilder, MachineError};
+use crate::machine::{MachineBuilder, MachineError, firmware_items};
 
 /// Banks of flash, one after another.
 pub(super) const BANKS: usize = 2;
@@ -76,6 +76,7 @@ fn fill(f: &mut FwCfg, config: &MachineConfig, for_firmware: bool) -> Result<(),
     f.add_u16(key::NB_CPUS, cpus).map_err(fail)?;
     f.add_u16(key::MAX_CPUS, cpus).map_err(fail)?;
     f.add_u16(key::NOGRAPHIC, 1).map_err(fail)?;
+    firmware_items::add(f, config)?;
     if !for_firmware {
         return Ok(());
     }

@@ -38,7 +38,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     check(config)?;
     let cpu = match &config.cpu {
         Some(text) => CpuModel::parse(GuestArch::Riscv64, text),
-        None => CpuModel::default_for(GuestArch::Riscv64),
+        None => host.accel.default_cpu(GuestArch::Riscv64),
     };
     let cpu = cpu.map_err(|e| MachineError::other(format!("-cpu: {e}")))?;
     let builder = MachineBuilder::new(MachineSpec {
@@ -49,6 +49,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         cpu,
         smp: config.smp.cpus,
         ram: vec![RamRange { base: map::DRAM_BASE, len: config.memory }],
+        host_memory: &config.host_memory,
         ports: false,
         irqchip: None,
         emulation_failure: host.emulation_failure,

@@ -32,6 +32,25 @@ pub type SetUpChipset = Box<dyn Fn(&Services) -> Result<(), SnapshotError> + Sen
 /// Presses the power button; false if nobody listens.
 pub type PressPowerButton = Box<dyn Fn() -> bool + Send>;
 
+/// Does something at each start but the first.
+pub struct Started {
+    before: AtomicBool,
+    again: Box<dyn Fn() + Send>,
+}
+
+impl Started {
+    /// Not yet.
+    pub fn new(again: impl Fn() + Send + 'static) -> Self {
+        Self { before: AtomicBool::new(false), again: Box::new(again) }
+    }
+
+    fn next(&self) {
+        if self.before.swap(true, Ordering::Relaxed) {
+            (self.again)();
+        }
+    }
+}
+
 /// A PC's part in resets.
 pub struct PcBoard {
     /// Which board.
@@ -54,12 +73,15 @@ pub struct PcBoard {
     pub power_button: PressPowerButton,
     /// All vCPUs are powered on, and the accelerator has them wait.
     pub all_on: bool,
+    /// What changes after the first start (`-boot once=`).
+    pub started: Started,
     /// RAM was used before: what images leave zero must be made so.
     pub used: AtomicBool,
 }
 
 impl Board for PcBoard {
     fn boot(&self, services: &Services) -> Result<Vec<PowerOn>, MachineError> {
+        self.started.next();
         let first = match self.firmware {
             true => PowerOn::AtReset,
             false => PowerOn::With(self.enter_kernel(services)?),

@@ -1,5 +1,6 @@
 //! What all x86 boards do the same way.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use mimus_core::accel::{IrqChipMode, ResetCause, ShutdownCause};
@@ -12,8 +13,9 @@ use super::layout;
 use super::options::{Kind, Options};
 use super::smbios;
 use crate::boards;
+use crate::boot::read_file;
 use crate::boot::x86::Memory;
-use crate::config::{ConfigError, MachineConfig};
+use crate::config::{ConfigError, MachineConfig, SmbiosField};
 use crate::machine::{Host, MachineBuilder, MachineControl, MachineError, MachineSpec, Request};
 
 /// Most processors: their APIC ids have 8 bits, of which 255 is for all of them.
@@ -50,7 +52,7 @@ pub fn builder(
     }
     let cpu = match &config.cpu {
         Some(text) => CpuModel::parse(arch, text),
-        None => CpuModel::default_for(arch),
+        None => host.accel.default_cpu(arch),
     };
     let cpu = cpu.map_err(|e| MachineError::other(format!("-cpu: {e}")))?;
     let accel = host.accel.name();
@@ -62,6 +64,7 @@ pub fn builder(
         cpu,
         smp: cpus,
         ram: layout::ranges(memory),
+        host_memory: &config.host_memory,
         ports: true,
         irqchip: options.irqchip,
         emulation_failure: host.emulation_failure,
@@ -76,20 +79,40 @@ pub fn builder(
 }
 
 /// SMBIOS structures of the machine.
-pub fn smbios_tables(kind: Kind, config: &MachineConfig, b: &MachineBuilder, memory: Memory) -> Vec<u8> {
+pub fn smbios_tables(
+    kind: Kind,
+    config: &MachineConfig,
+    b: &MachineBuilder,
+    memory: Memory,
+) -> Result<Vec<u8>, MachineError> {
     let short = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     let smp = config.smp;
     let cores = smp.clusters.max(1) * smp.cores;
-    smbios::tables(&smbios::Config {
+    Ok(smbios::tables(&smbios::Config {
         product: kind.name().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        uuid: [0; 16],
+        uuid: config.firmware.uuid.unwrap_or_default(),
+        fields: smbios_fields(config)?,
         sockets: short(smp.sockets),
         cores: short(cores),
         threads: short(cores * smp.threads),
         cpuid: cpuid_signature(b),
         memory,
-    })
+    }))
+}
+
+/// The user's fields, with what comes from files.
+fn smbios_fields(config: &MachineConfig) -> Result<Vec<SmbiosField>, MachineError> {
+    let field = |f: &SmbiosField| {
+        let mut f = f.clone();
+        if (f.kind, f.key.as_str()) == (11, "path") {
+            let text = read_file("-smbios", Path::new(&f.value))?;
+            f.value = String::from_utf8(text)
+                .map_err(|_| MachineError::other(format!("-smbios path={}: it is not text", f.value)))?;
+        }
+        Ok(f)
+    };
+    config.firmware.smbios.iter().map(field).collect()
 }
 
 /// CPUID leaf 1: EAX, and EDX as far as every x86-64 processor has it.

@@ -12,8 +12,8 @@ use super::acpi::{TableSet, loader};
 use super::{kernel_rom, layout, smbios};
 use crate::boot::x86::{CMDLINE, Image, Memory, bzimage, check_cmdline, place};
 use crate::boot::{self, BootError};
-use crate::config::MachineConfig;
-use crate::machine::MachineError;
+use crate::config::{BootOrder, MachineConfig};
+use crate::machine::{MachineError, firmware_items};
 
 /// Numbers of the architecture's own items.
 mod x86_key {
@@ -50,7 +50,6 @@ pub fn fill(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
     f.add_u16(key::NB_CPUS, cpus).map_err(fail)?;
     f.add_u16(key::MAX_CPUS, cpus).map_err(fail)?;
     f.add_u16(key::NOGRAPHIC, 1).map_err(fail)?;
-    f.add_u16(key::BOOT_MENU, 0).map_err(fail)?;
     f.add_bytes(x86_key::IRQ0_OVERRIDE, [1]).map_err(fail)?;
     f.add_file("etc/e820", layout::ram_map(c.memory).packed()).map_err(fail)?;
     f.add_file(smbios::ANCHOR_FILE, smbios::anchor(c.smbios.len(), 0)).map_err(fail)?;
@@ -60,23 +59,28 @@ pub fn fill(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
             f.add_file(name, data).map_err(fail)?;
         }
     }
-    if c.kernel {
-        add_kernel(f, c)?;
+    let rom = if c.kernel { add_kernel(f, c)? } else { None };
+    let strict = c.config.firmware.order.strict.then_some("HALT");
+    let order: Vec<&str> = rom.into_iter().chain(strict).collect();
+    if !order.is_empty() {
+        f.add_file("bootorder", format!("{}\0", order.join("\n"))).map_err(fail)?;
     }
-    Ok(())
+    firmware_items::add(f, c.config)
 }
 
-/// Kernel, initrd and command line, for firmware that boots them (OVMF), and the ROM by which a BIOS does.
-fn add_kernel(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
+/// Kernel, initrd and command line, for firmware that boots them (OVMF), and the ROM by which a BIOS does: its place in
+/// the boot order, if there is one.
+fn add_kernel(f: &mut FwCfg, c: &Contents<'_>) -> Result<Option<&'static str>, MachineError> {
     let boot = &c.config.boot;
     let read = |option: &'static str, path: &Path| -> Result<(String, Vec<u8>), BootError> {
         Ok((format!("{option} {}", path.display()), boot::read_file(option, path)?))
     };
-    let Some(path) = &boot.kernel else { return Ok(()) };
+    let Some(path) = &boot.kernel else { return Ok(None) };
     let (what, mut file) = read("-kernel", path)?;
     let initrd = boot.initrd.as_ref().map(|path| read("-initrd", path)).transpose()?;
     let mut cmdline = boot.append.clone().unwrap_or_default().into_bytes();
     cmdline.push(0);
+    let mut first = None;
     if bzimage::is_bzimage(&file) {
         let kernel = bzimage::parse(&what, &file, &c.config.guest)?;
         let setup_len = bzimage::setup_len(&file).min(file.len());
@@ -91,9 +95,7 @@ fn add_kernel(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
         if let Image::Linux(kernel) = &image {
             let rom = kernel_rom::build(kernel, setup_len, at, cmdline.len());
             f.add_file(kernel_rom::FILE, rom).map_err(|e| MachineError::other(e.to_string()))?;
-            let mut order = kernel_rom::BOOT_ORDER.as_bytes().to_vec();
-            order.push(0);
-            f.add_file("bootorder", order).map_err(|e| MachineError::other(e.to_string()))?;
+            first = Some(kernel_rom::BOOT_ORDER);
         }
         add_item(f, &what, file, SETUP_SIZE, SETUP_DATA)?;
         file = code;
@@ -102,7 +104,8 @@ fn add_kernel(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
     if let Some((what, data)) = initrd {
         add_item(f, &what, data, key::INITRD_SIZE, key::INITRD_DATA)?;
     }
-    add_item(f, "-append", cmdline, key::CMDLINE_SIZE, key::CMDLINE_DATA)
+    add_item(f, "-append", cmdline, key::CMDLINE_SIZE, key::CMDLINE_DATA)?;
+    Ok(first)
 }
 
 fn add_item(f: &mut FwCfg, what: &str, data: Vec<u8>, size_key: u16, data_key: u16) -> Result<(), MachineError> {
@@ -113,7 +116,7 @@ fn add_item(f: &mut FwCfg, what: &str, data: Vec<u8>, size_key: u16, data_key: u
 }
 
 /// The CMOS bytes of a PC: place and value.
-pub fn cmos(memory: Memory, cpus: u32) -> Vec<(u8, u8)> {
+pub fn cmos(memory: Memory, cpus: u32, order: &BootOrder) -> Vec<(u8, u8)> {
     let mut out = Vec::new();
     let mut word = |at: [u8; 2], value: u64| {
         out.extend([(at[0], value as u8), (at[1], (value >> 8) as u8)]);
@@ -132,9 +135,21 @@ pub fn cmos(memory: Memory, cpus: u32) -> Vec<(u8, u8)> {
     out.push((0x5f, (cpus.saturating_sub(1)).min(255) as u8));
     // Equipment: coprocessor, PS/2 mouse.
     out.push((0x14, 0x06));
-    // Boot from disk, floppy, optical disk, in this order.
-    out.extend([(0x3d, 0x12), (0x38, 0x30)]);
+    out.extend(boot_bytes(order.once.as_ref().or(order.order.as_ref())));
     out
+}
+
+/// The CMOS bytes that say what to boot, first to last: by default disk, floppy, optical disk.
+pub fn boot_bytes(order: Option<&String>) -> [(u8, u8); 2] {
+    let number = |c: char| match c {
+        'a' => 1,
+        'c' => 2,
+        'd' => 3,
+        _ => 4,
+    };
+    let numbers: Vec<u8> = order.map_or("cad", String::as_str).chars().map(number).collect();
+    let nth = |i: usize| numbers.get(i).copied().unwrap_or(0);
+    [(0x3d, nth(0) | nth(1) << 4), (0x38, nth(2) << 4)]
 }
 
 #[cfg(test)]
@@ -167,12 +182,16 @@ mod tests {
 
     #[test]
     fn memory_in_cmos() {
-        let bytes = cmos(Memory { low: 0x8000_0000, high: 0x1_2345_0000 }, 4);
+        let bytes = cmos(Memory { low: 0x8000_0000, high: 0x1_2345_0000 }, 4, &BootOrder::default());
         let at = |n: u8| bytes.iter().find(|b| b.0 == n).unwrap().1;
         let word = |low: u8, high: u8| u32::from(at(low)) | u32::from(at(high)) << 8;
         assert_eq!((word(0x15, 0x16), word(0x30, 0x31), word(0x34, 0x35)), (640, 0xffff, 0x7f00));
         assert_eq!((word(0x5b, 0x5c), at(0x5d), at(0x5f)), (0x2345, 1, 3));
-        let small = cmos(Memory { low: 8 << 20, high: 0 }, 1);
+        let once = BootOrder::parse("order=c,once=ndc").unwrap();
+        let small = cmos(Memory { low: 8 << 20, high: 0 }, 1, &once);
         assert!(small.contains(&(0x34, 0)) && small.contains(&(0x31, 0x1c)));
+        assert_eq!((at(0x3d), at(0x38)), (0x12, 0x30));
+        assert!(small.contains(&(0x3d, 0x34)) && small.contains(&(0x38, 0x20)));
+        assert_eq!(boot_bytes(once.order.as_ref()), [(0x3d, 2), (0x38, 0)]);
     }
 }

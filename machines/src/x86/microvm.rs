@@ -11,7 +11,7 @@ use mimus_core::device::lock;
 use mimus_core::memory::MemoryRegion;
 use mimus_devices::acpi::ged::{self, Ged, GedRequest};
 
-use super::boot::PcBoard;
+use super::boot::{PcBoard, Started};
 use super::common::{self, GuestRequests};
 use super::fw_cfg::Contents;
 use super::interrupts::{Interrupts, mask_pic};
@@ -47,7 +47,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     let ports = if options.isa_serial { 1 } else { 0 };
     let serials = isa::add_serials(&mut b, &ints, config, &serials, ports)?;
     if options.rtc {
-        isa::add_rtc(&mut b, &ints, config, &super::fw_cfg::cmos(memory, config.smp.cpus))?;
+        isa::add_rtc(&mut b, &ints, config, &super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order))?;
     }
     let ged = if options.acpi { Some(add_ged(&mut b, &ints)?) } else { None };
     let window = bios_window(&b);
@@ -65,7 +65,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     });
 
     let tables = options.acpi.then(|| acpi::build(&description(config, &options, &serials)));
-    let smbios = common::smbios_tables(kind, config, &b, memory);
+    let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
     let contents = Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware };
     common::add_fw_cfg(&mut b, &contents)?;
@@ -91,6 +91,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
             None => false,
         }),
         all_on: ints.accelerator_starts,
+        started: Started::new(|| {}),
         used: AtomicBool::new(false),
     };
     let policy = Policy { no_reboot: config.no_reboot, no_shutdown: config.no_shutdown };

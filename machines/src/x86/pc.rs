@@ -21,7 +21,7 @@ use mimus_devices::pci::southbridge::{Ich9Lpc, Piix3, Piix4Pm, PirqRouter, ich9,
 use mimus_devices::timer::hpet::{self, Hpet, HpetLines};
 use mimus_devices::timer::mc146818::Mc146818;
 
-use super::boot::PcBoard;
+use super::boot::{PcBoard, Started};
 use super::common::{self, GuestRequests};
 use super::fw_cfg::Contents;
 use super::interrupts::{GSIS, Interrupts, mask_pic};
@@ -66,7 +66,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let pm = add_pm(&mut b, kind, &ints)?;
     let bus = add_pci(&mut b, kind, &ints, &pm, memory, &window)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;
-    let cmos = super::fw_cfg::cmos(memory, config.smp.cpus);
+    let cmos = super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order);
     let (rtc, rtc_irq) = isa::add_rtc(&mut b, &ints, config, &cmos)?;
     if options.hpet {
         add_hpet(&mut b, &ints, &rtc, rtc_irq)?;
@@ -80,7 +80,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let platform = description(kind, &options, &serials, mmio32, layout::mmio64(memory, bits));
     let apic_ids = (0..config.smp.cpus).collect();
     let tables = options.acpi.then(|| acpi::build(&acpi::Config { apic_ids, platform }));
-    let smbios = common::smbios_tables(kind, config, &b, memory);
+    let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
     let contents = Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware };
     common::add_fw_cfg(&mut b, &contents)?;
@@ -105,11 +105,23 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
             true
         }),
         all_on: ints.accelerator_starts,
+        started: Started::new(boot_order_after_once(rtc, config)),
         used: AtomicBool::new(false),
     };
     let policy = Policy { no_reboot: config.no_reboot, no_shutdown: config.no_shutdown };
     let hooks = CpuHooks { interrupts: ints.hooks, ..CpuHooks::default() };
     b.finish(Box::new(board), hooks, policy)
+}
+
+/// What `-boot once=` named was tried: from now on it is `order=`.
+fn boot_order_after_once(rtc: Arc<Mutex<Mc146818>>, config: &MachineConfig) -> impl Fn() + Send + 'static {
+    let order = config.firmware.order.clone();
+    move || {
+        if order.once.is_some() {
+            let bytes = super::fw_cfg::boot_bytes(order.order.as_ref());
+            bytes.into_iter().for_each(|(at, value)| lock(&rtc).set_ram(at, value));
+        }
+    }
 }
 
 const fn pm_layout(kind: Kind) -> PmLayout {

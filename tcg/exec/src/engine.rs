@@ -109,6 +109,7 @@ impl<F: GuestFrontend> Machine<F> {
             helpers: helpers.iter().map(|h| h.entry).collect(),
             pin_order: F::PIN_ORDER.to_vec(),
             vector: F::VECTOR,
+            fp_pin_order: F::FP_PIN_ORDER.to_vec(),
             code_align: F::CODE_ALIGN,
             flags: F::FLAGS,
             code_base: mapping.code_base(),

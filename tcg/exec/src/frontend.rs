@@ -182,6 +182,8 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Taking a trap reads or writes guest registers in slots (a stack pointer, say).
     const TRAPS_USE_SLOTS: bool = false;
 
+    /// Floating-point slots, those that most deserve a host register first.
+    const FP_PIN_ORDER: &'static [Slot] = &[];
     /// Where vector registers are in [`GuestFrontend::State`], if blocks have [`mimus_tcg_ir::Op::Unit`].
     const VECTOR: Option<VectorLayout> = None;
 

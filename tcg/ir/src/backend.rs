@@ -26,8 +26,8 @@ pub struct EnvLayout {
     pub reserve_addr: i32,
     /// u64: the value it loaded, extended as loaded.
     pub reserve_value: i32,
-    /// u8: the guard byte of [`VectorLayout`] while the guest's vector registers are in the host's, all ones while they
-    /// are in memory. All ones outside generated code.
+    /// u8: the guard byte of [`VectorLayout`] (zero without) while the guest's vector or floating-point registers are in
+    /// the host's, all ones while they are in memory only. All ones outside generated code.
     pub vector_dead: i32,
     /// u32: scratch for the host's floating-point control word, and the one that functions run under.
     pub mxcsr: i32,
@@ -286,6 +286,9 @@ pub struct BackendConfig {
     pub pin_order: Vec<Slot>,
     /// Where vector registers are, if blocks have [`Op::Unit`](crate::Op::Unit).
     pub vector: Option<VectorLayout>,
+    /// Floating-point slots in the order in which they deserve a host register of their own. For guests
+    /// with neither `vector` nor `flags`.
+    pub fp_pin_order: Vec<Slot>,
     /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
     pub code_align: u32,
     /// The guest has condition flags: its blocks may have operations on them.

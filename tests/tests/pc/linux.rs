@@ -1,4 +1,4 @@
-//! Debian's kernel to a shell, where something can run it at speed: KVM with hardware behind it.
+//! Debian's kernel to a shell: under the translator, and under KVM with hardware behind it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,12 +12,14 @@ use mimus_machines::guests::x86::{MODULES, X86_64_BUSYBOX, X86_64_KERNEL};
 use mimus_machines::guests::{self, GuestSpec};
 use mimus_machines::machine::RunEnd;
 
+use mimus_tcg::TcgAccelerator;
+
 use crate::harness::{Pc, Setup, skipped};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What runs a whole Linux here, or why nothing does.
-fn accelerator() -> Result<Box<dyn Accelerator>, String> {
+/// KVM, if it runs a whole Linux here at speed, or why not.
+fn kvm() -> Result<Box<dyn Accelerator>, String> {
     KvmAccelerator.probe(GuestArch::X86_64).map_err(|e| e.to_string())?;
     match Quirks::of_host() {
         Ok(q) if q.emulated_cpl0 => {
@@ -78,10 +80,21 @@ fn wait_for(pc: &Pc, text: &str) {
 }
 
 fn boots(test: &str, board: &str, cpus: u32, irqchip: &str) {
+    match kvm() {
+        Ok(accel) => boots_under(test, accel, board, cpus, irqchip),
+        Err(why) => skipped(test, &why),
+    }
+}
+
+fn translated(test: &str, board: &str, cpus: u32) {
+    boots_under(test, Box::new(TcgAccelerator), board, cpus, "off");
+}
+
+fn boots_under(test: &str, accel: Box<dyn Accelerator>, board: &str, cpus: u32, irqchip: &str) {
     let files = installed(&X86_64_KERNEL).and_then(|k| Ok((k, installed(&X86_64_BUSYBOX)?)));
-    let (accel, (kernel, busybox)) = match (accelerator(), files) {
-        (Ok(accel), Ok(files)) => (accel, files),
-        (Err(why), _) | (_, Err(why)) => return skipped(test, &why),
+    let (kernel, busybox) = match files {
+        Ok(files) => files,
+        Err(why) => return skipped(test, &why),
     };
     let mut setup = Setup::new(board).cpus(cpus).option("kernel-irqchip", irqchip);
     setup.accel = accel;
@@ -100,6 +113,21 @@ fn boots(test: &str, board: &str, cpus: u32, irqchip: &str) {
     for says in [&format!("<<cpus {cpus}>>")[..], "<<sum 96995b58d4cbf6aaa9041b4f00c7f6ae", "<<disk mimusdisk>>"] {
         assert!(text.contains(says), "{says}:\n{text}");
     }
+}
+
+#[test]
+fn microvm_boots_debian_translated() {
+    translated("microvm_boots_debian_translated", "microvm", 1);
+}
+
+#[test]
+fn q35_boots_debian_translated_with_four_cpus() {
+    translated("q35_boots_debian_translated_with_four_cpus", "q35", 4);
+}
+
+#[test]
+fn pc_boots_debian_translated() {
+    translated("pc_boots_debian_translated", "pc", 2);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Most tests run on the `null` accelerator: no guest code, but every register, table and
 //! interrupt is reached as a vCPU would. Those that run code need KVM.
 
+mod administrator;
 mod chipset;
 #[cfg(target_arch = "x86_64")]
 mod doorbells;

@@ -119,7 +119,7 @@ macro_rules! models {
 
 /// All of them, in the order help texts list them.
 pub(super) const MODELS: &[Named] = models![
-    "qemu64" "a plain 64-bit processor, runs anywhere (default)" Amd 15 107 1 "Mimus virtual CPU"
+    "qemu64" "a plain 64-bit processor, runs anywhere (default with KVM)" Amd 15 107 1 "Mimus virtual CPU"
         = "", BASE64, PARAVIRTUAL, &["cx16", "lahf-lm", "x2apic"];
     "kvm64" "a plain 64-bit processor of Intel's" Intel 15 6 1 "Mimus virtual CPU (Intel)"
         = "", BASE64, PARAVIRTUAL, &["cx16", "x2apic"];

@@ -65,8 +65,10 @@ pub struct X86Model {
 }
 
 /// Models that are what the accelerator has.
-const SPECIAL: [(&str, &str); 2] =
-    [("max", "everything the accelerator has"), ("host", "the host's own processor (KVM only)")];
+const SPECIAL: [(&str, &str); 2] = [
+    ("max", "everything the accelerator has (default with the translator, without la57 and smap)"),
+    ("host", "the host's own processor (KVM only)"),
+];
 
 /// Options of a model other than features.
 const PROPERTIES: [&str; 3] = ["phys-bits", "kvm", "enforce"];
@@ -77,7 +79,7 @@ impl X86Model {
         MODELS.iter().map(|m| (m.name, m.summary)).chain(SPECIAL)
     }
 
-    /// The model when no `-cpu` is given.
+    /// The model when no `-cpu` is given and the accelerator has no wish.
     pub fn default_for(arch: GuestArch) -> Self {
         let name = if arch == GuestArch::I386 { "qemu32" } else { "qemu64" };
         let named = MODELS.iter().find(|m| m.name == name);

@@ -227,10 +227,19 @@ impl Apic {
                 reg::SELF_IPI if value <= 0xff => Some(self.send(regs, Some(self_ipi(low as u8)))),
                 _ => {
                     let bits = self.writable(register)?;
-                    (high == 0 && low & !bits == 0).then(|| self.write(regs, register, low))
+                    (high == 0 && low & !(bits | read_only(register)) == 0)
+                        .then(|| self.write(regs, register, low & bits))
                 }
             }
         })
+    }
+}
+
+/// Bits that may be written but do not change: an LVT entry's delivery status and remote IRR (figure 11-8).
+fn read_only(register: u8) -> u32 {
+    match register {
+        reg::LVT_FIRST..=reg::LVT_LAST => 1 << 12 | LVT_REMOTE_IRR,
+        _ => 0,
     }
 }
 

@@ -600,7 +600,7 @@ fn x2apic_registers() {
         assert_eq!(set(fixed, 0), None, "{fixed:#x}");
     }
     for (r, bad) in
-        [(8, 0x100), (0xb, 1), (0xf, 0x1000), (0x28, 1), (0x30, 1 << 12), (0x32, 1 << 12), (0x3e, 4), (0x3f, 0x100)]
+        [(8, 0x100), (0xb, 1), (0xf, 0x1000), (0x28, 1), (0x30, 1 << 12), (0x32, 1 << 13), (0x3e, 4), (0x3f, 0x100)]
     {
         assert_eq!(set(r, bad), None, "{r:#x}");
         assert_eq!(set(r, 1 << 40).is_some(), r == 0x30, "{r:#x}");

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use mimus_machines::guests::cpio::Archive;
-use mimus_machines::guests::{self, GuestSpec, Progress};
+use mimus_machines::guests::{self, GuestSpec, Progress, x86};
 
 /// Longest wait for one thing: a loaded machine, not a fast one.
 pub const LIMIT: Duration = Duration::from_secs(150);
@@ -194,23 +194,72 @@ pub fn guest(test: &str, spec: &GuestSpec) -> Option<PathBuf> {
 
 /// A kernel and [`command_initrd`].
 pub struct Commands {
+    /// What `mimus system` is told first.
+    machine: &'static [&'static str],
     pub kernel: String,
     pub initrd: String,
 }
 
 /// Debian's kernel with a first process that runs the commands it is sent.
 pub fn commands(test: &str) -> Option<Commands> {
-    let kernel = guest(test, &guests::RISCV64_KERNEL)?;
-    let busybox = guest(test, &guests::RISCV64_BUSYBOX)?;
     static INITRD: OnceLock<PathBuf> = OnceLock::new();
-    let initrd = INITRD.get_or_init(|| command_initrd(&kernel, &busybox.join("busybox")));
+    let specs = [&guests::RISCV64_KERNEL, &guests::RISCV64_BUSYBOX];
+    commands_of(test, &["riscv64", "-M", "virt"], specs, "linux", &MODULES, &INITRD)
+}
+
+/// The same for a PC; [`Commands::boot`] is told the board.
+pub fn x86_64_commands(test: &str) -> Option<Commands> {
+    static INITRD: OnceLock<PathBuf> = OnceLock::new();
+    let specs = [&x86::X86_64_KERNEL, &x86::X86_64_BUSYBOX];
+    commands_of(test, &["x86_64"], specs, "vmlinuz", x86::MODULES, &INITRD)
+}
+
+/// The same with the kernel for all PCs, not only clouds' ones.
+pub fn generic_commands(test: &str) -> Option<Commands> {
+    static INITRD: OnceLock<PathBuf> = OnceLock::new();
+    let specs = [&x86::X86_64_GENERIC, &x86::X86_64_BUSYBOX];
+    commands_of(test, &["x86_64"], specs, "vmlinuz", x86::MODULES, &INITRD)
+}
+
+/// The same for a 32-bit PC without PAE.
+pub fn i386_commands(test: &str) -> Option<Commands> {
+    static INITRD: OnceLock<PathBuf> = OnceLock::new();
+    let specs = [&x86::I386_KERNEL, &x86::I386_BUSYBOX];
+    commands_of(test, &["i386"], specs, "vmlinuz", x86::MODULES, &INITRD)
+}
+
+/// The same for a 32-bit PC with PAE.
+pub fn pae_commands(test: &str) -> Option<Commands> {
+    static INITRD: OnceLock<PathBuf> = OnceLock::new();
+    let specs = [&x86::I386_PAE, &x86::I386_BUSYBOX];
+    commands_of(test, &["i386"], specs, "vmlinuz", x86::MODULES, &INITRD)
+}
+
+fn commands_of(
+    test: &str,
+    machine: &'static [&'static str],
+    [kernel, busybox]: [&GuestSpec; 2],
+    file: &str,
+    modules: &[&str],
+    initrd: &OnceLock<PathBuf>,
+) -> Option<Commands> {
+    let name = kernel.name;
+    let (kernel, busybox) = (guest(test, kernel)?, guest(test, busybox)?);
+    let initrd = initrd.get_or_init(|| command_initrd(name, &kernel, &busybox.join("busybox"), modules));
     let text = |p: &Path| p.to_str().unwrap().to_owned();
-    Some(Commands { kernel: text(&kernel.join("linux")), initrd: text(initrd) })
+    Some(Commands { machine, kernel: text(&kernel.join(file)), initrd: text(initrd) })
 }
 
 /// Modules in the order they are loaded.
-const MODULES: [&str; 7] =
-    ["virtio_mmio", "failover", "net_failover", "virtio_net", "virtio_blk", "virtio-rng", "virtio_balloon"];
+const MODULES: [&str; 7] = [
+    "virtio_mmio.ko.xz",
+    "failover.ko.xz",
+    "net_failover.ko.xz",
+    "virtio_net.ko.xz",
+    "virtio_blk.ko.xz",
+    "virtio-rng.ko.xz",
+    "virtio_balloon.ko.xz",
+];
 
 /// Runs what it reads, a line at a time, and says how it ended.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -223,7 +272,8 @@ export PATH=/bin
 stty -echo
 echo 3 > /proc/sys/kernel/printk
 for m in $(cat /modules/order); do
-    xzcat /modules/$m.ko.xz > /tmp/m.ko && insmod /tmp/m.ko
+    case $m in *.xz) xzcat /modules/$m > /tmp/m.ko ;; *) cp /modules/$m /tmp/m.ko ;; esac
+    insmod /tmp/m.ko
 done
 ip link set lo up
 if ip link set eth0 up 2>/dev/null; then
@@ -239,20 +289,19 @@ done
 "#;
 
 /// In the cache of this test run: static busybox, the kernel's modules, [`INIT`].
-fn command_initrd(kernel: &Path, busybox: &Path) -> PathBuf {
+fn command_initrd(name: &str, kernel: &Path, busybox: &Path, modules: &[&str]) -> PathBuf {
     let mut archive = Archive::default();
     for dir in ["bin", "dev", "etc", "modules"] {
         archive.directory(dir);
     }
     archive.character_device("dev/console", 0o600, 5, 1);
     archive.file("bin/busybox", 0o755, &std::fs::read(busybox).unwrap());
-    for module in MODULES {
-        let name = format!("{module}.ko.xz");
-        archive.file(&format!("modules/{name}"), 0o644, &std::fs::read(kernel.join(&name)).unwrap());
+    for module in modules {
+        archive.file(&format!("modules/{module}"), 0o644, &std::fs::read(kernel.join(module)).unwrap());
     }
-    archive.file("modules/order", 0o644, MODULES.join("\n").as_bytes());
+    archive.file("modules/order", 0o644, modules.join("\n").as_bytes());
     archive.file("init", 0o755, INIT.as_bytes());
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("commands-{}.gz", std::process::id()));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("commands-{name}-{}.gz", std::process::id()));
     std::fs::write(&path, archive.finish_gzip().unwrap()).unwrap();
     path
 }
@@ -260,8 +309,9 @@ fn command_initrd(kernel: &Path, busybox: &Path) -> PathBuf {
 impl Commands {
     /// Boots it with more options, up to where it takes commands.
     pub fn boot(&self, args: &[&str]) -> Mimus {
+        let usual = ["-m", "512", "-nographic"];
         let own = ["-kernel", &self.kernel, "-initrd", &self.initrd, "-append", "console=ttyS0 quiet panic=-1"];
-        let mut guest = Mimus::riscv64(&[&own[..], args].concat());
+        let mut guest = Mimus::start(&[&["system"], self.machine, &usual, &own, args].concat());
         guest.wait_for("<<ready>>");
         guest
     }

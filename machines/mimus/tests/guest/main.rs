@@ -10,3 +10,4 @@ mod gdb;
 mod harness;
 mod network;
 mod terminal;
+mod x86;

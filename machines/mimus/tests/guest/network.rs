@@ -11,7 +11,7 @@ use crate::harness::{LIMIT, commands, hex};
 
 const BYTES: usize = 24 << 20;
 
-fn data() -> Vec<u8> {
+pub fn data() -> Vec<u8> {
     let mut x = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
         x ^= x << 13;
@@ -23,7 +23,7 @@ fn data() -> Vec<u8> {
 }
 
 /// Serves `body` to whoever asks, over HTTP/1.0.
-fn serve(body: Vec<u8>) -> u16 {
+pub fn serve(body: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

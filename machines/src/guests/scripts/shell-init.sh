@@ -1,5 +1,6 @@
 #!/bin/sh
-# First process of `mimus try`: the installer's busybox, a network, a shell.
+# First process of `mimus try`: a network and a shell, of the installer's busybox or ours.
+[ -e /modules/order ] && /bin/busybox --install -s /bin
 export PATH=/mimus/bin:/usr/bin:/usr/sbin:/bin:/sbin HOME=/root TERM=linux
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -9,6 +10,9 @@ mount -t devpts devpts /dev/pts
 echo mimus > /proc/sys/kernel/hostname
 # A quiet console from here on: the kernel's own messages stay in dmesg.
 echo 3 > /proc/sys/kernel/printk
+for module in $(cat /modules/order 2>/dev/null); do
+    insmod "/modules/$module" 2>/dev/null
+done
 for module in virtio_mmio virtio_net virtio_blk virtio_rng; do
     modprobe -q $module 2>/dev/null
 done

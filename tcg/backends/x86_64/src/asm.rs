@@ -94,6 +94,11 @@ impl Vex {
     /// `reg = rm` rotated right by the byte that follows; `v` is 0
     pub const RORX: Vex = Vex::new(3, 3, 0xf0);
 
+    /// Vector register `reg` = the double at `rm`; `v` is 0
+    pub const MOVSD: Vex = Vex::new(1, 3, 0x10);
+    /// Vector register `reg` = the single at `rm`; `v` is 0
+    pub const MOVSS: Vex = Vex::new(1, 2, 0x10);
+
     const fn new(map: u8, pp: u8, opcode: u8) -> Vex {
         Vex { map, pp, opcode }
     }

@@ -6,7 +6,8 @@
 //! |---|---|
 //! | `rbp` | the environment's address + 128, which puts its first 256 bytes within a byte's displacement |
 //! | `rbx r12 r13 rsi rdi rdx rcx r8–r11` | the guest slots that [`BackendConfig::pin_order`] names first |
-//! | `rax r14 r15 xmm0–2` | scratch, dead between blocks |
+//! | `rax r14 r15 xmm0 xmm1` | scratch, dead between blocks |
+//! | `xmm2`–`xmm15` | copies of the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says not |
 //! | `gs` base | the current TLB context |
 //! | `rsp` | 16-byte aligned; `[rsp]` and `[rsp+8]` are the code's to use |
 //! | MXCSR | the guest's rounding mode and sticky flags |
@@ -34,6 +35,9 @@ use std::fmt::Write;
 const PIN_REGS: [u8; 11] = [3, 12, 13, 6, 7, 2, 1, 8, 9, 10, 11];
 /// How many of [`PIN_REGS`] a C function preserves (`rbx`, `r12`, `r13`).
 const CALLEE_SAVED: usize = 3;
+/// The first host register for [`BackendConfig::fp_pin_order`], and how many there are.
+const FIRST_FP_PIN: u8 = 2;
+const FP_PINS: usize = 14;
 /// What the environment's base register points past the environment's start.
 const ENV_BIAS: i32 = 128;
 /// Marks a slot without a register.
@@ -47,6 +51,8 @@ pub struct X86_64 {
     pin: [u8; SLOTS],
     /// Pinned slots with their registers, callee-saved registers first.
     pinned: Vec<(u8, Slot)>,
+    /// Vector register of each slot, or [`UNPINNED`].
+    fp_pin: [u8; SLOTS],
     stubs: stubs::Addresses,
 }
 
@@ -91,8 +97,19 @@ fn kernel_allows_fsgsbase() -> bool {
         .is_none_or(|(_, value)| value & HWCAP2_FSGSBASE != 0)
 }
 
+/// Vector registers for the floating-point slots that most deserve one.
+fn fp_pins(config: &BackendConfig) -> [u8; SLOTS] {
+    let mut pins = [UNPINNED; SLOTS];
+    for (reg, slot) in (FIRST_FP_PIN..).zip(config.fp_pin_order.iter().take(FP_PINS)) {
+        if let Some(place) = pins.get_mut(usize::from(slot.0)) {
+            *place = reg;
+        }
+    }
+    pins
+}
+
 impl HostBackend for X86_64 {
-    fn new(config: BackendConfig, out: &mut Vec<u8>) -> Result<(X86_64, Stubs), String> {
+    fn new(mut config: BackendConfig, out: &mut Vec<u8>) -> Result<(X86_64, Stubs), String> {
         check_host()?;
         let mut pin = [UNPINNED; SLOTS];
         let mut pinned = Vec::with_capacity(PIN_REGS.len());
@@ -105,7 +122,12 @@ impl HostBackend for X86_64 {
                 pinned.push((*reg, slot));
             }
         }
-        let mut backend = X86_64 { config, pin, pinned, stubs: stubs::Addresses::default() };
+        // Their guards take the host's flags.
+        if config.flags || config.vector.is_some() {
+            config.fp_pin_order.clear();
+        }
+        let fp_pin = fp_pins(&config);
+        let mut backend = X86_64 { config, pin, pinned, fp_pin, stubs: stubs::Addresses::default() };
         let (stubs, addresses) = stubs::emit(&backend, out)?;
         backend.stubs = addresses;
         Ok((backend, stubs))
@@ -148,6 +170,17 @@ impl X86_64 {
     #[inline]
     fn pin_of(&self, slot: Slot) -> Option<u8> {
         self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// The vector register with a copy of a slot, if it has one.
+    #[inline]
+    fn fp_pin_of(&self, slot: Slot) -> Option<u8> {
+        self.fp_pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// Whether vector registers hold guest state at times.
+    fn has_vectors(&self) -> bool {
+        self.config.vector.is_some() || !self.config.fp_pin_order.is_empty()
     }
 
     /// The pinned slots whose registers a C function does not preserve.

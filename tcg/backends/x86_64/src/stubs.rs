@@ -8,8 +8,8 @@ use crate::X86_64;
 use dynasm::dynasm;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler};
-use mimus_tcg_ir::Slot;
 use mimus_tcg_ir::backend::{ExitCode, Stubs};
+use mimus_tcg_ir::{SLOTS, Slot};
 
 type Ops = VecAssembler<X64Relocation>;
 
@@ -39,6 +39,8 @@ pub struct Addresses {
     pub fp: usize,
     /// Called: vector registers from memory to the host's, which run under the guest's MXCSR. Every general register stays.
     pub revive: usize,
+    /// 16 bytes for each [`FpMask`].
+    pub fp_masks: usize,
     /// Called: `r15` address, `r14d` bytes.
     pub unit_load: usize,
     /// Called: `r15` address, `r14d` bytes.
@@ -55,6 +57,21 @@ pub struct Addresses {
     pub helpers_pure: Vec<usize>,
 }
 
+/// Constants for values in vector registers; singles are NaN-boxed there.
+#[derive(Clone, Copy)]
+pub enum FpMask {
+    /// To be set above a single.
+    Box,
+    SignOfDouble,
+    SignOfSingle,
+    AllButSignOfDouble,
+    AllButSignOfSingle,
+}
+
+impl FpMask {
+    const VALUES: [u64; 5] = [0xffff_ffff_0000_0000, 1 << 63, 1 << 31, !(1 << 63), !(1 << 31)];
+}
+
 /// Writes the stubs into `out`.
 pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), String> {
     let base = backend.config.code_base;
@@ -68,6 +85,7 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     e.miss();
     let table = e.helper_table();
     e.vectors(&mut a);
+    e.fp_masks(&mut a);
     stubs.enter = e.enter_and_exit();
     e.leaving(&mut a);
     stubs.dispatch = e.dispatch();
@@ -333,7 +351,7 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         let entry = self.here();
         self.save(self.b.caller_saved());
-        if self.b.config.vector.is_none() {
+        if !self.b.has_vectors() {
             arguments(self);
             self.access_call(function, false);
             return entry;
@@ -380,7 +398,7 @@ impl Emitter<'_> {
 
     /// Puts vector registers into memory, if they are in the host's.
     fn bury_if_alive(&mut self) {
-        if self.b.config.vector.is_some() {
+        if self.b.has_vectors() {
             self.test_alive();
             dynasm!(self.ops ; .arch x64
                 ; je >dead
@@ -392,7 +410,7 @@ impl Emitter<'_> {
 
     /// Moves vector registers between memory and the host's, and MXCSR with them. Every general register stays.
     fn vectors(&mut self, a: &mut Addresses) {
-        let Some(v) = self.b.config.vector else { return };
+        let Some(v) = self.b.config.vector else { return self.fp_pins(a) };
         let env = &self.b.config.env;
         let hot = |offset: i32| env.guest + offset;
         let (dead, scratch) = (self.env(env.vector_dead), self.env(env.mxcsr));
@@ -444,6 +462,42 @@ impl Emitter<'_> {
             dynasm!(self.ops ; .arch x64 ; movups [rbp + registers + 32 * i32::from(n)], Rx(n));
         }
         dynasm!(self.ops ; .arch x64 ; ret);
+    }
+
+    /// The same for floating-point slots, whose memory is always valid.
+    fn fp_pins(&mut self, a: &mut Addresses) {
+        if !self.b.has_vectors() {
+            return;
+        }
+        let dead = self.env(self.b.config.env.vector_dead);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.revive = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; ->revive:
+            ; mov BYTE [rbp + dead], 0
+        );
+        for number in 0..SLOTS as u8 {
+            if let Some(reg) = self.b.fp_pin_of(Slot(number)) {
+                let disp = self.b.slot_disp(Slot(number));
+                dynasm!(self.ops ; .arch x64 ; vmovsd Rx(reg), QWORD [rbp + disp]);
+            }
+        }
+        dynasm!(self.ops ; .arch x64
+            ; ret
+            ; .align 16
+            ; ->bury:
+            ; mov BYTE [rbp + dead], -1
+            ; ret
+        );
+    }
+
+    /// Masks for single and double values in vector registers.
+    fn fp_masks(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.fp_masks = self.here();
+        for mask in FpMask::VALUES {
+            dynasm!(self.ops ; .arch x64 ; .u64 mask ; .u64 0);
+        }
     }
 
     /// Goes to `slow` unless the `r14d` bytes at `r15` are in two pages that are both in the tags at `tag`; then `rcx` and
@@ -573,6 +627,18 @@ impl Emitter<'_> {
     fn fp(&mut self, a: &mut Addresses) {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         a.fp = self.here();
+        if self.b.config.fp_pin_order.is_empty() {
+            return self.fp_call();
+        }
+        self.test_alive();
+        dynasm!(self.ops ; .arch x64 ; jne >alive);
+        self.fp_call();
+        // The block goes on with its registers alive.
+        dynasm!(self.ops ; .arch x64 ; alive: ; sub rsp, 8 ; call >function ; add rsp, 8 ; jmp ->revive ; function:);
+        self.fp_call();
+    }
+
+    fn fp_call(&mut self) {
         let function = self.b.config.fns.fp;
         self.save(&self.b.pinned);
         self.bury_if_alive();
@@ -614,13 +680,13 @@ impl Emitter<'_> {
         a.trace_full = self.here();
         self.save(self.b.caller_saved());
         dynasm!(self.ops ; .arch x64 ; push rax);
-        if self.b.config.vector.is_some() {
+        if self.b.has_vectors() {
             self.test_alive();
             dynasm!(self.ops ; .arch x64 ; jne >alive);
         }
         self.trace_call();
         dynasm!(self.ops ; .arch x64 ; ret);
-        if self.b.config.vector.is_some() {
+        if self.b.has_vectors() {
             dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
             self.trace_call();
             dynasm!(self.ops ; .arch x64 ; jmp ->revive);

@@ -238,6 +238,18 @@ impl GuestFrontend for Riscv {
         slots
     };
 
+    /// In the order in which compilers take them: arguments from the last on, then temporaries.
+    const FP_PIN_ORDER: &'static [Slot] = &{
+        const ORDER: [u8; 14] = [15, 14, 13, 12, 11, 10, 0, 1, 2, 3, 4, 5, 6, 7];
+        let mut slots = [Slot(0); ORDER.len()];
+        let mut i = 0;
+        while i < ORDER.len() {
+            slots[i] = Slot(32 + ORDER[i]);
+            i += 1;
+        }
+        slots
+    };
+
     fn helpers() -> Vec<Helper<Self>> {
         helpers::table()
     }

@@ -69,6 +69,7 @@ const HAVE: &[&str] = &[
     "3dnowprefetch",
     "invtsc",
     "wbnoinvd",
+    "arch-capabilities",
     "kvmclock",
     "kvmclock-stable-bit",
     "kvm-nopiodelay",

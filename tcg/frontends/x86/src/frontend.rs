@@ -131,6 +131,9 @@ impl Host for X86Cpu {
         self.guest.leave = true;
         Cpu::check_events(self);
     }
+    fn event_waits(&self) -> bool {
+        self.pins() != 0 || self.guest.st.nmi_pending
+    }
     fn flush(&mut self, what: Flush) {
         self.guest.leave = true;
         match what {

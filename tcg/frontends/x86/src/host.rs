@@ -45,6 +45,10 @@ pub trait Host {
     fn mode_changed(&mut self);
     /// Interrupts may have become deliverable, or single-stepping on.
     fn check_events(&mut self);
+    /// Whether an interrupt or NMI may be waiting. One that comes later is noticed by itself.
+    fn event_waits(&self) -> bool {
+        true
+    }
     fn flush(&mut self, what: Flush);
     /// Reads 1 to 8 bytes of physical memory inside a page; all ones where there is nothing.
     fn phys_read(&mut self, pa: u64, bytes: u32) -> u64;
@@ -124,7 +128,7 @@ pub trait Host {
         if (old ^ new) & (RFLAGS_AC | RFLAGS_VM) != 0 {
             self.mode_changed();
         }
-        if new & !old & RFLAGS_IF != 0 || new & RFLAGS_TF != 0 {
+        if new & !old & RFLAGS_IF != 0 && self.event_waits() || new & RFLAGS_TF != 0 {
             self.check_events();
         }
     }

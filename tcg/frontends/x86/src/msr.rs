@@ -17,12 +17,19 @@ pub const MTRR_RANGES: usize = 8;
 const FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 const BIOS_SIGN_ID: u32 = 0x8b;
 const PLATFORM_INFO: u32 = 0xce;
+/// What the processor is not susceptible to (SDM volume 4 table 2-2, register 0x10a): the translator speculates
+/// about nothing. RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO; SBDR_SSDP_NO,
+/// FBSDP_NO, PSDP_NO; BHI_NO; PBRSB_NO; GDS_NO, RFDS_NO; ITS_NO.
+const ARCH_CAPABILITIES: u32 = 0x10a;
+const NOT_SUSCEPTIBLE: u64 = 0x17a | 1 | 0xe000 | 1 << 20 | 1 << 24 | 3 << 26 | 1 << 62;
 const MPERF: u32 = 0xe7;
 const APERF: u32 = 0xe8;
 const VM_HSAVE: u32 = 0xc001_0117;
 const AMD_SYSCFG: u32 = 0xc001_0010;
 const AMD_HWCR: u32 = 0xc001_0015;
 const AMD_PATCH_LEVEL: u32 = 0xc001_001f;
+/// C1E is off.
+const AMD_INT_PENDING: u32 = 0xc001_0055;
 const DE_CFG: u32 = 0xc001_1029;
 const EBL_CR_POWERON: u32 = 0x2a;
 const DEBUGCTL: u32 = 0x1d9;
@@ -175,9 +182,10 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
         // No machine-check banks.
         number::MCG_CAP => 0,
         BIOS_SIGN_ID => 0x1_0000_0000,
-        PLATFORM_INFO | EBL_CR_POWERON | DEBUGCTL | AMD_SYSCFG | AMD_PATCH_LEVEL | VM_HSAVE => 0,
+        PLATFORM_INFO | EBL_CR_POWERON | DEBUGCTL | AMD_SYSCFG | AMD_PATCH_LEVEL | AMD_INT_PENDING | VM_HSAVE => 0,
         // TscFreqSel: the TSC counts at a fixed rate.
         AMD_HWCR => 1 << 24,
+        ARCH_CAPABILITIES if st.features.has("arch-capabilities") => NOT_SUSCEPTIBLE,
         // LFENCE waits for all earlier instructions.
         DE_CFG => 2,
         _ if !exists(st, index) => return Err(Exception::GP0),
@@ -192,7 +200,9 @@ fn exists(st: &State, index: u32) -> bool {
         number::STAR => st.features.has("syscall"),
         number::TSC_AUX => st.features.has("rdtscp") || st.features.has("rdpid"),
         number::TSC_ADJUST => st.features.has("tsc-adjust"),
-        number::SPEC_CTRL => st.features.has("spec-ctrl"),
+        // Systems set IBRS once where the capabilities say that this is enough. The feature itself would have them
+        // issue barriers at each switch of address spaces, which bar nothing here.
+        number::SPEC_CTRL => st.features.has("spec-ctrl") || st.features.has("arch-capabilities"),
         number::XSS => st.features.has("xsaves"),
         _ if kvmclock::is_clock(index) => false,
         _ => true,
@@ -240,7 +250,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_write(SysReg::Msr(index), value).ok_or(Exception::GP0)?;
         }
-        BIOS_SIGN_ID | DEBUGCTL | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
+        BIOS_SIGN_ID | DEBUGCTL | AMD_INT_PENDING | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
         _ if !exists(st, index) => return Err(Exception::GP0),
         number::LSTAR | number::CSTAR | number::KERNEL_GS_BASE | number::SYSENTER_ESP | number::SYSENTER_EIP => {
             if st.features.long_mode {

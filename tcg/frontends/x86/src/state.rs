@@ -287,7 +287,9 @@ impl State {
     /// What of the state translated code depends on, beside the bytes: 12 bits.
     ///
     /// Bits 1:0 code size (0: 16, 1: 32, 2: 64), 2 stack is 32-bit, 3 all of CS, DS, ES and SS are flat,
-    /// 4 real or virtual-8086 mode, 6:5 privilege (0, 3, other).
+    /// 4 real or virtual-8086 mode, 6:5 privilege (0, 3, other), 7 FS and 8 GS cover 4 GiB from a base. Systems keep
+    /// what is theirs behind FS at privilege 0, where GS may be any program's: it does not count there, or the
+    /// system's code would be translated again for each.
     pub fn code_mode(&self) -> u16 {
         let bits = match self.code_bits() {
             16 => 0,
@@ -304,7 +306,9 @@ impl State {
         if bits == 2 {
             return bits | ring << 5;
         }
-        bits | stack << 2 | u16::from(self.flat()) << 3 | real << 4 | ring << 5
+        let fs = u16::from(real == 0 && covers(&self.seg[FS]));
+        let gs = u16::from(real == 0 && ring != 0 && covers(&self.seg[GS]));
+        bits | stack << 2 | u16::from(self.flat()) << 3 | real << 4 | ring << 5 | fs << 7 | gs << 8
     }
 
     /// CS, DS, ES and SS cover all 4 GiB, readable and (but CS) writable: nothing needs a check.
@@ -367,6 +371,16 @@ impl CodeMode {
     pub const fn real(self) -> bool {
         self.0 & 16 != 0
     }
+
+    /// FS or GS needs no check outside of 64-bit mode, but has a base.
+    pub const fn whole(self, seg: usize) -> bool {
+        self.bits() == 32 && self.0 >> (7 + seg - FS) & 1 != 0
+    }
+}
+
+/// A readable and writable data segment of 4 GiB.
+fn covers(s: &Segment) -> bool {
+    s.limit == u32::MAX && s.attributes & (attr::UNUSABLE | attr::P) == attr::P && s.attributes & 0xe == 2
 }
 
 /// The PCID of a [`State::context_key`].

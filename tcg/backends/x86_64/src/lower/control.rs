@@ -259,6 +259,7 @@ impl Lower<'_> {
             }
         }
         self.asm.call_abs(stub);
+        self.fp_alive = false;
         if let Some(ret) = ret {
             self.set(ret, RAX);
         }

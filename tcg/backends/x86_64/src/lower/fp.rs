@@ -6,30 +6,49 @@
 //! operation with a rounding mode of its own, go through the runtime's function.
 //!
 //! Slots of singles are read and written in halves, never whole, so that the host forwards its own stores.
+//!
+//! Some slots have a vector register that holds a copy from [`Lower::revive_fp`] on ([`Lower::src`]); memory is written
+//! as well, so that whatever else wants their values finds them there. Stubs that call something mark the copies dead,
+//! and those that return to the middle of a block load them again.
 
 use super::{Cold, Fixups, Lower, Opnd, boxed_bit};
-use crate::asm::{Alu, Cc, Fixup, Map, R14, RAX, Rm as Place, Shift};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm as Place, Shift, Vex};
+use crate::stubs::FpMask;
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::pack_fp;
-use mimus_tcg_ir::{FpFmt, FpOp, Rm, Slot};
+use mimus_tcg_ir::verify::for_each_written;
+use mimus_tcg_ir::{Ext, FpFmt, FpOp, Op, Rm, Size, Slot};
 
-/// Scalar instructions of the form `op xmm0, xmm0, [b]`.
+/// A floating-point operand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Src {
+    /// A vector register: a single is NaN-boxed if its slot is.
+    Reg(u8),
+    /// Memory at `rbp + disp`.
+    Mem(i32),
+}
+
+/// Scalar instructions of the form `op t, a, b`.
 macro_rules! scalar {
-    ($l:expr, $fmt:expr, $double:tt, $single:tt, $b:expr) => {
-        match $fmt {
-            FpFmt::F64 => dynasm!($l.asm ; .arch x64 ; $double xmm0, xmm0, QWORD [rbp + $b]),
-            FpFmt::F32 => dynasm!($l.asm ; .arch x64 ; $single xmm0, xmm0, DWORD [rbp + $b]),
+    ($l:expr, $fmt:expr, $double:tt, $single:tt, $t:expr, $a:expr, $b:expr) => {
+        match ($fmt, $b) {
+            (FpFmt::F64, Src::Reg(b)) => dynasm!($l.asm ; .arch x64 ; $double Rx($t), Rx($a), Rx(b)),
+            (FpFmt::F32, Src::Reg(b)) => dynasm!($l.asm ; .arch x64 ; $single Rx($t), Rx($a), Rx(b)),
+            (FpFmt::F64, Src::Mem(b)) => dynasm!($l.asm ; .arch x64 ; $double Rx($t), Rx($a), QWORD [rbp + b]),
+            (FpFmt::F32, Src::Mem(b)) => dynasm!($l.asm ; .arch x64 ; $single Rx($t), Rx($a), DWORD [rbp + b]),
         }
     };
 }
 
-/// Fused operations of the form `op xmm0, xmm1, [c]`.
-macro_rules! fused {
-    ($l:expr, $fmt:expr, $double:tt, $single:tt, $c:expr) => {
-        match $fmt {
-            FpFmt::F64 => dynasm!($l.asm ; .arch x64 ; $double xmm0, xmm1, QWORD [rbp + $c]),
-            FpFmt::F32 => dynasm!($l.asm ; .arch x64 ; $single xmm0, xmm1, DWORD [rbp + $c]),
+/// Conversions to an integer in `rax` or `eax`.
+macro_rules! to_int {
+    ($l:expr, $wide:expr, $op:tt, $size:tt, $a:expr) => {
+        match ($wide, $a) {
+            (true, Src::Reg(a)) => dynasm!($l.asm ; .arch x64 ; $op rax, Rx(a)),
+            (false, Src::Reg(a)) => dynasm!($l.asm ; .arch x64 ; $op eax, Rx(a)),
+            (true, Src::Mem(a)) => dynasm!($l.asm ; .arch x64 ; $op rax, $size [rbp + a]),
+            (false, Src::Mem(a)) => dynasm!($l.asm ; .arch x64 ; $op eax, $size [rbp + a]),
         }
     };
 }
@@ -41,14 +60,16 @@ impl Lower<'_> {
         if self.in_software(op, fmt, rm, d, abc) {
             self.call_fp(packed);
         } else {
-            let [da, db, dc] = abc.map(|slot| self.be.slot_disp(slot));
+            if [d, a, b, c].into_iter().any(|slot| self.be.fp_pin_of(slot).is_some()) {
+                self.revive_fp();
+            }
             match op {
                 FpOp::Add | FpOp::Sub | FpOp::Mul | FpOp::Div | FpOp::Sqrt => {
                     self.arithmetic(op, fmt, packed, d, abc);
                 }
                 FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => {
                     let from = self.check_boxes(fmt, &abc);
-                    self.fused(op, fmt, packed, d, from, [da, db, dc]);
+                    self.fused(op, fmt, packed, d, from, abc);
                 }
                 FpOp::Min | FpOp::Max => self.fp_min_max(op, fmt, packed, d, [a, b]),
                 FpOp::Eq | FpOp::Lt | FpOp::Le => self.fp_compare(op, fmt, packed, d, [a, b]),
@@ -123,19 +144,51 @@ impl Lower<'_> {
         }
     }
 
-    /// `xmm0` = the operand at `disp`.
-    fn load_fp(&mut self, fmt: FpFmt, disp: i32) {
-        match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovsd xmm0, QWORD [rbp + disp]),
-            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vmovss xmm0, DWORD [rbp + disp]),
+    /// Where an operand is.
+    fn src(&self, slot: Slot) -> Src {
+        match self.be.fp_pin_of(slot) {
+            Some(reg) if self.fp_alive => Src::Reg(reg),
+            _ => Src::Mem(self.be.slot_disp(slot)),
         }
     }
 
-    /// `d` = `xmm0`, boxed.
-    fn store_fp(&mut self, fmt: FpFmt, d: Slot) {
-        let disp = self.be.slot_disp(d);
+    /// An operand in a register, `scratch` if it has none of its own.
+    fn in_xmm(&mut self, fmt: FpFmt, slot: Slot, scratch: u8) -> u8 {
+        match (self.src(slot), fmt) {
+            (Src::Reg(reg), _) => return reg,
+            (Src::Mem(disp), FpFmt::F64) => dynasm!(self.asm ; .arch x64 ; vmovsd Rx(scratch), QWORD [rbp + disp]),
+            (Src::Mem(disp), FpFmt::F32) => dynasm!(self.asm ; .arch x64 ; vmovss Rx(scratch), DWORD [rbp + disp]),
+        }
+        scratch
+    }
+
+    /// The vector register in which to compute a slot's new value.
+    fn xmm_target(&self, d: Slot) -> u8 {
+        self.be.fp_pin_of(d).filter(|_| self.fp_alive).unwrap_or(0)
+    }
+
+    /// Boxes the single in a vector register. Clobbers `r15`.
+    fn box_in(&mut self, t: u8) {
+        self.mask_address(FpMask::Box);
+        dynasm!(self.asm ; .arch x64 ; vorps Rx(t), Rx(t), [r15]);
+    }
+
+    /// `r15` = the address of a mask.
+    fn mask_address(&mut self, mask: FpMask) {
+        self.asm.mov_ri(R15, self.be.stubs.fp_masks as i64 + 16 * mask as i64);
+    }
+
+    /// `d` = the register of [`Lower::xmm_target`], boxed (if `is_boxed`, it is already).
+    fn store_fp(&mut self, fmt: FpFmt, d: Slot, is_boxed: bool) {
+        let (disp, t) = (self.be.slot_disp(d), self.xmm_target(d));
         match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], xmm0),
+            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(t)),
+            FpFmt::F32 if t != 0 => {
+                if !is_boxed {
+                    self.box_in(t);
+                }
+                dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(t));
+            }
             FpFmt::F32 => {
                 dynasm!(self.asm ; .arch x64 ; vmovss DWORD [rbp + disp], xmm0);
                 self.write_box(d);
@@ -151,108 +204,200 @@ impl Lower<'_> {
         }
     }
 
-    /// Jumps if `xmm0` is a NaN.
-    fn nan_jump(&mut self, fmt: FpFmt) -> Fixup {
+    /// Has the vector registers hold what their slots do.
+    pub(super) fn revive_fp(&mut self) {
+        if self.fp_alive {
+            return;
+        }
+        self.fp_alive = true;
+        let dead = Place::Env(self.be.env(self.be.config.env.vector_dead));
+        self.asm.ins(Map::Base, false, 0x80, 7, dead);
+        self.asm.push(0);
+        let from = self.asm.jcc(Cc::Ne);
+        let back = self.asm.pos();
+        self.cold.push(Cold::ReviveFp { from, back });
+    }
+
+    /// Before an operation that writes slots through memory: whether [`Lower::reload_fp`] is to follow it.
+    pub(super) fn writes_fp_pins(&mut self, op: &Op) -> bool {
+        let known = match *op {
+            Op::Fp { op, .. } => result_is_float(op),
+            Op::Load { size: Size::B8, .. } | Op::Load { size: Size::B4, ext: Ext::Ones, .. } => true,
+            Op::Call { .. } => true,
+            _ => false,
+        };
+        let mut pinned = false;
+        for_each_written(op, |d| pinned |= self.be.fp_pin_of(d).is_some());
+        if pinned && op.is_terminal() {
+            let dead = Place::Env(self.be.env(self.be.config.env.vector_dead));
+            self.asm.ins(Map::Base, false, 0xc6, 0, dead);
+            self.asm.push(0xff);
+            return false;
+        }
+        if pinned && !matches!(op, Op::Call { .. }) {
+            self.revive_fp();
+        }
+        pinned && !known
+    }
+
+    /// Copies what an operation wrote to slots' memory.
+    pub(super) fn reload_fp(&mut self, op: &Op) {
+        let mut written = [None; 2];
+        let mut places = written.iter_mut();
+        for_each_written(op, |d| {
+            if let Some(place) = places.next() {
+                *place = Some(d);
+            }
+        });
+        for d in written.into_iter().flatten() {
+            if let Some(reg) = self.be.fp_pin_of(d) {
+                let disp = self.be.slot_disp(d);
+                dynasm!(self.asm ; .arch x64 ; vmovsd Rx(reg), QWORD [rbp + disp]);
+            }
+        }
+    }
+
+    /// Loads slot `d`, which has a vector register: a double, or a single to be boxed.
+    pub(super) fn load_fp_pin(&mut self, d: Slot, place: Place, size: Size) {
+        let (disp, t) = (self.be.slot_disp(d), self.xmm_target(d));
+        self.asm.vex(if size == Size::B8 { Vex::MOVSD } else { Vex::MOVSS }, false, t, 0, place);
+        if size == Size::B4 {
+            self.box_in(t);
+        }
+        dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(t));
+    }
+
+    /// Jumps if what is in `t` is a NaN.
+    fn nan_jump(&mut self, fmt: FpFmt, t: u8) -> Fixup {
         match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vucomisd xmm0, xmm0),
-            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vucomiss xmm0, xmm0),
+            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vucomisd Rx(t), Rx(t)),
+            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vucomiss Rx(t), Rx(t)),
         }
         self.asm.jcc(Cc::P)
     }
 
-    /// Makes a NaN in `xmm0` the canonical one.
-    fn canonicalize(&mut self, fmt: FpFmt) {
-        let from = self.nan_jump(fmt);
+    /// Makes a NaN in `t` the canonical one.
+    fn canonicalize(&mut self, fmt: FpFmt, t: u8) {
+        let from = self.nan_jump(fmt, t);
         let back = self.asm.pos();
-        self.cold.push(Cold::Nan { from, fmt, back });
+        self.cold.push(Cold::Nan { from, fmt, t, back });
     }
 
-    pub(super) fn canonical_nan(&mut self, from: Fixup, fmt: FpFmt, back: u32) {
+    pub(super) fn canonical_nan(&mut self, from: Fixup, fmt: FpFmt, t: u8, back: u32) {
         self.asm.bind(from);
         let nan = match fmt {
             FpFmt::F64 => 0x7ff8_0000_0000_0000,
-            FpFmt::F32 => 0x7fc0_0000,
+            FpFmt::F32 => 0xffff_ffff_7fc0_0000u64 as i64,
         };
         self.asm.mov_ri(RAX, nan);
-        dynasm!(self.asm ; .arch x64 ; vmovq xmm0, rax);
+        dynasm!(self.asm ; .arch x64 ; vmovq Rx(t), rax);
         self.asm.jmp_back(back);
     }
 
     fn arithmetic(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b, _]: [Slot; 3]) {
         let from = if op == FpOp::Sqrt { self.check_boxes(fmt, &[a]) } else { self.check_boxes(fmt, &[a, b]) };
-        let (da, db) = (self.be.slot_disp(a), self.be.slot_disp(b));
-        if op == FpOp::Sqrt {
+        let t = self.xmm_target(d);
+        // What is above the result comes from the first operand.
+        let first = if op == FpOp::Sqrt {
             dynasm!(self.asm ; .arch x64 ; vxorps xmm0, xmm0, xmm0);
+            0
         } else {
-            self.load_fp(fmt, da);
-        }
+            self.in_xmm(fmt, a, 0)
+        };
+        let (a, b) = (self.src(a), self.src(b));
         match op {
-            FpOp::Add => scalar!(self, fmt, vaddsd, vaddss, db),
-            FpOp::Sub => scalar!(self, fmt, vsubsd, vsubss, db),
-            FpOp::Mul => scalar!(self, fmt, vmulsd, vmulss, db),
-            FpOp::Div => scalar!(self, fmt, vdivsd, vdivss, db),
-            _ => scalar!(self, fmt, vsqrtsd, vsqrtss, da),
+            FpOp::Add => scalar!(self, fmt, vaddsd, vaddss, t, first, b),
+            FpOp::Sub => scalar!(self, fmt, vsubsd, vsubss, t, first, b),
+            FpOp::Mul => scalar!(self, fmt, vmulsd, vmulss, t, first, b),
+            FpOp::Div => scalar!(self, fmt, vdivsd, vdivss, t, first, b),
+            _ => scalar!(self, fmt, vsqrtsd, vsqrtss, t, first, a),
         }
-        self.canonicalize(fmt);
-        self.store_fp(fmt, d);
+        self.canonicalize(fmt, t);
+        self.store_fp(fmt, d, first != 0);
         self.soften(from, packed);
     }
 
     /// A NaN result is redone in software: an invalid product with a quiet NaN addend raises a flag that the
     /// host does not.
-    fn fused(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, mut from: Fixups, [da, db, dc]: [i32; 3]) {
-        self.load_fp(fmt, da);
-        match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovsd xmm1, QWORD [rbp + db]),
-            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vmovss xmm1, DWORD [rbp + db]),
+    fn fused(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, mut from: Fixups, [a, b, c]: [Slot; 3]) {
+        let t = self.xmm_target(d);
+        let (mut first, mut second) = (self.in_xmm(fmt, a, 0), self.in_xmm(fmt, b, 1));
+        let third = self.src(c);
+        let is_boxed;
+        if third == Src::Reg(t) {
+            // t = first * second + t
+            is_boxed = true;
+            let second = Src::Reg(second);
+            match op {
+                FpOp::MAdd => scalar!(self, fmt, vfmadd231sd, vfmadd231ss, t, first, second),
+                FpOp::MSub => scalar!(self, fmt, vfmsub231sd, vfmsub231ss, t, first, second),
+                FpOp::NMSub => scalar!(self, fmt, vfnmadd231sd, vfnmadd231ss, t, first, second),
+                _ => scalar!(self, fmt, vfnmsub231sd, vfnmsub231ss, t, first, second),
+            }
+        } else {
+            // t = t * second + third
+            if second == t {
+                (first, second) = (second, first);
+            }
+            is_boxed = first > 1;
+            if first != t {
+                dynasm!(self.asm ; .arch x64 ; vmovaps Rx(t), Rx(first));
+            }
+            match op {
+                FpOp::MAdd => scalar!(self, fmt, vfmadd213sd, vfmadd213ss, t, second, third),
+                FpOp::MSub => scalar!(self, fmt, vfmsub213sd, vfmsub213ss, t, second, third),
+                FpOp::NMSub => scalar!(self, fmt, vfnmadd213sd, vfnmadd213ss, t, second, third),
+                _ => scalar!(self, fmt, vfnmsub213sd, vfnmsub213ss, t, second, third),
+            }
         }
-        match op {
-            FpOp::MAdd => fused!(self, fmt, vfmadd213sd, vfmadd213ss, dc),
-            FpOp::MSub => fused!(self, fmt, vfmsub213sd, vfmsub213ss, dc),
-            FpOp::NMSub => fused!(self, fmt, vfnmadd213sd, vfnmadd213ss, dc),
-            _ => fused!(self, fmt, vfnmsub213sd, vfnmsub213ss, dc),
-        }
-        from.add(self.nan_jump(fmt));
-        self.store_fp(fmt, d);
+        from.add(self.nan_jump(fmt, t));
+        self.store_fp(fmt, d, is_boxed);
         self.soften(from, packed);
     }
 
     /// Equal operands (zeros of either sign) and NaNs go to software.
     fn fp_min_max(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b]: [Slot; 2]) {
         let mut from = self.check_boxes(fmt, &[a, b]);
-        let (da, db) = (self.be.slot_disp(a), self.be.slot_disp(b));
-        self.load_fp(fmt, da);
-        match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vucomisd xmm0, QWORD [rbp + db]),
-            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vucomiss xmm0, DWORD [rbp + db]),
+        let (first, t) = (self.in_xmm(fmt, a, 0), self.xmm_target(d));
+        let b = self.src(b);
+        match (fmt, b) {
+            (FpFmt::F64, Src::Reg(b)) => dynasm!(self.asm ; .arch x64 ; vucomisd Rx(first), Rx(b)),
+            (FpFmt::F32, Src::Reg(b)) => dynasm!(self.asm ; .arch x64 ; vucomiss Rx(first), Rx(b)),
+            (FpFmt::F64, Src::Mem(b)) => dynasm!(self.asm ; .arch x64 ; vucomisd Rx(first), QWORD [rbp + b]),
+            (FpFmt::F32, Src::Mem(b)) => dynasm!(self.asm ; .arch x64 ; vucomiss Rx(first), DWORD [rbp + b]),
         }
         // Also set by "unordered".
         from.add(self.asm.jcc(Cc::E));
         match op {
-            FpOp::Min => scalar!(self, fmt, vminsd, vminss, db),
-            _ => scalar!(self, fmt, vmaxsd, vmaxss, db),
+            FpOp::Min => scalar!(self, fmt, vminsd, vminss, t, first, b),
+            _ => scalar!(self, fmt, vmaxsd, vmaxss, t, first, b),
         }
-        self.store_fp(fmt, d);
+        self.store_fp(fmt, d, first != 0);
         self.soften(from, packed);
     }
 
     fn fp_compare(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b]: [Slot; 2]) {
         let from = self.check_boxes(fmt, &[a, b]);
-        let (da, db) = (self.be.slot_disp(a), self.be.slot_disp(b));
         // Predicates EQ_OQ (quiet), LT_OS and LE_OS (signalling).
         let predicate = match op {
             FpOp::Eq => 0i8,
             FpOp::Lt => 1,
             _ => 2,
         };
-        self.load_fp(fmt, da);
-        match fmt {
-            FpFmt::F64 => {
-                dynasm!(self.asm ; .arch x64 ; vcmpsd xmm0, xmm0, QWORD [rbp + db], predicate);
+        let first = self.in_xmm(fmt, a, 0);
+        match (fmt, self.src(b)) {
+            (FpFmt::F64, Src::Reg(b)) => {
+                dynasm!(self.asm ; .arch x64 ; vcmpsd xmm0, Rx(first), Rx(b), predicate);
             }
-            FpFmt::F32 => {
+            (FpFmt::F32, Src::Reg(b)) => {
+                dynasm!(self.asm ; .arch x64 ; vcmpss xmm0, Rx(first), Rx(b), predicate);
+            }
+            (FpFmt::F64, Src::Mem(b)) => {
+                dynasm!(self.asm ; .arch x64 ; vcmpsd xmm0, Rx(first), QWORD [rbp + b], predicate);
+            }
+            (FpFmt::F32, Src::Mem(b)) => {
                 // Reads 4 bytes; the assembler's table has the operand as 8, which encodes the same.
-                dynasm!(self.asm ; .arch x64 ; vcmpss xmm0, xmm0, QWORD [rbp + db], predicate);
+                dynasm!(self.asm ; .arch x64 ; vcmpss xmm0, Rx(first), QWORD [rbp + b], predicate);
             }
         }
         let t = self.target(d);
@@ -272,6 +417,9 @@ impl Lower<'_> {
 
     fn sign_inject(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b]: [Slot; 2]) {
         let from = self.check_boxes(fmt, &[a, b]);
+        if a == b && self.xmm_target(d) != 0 {
+            return self.change_sign(op, fmt, d, a, (from, packed));
+        }
         let w = fmt == FpFmt::F64;
         let (da, db) = (self.be.slot_disp(a), self.be.slot_disp(b));
         let sign: u8 = if w { 63 } else { 31 };
@@ -296,10 +444,42 @@ impl Lower<'_> {
                 }
             }
         }
-        self.asm.mov_rm_r(w, Place::Env(self.be.slot_disp(d)), RAX);
-        if !w {
-            self.write_box(d);
+        let disp = self.be.slot_disp(d);
+        if self.xmm_target(d) != 0 {
+            let t = self.xmm_target(d);
+            match fmt {
+                FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovq Rx(t), rax),
+                FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vmovd Rx(t), eax),
+            }
+            self.store_fp(fmt, d, false);
+        } else {
+            self.asm.mov_rm_r(w, Place::Env(disp), RAX);
+            if !w {
+                self.write_box(d);
+            }
         }
+        self.soften(from, packed);
+    }
+
+    /// `d`, which has a vector register, = `a` (`sgnj`), -`a` (`sgnjn`) or |`a`| (`sgnjx`).
+    fn change_sign(&mut self, op: FpOp, fmt: FpFmt, d: Slot, a: Slot, (from, packed): (Fixups, u64)) {
+        let t = self.xmm_target(d);
+        let first = self.in_xmm(fmt, a, t);
+        let is_boxed = matches!(self.src(a), Src::Reg(_));
+        let double = fmt == FpFmt::F64;
+        match op {
+            FpOp::Sgnj if first == t => {}
+            FpOp::Sgnj => dynasm!(self.asm ; .arch x64 ; vmovaps Rx(t), Rx(first)),
+            FpOp::Sgnjn => {
+                self.mask_address(if double { FpMask::SignOfDouble } else { FpMask::SignOfSingle });
+                dynasm!(self.asm ; .arch x64 ; vxorps Rx(t), Rx(first), [r15]);
+            }
+            _ => {
+                self.mask_address(if double { FpMask::AllButSignOfDouble } else { FpMask::AllButSignOfSingle });
+                dynasm!(self.asm ; .arch x64 ; vandps Rx(t), Rx(first), [r15]);
+            }
+        }
+        self.store_fp(fmt, d, is_boxed);
         self.soften(from, packed);
     }
 
@@ -312,34 +492,13 @@ impl Lower<'_> {
     /// The host's result for what does not fit is the most negative integer: done again in software.
     fn round_to_int(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, packed: u64, d: Slot, a: Slot) {
         let mut from = self.check_boxes(fmt, &[a]);
-        let da = self.be.slot_disp(a);
-        let cut = rm == Rm::ToZero;
+        let a = self.src(a);
         let wide = op == FpOp::ToI64;
-        match (fmt, cut, wide) {
-            (FpFmt::F64, true, true) => {
-                dynasm!(self.asm ; .arch x64 ; cvttsd2si rax, QWORD [rbp + da]);
-            }
-            (FpFmt::F64, true, false) => {
-                dynasm!(self.asm ; .arch x64 ; cvttsd2si eax, QWORD [rbp + da]);
-            }
-            (FpFmt::F64, false, true) => {
-                dynasm!(self.asm ; .arch x64 ; cvtsd2si rax, QWORD [rbp + da]);
-            }
-            (FpFmt::F64, false, false) => {
-                dynasm!(self.asm ; .arch x64 ; cvtsd2si eax, QWORD [rbp + da]);
-            }
-            (FpFmt::F32, true, true) => {
-                dynasm!(self.asm ; .arch x64 ; cvttss2si rax, DWORD [rbp + da]);
-            }
-            (FpFmt::F32, true, false) => {
-                dynasm!(self.asm ; .arch x64 ; cvttss2si eax, DWORD [rbp + da]);
-            }
-            (FpFmt::F32, false, true) => {
-                dynasm!(self.asm ; .arch x64 ; cvtss2si rax, DWORD [rbp + da]);
-            }
-            (FpFmt::F32, false, false) => {
-                dynasm!(self.asm ; .arch x64 ; cvtss2si eax, DWORD [rbp + da]);
-            }
+        match (fmt, rm == Rm::ToZero) {
+            (FpFmt::F64, true) => to_int!(self, wide, cvttsd2si, QWORD, a),
+            (FpFmt::F64, false) => to_int!(self, wide, cvtsd2si, QWORD, a),
+            (FpFmt::F32, true) => to_int!(self, wide, cvttss2si, DWORD, a),
+            (FpFmt::F32, false) => to_int!(self, wide, cvtss2si, DWORD, a),
         }
         // Only the most negative integer overflows when one is taken from it.
         self.asm.alu_rm_i(Alu::Cmp, wide, Place::Reg(RAX), 1);
@@ -370,37 +529,41 @@ impl Lower<'_> {
             from.add(self.asm.jcc(Cc::S));
         }
         // Clears the upper half, which the conversion would otherwise wait for.
+        let t = self.xmm_target(d);
         dynasm!(self.asm ; .arch x64 ; vxorps xmm0, xmm0, xmm0);
         match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vcvtsi2sd xmm0, xmm0, rax),
-            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vcvtsi2ss xmm0, xmm0, rax),
+            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vcvtsi2sd Rx(t), xmm0, rax),
+            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vcvtsi2ss Rx(t), xmm0, rax),
         }
-        self.store_fp(fmt, d);
+        self.store_fp(fmt, d, false);
         self.soften(from, packed);
     }
 
     fn convert_format(&mut self, fmt: FpFmt, packed: u64, d: Slot, a: Slot) {
-        let da = self.be.slot_disp(a);
         let from = match fmt {
             FpFmt::F64 => self.check_boxes(FpFmt::F32, &[a]),
             FpFmt::F32 => Fixups::default(),
         };
+        let (t, a) = (self.xmm_target(d), self.src(a));
         dynasm!(self.asm ; .arch x64 ; vxorps xmm0, xmm0, xmm0);
-        match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vcvtss2sd xmm0, xmm0, DWORD [rbp + da]),
-            FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vcvtsd2ss xmm0, xmm0, QWORD [rbp + da]),
+        match (fmt, a) {
+            (FpFmt::F64, Src::Reg(a)) => dynasm!(self.asm ; .arch x64 ; vcvtss2sd Rx(t), xmm0, Rx(a)),
+            (FpFmt::F32, Src::Reg(a)) => dynasm!(self.asm ; .arch x64 ; vcvtsd2ss Rx(t), xmm0, Rx(a)),
+            (FpFmt::F64, Src::Mem(a)) => dynasm!(self.asm ; .arch x64 ; vcvtss2sd Rx(t), xmm0, DWORD [rbp + a]),
+            (FpFmt::F32, Src::Mem(a)) => dynasm!(self.asm ; .arch x64 ; vcvtsd2ss Rx(t), xmm0, QWORD [rbp + a]),
         }
-        self.canonicalize(fmt);
-        self.store_fp(fmt, d);
+        self.canonicalize(fmt, t);
+        self.store_fp(fmt, d, false);
         self.soften(from, packed);
     }
 
     fn move_to_int(&mut self, fmt: FpFmt, d: Slot, a: Slot) {
         let t = self.target(d);
         let place = Place::Env(self.be.slot_disp(a));
-        match fmt {
-            FpFmt::F64 => self.asm.mov_r_rm(true, t, place),
-            FpFmt::F32 => self.asm.movsxd(t, place),
+        match (fmt, self.src(a)) {
+            (FpFmt::F64, Src::Reg(a)) => dynasm!(self.asm ; .arch x64 ; vmovq Rq(t), Rx(a)),
+            (FpFmt::F64, Src::Mem(_)) => self.asm.mov_r_rm(true, t, place),
+            (FpFmt::F32, _) => self.asm.movsxd(t, place),
         }
         self.finish(d);
     }
@@ -408,6 +571,14 @@ impl Lower<'_> {
     fn move_from_int(&mut self, fmt: FpFmt, d: Slot, a: Slot) {
         let home = self.home(a);
         let a = self.in_reg(home, RAX);
+        let t = self.xmm_target(d);
+        if t != 0 {
+            match fmt {
+                FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovq Rx(t), Rq(a)),
+                FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vmovd Rx(t), Rd(a)),
+            }
+            return self.store_fp(fmt, d, false);
+        }
         let place = Place::Env(self.be.slot_disp(d));
         self.asm.mov_rm_r(fmt == FpFmt::F64, place, a);
         if fmt == FpFmt::F32 {

@@ -41,6 +41,7 @@ pub(super) struct Slow {
     /// State at the first operation.
     insn: Insn,
     boxed: u64,
+    fp_alive: bool,
     flags: super::flags::FlagState,
 }
 
@@ -76,6 +77,7 @@ impl Lower<'_> {
             end: extent.end,
             insn: self.insn,
             boxed: self.boxed,
+            fp_alive: self.fp_alive,
             flags: self.flags,
         });
         self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow });
@@ -207,6 +209,7 @@ impl Lower<'_> {
         let Some(&slow) = self.groups.get(number as usize) else { return };
         self.asm.bind(slow.from);
         (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
+        self.fp_alive = slow.fp_alive;
         (self.cached, self.last) = (None, None);
         self.skip = 0;
         for i in slow.first..slow.end {

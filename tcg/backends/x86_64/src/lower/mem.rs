@@ -25,6 +25,8 @@ pub(super) struct Slow {
     /// What to store, or (a slot's home) where to put what was loaded.
     value: Opnd,
     insn: Insn,
+    /// The vector register that a loaded value goes to as well.
+    xmm: Option<u8>,
     /// Displacement of the slot whose value `rax` must hold again.
     reload: Option<i32>,
     /// What saves the flags first.
@@ -101,10 +103,11 @@ impl Lower<'_> {
         let from = self.translate(at, size, self.be.config.context.read_tag);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
+        let xmm = self.fp_pin_to_load(d, size, ext);
         self.load_from(d, place, size, ext);
         let reload = match home {
-            Opnd::Reg(_) => self.keep_base(at),
-            _ => None,
+            Opnd::Mem(_) if xmm.is_none() => None,
+            _ => self.keep_base(at),
         };
         let back = self.asm.pos();
         let insn = self.insn;
@@ -117,6 +120,7 @@ impl Lower<'_> {
             size,
             ext,
             value: home,
+            xmm,
             insn,
             reload,
             flags,
@@ -142,6 +146,7 @@ impl Lower<'_> {
                 size,
                 ext: Ext::Zero,
                 value: Opnd::Reg(RAX),
+                xmm: None,
                 insn: self.insn,
                 reload: None,
                 flags,
@@ -154,8 +159,17 @@ impl Lower<'_> {
         self.flags_from(&op);
     }
 
+    /// The vector register to load `d` to.
+    fn fp_pin_to_load(&self, d: Slot, size: Size, ext: Ext) -> Option<u8> {
+        let whole = size == Size::B8 || size == Size::B4 && ext == Ext::Ones;
+        self.be.fp_pin_of(d).filter(|_| whole && self.fp_alive)
+    }
+
     /// `d` = memory at `place`.
     fn load_from(&mut self, d: Slot, place: Rm, size: Size, ext: Ext) {
+        if self.fp_pin_to_load(d, size, ext).is_some() {
+            return self.load_fp_pin(d, place, size);
+        }
         match (self.home(d), ext) {
             (Opnd::Mem(disp), Ext::Ones) if size == Size::B4 => {
                 self.load_value(RAX, place, size, Ext::Zero);
@@ -199,6 +213,9 @@ impl Lower<'_> {
             Opnd::Mem(disp) => self.asm.mov_rm_r(true, Rm::Env(disp), RAX),
             Opnd::Imm(_) => {}
         }
+        if let Some(xmm) = slow.xmm {
+            dynasm!(self.asm ; .arch x64 ; vmovq Rx(xmm), rax);
+        }
         if let Some(fused) = slow.fused {
             self.on_memory(fused, Rm::Reg(RAX));
         }
@@ -235,6 +252,7 @@ impl Lower<'_> {
             size,
             ext: Ext::Zero,
             value,
+            xmm: None,
             insn,
             reload,
             flags,

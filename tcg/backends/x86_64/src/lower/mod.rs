@@ -130,10 +130,16 @@ enum Cold {
         packed: u64,
         back: u32,
     },
-    /// The canonical NaN to `xmm0`.
+    /// The canonical NaN to vector register `t`.
     Nan {
         from: Fixup,
         fmt: FpFmt,
+        t: u8,
+        back: u32,
+    },
+    /// Loads vector registers with what their slots hold.
+    ReviveFp {
+        from: Fixup,
         back: u32,
     },
 }
@@ -154,6 +160,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
         boxed: 0,
+        fp_alive: false,
+        has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
         group: None,
@@ -199,6 +207,9 @@ struct Lower<'a> {
     counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
     boxed: u64,
+    /// Whether vector registers are known to hold what their slots do.
+    fp_alive: bool,
+    has_fp_pins: bool,
     /// The slot whose value `rax` also holds after the operation being lowered.
     cached: Option<Slot>,
     /// The same after the operation before it.
@@ -254,6 +265,7 @@ impl Lower<'_> {
     }
 
     fn lower(&mut self, op: &Op) {
+        let reload = self.has_fp_pins && self.writes_fp_pins(op);
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
@@ -304,6 +316,9 @@ impl Lower<'_> {
             Op::TraceBlock { id, entry } => self.trace_block(id, entry),
             Op::TraceAccess { head, base, off } => self.trace_access(head, base, off),
             Op::TraceValue { value } => self.trace_value(value),
+        }
+        if reload {
+            self.reload_fp(op);
         }
         if self.group.is_some() {
             self.adjust_group(op);
@@ -615,7 +630,12 @@ impl Lower<'_> {
                     self.call_fp(packed);
                     self.asm.jmp_back(back);
                 }
-                Cold::Nan { from, fmt, back } => self.canonical_nan(from, fmt, back),
+                Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),
+                Cold::ReviveFp { from, back } => {
+                    self.asm.bind(from);
+                    self.asm.call_abs(self.be.stubs.revive);
+                    self.asm.jmp_back(back);
+                }
             }
         }
         // A trap, so that the return address of a call at the end is still inside the block.

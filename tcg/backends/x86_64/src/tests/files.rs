@@ -27,6 +27,7 @@ struct Env {
     cur_insn: u32,
     reserve_addr: u64,
     reserve_value: u64,
+    vector_dead: u64,
     slots: [u64; SLOTS],
     hot: [u8; HOT],
     host: TestHost,
@@ -177,7 +178,8 @@ extern "C" fn helper_call<const N: u16>(env: *mut Env, a: u64, b: u64, c: u64) -
     unsafe { env_of(env) }.call(N, [a, b, c])
 }
 
-fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
+/// A machine for guests with flags, or for those with floating-point slots in registers.
+fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
     let config = BackendConfig {
         env: EnvLayout {
             slots: offset_of!(Env, slots) as i32,
@@ -189,6 +191,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
             cur_insn: offset_of!(Env, cur_insn) as i32,
             reserve_addr: offset_of!(Env, reserve_addr) as i32,
             reserve_value: offset_of!(Env, reserve_value) as i32,
+            vector_dead: offset_of!(Env, vector_dead) as i32,
             guest: offset_of!(Env, hot) as i32,
             ..EnvLayout::default()
         },
@@ -213,8 +216,9 @@ fn machine(pin_order: Vec<Slot>, code_align: u32) -> Machine {
         ],
         pin_order,
         vector: None,
+        fp_pin_order: (32..46).map(Slot).collect(),
         code_align,
-        flags: true,
+        flags,
         code_base: 0,
     };
     Machine::with_config(config)
@@ -234,6 +238,7 @@ fn run(m: &Machine, case: &Case) -> Result<(), String> {
         cur_insn: 0,
         reserve_addr: !0,
         reserve_value: 0,
+        vector_dead: 0xff,
         slots: [0; SLOTS],
         hot: [0; HOT],
         host: case.host(soft_fp),
@@ -268,14 +273,21 @@ fn cases_of_the_files() {
     let variants = [pins(0), pins(1), [3u8, 4, 5, 6, 7, 2, 1, 8, 9, 0, 12].map(Slot).to_vec()];
     let (mut count, mut failures) = (0, Vec::new());
     for pin_order in variants {
-        let machines = [1, 2].map(|align| machine(pin_order.clone(), align));
+        let machines = [1, 2].map(|align| machine(pin_order.clone(), align, true));
+        let without_flags = machine(pin_order.clone(), 2, false);
         for entry in std::fs::read_dir(folder).expect("the IR's test files") {
             let path = entry.expect("a file").path();
             let text = std::fs::read_to_string(&path).expect("a test file can be read");
             for case in parse(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display())) {
                 count += 1;
-                if let Err(e) = run(&machines[case.code_align as usize - 1], &case) {
-                    failures.push(format!("{}: {e}", path.display()));
+                let mut machines = vec![&machines[case.code_align as usize - 1]];
+                if path.ends_with("fp.ir") || path.ends_with("memory.ir") {
+                    machines.push(&without_flags);
+                }
+                for machine in machines {
+                    if let Err(e) = run(machine, &case) {
+                        failures.push(format!("{}: {e}", path.display()));
+                    }
                 }
             }
         }

@@ -144,6 +144,7 @@ impl Machine {
             helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,
             vector: None,
+            fp_pin_order: if code_align == 2 { (34..48).map(Slot).collect() } else { Vec::new() },
             code_align,
             flags: code_align == 1,
             code_base: 0,

@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
 use crate::state::{FS, GS, Mode, SS};
+use crate::translate::STI_GOES_ON;
 use crate::translate::segment_number;
 use crate::{control, cpuid, far, interrupt, msr, syscall, task};
 
@@ -379,7 +380,10 @@ fn interrupt_flag(x: &mut Exec<'_>) -> Result<()> {
     }
     if st.flags & RFLAGS_IF == 0 {
         x.cpu.guest.st.flags |= RFLAGS_IF;
-        inhibit(x);
+        // Nobody looks for interrupts before the next instruction if the block goes on with it.
+        if x.offset != STI_GOES_ON || x.cpu.event_waits() {
+            inhibit(x);
+        }
     }
     Ok(())
 }

@@ -24,12 +24,15 @@ use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
 
 use crate::decode::{MAX_LEN, Packed, decode, fetch, pack};
 use crate::helper_ids;
-use crate::state::{CodeMode, State};
+use crate::state::{CodeMode, FS, GS, State};
 
 /// Slot of the first segment base.
 pub const BASE0: u8 = 16;
 /// Most instructions in a block.
 const MAX_INSNS: u16 = 96;
+
+/// In place of the offset of a memory operand, for STI: the next instruction is in the same block.
+pub(crate) const STI_GOES_ON: u64 = 1;
 
 /// Whether the instruction goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +56,8 @@ pub(crate) struct Tr<'a> {
     stack: u32,
     /// Real or virtual-8086 mode.
     real: bool,
+    /// FS, GS: need no check, but have a base.
+    based: [bool; 2],
     careful: bool,
     pc: PagePc,
     next: PagePc,
@@ -89,6 +94,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             flat: code_mode.flat(),
             stack: code_mode.stack_bytes(),
             real: code_mode.real(),
+            based: [code_mode.whole(FS), code_mode.whole(GS)],
             careful,
             pc: PagePc(at as i32),
             next: PagePc((at + len as u32) as i32),
@@ -162,10 +168,17 @@ impl Tr<'_> {
         self.execute()
     }
 
+    /// Whether the block certainly has the next instruction too.
+    fn goes_on(&self) -> bool {
+        !self.careful && self.next.0 + MAX_LEN as i32 <= 4096 && self.block.insns + 1 < MAX_INSNS
+    }
+
     /// Leaves the instruction to the helper.
     fn execute(&mut self) -> Flow {
         let offset = if (0..self.insn.op_count()).any(|i| self.insn.op_kind(i) == OpKind::Memory) {
             self.offset()
+        } else if self.insn.mnemonic() == Mnemonic::Sti && self.goes_on() {
+            Val::Imm(STI_GOES_ON as i64)
         } else {
             Val::Imm(0)
         };

@@ -218,6 +218,10 @@ impl Tr<'_> {
         if self.flat && !based {
             return Mem { base: offset, off: 0 };
         }
+        if based && self.based[seg - FS] {
+            let base = self.alu(AluOp::Add, Ty::U32, offset, Val::Slot(Slot(BASE0 + seg as u8)));
+            return Mem { base, off: 0 };
+        }
         let d = self.temp();
         self.op(Op::Call {
             helper: LINEAR,
