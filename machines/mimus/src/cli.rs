@@ -128,6 +128,9 @@ pub struct SystemArgs {
     /// What all chance follows from: with -icount shift=N, runs repeat exactly
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Names of addresses for the monitor and the debugger: ELF (vmlinux) or System.map
+    #[arg(long, value_name = "FILE")]
+    pub symbols: Vec<PathBuf>,
     /// Trace what is executed: FILE,what=blocks+mem+devices,range=A-B,addr=A-B,space=ROOT,vcpu=N,mode=user|kernel
     #[arg(long, value_name = "FILE,KEY=VALUE…")]
     pub trace: Option<String>,
@@ -196,6 +199,7 @@ impl SystemArgs {
         config.icount = self.icount.as_deref().map(Icount::parse).transpose()?;
         config.seed = self.seed;
         config.trace = self.trace.clone();
+        config.symbols = self.symbols.clone();
         crate::tracing::check(&config)?;
         config.no_reboot = self.no_reboot;
         config.no_shutdown = self.no_shutdown;

@@ -72,6 +72,11 @@ impl Tracing {
         Tracing { guest: guest.to_owned(), vm, threads, writer: Mutex::new(None) }
     }
 
+    /// Whether one is being made.
+    pub fn is_on(&self) -> bool {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn sync(&self) -> anyhow::Result<()> {
         for vcpu in (0..self.threads.count() as u32).map(VcpuIndex) {
             self.threads.run_on_sync(vcpu, |v| v.sync_trace())?;

@@ -105,6 +105,9 @@ pub struct MachineConfig {
     /// `-trace`: where to, and what, as written.
     #[serde(default)]
     pub trace: Option<String>,
+    /// `-symbols`: files with names of the guest's addresses.
+    #[serde(default)]
+    pub symbols: Vec<PathBuf>,
     /// `-seed`: what all chance follows from.
     #[serde(default)]
     pub seed: Option<u64>,
@@ -172,6 +175,7 @@ impl MachineConfig {
             icount: None,
             seed: None,
             trace: None,
+            symbols: Vec::new(),
             no_reboot: false,
             no_shutdown: false,
             start_paused: false,

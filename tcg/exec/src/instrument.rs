@@ -201,8 +201,10 @@ mod tests {
     use mimus_tcg_ir::{Cond, Ext};
     use std::sync::Mutex;
 
+    type Defined = (u32, u16, Vec<u8>, Vec<u8>);
+
     #[derive(Default)]
-    struct Sink(Mutex<Vec<(u32, u16, Vec<u8>, Vec<u8>)>>);
+    struct Sink(Mutex<Vec<Defined>>);
 
     impl TraceSink for Sink {
         fn define(&self, code: TracedCode<'_>) {

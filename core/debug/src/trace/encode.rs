@@ -24,8 +24,13 @@ struct Place {
     value: u64,
 }
 
+/// Entries of the table of memory, a power of two.
+const MEMORY: usize = 1 << 16;
+
 /// The predictions, the same on both sides.
 struct Model {
+    /// What was last loaded from or stored to addresses.
+    memory: Box<[(u64, u64)]>,
     next: Box<[u32]>,
     places: Box<[Place]>,
     last: u32,
@@ -39,6 +44,7 @@ struct Model {
 impl Default for Model {
     fn default() -> Model {
         Model {
+            memory: vec![(0, 0); MEMORY].into_boxed_slice(),
             next: vec![0; WORDS].into_boxed_slice(),
             places: vec![Place::default(); PLACES].into_boxed_slice(),
             last: 0,
@@ -64,10 +70,39 @@ impl Model {
         }
     }
 
+    /// What memory at `address` is believed to hold; else what the instruction had last.
+    fn value(&self, address: u64, otherwise: u64) -> u64 {
+        let (at, value) = self.memory[memory_slot(address)];
+        if at == address { value } else { otherwise }
+    }
+
     fn place(&mut self, head: u32) -> &mut Place {
         let mixed = (head ^ self.code.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
         &mut self.places[(mixed >> 18) as usize]
     }
+}
+
+fn memory_slot(address: u64) -> usize {
+    (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
+}
+
+/// A number with a flag.
+fn put_flagged(out: &mut Vec<u8>, value: u64, flag: bool) {
+    let first = u8::from(flag) | (value as u8 & 0x3f) << 1;
+    if value >> 6 == 0 {
+        out.push(first);
+    } else {
+        out.push(first | 0x80);
+        put(out, value >> 6);
+    }
+}
+
+fn get_flagged(input: &mut &[u8]) -> Option<(u64, bool)> {
+    let (&first, rest) = input.split_first()?;
+    *input = rest;
+    let low = u64::from(first >> 1 & 0x3f);
+    let high = if first >= 0x80 { get(input)? } else { 0 };
+    Some((high << 6 | low, first & 1 != 0))
 }
 
 fn put(out: &mut Vec<u8>, mut value: u64) {
@@ -162,14 +197,22 @@ fn payload(model: &mut Model, word: u32, args: &[u32], out: &mut Vec<u8>) {
     let u64_at = |i: usize| pair(args.get(i..).unwrap_or_default());
     match word {
         _ if word & words::ACCESS != 0 => {
-            let (address, place) = (u64_at(0), model.place(word));
-            put(out, zigzag(address.wrapping_sub(place.address.wrapping_add(place.stride))));
-            (place.stride, place.address) = (address.wrapping_sub(place.address), address);
+            let (address, place) = (u64_at(0), *model.place(word));
+            let differs = zigzag(address.wrapping_sub(place.address.wrapping_add(place.stride)));
+            let mut now = Place { stride: address.wrapping_sub(place.address), address, ..place };
             if word & words::VALUE != 0 {
                 let value = u64_at(2) & mask(word);
-                put(out, zigzag(value.wrapping_sub(place.value)));
-                place.value = value;
+                let expected = model.value(address, place.value);
+                put_flagged(out, differs, value == expected);
+                if value != expected {
+                    put(out, zigzag(value.wrapping_sub(place.value)));
+                }
+                model.memory[memory_slot(address)] = (address, value);
+                now.value = value;
+            } else {
+                put_flagged(out, differs, false);
             }
+            *model.place(word) = now;
         }
         words::PAGE => {
             put(out, zigzag((u64_at(0) as i64 >> 12).wrapping_sub(model.page as i64 >> 12) as u64));
@@ -229,16 +272,20 @@ impl Decoder {
 fn unpayload(model: &mut Model, word: u32, args: &mut &[u8], out: &mut Vec<u32>) -> Option<()> {
     match word {
         _ if word & words::ACCESS != 0 => {
-            let difference = unzigzag(get(args)?);
-            let place = model.place(word);
-            let address = place.address.wrapping_add(place.stride).wrapping_add(difference);
-            (place.stride, place.address) = (address.wrapping_sub(place.address), address);
+            let (difference, expected) = get_flagged(args)?;
+            let place = *model.place(word);
+            let address = place.address.wrapping_add(place.stride).wrapping_add(unzigzag(difference));
+            let mut now = Place { stride: address.wrapping_sub(place.address), address, ..place };
             push_pair(out, address);
             if word & words::VALUE != 0 {
-                place.value = place.value.wrapping_add(unzigzag(get(args)?));
-                let value = place.value;
-                push_pair(out, value);
+                now.value = match expected {
+                    true => model.value(address, place.value),
+                    false => place.value.wrapping_add(unzigzag(get(args)?)),
+                };
+                push_pair(out, now.value);
+                model.memory[memory_slot(address)] = (address, now.value);
             }
+            *model.place(word) = now;
         }
         words::PAGE => {
             let page = (model.page as i64 >> 12).wrapping_add(unzigzag(get(args)?) as i64);
@@ -294,7 +341,7 @@ mod tests {
             input.extend([words::STEP, 0x10, 0, 4, 1, 2, 3, 4]);
             let out = encoder.encode(&input);
             assert!(out.words.len() < 200, "{}", out.words.len());
-            assert!(out.args.len() < 41_000, "{}", out.args.len());
+            assert!(out.args.len() < 61_000, "{}", out.args.len());
             assert_eq!(decoder.decode(&out.words, &out.args, input.len()), Some(input));
         }
     }
@@ -318,8 +365,11 @@ mod tests {
 
     #[test]
     fn numbers() {
-        for value in [0, 1, 0x7f, 0x80, u64::MAX, 1 << 63] {
+        for value in [0, 1, 0x3f, 0x40, 0x7f, 0x80, u64::MAX, 1 << 63] {
             let mut out = Vec::new();
+            put_flagged(&mut out, value, value & 4 != 0);
+            assert_eq!(get_flagged(&mut &out[..]), Some((value, value & 4 != 0)));
+            out.clear();
             put(&mut out, value);
             assert_eq!(get(&mut &out[..]), Some(value));
             assert_eq!(unzigzag(zigzag(value)), value);

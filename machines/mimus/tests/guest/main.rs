@@ -9,5 +9,6 @@ mod end;
 mod gdb;
 mod harness;
 mod network;
+mod repeat;
 mod terminal;
 mod x86;
