@@ -164,6 +164,8 @@ pub enum CpuPin {
     Smi,
     /// x86 INIT.
     Init,
+    /// x86 A20M: while high, bit 20 of physical addresses is 0.
+    A20Mask,
     /// AArch64 IRQ.
     Irq,
     /// AArch64 FIQ.
@@ -208,8 +210,10 @@ pub enum RemoteFence {
 pub enum ResetKind {
     /// Power-on.
     Cold,
-    /// The machine's reset, or INIT.
+    /// The machine's reset.
     Warm,
+    /// An x86 INIT alone, of the bootstrap processor: what INIT leaves as it is stays.
+    Init,
 }
 
 /// Where and how a vCPU is started by another (SBI HSM, PSCI, SIPI) or by the board.

@@ -124,7 +124,8 @@ fn write_cr3<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     Ok(())
 }
 
-fn cr4_mask(st: &State) -> u64 {
+/// Bits of CR4 that the model has.
+pub(crate) fn cr4_mask(st: &State) -> u64 {
     let mut bits = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     let optional = [
         ("umip", CR4_UMIP),

@@ -79,7 +79,7 @@ fn has(feature: CpuidFeature, f: &Features) -> bool {
     use CpuidFeature as C;
     match feature {
         C::INTEL8086 | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 | C::INTEL8086_ONLY => true,
-        C::CPUID | C::MULTIBYTENOP | C::PAUSE | C::HLE_or_RTM => true,
+        C::CPUID | C::SMM | C::MULTIBYTENOP | C::PAUSE | C::HLE_or_RTM => true,
         C::FPU | C::FPU287 | C::FPU387 => f.has("fpu"),
         C::X64 => f.long_mode,
         C::MSR => f.has("msr"),

@@ -127,6 +127,8 @@ pub struct State {
     pub nmi_pending: bool,
     /// In system management mode.
     pub smm: bool,
+    /// [`State::nmi_masked`] outside of it.
+    pub smm_inside_nmi: bool,
     /// What the model has, for CPUID and for the decoder.
     pub features: Features,
     /// Number of the vCPU.
@@ -174,6 +176,7 @@ impl State {
             nmi_masked: false,
             nmi_pending: false,
             smm: false,
+            smm_inside_nmi: false,
             features,
             index,
             phys_bits,

@@ -14,7 +14,7 @@ use crate::stack::Stack;
 use crate::state::{FS, GS, Mode, SS};
 use crate::translate::STI_GOES_ON;
 use crate::translate::segment_number;
-use crate::{control, cpuid, far, interrupt, msr, syscall, task};
+use crate::{control, cpuid, far, interrupt, msr, smm, syscall, task};
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
 
@@ -124,9 +124,11 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             x.cpu.need_cpl0()?;
             let next = x.next;
             x.cpu.set_ip(next);
+            x.cpu.guest.halted_at = Some(x.cpu.head.pc);
             x.cpu.halt();
             Ok(())
         },
+        M::Rsm => resume,
         M::Cli | M::Sti => interrupt_flag,
         M::Pushf | M::Pushfd | M::Pushfq => pushf,
         M::Popf | M::Popfd | M::Popfq => popf,
@@ -304,6 +306,17 @@ fn mov_to_segment(x: &mut Exec<'_>) -> Result<()> {
     segment::load(x.cpu, seg, selector)?;
     if seg == SS {
         inhibit(x);
+    }
+    Ok(())
+}
+
+fn resume(x: &mut Exec<'_>) -> Result<()> {
+    if !x.cpu.guest.st.smm {
+        return Err(Exception::UD);
+    }
+    if smm::resume(x.cpu) {
+        x.cpu.guest.halted_at = Some(x.cpu.head.pc);
+        x.cpu.halt();
     }
     Ok(())
 }
@@ -539,5 +552,7 @@ pub(super) fn port_out(x: &mut Exec<'_>, port: u16, bytes: u32, value: u64) -> R
     let index = x.cpu.index();
     x.cpu.trace_port(true, port, size_of(bytes), value);
     x.cpu.io(|io| io.pio_write(index, port, access_size(bytes), value));
+    // What the device asked of this vCPU (SMI, A20) is done before the next instruction.
+    x.cpu.guest.leave |= x.cpu.kicked();
     Ok(())
 }
