@@ -277,6 +277,10 @@ pub trait VcpuDebug {
     fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
     /// No longer.
     fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
+    /// `bytes` were read from memory at `pa`: what breakpoints replaced is put back in them.
+    fn hide_breakpoints(&self, _pa: GuestPhys, _bytes: &mut [u8]) {}
+    /// `bytes` are to be written at `pa`: what breakpoints replace in them is remembered, and the breakpoints put in.
+    fn keep_breakpoints(&mut self, _pa: GuestPhys, _bytes: &mut [u8]) {}
 }
 
 /// Limits of debugging; `None` is no limit.

@@ -96,7 +96,7 @@ pub fn write_cr0<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     if (old ^ new) & (CR0_PG | CR0_WP | CR0_PE) != 0 {
         h.flush(Flush::All);
     }
-    if (old ^ new) & (CR0_PG | CR0_PE) != 0 {
+    if (old ^ new) & (CR0_PG | CR0_PE | CR0_AM) != 0 {
         h.mode_changed();
     }
     Ok(())

@@ -14,6 +14,7 @@ use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot, Val};
 
+use crate::blame::not_canonical;
 use crate::convert::{Registers, from_arch, to_arch};
 use crate::cpuid;
 use crate::decode::{MAX_LEN, fetch};
@@ -230,7 +231,7 @@ impl Host for X86Cpu {
         let wide = self.guest.st.long();
         if va & 4095 > 4096 - u64::from(bytes) {
             // Nothing is stored unless all can be.
-            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1));
+            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1)) & !4095;
             for at in [va, end] {
                 if self.host_for_store(at).is_err() {
                     return Err(taken(self, at));
@@ -545,6 +546,7 @@ impl GuestFrontend for X86 {
     fn deliver_fault(cpu: &mut Cpu<Self>, _va: u64, access: Access, fault: MemFault) {
         let taken = cpu.guest.fault.take();
         let exception = match (fault, taken) {
+            (MemFault::Page, Some(Exception::GP0)) => not_canonical(cpu, cpu.head.pc, access),
             (MemFault::Page, Some(exception)) => exception,
             // Code where nothing is: reads as ones, which are no instruction.
             _ if access == Access::Fetch => Exception::UD,

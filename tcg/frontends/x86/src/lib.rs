@@ -14,6 +14,7 @@
 //! | [`takeover`] | instructions of a guest that another engine runs |
 //! | [`native`] | computations on the host's own units |
 
+mod blame;
 pub mod control;
 pub mod convert;
 pub mod cpuid;

@@ -57,6 +57,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Clts => |x| control::clts(x.cpu),
         M::Lmsw => |x| {
+            x.cpu.need_cpl0()?;
             let value = x.read(0, 2)?;
             control::lmsw(x.cpu, value)
         },
@@ -101,12 +102,19 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let (to, from) = (x.read(0, 2)?, x.read(1, 2)?);
             let lower = to & 3 < from & 3;
             let new = if lower { to & !3 | from & 3 } else { to };
-            x.write(0, 2, new)?;
+            if x.insn.op_kind(0) == OpKind::Register {
+                // 16 bits, whatever the operand is called.
+                let r = x.insn.op_register(0).full_register32();
+                let old = x.reg(r);
+                x.set_reg(r, old & !0xffff | new & 0xffff);
+            } else {
+                x.write(0, 2, new)?;
+            }
             set_zf(x, lower);
             Ok(())
         },
         M::Invlpg => |x| {
-            let seg = segment_number(x.insn.memory_segment());
+            let seg = x.segment();
             let base =
                 if seg == FS || seg == GS || !x.cpu.guest.st.is_64bit() { x.cpu.guest.st.seg[seg].base } else { 0 };
             let va = x.cpu.wrap(base.wrapping_add(x.offset));
@@ -272,7 +280,9 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             }
             Ok(())
         },
-        M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote => |x| {
+        // A hint that may do nothing, whatever its address.
+        M::Cldemote => |_| Ok(()),
+        M::Clflush | M::Clflushopt | M::Clwb => |x| {
             let at = x.address(1, false)?;
             x.load(at, 1).map(drop)
         },
@@ -484,7 +494,7 @@ fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
 /// A far pointer in memory: offset, then selector.
 fn far_pointer(x: &mut Exec<'_>) -> Result<(u16, u64, u32)> {
     let bytes = x.insn.memory_size().size() as u32 - 2;
-    let at = x.address(bytes + 2, false)?;
+    let at = x.aligned_address(bytes + 2, bytes, false)?;
     let offset = x.load(at, bytes)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     Ok((x.load(at, 2)? as u16, offset, bytes))
