@@ -95,7 +95,7 @@ impl Lower<'_> {
         if let Some(l) = &mut self.looped {
             (l.copy, l.in_copy) = (Some(at), true);
         }
-        self.insn = Insn { pc: self.start, len: 0 };
+        self.insn = Insn { pc: self.start, len: 0, left: 0 };
         (self.cached, self.last, self.group, self.boxed) = (None, None, None, 0);
         (self.kept, self.skip) = (false, 0);
         self.flags = FlagState::carried(recipe);
