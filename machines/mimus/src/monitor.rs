@@ -26,6 +26,8 @@ pub trait Control: Send + Sync {
     fn quit(&self);
     /// Registers of the vCPUs, or why they cannot be shown.
     fn registers(&self) -> String;
+    /// The accelerator, and what it counted.
+    fn accelerator(&self) -> String;
     /// A command of the debugger, or `trace`; `None`: it has none of that name. Waits for the machine.
     fn debugger(&self, line: &str) -> Option<String> {
         let _ = line;
@@ -44,6 +46,7 @@ const COMMANDS: &[(&[&str], &str, Action)] = &[
     (&["help", "?"], "this list", |_| help()),
     (&["info status"], "whether the machine runs", |c| format!("VM status: {}\n", c.status())),
     (&["info registers"], "registers of the vCPUs", |c| c.registers()),
+    (&["info accel"], "what the accelerator counted", |c| c.accelerator()),
     (&["info version"], "the version", |_| format!("{}\n", env!("CARGO_PKG_VERSION"))),
     (&["stop", "s"], "stop the machine", |c| quietly(|| c.stop())),
     (&["cont", "c"], "let it go on", |c| quietly(|| c.cont())),
@@ -189,6 +192,9 @@ mod tests {
         }
         fn registers(&self) -> String {
             "pc 0\n".into()
+        }
+        fn accelerator(&self) -> String {
+            "null\n".into()
         }
     }
 

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::sync::{Arc, Once, OnceLock};
 
-use mimus_core::accel::VcpuIndex;
+use mimus_core::accel::{AccelVm, VcpuIndex};
 use mimus_core::arch::StateGroups;
 use mimus_core::vcpu::VcpuThreads;
 use mimus_machines::boards::{self, BoardEntry};
@@ -41,6 +41,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     let consoles = Consoles::open(&config, &io)?;
     let serials = consoles.serials.clone();
     let emulation_failure = accel.emulation_failure();
+    let name = accel.accel.name();
     let host = Host { accel: &*accel.accel, accel_options: accel.options, emulation_failure, serials, io };
     let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
@@ -58,6 +59,8 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
         threads: machine.threads().clone(),
         debugger: commands.clone(),
         tracing: tracing.clone(),
+        accel: name,
+        vm: machine.vm().clone(),
     });
     consoles.attach(&operator);
     let debugger = debugger.map(|d| gdb::serve(d, &machine, &operator)).transpose()?;
@@ -224,6 +227,8 @@ impl Consoles {
 pub(crate) struct Operator {
     pub(crate) control: MachineControl,
     threads: VcpuThreads,
+    accel: &'static str,
+    vm: Arc<dyn AccelVm>,
     debugger: Arc<Debugger>,
     tracing: Arc<Tracing>,
 }
@@ -283,6 +288,13 @@ impl Control for Operator {
                 Ok(state) => out.push_str(&registers::show(&state)),
                 Err(e) => out.push_str(&format!("{e}\n")),
             }
+        }
+        out
+    }
+    fn accelerator(&self) -> String {
+        let mut out = format!("accelerator: {}\n", self.accel);
+        for (name, value) in self.vm.statistics().into_iter().filter(|(_, value)| *value != 0) {
+            out.push_str(&format!("{name}: {value}\n"));
         }
         out
     }

@@ -836,6 +836,13 @@ fn halves(va: u64, bytes: u32) -> (u32, u64) {
     (bytes.min((PAGE - (va & (PAGE - 1))) as u32), (va | (PAGE - 1)).wrapping_add(1))
 }
 
+/// Copies bytes of a page of code that other vCPUs may be writing.
+pub(crate) fn copy_code(from: *const u8, offset: usize, to: &mut [u8]) {
+    assert!(offset + to.len() <= PAGE as usize, "inside the page");
+    // SAFETY: `from` is a whole page of a RAM block (see `Cpu::code_page`), and the range is inside of it.
+    unsafe { ptr::copy_nonoverlapping(from.add(offset), to.as_mut_ptr(), to.len()) };
+}
+
 /// Copies a page of guest memory that other vCPUs may be writing.
 pub(crate) fn copy_page(from: *const u8, to: &mut crate::frontend::CodePage) {
     // SAFETY: `from` is a whole page of a RAM block (see `Cpu::code_page`); a torn copy is withdrawn by

@@ -134,7 +134,8 @@ pub struct Cpu<F: GuestFrontend> {
     /// `view` is the alternate memory's.
     pub(crate) alternate: bool,
     pub(crate) ram_window: Cell<RamWindow>,
-    pub(crate) scratch: crate::translate::Scratch,
+    /// `None` while in use.
+    pub(crate) scratch: Option<Box<crate::translate::Scratch>>,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
     pub(crate) interp_blocks: HashMap<usize, Rc<Block>>,
     /// A store withdrew code.
@@ -204,7 +205,7 @@ impl<F: GuestFrontend> Cpu<F> {
             view_generation: 0,
             alternate: false,
             ram_window: Cell::new(RamWindow::NONE),
-            scratch: Default::default(),
+            scratch: None,
             interp_blocks: HashMap::new(),
             code_changed: false,
             step_at: None,

@@ -116,10 +116,10 @@ impl<F: GuestFrontend> Cpu<F> {
             Err(NoCode::Trapped) => return,
             Err(NoCode::Later | NoCode::Careful) => return self.check_events(),
         }
-        let block = std::mem::take(&mut self.scratch.block);
+        let Some(scratch) = self.scratch.take() else { return };
         self.code_changed = false;
         self.head.page_base = pc & !4095;
-        match run(&block, self) {
+        match run(&scratch.block, self) {
             Outcome::Next(va) => self.head.pc = va,
             Outcome::Careful(va) => {
                 debug_assert!(false, "a careful block asked for careful execution at {va:#x}");
@@ -128,6 +128,6 @@ impl<F: GuestFrontend> Cpu<F> {
             // A helper or the trap has set the pc.
             Outcome::Dispatch | Outcome::Faulted => self.head.exit_request = 0,
         }
-        self.scratch.block = block;
+        self.scratch = Some(scratch);
     }
 }

@@ -6,6 +6,7 @@
 mod boot;
 mod disk;
 mod end;
+mod firmware;
 mod gdb;
 mod harness;
 mod network;

@@ -261,7 +261,9 @@ fn default_read(cpu: &mut X86Cpu, va: u64, bytes: u32, user: bool) -> Result<u64
 fn default_write(cpu: &mut X86Cpu, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
     let wide = cpu.guest.st.long();
     let end = cpu.wrap(va.wrapping_add(u64::from(bytes) - 1));
-    paging::walk(cpu, end, paging::Access::Store, user)?;
+    for at in [Some(va), ((va ^ end) & !4095 != 0).then_some(end & !4095)].into_iter().flatten() {
+        paging::walk(cpu, at, paging::Access::Store, user)?;
+    }
     cpu.note_access(va, bytes.into(), (false, true));
     pieces(va, bytes, wide, |done, at, size| {
         let leaf = paging::walk(cpu, at, paging::Access::Store, user)?;
