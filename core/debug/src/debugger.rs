@@ -133,7 +133,11 @@ impl Debugger {
         symbols.set_bias(bias);
         let text = format!("{} symbols from {}\n", symbols.len(), path.display());
         let mut state = self.lock();
-        if state.symbols.is_empty() { state.symbols = symbols } else { state.symbols.add(symbols) }
+        if state.symbols.is_empty() {
+            state.symbols = symbols
+        } else {
+            state.symbols.add(symbols)
+        }
         Ok(text)
     }
 
@@ -264,7 +268,9 @@ impl Debugger {
             && let Ok(line) = line.parse()
         {
             let found = self.lock().symbols.line_address(file, line);
-            return found.ok_or_else(|| format!("{text}: no code of that line is known; load an ELF file with debug information"));
+            return found.ok_or_else(|| {
+                format!("{text}: no code of that line is known; load an ELF file with debug information")
+            });
         }
         self.value(text)
     }

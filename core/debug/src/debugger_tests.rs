@@ -22,7 +22,11 @@ impl Fake {
         memory[0x7f8] = 0x34;
         memory[0x7f9] = 0x12;
         memory[0x200..0x205].copy_from_slice(b"hello");
-        Arc::new(Fake { cpu: Mutex::new(CpuState::Riscv(Box::new(s))), memory: Mutex::new(memory), points: Mutex::default() })
+        Arc::new(Fake {
+            cpu: Mutex::new(CpuState::Riscv(Box::new(s))),
+            memory: Mutex::new(memory),
+            points: Mutex::default(),
+        })
     }
     fn pc(&self) -> u64 {
         registers::pc(&self.cpu.lock().unwrap())

@@ -33,8 +33,18 @@ struct Parser<'a> {
 }
 
 /// Operators by precedence, longer ones first.
-const OPERATORS: &[&[&str]] =
-    &[&["||"], &["&&"], &["|"], &["^"], &["&"], &["==", "!="], &["<=", ">=", "<", ">"], &["<<", ">>"], &["+", "-"], &["*", "/", "%"]];
+const OPERATORS: &[&[&str]] = &[
+    &["||"],
+    &["&&"],
+    &["|"],
+    &["^"],
+    &["&"],
+    &["==", "!="],
+    &["<=", ">=", "<", ">"],
+    &["<<", ">>"],
+    &["+", "-"],
+    &["*", "/", "%"],
+];
 
 impl<'a> Parser<'a> {
     fn eat(&mut self, token: &str) -> bool {
@@ -49,7 +59,8 @@ impl<'a> Parser<'a> {
 
     /// An operator of this precedence: not the begin of a longer one.
     fn operator(&mut self, level: usize) -> Option<&'static str> {
-        let longest = OPERATORS.iter().flat_map(|o| o.iter()).filter(|o| self.rest.starts_with(**o)).max_by_key(|o| o.len())?;
+        let longest =
+            OPERATORS.iter().flat_map(|o| o.iter()).filter(|o| self.rest.starts_with(**o)).max_by_key(|o| o.len())?;
         let found = OPERATORS[level].iter().find(|o| *o == longest)?;
         self.eat(found);
         Some(found)
@@ -110,7 +121,11 @@ impl<'a> Parser<'a> {
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest.trim_start();
         if word.is_empty() {
-            return Err(if rest.is_empty() { "a value is missing at the end".to_owned() } else { format!("{rest:?} is not understood") });
+            return Err(if rest.is_empty() {
+                "a value is missing at the end".to_owned()
+            } else {
+                format!("{rest:?} is not understood")
+            });
         }
         if word.starts_with(|c: char| c.is_ascii_digit()) {
             return crate::trace::filter::number(word);

@@ -219,7 +219,11 @@ impl View<'_> {
             return format!("paging is off: {va:#x} is the physical address\n");
         };
         let (entries, end) = scheme.walk(va, &self.entry());
-        let mut out = format!("{}{}\n", scheme.name, if walk::translates(self.cpu) { "" } else { " (not in machine mode, which is the current one)" });
+        let mut out = format!(
+            "{}{}\n",
+            scheme.name,
+            if walk::translates(self.cpu) { "" } else { " (not in machine mode, which is the current one)" }
+        );
         for e in entries {
             let _ = writeln!(out, "level {} entry at {:#x} = {:016x}  {}", e.level, e.at, e.value, e.text);
         }
@@ -237,7 +241,8 @@ impl View<'_> {
         let ranges = scheme.ranges(&self.entry(), most);
         for m in ranges.iter().take(most) {
             let last = m.va.wrapping_add(m.len - 1);
-            let _ = writeln!(out, "{:016x}-{last:016x} {:>10} KiB {} physical {:#x}", m.va, m.len >> 10, m.rights, m.pa);
+            let _ =
+                writeln!(out, "{:016x}-{last:016x} {:>10} KiB {} physical {:#x}", m.va, m.len >> 10, m.rights, m.pa);
         }
         if ranges.len() > most {
             let _ = writeln!(out, "(and more)");
@@ -303,8 +308,8 @@ fn cause_name(riscv: bool, interrupt: bool, n: u64) -> &'static str {
         "(machine external)",
     ];
     const X86: [&str; 20] = [
-        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF", "", "#MF",
-        "#AC", "#MC", "#XM",
+        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF", "",
+        "#MF", "#AC", "#MC", "#XM",
     ];
     let names: &[&'static str] = match (riscv, interrupt) {
         (true, false) => &RISCV,

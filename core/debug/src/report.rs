@@ -29,11 +29,15 @@ fn advice(view: &View<'_>) -> Vec<String> {
     }
     let repeated = recent.len() >= 8 && recent.iter().rev().take(8).all(|e| e.cause == last.cause && e.pc == last.pc);
     if repeated {
-        out.push("the same exception over and over: its handler does not remove the cause, or faults itself".to_owned());
+        out.push(
+            "the same exception over and over: its handler does not remove the cause, or faults itself".to_owned(),
+        );
     }
     match view.cpu {
         CpuState::X86(_) if last.cause == 8 => {
-            out.push("a double fault came last: the stack (rsp, IST) or the IDT is not usable; see: walk $rsp".to_owned());
+            out.push(
+                "a double fault came last: the stack (rsp, IST) or the IDT is not usable; see: walk $rsp".to_owned(),
+            );
         }
         CpuState::X86(_) if last.cause == 14 => {
             out.push(format!("a page fault came last, at {:#x}: walk {:#x}", last.value, last.value));

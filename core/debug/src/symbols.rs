@@ -75,7 +75,8 @@ impl Symbols {
         let file = object::File::parse(bytes).map_err(|e| e.to_string())?;
         let list = file.symbols().filter_map(|s| {
             let name = s.name().ok().filter(|n| !n.is_empty() && !n.starts_with('$') && !n.starts_with(".L"))?;
-            let wanted = matches!(s.kind(), SymbolKind::Text | SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label);
+            let wanted =
+                matches!(s.kind(), SymbolKind::Text | SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label);
             (wanted && s.is_definition()).then(|| Symbol {
                 address: s.address(),
                 size: s.size(),

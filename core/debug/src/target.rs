@@ -16,9 +16,16 @@ pub enum Point {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// A step is done.
-    Step { vcpu: u32 },
-    Breakpoint { vcpu: u32 },
-    Watch { vcpu: u32, va: u64 },
+    Step {
+        vcpu: u32,
+    },
+    Breakpoint {
+        vcpu: u32,
+    },
+    Watch {
+        vcpu: u32,
+        va: u64,
+    },
     /// The machine was paused, or ended.
     Paused,
 }

@@ -43,7 +43,10 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// The physical address, and the mapping's size in bytes.
-    Mapped { pa: u64, size: u64 },
+    Mapped {
+        pa: u64,
+        size: u64,
+    },
     Fault(String),
 }
 
@@ -84,15 +87,39 @@ pub fn scheme(state: &CpuState) -> Option<Scheme> {
                 () if s.efer & LMA != 0 => {
                     let levels = if s.cr4 & LA57 != 0 { 5 } else { 4 };
                     let name = if levels == 5 { "5-level paging" } else { "4-level paging" };
-                    Scheme { name, root: page, levels, index_bits: 9, top_bits: 9, entry: 8, kind: Kind::X86 { pae: true } }
+                    Scheme {
+                        name,
+                        root: page,
+                        levels,
+                        index_bits: 9,
+                        top_bits: 9,
+                        entry: 8,
+                        kind: Kind::X86 { pae: true },
+                    }
                 }
                 () if s.cr4 & PAE != 0 => {
                     let (name, root) = ("PAE paging", s.cr3 & 0xffff_ffe0);
-                    Scheme { name, root, levels: 3, index_bits: 9, top_bits: 2, entry: 8, kind: Kind::X86 { pae: true } }
+                    Scheme {
+                        name,
+                        root,
+                        levels: 3,
+                        index_bits: 9,
+                        top_bits: 2,
+                        entry: 8,
+                        kind: Kind::X86 { pae: true },
+                    }
                 }
                 () => {
                     let (name, root) = ("32-bit paging", s.cr3 & 0xffff_f000);
-                    Scheme { name, root, levels: 2, index_bits: 10, top_bits: 10, entry: 4, kind: Kind::X86 { pae: false } }
+                    Scheme {
+                        name,
+                        root,
+                        levels: 2,
+                        index_bits: 10,
+                        top_bits: 10,
+                        entry: 4,
+                        kind: Kind::X86 { pae: false },
+                    }
                 }
             })
         }
@@ -183,7 +210,11 @@ impl Scheme {
                 continue;
             }
             match found.last_mut() {
-                Some(m) if m.va.wrapping_add(m.len) == va && m.pa.wrapping_add(m.len) == d.address && m.rights == d.rights => {
+                Some(m)
+                    if m.va.wrapping_add(m.len) == va
+                        && m.pa.wrapping_add(m.len) == d.address
+                        && m.rights == d.rights =>
+                {
                     m.len += size;
                 }
                 _ => found.push(Mapping { va, len: size, pa: d.address, rights: d.rights }),
@@ -214,8 +245,7 @@ fn letters(value: u64, bits: &[(u32, char)]) -> String {
 }
 
 fn riscv(value: u64) -> Decoded {
-    const BITS: [(u32, char); 8] =
-        [(7, 'D'), (6, 'A'), (5, 'G'), (4, 'U'), (3, 'X'), (2, 'W'), (1, 'R'), (0, 'V')];
+    const BITS: [(u32, char); 8] = [(7, 'D'), (6, 'A'), (5, 'G'), (4, 'U'), (3, 'X'), (2, 'W'), (1, 'R'), (0, 'V')];
     let address = (value >> 10 & ((1 << 44) - 1)) << 12;
     let (valid, leaf) = (value & 1 != 0, value & 0xe != 0);
     let rights = letters(value, &[(1, 'r'), (2, 'w'), (3, 'x'), (4, 'u'), (5, 'g')]);
@@ -231,17 +261,8 @@ fn riscv(value: u64) -> Decoded {
 }
 
 fn x86(value: u64, level: u32, levels: u32, pae: bool) -> Decoded {
-    const BITS: [(u32, &str); 9] = [
-        (0, "P"),
-        (1, "R/W"),
-        (2, "U/S"),
-        (3, "PWT"),
-        (4, "PCD"),
-        (5, "A"),
-        (6, "D"),
-        (8, "G"),
-        (63, "XD"),
-    ];
+    const BITS: [(u32, &str); 9] =
+        [(0, "P"), (1, "R/W"), (2, "U/S"), (3, "PWT"), (4, "PCD"), (5, "A"), (6, "D"), (8, "G"), (63, "XD")];
     let valid = value & 1 != 0;
     let big = value >> 7 & 1 != 0;
     // Pointers to page directories of PAE paging have no size bit, nor have the two topmost levels of the others.
@@ -320,7 +341,13 @@ mod tests {
         assert_eq!(scheme(&CpuState::X86(Box::new(s.clone()))), None);
         (s.cr0, s.cr3, s.cr4, s.efer) = (0x8000_0001, 0x1000, 0x20, 0x500);
         let long = scheme(&CpuState::X86(Box::new(s.clone()))).unwrap();
-        let read = memory(&[(0x1000, 0x2003), (0x2000, 0x3003), (0x3008, 0x20_0083 | 1 << 63), (0x3000, 0x4003), (0x4028, 0x9107)]);
+        let read = memory(&[
+            (0x1000, 0x2003),
+            (0x2000, 0x3003),
+            (0x3008, 0x20_0083 | 1 << 63),
+            (0x3000, 0x4003),
+            (0x4028, 0x9107),
+        ]);
         assert_eq!(long.walk(0x20_1000, &read).1, End::Mapped { pa: 0x20_1000, size: 2 << 20 });
         assert_eq!(long.walk(0x5123, &read).1, End::Mapped { pa: 0x9123, size: 4096 });
         let ranges = long.ranges(&read, 100);

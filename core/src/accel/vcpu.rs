@@ -3,8 +3,8 @@
 use super::accelerator::AccelError;
 use super::cpu_io::CpuIo;
 use super::emulation::EmulationFailure;
-use super::trace::RecentEvent;
 use super::exit::{VcpuExit, WatchKind};
+use super::trace::RecentEvent;
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::{CpuState, StateGroups};
 use std::fmt;

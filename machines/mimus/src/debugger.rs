@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use mimus_core::accel::{Access, AccelError, CpuIo, DebugStop, RecentEvent, Vcpu, VcpuDebug, VcpuExit, VcpuIndex};
+use mimus_core::accel::{AccelError, Access, CpuIo, DebugStop, RecentEvent, Vcpu, VcpuDebug, VcpuExit, VcpuIndex};
 use mimus_core::arch::{CpuState, StateGroups};
 use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs, MemTxResult};
 use mimus_core::memory::{AddressSpace, FlatKind};
@@ -52,7 +52,10 @@ impl Live {
         self.threads.run_on_sync(VcpuIndex(vcpu), f).map_err(|e| format!("vCPU {vcpu}: {e}"))
     }
 
-    fn each(&self, f: impl Fn(&mut dyn VcpuDebug) -> Result<(), AccelError> + Copy + Send + 'static) -> Result<(), String> {
+    fn each(
+        &self,
+        f: impl Fn(&mut dyn VcpuDebug) -> Result<(), AccelError> + Copy + Send + 'static,
+    ) -> Result<(), String> {
         for vcpu in 0..self.vcpus() {
             let done = self.on(vcpu, move |v| v.debug().map(f))?;
             done.ok_or("the accelerator has no breakpoints")?.map_err(|e| e.to_string())?;
@@ -105,7 +108,9 @@ impl Target for Live {
         let view = self.memory.view();
         let is_ram = |pa: u64| view.lookup(GuestPhys(pa)).is_some_and(|r| r.ram_at(GuestPhys(pa)).is_some());
         let last = pa.saturating_add(to.len().saturating_sub(1) as u64);
-        is_ram(pa) && is_ram(last) && self.memory.read_bytes(GuestPhys(pa), to, MemTxAttrs::default()) == MemTxResult::Ok
+        is_ram(pa)
+            && is_ram(last)
+            && self.memory.read_bytes(GuestPhys(pa), to, MemTxAttrs::default()) == MemTxResult::Ok
     }
     fn write(&self, pa: u64, from: &[u8]) -> bool {
         self.memory.load_bytes(GuestPhys(pa), from) == MemTxResult::Ok

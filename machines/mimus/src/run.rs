@@ -7,16 +7,16 @@ use std::sync::{Arc, Once, OnceLock};
 use mimus_core::accel::{AccelVm, VcpuIndex};
 use mimus_core::arch::StateGroups;
 use mimus_core::vcpu::VcpuThreads;
+use mimus_debug::debugger::Debugger;
 use mimus_machines::boards::{self, BoardEntry};
 use mimus_machines::config::{CharBackend, MachineConfig};
 use mimus_machines::machine::control::QuitCause;
-use mimus_debug::debugger::Debugger;
 use mimus_machines::machine::{Host, HostIo, Machine, MachineControl, Notice, Request, RunEnd, RunState, backends};
 use mimus_machines::registry;
 
 use crate::console::{Console, Sharing};
-use crate::monitor::{self, Control};
 use crate::debugger::{self, Live};
+use crate::monitor::{self, Control};
 use crate::tracing::Tracing;
 use crate::{accels, gdb, registers, signals, terminal};
 

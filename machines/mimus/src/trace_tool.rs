@@ -139,9 +139,8 @@ fn each(reader: &mut FileReader, filter: &Filter, file: &str, mut f: impl FnMut(
 
 fn print(reader: &mut FileReader, args: &Args, out: &mut impl Write, symbols: &Symbols) -> anyhow::Result<()> {
     let riscv = reader.header.guest.starts_with("riscv");
-    let disassemble = |bytes: &[u8], pc: u64, bits: u8| {
-        mimus_tcg::disassemble(if riscv { 0 } else { bits.max(16) }, bytes, pc)
-    };
+    let disassemble =
+        |bytes: &[u8], pc: u64, bits: u8| mimus_tcg::disassemble(if riscv { 0 } else { bits.max(16) }, bytes, pc);
     let name = |at: u64| symbols.describe(at);
     let mut left = args.lines.unwrap_or(usize::MAX);
     let mut failed = Ok(());
@@ -176,7 +175,9 @@ fn coverage(
     if let Some(path) = &args.lcov {
         let text = coverage.lcov(&|at| symbols.source_line(at));
         if text.is_empty() {
-            bail!("--lcov: no source line is known for this code: give --symbols FILE with an ELF file with debug information");
+            bail!(
+                "--lcov: no source line is known for this code: give --symbols FILE with an ELF file with debug information"
+            );
         }
         std::fs::write(path, text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
     }

@@ -122,11 +122,7 @@ impl<F: GuestFrontend> Cpu<F> {
             return;
         }
         let pc = self.current_insn().0 as u32 & 0xfff;
-        let head = words::ACCESS
-            | kind
-            | words::VALUE
-            | (size as u32) << words::SIZE_SHIFT
-            | pc << words::PC_SHIFT;
+        let head = words::ACCESS | kind | words::VALUE | (size as u32) << words::SIZE_SHIFT | pc << words::PC_SHIFT;
         let ([a, b], [c, d]) = (halves(va), halves(value));
         self.trace_words(&[head, a, b, c, d]);
     }

@@ -736,10 +736,7 @@ impl Op {
     /// Whether it counts or traces, and the guest cannot tell.
     #[inline]
     pub const fn is_instrumentation(&self) -> bool {
-        matches!(
-            self,
-            Op::Count { .. } | Op::TraceBlock { .. } | Op::TraceAccess { .. } | Op::TraceValue { .. }
-        )
+        matches!(self, Op::Count { .. } | Op::TraceBlock { .. } | Op::TraceAccess { .. } | Op::TraceValue { .. })
     }
 }
 

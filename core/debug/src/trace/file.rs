@@ -72,9 +72,17 @@ impl From<TracedCode<'_>> for Code {
 pub enum Section {
     Code(Code),
     /// A stretch of a vCPU's trace, handed over at time `now` (ns).
-    Chunk { vcpu: u32, now: u64, count: u64, words: Vec<u8>, args: Vec<u8> },
+    Chunk {
+        vcpu: u32,
+        now: u64,
+        count: u64,
+        words: Vec<u8>,
+        args: Vec<u8>,
+    },
     /// The end: words of all stretches.
-    End { count: u64 },
+    End {
+        count: u64,
+    },
 }
 
 /// Writes the header.

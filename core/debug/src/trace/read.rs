@@ -205,11 +205,8 @@ impl Chunk<'_> {
                 (at(self.state, kind), event)
             }
             words::BULK => {
-                let event = Event::Bulk {
-                    writes: kind & words::WRITE != 0,
-                    address: pair(args, 1),
-                    bytes: pair(args, 3),
-                };
+                let event =
+                    Event::Bulk { writes: kind & words::WRITE != 0, address: pair(args, 1), bytes: pair(args, 3) };
                 (at(self.state, kind), event)
             }
             words::STEP => {
@@ -320,7 +317,11 @@ mod tests {
         assert!(reader.complete);
         assert_eq!(seen.len(), 6, "{seen:#?}");
         assert!(seen[1].starts_with("3 0x80001010 0 Code"), "{}", seen[1]);
-        assert!(seen[2].starts_with("3 0x80001014 1 Access { writes: true, reads: false, address: 1280"), "{}", seen[2]);
+        assert!(
+            seen[2].starts_with("3 0x80001014 1 Access { writes: true, reads: false, address: 1280"),
+            "{}",
+            seen[2]
+        );
         assert!(seen[3].starts_with("3 0x80001010 2 Code"));
         assert!(seen[4].starts_with("3 0x80001014 3 Exception"));
         assert!(seen[5].starts_with("3 0x80002000 3 Step { bytes: [52, 18] }"), "{}", seen[5]);

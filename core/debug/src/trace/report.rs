@@ -365,7 +365,8 @@ mod tests {
 
     #[test]
     fn the_last_write_and_coverage() {
-        let write = |address, value| Event::Access { writes: true, reads: false, address, bytes: 8, value: Some(value) };
+        let write =
+            |address, value| Event::Access { writes: true, reads: false, address, bytes: 8, value: Some(value) };
         let none: Name<'_> = &|_| None;
         let mut last = LastWrite::new(0x1004, Some(30));
         for (insns, value) in [(10, 1), (20, 2), (30, 3)] {

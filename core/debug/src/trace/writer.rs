@@ -59,9 +59,8 @@ impl TraceWriter {
             kept: Vec::new(),
             count: 0,
         };
-        let thread = std::thread::Builder::new()
-            .name("trace".to_owned())
-            .spawn(move || run(state, &receiver, &give_back))?;
+        let thread =
+            std::thread::Builder::new().name("trace".to_owned()).spawn(move || run(state, &receiver, &give_back))?;
         Ok(Arc::new(TraceWriter {
             path: path.to_owned(),
             messages,

@@ -5,8 +5,8 @@ use super::{Cold, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::trace;
 use mimus_tcg_ir::Val;
+use mimus_tcg_ir::backend::trace;
 
 impl Lower<'_> {
     fn env_rm(&self, offset: i32) -> Rm {
@@ -62,7 +62,8 @@ impl Lower<'_> {
 
     pub(super) fn trace_block(&mut self, id: u32, entry: bool) {
         let env = &self.be.config.env;
-        let (limit, page, page_base) = (self.env_rm(env.trace_limit), self.env_rm(env.trace_page), self.env_rm(env.page_base));
+        let (limit, page, page_base) =
+            (self.env_rm(env.trace_limit), self.env_rm(env.trace_page), self.env_rm(env.page_base));
         if entry {
             let again = self.asm.pos();
             self.trace_next();
