@@ -33,6 +33,7 @@ use mimus_core::memory::{AddressSpace, GuestRam, MemoryListener, PAGE_SIZE, RamB
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Three pages below the firmware that Intel processors without "unrestricted guest" need for real mode, and one
@@ -85,7 +86,10 @@ pub struct VmShared {
     vcpus: Mutex<Vec<Arc<VcpuCore>>>,
     mmap_size: usize,
     ring: u32,
+    /// Instructions replaced by breakpoints.
+    pub patches: crate::x86::patches::Patches,
     scratch: OnceLock<Arc<RamBlock>>,
+    forgotten: AtomicU64,
     shadow_paging: OnceLock<bool>,
     device: std::path::PathBuf,
 }
@@ -134,6 +138,11 @@ impl VmShared {
         enable_cap(&self.fd, cap, args)
     }
 
+    /// The flags of `KVM_SET_GUEST_DEBUG` that this kernel knows, or 0.
+    pub fn known_debug_flags(&self) -> u32 {
+        ioctl::check_extension(&*self.fd, KVM_CAP_SET_GUEST_DEBUG2)
+    }
+
     /// Whether the VM has a capability.
     pub fn has_cap(&self, cap: u32) -> bool {
         ioctl::check_extension(&*self.fd, cap) != 0
@@ -156,7 +165,10 @@ impl VmShared {
             let _ = self.scratch.set(made.map_err(|e| AccelError::Other(e.to_string()))?);
         }
         match self.scratch.get() {
-            Some(scratch) => self.slots.drop_shadows(scratch).map_err(errno("forget guest page tables")),
+            Some(scratch) => {
+                self.forgotten.fetch_add(1, Ordering::Relaxed);
+                self.slots.drop_shadows(scratch).map_err(errno("forget guest page tables"))
+            }
             None => Ok(()),
         }
     }
@@ -261,7 +273,9 @@ impl KvmVm {
             vcpus: Mutex::default(),
             mmap_size: kvm.get_vcpu_mmap_size().map_err(errno("size its run page"))?,
             ring,
+            patches: Default::default(),
             scratch: OnceLock::new(),
+            forgotten: AtomicU64::new(0),
             shadow_paging: OnceLock::new(),
             device: options.device.clone(),
             entries,
@@ -431,6 +445,7 @@ impl AccelVm for KvmVm {
         all.push(("doorbells".to_owned(), self.doorbells.count()));
         all.push(("message routes".to_owned(), self.shared.routing.messages()));
         all.push(("vCPUs held out".to_owned(), self.shared.slots.times_held()));
+        all.push(("page tables forgotten".to_owned(), self.shared.forgotten.load(Ordering::Relaxed)));
         all.extend(self.shared.fallback.get().map(|f| f.statistics()).unwrap_or_default());
         all
     }

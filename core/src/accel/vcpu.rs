@@ -4,6 +4,7 @@ use super::accelerator::AccelError;
 use super::cpu_io::CpuIo;
 use super::emulation::EmulationFailure;
 use super::exit::{VcpuExit, WatchKind};
+use super::trace::RecentEvent;
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::{CpuState, StateGroups};
 use std::fmt;
@@ -57,6 +58,14 @@ pub trait Vcpu: Send {
     /// Who finishes instructions the accelerator cannot execute. One that can execute all
     /// ignores it.
     fn set_emulation_failure(&mut self, _hook: Arc<dyn EmulationFailure>) {}
+
+    /// The last exceptions and interrupts, oldest first, if they are remembered.
+    fn recent_events(&self) -> Vec<RecentEvent> {
+        Vec::new()
+    }
+
+    /// A trace has begun or ended: hands over what there is of the old one.
+    fn sync_trace(&mut self) {}
 
     /// Breakpoints and single steps, if there are any.
     fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
@@ -268,6 +277,10 @@ pub trait VcpuDebug {
     fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
     /// No longer.
     fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
+    /// `bytes` were read from memory at `pa`: what breakpoints replaced is put back in them.
+    fn hide_breakpoints(&self, _pa: GuestPhys, _bytes: &mut [u8]) {}
+    /// `bytes` are to be written at `pa`: what breakpoints replace in them is remembered, and the breakpoints put in.
+    fn keep_breakpoints(&mut self, _pa: GuestPhys, _bytes: &mut [u8]) {}
 }
 
 /// Limits of debugging; `None` is no limit.
