@@ -290,7 +290,7 @@ fn valid_mtrr(st: &State, index: u32, value: u64) -> bool {
         number::MTRR_DEF_TYPE => kind(value & 0xff) && value & !0xcff == 0,
         _ if FIXED.contains(&index) => (0..8).all(|i| kind(value >> (8 * i) & 0xff)),
         _ if !(number::MTRR_PHYS_BASE0..last).contains(&index) => true,
-        _ if (index - number::MTRR_PHYS_BASE0) % 2 == 0 => kind(value & 0xff) && value & (beyond | 0xf00) == 0,
+        _ if (index - number::MTRR_PHYS_BASE0).is_multiple_of(2) => kind(value & 0xff) && value & (beyond | 0xf00) == 0,
         _ => value & (beyond | 0x7ff) == 0,
     }
 }

@@ -117,7 +117,7 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
         let seg = x.segment();
         let based = !x.cpu.guest.st.is_64bit() || matches!(seg, FS | GS);
         let base = if based { x.cpu.guest.st.seg[seg].base } else { 0 };
-        if built.aligned && x.offset.wrapping_add(base) % u64::from(built.bytes) != 0 {
+        if built.aligned && !x.offset.wrapping_add(base).is_multiple_of(built.bytes.into()) {
             return Err(Exception::GP0);
         }
         let va = x.aligned_address(built.bytes, if built.aligned { 1 } else { built.bytes }, write)?;
