@@ -290,7 +290,7 @@ fn a_pipe_to_gdb() {
              monitor xp /1wx 0x80000000\nkill\n"
         ),
     );
-    says(&text, &["a0 2", "VM status: paused", "gdb runs the machine", "00150513"]);
+    says(&text, &["a0 2", "VM status: paused", "gdb runs the machine", "150513"]);
     let mut both = Mimus::riscv64(&["-kernel", &kernel, "-gdb", "stdio"]);
     assert_eq!(both.end().code(), Some(1));
     both.wait_for("-gdb stdio");
