@@ -147,3 +147,25 @@ fn waiting_on_the_processor() {
     });
     g.run_to_stop(0);
 }
+
+/// A local APIC outside of the kernel has no TSC-deadline mode, and the guest is not told of one.
+#[test]
+fn no_deadline_timer_without_its_apic() {
+    let name = "no_deadline_timer_without_its_apic";
+    for (mode, there) in [(IrqChipMode::User, false), (IrqChipMode::Kernel, true)] {
+        let Some(g) = Setup::mode(mode).build(name) else { return };
+        let model = CpuModel::parse(GuestArch::X86_64, "max").expect("a model");
+        let filtered = g.vm.filter_cpu_model(&model).expect("filtered");
+        let features = filtered.as_x86().expect("x86").features.to_string();
+        let deadline = features.split([' ', ',']).any(|f| f == "tsc-deadline");
+        assert_eq!(deadline, there, "{mode:?}: {features}");
+    }
+    let Some(g) = Setup::default().build(name) else { return };
+    for nested in ["vmx", "svm"] {
+        let model = CpuModel::parse(GuestArch::X86_64, &format!("qemu64,+{nested}")).expect("a model");
+        // A host may have one of them.
+        if let Err(e) = g.vm.filter_cpu_model(&model) {
+            assert!(e.to_string().contains("nested virtualisation"), "{e}");
+        }
+    }
+}
