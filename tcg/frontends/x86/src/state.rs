@@ -372,6 +372,11 @@ impl CodeMode {
         self.0 & 16 != 0
     }
 
+    /// Protected or long mode at privilege level 0.
+    pub const fn kernel(self) -> bool {
+        !self.real() && self.0 >> 5 & 3 == 0
+    }
+
     /// FS or GS needs no check outside of 64-bit mode, but has a base.
     pub const fn whole(self, seg: usize) -> bool {
         self.bits() == 32 && self.0 >> (7 + seg - FS) & 1 != 0
