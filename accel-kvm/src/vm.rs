@@ -85,6 +85,8 @@ pub struct VmShared {
     vcpus: Mutex<Vec<Arc<VcpuCore>>>,
     mmap_size: usize,
     ring: u32,
+    /// Instructions replaced by breakpoints.
+    pub patches: crate::x86::patches::Patches,
     scratch: OnceLock<Arc<RamBlock>>,
     shadow_paging: OnceLock<bool>,
     device: std::path::PathBuf,
@@ -132,6 +134,11 @@ impl VmShared {
     /// Turns a capability of the VM on.
     pub fn enable_cap(&self, cap: u32, args: [u64; 2]) -> Result<(), kvm_ioctls::Error> {
         enable_cap(&self.fd, cap, args)
+    }
+
+    /// The flags of `KVM_SET_GUEST_DEBUG` that this kernel knows, or 0.
+    pub fn known_debug_flags(&self) -> u32 {
+        ioctl::check_extension(&*self.fd, KVM_CAP_SET_GUEST_DEBUG2)
     }
 
     /// Whether the VM has a capability.
@@ -261,6 +268,7 @@ impl KvmVm {
             vcpus: Mutex::default(),
             mmap_size: kvm.get_vcpu_mmap_size().map_err(errno("size its run page"))?,
             ring,
+            patches: Default::default(),
             scratch: OnceLock::new(),
             shadow_paging: OnceLock::new(),
             device: options.device.clone(),

@@ -134,6 +134,10 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
         Some(self.machine.clone())
     }
 
+    fn smm_memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
+        F::ALTERNATE_MEMORY.then(|| self.machine.alternate_listener())
+    }
+
     fn flush_all(&self) {
         self.machine.flush_code();
     }

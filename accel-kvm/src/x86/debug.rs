@@ -1,27 +1,27 @@
 //! Breakpoints, watchpoints and single steps.
 //!
 //! The first four points use the processor's debug registers; further breakpoints replace the instruction by
-//! `INT3`. To go on from a breakpoint, the points at that address are lifted, one instruction is stepped, and
-//! they are put back; another vCPU may run through meanwhile.
+//! `INT3`, in memory and so for all vCPUs. A watchpoint takes a register from a breakpoint, which moves into memory;
+//! one that is no aligned power of two takes several. To go on from a breakpoint, the points at that address are
+//! lifted, one instruction is stepped, and they are put back; another vCPU may run through meanwhile.
 
 use crate::error::errno;
 use crate::handle::Count;
+use crate::x86::patches::INT3;
 use crate::x86::vcpu::KvmVcpu;
 use kvm_bindings::*;
 use mimus_arch::StateGroups;
 use mimus_arch::x86::regs::{VECTOR_BP, VECTOR_DB};
 use mimus_core::accel::{AccelError, Access, DebugCaps, DebugStop, Vcpu, VcpuDebug, VcpuExit, WatchKind};
-use mimus_core::bus::GuestVirt;
-use mimus_core::memory::RamBlock;
+use mimus_core::bus::{GuestPhys, GuestVirt};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Debug registers that hold addresses.
 const HARDWARE: usize = 4;
 /// DR6: a single step.
 const DR6_STEP: u64 = 1 << 14;
-const INT3: u8 = 0xcc;
 
+/// In a debug register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Point {
     va: GuestVirt,
@@ -30,19 +30,22 @@ struct Point {
     watch: Option<WatchKind>,
 }
 
-/// Where an `INT3` was put.
-struct Patch {
-    block: Arc<RamBlock>,
-    offset: u64,
-    original: u8,
+/// A breakpoint in memory.
+struct Software {
+    /// Where this vCPU had it put; `None` if it has no such page now, but another vCPU put one there.
+    pa: Option<GuestPhys>,
+    users: u32,
 }
 
 /// Debugging of one vCPU.
 #[derive(Default)]
 pub struct Debug {
     step: bool,
-    hardware: Vec<Point>,
-    patches: BTreeMap<GuestVirt, Patch>,
+    /// Steps take no interrupts.
+    mask_interrupts: bool,
+    /// Each with how often it was inserted.
+    hardware: Vec<(Point, u32)>,
+    software: BTreeMap<GuestVirt, Software>,
     /// The last run ended in front of a breakpoint here.
     stopped_at: Option<GuestVirt>,
     /// Points at this address are lifted for one step.
@@ -51,20 +54,23 @@ pub struct Debug {
     step_from: u64,
 }
 
-impl Patch {
-    fn put(&self, byte: u8) {
-        // The place was checked when the patch was made, and blocks do not shrink.
-        let _ = self.block.write(self.offset, &[byte]);
-    }
+/// The aligned powers of two, up to 8, that `len` bytes at `va` are.
+fn pieces(va: GuestVirt, len: u64) -> impl Iterator<Item = (GuestVirt, u64)> {
+    let (mut at, end) = (va.0, va.0.saturating_add(len));
+    std::iter::from_fn(move || {
+        let size = [8, 4, 2, 1].into_iter().find(|n| at.is_multiple_of(*n) && end - at >= *n)?;
+        at += size;
+        Some((GuestVirt(at - size), size))
+    })
 }
 
 impl Debug {
     fn active(&self) -> bool {
-        self.step || self.lifted.is_some() || !self.hardware.is_empty() || !self.patches.is_empty()
+        self.step || self.lifted.is_some() || !self.hardware.is_empty() || !self.software.is_empty()
     }
 
     fn is_breakpoint(&self, va: GuestVirt) -> bool {
-        self.patches.contains_key(&va) || self.hardware.iter().any(|p| p.va == va && p.watch.is_none())
+        self.software.contains_key(&va) || self.hardware.iter().any(|(p, _)| p.va == va && p.watch.is_none())
     }
 
     /// What the kernel is told.
@@ -76,13 +82,17 @@ impl Debug {
         }
         if self.step || self.lifted.is_some() {
             control |= KVM_GUESTDBG_SINGLESTEP;
+            // A step over a breakpoint is no step that the user knows of.
+            if self.step && self.mask_interrupts {
+                control |= KVM_GUESTDBG_BLOCKIRQ;
+            }
         }
-        if !self.patches.is_empty() {
+        if !self.software.is_empty() {
             control |= KVM_GUESTDBG_USE_SW_BP;
         }
         // DR7: exact (bits 9:8), bit 10 reads as one; per register an enable bit, kind and length.
         let mut dr7 = 0x700u64;
-        for (i, p) in self.hardware.iter().enumerate() {
+        for (i, (p, _)) in self.hardware.iter().enumerate() {
             if p.watch.is_none() && self.lifted == Some(p.va) {
                 continue;
             }
@@ -104,7 +114,11 @@ impl Debug {
 
 impl KvmVcpu {
     fn apply_debug(&self) -> Result<(), AccelError> {
-        let set = self.core.fd.set_guest_debug(&self.debug.request());
+        let mut request = self.debug.request();
+        if self.vm.known_debug_flags() & KVM_GUESTDBG_BLOCKIRQ == 0 {
+            request.control &= !KVM_GUESTDBG_BLOCKIRQ;
+        }
+        let set = self.core.fd.set_guest_debug(&request);
         set.map_err(errno("set breakpoints"))
     }
 
@@ -153,9 +167,14 @@ impl KvmVcpu {
         None
     }
 
+    /// Where a breakpoint of this vCPU is in memory.
+    fn patched(&self, va: GuestVirt) -> Option<GuestPhys> {
+        self.debug.software.get(&va)?.pa
+    }
+
     fn lift(&mut self, va: GuestVirt) -> Result<(), AccelError> {
-        if let Some(patch) = self.debug.patches.get(&va) {
-            patch.put(patch.original);
+        if let Some(pa) = self.patched(va) {
+            self.vm.patches.lift(pa);
         }
         self.debug.lifted = Some(va);
         self.apply_debug()
@@ -163,8 +182,8 @@ impl KvmVcpu {
 
     fn put_back(&mut self) -> Option<GuestVirt> {
         let va = self.debug.lifted.take()?;
-        if let Some(patch) = self.debug.patches.get(&va) {
-            patch.put(INT3);
+        if let Some(pa) = self.patched(va) {
+            self.vm.patches.put_back(pa);
         }
         if let Err(e) = self.apply_debug() {
             log::warn!("{e}");
@@ -191,12 +210,12 @@ impl KvmVcpu {
         let pc = GuestVirt(exit.pc);
         let stepped_over = self.put_back().is_some();
         if exit.exception == u32::from(VECTOR_BP) {
-            if self.debug.patches.contains_key(&pc) {
+            if self.debug.software.contains_key(&pc) {
                 return self.stop_before(pc);
             }
             return self.give_to_guest(VECTOR_BP, None);
         }
-        for (i, point) in self.debug.hardware.iter().enumerate() {
+        for (i, (point, _)) in self.debug.hardware.iter().enumerate() {
             if exit.dr6 >> i & 1 == 0 {
                 continue;
             }
@@ -220,11 +239,11 @@ impl KvmVcpu {
 
     /// An `INT3` of ours that the kernel could not execute.
     pub(super) fn stopped_at_patch(&mut self, insn: &[u8]) -> Option<VcpuExit> {
-        if insn.first() != Some(&INT3) || self.debug.patches.is_empty() {
+        if insn.first() != Some(&INT3) || self.debug.software.is_empty() {
             return None;
         }
         let pc = self.linear_pc();
-        let ours = self.debug.patches.contains_key(&pc);
+        let ours = self.debug.software.contains_key(&pc);
         ours.then(|| {
             self.put_back();
             self.stop_before(pc)
@@ -251,7 +270,11 @@ impl KvmVcpu {
     }
 
     fn add_hardware(&mut self, point: Point) -> Result<(), AccelError> {
-        self.debug.hardware.push(point);
+        if let Some((_, users)) = self.debug.hardware.iter_mut().find(|(p, _)| *p == point) {
+            *users += 1;
+            return Ok(());
+        }
+        self.debug.hardware.push((point, 1));
         let applied = self.apply_debug();
         if applied.is_err() {
             self.debug.hardware.pop();
@@ -260,24 +283,66 @@ impl KvmVcpu {
     }
 
     fn remove_hardware(&mut self, point: Point) -> Result<bool, AccelError> {
-        let Some(i) = self.debug.hardware.iter().position(|p| *p == point) else { return Ok(false) };
+        let Some(i) = self.debug.hardware.iter().position(|(p, _)| *p == point) else { return Ok(false) };
+        self.debug.hardware[i].1 -= 1;
+        if self.debug.hardware[i].1 > 0 {
+            return Ok(true);
+        }
         self.debug.hardware.remove(i);
         self.apply_debug().map(|()| true)
     }
 
-    fn patch(&mut self, va: GuestVirt) -> Result<(), AccelError> {
+    /// Puts a breakpoint into memory, for `users`.
+    fn patch(&mut self, va: GuestVirt, users: u32) -> Result<(), AccelError> {
         let nowhere = |e: String| AccelError::Other(format!("kvm: no breakpoint at {va}: {e}"));
-        let found = self.translate(va, Access::Execute).map_err(|e| nowhere(e.to_string()))?;
-        let view = self.vm.memory.view();
-        let place = view.lookup(found.pa).and_then(|r| r.ram_at(found.pa));
-        let (block, offset) = place.ok_or_else(|| nowhere("there is no memory".to_owned()))?;
-        let mut original = [0];
-        if !block.read(offset, &mut original) || !block.write(offset, &[INT3]) {
-            return Err(nowhere("there is no memory".to_owned()));
-        }
-        let patch = Patch { block: block.clone(), offset, original: original[0] };
-        self.debug.patches.insert(va, patch);
+        let pa = match self.translate(va, Access::Execute) {
+            Ok(found) => {
+                let view = self.vm.memory.view();
+                let place = view.lookup(found.pa).and_then(|r| r.ram_at(found.pa));
+                let (block, offset) = place.ok_or_else(|| nowhere("there is no memory".to_owned()))?;
+                if !self.vm.patches.add(found.pa, block, offset) {
+                    return Err(nowhere("there is no memory".to_owned()));
+                }
+                Some(found.pa)
+            }
+            // The bootstrap processor has put it there; this one has not come so far.
+            Err(_) if self.core.index.0 > 0 => None,
+            Err(e) => return Err(nowhere(e.to_string())),
+        };
+        self.debug.software.insert(va, Software { pa, users });
         self.apply_debug()
+    }
+
+    /// Frees a debug register by moving a breakpoint into memory; false if none can be.
+    fn free_register(&mut self) -> bool {
+        let breakpoints = self.debug.hardware.iter().rev().filter(|(p, _)| p.watch.is_none());
+        for (point, users) in breakpoints.copied().collect::<Vec<_>>() {
+            if self.patch(point.va, users).is_ok() {
+                self.debug.hardware.retain(|(p, _)| *p != point);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn watch_all(&mut self, points: &[Point]) -> Result<(), AccelError> {
+        for (i, point) in points.iter().enumerate() {
+            let known = self.debug.hardware.iter().any(|(p, _)| p == point);
+            let room = known || self.debug.hardware.len() < HARDWARE || self.free_register();
+            let added = if room {
+                self.add_hardware(*point)
+            } else {
+                let reason = "remove a breakpoint or watchpoint first, or watch fewer bytes";
+                Err(AccelError::Other(format!("kvm: all {HARDWARE} debug registers are used: {reason}")))
+            };
+            if added.is_err() {
+                for point in &points[..i] {
+                    self.remove_hardware(*point)?;
+                }
+                return added;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -293,19 +358,30 @@ impl VcpuDebug for KvmVcpu {
         }
     }
 
+    fn set_step_interrupts(&mut self, on: bool) {
+        self.debug.mask_interrupts = !on;
+    }
+
     fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
-        if self.debug.is_breakpoint(va) {
+        if let Some(known) = self.debug.software.get_mut(&va) {
+            known.users += 1;
             return Ok(());
         }
-        if self.debug.hardware.len() < HARDWARE {
+        if self.debug.is_breakpoint(va) || self.debug.hardware.len() < HARDWARE {
             return self.add_hardware(Point { va, len: 1, watch: None });
         }
-        self.patch(va)
+        self.patch(va, 1)
     }
 
     fn remove_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {
-        if let Some(patch) = self.debug.patches.remove(&va) {
-            patch.put(patch.original);
+        if let Some(known) = self.debug.software.get_mut(&va) {
+            known.users -= 1;
+            if known.users > 0 {
+                return Ok(());
+            }
+            if let Some(pa) = self.debug.software.remove(&va).and_then(|s| s.pa) {
+                self.vm.patches.remove(pa);
+            }
             return self.apply_debug();
         }
         match self.remove_hardware(Point { va, len: 1, watch: None })? {
@@ -315,22 +391,29 @@ impl VcpuDebug for KvmVcpu {
     }
 
     fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError> {
-        if !matches!(len, 1 | 2 | 4 | 8) || !va.0.is_multiple_of(len) {
-            let reason = "a watchpoint is 1, 2, 4 or 8 bytes at a multiple of its length";
+        let points: Vec<Point> =
+            pieces(va, len).take(HARDWARE + 1).map(|(va, len)| Point { va, len, watch: Some(kind) }).collect();
+        if points.is_empty() || points.len() > HARDWARE {
+            let reason =
+                format!("there are {HARDWARE} debug registers, each for 1, 2, 4 or 8 bytes at a multiple of that");
             return Err(AccelError::Other(format!("kvm: {len} bytes at {va} cannot be watched: {reason}")));
         }
-        if self.debug.hardware.len() == HARDWARE {
-            return Err(AccelError::Other(format!(
-                "kvm: all {HARDWARE} debug registers are used: remove a breakpoint or watchpoint first"
-            )));
-        }
-        self.add_hardware(Point { va, len, watch: Some(kind) })
+        self.watch_all(&points)
     }
 
     fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError> {
-        match self.remove_hardware(Point { va, len, watch: Some(kind) })? {
-            true => Ok(()),
-            false => Err(AccelError::Other(format!("kvm: there is no watchpoint at {va}"))),
+        let mut all = len > 0;
+        for (va, len) in pieces(va, len).take(HARDWARE) {
+            all &= self.remove_hardware(Point { va, len, watch: Some(kind) })?;
         }
+        if all { Ok(()) } else { Err(AccelError::Other(format!("kvm: there is no watchpoint at {va}"))) }
+    }
+
+    fn hide_breakpoints(&self, pa: GuestPhys, bytes: &mut [u8]) {
+        self.vm.patches.hide(pa, bytes);
+    }
+
+    fn keep_breakpoints(&mut self, pa: GuestPhys, bytes: &mut [u8]) {
+        self.vm.patches.keep(pa, bytes);
     }
 }

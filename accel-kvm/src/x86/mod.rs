@@ -7,6 +7,7 @@ pub mod debug;
 pub mod failure;
 pub mod irqchip;
 pub mod msrs;
+pub mod patches;
 pub mod quirks;
 pub mod regs;
 pub mod vcpu;

@@ -3,7 +3,7 @@
 use crate::harness::*;
 use iced_x86::code_asm::*;
 use mimus_core::accel::*;
-use mimus_core::bus::GuestVirt;
+use mimus_core::bus::{GuestPhys, GuestVirt};
 
 fn stop(g: &mut Guest) -> DebugStop {
     match g.run(0) {
@@ -126,8 +126,11 @@ fn more_breakpoints_than_registers() {
 fn watchpoints() {
     let name = "watchpoints";
     let Some(mut g) = Setup::default().build(name) else { return };
-    let long = debug(&mut g).insert_watchpoint(GuestVirt(DATA + 1), 4, WatchKind::Write);
-    assert!(long.unwrap_err().to_string().contains("multiple"));
+    let long = debug(&mut g).insert_watchpoint(GuestVirt(DATA + 1), 15, WatchKind::Write);
+    assert!(long.is_ok(), "1, 2, 4 and 8 bytes");
+    debug(&mut g).remove_watchpoint(GuestVirt(DATA + 1), 15, WatchKind::Write).expect("removed");
+    let long = debug(&mut g).insert_watchpoint(GuestVirt(DATA + 1), 16, WatchKind::Write);
+    assert!(long.unwrap_err().to_string().contains("4 debug registers"));
     for i in 0..4 {
         debug(&mut g).insert_watchpoint(GuestVirt(DATA + i * 8), 8, WatchKind::Write).expect("inserted");
     }
@@ -143,6 +146,50 @@ fn watchpoints() {
         a.hlt()
     });
     assert_eq!(stop(&mut g), DebugStop::Watch { va: GuestVirt(DATA + 16), kind: WatchKind::Write });
+}
+
+/// Breakpoints leave their registers to watchpoints, and points inserted twice are removed twice.
+#[test]
+fn registers_are_shared() {
+    let Some(mut g) = Setup::default().build("registers_are_shared") else { return };
+    program(&mut g);
+    let at = |i: u64| GuestVirt(CODE + 2 * i);
+    for i in [1, 2, 3, 4, 4, 5, 5] {
+        debug(&mut g).insert_breakpoint(at(i)).expect("inserted");
+    }
+    let watch = |g: &mut Guest, n: u64| debug(g).insert_watchpoint(GuestVirt(DATA + 8 * n), 8, WatchKind::Write);
+    for n in 0..4 {
+        watch(&mut g, n).expect("inserted");
+    }
+    assert!(watch(&mut g, 4).unwrap_err().to_string().contains("all 4"));
+    let byte = |g: &Guest, i| {
+        let mut b = [0];
+        assert!(g.ram.read(at(i).0, &mut b));
+        b[0]
+    };
+    for i in 1..=5 {
+        assert_eq!(byte(&g, i), 0xcc, "{i} is in memory now");
+    }
+    let mut seen = [0xcc; 12];
+    debug(&mut g).hide_breakpoints(GuestPhys(CODE), &mut seen);
+    assert_eq!(seen[..4], [0xcc, 0xcc, 0xff, 0xcc]);
+    for i in 1..=5 {
+        assert_eq!(stop(&mut g), DebugStop::Breakpoint);
+        assert_eq!(g.state(0).gpr[0], i);
+    }
+    for i in [1, 2, 3, 4, 5] {
+        debug(&mut g).remove_breakpoint(at(i)).expect("removed");
+    }
+    assert_eq!((byte(&g, 3), byte(&g, 4), byte(&g, 5)), (0xff, 0xcc, 0xcc));
+    for i in [4, 5] {
+        debug(&mut g).remove_breakpoint(at(i)).expect("removed");
+        assert!(debug(&mut g).remove_breakpoint(at(i)).is_err());
+    }
+    assert_eq!((byte(&g, 4), byte(&g, 5)), (0xff, 0xff));
+    for n in 0..4 {
+        debug(&mut g).remove_watchpoint(GuestVirt(DATA + 8 * n), 8, WatchKind::Write).expect("removed");
+    }
+    assert!(debug(&mut g).remove_watchpoint(GuestVirt(DATA), 8, WatchKind::Write).is_err());
 }
 
 #[test]

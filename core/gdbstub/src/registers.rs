@@ -22,6 +22,32 @@ impl Model {
     }
 }
 
+/// What lldb asks of the machine and of its process: architecture and word size.
+pub fn triple(model: Model) -> String {
+    let name = match model.arch {
+        GuestArch::X86_64 => "x86_64",
+        GuestArch::I386 => "i386",
+        other => other.name(),
+    };
+    let bytes = if model.arch.is_64_bit() { 8 } else { 4 };
+    format!("triple:{};endian:little;ptrsize:{bytes};", to_hex(format!("{name}-unknown-none").as_bytes()))
+}
+
+/// A description with what lldb wants to know besides: which registers are the ones it follows frames by.
+pub fn for_lldb(description: &str) -> String {
+    const GENERIC: [(&str, &[&str]); 5] = [
+        ("pc", &["pc", "rip", "eip"]),
+        ("sp", &["sp", "rsp", "esp"]),
+        ("fp", &["fp", "rbp", "ebp"]),
+        ("ra", &["ra"]),
+        ("flags", &["eflags"]),
+    ];
+    let names = GENERIC.iter().flat_map(|(generic, names)| names.iter().map(move |name| (generic, name)));
+    names.fold(description.to_owned(), |xml, (generic, name)| {
+        xml.replace(&format!("<reg name=\"{name}\""), &format!("<reg name=\"{name}\" generic=\"{generic}\""))
+    })
+}
+
 /// How a client numbers registers, by the description it was given last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {

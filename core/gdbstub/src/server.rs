@@ -1,4 +1,4 @@
-//! Sockets: one client at a time, on a thread of its own.
+//! Sockets, and a pipe: one client at a time, on a thread of its own.
 
 use crate::session::{Event, Flow, Session};
 use crate::target::Target;
@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,11 +29,13 @@ pub enum Address {
     },
     /// Unix socket.
     Unix(PathBuf),
+    /// Standard input and output, for gdb's `target remote | mimus ...`.
+    Stdio,
 }
 
 impl Address {
     /// Parses the argument of `-gdb`: `tcp:HOST:PORT` or `tcp::PORT` (this host only), `unix:PATH`, either with
-    /// QEMU's `,server=on,wait=off` behind it; `none` is `None`.
+    /// QEMU's `,server=on,wait=off` behind it; `stdio`; `none` is `None`.
     ///
     /// # Errors
     /// One line: what is wrong, and what to write.
@@ -52,7 +55,8 @@ impl Address {
         }
         match text {
             "none" => Ok(None),
-            _ => Err(format!("-gdb {text}: give tcp::PORT, tcp:HOST:PORT, unix:PATH or none")),
+            "stdio" => Ok(Some(Address::Stdio)),
+            _ => Err(format!("-gdb {text}: give tcp::PORT, tcp:HOST:PORT, unix:PATH, stdio or none")),
         }
     }
 }
@@ -63,6 +67,7 @@ impl fmt::Display for Address {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Stdio => f.write_str("stdio"),
         }
     }
 }
@@ -90,7 +95,35 @@ impl Stream for UnixStream {
     }
 }
 
+/// Standard input and output.
+struct Pipe;
+
+impl Read for Pipe {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        io::stdin().read(to)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        io::stdout().write(from)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}
+
+impl Stream for Pipe {
+    fn copy(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(Pipe))
+    }
+    /// The other side closes it.
+    fn end(&self) {}
+}
+
 enum Socket {
+    /// Until it has been served.
+    Pipe(AtomicBool),
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -108,6 +141,7 @@ impl Listener {
     /// It is taken, or not to be had.
     pub fn bind(address: &Address) -> io::Result<Self> {
         Ok(match address {
+            Address::Stdio => Self { socket: Socket::Pipe(AtomicBool::new(true)), address: Address::Stdio },
             Address::Tcp { host, port } => {
                 let socket = TcpListener::bind((host.as_str(), *port))?;
                 let port = socket.local_addr()?.port();
@@ -142,6 +176,12 @@ impl Listener {
                 Ok(Box::new(stream) as Box<dyn Stream>)
             }),
             Socket::Unix(s) => s.accept().map(|(stream, _)| Box::new(stream) as Box<dyn Stream>),
+            Socket::Pipe(fresh) => {
+                while !fresh.swap(false, Ordering::SeqCst) {
+                    std::thread::park();
+                }
+                Ok(Box::new(Pipe) as Box<dyn Stream>)
+            }
         };
         std::thread::Builder::new().name("gdb".to_owned()).spawn(move || {
             loop {
@@ -202,10 +242,12 @@ impl Server {
 
     fn client(&self, mut stream: Box<dyn Stream>, target: &Arc<dyn Target>) {
         let (tx, rx) = channel();
+        let credit = Arc::new(Credit(Mutex::new(CHUNKS), Condvar::new()));
         let reader = match stream.copy() {
             Ok(mut from) => {
-                let tx = tx.clone();
-                std::thread::Builder::new().name("gdb-read".to_owned()).spawn(move || read(&mut *from, &tx))
+                let (tx, credit) = (tx.clone(), credit.clone());
+                let body = move || read(&mut *from, &tx, &credit);
+                std::thread::Builder::new().name("gdb-read".to_owned()).spawn(body)
             }
             Err(e) => return log::warn!("gdb: {e}"),
         };
@@ -214,27 +256,64 @@ impl Server {
         let mut session = Session::new(target.clone());
         let mut ended = false;
         if reader.is_ok()
-            && let Some(sent) = wait_stopped(&**target, &rx)
+            && let Some((sent, chunks)) = wait_stopped(&**target, &rx)
         {
-            ended = serve(&mut session, &mut *stream, sent, &rx);
+            credit.give(chunks);
+            ended = serve(&mut session, &mut *stream, sent, &rx, &credit);
         }
         stream.end();
-        if !ended {
-            session.end(was_running || session.continued());
+        if !ended && !session.killed() {
+            // What its vCPUs still have to tell is told before they go on without a debugger.
+            if session.runs() {
+                let _ = wait_stopped(&**target, &rx);
+            }
+            let go_on = was_running || session.continued();
+            session.end(go_on);
+            let until = Instant::now() + END_TIME;
+            while go_on && !target.running() && Instant::now() < until {
+                let _ = rx.recv_timeout(Duration::from_millis(5));
+            }
         }
         *self.lock() = None;
         self.changed.notify_all();
-        if let Ok(reader) = reader {
+        // Whoever reads and finds that nobody is left to take it, ends; a pipe's reader may wait for ever.
+        drop(rx);
+        credit.give(CHUNKS);
+        if let Ok(reader) = reader
+            && self.address != Address::Stdio
+        {
             let _ = reader.join();
         }
     }
 }
 
-fn read(from: &mut dyn Stream, to: &Sender<Message>) {
+/// Chunks of a client's bytes that may wait to be looked at.
+const CHUNKS: usize = 16;
+
+/// How much more may be read.
+struct Credit(Mutex<usize>, Condvar);
+
+impl Credit {
+    fn take(&self) {
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while *left == 0 {
+            left = self.1.wait(left).unwrap_or_else(PoisonError::into_inner);
+        }
+        *left -= 1;
+    }
+
+    fn give(&self, chunks: usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) += chunks;
+        self.1.notify_all();
+    }
+}
+
+fn read(from: &mut dyn Stream, to: &Sender<Message>, credit: &Credit) {
     let mut buffer = [0; 4096];
     loop {
+        credit.take();
         match from.read(&mut buffer) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => credit.give(1),
             Ok(n) if n > 0 && to.send(Message::Bytes(buffer[..n].to_vec())).is_ok() => {}
             _ => break,
         }
@@ -242,21 +321,25 @@ fn read(from: &mut dyn Stream, to: &Sender<Message>) {
     let _ = to.send(Message::Gone);
 }
 
-/// Stops the machine for a client; what that sent meanwhile. `None`: it does not stop, or the client has gone.
-fn wait_stopped(target: &dyn Target, messages: &Receiver<Message>) -> Option<Vec<u8>> {
-    let mut sent = Vec::new();
+/// Stops the machine for a client; what that sent meanwhile, and in how many chunks. `None`: it does not stop, or the
+/// client has gone.
+fn wait_stopped(target: &dyn Target, messages: &Receiver<Message>) -> Option<(Vec<u8>, usize)> {
+    let (mut sent, mut chunks) = (Vec::new(), 0);
     if !target.running() {
-        return Some(sent);
+        return Some((sent, chunks));
     }
     target.stop();
     let until = Instant::now() + STOP_TIME;
     let mut gone = false;
     while let Ok(message) = messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
         match message {
-            Message::Event(Event::Stopped) => return (!gone).then_some(sent),
+            Message::Event(Event::Stopped) => return (!gone).then_some((sent, chunks)),
             Message::Event(Event::Ended) => return None,
             Message::Event(_) => {}
-            Message::Bytes(bytes) => sent.extend(bytes),
+            Message::Bytes(bytes) => {
+                sent.extend(bytes);
+                chunks += 1;
+            }
             Message::Gone => gone = true,
         }
     }
@@ -265,11 +348,21 @@ fn wait_stopped(target: &dyn Target, messages: &Receiver<Message>) -> Option<Vec
 }
 
 /// Serves a client until it is done with; true if the machine is over.
-fn serve(session: &mut Session, stream: &mut dyn Stream, sent: Vec<u8>, messages: &Receiver<Message>) -> bool {
+fn serve(
+    session: &mut Session,
+    stream: &mut dyn Stream,
+    sent: Vec<u8>,
+    messages: &Receiver<Message>,
+    credit: &Credit,
+) -> bool {
     let mut out = Vec::new();
     for message in std::iter::once(Message::Bytes(sent)).chain(messages) {
         let (flow, over) = match message {
-            Message::Bytes(bytes) => (session.bytes(&bytes, &mut out), false),
+            Message::Bytes(bytes) => {
+                let flow = session.bytes(&bytes, &mut out);
+                credit.give(1);
+                (flow, false)
+            }
             Message::Event(event) => (session.event(event, &mut out), event == Event::Ended),
             Message::Gone => return false,
         };
@@ -295,7 +388,8 @@ mod tests {
         assert_eq!(of("tcp:[::1]:0,server,nowait"), Ok(Some("tcp:[::1]:0".to_owned())));
         assert_eq!(of("unix:/tmp/x,server=on,wait=off"), Ok(Some("unix:/tmp/x".to_owned())));
         assert_eq!(of("none"), Ok(None));
-        for bad in ["", "tcp", "tcp:1234", "tcp::x", "tcp::70000", "unix:", "stdio", "tcp::1,reconnect=1"] {
+        assert_eq!(of("stdio"), Ok(Some("stdio".to_owned())));
+        for bad in ["", "tcp", "tcp:1234", "tcp::x", "tcp::70000", "unix:", "stdin", "tcp::1,reconnect=1"] {
             assert!(of(bad).unwrap_err().starts_with("-gdb "), "{bad}");
         }
     }

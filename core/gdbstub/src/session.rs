@@ -2,7 +2,7 @@
 
 use crate::memory::{self, Space};
 use crate::packet::{Framer, Incoming, MAX_BODY, encode, from_hex, number, to_hex};
-use crate::registers::Layout;
+use crate::registers::{self, Layout};
 use crate::resume::{Threads, vcont};
 use crate::target::{Action, Point, Target};
 use mimus_core::accel::{DebugStop, WatchKind};
@@ -35,6 +35,9 @@ pub enum Flow {
 const MAX_READ: usize = MAX_BODY / 2 - 8;
 /// Bit of the step mask: steps take no interrupts (as QEMU's `SSTEP_NOIRQ`).
 const NO_INTERRUPTS: u64 = 2;
+/// Most breakpoints, and most watchpoints, of a client.
+const MAX_BREAKPOINTS: usize = 1 << 16;
+const MAX_WATCHPOINTS: usize = 1 << 10;
 
 /// A client's session.
 pub struct Session {
@@ -62,6 +65,12 @@ pub struct Session {
     layout: Layout,
     /// The description it reads.
     description: String,
+    /// The client has ended the machine.
+    killed: bool,
+    /// It understands `E.message`.
+    error_messages: bool,
+    /// The client is lldb.
+    lldb: bool,
 }
 
 impl Session {
@@ -85,6 +94,9 @@ impl Session {
             points: Vec::new(),
             layout,
             description: String::new(),
+            killed: false,
+            error_messages: false,
+            lldb: false,
         }
     }
 
@@ -120,7 +132,10 @@ impl Session {
     /// Takes note of what the machine did.
     pub fn event(&mut self, event: Event, out: &mut Vec<u8>) -> Flow {
         match event {
-            Event::Stop(vcpu, stop) => self.stops.push_back((vcpu, stop)),
+            Event::Stop(vcpu, stop) => {
+                self.stops.retain(|s| s.0 != vcpu);
+                self.stops.push_back((vcpu, stop));
+            }
             Event::Stopped if self.running => self.tell_stop(out),
             Event::Stopped | Event::Running => {}
             Event::Ended => {
@@ -129,6 +144,16 @@ impl Session {
             }
         }
         Flow::Open
+    }
+
+    /// Whether the client waits for a stop.
+    pub fn runs(&self) -> bool {
+        self.running
+    }
+
+    /// Whether the client has ended the machine.
+    pub fn killed(&self) -> bool {
+        self.killed
     }
 
     /// Whether the client has ever let the machine run.
@@ -143,8 +168,9 @@ impl Session {
                 log::warn!("gdb: {e}");
             }
         }
+        self.running = false;
         self.target.release();
-        if go_on && !self.target.running() {
+        if go_on {
             self.target.resume(&vec![Action::Run; self.target.vcpus() as usize]);
         }
     }
@@ -186,15 +212,21 @@ impl Session {
             "v" if rest.starts_with("Cont;") => self.resume_vcont(&rest[5..], out),
             "D" => {
                 self.send("OK", out);
-                self.end(true);
+                self.continued = true;
+                // While it runs, it has to be stopped first.
+                if !self.running {
+                    self.end(true);
+                }
                 return Flow::Close;
             }
             "k" => {
+                self.killed = true;
                 self.target.kill();
                 return Flow::Close;
             }
             "v" if rest.starts_with("Kill") => {
                 self.send("OK", out);
+                self.killed = true;
                 self.target.kill();
                 return Flow::Close;
             }
@@ -306,16 +338,27 @@ impl Session {
         let known = self.points.iter().position(|p| *p == point);
         let done = match (insert, known) {
             (true, Some(_)) | (false, None) => Ok(()),
+            (true, None) if self.is_full(point) => Err("too many breakpoints or watchpoints".to_owned()),
             (true, None) => self.target.insert(point).map(|()| self.points.push(point)),
             (false, Some(at)) => {
                 self.points.swap_remove(at);
                 self.target.remove(point)
             }
         };
-        if let Err(e) = &done {
-            log::warn!("gdb: {e}");
-        }
-        Some(ok(done.is_ok(), "E0e"))
+        // A client that says it understands is told why; others see a number only.
+        Some(match done {
+            Ok(()) => "OK".to_owned(),
+            Err(e) => {
+                log::warn!("gdb: {e}");
+                if self.error_messages { format!("E.{e}") } else { "E0e".to_owned() }
+            }
+        })
+    }
+
+    fn is_full(&self, point: Point) -> bool {
+        let is_break = |p: &Point| matches!(p, Point::Break { .. });
+        let of_kind = self.points.iter().filter(|p| is_break(p) == is_break(&point)).count();
+        of_kind >= if is_break(&point) { MAX_BREAKPOINTS } else { MAX_WATCHPOINTS }
     }
 
     fn query(&mut self, rest: &str) -> Option<String> {
@@ -336,12 +379,21 @@ impl Session {
             return Some(to_hex(self.target.describe(n).as_bytes()));
         }
         Some(match rest.split(':').next()? {
-            "Supported" => format!(
-                "PacketSize={MAX_BODY:x};qXfer:features:read+;qXfer:memory-map:read+;QStartNoAckMode+;vContSupported+;\
-                 swbreak+;hwbreak+"
-            ),
+            "Supported" => {
+                self.error_messages = rest.contains("error-message+");
+                format!(
+                    "PacketSize={MAX_BODY:x};qXfer:features:read+;qXfer:memory-map:read+;QStartNoAckMode+;\
+                     vContSupported+;swbreak+;hwbreak+"
+                )
+            }
             "C" => format!("QC{:x}", self.current + 1),
             "Attached" => "1".to_owned(),
+            // lldb's, which knows the architecture before it reads a description, and has one for all modes.
+            what @ ("HostInfo" | "ProcessInfo") => {
+                self.lldb = true;
+                let pid = if what == "ProcessInfo" { "pid:1;" } else { "" };
+                format!("{pid}{}", registers::triple(self.target.model()))
+            }
             "fThreadInfo" => {
                 let ids: Vec<String> = (1..=vcpus).map(|n| format!("{n:x}")).collect();
                 format!("m{}", ids.join(","))
@@ -359,8 +411,15 @@ impl Session {
     /// then how the client numbers registers.
     fn describe(&mut self, range_text: &str) -> Option<String> {
         if self.description.is_empty() || range(range_text)?.0 == 0 {
-            self.layout = Layout::of_state(self.target.model(), &self.target.state(self.current).ok()?);
+            let model = self.target.model();
+            self.layout = match self.lldb {
+                true => Layout::of_model(model),
+                false => Layout::of_state(model, &self.target.state(self.current).ok()?),
+            };
             self.description = self.layout.description();
+            if self.lldb {
+                self.description = registers::for_lldb(&self.description);
+            }
         }
         part(&self.description, range_text)
     }

@@ -176,6 +176,16 @@ fn registers_of_each_vcpu() {
 }
 
 #[test]
+fn lldb_is_told_which_register_is_which() {
+    let mut c = Client::new();
+    let info = c.ask("qProcessInfo");
+    assert!(info.starts_with("pid:1;triple:") && info.ends_with(";endian:little;ptrsize:8;"), "{info}");
+    assert!(info.contains(&to_hex(b"riscv64-unknown-none")));
+    let xml = c.ask("qXfer:features:read:target.xml:0,1fff");
+    assert!(xml.contains("name=\"pc\" generic=\"pc\"") && xml.contains("name=\"fp\" generic=\"fp\""), "{xml}");
+}
+
+#[test]
 fn memory_virtual_and_physical() {
     let mut c = Client::new();
     assert_eq!(c.ask("mffffffffffffeffe,4"), "ffff0000", "two pages");
@@ -254,7 +264,7 @@ fn the_end() {
     assert_eq!(body_of(&c.raw(&encode(b"vKill;1")).0), "OK");
 }
 
-/// Whatever comes, it answers or does not, and goes on.
+/// Whatever comes, it answers or does not, and goes on. `MIMUS_FUZZ_PACKETS` says how many.
 #[test]
 fn nonsense() {
     let mut c = Client::new();
@@ -284,9 +294,29 @@ fn nonsense() {
         "s",
         "S",
         "Qqemu.sstep=",
+        "Z0,",
+        "Z2,",
+        "z0,",
+        "z2,",
+        "Hg",
+        "Hc",
+        "P5=",
+        "M80000010,2:",
+        "X80000010,2:",
+        "vCont;s:",
+        "vCont;c:",
+        "qXfer:memory-map:read::",
+        "qSupported:error-message+;",
+        "qThreadExtraInfo,",
+        "Qqemu.PhyMemMode:",
+        "qHostInfo",
+        "D",
+        "?",
+        "vCont?",
     ];
     let bytes = b"0123456789abcdef,:;=-\xff\x00\xc3\xa9~";
-    for _ in 0..100_000 {
+    let packets = std::env::var("MIMUS_FUZZ_PACKETS").ok().and_then(|v| v.parse().ok()).unwrap_or(100_000);
+    for _ in 0..packets {
         let mut body = words[random() as usize % words.len()].as_bytes().to_vec();
         for _ in 0..random() % 24 {
             body.push(bytes[random() as usize % bytes.len()]);
@@ -300,4 +330,5 @@ fn nonsense() {
     }
     c.event(Event::Stopped);
     assert_eq!(c.ask("qAttached"), "1");
+    assert!(c.session.points.len() <= MAX_BREAKPOINTS + MAX_WATCHPOINTS && c.session.stops.len() <= 2);
 }

@@ -29,12 +29,16 @@ pub struct Vm {
     threads: VcpuThreads,
     memory: Arc<AddressSpace>,
     operator: Arc<dyn Operator>,
+    /// Some breakpoints replace instructions.
+    breakpoints_in_memory: bool,
 }
 
 impl Vm {
     /// The machine of these vCPUs and this memory.
     pub fn new(model: Model, threads: VcpuThreads, memory: Arc<AddressSpace>, operator: Arc<dyn Operator>) -> Self {
-        Self { model, threads, memory, operator }
+        let caps = threads.run_on_sync(VcpuIndex(0), |v| v.debug().map(|d| d.capabilities()));
+        let breakpoints_in_memory = caps.ok().flatten().is_some_and(|c| c.watchpoints.is_some());
+        Self { model, threads, memory, operator, breakpoints_in_memory }
     }
 
     fn indices(&self) -> impl Iterator<Item = VcpuIndex> + use<> {
@@ -133,14 +137,39 @@ impl Target for Vm {
         if !devices && !self.is_ram(pa, to.len()) {
             return false;
         }
-        self.memory.read_bytes(GuestPhys(pa), to, MemTxAttrs::default()) == MemTxResult::Ok
+        if self.memory.read_bytes(GuestPhys(pa), to, MemTxAttrs::default()) != MemTxResult::Ok {
+            return false;
+        }
+        if self.breakpoints_in_memory {
+            let mut bytes = to.to_vec();
+            let hidden = self.on(VcpuIndex(0), move |v| {
+                if let Some(d) = v.debug() {
+                    d.hide_breakpoints(GuestPhys(pa), &mut bytes);
+                }
+                bytes
+            });
+            if let Ok(bytes) = hidden {
+                to.copy_from_slice(&bytes);
+            }
+        }
+        true
     }
 
     fn write(&self, pa: u64, from: &[u8], devices: bool) -> bool {
         if devices && !self.is_ram(pa, from.len()) {
             return self.memory.write_bytes(GuestPhys(pa), from, MemTxAttrs::default()) == MemTxResult::Ok;
         }
-        self.memory.load_bytes(GuestPhys(pa), from) == MemTxResult::Ok
+        if !self.breakpoints_in_memory {
+            return self.memory.load_bytes(GuestPhys(pa), from) == MemTxResult::Ok;
+        }
+        let (mut bytes, memory) = (from.to_vec(), self.memory.clone());
+        let written = self.on(VcpuIndex(0), move |v| {
+            if let Some(d) = v.debug() {
+                d.keep_breakpoints(GuestPhys(pa), &mut bytes);
+            }
+            memory.load_bytes(GuestPhys(pa), &bytes) == MemTxResult::Ok
+        });
+        written.unwrap_or(false)
     }
 
     fn rom(&self) -> Vec<(u64, u64)> {

@@ -155,6 +155,8 @@ pub enum CpuPin {
     Smi,
     /// x86 INIT.
     Init,
+    /// x86 A20M: while high, bit 20 of physical addresses is 0.
+    A20Mask,
     /// AArch64 IRQ.
     Irq,
     /// AArch64 FIQ.
@@ -199,8 +201,10 @@ pub enum RemoteFence {
 pub enum ResetKind {
     /// Power-on.
     Cold,
-    /// The machine's reset, or INIT.
+    /// The machine's reset.
     Warm,
+    /// An x86 INIT alone, of the bootstrap processor: what INIT leaves as it is stays.
+    Init,
 }
 
 /// Where and how a vCPU is started by another (SBI HSM, PSCI, SIPI) or by the board.
@@ -264,6 +268,10 @@ pub trait VcpuDebug {
     fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
     /// No longer.
     fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
+    /// `bytes` were read from memory at `pa`: what breakpoints replaced is put back in them.
+    fn hide_breakpoints(&self, _pa: GuestPhys, _bytes: &mut [u8]) {}
+    /// `bytes` are to be written at `pa`: what breakpoints replace in them is remembered, and the breakpoints put in.
+    fn keep_breakpoints(&mut self, _pa: GuestPhys, _bytes: &mut [u8]) {}
 }
 
 /// Limits of debugging; `None` is no limit.

@@ -120,6 +120,8 @@ pub struct AcpiPm {
     layout: PmLayout,
     lines: PmLines,
     timer: Timer,
+    /// See [`AcpiPm::set_smi_lock`].
+    smi_lock: bool,
 }
 
 /// General-purpose events: pin `n` is event `n`.
@@ -129,7 +131,7 @@ impl AcpiPm {
     /// A block of this layout whose timer counts `timer`'s clock, the virtual one.
     pub fn new(layout: PmLayout, lines: PmLines, timer: Timer) -> Arc<Mutex<AcpiPm>> {
         let s = reset_state(&layout, lines.smi.is_some());
-        let pm = Arc::new(Mutex::new(AcpiPm { s, layout, lines, timer: timer.clone() }));
+        let pm = Arc::new(Mutex::new(AcpiPm { s, layout, lines, timer: timer.clone(), smi_lock: false }));
         let weak = Arc::downgrade(&pm);
         timer.bind(move || {
             if let Some(pm) = weak.upgrade() {
@@ -160,6 +162,16 @@ impl AcpiPm {
     pub fn set_acpi_enabled(&mut self, on: bool) {
         self.s.control = self.s.control & !CNT_SCI_EN | u16::from(on);
         self.update();
+    }
+
+    /// Whether writes of APM control are SMIs, for chips that say so outside of the block (PIIX4).
+    pub fn set_apm_smi(&mut self, on: bool) {
+        self.s.smi_enable = if on { SMI_APMC } else { 0 };
+    }
+
+    /// Whether the chip set's SMI_LOCK keeps the global enable of SMIs as it is. Kept by the chip that has the bit.
+    pub fn set_smi_lock(&mut self, on: bool) {
+        self.smi_lock = on;
     }
 
     /// Number of ports of [`REGION_BLOCK`].
@@ -234,7 +246,10 @@ impl AcpiPm {
             Register::Status => self.s.status &= !(wide as u16),
             Register::Enable => self.s.enable = merge(self.s.enable.into()) as u16 & ENABLE_BITS,
             Register::Control => self.write_control(merge(self.s.control.into()) as u16),
-            Register::SmiEnable if self.lines.smi.is_some() => self.s.smi_enable = merge(self.s.smi_enable),
+            Register::SmiEnable if self.lines.smi.is_some() => {
+                let kept = if self.smi_lock { SMI_GLOBAL } else { 0 };
+                self.s.smi_enable = merge(self.s.smi_enable) & !kept | self.s.smi_enable & kept;
+            }
             Register::SmiStatus => self.s.smi_status &= !wide,
             _ => {}
         }
@@ -269,7 +284,7 @@ impl AcpiPm {
             ACPI_DISABLE => self.s.control &= !CNT_SCI_EN,
             _ => {}
         }
-        let enabled = self.layout.smi_offset.is_none() || self.s.smi_enable & SMI_APMC != 0;
+        let enabled = self.s.smi_enable & SMI_APMC != 0;
         if let Some(smi) = self.lines.smi.as_ref().filter(|_| enabled) {
             self.s.smi_status |= SMI_APMC;
             smi.pulse();
@@ -310,7 +325,7 @@ fn reset_state(layout: &PmLayout, smm: bool) -> State {
         gpe: vec![0; bytes],
         gpe_lines: vec![0; bytes / 2],
         // What firmware sets when it has installed its handler.
-        smi_enable: if smm || layout.smi_offset.is_none() { 0 } else { SMI_APMC | SMI_GLOBAL },
+        smi_enable: if smm { 0 } else { SMI_APMC | SMI_GLOBAL },
         smi_status: 0,
         apm_control: 0,
         apm_status: 0,

@@ -174,6 +174,20 @@ fn system_management_interrupts() {
     pc.w(REGION_BLOCK, SMI_EN + 4, AccessSize::B4, SMI_APMC);
     assert_eq!(pc.r(SMI_EN + 4, AccessSize::B4), 0);
     assert_eq!(pc.pm.pio_read(Pc::at(REGION_APM, 0, AccessSize::B2)).unwrap(), 0x710);
+    // Locked, the global enable stays; the others do not.
+    lock(&pc.pm).set_smi_lock(true);
+    pc.w(REGION_BLOCK, SMI_EN, AccessSize::B4, 0);
+    assert_eq!(pc.r(SMI_EN, AccessSize::B4), SMI_GLOBAL);
+    lock(&pc.pm).set_smi_lock(false);
+    pc.w(REGION_BLOCK, SMI_EN, AccessSize::B4, 0);
+    assert_eq!(pc.r(SMI_EN, AccessSize::B4), 0);
+    // The PIIX4's is elsewhere.
+    let pc = Pc::with(PIIX4, true);
+    pc.apm(0x10);
+    assert_eq!(pc.levels.take(), []);
+    lock(&pc.pm).set_apm_smi(true);
+    pc.apm(0x10);
+    assert_eq!(pc.levels.take(), [(SMI, true), (SMI, false)]);
     // Without SMM, firmware finds it set up.
     let pc = Pc::with(ICH9, false);
     pc.w(REGION_BLOCK, SMI_EN, AccessSize::B4, 0);

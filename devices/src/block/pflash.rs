@@ -33,12 +33,15 @@ pub struct Geometry {
     pub chips: u64,
     /// The size need not be the power of two that the query table can say: its firmware knows it.
     pub any_size: bool,
+    /// "Clear status register" clears the ready bit too, until the next operation: by that OVMF tells flash from
+    /// RAM and ROM.
+    pub clears_ready: bool,
 }
 
 /// Two 16-bit chips.
-pub const VIRT: Geometry = Geometry { sector: SECTOR, width: 4, chips: 2, any_size: false };
+pub const VIRT: Geometry = Geometry { sector: SECTOR, width: 4, chips: 2, any_size: false, clears_ready: false };
 /// One 8-bit chip with small blocks, as firmware of PCs knows it.
-pub const PC: Geometry = Geometry { sector: 4 << 10, width: 1, chips: 1, any_size: true };
+pub const PC: Geometry = Geometry { sector: 4 << 10, width: 1, chips: 1, any_size: true, clears_ready: true };
 
 /// Bytes of one chip's write buffer, as a power of two.
 const BUFFER_LOG2: u8 = 11;
@@ -108,6 +111,9 @@ pub struct State {
     cycle: Cycle,
     /// Error bits of the status register.
     errors: u8,
+    /// The ready bit was cleared: see [`Geometry::clears_ready`].
+    #[serde(default)]
+    cleared: bool,
     /// Sector a buffered program is for.
     sector: u64,
     /// Offset, width in bytes and value of each write to the buffer.
@@ -115,7 +121,7 @@ pub struct State {
 }
 
 fn reset_state() -> State {
-    State { mode: Mode::Array, cycle: Cycle::Command, errors: 0, sector: 0, buffer: Vec::new() }
+    State { mode: Mode::Array, cycle: Cycle::Command, errors: 0, cleared: false, sector: 0, buffer: Vec::new() }
 }
 
 /// A bank of flash.
@@ -182,6 +188,7 @@ impl Pflash {
     fn finish(&mut self, errors: u8) {
         self.s.cycle = Cycle::Command;
         self.s.errors |= errors;
+        self.s.cleared = false;
         self.s.buffer.clear();
         self.enter(Mode::Status);
     }
@@ -209,6 +216,7 @@ impl Pflash {
             0x98 => self.enter(Mode::Query),
             0x50 => {
                 self.s.errors = 0;
+                self.s.cleared = self.geometry.clears_ready;
                 self.enter(Mode::Array);
             }
             // 0xf0 is the other command set's way back, which drivers write while they probe.
@@ -316,7 +324,10 @@ impl Pflash {
     /// What a chip gives at a word address, other than its array.
     fn chip_word(&self, word: usize) -> u16 {
         match self.s.mode {
-            Mode::Array | Mode::Status => (STATUS_READY | self.s.errors).into(),
+            Mode::Array | Mode::Status => {
+                let ready = if self.s.cleared { 0 } else { STATUS_READY };
+                (ready | self.s.errors).into()
+            }
             Mode::Identifier => match word & 0xff {
                 0 => MANUFACTURER,
                 1 => DEVICE,

@@ -223,6 +223,31 @@ fn status() {
     }
 }
 
+/// OVMF takes for flash what is neither as it was, nor the command, nor ready.
+#[test]
+fn a_pc_bank_clears_its_ready_bit() {
+    let memory = Memory::new();
+    let region = region(&memory, 64 << 10);
+    let disk = Disk::new(vec![0xff; 64 << 10], false);
+    let flash = Pflash::with_geometry(region.clone(), Some(disk), PC).unwrap();
+    region.map(BASE);
+    memory.map.apply_pending();
+    let command = |value: u64| assert!(memory.write(BASE + 0x40, AccessSize::B1, value).is_ok());
+    let get = || memory.read(BASE + 0x40, AccessSize::B1).0;
+    command(0x70);
+    assert_eq!(get(), 0x80);
+    command(0x50);
+    assert_eq!(get(), 0xff, "the array");
+    command(0x70);
+    assert_eq!(get(), 0);
+    assert!(lock(&flash).s.cleared);
+    command(0x10);
+    command(0x5a);
+    assert_eq!(get(), 0x80, "ready after an operation");
+    command(0xff);
+    assert_eq!(get(), 0x5a);
+}
+
 #[test]
 fn word_program() {
     let (b, image) = Board::erased();

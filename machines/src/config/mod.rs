@@ -204,6 +204,13 @@ impl MachineConfig {
             .chain(self.chardevs.iter().map(|c| &c.backend))
             .filter(|b| uses(b))
             .count();
+        if plain > 0 && self.gdb.as_deref() == Some("stdio") {
+            return Err(ConfigError::new(
+                "-gdb",
+                "stdio",
+                "the terminal is in use already: add -serial none -monitor none (or file:PATH, pty, …)",
+            ));
+        }
         if plain > 1 {
             return Err(ConfigError::new(
                 if uses(&self.monitor) { "-monitor" } else { "-serial" },

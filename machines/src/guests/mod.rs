@@ -6,6 +6,7 @@
 
 pub mod apt;
 pub mod cpio;
+pub mod firmware;
 pub mod init;
 pub mod sources;
 pub mod x86;

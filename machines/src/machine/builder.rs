@@ -104,6 +104,7 @@ pub struct MachineBuilder {
     vcpus: Vec<Box<dyn Vcpu>>,
     threads: VcpuThreads,
     devices: Vec<(String, Arc<dyn Device>)>,
+    spaces: Vec<Arc<AddressSpace>>,
 }
 
 impl MachineBuilder {
@@ -178,6 +179,7 @@ impl MachineBuilder {
             vcpus,
             threads,
             devices: Vec::new(),
+            spaces: Vec::new(),
         })
     }
 
@@ -314,6 +316,11 @@ impl MachineBuilder {
         Ok(())
     }
 
+    /// Keeps an address space, beside the one of system memory, for as long as the machine lives.
+    pub fn keep_address_space(&mut self, space: Arc<AddressSpace>) {
+        self.spaces.push(space);
+    }
+
     /// Maps a region in system memory.
     pub fn map(&self, address: u64, region: &MemoryRegion) {
         let memory = &self.services.memory;
@@ -359,6 +366,7 @@ impl MachineBuilder {
             threads: self.threads,
             io,
             devices: self.devices,
+            _spaces: self.spaces,
         }))
     }
 }

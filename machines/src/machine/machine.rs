@@ -9,6 +9,7 @@ use mimus_core::arch::{CpuModel, CpuState, StateGroups};
 use mimus_core::backend::BlockRequest;
 use mimus_core::device::{Device, Drain, ResetPhase, Services};
 use mimus_core::io_thread::IoThread;
+use mimus_core::memory::AddressSpace;
 use mimus_core::vcpu::{VcpuThreads, WorkError};
 
 use super::MachineError;
@@ -68,6 +69,8 @@ pub(super) struct Parts {
     pub threads: VcpuThreads,
     pub io: Arc<MachineIo>,
     pub devices: Vec<(String, Arc<dyn Device>)>,
+    /// What nobody else keeps.
+    pub _spaces: Vec<Arc<AddressSpace>>,
 }
 
 /// A machine. Paused when built; ended when dropped.

@@ -233,7 +233,7 @@ impl Processors for Starter {
     fn init(&self, vcpu: VcpuIndex) {
         self.0.power_off(vcpu);
         if vcpu.0 == 0 {
-            let reset = self.0.run_on(vcpu, |v| v.reset(ResetKind::Warm, None));
+            let reset = self.0.run_on(vcpu, |v| v.reset(ResetKind::Init, None));
             if reset.is_ok() {
                 self.0.power_on(vcpu, None);
             }

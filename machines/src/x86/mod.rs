@@ -16,3 +16,4 @@ pub mod pc;
 pub mod pci_setup;
 pub mod rom;
 pub mod smbios;
+mod smm;

@@ -36,6 +36,8 @@ pub struct Options {
     pub acpi: bool,
     /// There is an HPET.
     pub hpet: bool,
+    /// There is system management mode, if it was said.
+    pub smm: Option<bool>,
     /// There is an 8042.
     pub i8042: bool,
     /// There is a CMOS clock (`microvm`).
@@ -57,6 +59,7 @@ const EFFECTIVE: &[(&str, &[Kind])] = &[
     ("kernel_irqchip", ALL),
     ("acpi", ALL),
     ("hpet", PCS),
+    ("smm", PCS),
     ("i8042", PCS),
     ("max-ram-below-4g", PCS),
     ("rtc", MICROVM),
@@ -68,7 +71,6 @@ const EFFECTIVE: &[(&str, &[Kind])] = &[
 const FIXED: &[(&str, &[&str], &[Kind])] = &[
     ("usb", &["off"], ALL),
     ("vmport", &["off", "auto"], PCS),
-    ("smm", &["off", "auto"], PCS),
     ("sata", &["off"], PCS),
     ("smbus", &["off"], PCS),
     ("nvdimm", &["off"], PCS),
@@ -90,6 +92,7 @@ impl Options {
             irqchip: None,
             acpi: true,
             hpet: true,
+            smm: None,
             i8042: true,
             rtc: true,
             isa_serial: true,
@@ -128,6 +131,7 @@ impl Options {
             "kernel-irqchip" | "kernel_irqchip" => self.irqchip = Some(irqchip(value).map_err(fail)?),
             "acpi" => self.acpi = switch()?,
             "hpet" => self.hpet = switch()?,
+            "smm" => self.smm = if value == "auto" { None } else { Some(switch()?) },
             "i8042" => self.i8042 = switch()?,
             "rtc" => self.rtc = switch()?,
             "isa-serial" => self.isa_serial = switch()?,
@@ -185,7 +189,8 @@ mod tests {
             (Kind::Pc, "kernel-irqchip=maybe", "on, split or off"),
             (Kind::Pc, "hpte=on", "did you mean hpet?"),
             (Kind::Microvm, "hpet=on", "has no property 'hpet'"),
-            (Kind::Q35, "smm=on", "only smm=off"),
+            (Kind::Q35, "smm=maybe", "on or off"),
+            (Kind::Q35, "usb=on", "only usb=off"),
             (Kind::Pc, "acpi=x", "on or off"),
             (Kind::Pc, "max-ram-below-4g=8G", "3584M"),
         ] {

@@ -28,7 +28,7 @@ use super::interrupts::{GSIS, Interrupts, mask_pic};
 use super::options::{Kind, Options};
 use super::pci_setup::{PIRQ_IRQS, PM_BASE, PciSetup};
 use super::rom::{self, Firmware};
-use super::{acpi, isa, layout};
+use super::{acpi, isa, layout, smm};
 use crate::boards;
 use crate::boot::x86::Memory;
 use crate::config::MachineConfig;
@@ -63,8 +63,9 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let ints = Interrupts::add(&mut b)?;
     let window = MemoryRegion::container("bios-window", rom::WINDOW_LEN);
     let firmware = rom::add(&mut b, config, &window, rom::PC_BIOS)?;
-    let pm = add_pm(&mut b, kind, &ints)?;
-    let bus = add_pci(&mut b, kind, &ints, &pm, memory, &window)?;
+    let smm = smm::wanted(&b, &options, &firmware)?;
+    let pm = add_pm(&mut b, kind, &ints, smm)?;
+    let bus = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;
     let cmos = super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order);
     let (rtc, rtc_irq) = isa::add_rtc(&mut b, &ints, config, &cmos)?;
@@ -131,9 +132,15 @@ const fn pm_layout(kind: Kind) -> PmLayout {
     }
 }
 
-fn add_pm(b: &mut MachineBuilder, kind: Kind, ints: &Interrupts) -> Result<Arc<Mutex<AcpiPm>>, MachineError> {
+fn add_pm(
+    b: &mut MachineBuilder,
+    kind: Kind,
+    ints: &Interrupts,
+    smm: bool,
+) -> Result<Arc<Mutex<AcpiPm>>, MachineError> {
     let requests = GuestRequests::new(b);
-    let lines = PmLines { sci: ints.line(IRQ_SCI), smi: None, power_off: Box::new(move || requests.power_off()) };
+    let smi = smm.then(|| smm::line(b));
+    let lines = PmLines { sci: ints.line(IRQ_SCI), smi, power_off: Box::new(move || requests.power_off()) };
     let layout = pm_layout(kind);
     let events = layout.gpe_bytes;
     let apart = layout.gpe_offset.is_none();
@@ -147,6 +154,7 @@ fn add_pm(b: &mut MachineBuilder, kind: Kind, ints: &Interrupts) -> Result<Arc<M
 }
 
 /// Host bridge and south bridge.
+#[allow(clippy::too_many_arguments)]
 fn add_pci(
     b: &mut MachineBuilder,
     kind: Kind,
@@ -154,6 +162,7 @@ fn add_pci(
     pm: &Arc<Mutex<AcpiPm>>,
     memory: Memory,
     rom: &MemoryRegion,
+    smm: bool,
 ) -> Result<Arc<PciBus>, MachineError> {
     let fail = |e: mimus_devices::pci::PciError| MachineError::other(e.to_string());
     let requests = GuestRequests::new(b);
@@ -168,6 +177,9 @@ fn add_pci(
         let pirqs = PirqRouter::new(ich9::PIRQS, isa, direct);
         let bridge = Q35::new("pcie.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
         let bus = bridge.bus().clone();
+        if smm {
+            smm::add(b, bridge.smm_overlay());
+        }
         b.add_device("/machine/pcie.0/ports", bridge.ports().clone())?;
         b.add_device("/machine/pcie.0", bridge)?;
         b.add_device("/machine/lpc", Ich9Lpc::new(&bus, system.root(), &pirqs, pm).map_err(fail)?)?;
@@ -176,10 +188,13 @@ fn add_pci(
     let pirqs = PirqRouter::new(piix::PIRQS, isa, Vec::new());
     let bridge = I440fx::new("pci.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
     let bus = bridge.bus().clone();
+    if smm {
+        smm::add(b, bridge.smm_overlay());
+    }
     b.add_device("/machine/pci.0/ports", bridge.ports().clone())?;
     b.add_device("/machine/pci.0", bridge)?;
     b.add_device("/machine/isa-bridge", Piix3::new(&bus, &pirqs).map_err(fail)?)?;
-    b.add_device("/machine/pm-function", Piix4Pm::new(&bus, pm, false).map_err(fail)?)?;
+    b.add_device("/machine/pm-function", Piix4Pm::new(&bus, pm, smm).map_err(fail)?)?;
     Ok(bus)
 }
 
@@ -205,8 +220,8 @@ fn add_hpet(
 
 /// Keyboard controller, port 0x92, DMA controllers, the POST port.
 fn add_legacy(b: &mut MachineBuilder, options: &Options, ints: &Interrupts) -> Result<(), MachineError> {
-    // Either may open A20. What it gates is the processors' business.
-    let a20 = OrGate::new(IrqLine::disconnected());
+    // Either may open A20.
+    let a20 = OrGate::new(smm::a20_gate(b));
     let requests = GuestRequests::new(b);
     if options.i8042 {
         let reset = requests.clone();
@@ -215,6 +230,9 @@ fn add_legacy(b: &mut MachineBuilder, options: &Options, ints: &Interrupts) -> R
         b.map_pio("i8042-data", (0x60, 1), i8042::RULES, i8042::REGION_DATA, device.clone())?;
         b.map_pio("i8042-command", (0x64, 1), i8042::RULES, i8042::REGION_COMMAND, device.clone())?;
         b.add_device("/machine/i8042", device)?;
+    } else {
+        // Where its output would be, the line is pulled up.
+        a20.input().raise();
     }
     let device = Port92::new(a20.input(), move || requests.reset());
     b.add_pio("/machine/port92", (port92::PORT, 1), port92::RULES, device)?;

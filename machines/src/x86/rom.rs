@@ -93,7 +93,7 @@ pub fn add(
                 let why = "firmware is in flash already (-drive if=pflash); leave one out";
                 return Err(ConfigError::new("-bios", &path.display().to_string(), why).into());
             }
-            return add_flash(b, flash, window);
+            return add_flash(b, config, flash, window);
         }
         Bios::File(path) => path.clone(),
         Bios::Default if config.boot.kernel.is_none() => find(config, bios)?,
@@ -124,17 +124,29 @@ fn add_rom(b: &mut MachineBuilder, path: &Path, window: &MemoryRegion) -> Result
     let data = boot::read_file("-bios", path)?;
     let len = data.len() as u64;
     if !len.is_multiple_of(UNIT) || len > MAX_ROM {
-        let why = format!(
-            "it has {} ({len} bytes); firmware is a multiple of {} and has at most {}",
-            human(len),
-            human(UNIT),
-            human(MAX_ROM)
-        );
+        let why = match for_flash(&data) {
+            true => format!(
+                "it is UEFI firmware that belongs in flash: use -drive if=pflash,format=raw,readonly=on,file={0} and, with a copy of its variables (*_VARS*), -drive if=pflash,format=raw,file=VARS",
+                path.display()
+            ),
+            false => format!(
+                "it has {} ({len} bytes); firmware is a multiple of {} and has at most {}: is the file cut short?",
+                human(len),
+                human(UNIT),
+                human(MAX_ROM)
+            ),
+        };
         return Err(ConfigError::new("-bios", &path.display().to_string(), why).into());
     }
     let block = b.add_rom("bios", (FOUR_GIB - len, len), &data)?;
     show_below_1_mib(b, &MemoryRegion::rom("bios-low", &block), len, window);
     Ok(Firmware::Rom(block))
+}
+
+/// Whether it begins with a firmware volume (PI 1.8, volume 3 section 3.2.1), as the halves of a UEFI image do.
+fn for_flash(data: &[u8]) -> bool {
+    const SIGNATURE: usize = 40;
+    data.get(SIGNATURE..SIGNATURE + 4) == Some(b"_FVH") && data.len() as u64 <= MAX_FLASH
 }
 
 /// Shows the end of a ROM of `len` bytes in `window`, which begins at 0xc0000 and ends at 1 MiB.
@@ -151,8 +163,15 @@ pub const WINDOW_BASE: u64 = 0xc_0000;
 /// Its length.
 pub const WINDOW_LEN: u64 = MIB - WINDOW_BASE;
 
+/// The file of the drive whose back end has this name.
+fn file_of<'a>(config: &'a MachineConfig, id: &str) -> Option<&'a PathBuf> {
+    let named = config.drives.iter().enumerate().find(|(i, d)| drive_id(*i, d) == id);
+    named?.1.file.as_ref()
+}
+
 fn add_flash(
     b: &mut MachineBuilder,
+    config: &MachineConfig,
     banks: [Option<String>; BANKS],
     window: &MemoryRegion,
 ) -> Result<Firmware, MachineError> {
@@ -163,14 +182,18 @@ fn add_flash(
         let mut ctx = b.context(&path);
         let image = ctx.block_backend(&drive)?;
         let len = image.capacity();
-        if len == 0 || !len.is_multiple_of(FLASH_UNIT) || FOUR_GIB - top + len > MAX_FLASH {
+        let file = file_of(config, &drive);
+        // The image's own length counts: disks are rounded up to whole sectors.
+        let exact = file.as_ref().and_then(|f| Some(f.metadata().ok()?.len())).unwrap_or(len);
+        if exact == 0 || !exact.is_multiple_of(FLASH_UNIT) || FOUR_GIB - top + len > MAX_FLASH {
             let why = format!(
-                "the image has {} ({len} bytes); flash is in multiples of {}, at most {} together",
-                human(len),
+                "it has {} ({exact} bytes); flash is in multiples of {}, at most {} in both banks: is it a firmware image?",
+                human(exact),
                 human(FLASH_UNIT),
                 human(MAX_FLASH)
             );
-            return Err(ConfigError::new("-drive", &format!("if=pflash,unit={i}"), why).into());
+            let name = file.map_or(String::new(), |f| format!(",file={}", f.display()));
+            return Err(ConfigError::new("-drive", &format!("if=pflash,unit={i}{name}"), why).into());
         }
         let region = ctx.rom_device_region("flash", len, pflash::RULES)?;
         let flash = Pflash::with_geometry(region.clone(), Some(image), pflash::PC)

@@ -192,7 +192,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     pub(crate) fn io_read(&mut self, pa: GuestPhys, size: Size) -> Result<u64, MemFault> {
         let index = self.index();
-        let attrs = MemTxAttrs::vcpu(index.0);
+        let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
         let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
         match answer {
             Some((value, MemTxResult::Ok)) => Ok(value),
@@ -203,8 +203,11 @@ impl<F: GuestFrontend> Cpu<F> {
 
     pub(crate) fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
         let index = self.index();
-        let attrs = MemTxAttrs::vcpu(index.0);
-        match self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value)) {
+        let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
+        let answer = self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value));
+        // The next instruction's load may be of what the write changed (flash that shows its status).
+        self.refresh_view(false);
+        match answer {
             Some(MemTxResult::Ok) => Ok(()),
             _ if F::LENIENT_BUS => Ok(()),
             _ => Err(MemFault::Access),

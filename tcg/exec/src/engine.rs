@@ -1,6 +1,7 @@
 //! The translator's share of a virtual machine: code store, host backend, the list of vCPUs.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use mimus_core::memory::{AddressSpace, CodeWriteListener, FlatView, MemoryListener, RamBlock};
 use mimus_tcg_ir::Block;
@@ -71,9 +72,35 @@ impl Default for EngineConfig {
     }
 }
 
+/// Memory as a vCPU sees it in a mode of its own (x86 SMM). Nobody has told of any until the first commit.
+#[derive(Default)]
+pub(crate) struct AlternateMemory {
+    view: Mutex<Option<Arc<FlatView>>>,
+    generation: AtomicU64,
+}
+
+impl AlternateMemory {
+    pub fn view(&self) -> Option<Arc<FlatView>> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Follows the alternate memory for a machine that lives on.
+struct AlternateListener<F: GuestFrontend>(Weak<Machine<F>>);
+
+impl<F: GuestFrontend> MemoryListener for AlternateListener<F> {
+    fn commit(&self, view: &Arc<FlatView>) {
+        let Some(machine) = self.0.upgrade() else { return };
+        *machine.alternate.view.lock().unwrap_or_else(PoisonError::into_inner) = Some(view.clone());
+        machine.alternate.generation.fetch_add(1, Ordering::Release);
+        machine.memory_changed();
+    }
+}
+
 /// One virtual machine under the translator.
 pub struct Machine<F: GuestFrontend> {
     pub(crate) memory: Arc<AddressSpace>,
+    pub(crate) alternate: AlternateMemory,
     pub(crate) store: CodeStore,
     pub(crate) emitter: Box<dyn Emitter>,
     pub(crate) stubs: Stubs,
@@ -120,6 +147,7 @@ impl<F: GuestFrontend> Machine<F> {
         };
         Ok(Arc::new(Machine {
             memory,
+            alternate: AlternateMemory::default(),
             store: CodeStore::new(mapping, STUBS),
             emitter,
             stubs,
@@ -129,6 +157,23 @@ impl<F: GuestFrontend> Machine<F> {
             peers: RwLock::new(Arc::new(Vec::new())),
             gate: RwLock::new(()),
         }))
+    }
+
+    /// Who is to follow the memory that vCPUs see by [`Cpu::use_alternate_memory`].
+    pub fn alternate_listener(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
+        Arc::new(AlternateListener(Arc::downgrade(self)))
+    }
+
+    /// Changes whenever a view of memory does. Read it before the view it is kept with.
+    pub(crate) fn memory_generation(&self) -> u64 {
+        self.memory.generation().wrapping_add(self.alternate.generation.load(Ordering::Acquire))
+    }
+
+    /// Each vCPU takes the new views, and forgets the old ones' addresses, at its next kick check.
+    fn memory_changed(&self) {
+        for peer in self.peers().iter() {
+            peer.cell.kick(KICK_EVENT);
+        }
     }
 
     /// Every vCPU.
@@ -183,9 +228,6 @@ impl<F: GuestFrontend> CodeWriteListener for Machine<F> {
 
 impl<F: GuestFrontend> MemoryListener for Machine<F> {
     fn commit(&self, _view: &Arc<FlatView>) {
-        // Each vCPU takes the new view, and forgets the old one's addresses, at its next kick check.
-        for peer in self.peers().iter() {
-            peer.cell.kick(KICK_EVENT);
-        }
+        self.memory_changed();
     }
 }

@@ -122,6 +122,8 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) view: Arc<FlatView>,
     pub(crate) view_generation: u64,
+    /// `view` is the alternate memory's.
+    pub(crate) alternate: bool,
     pub(crate) ram_window: Cell<RamWindow>,
     pub(crate) scratch: crate::translate::Scratch,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
@@ -180,6 +182,7 @@ impl<F: GuestFrontend> Cpu<F> {
             mailbox,
             view,
             view_generation: 0,
+            alternate: false,
             ram_window: Cell::new(RamWindow::NONE),
             scratch: Default::default(),
             interp_blocks: HashMap::new(),
@@ -324,12 +327,36 @@ impl<F: GuestFrontend> Cpu<F> {
                 Request::Fence(fence) => F::remote_fence(self, fence),
             }
         }
-        let generation = self.machine.memory.generation();
-        if generation != self.view_generation {
+        self.refresh_view(false);
+    }
+
+    /// Takes new views of memory, if there are any or another is wanted.
+    pub(crate) fn refresh_view(&mut self, other: bool) {
+        let machine = &self.machine;
+        let generation = machine.memory_generation();
+        let stale = generation != self.view_generation;
+        if stale || other {
             self.view_generation = generation;
-            self.view = self.machine.memory.view();
+            let alternate = if self.alternate { machine.alternate.view() } else { None };
+            self.view = alternate.unwrap_or_else(|| machine.memory.view());
             self.ram_window.set(RamWindow::NONE);
+        }
+        if stale {
             self.mmu.flush_all();
+        }
+    }
+
+    /// Whether the machine has memory for [`Cpu::use_alternate_memory`].
+    pub fn has_alternate_memory(&self) -> bool {
+        F::ALTERNATE_MEMORY && self.machine.alternate.view().is_some()
+    }
+
+    /// Accesses from now on see the alternate memory, or no longer. Part of what
+    /// [`GuestFrontend::context_key`] depends on; generated code is left before anything else is accessed.
+    pub fn use_alternate_memory(&mut self, on: bool) {
+        if self.alternate != on {
+            self.alternate = on;
+            self.refresh_view(true);
         }
     }
 

@@ -190,6 +190,12 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Pins that are edges: the vCPU itself lowers them.
     const LATCHED_PINS: u64 = 0;
 
+    /// Pins whose fall the vCPU must notice as soon as their rise.
+    const MODE_PINS: u64 = 0;
+
+    /// The guest has a mode in which it sees other memory: [`Cpu::use_alternate_memory`].
+    const ALTERNATE_MEMORY: bool = false;
+
     /// Helpers, in the order of the numbers `Op::Call` uses. Make them with [`Helper::new`].
     fn helpers() -> Vec<Helper<Self>>;
 

@@ -159,7 +159,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// # Errors
     /// The fault of a store.
     pub fn try_rmw(&mut self, va: u64, size: Size, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, MemFault> {
-        let last = va.wrapping_add(u64::from(size.bytes()) - 1);
+        let last = va.wrapping_add(u64::from(size.bytes()) - 1) & !(PAGE - 1);
         for at in [va, last] {
             self.locate(at, Access::Store)?;
         }

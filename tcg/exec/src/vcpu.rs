@@ -126,10 +126,14 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
     fn set_pin(&self, pin: CpuPin, level: bool) {
         let Some(bit) = F::pin_bit(pin) else { return };
         let mask = 1u64 << bit;
+        if !level && F::LATCHED_PINS & mask != 0 {
+            return;
+        }
         let pins = &self.peer.mailbox.pins;
         let before =
             if level { pins.fetch_or(mask, Ordering::SeqCst) } else { pins.fetch_and(!mask, Ordering::SeqCst) };
-        if level && before & mask == 0 {
+        let changed = (before & mask != 0) != level;
+        if changed && (level || F::MODE_PINS & mask != 0) {
             self.peer.cell.kick(KICK_EVENT);
             self.signal.wake();
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mimus_machines::guests::{self, GuestSpec, Progress, init, x86};
+use mimus_machines::guests::{self, GuestSpec, Progress, firmware, init, x86};
 
 struct Lines;
 
@@ -57,6 +57,10 @@ pub fn fetch() -> anyhow::Result<()> {
         &x86::I386_PAE,
         &x86::I386_BUSYBOX,
         &x86::SEABIOS,
+        &firmware::OVMF,
+        &firmware::GRUB_PC,
+        &firmware::GRUB_EFI,
+        &firmware::MEMTEST,
     ];
     for spec in others {
         ensure(spec)?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod deps;
+mod fuzz;
 mod guests;
 mod lint;
 
@@ -21,6 +22,7 @@ usage: cargo xtask <task>
       [--phases | --programs]           busybox's rows, or those of tests/xtask/bench, only
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
+  fuzz x86 [--count N] [--seed N]     random sequences by the x86 translator and by the host; see fuzz x86 --help
   ci                                  check-deps, lint, and the whole test suite
 ";
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         ["lint"] => lint::run(),
         ["guests"] => guests::fetch(),
         ["bench", rest @ ..] => bench::run(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         ["ci"] => ci(),
         [] | ["help" | "-h" | "--help"] => {
             print!("{USAGE}");

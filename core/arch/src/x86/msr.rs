@@ -8,6 +8,8 @@ pub const APIC_BASE: u32 = 0x1b;
 pub const FEATURE_CONTROL: u32 = 0x3a;
 pub const TSC_ADJUST: u32 = 0x3b;
 pub const SPEC_CTRL: u32 = 0x48;
+/// Where system management mode has its handler; KVM exchanges it under this number.
+pub const SMBASE: u32 = 0x9e;
 pub const MTRR_CAP: u32 = 0xfe;
 pub const ARCH_CAPABILITIES: u32 = 0x10a;
 pub const SYSENTER_CS: u32 = 0x174;

@@ -98,16 +98,19 @@ pub(super) struct PcRegions {
     segments: Vec<Segment>,
     /// PCI's view of 0xa0000.
     vga: MemoryRegion,
-    /// Hides TSEG's RAM, for 1, 2 and 8 MiB.
-    tseg_hidden: [Option<MemoryRegion>; 3],
-    tseg: [Option<MemoryRegion>; 3],
+    /// Hides TSEG's RAM, for each size.
+    tseg_hidden: [Option<MemoryRegion>; 4],
+    tseg: [Option<MemoryRegion>; 4],
     smram: MemoryRegion,
     /// What SMM sees on top of memory.
     overlay: MemoryRegion,
 }
 
+/// MiB of the TSEG that the data sheet does not have: the reserved value of ESMRAMC's size bits. A larger one than
+/// its 8 MiB is what firmware for emulated machines with many processors needs.
+pub const EXTENDED_TSEG_MIB: u16 = 16;
 /// Bytes of TSEG by the two bits of ESMRAMC.
-const TSEG_LEN: [u64; 3] = [1 << 20, 2 << 20, 8 << 20];
+const TSEG_LEN: [u64; 4] = [1 << 20, 2 << 20, 8 << 20, (EXTENDED_TSEG_MIB as u64) << 20];
 
 impl PcRegions {
     /// Maps the bus behind everything and what the registers at reset say.

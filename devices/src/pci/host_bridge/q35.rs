@@ -3,14 +3,15 @@
 //! Spec: Intel 3 Series Express Chipset Family (Q35) data sheet, 316966-002, section 5.1.
 //! Modelled: PCIEXBAR, PAM, SMRAM and ESMRAMC with their lock, configuration ports.
 //! Not modelled: what has no effect in a machine without its timing and graphics: DRAM controller, MCHBAR, DMIBAR,
-//! EPBAR, TOLUD and TOUUD (0), remapping.
+//! EPBAR, TOUUD (0), remapping. TOLUD, TSEGMB and what belongs to graphics keep what firmware writes, which reads TSEG's
+//! place there; RAM's end is what TSEG is below.
 //! Checked with: its tests; register sequences of SeaBIOS and OVMF.
 
 use super::config_ports::{self, ConfigPorts};
 use super::ecam::{ECAM_BUS_LEN, Ecam};
 use super::pc_memory::{
-    PAM_BITS, PAM_REGISTERS, PcMemory, PcRegions, SMRAM_BASE_SEGMENT, SMRAM_CLOSED, SMRAM_ENABLE, SMRAM_LOCK,
-    SMRAM_OPEN, TSEG_ENABLE,
+    EXTENDED_TSEG_MIB, PAM_BITS, PAM_REGISTERS, PcMemory, PcRegions, SMRAM_BASE_SEGMENT, SMRAM_CLOSED, SMRAM_ENABLE,
+    SMRAM_LOCK, SMRAM_OPEN, TSEG_ENABLE,
 };
 use crate::pci::bus::{PciBus, PciFunction, PciSlot};
 use crate::pci::config_space::{ConfigSpace, ConfigState, PciIds};
@@ -27,6 +28,17 @@ use std::sync::{Arc, Mutex};
 const SCHEMA: Schema = Schema::new("q35-host", 1);
 const IDS: PciIds = PciIds { vendor: 0x8086, device: 0x29c0, revision: 2, class: 0x06_0000, ..CHIPSET };
 
+/// MiB of the extended TSEG. Reserved in the data sheet; firmware writes ones, and takes what it reads for the size if
+/// it is anything else.
+const EXTENDED_TSEG: usize = 0x50;
+/// Registers that keep what is written, until D_LCK: GGC, GBSM, BGSM, TSEGMB, TOLUD.
+const KEPT: [(usize, &[u8]); 5] = [
+    (0x52, &[0x72, 0]),
+    (0xa4, &[0, 0, 0xf0, 0xff]),
+    (0xa8, &[0, 0, 0xf0, 0xff]),
+    (0xac, &[0, 0, 0xf0, 0xff]),
+    (0xb0, &[0xf0, 0xff]),
+];
 const PCIEXBAR: usize = 0x60;
 const PAM0: usize = 0x90;
 const SMRAM: usize = 0x9d;
@@ -131,6 +143,10 @@ impl Q35 {
 
 fn config_space(slot: &PciSlot) -> ConfigSpace {
     let mut config = ConfigSpace::new(IDS, slot, false);
+    for (at, writable) in KEPT {
+        config.add_register(at, &[0; 4][..writable.len()], writable);
+    }
+    config.add_register(EXTENDED_TSEG, &EXTENDED_TSEG_MIB.to_le_bytes(), &[0; 2]);
     // Bits 35:26 of the base, length, enable.
     config.add_register(PCIEXBAR, &0xe000_0000_u64.to_le_bytes(), &0xf_fc00_0007_u64.to_le_bytes());
     config.add_register(PAM0, &[0; PAM_REGISTERS], &[PAM_BITS; PAM_REGISTERS]);
@@ -160,11 +176,15 @@ impl PciFunction for Q35 {
     fn config_write(&self, offset: u16, size: AccessSize, value: u32) {
         let mut config = lock(&self.config);
         let (smram, esmramc) = (config.bytes(SMRAM, 1)[0], config.bytes(ESMRAMC, 1)[0]);
+        let kept = KEPT.map(|(at, bytes)| config.bytes(at, bytes.len()).to_vec());
         config.write(offset, size, value);
         if smram & SMRAM_LOCK != 0 {
             // "D_LCK: makes all of these registers read-only until a reset."
             config.set_register(SMRAM, smram);
             config.set_register(ESMRAMC, esmramc);
+            for ((at, _), bytes) in KEPT.iter().zip(kept) {
+                (*at..).zip(bytes).for_each(|(at, byte)| config.set_register(at, byte));
+            }
         } else if config.bytes(SMRAM, 1)[0] & SMRAM_LOCK != 0 {
             // "When D_LCK is set, D_OPEN is reset to 0."
             let locked = config.bytes(SMRAM, 1)[0] & !SMRAM_OPEN;

@@ -228,11 +228,19 @@ fn q35() {
     pc.set_config(0, 0x9d, 0x08);
     assert_eq!((pc.peek(RAM - 1), pc.peek(RAM - (2 << 20))), (0xff, 0xff));
     assert_eq!((pc.peek(RAM - (2 << 20) - 1), seen(RAM - 1), seen(RAM - (2 << 20) - 1)), (0x11, true, false));
+    // Its place, for firmware; the extended one, which says its size.
+    pc.set_config(0, 0xaf, 0x7f);
+    pc.set_config(0, 0x50, 0xff);
+    assert_eq!(pc.config(0, 0x50), 16);
+    pc.set_config(0, 0x9e, 0x07);
+    let below_8_mib = RAM - (8 << 20) - 1;
+    assert_eq!((seen(below_8_mib), pc.peek(below_8_mib)), (true, 0xff));
     pc.set_config(0, 0x9e, 0);
     pc.set_config(0, 0x9d, 0);
     system_management_ram(&pc, 0x9d, overlay);
     pc.set_config(0, 0x9e, 1);
-    assert_eq!(pc.config(0, 0x9e), 0x38, "locked too");
+    pc.set_config(0, 0xaf, 1);
+    assert_eq!((pc.config(0, 0x9e), pc.config(0, 0xaf)), (0x38, 0x7f), "locked too");
     let other = Pc::new();
     let copy = other.q35();
     assert_snapshot_round_trip(&*bridge, &*copy);

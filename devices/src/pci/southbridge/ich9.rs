@@ -34,6 +34,9 @@ const PIRQ_A: usize = 0x60;
 const PIRQ_E: usize = 0x68;
 const RCBA: usize = 0xf0;
 const ACPI_EN: u8 = 0x80;
+/// GEN_PMCON_1, whose SMI_LOCK stays set until a reset.
+const GEN_PMCON_1: usize = 0xa0;
+const SMI_LOCK: u8 = 1 << 4;
 const BASE_ENABLE: u32 = 1;
 const RCBA_LEN: u64 = 0x4000;
 
@@ -80,6 +83,7 @@ pub struct Ich9Lpc {
     config: Mutex<ConfigSpace>,
     chipset: Arc<Chipset>,
     pirqs: Arc<PirqRouter>,
+    block: Arc<Mutex<AcpiPm>>,
     pm: RegionHandle,
     rcba: RegionHandle,
 }
@@ -95,13 +99,14 @@ impl Ich9Lpc {
     ) -> Result<Arc<Self>, PciError> {
         let slot = bus.reserve(Some(DEVICE))?;
         let config = Mutex::new(config_space(&slot));
-        let block = lock(pm).block_len();
-        let pm = pm_region("ich9-pm", &slot, pm, block);
+        let len = lock(pm).block_len();
+        let block = pm.clone();
+        let pm = pm_region("ich9-pm", &slot, pm, len);
         let chipset = Arc::new(Chipset(Mutex::new(chipset_reset())));
         let region = MemoryRegion::mmio("ich9-rcba", RCBA_LEN, AccessRules::sizes(AccessSize::B1, AccessSize::B4));
         let rcba = RegionHandle::new(bus.map(), region, Some(root), 0);
         rcba.bind(0, &chipset);
-        let this = Arc::new(Self { slot, config, chipset, pirqs: pirqs.clone(), pm, rcba });
+        let this = Arc::new(Self { slot, config, chipset, pirqs: pirqs.clone(), block, pm, rcba });
         this.slot.plug(this.clone());
         Ok(this)
     }
@@ -114,6 +119,7 @@ impl Ich9Lpc {
 
     fn place(&self, config: &ConfigSpace) {
         let dword = |at| u32::from_le_bytes(config.bytes(at, 4).try_into().unwrap_or_default());
+        lock(&self.block).set_smi_lock(config.bytes(GEN_PMCON_1, 1)[0] & SMI_LOCK != 0);
         let acpi = config.bytes(ACPI_CNTL, 1)[0] & ACPI_EN != 0;
         place(&self.pm, acpi.then(|| u64::from(dword(PMBASE) & 0xff80)));
         let rcba = dword(RCBA);
@@ -178,7 +184,10 @@ impl PciFunction for Ich9Lpc {
 
     fn config_write(&self, offset: u16, size: AccessSize, value: u32) {
         let mut config = lock(&self.config);
+        let locked = config.bytes(GEN_PMCON_1, 1)[0] & SMI_LOCK;
         config.write(offset, size, value);
+        let general = config.bytes(GEN_PMCON_1, 1)[0] | locked;
+        config.set_register(GEN_PMCON_1, general);
         if usize::from(offset) + size.bytes() as usize > PMBASE {
             self.apply(&config);
         }

@@ -136,6 +136,7 @@ pub struct Piix4Pm {
     slot: PciSlot,
     /// Device-level lock.
     config: Mutex<ConfigSpace>,
+    block: Arc<Mutex<AcpiPm>>,
     pm: RegionHandle,
 }
 
@@ -150,14 +151,17 @@ impl Piix4Pm {
         let apmc = if smm { 0 } else { APMC_ENABLE };
         config.add_register(DEVACTB, &apmc.to_le_bytes(), &[0xff; 4]);
         config.add_register(PMREGMISC, &[0], &[PMIOSE]);
-        let block = lock(pm).block_len();
-        let pm = pm_region("piix4-pm", &slot, pm, block);
-        let this = Arc::new(Self { slot, config: Mutex::new(config), pm });
+        let len = lock(pm).block_len();
+        let region = pm_region("piix4-pm", &slot, pm, len);
+        let this = Arc::new(Self { slot, config: Mutex::new(config), block: pm.clone(), pm: region });
         this.slot.plug(this.clone());
         Ok(this)
     }
 
-    fn place(&self, config: &ConfigSpace) {
+    /// Has the registers take effect; map changes are queued.
+    fn apply(&self, config: &ConfigSpace) {
+        let apm_smi = u32::from_le_bytes(config.bytes(DEVACTB, 4).try_into().unwrap_or_default()) & APMC_ENABLE;
+        lock(&self.block).set_apm_smi(apm_smi != 0);
         let base = u16::from_le_bytes(config.bytes(PMBA, 2).try_into().unwrap_or_default()) & 0xffc0;
         place(&self.pm, (config.bytes(PMREGMISC, 1)[0] & PMIOSE != 0).then(|| base.into()));
     }
@@ -171,7 +175,7 @@ impl PciFunction for Piix4Pm {
     fn config_write(&self, offset: u16, size: AccessSize, value: u32) {
         let mut config = lock(&self.config);
         config.write(offset, size, value);
-        self.place(&config);
+        self.apply(&config);
     }
 }
 
@@ -180,7 +184,7 @@ impl Lifecycle for Piix4Pm {
         let mut config = lock(&self.config);
         match phase {
             ResetPhase::Enter => config.reset(),
-            ResetPhase::Hold => self.place(&config),
+            ResetPhase::Hold => self.apply(&config),
             ResetPhase::Exit => {}
         }
     }
@@ -199,7 +203,7 @@ impl Snapshot for Piix4Pm {
         let state: ConfigState = decode_payload(POWER_SCHEMA, payload)?;
         let mut config = lock(&self.config);
         config.restore(state).map_err(|why| SnapshotError::invalid(POWER_SCHEMA, "registers", why))?;
-        self.place(&config);
+        self.apply(&config);
         Ok(())
     }
 }

@@ -141,6 +141,16 @@ fn ich9_places_power_management() {
 }
 
 #[test]
+fn ich9_locks_smis() {
+    let (pc, lpc) = Pc::ich9();
+    pc.bus.config_write(ich9::DEVICE, 0xa0, AccessSize::B2, 0x0210);
+    pc.bus.config_write(ich9::DEVICE, 0xa0, AccessSize::B2, 0);
+    assert_eq!(pc.get(ich9::DEVICE, 0xa0) & 0xffff, 0x10, "SMI_LOCK stays");
+    reset(&*lpc);
+    assert_eq!(pc.get(ich9::DEVICE, 0xa0) & 0xffff, 0);
+}
+
+#[test]
 fn ich9_chip_set_registers() {
     let (pc, lpc) = Pc::ich9();
     let read = |at| pc.system.read(GuestPhys(at), AccessSize::B4, A).0 as u32;

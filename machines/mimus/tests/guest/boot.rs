@@ -96,15 +96,14 @@ impl Seek for Partition {
     }
 }
 
-/// A disk with a FAT partition that holds the kernel, the initrd and what U-Boot's
-/// standard boot looks for.
-fn extlinux_disk(path: &Path, kernel: &str, initrd: &str) {
+/// A disk with a FAT partition of this kind that holds these files; their directories are made.
+pub fn partitioned_disk(path: &Path, kind: u8, files: &[(&str, &[u8])]) {
     const BYTES: u64 = 96 << 20;
     let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
     file.set_len(PARTITION + BYTES).unwrap();
-    // Master boot record: one entry (bootable, FAT32 by LBA), then the signature.
+    // Master boot record: one entry (bootable, by LBA), then the signature.
     let mut entry = [0; 16];
-    (entry[0], entry[4]) = (0x80, 0x0c);
+    (entry[0], entry[4]) = (0x80, kind);
     entry[8..12].copy_from_slice(&((PARTITION / 512) as u32).to_le_bytes());
     entry[12..].copy_from_slice(&((BYTES / 512) as u32).to_le_bytes());
     file.write_all_at(&entry, 446).unwrap();
@@ -115,15 +114,24 @@ fn extlinux_disk(path: &Path, kernel: &str, initrd: &str) {
     fatfs::format_volume(&mut partition, size).unwrap();
     partition.seek(SeekFrom::Start(0)).unwrap();
     let disk = fatfs::FileSystem::new(partition, fatfs::FsOptions::new()).unwrap();
-    let root = disk.root_dir();
-    let dir = root.create_dir("extlinux").unwrap();
+    for (name, bytes) in files {
+        let mut dir = disk.root_dir();
+        let mut parts: Vec<&str> = name.split('/').collect();
+        let name = parts.pop().unwrap();
+        for part in parts {
+            dir = dir.create_dir(part).unwrap();
+        }
+        dir.create_file(name).unwrap().write_all(bytes).unwrap();
+    }
+}
+
+/// A disk with what U-Boot's standard boot looks for.
+fn extlinux_disk(path: &Path, kernel: &str, initrd: &str) {
     let config = "timeout 1\ndefault debian\nlabel debian\n  kernel /linux\n  initrd /initrd.gz\n  \
                   append console=ttyS0 quiet panic=-1\n";
-    dir.create_file("extlinux.conf").unwrap().write_all(config.as_bytes()).unwrap();
-    for (name, from) in [("linux", kernel), ("initrd.gz", initrd)] {
-        let mut to = root.create_file(name).unwrap();
-        to.write_all(&std::fs::read(from).unwrap()).unwrap();
-    }
+    let (linux, rd) = (std::fs::read(kernel).unwrap(), std::fs::read(initrd).unwrap());
+    let files = [("extlinux/extlinux.conf", config.as_bytes()), ("linux", &linux), ("initrd.gz", &rd)];
+    partitioned_disk(path, 0x0c, &files);
 }
 
 #[test]

@@ -262,7 +262,7 @@ const MODULES: [&str; 7] = [
 ];
 
 /// Runs what it reads, a line at a time, and says how it ended.
-const INIT: &str = r#"#!/bin/busybox sh
+pub const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /mnt
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys

@@ -10,7 +10,7 @@
 //! | `xmm2`–`xmm15` | copies of the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says not |
 //! | `gs` base | the current TLB context |
 //! | `rsp` | 16-byte aligned; `[rsp]` and `[rsp+8]` are the code's to use |
-//! | MXCSR | the guest's rounding mode and sticky flags |
+//! | MXCSR | the guest's rounding mode and sticky flags (with vector registers: while they are here) |
 //!
 //! Slots without a register are memory operands. [`asm`] is the sink, [`stubs`] the code that is emitted once,
 //! [`lower`] the operations.

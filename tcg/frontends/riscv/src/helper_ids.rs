@@ -36,8 +36,12 @@ pub const CBO: u16 = 12;
 /// target (first argument) is set.
 pub const CHECK_TARGET: u16 = 13;
 
+/// Reads `fflags`, then writes it if the first argument is 1: to the second. Touches no slot, and the floating-point
+/// unit is on. Result: the old value.
+pub const FFLAGS: u16 = 14;
+
 /// Number of helpers.
-pub const COUNT: usize = 14;
+pub const COUNT: usize = 15;
 
 /// Names of the helpers, by number.
 pub const NAMES: [&str; COUNT] = [
@@ -55,6 +59,7 @@ pub const NAMES: [&str; COUNT] = [
     "illegal",
     "cbo",
     "check_target",
+    "fflags",
 ];
 
 /// CSR operation: read without side effect of a write (`csrrs`, `csrrc` with x0 or 0).

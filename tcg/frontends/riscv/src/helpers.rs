@@ -44,6 +44,7 @@ pub(crate) fn table() -> Vec<Helper<Riscv>> {
         Helper::new(NAMES[ILLEGAL as usize], illegal, illegal),
         Helper::new(NAMES[CBO as usize], cbo, cbo),
         Helper::new(NAMES[CHECK_TARGET as usize], check_target, check_target),
+        Helper::new(NAMES[FFLAGS as usize], fflags, fflags),
     ];
     debug_assert_eq!(table.len(), COUNT);
     table
@@ -129,6 +130,19 @@ fn csr_access(cpu: &mut RiscvCpu, what: u64, source: u64, raw: u64) -> u64 {
         leave_after(cpu);
     }
     old
+}
+
+/// `frflags` and `fsflags`, which compilers put around comparisons.
+fn fflags(cpu: &mut RiscvCpu, write: u64, value: u64, _: u64) -> u64 {
+    let (hart, host) = (&mut cpu.guest.hart, hostfp::flags());
+    let old = hart.fflags | host;
+    if write != 0 {
+        hart.fflags = value as u8 & 0x1f;
+        if host != 0 {
+            hostfp::set_flags(0);
+        }
+    }
+    old.into()
 }
 
 /// Does what changes of CSRs entail; answers whether to leave the block.

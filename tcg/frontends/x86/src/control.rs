@@ -96,7 +96,7 @@ pub fn write_cr0<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     if (old ^ new) & (CR0_PG | CR0_WP | CR0_PE) != 0 {
         h.flush(Flush::All);
     }
-    if (old ^ new) & (CR0_PG | CR0_PE) != 0 {
+    if (old ^ new) & (CR0_PG | CR0_PE | CR0_AM) != 0 {
         h.mode_changed();
     }
     Ok(())
@@ -124,7 +124,8 @@ fn write_cr3<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     Ok(())
 }
 
-fn cr4_mask(st: &State) -> u64 {
+/// Bits of CR4 that the model has.
+pub(crate) fn cr4_mask(st: &State) -> u64 {
     let mut bits = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     let optional = [
         ("umip", CR4_UMIP),

@@ -39,6 +39,7 @@ pub fn to_arch(st: &State, regs: &Registers, now: u64) -> X86State {
         nmi_masked: st.nmi_masked,
         nmi_pending: st.nmi_pending,
         smm: st.smm,
+        smm_inside_nmi: st.smm_inside_nmi,
         ..Events::default()
     };
     out
@@ -165,7 +166,9 @@ pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers,
     st.shadow = from.events.shadow_sti || from.events.shadow_mov_ss;
     st.nmi_masked = from.events.nmi_masked;
     st.nmi_pending = from.events.nmi_pending;
-    st.smm = false;
+    st.smm = from.events.smm;
+    st.smm_inside_nmi = st.smm && from.events.smm_inside_nmi;
+    st.msrs.smbase &= 0xffff_ffff;
     Ok(registers)
 }
 
@@ -193,9 +196,6 @@ pub(crate) fn check(st: &State, from: &X86State) -> Result<(), String> {
     let long = from.efer & EFER_LMA != 0;
     if long && (from.cr0 & CR0_PG == 0 || from.cr4 & CR4_PAE == 0 || from.efer & EFER_LME == 0) {
         return Err(format!("efer: {:#x} with cr0 {:#x} and cr4 {:#x}", from.efer, from.cr0, from.cr4));
-    }
-    if from.events.smm {
-        return Err("events: the translator has no system management mode".to_owned());
     }
     let names = [(ES, &from.es), (CS, &from.cs), (SS, &from.ss), (DS, &from.ds), (FS, &from.fs), (GS, &from.gs)];
     let wide = |seg: usize| long && (seg == FS || seg == GS);

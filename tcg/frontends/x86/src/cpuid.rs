@@ -261,7 +261,8 @@ pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
         // 32 KiB, 8-way, 64-byte lines, of data and of code.
         0x8000_0005 => [0x01ff_01ff, 0x01ff_01ff, 0x2008_0140, 0x2008_0140],
         // 512 KiB, 8-way second-level cache.
-        0x8000_0006 => [0, 0x4200_4200, 0x0200_6140, 0],
+        // 16 MiB, 16-way third-level one: C libraries copy past the caches what is larger than three quarters of it.
+        0x8000_0006 => [0, 0x4200_4200, 0x0200_6140, 0x0080_8140],
         0x8000_0007 => [0, 0, 0, word(FeatureWord::F87Edx)],
         0x8000_0008 => {
             let linear = if f.has("la57") { 57 } else { 48 };
@@ -278,6 +279,7 @@ fn cache(subleaf: u32) -> [u32; 4] {
         0 => (1, 1, 8, 64),
         1 => (2, 1, 8, 64),
         2 => (3, 2, 8, 1024),
+        3 => (3, 3, 16, 16384),
         _ => return [0; 4],
     };
     [kind | level << 5 | 1 << 8, 63 | (ways - 1) << 22, sets - 1, 0]

@@ -62,7 +62,7 @@ pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usiz
 }
 
 /// Whether the model has the instruction.
-fn available(insn: &Instruction, f: &Features) -> bool {
+pub fn available(insn: &Instruction, f: &Features) -> bool {
     if matches!(insn.mnemonic(), Mnemonic::Prefetch | Mnemonic::Prefetchw) {
         // 64-bit processors have it, or do nothing.
         return f.has("3dnowprefetch") || f.long_mode;
@@ -79,7 +79,7 @@ fn has(feature: CpuidFeature, f: &Features) -> bool {
     use CpuidFeature as C;
     match feature {
         C::INTEL8086 | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 | C::INTEL8086_ONLY => true,
-        C::CPUID | C::MULTIBYTENOP | C::PAUSE | C::HLE_or_RTM => true,
+        C::CPUID | C::SMM | C::MULTIBYTENOP | C::PAUSE => true,
         C::FPU | C::FPU287 | C::FPU387 => f.has("fpu"),
         C::X64 => f.long_mode,
         C::MSR => f.has("msr"),

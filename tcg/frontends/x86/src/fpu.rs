@@ -3,8 +3,10 @@
 //! What the guest sees of control and status is put together here: its own exception masks, and the summary bits that
 //! the host does not set because it masks.
 //!
-//! Spec: SDM volume 1 chapter 8. Left out: the scaled results of unmasked overflow and underflow (the masked result is
-//! stored, and the exception is pending).
+//! Where the last instruction and its operand were is kept of those executed with an exception unmasked: a handler finds
+//! what it asks for, and translated code, which runs only with all masked, need not remember.
+//!
+//! Spec: SDM volume 1 chapter 8.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
@@ -141,6 +143,20 @@ pub(crate) fn init(guest: &mut X86Guest) {
     guest.st.fpu_pointers = Default::default();
     // SAFETY: every exception is masked afterwards.
     unsafe { asm!("fninit", options(nostack, preserves_flags)) };
+}
+
+/// What every MMX instruction does: the top of the stack is register 0, and all are valid (SDM volume 1 section 9.5.1).
+pub(crate) fn enter_mmx(guest: &mut X86Guest) {
+    let old = image(guest);
+    let top = usize::from(word(&old.0, FSW) >> 11 & 7);
+    let mut new = old;
+    for n in 0..8 {
+        let from = 32 + 16 * ((n + 8 - top) % 8);
+        new.0[32 + 16 * n..48 + 16 * n].copy_from_slice(&old.0[from..from + 16]);
+    }
+    set_word(&mut new.0, FSW, word(&old.0, FSW) & !0x3800);
+    new.0[4] = 0xff;
+    load_image(guest, &new);
 }
 
 /// FNCLEX

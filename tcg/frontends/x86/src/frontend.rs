@@ -6,7 +6,7 @@ use iced_x86::{Formatter, NasmFormatter};
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::{MpState, X86State};
 use mimus_arch::{CpuModel, CpuState, GuestArch};
-use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, ShutdownCause, StartRequest, SysReg, VcpuExit, VcpuIndex};
+use mimus_core::accel::{CpuPin, RemoteFence, ResetCause, ResetKind, StartRequest, SysReg, VcpuExit, VcpuIndex};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_ir::backend::VectorLayout;
@@ -14,6 +14,7 @@ use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot, Val};
 
+use crate::blame::not_canonical;
 use crate::convert::{Registers, from_arch, to_arch};
 use crate::cpuid;
 use crate::decode::{MAX_LEN, fetch};
@@ -24,6 +25,7 @@ use crate::host::{Flush, Host, Stop};
 use crate::interrupt;
 use crate::native::Native;
 use crate::paging;
+use crate::smm;
 use crate::state::{CS, CodeMode, GUARD_AVX, GUARD_SSE, State, key_pcid, mask};
 use crate::translate::{self, BASE0};
 
@@ -33,6 +35,10 @@ mod tests;
 /// Bits of `Cpu::pins`.
 pub(crate) const PIN_INTR: u64 = 1;
 pub(crate) const PIN_NMI: u64 = 2;
+pub(crate) const PIN_SMI: u64 = 4;
+pub(crate) const PIN_A20_MASK: u64 = 8;
+/// Physical addresses with A20 masked.
+const A20_MASK: u64 = !(1 << 20);
 /// Instructions executed one by one before the run loop is looked at.
 const STEPS: u32 = 256;
 
@@ -55,9 +61,18 @@ pub struct X86Guest {
     /// The x87 unit is the guest's: inside `run`.
     pub(crate) fpu_loaded: bool,
     pub(crate) pauses: u8,
+    /// What physical addresses are masked with outside of system management mode.
+    pub(crate) phys_mask: u64,
+    /// The address after the HLT that waits, or waited until the event now to be taken.
+    pub(crate) halted_at: Option<u64>,
 }
 
 pub(crate) type X86Cpu = Cpu<X86>;
+
+/// The address that a processor's pins show for a physical one: A20M is ignored in system management mode.
+fn on_bus(cpu: &X86Cpu, pa: u64) -> u64 {
+    if cpu.guest.st.smm { pa } else { pa & cpu.guest.phys_mask }
+}
 
 /// Runs `f` over memory accesses inside pages: (offset, address, bytes), each at most 8 bytes and a power of two.
 fn pieces(va: u64, bytes: u32, wide: bool, mut f: impl FnMut(u32, u64, Size) -> Result<()>) -> Result<()> {
@@ -114,6 +129,10 @@ impl Host for X86Cpu {
         self.guest.leave = true;
         self.switch_context();
     }
+    fn smm_changed(&mut self) {
+        let smm = self.guest.st.smm;
+        self.use_alternate_memory(smm);
+    }
     fn check_events(&mut self) {
         self.guest.leave = true;
         Cpu::check_events(self);
@@ -132,6 +151,7 @@ impl Host for X86Cpu {
         }
     }
     fn phys_read(&mut self, pa: u64, bytes: u32) -> u64 {
+        let pa = on_bus(self, pa);
         let mut value = 0;
         let read = pieces(pa, bytes, true, |done, at, size| {
             value |= self.phys_load(at, size).unwrap_or(!0) << (8 * done);
@@ -141,6 +161,7 @@ impl Host for X86Cpu {
         value & mask(bytes)
     }
     fn phys_write(&mut self, pa: u64, bytes: u32, value: u64) {
+        let pa = on_bus(self, pa);
         let written = pieces(pa, bytes, true, |done, at, size| {
             // Where nothing is, stores are lost.
             let _lost = self.phys_store(at, value >> (8 * done), size);
@@ -150,6 +171,7 @@ impl Host for X86Cpu {
     }
     fn phys_cmpxchg(&mut self, pa: u64, bytes: u32, old: u64, new: u64) -> bool {
         let size = if bytes == 4 { Size::B4 } else { Size::B8 };
+        let pa = on_bus(self, pa);
         // Tables in ROM keep what they have.
         self.phys_compare_exchange(pa, old, new, size).unwrap_or(true)
     }
@@ -168,7 +190,9 @@ impl Host for X86Cpu {
         let Stop::TripleFault = why;
         let pc = self.head.pc;
         self.jump(pc);
-        Cpu::stop(self, VcpuExit::Shutdown(ShutdownCause::TripleFault));
+        // A PC's chip set answers the processor's shutdown with a reset.
+        log::debug!(target: "guest_errors", "vCPU {}: triple fault at {pc:#x}; the machine is reset", self.index());
+        Cpu::stop(self, VcpuExit::Reset(ResetCause::TripleFault));
     }
 
     fn lin_read(&mut self, va: u64, bytes: u32, user: bool) -> Result<u64> {
@@ -194,7 +218,7 @@ impl Host for X86Cpu {
         let wide = self.guest.st.long();
         if va & 4095 > 4096 - u64::from(bytes) {
             // Nothing is stored unless all can be.
-            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1));
+            let end = self.wrap(va.wrapping_add(u64::from(bytes) - 1)) & !4095;
             for at in [va, end] {
                 if self.host_for_store(at).is_err() {
                     return Err(taken(self, at));
@@ -252,9 +276,41 @@ pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
     cpu.switch_context();
 }
 
-/// Takes an external interrupt or an NMI if there is one for now.
+/// Takes note of the A20M pin.
+fn update_a20(cpu: &mut X86Cpu, pins: u64) {
+    let wanted = if pins & PIN_A20_MASK != 0 { A20_MASK } else { !0 };
+    if cpu.guest.phys_mask != wanted {
+        cpu.guest.phys_mask = wanted;
+        cpu.mmu.flush_all();
+    }
+}
+
+/// Enters system management mode if an SMI waits: before all else that does.
+fn take_smi(cpu: &mut X86Cpu, pins: u64) -> bool {
+    if pins & PIN_SMI == 0 || cpu.guest.st.smm {
+        return false;
+    }
+    cpu.change_pins(PIN_SMI, 0);
+    if !cpu.has_alternate_memory() {
+        return false;
+    }
+    cpu.guest.deliveries += 1;
+    let (pc, ip) = (cpu.head.pc, ip_of(cpu, cpu.head.pc));
+    let halted = cpu.guest.halted_at.take() == Some(pc);
+    smm::enter(cpu, ip, halted);
+    cpu.guest.st.update_guards();
+    cpu.switch_context();
+    cpu.head.exit_request = 0;
+    true
+}
+
+/// Takes an SMI, an NMI or an external interrupt if there is one for now.
 fn take_external(cpu: &mut X86Cpu) -> bool {
     let pins = cpu.pins();
+    update_a20(cpu, pins);
+    if take_smi(cpu, pins) {
+        return true;
+    }
     if pins & PIN_NMI != 0 {
         cpu.change_pins(PIN_NMI, 0);
         cpu.guest.st.nmi_pending = true;
@@ -278,6 +334,7 @@ fn take_external(cpu: &mut X86Cpu) -> bool {
 
 fn deliver(cpu: &mut X86Cpu, vector: u8) {
     cpu.guest.deliveries += 1;
+    cpu.guest.halted_at = None;
     let ip = ip_of(cpu, cpu.head.pc);
     interrupt::hardware(cpu, vector, ip);
     cpu.guest.st.update_guards();
@@ -340,7 +397,8 @@ fn walked(cpu: &mut X86Cpu, va: u64, access: Access) -> std::result::Result<pagi
         Access::Load => paging::Access::Load,
         Access::Store => paging::Access::Store,
     };
-    paging::walk(cpu, va, access, user)
+    let leaf = paging::walk(cpu, va, access, user)?;
+    Ok(paging::Leaf { pa: on_bus(cpu, leaf.pa), ..leaf })
 }
 
 impl GuestFrontend for X86 {
@@ -361,7 +419,9 @@ impl GuestFrontend for X86 {
     const FLAGS: bool = true;
     const COHERENT_CODE: bool = true;
     const LENIENT_BUS: bool = true;
-    const LATCHED_PINS: u64 = PIN_NMI;
+    const LATCHED_PINS: u64 = PIN_NMI | PIN_SMI;
+    const MODE_PINS: u64 = PIN_A20_MASK;
+    const ALTERNATE_MEMORY: bool = true;
     const TRAPS_USE_SLOTS: bool = true;
     const VECTOR: Option<VectorLayout> = Some(VectorLayout {
         registers: (offset_of!(X86Guest, st) + offset_of!(State, vec)) as i32,
@@ -386,13 +446,17 @@ impl GuestFrontend for X86 {
             deliveries: 0,
             fpu_loaded: false,
             pauses: 0,
+            phys_mask: !0,
+            halted_at: None,
         })
     }
 
     fn reset(cpu: &mut Cpu<Self>, kind: ResetKind, start: Option<StartRequest>) {
+        let init = kind == ResetKind::Init || kind == ResetKind::Warm && start.is_some();
+        let mut reset = if init { init_state(cpu) } else { X86State::reset(cpu.guest.st.index == 0) };
         let st = &mut cpu.guest.st;
-        let mut reset = X86State::reset(st.index == 0);
-        // The TSC and the APIC's base survive INIT; the machine's reset sets them anew.
+        let tsc_offset = st.tsc_offset;
+        // The board's reset of the local APICs sets the base anew.
         if kind == ResetKind::Warm {
             reset.apic_base = st.apic_base;
         }
@@ -406,7 +470,11 @@ impl GuestFrontend for X86 {
         if let Ok(registers) = registers {
             set_registers(cpu, &registers);
         }
-        cpu.change_pins(PIN_NMI, 0);
+        if init {
+            cpu.guest.st.tsc_offset = tsc_offset;
+        }
+        cpu.change_pins(PIN_NMI | PIN_SMI, 0);
+        cpu.guest.halted_at = None;
         cpu.halted = halted;
     }
 
@@ -451,12 +519,13 @@ impl GuestFrontend for X86 {
         };
         // At whatever privilege it is mapped for.
         let leaf = [cpu.user(), !cpu.user()].into_iter().find_map(|user| paging::peek(cpu, va, access, user).ok())?;
-        Some((leaf.pa, leaf.size))
+        Some((on_bus(cpu, leaf.pa), leaf.size))
     }
 
     fn deliver_fault(cpu: &mut Cpu<Self>, _va: u64, access: Access, fault: MemFault) {
         let taken = cpu.guest.fault.take();
         let exception = match (fault, taken) {
+            (MemFault::Page, Some(Exception::GP0)) => not_canonical(cpu, cpu.head.pc, access),
             (MemFault::Page, Some(exception)) => exception,
             // Code where nothing is: reads as ones, which are no instruction.
             _ if access == Access::Fetch => Exception::UD,
@@ -475,7 +544,12 @@ impl GuestFrontend for X86 {
             if cpu.halted || cpu.guest.st.shadow {
                 return taken;
             }
-            taken |= take_external(cpu);
+            let took = take_external(cpu);
+            taken |= took;
+            if !took {
+                // A HLT before this has ended: an instruction follows.
+                cpu.guest.halted_at = None;
+            }
             if !steps(&cpu.guest.st) || cpu.stops_at_breakpoint() {
                 return taken;
             }
@@ -508,13 +582,16 @@ impl GuestFrontend for X86 {
         let st = &cpu.guest.st;
         let pins = cpu.pins();
         let nmi = (pins & PIN_NMI != 0 || st.nmi_pending) && !st.nmi_masked;
-        nmi || pins & PIN_INTR != 0 && st.flags & RFLAGS_IF != 0
+        let smi = pins & PIN_SMI != 0 && !st.smm;
+        nmi || smi || pins & PIN_INTR != 0 && st.flags & RFLAGS_IF != 0
     }
 
     fn pin_bit(pin: CpuPin) -> Option<u32> {
         match pin {
             CpuPin::Intr => Some(PIN_INTR.trailing_zeros()),
             CpuPin::Nmi => Some(PIN_NMI.trailing_zeros()),
+            CpuPin::Smi => Some(PIN_SMI.trailing_zeros()),
+            CpuPin::A20Mask => Some(PIN_A20_MASK.trailing_zeros()),
             _ => None,
         }
     }
@@ -550,7 +627,10 @@ impl GuestFrontend for X86 {
             arith: cpu.arith(),
         };
         let mut state = to_arch(&cpu.guest.st, &registers, cpu.now());
-        state.events.intr = cpu.pins() & PIN_INTR != 0;
+        let pins = cpu.pins();
+        state.events.intr = pins & PIN_INTR != 0;
+        state.events.nmi_pending |= pins & PIN_NMI != 0;
+        state.events.smi_pending = pins & PIN_SMI != 0;
         if cpu.halted {
             state.mp_state = MpState::Halted;
         }
@@ -563,8 +643,10 @@ impl GuestFrontend for X86 {
         };
         let now = cpu.now();
         let registers = from_arch(&mut cpu.guest.st, state, now)?;
+        cpu.change_pins(PIN_NMI | PIN_SMI, if state.events.smi_pending { PIN_SMI } else { 0 });
         set_registers(cpu, &registers);
         cpu.halted = state.mp_state != MpState::Running;
+        cpu.guest.halted_at = (state.mp_state == MpState::Halted).then_some(cpu.head.pc);
         let ip = registers.ip;
         if let Some(e) = state.events.exception {
             let payload = e.payload.unwrap_or(cpu.guest.st.cr2);
@@ -592,6 +674,23 @@ impl GuestFrontend for X86 {
     }
 }
 
+/// The reset state with what INIT leaves as it is (SDM volume 3 table 10-1): the floating-point units,
+/// model-specific registers, caching, SMBASE.
+fn init_state(cpu: &X86Cpu) -> X86State {
+    let st = &cpu.guest.st;
+    let now = to_arch(st, &Registers::default(), 0);
+    let reset = X86State::reset(st.index == 0);
+    let caching = CR0_CD | CR0_NW;
+    X86State {
+        cr0: reset.cr0 & !caching | st.cr0 & caching,
+        xcr0: now.xcr0,
+        xsave: now.xsave,
+        msrs: now.msrs,
+        apic_base: now.apic_base,
+        ..reset
+    }
+}
+
 pub(crate) fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     for (i, value) in registers.gpr.into_iter().enumerate() {
         cpu.set_gpr(i, value);
@@ -600,6 +699,7 @@ pub(crate) fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     for seg in 0..6 {
         cpu.base_changed(seg);
     }
+    cpu.smm_changed();
     cpu.set_ip(registers.ip);
     cpu.head.exit_request = 0;
     cpu.guest.st.update_guards();

@@ -43,6 +43,8 @@ pub trait Host {
     fn set_ip(&mut self, ip: u64);
     /// Something that [`State::context_key`] or [`State::code_mode`] depends on changed.
     fn mode_changed(&mut self);
+    /// [`State::smm`] changed: so does the memory that accesses see, from now on.
+    fn smm_changed(&mut self);
     /// Interrupts may have become deliverable, or single-stepping on.
     fn check_events(&mut self);
     /// Whether an interrupt or NMI may be waiting. One that comes later is noticed by itself.

@@ -9,10 +9,12 @@
 //! | [`paging`] | page-table walks |
 //! | [`segment`], [`stack`] | descriptors, segment registers, stacks |
 //! | [`far`], [`task`], [`syscall`] | transfers between segments, privilege levels and tasks |
+//! | [`smm`] | system management mode |
 //! | [`control`], [`msr`], [`cpuid`] | control, debug and model-specific registers, CPUID |
 //! | [`takeover`] | instructions of a guest that another engine runs |
 //! | [`native`] | computations on the host's own units |
 
+mod blame;
 pub mod control;
 pub mod convert;
 pub mod cpuid;
@@ -30,6 +32,7 @@ pub mod msr;
 pub mod native;
 pub mod paging;
 pub mod segment;
+pub mod smm;
 pub mod stack;
 pub mod state;
 pub mod syscall;

@@ -10,6 +10,7 @@ use mimus_core::accel::SysReg;
 use crate::exception::{Exception, Result};
 use crate::host::{Flush, Host};
 use crate::kvmclock;
+use crate::smm;
 use crate::state::{FS, GS, State};
 
 /// Variable ranges of the MTRRs.
@@ -45,6 +46,8 @@ pub struct Msrs {
     pub cstar: u64,
     pub fmask: u64,
     pub kernel_gs_base: u64,
+    /// Where system management mode has its handler and save area.
+    pub smbase: u64,
     pub tsc_aux: u64,
     pub tsc_adjust: u64,
     pub tsc_deadline: u64,
@@ -74,6 +77,7 @@ impl Msrs {
             cstar: 0,
             fmask: 0,
             kernel_gs_base: 0,
+            smbase: smm::SMBASE_RESET,
             tsc_aux: 0,
             tsc_adjust: 0,
             tsc_deadline: 0,
@@ -103,6 +107,7 @@ impl Msrs {
             number::CSTAR => &mut self.cstar,
             number::FMASK => &mut self.fmask,
             number::KERNEL_GS_BASE => &mut self.kernel_gs_base,
+            number::SMBASE => &mut self.smbase,
             number::TSC_AUX => &mut self.tsc_aux,
             number::TSC_ADJUST => &mut self.tsc_adjust,
             number::PAT => &mut self.pat,
@@ -126,7 +131,8 @@ impl Msrs {
 
     /// The numbers [`Msrs::stored`] knows.
     pub fn stored_numbers() -> impl Iterator<Item = u32> {
-        const NAMED: [u32; 19] = [
+        const NAMED: [u32; 20] = [
+            number::SMBASE,
             kvmclock::WALL_CLOCK,
             kvmclock::SYSTEM_TIME,
             number::SYSENTER_CS,
@@ -204,6 +210,8 @@ fn exists(st: &State, index: u32) -> bool {
         // issue barriers at each switch of address spaces, which bar nothing here.
         number::SPEC_CTRL => st.features.has("spec-ctrl") || st.features.has("arch-capabilities"),
         number::XSS => st.features.has("xsaves"),
+        // RSM alone writes it.
+        number::SMBASE => false,
         _ if kvmclock::is_clock(index) => false,
         _ => true,
     }

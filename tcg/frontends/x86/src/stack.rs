@@ -40,14 +40,23 @@ impl Stack {
     }
 
     fn linear(&self, st: &State, bytes: u32) -> Result<u64> {
-        if self.flat {
-            return if st.canonical(self.sp) { Ok(self.sp) } else { Err(Exception::ss(0)) };
+        let va = if self.flat {
+            let last = self.sp.wrapping_add(u64::from(bytes) - 1);
+            if !st.canonical(self.sp) || !st.canonical(last) {
+                return Err(Exception::ss(0));
+            }
+            self.sp
+        } else {
+            let offset = self.sp & self.mask;
+            if !in_limit(&self.ss, offset, bytes) {
+                return Err(Exception::ss(0));
+            }
+            self.ss.base.wrapping_add(offset) & 0xffff_ffff
+        };
+        if self.user {
+            st.check_alignment(va, bytes)?;
         }
-        let offset = self.sp & self.mask;
-        if !in_limit(&self.ss, offset, bytes) {
-            return Err(Exception::ss(0));
-        }
-        Ok(self.ss.base.wrapping_add(offset) & 0xffff_ffff)
+        Ok(va)
     }
 
     /// Pushes `bytes` of `value`.

@@ -7,6 +7,7 @@ use mimus_arch::x86::state::{Segment, TableRegister, attr};
 use mimus_arch::x86::{X86Model, X86State};
 
 use crate::cpuid::Features;
+use crate::exception::{Exception, Result};
 use crate::msr::Msrs;
 
 /// Segment registers, in encoding order.
@@ -127,6 +128,8 @@ pub struct State {
     pub nmi_pending: bool,
     /// In system management mode.
     pub smm: bool,
+    /// [`State::nmi_masked`] outside of it.
+    pub smm_inside_nmi: bool,
     /// What the model has, for CPUID and for the decoder.
     pub features: Features,
     /// Number of the vCPU.
@@ -174,6 +177,7 @@ impl State {
             nmi_masked: false,
             nmi_pending: false,
             smm: false,
+            smm_inside_nmi: false,
             features,
             index,
             phys_bits,
@@ -289,7 +293,7 @@ impl State {
     /// Bits 1:0 code size (0: 16, 1: 32, 2: 64), 2 stack is 32-bit, 3 all of CS, DS, ES and SS are flat,
     /// 4 real or virtual-8086 mode, 6:5 privilege (0, 3, other), 7 FS and 8 GS cover 4 GiB from a base. Systems keep
     /// what is theirs behind FS at privilege 0, where GS may be any program's: it does not count there, or the
-    /// system's code would be translated again for each.
+    /// system's code would be translated again for each. 9: alignment is checked.
     pub fn code_mode(&self) -> u16 {
         let bits = match self.code_bits() {
             16 => 0,
@@ -303,12 +307,33 @@ impl State {
             3 => 1,
             _ => 2,
         };
+        let rest = ring << 5 | u16::from(self.alignment_checked()) << 9;
         if bits == 2 {
-            return bits | ring << 5;
+            return bits | rest;
         }
         let fs = u16::from(real == 0 && covers(&self.seg[FS]));
         let gs = u16::from(real == 0 && ring != 0 && covers(&self.seg[GS]));
-        bits | stack << 2 | u16::from(self.flat()) << 3 | real << 4 | ring << 5 | fs << 7 | gs << 8
+        bits | stack << 2 | u16::from(self.flat()) << 3 | real << 4 | rest | fs << 7 | gs << 8
+    }
+
+    /// Data accesses that are not aligned raise `#AC` (SDM volume 3 section 7.15, interrupt 17).
+    pub fn alignment_checked(&self) -> bool {
+        self.cpl == 3 && self.flags & RFLAGS_AC != 0 && self.cr0 & CR0_AM != 0
+    }
+
+    /// Checks the alignment of an access of `bytes` at a linear address, which are as much as it has to be aligned to:
+    /// a power of two, or nothing is asked.
+    ///
+    /// # Errors
+    /// `#AC(0)`
+    pub fn check_alignment(&self, va: u64, bytes: u32) -> Result<()> {
+        let alignment = match bytes {
+            10 => 8,
+            32.. => 16,
+            other => other,
+        };
+        let wrong = alignment.is_power_of_two() && va & u64::from(alignment - 1) != 0;
+        if wrong && self.alignment_checked() { Err(Exception::with_code(VECTOR_AC, 0)) } else { Ok(()) }
     }
 
     /// CS, DS, ES and SS cover all 4 GiB, readable and (but CS) writable: nothing needs a check.
@@ -375,6 +400,11 @@ impl CodeMode {
     /// Protected or long mode at privilege level 0.
     pub const fn kernel(self) -> bool {
         !self.real() && self.0 >> 5 & 3 == 0
+    }
+
+    /// Alignment is checked.
+    pub const fn aligned(self) -> bool {
+        self.0 & 512 != 0
     }
 
     /// FS or GS needs no check outside of 64-bit mode, but has a base.

@@ -72,6 +72,7 @@ impl Host for TestHost {
         self.ip = ip;
     }
     fn mode_changed(&mut self) {}
+    fn smm_changed(&mut self) {}
     fn check_events(&mut self) {
         self.events_checked = true;
     }

@@ -25,7 +25,7 @@ impl Lower<'_> {
     }
 
     /// `cmp dword [kick], 0`.
-    fn test_kick(&mut self) {
+    pub(super) fn test_kick(&mut self) {
         let kick = Rm::Env(self.be.env(self.be.config.env.kick));
         self.asm.alu_rm_i(Alu::Cmp, false, kick, 0);
     }
@@ -83,10 +83,10 @@ impl Lower<'_> {
         if self.is_self(to) {
             self.asm.jcc_back(Cc::E, 0);
             let from = self.asm.jmp();
-            self.cold.push(Cold::Kick { from, to });
+            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
         } else {
             let from = self.asm.jcc(Cc::Ne);
-            self.cold.push(Cold::Kick { from, to });
+            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
             self.site_jump(to);
         }
     }
@@ -150,7 +150,7 @@ impl Lower<'_> {
         from.add(self.asm.jcc(Cc::Ne));
         self.test_kick();
         let kicked = self.asm.jcc(Cc::Ne);
-        self.cold.push(Cold::Kick { from: kicked, to });
+        self.cold.push(Cold::Kick { from: kicked, to, flags: Routine::NONE });
         self.asm.mov_rm_r(true, Rm::Env(page_base), RAX);
         self.asm.pad_jump(1);
         let site = self.asm.jmp();

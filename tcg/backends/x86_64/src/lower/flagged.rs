@@ -490,9 +490,11 @@ impl Lower<'_> {
         }
     }
 
-    pub(super) fn branch_f(&mut self, cond: CondF, to: PagePc) {
+    pub(super) fn branch_f(&mut self, cond: CondF, to: PagePc, dead: flags::Flags) {
         let cc = self.condition(cond);
-        self.branch_on(cc, to);
+        if !self.loop_branch(cc, to, dead) {
+            self.branch_on(cc, to);
+        }
     }
 
     pub(super) fn lea_op(&mut self, d: Slot, (base, index, shift): (Val, Val, u8), disp: i32, size: Size) {

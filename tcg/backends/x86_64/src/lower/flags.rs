@@ -140,23 +140,28 @@ fn produces(op: &Op) -> bool {
     }
 }
 
-/// The flags needed after each operation of a block; empty if it has nothing to do with flags.
-pub(super) fn needs(ops: &[Op]) -> Vec<Needs> {
+/// The flags needed after each operation of a block; empty if it has nothing to do with flags. `edge`: index of a branch
+/// that closes a loop, where they need not be in their slot (see [`super::loops`]).
+pub(super) fn needs(ops: &[Op], edge: Option<usize>) -> Vec<Needs> {
     if !ops.iter().any(mimus_tcg_ir::verify::uses_flags) {
         return Vec::new();
     }
     let mut all = vec![Needs::default(); ops.len()];
     let mut now = Needs::default();
     let mut after = None;
-    for (op, place) in ops.iter().zip(&mut all).rev() {
+    for (i, (op, place)) in ops.iter().zip(&mut all).enumerate().rev() {
         *place = now;
         let (_, must) = flags_written(op);
         now = Needs { hard: now.hard.without(must), soft: now.soft.without(must) };
         now.hard = match op {
             // Where it leads is the terminal's doing, but what is dead there is said here.
             Op::DeadFlags { .. } => needed_in_slot(op, after),
+            op if Some(i) == edge => now.hard.union(flags_read(op)),
             op => now.hard.union(flags_read(op)).union(needed_in_slot(op, after)),
         };
+        if Some(i) == edge {
+            now.soft = Flags::ALL;
+        }
         if may_fault(op) {
             now.soft = Flags::ALL;
         }
@@ -438,7 +443,8 @@ impl Lower<'_> {
         for (i, op) in ops.iter().enumerate() {
             let index = first + i;
             let after = self.needs.get(index).copied().unwrap_or_default();
-            let in_slot = needed_in_slot(op, ops.get(i + 1)).intersects(pending);
+            let closes = self.looped.is_some_and(|l| l.edge == index);
+            let in_slot = !closes && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
             let in_fault = may_fault(op) && recipe.is_none();
             if in_slot || in_fault {
                 return latest;
@@ -481,6 +487,11 @@ impl Lower<'_> {
             Some(needs) => needs.any(),
             None => return Routine::NONE,
         };
+        self.flags_wanted_in_slot(needed)
+    }
+
+    /// The routine that saves the flags, unless those `needed` are in their slot.
+    pub(super) fn flags_wanted_in_slot(&mut self, needed: Flags) -> Routine {
         if self.flags.in_slot.contains(needed) {
             return Routine::NONE;
         }
@@ -668,6 +679,42 @@ impl Lower<'_> {
         self.flags_for(op);
         self.asm.push(opcode);
         self.flags_from(op);
+    }
+}
+
+/// The recipe for the flags that a branch behind `ops` tests, if whoever needs them in `ops`, executed again from the
+/// start, can follow it: it is not spoilt before they are set anew, and nothing there tests them.
+pub(super) fn around(ops: &[Op]) -> Option<Recipe> {
+    let last = ops.iter().rposition(produces)?;
+    let producer = ops.get(last)?;
+    let recipe = Recipe::of(producer, false).filter(|_| flags_written(producer).1 == Flags::ALL)?;
+    if ops.iter().skip(last + 1).any(|op| recipe.is_spoilt_by(op)) {
+        return None;
+    }
+    for (i, op) in ops.iter().enumerate() {
+        if !flags_read(op).is_empty() || !needed_in_slot(op, ops.get(i + 1)).is_empty() {
+            return None;
+        }
+        match (produces(op), flags_written(op).1 == Flags::ALL) {
+            (true, true) => return Some(recipe),
+            (true, false) => return None,
+            (false, _) if recipe.is_spoilt_by(op) => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
+impl FlagState {
+    /// The flags are what `recipe` makes, and nowhere.
+    pub(super) fn carried(recipe: Recipe) -> FlagState {
+        FlagState { in_slot: Flags::NONE, recipe: Some(recipe), ..FlagState::default() }
+    }
+
+    /// Whether code lowered in one state is right in the other.
+    pub(super) fn is_like(&self, other: &FlagState) -> bool {
+        let parts = |s: &FlagState| (s.in_host, s.in_slot, s.recipe, s.save_before);
+        parts(self) == parts(other)
     }
 }
 

@@ -10,6 +10,7 @@ mod flags;
 mod fp;
 mod fuse;
 mod group;
+mod loops;
 mod mem;
 mod rep;
 mod rmw;
@@ -95,6 +96,7 @@ enum Cold {
     Kick {
         from: Fixup,
         to: PagePc,
+        flags: Routine,
     },
     /// The taken side of a branch to another page.
     Cross {
@@ -131,7 +133,10 @@ enum Cold {
 pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
     info.sites.clear();
     info.faults.clear();
-    let needs = if be.config.flags { flags::needs(&block.ops) } else { Vec::new() };
+    let start = PagePc(i32::from(block.start));
+    let looped = if be.config.flags && start.same_page() { loops::find(&block.ops, start) } else { None };
+    let edge = looped.map(|l| l.edge);
+    let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
     let mut l = Lower {
         be,
         asm: Asm::new(out, at),
@@ -154,23 +159,20 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept: false,
         skip: 0,
         routines: Vec::new(),
+        looped,
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
     }
-    for (i, op) in block.ops.iter().enumerate() {
-        if i >= l.skip {
-            l.flags_before(i);
-            l.enter_group(i);
-            l.next = i + 1;
-            l.op(op);
-        }
-        l.leave_group(i + 1);
+    for i in 0..block.ops.len() {
+        l.lower_at(i);
+        l.note_loop_end(i);
     }
     if !block.ops.last().is_some_and(Op::is_terminal) {
         // The verifier refuses such a block; fall through to what follows it.
         l.jump(PagePc(i32::from(block.start) + i32::from(block.len)));
     }
+    l.copy_loop();
     l.finish_cold();
 }
 
@@ -210,9 +212,23 @@ struct Lower<'a> {
     skip: usize,
     /// Offsets of the routines that save flags, by number.
     routines: Vec<u32>,
+    /// The block's loop.
+    looped: Option<loops::Loop>,
 }
 
 impl Lower<'_> {
+    /// The operation with number `i`, unless it has been lowered with one before it.
+    #[inline]
+    fn lower_at(&mut self, i: usize) {
+        if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
+            self.flags_before(i);
+            self.enter_group(i);
+            self.next = i + 1;
+            self.op(op);
+        }
+        self.leave_group(i + 1);
+    }
+
     #[inline]
     fn op(&mut self, op: &Op) {
         if let Op::Insn { pc, len } = *op {
@@ -288,7 +304,7 @@ impl Lower<'_> {
             }
             Op::Unit { .. } => self.unit(op),
             Op::Rep(ref rep) => self.rep(rep),
-            Op::BranchF { cond, to, .. } => self.branch_f(cond, to),
+            Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
             Op::Jump { to } => self.jump(to),
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
@@ -582,8 +598,9 @@ impl Lower<'_> {
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
                 Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
-                Cold::Kick { from, to } => {
+                Cold::Kick { from, to, flags } => {
                     self.asm.bind(from);
+                    self.save_at_fault(flags);
                     self.exit_at(to, self.be.stubs.kicked);
                 }
                 Cold::Cross { from, to } => {

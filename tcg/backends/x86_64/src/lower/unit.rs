@@ -44,6 +44,10 @@ impl Lower<'_> {
     /// Leaves to careful mode if any bit of `mask` is set in the guard byte; else the vector registers are in the
     /// host's.
     pub(super) fn guard_vectors(&mut self, mask: u8) {
+        if self.guarded_by_loop() {
+            self.cached = self.last;
+            return;
+        }
         let dead = Rm::Env(self.be.env(self.be.config.env.vector_dead));
         self.asm.ins(Map::Base, false, 0xf6, 0, dead);
         self.asm.push(mask);

@@ -550,6 +550,32 @@ fn floating_point_state_and_flags() {
 }
 
 #[test]
+fn flags_are_read_and_written() {
+    const FADD_D: u32 = 0x0200_7053 | 1 << 20;
+    both(|mut g| {
+        g.put(CODE, &[csrrw(A1, FFLAGS, A1), FADD_D, csrrs(A2, FFLAGS, 0), csrrw(0, FFLAGS, 0), FADD_D, WFI]);
+        g.change(|s| {
+            s.mstatus = s.mstatus & !(3 << 13) | 1 << 13;
+            s.fcsr = 4;
+            s.f[0] = 1f64.to_bits();
+            s.f[1] = (0.5f64).powi(60).to_bits();
+            s.x[A1 as usize] = 0xf8;
+        });
+        let s = g.run();
+        assert_eq!((s.x[A1 as usize], s.x[A2 as usize], s.fcsr), (4, 0x19, 1));
+        assert_eq!(s.mstatus >> 13 & 3, 3, "dirty");
+        g.put(CODE + 0x100, &[csrrs(A2, FFLAGS, 0), WFI]);
+        g.change(|s| {
+            s.pc = CODE + 0x100;
+            s.waiting = false;
+            s.mstatus &= !(3 << 13);
+        });
+        let s = g.run();
+        assert_eq!((s.mcause, s.mepc), (2, CODE + 0x100), "the unit is off");
+    });
+}
+
+#[test]
 fn firmware_calls_reach_the_machine() {
     both(|mut g| {
         g.io.call_result = HypercallResult::Done;

@@ -28,7 +28,7 @@ fn rounding(rm: i32) -> Option<Rm> {
 
 impl Translator<'_> {
     /// Before a floating-point instruction: the unit is on, and rounds if `rm` is dynamic.
-    fn fp_guard(&mut self, rm: Rm) {
+    pub(super) fn fp_guard(&mut self, rm: Rm) {
         let dynamic = rm == Rm::Dynamic;
         if self.cfg.careful {
             let args = [self.raw(), Val::Imm(i64::from(dynamic)), Val::Imm(0)];
@@ -44,7 +44,7 @@ impl Translator<'_> {
     }
 
     /// After an instruction that writes a floating-point register or flags: FS becomes dirty.
-    fn fp_written(&mut self) {
+    pub(super) fn fp_written(&mut self) {
         if !self.fp_dirty {
             self.emit(Op::SetEnvByte { off: HOT_FP_DIRTY, val: 1 });
             self.fp_dirty = true;

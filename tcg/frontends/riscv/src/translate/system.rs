@@ -5,7 +5,7 @@ use crate::decode::{ArgsCbo, ArgsFence, ArgsVma};
 use crate::helper_ids::{self, CSR_CLEAR, CSR_OP_SHIFT, CSR_RD_IS_X0, CSR_READ, CSR_SET, CSR_WRITE};
 use crate::helper_ids::{SFENCE_HAS_ADDRESS, SFENCE_HAS_ASID};
 use mimus_arch::riscv::csr::number;
-use mimus_tcg_ir::{Op, Val};
+use mimus_tcg_ir::{CallKind, Op, Rm, Val};
 
 /// What a CSR instruction does.
 #[derive(Clone, Copy, PartialEq)]
@@ -25,6 +25,9 @@ impl Translator<'_> {
     /// A CSR instruction; `source` is the register's value or the immediate, `is_zero` whether the
     /// instruction names x0 or 0: then `csrrs` and `csrrc` do not write (vol. I, chapter Zicsr).
     pub(super) fn csr(&mut self, op: CsrOp, rd: i32, csr: i32, source: Val, is_zero: bool) -> bool {
+        if csr as u16 == number::FFLAGS && !self.cfg.careful && (op == CsrOp::Write || is_zero) {
+            return self.fflags(op, rd, source);
+        }
         let op = match op {
             CsrOp::Write => CSR_WRITE,
             _ if is_zero => CSR_READ,
@@ -38,6 +41,19 @@ impl Translator<'_> {
         if op != CSR_READ && !is_plain_csr(csr) {
             self.end_at_next();
         }
+        true
+    }
+
+    /// `frflags`, or (`op` is a write) `fsflags`.
+    fn fflags(&mut self, op: CsrOp, rd: i32, source: Val) -> bool {
+        let write = op == CsrOp::Write;
+        self.fp_guard(Rm::NearestEven);
+        if write {
+            self.fp_written();
+        }
+        let ret = (rd != 0).then(|| self.dest(rd));
+        let args = [Val::Imm(write.into()), source, Val::Imm(0)];
+        self.emit(Op::Call { helper: helper_ids::FFLAGS, kind: CallKind::Pure, ret, args });
         true
     }
 

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
 use crate::state::{SS, mask, sext};
-use crate::translate::segment_number;
+use crate::translate::{is_high, segment_number};
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
 
@@ -56,6 +56,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         M::Cmpxchg16b => compare_exchange_16,
         M::Cmpxchg => compare_exchange_register,
         M::Shld | M::Shrd => double_shift,
+        M::Crc32 if insn.op_kind(1) == OpKind::Register && is_high(insn.op_register(1)) => crc32_of_high_byte,
         M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => super::vector::masked_move,
         _ => return None,
     })
@@ -178,7 +179,7 @@ fn decimal_adjust(x: &mut Exec<'_>) -> Result<()> {
 
 fn bound(x: &mut Exec<'_>) -> Result<()> {
     let bytes = x.insn.op_register(0).size() as u32;
-    let at = x.address(2 * bytes, false)?;
+    let at = x.aligned_address(2 * bytes, bytes, false)?;
     let lower = sext(x.load(at, bytes)?, bytes) as i64;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     let upper = sext(x.load(at, bytes)?, bytes) as i64;
@@ -218,6 +219,7 @@ fn enter(x: &mut Exec<'_>) -> Result<()> {
     // The new top must be writable.
     let user = x.cpu.user();
     let probe = segment::linear(&x.cpu.guest.st, SS, stack.sp & stack.mask, bytes, true)?;
+    x.cpu.guest.st.check_alignment(probe, bytes)?;
     let value = x.cpu.lin_read(probe, bytes, user)?;
     x.cpu.lin_write(probe, bytes, value, user)?;
     stack.commit(x.cpu);
@@ -318,7 +320,7 @@ fn finish_exchange(x: &mut Exec<'_>, same: bool, low: u64, high: u64, a: Registe
 }
 
 fn compare_exchange_16(x: &mut Exec<'_>) -> Result<()> {
-    let at = x.address(16, true)?;
+    let at = x.aligned_address(16, 1, true)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
@@ -354,6 +356,17 @@ fn compare_exchange_register(x: &mut Exec<'_>) -> Result<()> {
         // The upper half of a 32-bit destination stays, as on the processors of one maker.
         x.set_reg(accumulator, old);
     }
+    Ok(())
+}
+
+/// CRC32 of AH, CH, DH or BH, which no stub can name: polynomial 0x1edc6f41, reflected.
+fn crc32_of_high_byte(x: &mut Exec<'_>) -> Result<()> {
+    let to = x.insn.op_register(0);
+    let mut crc = x.reg(to) as u32 ^ x.reg(x.insn.op_register(1)) as u32;
+    for _ in 0..8 {
+        crc = crc >> 1 ^ if crc & 1 != 0 { 0x82f6_3b78 } else { 0 };
+    }
+    x.set_reg(to, crc.into());
     Ok(())
 }
 

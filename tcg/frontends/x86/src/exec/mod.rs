@@ -12,11 +12,12 @@ mod xstate;
 
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
 use mimus_arch::x86::regs::RSI;
-use mimus_tcg_exec::frontend::Helper;
+use mimus_tcg_exec::frontend::{Access, Helper};
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::{UnitGpr, UnitInsn, UnitMemory, UnitPlace};
 use mimus_tcg_ir::{Slot, Val};
 
+use crate::blame::not_canonical;
 use crate::decode::{MAX_LEN, Packed, pack};
 use crate::exception::{Exception, Result};
 use crate::frontend::{X86, X86Cpu, decode_packed, ip_of, raise};
@@ -25,7 +26,7 @@ use crate::host::Host;
 use crate::native::{Built, Unit, unit_of};
 use crate::segment;
 use crate::state::{Mode, mask};
-use crate::translate::{is_high, segment_number};
+use crate::translate::{is_high, segment_of};
 
 /// Decoded instructions a vCPU keeps.
 const DECODED: usize = 1024;
@@ -167,6 +168,14 @@ pub(crate) fn unit(cpu: &mut X86Cpu, insn: &UnitInsn, d: Option<Slot>, a: Val, v
     };
     let mut bytes = Vec::with_capacity(MAX_LEN);
     insn.encode(reg, place, &mut bytes);
+    let last = va.wrapping_add(u64::from(insn.bytes.max(1)) - 1);
+    let st = &cpu.guest.st;
+    if insn.memory != UnitMemory::None && st.is_64bit() && !(st.canonical(va) && st.canonical(last)) {
+        let pc = cpu.current_insn().0;
+        let access = if insn.memory == UnitMemory::Store { Access::Store } else { Access::Load };
+        let exception = not_canonical(cpu, pc, access);
+        return raise(cpu, exception, pc);
+    }
     let [low, high] = pack(&bytes, 64);
     execute(cpu, low, high, va);
 }
@@ -174,7 +183,9 @@ pub(crate) fn unit(cpu: &mut X86Cpu, insn: &UnitInsn, d: Option<Slot>, a: Val, v
 /// The linear address of an access, or its exception.
 fn linear(cpu: &mut X86Cpu, what: u64, offset: u64, _: u64) -> u64 {
     let (seg, bytes, write) = ((what & 7) as usize, (what >> 8 & 0xff) as u32, what >> 16 & 1 != 0);
-    match segment::linear(&cpu.guest.st, seg, offset, bytes, write) {
+    let st = &cpu.guest.st;
+    let aligned = |va| st.check_alignment(va, bytes).map(|()| va);
+    match segment::linear(st, seg, offset, bytes, write).and_then(aligned) {
         Ok(va) => va,
         Err(exception) => {
             let pc = cpu.current_insn().0;
@@ -185,18 +196,32 @@ fn linear(cpu: &mut X86Cpu, what: u64, offset: u64, _: u64) -> u64 {
     }
 }
 
-fn invalid(cpu: &mut X86Cpu, _: u64, _: u64, _: u64) -> u64 {
+/// An invalid instruction, or one of too many bytes.
+fn invalid(cpu: &mut X86Cpu, too_long: u64, _: u64, _: u64) -> u64 {
     let pc = cpu.current_insn().0;
     let pc = cpu.wrap(pc);
-    raise(cpu, Exception::UD, pc);
+    raise(cpu, if too_long != 0 { Exception::GP0 } else { Exception::UD }, pc);
     0
 }
 
 impl Exec<'_> {
-    /// Linear address of the memory operand.
+    /// The memory operand's segment.
+    pub fn segment(&self) -> usize {
+        segment_of(&self.insn, self.cpu.guest.st.is_64bit())
+    }
+
+    /// Linear address of the memory operand, which is aligned to its size if alignment is checked.
     pub fn address(&self, bytes: u32, write: bool) -> Result<u64> {
-        let seg = segment_number(self.insn.memory_segment());
-        segment::linear(&self.cpu.guest.st, seg, self.offset, bytes, write)
+        self.aligned_address(bytes, bytes, write)
+    }
+
+    /// Linear address of a memory operand of several parts of `alignment` bytes.
+    pub fn aligned_address(&self, bytes: u32, alignment: u32, write: bool) -> Result<u64> {
+        let seg = self.segment();
+        let st = &self.cpu.guest.st;
+        let va = segment::linear(st, seg, self.offset, bytes, write)?;
+        st.check_alignment(va, alignment)?;
+        Ok(va)
     }
 
     /// Bytes of an operand.

@@ -55,7 +55,9 @@ pub(super) fn quick(cpu: &mut X86Cpu, what: u64, _: u64, _: u64) -> u64 {
     let after = cpu.wrap(pc.wrapping_add(u64::from(len)));
     cpu.guest.leave = false;
     let Some(what) = ALL.get(what as usize) else { return 0 };
-    if let Err(exception) = run(cpu, *what, after) {
+    let result = run(cpu, *what, after);
+    cpu.guest.st.update_guards();
+    if let Err(exception) = result {
         let pc = cpu.wrap(pc);
         raise(cpu, exception, pc);
     } else if cpu.head.exit_request == 0 && cpu.guest.leave {

@@ -16,7 +16,7 @@ use crate::frontend::taken;
 use crate::host::Host;
 use crate::segment;
 use crate::state::{ES, mask};
-use crate::translate::{segment_number, size};
+use crate::translate::size;
 
 const PAGE: u64 = 4096;
 
@@ -96,7 +96,12 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
     let rep = insn.has_rep_prefix() || insn.has_repne_prefix();
     let until = compares.then_some(insn.has_rep_prefix());
     let down = x.cpu.guest.st.flags & RFLAGS_DF != 0;
-    let op = Op { kind, bytes, mask, seg: segment_number(insn.memory_segment()), until, down };
+    let op = Op { kind, bytes, mask, seg: x.segment(), until, down };
+    if matches!(kind, Kind::Ins | Kind::Outs) {
+        // Even if nothing is left to do.
+        let port = x.reg(Register::DX) as u16;
+        crate::task::check_io(x.cpu, port, bytes)?;
+    }
     if !rep {
         return element(x, &op).map(drop);
     }
@@ -140,11 +145,15 @@ fn advance(x: &mut Exec<'_>, register: usize, op: &Op, elements: u64, counter: b
 }
 
 fn source(x: &Exec<'_>, op: &Op, bytes: u32) -> Result<u64> {
-    segment::linear(&x.cpu.guest.st, op.seg, x.cpu.gpr(RSI) & op.mask, bytes, false)
+    let va = segment::linear(&x.cpu.guest.st, op.seg, x.cpu.gpr(RSI) & op.mask, bytes, false)?;
+    x.cpu.guest.st.check_alignment(va, bytes)?;
+    Ok(va)
 }
 
 fn target(x: &Exec<'_>, op: &Op, bytes: u32, write: bool) -> Result<u64> {
-    segment::linear(&x.cpu.guest.st, ES, x.cpu.gpr(RDI) & op.mask, bytes, write)
+    let va = segment::linear(&x.cpu.guest.st, ES, x.cpu.gpr(RDI) & op.mask, bytes, write)?;
+    x.cpu.guest.st.check_alignment(va, bytes)?;
+    Ok(va)
 }
 
 fn accumulator(bytes: u32) -> Register {

@@ -13,7 +13,7 @@ use crate::segment;
 use crate::stack::Stack;
 use crate::state::{FS, GS, Mode, SS};
 use crate::translate::segment_number;
-use crate::{control, cpuid, far, interrupt, msr, syscall, task};
+use crate::{control, cpuid, far, interrupt, msr, smm, syscall, task};
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
 
@@ -56,6 +56,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Clts => |x| control::clts(x.cpu),
         M::Lmsw => |x| {
+            x.cpu.need_cpl0()?;
             let value = x.read(0, 2)?;
             control::lmsw(x.cpu, value)
         },
@@ -100,12 +101,19 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let (to, from) = (x.read(0, 2)?, x.read(1, 2)?);
             let lower = to & 3 < from & 3;
             let new = if lower { to & !3 | from & 3 } else { to };
-            x.write(0, 2, new)?;
+            if x.insn.op_kind(0) == OpKind::Register {
+                // 16 bits, whatever the operand is called.
+                let r = x.insn.op_register(0).full_register32();
+                let old = x.reg(r);
+                x.set_reg(r, old & !0xffff | new & 0xffff);
+            } else {
+                x.write(0, 2, new)?;
+            }
             set_zf(x, lower);
             Ok(())
         },
         M::Invlpg => |x| {
-            let seg = segment_number(x.insn.memory_segment());
+            let seg = x.segment();
             let base =
                 if seg == FS || seg == GS || !x.cpu.guest.st.is_64bit() { x.cpu.guest.st.seg[seg].base } else { 0 };
             let va = x.cpu.wrap(base.wrapping_add(x.offset));
@@ -123,9 +131,11 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             x.cpu.need_cpl0()?;
             let next = x.next;
             x.cpu.set_ip(next);
+            x.cpu.guest.halted_at = Some(x.cpu.head.pc);
             x.cpu.halt();
             Ok(())
         },
+        M::Rsm => resume,
         M::Cli | M::Sti => interrupt_flag,
         M::Pushf | M::Pushfd | M::Pushfq => pushf,
         M::Popf | M::Popfd | M::Popfq => popf,
@@ -267,7 +277,9 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             }
             Ok(())
         },
-        M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote => |x| {
+        // A hint that may do nothing, whatever its address.
+        M::Cldemote => |_| Ok(()),
+        M::Clflush | M::Clflushopt | M::Clwb => |x| {
             let at = x.address(1, false)?;
             x.load(at, 1).map(drop)
         },
@@ -301,6 +313,17 @@ fn mov_to_segment(x: &mut Exec<'_>) -> Result<()> {
     segment::load(x.cpu, seg, selector)?;
     if seg == SS {
         inhibit(x.cpu);
+    }
+    Ok(())
+}
+
+fn resume(x: &mut Exec<'_>) -> Result<()> {
+    if !x.cpu.guest.st.smm {
+        return Err(Exception::UD);
+    }
+    if smm::resume(x.cpu) {
+        x.cpu.guest.halted_at = Some(x.cpu.head.pc);
+        x.cpu.halt();
     }
     Ok(())
 }
@@ -466,7 +489,7 @@ fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
 /// A far pointer in memory: offset, then selector.
 fn far_pointer(x: &mut Exec<'_>) -> Result<(u16, u64, u32)> {
     let bytes = x.insn.memory_size().size() as u32 - 2;
-    let at = x.address(bytes + 2, false)?;
+    let at = x.aligned_address(bytes + 2, bytes, false)?;
     let offset = x.load(at, bytes)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     Ok((x.load(at, 2)? as u16, offset, bytes))
@@ -524,5 +547,7 @@ pub(super) fn port_out(x: &mut Exec<'_>, port: u16, bytes: u32, value: u64) -> R
     task::check_io(x.cpu, port, bytes)?;
     let index = x.cpu.index();
     x.cpu.io(|io| io.pio_write(index, port, access_size(bytes), value));
+    // What the device asked of this vCPU (SMI, A20) is done before the next instruction.
+    x.cpu.guest.leave |= x.cpu.kicked();
     Ok(())
 }

@@ -11,12 +11,17 @@ use super::Exec;
 use crate::exception::{Exception, Result};
 use crate::frontend::taken;
 use crate::host::Host;
-use crate::native::{Built, Memory, Unit};
-use crate::state::{MXCSR_MASKS, Mode};
+use crate::native::{Built, Memory, Unit, uses_mmx};
+use crate::state::{CS, MXCSR_MASKS, Mode};
 use crate::{fpu, segment};
 
 /// Exception flags.
 const MXCSR_FLAGS: u32 = 0x3f;
+/// Invalid operation, denormal operand, division by zero.
+const BEFORE_COMPUTING: u32 = 7;
+const UNDERFLOW: u32 = 0x10;
+/// Flush to zero.
+const MXCSR_FTZ: u32 = 0x8000;
 
 /// A memory operand, if the guest's own cannot be used in place.
 #[repr(C, align(64))]
@@ -27,6 +32,13 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
     if x.insn.is_vsib() {
         check_unit(x, Unit::Avx)?;
         return gather(x);
+    }
+    if matches!(x.insn.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+        check_unit(x, Unit::Avx)?;
+        let count = if x.cpu.guest.st.is_64bit() { 16 } else { 8 };
+        let from = if x.insn.mnemonic() == Mnemonic::Vzeroall { 0 } else { 2 };
+        x.cpu.guest.st.vec[..count].iter_mut().for_each(|v| v[from..].fill(0));
+        return Ok(());
     }
     if masks_memory(x.insn.mnemonic()) {
         check_unit(x, Unit::Avx)?;
@@ -98,7 +110,8 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
     let mut memory = std::ptr::null_mut();
     if built.memory != Memory::None {
         let write = built.memory != Memory::Read;
-        let va = x.address(built.bytes, write)?;
+        // Where an operand must be aligned, that is another exception.
+        let va = x.aligned_address(built.bytes, if built.aligned { 1 } else { built.bytes }, write)?;
         if built.aligned && va % u64::from(built.bytes) != 0 {
             return Err(Exception::GP0);
         }
@@ -144,7 +157,8 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
             }
         }
     }
-    if built.memory != Memory::Write {
+    // An x87 instruction may find out that it stores nothing.
+    if built.memory != Memory::Write || built.unit == Unit::X87 {
         load(x, va, &mut buffer.0[..bytes])?;
     }
     Ok(buffer.0.as_mut_ptr())
@@ -198,15 +212,62 @@ fn call(x: &mut Exec<'_>, built: &Built, memory: *mut u8) {
     }
 }
 
-/// Runs under the guest's MXCSR, and raises #XM if an exception that it does not mask came up: then the destination stays
-/// as it was (SDM volume 1 section 11.5.2).
-fn with_mxcsr(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
-    let mxcsr = x.cpu.guest.st.mxcsr;
-    let masked = mxcsr & MXCSR_MASKS == MXCSR_MASKS;
-    let before = (!masked).then(|| (x.cpu.guest.st.vec, x.cpu.head.slots, x.flags()));
+/// What an instruction can write, to be put back if it faults after all.
+struct Undo {
+    vec: [[u64; 4]; 16],
+    slots: [u64; 16],
+    flags: Flags,
+    /// Of instructions with MMX registers.
+    x87: Option<crate::state::FxArea>,
+    memory: [u8; 32],
+}
+
+/// Bytes of a memory operand that is written.
+fn written(built: &Built) -> usize {
+    if matches!(built.memory, Memory::Write | Memory::ReadWrite) { (built.bytes as usize).min(32) } else { 0 }
+}
+
+impl Undo {
+    fn take(x: &Exec<'_>, built: &Built, memory: *mut u8) -> Undo {
+        let mut slots = [0; 16];
+        slots.copy_from_slice(&x.cpu.head.slots[..16]);
+        let mut undo = Undo {
+            vec: x.cpu.guest.st.vec,
+            slots,
+            flags: x.flags(),
+            x87: uses_mmx(&x.insn).then(|| fpu::image(&x.cpu.guest)),
+            memory: [0; 32],
+        };
+        let bytes = written(built);
+        if bytes > 0 {
+            // SAFETY: the memory operand's bytes.
+            unsafe { std::ptr::copy_nonoverlapping(memory, undo.memory.as_mut_ptr(), bytes) };
+        }
+        undo
+    }
+
+    fn put_back(&self, x: &mut Exec<'_>, built: &Built, memory: *mut u8) {
+        x.cpu.guest.st.vec = self.vec;
+        x.cpu.head.slots[..16].copy_from_slice(&self.slots);
+        x.set_flags(self.flags);
+        if let Some(image) = &self.x87 {
+            // The registers are MMX registers from before the computation on.
+            fpu::load_image(&mut x.cpu.guest, image);
+            fpu::enter_mmx(&mut x.cpu.guest);
+        }
+        let bytes = written(built);
+        if bytes > 0 {
+            // SAFETY: as in `take`.
+            unsafe { std::ptr::copy_nonoverlapping(self.memory.as_ptr(), memory, bytes) };
+        }
+    }
+}
+
+/// Calls the stub under an MXCSR with every exception masked; answers the MXCSR after it.
+fn call_with(x: &mut Exec<'_>, built: &Built, memory: *mut u8, mxcsr: u32) -> u32 {
     let mut host = 0u32;
     let mut after = 0u32;
-    let quiet = (mxcsr | MXCSR_MASKS) & if masked { !0 } else { !MXCSR_FLAGS };
+    let quiet = mxcsr | MXCSR_MASKS;
     // SAFETY: every exception is masked, and the host's own word is put back; no Rust arithmetic happens in between.
     unsafe {
         asm!("stmxcsr [{}]", in(reg) &mut host, options(nostack));
@@ -215,51 +276,68 @@ fn with_mxcsr(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
         asm!("stmxcsr [{}]", in(reg) &mut after, options(nostack));
         asm!("ldmxcsr [{}]", in(reg) &host, options(nostack));
     }
-    x.cpu.guest.st.mxcsr = mxcsr | after & MXCSR_FLAGS;
-    let raised = after & MXCSR_FLAGS & !(mxcsr >> 7);
-    let Some((vec, slots, flags)) = before else { return Ok(()) };
-    if raised == 0 {
+    after
+}
+
+/// Runs under the guest's MXCSR, and raises #XM if an exception that it does not mask came up: then the destination stays
+/// as it was (SDM volume 1 section 11.5.2).
+fn with_mxcsr(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
+    let mxcsr = x.cpu.guest.st.mxcsr;
+    if mxcsr & MXCSR_MASKS == MXCSR_MASKS {
+        let after = call_with(x, built, memory, mxcsr);
+        x.cpu.guest.st.mxcsr = mxcsr | after & MXCSR_FLAGS;
         return Ok(());
     }
-    x.cpu.guest.st.vec = vec;
-    x.cpu.head.slots = slots;
-    x.set_flags(flags);
+    let unmasked = !(mxcsr >> 7) & MXCSR_FLAGS;
+    let undo = Undo::take(x, built, memory);
+    let mut flags = 0;
+    if unmasked & UNDERFLOW != 0 {
+        // Unmasked, a tiny result is an underflow even if it is exact: flushing to zero shows all of them.
+        flags = call_with(x, built, memory, mxcsr & !MXCSR_FLAGS | MXCSR_FTZ) & UNDERFLOW;
+        undo.put_back(x, built, memory);
+    }
+    let zero = if unmasked & UNDERFLOW != 0 { MXCSR_FTZ } else { 0 };
+    flags |= call_with(x, built, memory, mxcsr & !MXCSR_FLAGS & !zero) & MXCSR_FLAGS;
+    // What is found before computing keeps the rest from being found.
+    if flags & unmasked & BEFORE_COMPUTING != 0 {
+        flags &= BEFORE_COMPUTING;
+    }
+    x.cpu.guest.st.mxcsr = mxcsr | flags;
+    if flags & unmasked == 0 {
+        return Ok(());
+    }
+    undo.put_back(x, built, memory);
     let vector = if x.cpu.guest.st.cr4 & CR4_OSXMMEXCPT != 0 { VECTOR_XM } else { VECTOR_UD };
     Err(Exception::plain(vector))
 }
 
-/// An x87 computation. With unmasked exceptions on, the operation is undone if one of those came up that are found before
-/// computing: invalid, denormal, divide by zero (SDM volume 1 section 8.5).
+/// An x87 computation. With exceptions unmasked the host's unit computes under the guest's control word: what comes up
+/// waits, and results are those of unmasked exceptions (SDM volume 1 section 8.5). The unit never gets to an
+/// instruction that would take it: FNSTENV, which masks everything, comes first.
 fn x87(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
     let fcw = x.cpu.guest.st.fcw;
-    let unmasked = !fcw & 0x3f;
-    let before = (unmasked != 0).then(|| (fpu::image(&x.cpu.guest), fpu::host_status()));
-    let mut undo = [0; 16];
-    let bytes = (built.bytes as usize).min(16);
-    if before.is_some() && built.memory == Memory::Write {
-        // SAFETY: the memory operand's bytes.
-        unsafe { std::ptr::copy_nonoverlapping(memory, undo.as_mut_ptr(), bytes) };
+    if fcw & 0x3f == 0x3f {
+        call(x, built, memory);
+        return Ok(());
     }
-    call(x, built, memory);
-    let p = &mut x.cpu.guest.st.fpu_pointers;
+    let mut environment = [0u8; 28];
+    // SAFETY: no exception that the new control word does not mask is pending (see `check_unit`), nor is one when Rust
+    // code goes on.
+    unsafe {
+        asm!("fldcw [{}]", in(reg) &fcw, options(nostack));
+        call(x, built, memory);
+        asm!("fnstenv [{}]", in(reg) &mut environment, options(nostack));
+    }
+    let seg = x.segment();
+    let st = &mut x.cpu.guest.st;
+    let p = &mut st.fpu_pointers;
+    p.cs = st.seg[CS].selector;
     p.ip = x.next.wrapping_sub(x.insn.len() as u64);
     p.opcode = opcode(&x.packed);
     if built.memory != Memory::None {
         p.dp = x.offset;
+        p.ds = st.seg[seg].selector;
     }
-    let Some((mut image, old)) = before else { return Ok(()) };
-    let new = fpu::host_status() & !old & unmasked & 0x07;
-    if new == 0 {
-        return Ok(());
-    }
-    if built.memory == Memory::Write {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(undo.as_ptr(), memory, bytes) };
-    }
-    // Stack faults and their direction are said in C1 and SF.
-    let status = fpu::word(&image.0, 2) | new | fpu::host_status() & 0x0240;
-    fpu::set_word(&mut image.0, 2, status);
-    fpu::load_image(&mut x.cpu.guest, &image);
     Ok(())
 }
 
@@ -279,6 +357,9 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
         _ => Unit::Avx,
     };
     check_unit(x, unit)?;
+    if mmx {
+        fpu::enter_mmx(&mut x.cpu.guest);
+    }
     let count = if mmx { 8 } else { 16 };
     let (a, b) = (x.insn.op_register(1), x.insn.op_register(2));
     let value = |x: &Exec<'_>, r: Register| -> [u8; 16] {
@@ -301,7 +382,16 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
         OpKind::MemorySegEDI => 4,
         _ => 8,
     };
-    let seg = crate::translate::segment_number(x.insn.memory_segment());
+    let seg = x.segment();
+    // All of it must be there, whatever the mask.
+    let all = segment::linear(&x.cpu.guest.st, seg, x.cpu.gpr(RDI) & crate::state::mask(width), count as u32, true)?;
+    let last = x.cpu.wrap(all.wrapping_add(count as u64 - 1)) & !4095;
+    for page in [all, last] {
+        if x.cpu.host_for_store(page).is_err() {
+            return Err(taken(x.cpu, page));
+        }
+    }
+    x.cpu.guest.st.check_alignment(all, count as u32)?;
     for i in 0..count {
         if mask[i] & 0x80 != 0 {
             let offset = x.cpu.gpr(RDI).wrapping_add(i as u64) & crate::state::mask(width);
@@ -328,14 +418,14 @@ fn masked(x: &mut Exec<'_>) -> Result<()> {
     let wanted: Vec<usize> = (0..elements).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0).collect();
     let offset = x.offset;
     let place = |x: &Exec<'_>, i: usize| {
-        let seg = crate::translate::segment_number(x.insn.memory_segment());
+        let seg = x.segment();
         let at = offset.wrapping_add((i * bytes) as u64) & x.cpu.guest.st.ip_mask();
         segment::linear(&x.cpu.guest.st, seg, at, bytes as u32, stores)
     };
     if stores {
         for &i in &wanted {
             let va = place(x, i)?;
-            for at in [va, x.cpu.wrap(va.wrapping_add(bytes as u64 - 1))] {
+            for at in [va, x.cpu.wrap(va.wrapping_add(bytes as u64 - 1)) & !4095] {
                 if x.cpu.host_for_store(at).is_err() {
                     return Err(taken(x.cpu, at));
                 }
@@ -380,7 +470,7 @@ fn gather(x: &mut Exec<'_>) -> Result<()> {
     let base_register = x.insn.memory_base();
     let base = if base_register == Register::None { 0 } else { x.reg(base_register) };
     let displacement = x.insn.memory_displacement64();
-    let seg = crate::translate::segment_number(x.insn.memory_segment());
+    let seg = x.segment();
     let limit = if x.cpu.guest.st.is_64bit() && base_register.size() != 4 { !0 } else { 0xffff_ffff };
     for i in 0..elements {
         let wanted = part(&x.cpu.guest.st.vec[mask], i, element_bytes) >> (8 * element_bytes - 1) & 1 != 0;

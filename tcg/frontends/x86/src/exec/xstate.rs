@@ -146,7 +146,7 @@ fn store_environment(x: &mut Exec<'_>) -> Result<()> {
             out[bytes + 10 * i..bytes + 10 * i + 10].copy_from_slice(&image.0[at..at + 10]);
         }
     }
-    let at = x.address(total as u32, true)?;
+    let at = x.aligned_address(total as u32, step as u32, true)?;
     store(x, at, &out[..total])?;
     if saves {
         fpu::init(&mut x.cpu.guest);
@@ -162,10 +162,10 @@ fn load_environment(x: &mut Exec<'_>) -> Result<()> {
     let bytes = environment_bytes(x);
     let restores = x.insn.mnemonic() == Mnemonic::Frstor;
     let total = if restores { bytes + 80 } else { bytes };
-    let at = x.address(total as u32, false)?;
+    let step = bytes / 7;
+    let at = x.aligned_address(total as u32, step as u32, false)?;
     let mut from = [0u8; 108];
     load(x, at, &mut from[..total])?;
-    let step = bytes / 7;
     let word = |i: usize| fpu::word(&from, i * step);
     let mut image = fpu::image(&x.cpu.guest);
     let old_top = fpu::word(&image.0, 2) >> 11 & 7;
@@ -188,11 +188,15 @@ fn load_environment(x: &mut Exec<'_>) -> Result<()> {
             image.0[32 + 16 * i..48 + 16 * i].copy_from_slice(&old[32 + 16 * was..48 + 16 * was]);
         }
     }
+    let p = &mut x.cpu.guest.st.fpu_pointers;
     if step == 4 {
-        let p = &mut x.cpu.guest.st.fpu_pointers;
         p.ip = u64::from(fpu::word(&from, 12)) | u64::from(fpu::word(&from, 14)) << 16;
-        p.opcode = fpu::word(&from, 18) & 0x7ff;
+        (p.cs, p.opcode) = (fpu::word(&from, 16), fpu::word(&from, 18) & 0x7ff);
         p.dp = u64::from(fpu::word(&from, 20)) | u64::from(fpu::word(&from, 22)) << 16;
+        p.ds = fpu::word(&from, 24);
+    } else {
+        (p.ip, p.cs, p.opcode) = (word(3).into(), word(4), 0);
+        (p.dp, p.ds) = (word(5).into(), word(6));
     }
     fpu::load_image(&mut x.cpu.guest, &image);
     Ok(())

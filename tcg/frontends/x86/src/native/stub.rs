@@ -57,6 +57,15 @@ struct Gpr {
     write: bool,
 }
 
+/// String comparisons with lengths in RAX and RDX.
+fn is_explicit_length(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        m,
+        Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Vpcmpestri | Vpcmpestri64 | Vpcmpestrm | Vpcmpestrm64
+    )
+}
+
 /// How a register is written in the encodings below: its number.
 fn number(r: Register) -> u8 {
     r.full_register().number() as u8
@@ -158,6 +167,17 @@ impl Native {
                 }
             } else if !(register.is_st() || register.is_mm() || register.is_segment_register() || register.is_ip()) {
                 return None;
+            }
+        }
+        // Read besides what is named, even if it is a destination or part of the address too.
+        let besides: &[Register] = match insn.mnemonic() {
+            Mnemonic::Mulx => &[Register::RDX],
+            m if is_explicit_length(m) => &[Register::RAX, Register::RDX],
+            _ => &[],
+        };
+        for &r in besides {
+            if !gprs.iter().any(|g| g.host == r) {
+                gprs.push(Gpr { guest: number(r), host: r, read: true, write: false });
             }
         }
         let mut pool = POOL.iter().filter(|&&p| !gprs.iter().any(|g| g.host == p)).collect::<Vec<_>>().into_iter();
@@ -328,10 +348,10 @@ fn gpr_move(out: &mut Vec<u8>, g: &Gpr, store: bool) {
 
 /// The unit an instruction belongs to.
 pub fn unit_of(insn: &Instruction) -> Unit {
-    match insn.encoding() {
-        EncodingKind::VEX if vector_operands(insn) => return Unit::Avx,
-        EncodingKind::VEX => return Unit::Integer,
-        _ => {}
+    if insn.encoding() == EncodingKind::VEX {
+        use CpuidFeature as C;
+        let integer = insn.cpuid_features().iter().all(|f| matches!(f, C::BMI1 | C::BMI2 | C::ADX));
+        return if integer { Unit::Integer } else { Unit::Avx };
     }
     let mut unit = Unit::Integer;
     for f in insn.cpuid_features() {
@@ -358,8 +378,22 @@ pub fn unit_of(insn: &Instruction) -> Unit {
     if unit == Unit::Sse && uses_mmx(insn) && !vector_operands(insn) {
         return Unit::Mmx;
     }
-    if unit == Unit::Sse && !vector_operands(insn) {
-        // CRC32, MOVNTI and fences belong to SSE by name only.
+    // These belong to SSE by name only.
+    let integer = matches!(
+        insn.mnemonic(),
+        Mnemonic::Crc32
+            | Mnemonic::Movnti
+            | Mnemonic::Popcnt
+            | Mnemonic::Lfence
+            | Mnemonic::Mfence
+            | Mnemonic::Sfence
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2
+            | Mnemonic::Pause
+    );
+    if unit == Unit::Sse && integer {
         return Unit::Integer;
     }
     unit
@@ -390,7 +424,8 @@ pub fn needs_alignment(insn: &Instruction) -> bool {
         return matches!(insn.mnemonic(), Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa);
     }
     size == 16
-        && !matches!(insn.mnemonic(), Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm)
+        && !matches!(insn.mnemonic(), Movups | Movupd | Movdqu | Lddqu | Pcmpistri | Pcmpistrm)
+        && !is_explicit_length(insn.mnemonic())
 }
 
 /// Memory operands whose size the decoder does not say.

@@ -3,6 +3,7 @@
 mod control;
 mod events;
 mod pages;
+mod smm;
 mod transfers;
 
 use crate::state::{CS, DS, ES, SS};

@@ -7,7 +7,7 @@
 //! Slots: 0 to 15 general registers, 16 to 21 bases of ES, CS, SS, DS, FS and GS, 22 the flags. Destinations are
 //! written after the last access of an instruction that can fault.
 //!
-//! Left out: limits of code segments and alignment checks (CR0.AM); jumps in 16-bit code wrap at 64 KiB as they should.
+//! Left out: limits of code segments; jumps in 16-bit code wrap at 64 KiB as they should.
 
 mod arith;
 mod flow;
@@ -16,7 +16,7 @@ mod operands;
 mod string;
 mod unit;
 
-pub(crate) use operands::{is_high, segment as segment_number};
+pub(crate) use operands::{is_high, segment as segment_number, segment_of};
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
@@ -58,6 +58,8 @@ pub(crate) struct Tr<'a> {
     kernel: bool,
     /// FS, GS: need no check, but have a base.
     based: [bool; 2],
+    /// Alignment is checked.
+    aligned: bool,
     careful: bool,
     pc: PagePc,
     next: PagePc,
@@ -96,13 +98,15 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             real: code_mode.real(),
             kernel: code_mode.kernel(),
             based: [code_mode.whole(FS), code_mode.whole(GS)],
+            aligned: code_mode.aligned(),
             careful,
             pc: PagePc(at as i32),
             next: PagePc((at + len as u32) as i32),
             temps: 0,
             guards,
         };
-        let flow = tr.instruction(len as u8);
+        let too_long = tr.insn.is_invalid() && have == MAX_LEN && is_too_long(code, at, bits);
+        let flow = tr.instruction(len as u8, too_long);
         guards = tr.guards;
         at += len as u32;
         block.insns += 1;
@@ -122,6 +126,46 @@ pub fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
     let mut bytes = [0; MAX_LEN];
     let have = fetch(code, u32::from(start), &mut bytes).min(4096 - usize::from(start));
     have < MAX_LEN && is_truncated(&bytes[..have], CodeMode(code.mode()).bits())
+}
+
+/// Whether an invalid instruction is one of more than 15 bytes, which is another exception: it is decoded without the
+/// prefixes that mean nothing.
+fn is_too_long(code: CodeWindow<'_>, at: u32, bits: u32) -> bool {
+    let mut bytes = [0; 2 * MAX_LEN];
+    let have = code.bytes(at, &mut bytes).len();
+    let is_rex = |b: u8| bits == 64 && b & 0xf0 == 0x40;
+    let is_prefix =
+        |b: u8| matches!(b, 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65) || is_rex(b);
+    let prefixes = bytes[..have].iter().take_while(|&&b| is_prefix(b)).count();
+    if prefixes >= MAX_LEN {
+        return true;
+    }
+    // What prefixes make invalid has a length too: with all that may belong to it, then with less.
+    let given = &bytes[..prefixes];
+    let has = |p: &u8| given.contains(p);
+    let mandatory = given.iter().rev().find(|b| matches!(b, 0xf2 | 0xf3));
+    let rex = given.last().filter(|&&b| is_rex(b));
+    if rex.is_some() && matches!(bytes[prefixes], 0xc4 | 0xc5 | 0x62) {
+        // Known to be wrong before its end.
+        return false;
+    }
+    let sizes: Vec<u8> = [0x66, 0x67].into_iter().filter(has).collect();
+    let all: Vec<u8> = sizes.iter().chain(mandatory).chain(rex).copied().collect();
+    let plain: Vec<u8> = sizes.iter().chain(rex).copied().collect();
+    let none: Vec<u8> = [0x67].into_iter().filter(has).collect();
+    for short in [all, plain, none] {
+        let kept = short.len();
+        let short: Vec<u8> = short.iter().chain(&bytes[prefixes..have]).copied().collect();
+        let mut decoder = iced_x86::Decoder::new(bits, &short, iced_x86::DecoderOptions::NONE);
+        let insn = decoder.decode();
+        if !insn.is_invalid() {
+            return prefixes - kept + insn.len() > MAX_LEN;
+        }
+        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && have >= MAX_LEN {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether more bytes could make an instruction of these.
@@ -146,14 +190,15 @@ impl Tr<'_> {
         t
     }
 
-    fn instruction(&mut self, len: u8) -> Flow {
+    /// `too_long`: an instruction may not have so many bytes.
+    fn instruction(&mut self, len: u8, too_long: bool) -> Flow {
         self.op(Op::Insn { pc: self.pc, len });
         if self.insn.is_invalid() {
             self.op(Op::Call {
                 helper: helper_ids::INVALID,
                 kind: CallKind::MayExit,
                 ret: None,
-                args: [Val::Imm(0), Val::Imm(0), Val::Imm(0)],
+                args: [Val::Imm(i64::from(too_long)), Val::Imm(0), Val::Imm(0)],
             });
             self.op(Op::Dispatch);
             return Flow::End;

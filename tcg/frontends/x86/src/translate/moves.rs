@@ -252,7 +252,7 @@ impl Tr<'_> {
     /// Stores below the stack pointer, then moves it.
     pub(crate) fn push(&mut self, bytes: u32, a: Val) {
         let sp = Slot(RSP as u8);
-        if self.stack == 8 {
+        if self.stack == 8 && !self.aligned {
             self.op(Op::Store { src: a, base: Val::Slot(sp), off: -(bytes as i32), size: size(bytes) });
             return self.op(Op::Alu {
                 op: AluOp::Add,
@@ -278,15 +278,21 @@ impl Tr<'_> {
 
     /// What is on the stack `skip` bytes above the stack pointer.
     pub(crate) fn peek(&mut self, bytes: u32) -> Val {
-        let mem =
-            if self.stack == 8 { Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 } } else { self.stack_memory(bytes) };
+        let mem = if self.stack == 8 && !self.aligned {
+            Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 }
+        } else {
+            self.stack_memory(bytes)
+        };
         self.load(mem, bytes)
     }
 
     fn stack_memory(&mut self, bytes: u32) -> Mem {
         let sp = Val::Slot(Slot(RSP as u8));
-        let op = if self.stack == 4 { UnOp::ZextW } else { UnOp::ZextH };
-        let offset = self.un(op, Ty::I64, sp);
+        let offset = match self.stack {
+            8 => sp,
+            4 => self.un(UnOp::ZextW, Ty::I64, sp),
+            _ => self.un(UnOp::ZextH, Ty::I64, sp),
+        };
         self.linear(SS, offset, bytes, false)
     }
 
@@ -302,7 +308,9 @@ impl Tr<'_> {
 
     fn set_sp(&mut self, a: Val) {
         let d = Slot(RSP as u8);
-        if self.stack == 2 {
+        if self.stack == 8 {
+            self.op(Op::Un { op: UnOp::Mov, ty: Ty::I64, d, a });
+        } else if self.stack == 2 {
             self.op(Op::SetPart { d, size: Size::B2, a });
         } else {
             self.op(Op::Un { op: UnOp::ZextW, ty: Ty::I64, d, a });
@@ -331,7 +339,7 @@ impl Tr<'_> {
         }
         let bytes = self.stack_item();
         let to = self.insn.op_register(0);
-        if self.stack == 8 && bytes == 8 && to != Register::RSP {
+        if self.stack == 8 && !self.aligned && bytes == 8 && to != Register::RSP {
             let base = Val::Slot(Slot(RSP as u8));
             self.op(Op::Load { d: gpr(to), base, off: 0, size: Size::B8, ext: Ext::Zero });
             self.release(8);
@@ -344,7 +352,7 @@ impl Tr<'_> {
     }
 
     fn leave(&mut self) -> Option<Flow> {
-        if self.stack != 8 || self.insn.code() != Code::Leaveq {
+        if self.stack != 8 || self.aligned || self.insn.code() != Code::Leaveq {
             return None;
         }
         let (sp, bp) = (Slot(RSP as u8), Slot(RBP as u8));

@@ -1,6 +1,6 @@
 //! Operands: registers and their parts, immediates, memory.
 
-use iced_x86::{OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 use mimus_tcg_ir::{AluOp, CallKind, Ext, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
 use super::{BASE0, Tr, size};
@@ -22,6 +22,19 @@ pub(crate) fn segment(r: Register) -> usize {
         Register::SS => SS,
         Register::FS => FS,
         Register::GS => GS,
+        _ => DS,
+    }
+}
+
+/// The segment of an instruction's memory operand; `long`: in 64-bit mode, where overrides other than FS and GS mean
+/// nothing.
+pub(crate) fn segment_of(insn: &Instruction, long: bool) -> usize {
+    let seg = segment(insn.memory_segment());
+    if !long || seg == FS || seg == GS {
+        return seg;
+    }
+    match insn.memory_base() {
+        Register::RSP | Register::ESP | Register::RBP | Register::EBP => SS,
         _ => DS,
     }
 }
@@ -170,8 +183,12 @@ impl Tr<'_> {
         }
         let disp = insn.memory_displacement64() as i64;
         let base = if insn.memory_base() == Register::None { Val::Imm(0) } else { Val::Slot(gpr(insn.memory_base())) };
-        let index =
-            if insn.memory_index() == Register::None { Val::Imm(0) } else { Val::Slot(gpr(insn.memory_index())) };
+        let index = match insn.memory_index() {
+            Register::None => Val::Imm(0),
+            // XLATB
+            Register::AL => self.alu(AluOp::And, Ty::I64, Val::Slot(gpr(Register::AL)), Val::Imm(0xff)),
+            r => Val::Slot(gpr(r)),
+        };
         if base == Val::Imm(0) && index == Val::Imm(0) {
             let disp = disp as u64 & crate::state::mask(bytes);
             return Val::Imm(disp as i64);
@@ -182,15 +199,16 @@ impl Tr<'_> {
         Val::Slot(d)
     }
 
-    /// Whether the memory operand is in a segment with a base.
+    /// Whether the memory operand is in a segment with a base, or in code, which cannot be written.
     pub(crate) fn is_based(&self) -> bool {
-        matches!(segment(self.insn.memory_segment()), FS | GS)
+        matches!(segment(self.insn.memory_segment()), FS | GS | CS)
     }
 
     /// The memory operand of an access of `bytes`, checked where segments are not flat.
     pub(crate) fn memory(&mut self, bytes: u32, write: bool) -> Mem {
-        let seg = segment(self.insn.memory_segment());
+        let seg = segment_of(&self.insn, self.bits == 64);
         let simple = self.bits == 64
+            && !self.aligned
             && seg != FS
             && seg != GS
             && self.address_bytes() == 8
@@ -208,6 +226,9 @@ impl Tr<'_> {
     /// The linear address of an offset.
     pub(crate) fn linear(&mut self, seg: usize, offset: Val, bytes: u32, write: bool) -> Mem {
         let based = seg == FS || seg == GS;
+        if self.aligned && bytes > 1 {
+            return self.checked(seg, offset, bytes, write);
+        }
         if self.bits == 64 {
             if !based {
                 return Mem { base: offset, off: 0 };
@@ -215,13 +236,19 @@ impl Tr<'_> {
             let base = self.alu(AluOp::Add, Ty::I64, offset, Val::Slot(Slot(BASE0 + seg as u8)));
             return Mem { base, off: 0 };
         }
-        if self.flat && !based {
+        // Code cannot be written, however flat its segment is.
+        if self.flat && !based && !(write && seg == CS) {
             return Mem { base: offset, off: 0 };
         }
         if based && self.based[seg - FS] {
             let base = self.alu(AluOp::Add, Ty::U32, offset, Val::Slot(Slot(BASE0 + seg as u8)));
             return Mem { base, off: 0 };
         }
+        self.checked(seg, offset, bytes, write)
+    }
+
+    /// The linear address of an offset, its segment and alignment checked.
+    fn checked(&mut self, seg: usize, offset: Val, bytes: u32, write: bool) -> Mem {
         let d = self.temp();
         self.op(Op::Call {
             helper: LINEAR,

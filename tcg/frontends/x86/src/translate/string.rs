@@ -99,7 +99,7 @@ impl Tr<'_> {
             K::MemorySegSI | K::MemorySegDI | K::MemoryESDI => false,
             _ => true,
         });
-        natural && self.flat && !self.is_based()
+        natural && self.flat && !self.aligned && !self.is_based()
     }
 
     fn string_helper(&mut self) -> Flow {

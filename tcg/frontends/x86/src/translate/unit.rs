@@ -32,7 +32,7 @@ struct Taken {
 impl Tr<'_> {
     /// Instructions of the vector, x87 and MMX units; `None` if it is something else, or the helper's.
     pub(crate) fn unit(&mut self) -> Option<Flow> {
-        if self.careful || !self.flat || self.real {
+        if self.careful || !self.flat || self.real || self.aligned {
             return None;
         }
         match self.insn.mnemonic() {
@@ -93,6 +93,8 @@ fn taken_apart(insn: &Instruction) -> Option<Taken> {
     let unit = match insn.mnemonic() {
         Mnemonic::Fnstsw if insn.op_kind(0) == OpKind::Register => return Some(status_to_ax()),
         Mnemonic::Fnstsw | Mnemonic::Fnstcw => Unit::X87,
+        // Outside of 64-bit mode these know of eight registers.
+        Mnemonic::Vzeroupper | Mnemonic::Vzeroall if insn.code_size() != iced_x86::CodeSize::Code64 => return None,
         m if implies_more(m) || insn.is_vsib() || !is_native(insn) => return None,
         _ => unit_of(insn),
     };

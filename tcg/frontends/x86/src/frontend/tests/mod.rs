@@ -4,6 +4,7 @@
 mod debug;
 mod native;
 mod programs;
+mod smm;
 mod strings;
 mod units;
 
@@ -79,6 +80,8 @@ pub struct Guest {
     pub interprets: bool,
     pub vcpu: TcgVcpu<X86>,
     pub io: TestIo,
+    machine: Arc<Machine<X86>>,
+    all_ram: Arc<GuestRam>,
     ram: Arc<RamBlock>,
     /// More RAM at an address that the host has mapped too.
     pub shared: Option<Arc<RamBlock>>,
@@ -112,7 +115,7 @@ impl Guest {
             vector: Mutex::default(),
             handle: Mutex::default(),
         };
-        Guest { interprets: interpret, vcpu, io, ram, shared: Some(shared) }
+        Guest { interprets: interpret, vcpu, io, machine, all_ram, ram, shared: Some(shared) }
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {

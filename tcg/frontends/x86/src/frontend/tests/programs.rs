@@ -237,7 +237,7 @@ fn triple_fault_ends_the_run() {
         g.put(CODE, &[0x0f, 0x0b]);
         g.change(|s| s.idtr.limit = 0);
         match g.vcpu.run(&g.io) {
-            VcpuExit::Shutdown(ShutdownCause::TripleFault) => {}
+            VcpuExit::Reset(ResetCause::TripleFault) => {}
             other => panic!("{other:?}"),
         }
     });

@@ -208,3 +208,33 @@ fn conditional_moves_and_status_of_the_x87_unit() {
         assert_eq!((s.gpr[RAX], g.u64_at(DATA + 32) & 0xffff_ffff_ffff), (0x1234_5678_9abc_3000, 0x037f_0000_0000));
     });
 }
+
+#[test]
+fn flags_at_a_fault_in_a_loop_are_those_of_the_round_before() {
+    both(|mut g| {
+        ready(&mut g);
+        g.change(|s| {
+            (s.gpr[RSI], s.gpr[RDI], s.gpr[RDX]) = (0x4000_0000 - 0x80, 0x4000_0f00, 0);
+            s.rflags = 2 | RFLAGS_OF;
+        });
+        // movups xmm0,[rsi]; paddb xmm1,xmm0; mov rax,[rsi+8]; lea rdx,[rdx+1]; add rsi,16; cmp rsi,rdi; jne; hlt
+        let code = [
+            0x0f, 0x10, 0x06, 0x66, 0x0f, 0xfc, 0xc8, 0x48, 0x8b, 0x46, 0x08, 0x48, 0x8d, 0x52, 0x01, 0x48, 0x83, 0xc6,
+            0x10, 0x48, 0x39, 0xfe, 0x75, 0xe8, 0xf4,
+        ];
+        let s = faults(&mut g, &code, 14, 0);
+        assert_eq!((s.cr2, s.gpr[RSI], s.gpr[RDX]), (0x4000_0000, 0x4000_0000, 8));
+        // 0x40000000 - 0x40000f00
+        let flags = g.u64_at(s.gpr[RSP] + 24) & 0x8d5;
+        assert_eq!(flags, RFLAGS_CF | RFLAGS_SF | RFLAGS_PF, "{flags:#x}");
+        // To its end, and what is behind it: sbb rax,rax; sete cl
+        ready(&mut g);
+        let mut code = code.to_vec();
+        code.pop();
+        code.extend([0x48, 0x19, 0xc0, 0x0f, 0x94, 0xc1, 0xf4]);
+        g.put(CODE, &code);
+        g.change(|s| (s.gpr[RSI], s.gpr[RDI], s.gpr[RDX], s.gpr[RCX]) = (DATA, DATA + 0x2000, 0, 0));
+        let s = g.run();
+        assert_eq!((s.gpr[RSI], s.gpr[RDX], s.gpr[RAX], s.gpr[RCX]), (DATA + 0x2000, 0x200, 0, 1));
+    });
+}

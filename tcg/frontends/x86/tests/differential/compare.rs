@@ -1,0 +1,238 @@
+//! Runs sequences on all three and compares; reduces what differs.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::build::Generator;
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::layout::*;
+use crate::random::Random;
+use crate::regs::{ARITHMETIC, Exit, FLAGS, Outcome, Regs};
+use crate::select::Class;
+use crate::sequence::Sequence;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub class: Class,
+    /// Code size; 0: 32 and 64 in turn.
+    pub bits: u32,
+    /// Instructions.
+    pub count: u64,
+    pub seed: u64,
+    /// Instructions of a sequence.
+    pub length: usize,
+    /// After how many differences to stop.
+    pub failures: u64,
+}
+
+/// One try: everything it depends on.
+#[derive(Clone)]
+struct Case {
+    sequence: Sequence,
+    before: Regs,
+    memory: Vec<u8>,
+}
+
+struct Engines {
+    host: Host,
+    guests: Vec<(&'static str, Guest)>,
+}
+
+/// Addresses below 2 GiB are few: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Runs a job.
+///
+/// # Errors
+/// The differences.
+pub fn run(job: &Job) -> Result<(), String> {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    let host = match Host::new() {
+        Ok(host) => host,
+        Err(why) => {
+            println!("SKIPPED (random sequences): {why}");
+            return Ok(());
+        }
+    };
+    let guests = vec![("generated code", Guest::new(false)), ("interpreter", Guest::new(true))];
+    let handles: Vec<_> = guests.iter().map(|(_, g)| g.handle()).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // A guest that runs on for ever looks at the clock when it is kicked.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(200));
+                handles.iter().for_each(|h| h.kick());
+            }
+        });
+        let result = all(job, Engines { host, guests });
+        done.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
+    let mut generator = Generator::new(job.class);
+    let mut executed = 0u64;
+    let mut exceptions = [0u64; 32];
+    let mut failures = Vec::new();
+    let began = Instant::now();
+    for n in 0.. {
+        if executed >= job.count {
+            break;
+        }
+        let mut r = Random::new(job.seed.wrapping_add(n));
+        let bits = if job.bits == 0 { r.pick(&[32, 64, 64]) } else { job.bits };
+        let (sequence, before) = generator.sequence(&mut r, bits, job.length);
+        let case = Case { sequence, before, memory: memory(&mut r) };
+        if std::env::var_os("TRACE").is_some() {
+            eprintln!("{n}\n{}", case.sequence.print());
+        }
+        let (expected, found) = engines.differences(&case);
+        executed += case.sequence.executed(expected.regs.rip) as u64;
+        if let Exit::Exception { vector, .. } = expected.exit {
+            exceptions[usize::from(vector & 31)] += 1;
+        }
+        if found.is_empty() {
+            continue;
+        }
+        let text = report(&mut engines, job.seed.wrapping_add(n), case);
+        if job.failures <= 1 {
+            return Err(text);
+        }
+        println!("{text}");
+        failures.push(text);
+        if failures.len() as u64 >= job.failures {
+            break;
+        }
+    }
+    let forms = generator.forms();
+    println!(
+        "{:?}: {executed} instructions of {} 32-bit and {} 64-bit forms in {:.1} s; exceptions by vector: {}",
+        job.class,
+        forms[0],
+        forms[1],
+        began.elapsed().as_secs_f64(),
+        exceptions.iter().enumerate().filter(|(_, n)| **n != 0).map(|(v, n)| format!("{v}:{n} ")).collect::<String>(),
+    );
+    if failures.is_empty() { Ok(()) } else { Err(format!("{} differences", failures.len())) }
+}
+
+/// Numbers of all kinds; small ones where gathers find their indices.
+fn memory(r: &mut Random) -> Vec<u8> {
+    let mut bytes = vec![0; DATA_LEN];
+    let mut kind = 0;
+    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+        if i % 8 == 0 {
+            kind = r.below(5);
+        }
+        word.copy_from_slice(&r.word(kind).to_le_bytes());
+    }
+    for i in 0..64 {
+        let at = (SMALL32 - DATA) as usize + 4 * i;
+        bytes[at..at + 4].copy_from_slice(&(r.below(128) as u32).wrapping_sub(64).to_le_bytes());
+    }
+    for i in 0..32 {
+        let at = (SMALL64 - DATA) as usize + 8 * i;
+        bytes[at..at + 8].copy_from_slice(&r.below(128).wrapping_sub(64).to_le_bytes());
+    }
+    bytes
+}
+
+impl Engines {
+    /// The host's outcome, and how the others' differ from it.
+    fn differences(&mut self, case: &Case) -> (Outcome, Vec<String>) {
+        let code = case.sequence.code();
+        let (bits, start) = (case.sequence.bits, case.sequence.start);
+        let mut expected = self.host.run(bits, start, &code, &case.before, &case.memory);
+        expected.regs.normalize(bits);
+        // Generated code computes with the host's own instructions: what these leave undefined is the same.
+        let mut lines = Vec::new();
+        for (name, guest) in &mut self.guests {
+            let mut got = guest.run(bits, start, &code, &case.before, &case.memory);
+            got.regs.normalize(bits);
+            let undefined = case.sequence.undefined(expected.regs.rip);
+            let flags = FLAGS & !undefined.unwrap_or(ARITHMETIC);
+            if undefined.is_none() {
+                // What came of undefined flags may be anywhere.
+                continue;
+            }
+            let found = different(&got, &expected, flags, case.sequence.loads_x87());
+            lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
+        }
+        (expected, lines)
+    }
+}
+
+fn different(got: &Outcome, expected: &Outcome, flags: u64, loads_x87: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if got.exit != expected.exit {
+        lines.push(format!("ended by {:?}, the host by {:?}", got.exit, expected.exit));
+    }
+    // An exception that waits is that of the last instruction, unless a new control word unmasked an old one.
+    let pointers = matches!(expected.exit, Exit::Exception { vector: 16, .. }) && !loads_x87;
+    lines.extend(got.regs.differences(&expected.regs, flags, pointers));
+    for (i, (a, b)) in got.memory.chunks(8).zip(expected.memory.chunks(8)).enumerate() {
+        if a != b && lines.len() < 24 {
+            lines.push(format!("memory at {:#x}: {a:02x?}, the host has {b:02x?}", DATA + 8 * i as u64));
+        }
+    }
+    lines
+}
+
+/// The smallest part of a case that still differs, in words.
+fn report(engines: &mut Engines, seed: u64, mut case: Case) -> String {
+    let original = case.clone();
+    let fails = |engines: &mut Engines, case: &Case| !engines.differences(case).1.is_empty();
+    // Items, from the end.
+    let mut i = case.sequence.items.len();
+    while i > 0 {
+        i -= 1;
+        let mut less = case.clone();
+        less.sequence.items.remove(i);
+        if fails(engines, &less) {
+            case = less;
+        }
+    }
+    simplify(engines, &mut case);
+    let (_, mut lines) = engines.differences(&case);
+    if lines.is_empty() {
+        lines = engines.differences(&original).1;
+        lines.insert(0, "it cannot be reproduced".to_owned());
+        case = original;
+    }
+    format!(
+        "MIMUS_FUZZ_SEED={seed}\n{}before:\n{}differences:\n  {}",
+        case.sequence.print(),
+        case.before.print(),
+        lines.join("\n  ")
+    )
+}
+
+/// Registers that do not matter become zero, the place a usual one.
+fn simplify(engines: &mut Engines, case: &mut Case) {
+    let mut attempt = |change: &dyn Fn(&mut Case)| {
+        let mut other = case.clone();
+        change(&mut other);
+        if !engines.differences(&other).1.is_empty() {
+            *case = other;
+        }
+    };
+    attempt(&|c| c.sequence.start = CODE + 0x100);
+    for n in 0..16 {
+        attempt(&|c| c.before.gpr[n] = 0);
+        attempt(&|c| {
+            c.before.put(160 + 16 * n, &[0; 16]);
+            c.before.put(576 + 16 * n, &[0; 16]);
+        });
+    }
+    for n in 0..8 {
+        attempt(&|c| c.before.put(32 + 16 * n, &[0; 10]));
+    }
+    attempt(&|c| c.before.flags = 0x202);
+    attempt(&|c| c.before.put(0, &[0x7f, 3, 0, 0, 0]));
+    attempt(&|c| c.before.put(24, &0x1f80u32.to_le_bytes()));
+}

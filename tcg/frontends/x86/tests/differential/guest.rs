@@ -1,0 +1,258 @@
+//! The translator: a machine whose guest is one privileged page table away from the sequences, with handlers that halt.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use mimus_arch::x86::X86State;
+use mimus_arch::x86::regs::*;
+use mimus_arch::x86::state::{Segment, attr};
+use mimus_arch::{CpuModel, CpuState, GuestArch, StateGroups};
+use mimus_core::accel::{CpuIo, Vcpu, VcpuExit, VcpuHandle, VcpuIndex};
+use mimus_core::bus::AccessSize;
+use mimus_core::clock::VirtualClock;
+use mimus_core::memory::{AddressSpace, CodeWriteListener, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
+use mimus_tcg_backend_x86_64::X86_64;
+use mimus_tcg_exec::engine::{EngineConfig, Machine};
+use mimus_tcg_exec::vcpu::TcgVcpu;
+use mimus_tcg_frontend_x86::frontend::X86;
+
+use crate::layout::*;
+use crate::regs::{AREA, Exit, Outcome, Regs};
+
+/// The supervisor's view of memory, where RAM is from its beginning.
+const KERNEL: u64 = 0xffff_ffff_8000_0000;
+const RAM_LEN: u64 = 4 << 20;
+/// Physical addresses.
+const GDT: u64 = 0x1000;
+const IDT: u64 = 0x2000;
+const TSS: u64 = 0x3000;
+const STACK: u64 = 0x5000;
+const HANDLERS: u64 = 0x8000;
+const TABLES: u64 = 0x10_0000;
+const DATA_AT: u64 = 0x20_0000;
+const CODE_AT: u64 = 0x30_0000;
+/// Leads out of a sequence.
+const LEAVE_VECTOR: u8 = 0x82;
+/// A sequence that has not ended by then never does.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+struct Io {
+    clock: Arc<VirtualClock>,
+    memory: Arc<AddressSpace>,
+}
+
+impl CpuIo for Io {
+    fn clock(&self) -> &VirtualClock {
+        &self.clock
+    }
+    fn memory(&self) -> &AddressSpace {
+        &self.memory
+    }
+    fn pio_read(&self, _: VcpuIndex, _: u16, size: AccessSize) -> u64 {
+        size.mask()
+    }
+    fn pio_write(&self, _: VcpuIndex, _: u16, _: AccessSize, _: u64) {}
+    fn acknowledge_interrupt(&self, _: VcpuIndex) -> Option<u8> {
+        None
+    }
+}
+
+/// Passes writes to code on without keeping the machine alive.
+struct Listener(Weak<Machine<X86>>);
+
+impl CodeWriteListener for Listener {
+    fn code_written(&self, block: &RamBlock, offset: u64, len: u64) {
+        if let Some(machine) = self.0.upgrade() {
+            machine.code_written(block, offset, len);
+        }
+    }
+}
+
+/// The guest.
+pub struct Guest {
+    vcpu: TcgVcpu<X86>,
+    io: Io,
+    ram: Arc<RamBlock>,
+    template: X86State,
+}
+
+impl Guest {
+    /// With generated code, or the interpreter.
+    pub fn new(interpret: bool) -> Guest {
+        let all_ram = GuestRam::new();
+        let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).unwrap();
+        let map = MemoryMap::new();
+        let root = MemoryRegion::container("system", u64::MAX);
+        let memory = map.address_space("system", &root);
+        map.change(|t| {
+            t.map(&root, 0, &MemoryRegion::ram("ram", &ram));
+        });
+        let config = EngineConfig { code_size: 4 << 20, interpret };
+        let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
+        assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
+        let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();
+        let mut vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &model).unwrap();
+        let CpuState::X86(template) = vcpu.get_state(StateGroups::All) else { unreachable!() };
+        let mut guest = Guest { vcpu, io: Io { clock: VirtualClock::new(), memory }, ram, template: *template };
+        guest.tables();
+        guest.template();
+        guest
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) {
+        assert!(self.ram.write(at, bytes));
+    }
+
+    fn put_u64(&self, at: u64, value: u64) {
+        self.put(at, &value.to_le_bytes());
+    }
+
+    fn u64_at(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        assert!(self.ram.read(at, &mut bytes));
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Page tables, descriptors and handlers.
+    fn tables(&self) {
+        let table = |n: u64| TABLES + 0x1000 * n;
+        self.put_u64(table(0), table(1) | 7);
+        self.put_u64(table(0) + 8 * 511, table(5) | 3);
+        self.put_u64(table(1), table(2) | 7);
+        self.put_u64(table(2) + 8 * (DATA >> 21), table(3) | 7);
+        self.put_u64(table(2) + 8 * (CODE >> 21), table(4) | 7);
+        self.put_u64(table(5) + 8 * 510, table(6) | 3);
+        for i in 0..2 {
+            self.put_u64(table(6) + 8 * i, i << 21 | 0x83);
+        }
+        let no_execute = 1 << 63;
+        for i in 0..DATA_LEN as u64 / 0x1000 {
+            let write = if DATA + 0x1000 * i >= READ_ONLY { 0 } else { 2 };
+            self.put_u64(table(3) + 8 * i, no_execute | (DATA_AT + 0x1000 * i) | 5 | write);
+        }
+        for i in 0..CODE_LEN as u64 / 0x1000 {
+            self.put_u64(table(4) + 8 * i, (CODE_AT + 0x1000 * i) | 5);
+        }
+        // Where Linux has them: 0x08 to 0x18 the kernel's, 0x20 to 0x30 the user's, 0x40 TSS, 0x78 the processor's number.
+        let entries = [
+            (1, 0x00cf_9b00_0000_ffff),
+            (2, 0x00af_9b00_0000_ffff),
+            (3, 0x00cf_9300_0000_ffff),
+            (4, 0x00cf_fb00_0000_ffff),
+            (5, 0x00cf_f300_0000_ffff),
+            (6, 0x00af_fb00_0000_ffff),
+            (8, 0x8000_8b00_0000_0067 | (TSS & 0xffff) << 16),
+            (9, 0xffff_ffff),
+            (15, 0x0040_f500_0000_0000),
+        ];
+        for (i, e) in entries {
+            self.put_u64(GDT + 8 * i, e);
+        }
+        for v in 0..256u64 {
+            let offset = KERNEL + HANDLERS + 16 * v;
+            let dpl = if matches!(v, 3 | 4) || v == u64::from(LEAVE_VECTOR) { 3 } else { 0 };
+            let low = offset & 0xffff | 0x10 << 16 | (0x8e | dpl << 5) << 40 | (offset >> 16 & 0xffff) << 48;
+            self.put_u64(IDT + 16 * v, low);
+            self.put_u64(IDT + 16 * v + 8, offset >> 32);
+            self.put(HANDLERS + 16 * v, &[0xf4]);
+        }
+        self.put_u64(TSS + 4, KERNEL + STACK);
+        self.put(TSS + 0x66, &[0x68, 0]);
+    }
+
+    fn template(&mut self) {
+        let s = &mut self.template;
+        s.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
+        s.cr3 = TABLES;
+        s.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | CR4_UMIP | CR4_SMEP | CR4_SMAP;
+        s.xcr0 = 7;
+        s.efer = EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE;
+        (s.gdtr.base, s.gdtr.limit) = (KERNEL + GDT, 0x7f);
+        (s.idtr.base, s.idtr.limit) = (KERNEL + IDT, 0xfff);
+        s.tr = Segment { selector: 0x40, base: KERNEL + TSS, limit: 0x67, attributes: attr::P | 0xb };
+        s.ldtr = Segment::UNUSABLE;
+        s.ss = Segment::flat(DATA32, attr::DATA | attr::DB | 3 << attr::DPL_SHIFT);
+        (s.ds, s.es) = (s.ss, s.ss);
+        (s.fs, s.gs) = (Segment::UNUSABLE, Segment::UNUSABLE);
+        s.mp_state = mimus_arch::x86::MpState::Running;
+        s.xsave.resize(AREA.max(s.xsave.len()), 0);
+    }
+
+    /// Runs a sequence that was laid out at `start`.
+    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8]) -> Outcome {
+        self.put(DATA_AT, memory);
+        let mut text = code.to_vec();
+        text.extend([0xcd, LEAVE_VECTOR]);
+        self.put(CODE_AT + (start - CODE), &text);
+        let mut s = self.template.clone();
+        s.gpr = before.gpr;
+        s.rip = start;
+        s.rflags = before.flags;
+        s.cs = if bits == 64 {
+            Segment::flat(CODE64, attr::CODE | attr::L | 3 << attr::DPL_SHIFT)
+        } else {
+            Segment::flat(CODE32, attr::CODE | attr::DB | 3 << attr::DPL_SHIFT)
+        };
+        (s.fs.base, s.gs.base) = (before.fs_base, before.gs_base);
+        s.xsave[..AREA].copy_from_slice(&before.area);
+        self.vcpu.set_state(&CpuState::X86(Box::new(s))).unwrap();
+        let halted = self.until_halt();
+        let CpuState::X86(s) = self.vcpu.get_state(StateGroups::All) else { unreachable!() };
+        let mut memory = vec![0; DATA_LEN];
+        assert!(self.ram.read(DATA_AT, &mut memory));
+        self.outcome(&s, halted, memory)
+    }
+
+    /// Runs until a handler halts; false if nothing leads there.
+    fn until_halt(&mut self) -> bool {
+        let began = std::time::Instant::now();
+        loop {
+            match self.vcpu.run(&self.io) {
+                VcpuExit::Halted => return true,
+                // The watchdog.
+                VcpuExit::Kicked if began.elapsed() < PATIENCE => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// What makes `run` look at the clock.
+    pub fn handle(&self) -> Arc<dyn VcpuHandle> {
+        self.vcpu.handle()
+    }
+
+    fn outcome(&self, s: &X86State, halted: bool, memory: Vec<u8>) -> Outcome {
+        let mut regs = Regs {
+            gpr: s.gpr,
+            rip: s.rip,
+            flags: s.rflags,
+            area: [0; AREA],
+            selectors: [s.ds.selector, s.es.selector, s.fs.selector, s.gs.selector],
+            fs_base: s.fs.base,
+            gs_base: s.gs.base,
+        };
+        regs.area.copy_from_slice(&s.xsave[..AREA]);
+        let vector = s.rip.wrapping_sub(KERNEL + HANDLERS) / 16;
+        if !halted || vector > 255 {
+            return Outcome { regs, memory, exit: Exit::Never };
+        }
+        let mut frame = s.gpr[RSP].wrapping_sub(KERNEL);
+        let mut error = 0;
+        if matches!(vector, 8 | 10..=14 | 17 | 21) {
+            error = self.u64_at(frame) as u32;
+            frame += 8;
+        }
+        let word = |i: u64| self.u64_at(frame + 8 * i);
+        regs.rip = word(0);
+        regs.flags = word(2);
+        regs.gpr[RSP] = word(3);
+        let mut exit = Exit::Exception { vector: vector as u8, error, address: 0 };
+        if vector == u64::from(LEAVE_VECTOR) {
+            regs.rip -= 2;
+            exit = Exit::End;
+        } else if let (Exit::Exception { address, .. }, 14) = (&mut exit, vector) {
+            *address = s.cr2;
+        }
+        Outcome { regs, memory, exit }
+    }
+}

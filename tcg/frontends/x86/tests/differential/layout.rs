@@ -1,0 +1,25 @@
+//! Where a sequence finds code and data: the same addresses on the host and in the guest.
+
+/// Three pages of data, then one that is read-only, then nothing.
+pub const DATA: u64 = 0x1000_0000;
+pub const DATA_LEN: usize = 0x4000;
+pub const READ_ONLY: u64 = DATA + 0x3000;
+/// Pages of code: executed and read.
+pub const CODE: u64 = 0x2000_0000;
+pub const CODE_LEN: usize = 0x4000;
+/// On the host: how to leave a sequence.
+pub const LEAVE: u64 = CODE + 0x3f00;
+/// On the host: registers before and after.
+pub const CONTROL: u64 = 0x3000_0000;
+pub const CONTROL_LEN: usize = 0x1000;
+/// About where the register that points into the data points.
+pub const P_VALUE: u64 = DATA + 0x1000;
+/// Addresses that are not canonical, or are and lead nowhere.
+pub const W_VALUE: [u64; 4] = [0x8000_0000_0000_0000, 0x0000_8000_0000_0000, 0xffff_7fff_ffff_f000, DATA + 0x8000];
+/// Selectors as Linux has them.
+pub const CODE32: u16 = 0x23;
+pub const DATA32: u16 = 0x2b;
+pub const CODE64: u16 = 0x33;
+/// Indices in a page of data of small numbers: doublewords, then quadwords.
+pub const SMALL32: u64 = DATA + 0x2800;
+pub const SMALL64: u64 = DATA + 0x2900;

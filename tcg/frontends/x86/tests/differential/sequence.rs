@@ -1,0 +1,149 @@
+//! Sequences: items that can be left out one by one, each a few instructions at any address.
+
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+
+use crate::layout::CODE;
+use crate::regs::ARITHMETIC;
+
+/// Instructions that belong together.
+#[derive(Clone, Default)]
+pub struct Item {
+    pub bytes: Vec<u8>,
+    /// Displacements from the instruction pointer, made for address 0: where they are, and their instruction.
+    pub relative: Vec<(usize, usize)>,
+    /// Instructions in it.
+    pub count: usize,
+}
+
+impl Item {
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        self.count += 1;
+    }
+}
+
+/// A sequence, for code of `bits` bits, at `start`.
+#[derive(Clone)]
+pub struct Sequence {
+    pub bits: u32,
+    pub start: u64,
+    pub items: Vec<Item>,
+}
+
+impl Sequence {
+    /// Its bytes: a NOP ends it, so that a trap of the last instruction comes before the end.
+    pub fn code(&self) -> Vec<u8> {
+        let mut code = Vec::new();
+        for item in &self.items {
+            let at = code.len();
+            code.extend(&item.bytes);
+            for &(offset, insn) in &item.relative {
+                let place = &mut code[at + offset..at + offset + 4];
+                let old = u32::from_le_bytes([place[0], place[1], place[2], place[3]]);
+                place.copy_from_slice(&old.wrapping_sub((self.start + (at + insn) as u64) as u32).to_le_bytes());
+            }
+        }
+        code.push(0x90);
+        code
+    }
+
+    fn instructions(&self) -> Vec<Instruction> {
+        let code = self.code();
+        let mut decoder = Decoder::with_ip(self.bits, &code, self.start, DecoderOptions::NONE);
+        let mut all = Vec::new();
+        while decoder.can_decode() {
+            let insn = decoder.decode();
+            let bad = insn.is_invalid();
+            all.push(insn);
+            if bad {
+                break;
+            }
+        }
+        all
+    }
+
+    /// As assembly, with bytes.
+    pub fn print(&self) -> String {
+        let code = self.code();
+        let mut text = format!("bits {}\n", self.bits);
+        let mut formatter = NasmFormatter::new();
+        for insn in self.instructions() {
+            let at = (insn.ip() - self.start) as usize;
+            let end = (at + insn.len().max(1)).min(code.len());
+            let mut line = String::new();
+            formatter.format(&insn, &mut line);
+            let bytes: Vec<String> = code[at..end].iter().map(|b| format!("{b:02x}")).collect();
+            text += &format!("{:08x}  {line:<48} ; {} {:?}\n", insn.ip(), bytes.join(" "), insn.code());
+        }
+        text
+    }
+
+    /// Whether control or status of the x87 unit is loaded.
+    pub fn loads_x87(&self) -> bool {
+        use iced_x86::Mnemonic as M;
+        self.instructions().iter().any(|i| matches!(i.mnemonic(), M::Fldcw | M::Fldenv | M::Frstor))
+    }
+
+    /// Instructions before `rip`; all, if it is past them.
+    pub fn executed(&self, rip: u64) -> usize {
+        let mut at = self.start;
+        let mut count = 0;
+        for item in &self.items {
+            at += item.bytes.len() as u64;
+            count += item.count;
+            if (CODE..at).contains(&rip) {
+                return count;
+            }
+        }
+        count
+    }
+
+    /// Flags that the manual leaves undefined when the instruction at `rip` is reached; `None` if one was read.
+    pub fn undefined(&self, rip: u64) -> Option<u64> {
+        let mut undefined = 0;
+        let mut conditional = false;
+        for i in self.instructions() {
+            if rflags(i.rflags_read()) & undefined != 0 {
+                return None;
+            }
+            if i.ip() == rip {
+                break;
+            }
+            // A count of zero, which only the run shows, changes nothing.
+            conditional |= !matches!(i.flow_control(), iced_x86::FlowControl::Next | iced_x86::FlowControl::Exception);
+            if !counted(&i) && !conditional {
+                undefined &= !rflags(i.rflags_modified());
+            }
+            undefined |= rflags(i.rflags_undefined());
+            if matches!(
+                i.mnemonic(),
+                iced_x86::Mnemonic::Pushf | iced_x86::Mnemonic::Pushfd | iced_x86::Mnemonic::Pushfq
+            ) && undefined != 0
+            {
+                return None;
+            }
+        }
+        Some(undefined & ARITHMETIC)
+    }
+}
+
+fn counted(i: &Instruction) -> bool {
+    use iced_x86::Mnemonic as M;
+    matches!(i.mnemonic(), M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd)
+        || i.is_string_instruction()
+}
+
+/// RFLAGS bits of iced's.
+fn rflags(iced: u32) -> u64 {
+    use iced_x86::RflagsBits as B;
+    use mimus_arch::x86::regs::*;
+    let bits = [
+        (B::OF, RFLAGS_OF),
+        (B::SF, RFLAGS_SF),
+        (B::ZF, RFLAGS_ZF),
+        (B::AF, RFLAGS_AF),
+        (B::CF, RFLAGS_CF),
+        (B::PF, RFLAGS_PF),
+    ];
+    bits.iter().filter(|(b, _)| iced & b != 0).fold(0, |m, (_, f)| m | f)
+}
