@@ -22,7 +22,7 @@ use crate::x86::vcpu::KvmVcpu;
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use mimus_arch::x86::irqchip::IOAPIC_PINS;
-use mimus_arch::x86::msr;
+use mimus_arch::x86::{X86Model, msr};
 use mimus_arch::{CpuModel, ModelError};
 use mimus_core::accel::{
     AccelCaps, AccelError, AccelVm, CoalescedIo, DirtyLog, Doorbells, EmulationFailure, GuestClock, IrqChip,
@@ -33,6 +33,7 @@ use mimus_core::memory::{AddressSpace, GuestRam, MemoryListener, PAGE_SIZE, RamB
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Three pages below the firmware that Intel processors without "unrestricted guest" need for real mode, and one
@@ -88,6 +89,7 @@ pub struct VmShared {
     /// Instructions replaced by breakpoints.
     pub patches: crate::x86::patches::Patches,
     scratch: OnceLock<Arc<RamBlock>>,
+    forgotten: AtomicU64,
     shadow_paging: OnceLock<bool>,
     device: std::path::PathBuf,
 }
@@ -101,6 +103,11 @@ impl VmShared {
     /// Who runs the interrupt controllers.
     pub fn mode(&self) -> IrqChipMode {
         self.mode.get().copied().unwrap_or(IrqChipMode::User)
+    }
+
+    /// A CPU model as this VM can give it.
+    fn restrict(&self, model: &X86Model) -> Result<X86Model, AccelError> {
+        self.host.restrict(model, self.mode() != IrqChipMode::User)
     }
 
     /// The MSRs that are state, found out with the first vCPU.
@@ -163,7 +170,10 @@ impl VmShared {
             let _ = self.scratch.set(made.map_err(|e| AccelError::Other(e.to_string()))?);
         }
         match self.scratch.get() {
-            Some(scratch) => self.slots.drop_shadows(scratch).map_err(errno("forget guest page tables")),
+            Some(scratch) => {
+                self.forgotten.fetch_add(1, Ordering::Relaxed);
+                self.slots.drop_shadows(scratch).map_err(errno("forget guest page tables"))
+            }
             None => Ok(()),
         }
     }
@@ -270,6 +280,7 @@ impl KvmVm {
             ring,
             patches: Default::default(),
             scratch: OnceLock::new(),
+            forgotten: AtomicU64::new(0),
             shadow_paging: OnceLock::new(),
             device: options.device.clone(),
             entries,
@@ -348,7 +359,7 @@ impl AccelVm for KvmVm {
 
     fn filter_cpu_model(&self, model: &CpuModel) -> Result<CpuModel, AccelError> {
         match model {
-            CpuModel::X86(m) => Ok(CpuModel::X86(self.shared.host.restrict(m)?)),
+            CpuModel::X86(m) => Ok(CpuModel::X86(self.shared.restrict(m)?)),
             other => Err(ModelError::NoModels(other.arch()).into()),
         }
     }
@@ -358,7 +369,7 @@ impl AccelVm for KvmVm {
             return Err(ModelError::NoModels(model.arch()).into());
         };
         let vm = &self.shared;
-        let model = vm.host.restrict(model)?;
+        let model = vm.restrict(model)?;
         let fd = vm.fd.create_vcpu(index.0.into()).map_err(errno(format!("make vCPU {index}")))?;
         let page = RunPage::map(&fd, vm.mmap_size).map_err(refused(format!("map vCPU {index}'s run page")))?;
         let page = Arc::new(page);
@@ -439,6 +450,7 @@ impl AccelVm for KvmVm {
         all.push(("doorbells".to_owned(), self.doorbells.count()));
         all.push(("message routes".to_owned(), self.shared.routing.messages()));
         all.push(("vCPUs held out".to_owned(), self.shared.slots.times_held()));
+        all.push(("page tables forgotten".to_owned(), self.shared.forgotten.load(Ordering::Relaxed)));
         all.extend(self.shared.fallback.get().map(|f| f.statistics()).unwrap_or_default());
         all
     }

@@ -6,8 +6,10 @@
 mod boot;
 mod disk;
 mod end;
+mod firmware;
 mod gdb;
 mod harness;
 mod network;
+mod repeat;
 mod terminal;
 mod x86;
