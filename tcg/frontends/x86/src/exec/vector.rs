@@ -357,9 +357,12 @@ fn x87(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
 
 /// The eleven bits of the opcode that the x87 unit keeps.
 fn opcode(packed: &[u64; 2]) -> u16 {
-    let bytes = packed[0].to_le_bytes();
-    let at = bytes.iter().position(|b| (0xd8..=0xdf).contains(b)).unwrap_or(0);
-    u16::from(bytes[at] & 7) << 8 | u16::from(*bytes.get(at + 1).unwrap_or(&0))
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&packed[0].to_le_bytes());
+    bytes[8..].copy_from_slice(&packed[1].to_le_bytes());
+    // The last byte is the length; no prefix looks like one of these.
+    let at = bytes[..14].iter().position(|b| (0xd8..=0xdf).contains(b)).unwrap_or(0);
+    u16::from(bytes[at] & 7) << 8 | u16::from(bytes[at + 1])
 }
 
 /// MASKMOVQ and MASKMOVDQU: the bytes of the first operand whose mask has its top bit set go to DS:rDI.
@@ -399,13 +402,13 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
     let seg = x.segment();
     // All of it must be there, whatever the mask.
     let all = segment::linear(&x.cpu.guest.st, seg, x.cpu.gpr(RDI) & crate::state::mask(width), count as u32, true)?;
+    x.cpu.guest.st.check_alignment(all, 8)?;
     let last = x.cpu.wrap(all.wrapping_add(count as u64 - 1)) & !4095;
     for page in [all, last] {
         if x.cpu.host_for_store(page).is_err() {
             return Err(taken(x.cpu, page));
         }
     }
-    x.cpu.guest.st.check_alignment(all, 8)?;
     for i in 0..count {
         if mask[i] & 0x80 != 0 {
             let offset = x.cpu.gpr(RDI).wrapping_add(i as u64) & crate::state::mask(width);
