@@ -33,6 +33,7 @@ use mimus_core::memory::{AddressSpace, GuestRam, MemoryListener, PAGE_SIZE, RamB
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Three pages below the firmware that Intel processors without "unrestricted guest" need for real mode, and one
@@ -88,6 +89,7 @@ pub struct VmShared {
     /// Instructions replaced by breakpoints.
     pub patches: crate::x86::patches::Patches,
     scratch: OnceLock<Arc<RamBlock>>,
+    forgotten: AtomicU64,
     shadow_paging: OnceLock<bool>,
     device: std::path::PathBuf,
 }
@@ -163,7 +165,10 @@ impl VmShared {
             let _ = self.scratch.set(made.map_err(|e| AccelError::Other(e.to_string()))?);
         }
         match self.scratch.get() {
-            Some(scratch) => self.slots.drop_shadows(scratch).map_err(errno("forget guest page tables")),
+            Some(scratch) => {
+                self.forgotten.fetch_add(1, Ordering::Relaxed);
+                self.slots.drop_shadows(scratch).map_err(errno("forget guest page tables"))
+            }
             None => Ok(()),
         }
     }
@@ -270,6 +275,7 @@ impl KvmVm {
             ring,
             patches: Default::default(),
             scratch: OnceLock::new(),
+            forgotten: AtomicU64::new(0),
             shadow_paging: OnceLock::new(),
             device: options.device.clone(),
             entries,
@@ -439,6 +445,7 @@ impl AccelVm for KvmVm {
         all.push(("doorbells".to_owned(), self.doorbells.count()));
         all.push(("message routes".to_owned(), self.shared.routing.messages()));
         all.push(("vCPUs held out".to_owned(), self.shared.slots.times_held()));
+        all.push(("page tables forgotten".to_owned(), self.shared.forgotten.load(Ordering::Relaxed)));
         all.extend(self.shared.fallback.get().map(|f| f.statistics()).unwrap_or_default());
         all
     }

@@ -312,6 +312,9 @@ mod tests {
         fn registers(&self) -> String {
             String::new()
         }
+        fn accelerator(&self) -> String {
+            String::new()
+        }
         fn quit(&self) {
             let _ = self.0.send("quit");
         }

@@ -9,7 +9,7 @@ use mimus_core::accel::{
 };
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
-use mimus_core::clock::Clocks;
+use mimus_core::clock::{Clocks, Shift};
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
 use mimus_core::error::HostError;
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
@@ -80,6 +80,17 @@ impl HostIo {
     /// The I/O thread.
     pub fn handle(&self) -> &IoThreadHandle {
         self.thread.handle()
+    }
+
+    /// Has time and chance follow from the instructions executed and the seed, as far as the user wants that.
+    pub fn repeatable(&self, config: &crate::config::MachineConfig) {
+        if let Some(icount) = &config.icount {
+            let shift = icount.shift.map_or(Shift::Auto, Shift::Fixed);
+            self.handle().count_instructions(shift, icount.sleep);
+        }
+        if let Some(number) = config.seed {
+            mimus_core::outside::seed(number, &self.clocks.virt);
+        }
     }
 
     /// Disks, networks and character devices by name.

@@ -263,6 +263,10 @@ impl Machine {
                 None
             }
             Request::Reset(cause) => {
+                if cause == mimus_core::accel::ResetCause::TripleFault {
+                    self.parts.threads.pause();
+                    self.parts.control.notify(Notice::TripleFault);
+                }
                 let by_guest = !matches!(cause, mimus_core::accel::ResetCause::HostRequest);
                 if by_guest && self.parts.policy.no_reboot {
                     return Some(RunEnd::Reset);

@@ -173,7 +173,7 @@ impl<F: GuestFrontend> Cpu<F> {
             At::Pc(pc) => pc,
             At::Return(ret) => self.guest_pc(ret),
         };
-        self.head.exit_request = 1;
+        self.abandon();
         self.debug.not_accessed();
         self.trap(va, access, fault);
         Trapped
@@ -194,6 +194,7 @@ impl<F: GuestFrontend> Cpu<F> {
         let index = self.index();
         let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
         let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
+        self.trace_device(false, pa, size, answer.map_or(!0, |(value, _)| value));
         match answer {
             Some((value, MemTxResult::Ok)) => Ok(value),
             _ if F::LENIENT_BUS => Ok(!0),
@@ -204,6 +205,7 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
         let index = self.index();
         let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
+        self.trace_device(true, pa, size, value);
         let answer = self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value));
         // The next instruction's load may be of what the write changed (flash that shows its status).
         self.refresh_view(false);
@@ -322,6 +324,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         self.head.pc = self.guest_pc(ret);
         self.head.exit_request = 1;
+        self.give_back(true);
         self.step_at = Some(self.head.pc);
         self.check_events();
         Err(Trapped)
@@ -831,6 +834,13 @@ unsafe fn lock_cmpxchg(host: *mut u8, old: u64, new: u64, size: Size) -> u64 {
 /// Bytes of an access that are in its first page, and the address of the page behind that.
 fn halves(va: u64, bytes: u32) -> (u32, u64) {
     (bytes.min((PAGE - (va & (PAGE - 1))) as u32), (va | (PAGE - 1)).wrapping_add(1))
+}
+
+/// Copies bytes of a page of code that other vCPUs may be writing.
+pub(crate) fn copy_code(from: *const u8, offset: usize, to: &mut [u8]) {
+    assert!(offset + to.len() <= PAGE as usize, "inside the page");
+    // SAFETY: `from` is a whole page of a RAM block (see `Cpu::code_page`), and the range is inside of it.
+    unsafe { ptr::copy_nonoverlapping(from.add(offset), to.as_mut_ptr(), to.len()) };
 }
 
 /// Copies a page of guest memory that other vCPUs may be writing.

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use mimus_core::accel::VcpuExit;
 use mimus_core::memory::{PAGE_DIRTY, RamBlock};
 
-use crate::access::copy_page;
+use crate::access::{copy_code, copy_page};
 use crate::env::Cpu;
 use crate::frontend::{Access, CodePage, GuestFrontend};
 
@@ -96,16 +96,14 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Bytes of code from `va` on, as many as are mapped and in memory.
     pub fn peek_code(&mut self, va: u64, out: &mut [u8]) -> usize {
-        let mut page = [0; PAGE as usize];
         let mut done = 0;
         while done < out.len() {
             let at = va.wrapping_add(done as u64);
             let Some((pa, _)) = F::debug_walk(self, at, Access::Fetch) else { break };
             let Some((host, _)) = self.code_page(pa) else { break };
-            copy_page(host, &mut page);
             let offset = (at & (PAGE - 1)) as usize;
             let part = (out.len() - done).min(PAGE as usize - offset);
-            out[done..done + part].copy_from_slice(&page[offset..offset + part]);
+            copy_code(host, offset, &mut out[done..done + part]);
             done += part;
         }
         done

@@ -7,7 +7,7 @@ use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::Emitted;
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
 
-use crate::access::{PAGE_STORE_CACHED, copy_page};
+use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
 use crate::code::{PageKey, Published};
 use crate::debug::{NEVER, cut_block};
 use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
@@ -16,6 +16,8 @@ use crate::trace;
 use mimus_core::memory::PAGE_CODE;
 
 const PAGE_MASK: u64 = 4095;
+/// Bytes that an instruction may have.
+const LONGEST: usize = MAX_INSN_LEN as usize + 1;
 
 /// Buffers for translation, kept from block to block.
 pub(crate) struct Scratch {
@@ -157,10 +159,10 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let Some(stamp) = self.claim(key, page.pa, in_guest) else { return Err(self.later(KICK_SELF)) };
         let Some((host, _)) = self.code_page(page.pa) else { return Err(self.later(KICK_SELF)) };
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.scratch.take().unwrap_or_default();
         copy_page(host, &mut scratch.page);
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
-        self.scratch = scratch;
+        self.scratch = Some(scratch);
         result
     }
 
@@ -191,6 +193,10 @@ impl<F: GuestFrontend> Cpu<F> {
             cut_block(&mut scratch.block, start);
         } else {
             self.translate_uncut(window, page.0, start, &mut scratch.block);
+            let more = self.machine.instrumentation();
+            if more.is_on() && !self.machine.interpret {
+                more.apply(&mut scratch.block, window, F::code_bits(mode));
+            }
         }
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();
@@ -220,8 +226,9 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some((host, _)) = self.code_page(leaf.pa) else {
             return Err(self.fetch_fault(va, va, MemFault::Access));
         };
-        let mut scratch = std::mem::take(&mut self.scratch);
-        copy_page(host, &mut scratch.page);
+        let mut scratch = self.scratch.take().unwrap_or_default();
+        let end = (usize::from(start) + LONGEST).min(scratch.page.len());
+        copy_code(host, start.into(), &mut scratch.page[start.into()..end]);
         let mode = F::code_mode(self);
         let mut result = Ok(());
         let mut has_next = false;
@@ -230,7 +237,7 @@ impl<F: GuestFrontend> Cpu<F> {
             match F::walk(self, next_va, Access::Fetch) {
                 Ok(leaf) => match self.code_page(leaf.pa) {
                     Some((host, _)) => {
-                        copy_page(host, &mut scratch.next);
+                        copy_code(host, 0, &mut scratch.next[..LONGEST]);
                         has_next = true;
                     }
                     None => result = Err(self.fetch_fault(va, next_va, MemFault::Access)),
@@ -242,7 +249,7 @@ impl<F: GuestFrontend> Cpu<F> {
             let window = CodeWindow::new(&scratch.page, has_next.then_some(&*scratch.next)).with_mode(mode);
             F::translate(&self.guest, window, start, TranslateMode::Careful, &mut scratch.block);
         }
-        self.scratch = scratch;
+        self.scratch = Some(scratch);
         result
     }
 

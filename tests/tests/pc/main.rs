@@ -15,3 +15,5 @@ mod kvm;
 mod linux;
 mod microvm;
 mod saved;
+#[cfg(target_arch = "x86_64")]
+mod swap;

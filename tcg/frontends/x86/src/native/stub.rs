@@ -141,6 +141,10 @@ impl Native {
                 write: writes(full) && !explicit.contains(&full),
             });
         }
+        if insn.mnemonic() == Mnemonic::Mulx {
+            // Multiplies by RDX, whatever its operands are.
+            gprs.push(Gpr { guest: number(Register::RDX), host: Register::RDX, read: true, write: false });
+        }
         let is_address = |r: Register| {
             let full = r.full_register();
             full == insn.memory_base().full_register() || full == insn.memory_index().full_register()

@@ -98,12 +98,14 @@ pub struct Counters {
     codes: Vec<AtomicU64>,
     /// Times the other engine handed over.
     handed: AtomicU64,
+    /// All instructions executed then.
+    executed: AtomicU64,
 }
 
 impl Default for Counters {
     fn default() -> Self {
         let codes = Code::values().map(|_| AtomicU64::new(0)).collect();
-        Self { codes, handed: AtomicU64::new(0) }
+        Self { codes, handed: AtomicU64::new(0), executed: AtomicU64::new(0) }
     }
 }
 
@@ -118,6 +120,11 @@ impl Counters {
             let name = name(insn.mnemonic());
             log::info!("the translator executes {name} (first before {pc:#x}), which KVM on this host cannot");
         }
+    }
+
+    /// Instructions executed in a row.
+    pub(super) fn add_executed(&self, count: u32) {
+        self.executed.fetch_add(count.into(), Ordering::Relaxed);
     }
 
     /// Whether the other engine could not execute one of the kind.
@@ -141,6 +148,7 @@ impl Counters {
         list.truncate(SHOWN);
         let mut all = vec![
             ("takeovers".to_owned(), self.handed.load(Ordering::Relaxed)),
+            ("instructions in takeovers".to_owned(), self.executed.load(Ordering::Relaxed)),
             ("instructions taken over".to_owned(), total),
         ];
         all.extend(list.into_iter().map(|(name, count)| (format!("taken over: {name}"), count)));

@@ -45,7 +45,10 @@ pub fn finish(vcpu: &mut TcgVcpu<X86>, failed: FailedInstruction<'_>, counters: 
         let mut run =
             Takeover { cpu, state, rest, have: Needs::default(), before: Vec::new(), changes: Done::default() };
         match run.execute(single, counters) {
-            Ok(()) => Finished::Done(run.hand_back()),
+            Ok(()) => {
+                counters.add_executed(run.changes.instructions);
+                Finished::Done(run.hand_back())
+            }
             Err(Stop::TripleFault) => {
                 run.hand_back();
                 Finished::TripleFault
