@@ -142,10 +142,6 @@ impl MachineBuilder {
             options: spec.accel_options,
         };
         let vm = spec.accel.create_vm(&config)?;
-        if let Some(listener) = vm.memory_listener() {
-            memory.add_listener(listener);
-        }
-        follow_shortcuts(&vm, &memory, ports.as_deref());
         let most = vm.caps().max_vcpus;
         if spec.smp > most {
             let text = format!("-smp {}: accelerator {} has at most {most} vCPUs", spec.smp, spec.accel.name());
@@ -360,9 +356,15 @@ impl MachineBuilder {
         let s = &self.services;
         all_used(&s.backends)?;
         let timers = PinTimers::new(&s.io_thread, &s.vcpus);
+        let ports = self.ports.clone();
         let hooks = CpuHooks { ports: self.ports, ..hooks.into() };
         let io = MachineIo::new(&s.memory, &s.clocks.virt, &self.threads, timers, hooks);
         s.map.apply_pending();
+        // Not before: each change of the map on the way here would cost a call to the accelerator.
+        if let Some(listener) = self.vm.memory_listener() {
+            s.memory.add_listener(listener);
+        }
+        follow_shortcuts(&self.vm, &s.memory, ports.as_deref());
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
             name: self.board,
