@@ -63,7 +63,8 @@ pub fn cannot_create(error: io::Error) -> AccelError {
 /// Another architecture than the host's.
 pub fn foreign_guest(guest: GuestArch) -> Unavailable {
     let host = std::env::consts::ARCH;
-    unavailable(format!("a {host} host cannot run {guest} code directly: use -accel tcg"))
+    let article = if host.starts_with(['a', 'x']) { "an" } else { "a" };
+    unavailable(format!("{article} {host} host cannot run {guest} code directly: use -accel tcg"))
 }
 
 /// The file is not KVM's, or of another age.

@@ -22,7 +22,7 @@ use crate::x86::vcpu::KvmVcpu;
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use mimus_arch::x86::irqchip::IOAPIC_PINS;
-use mimus_arch::x86::msr;
+use mimus_arch::x86::{X86Model, msr};
 use mimus_arch::{CpuModel, ModelError};
 use mimus_core::accel::{
     AccelCaps, AccelError, AccelVm, CoalescedIo, DirtyLog, Doorbells, EmulationFailure, GuestClock, IrqChip,
@@ -103,6 +103,11 @@ impl VmShared {
     /// Who runs the interrupt controllers.
     pub fn mode(&self) -> IrqChipMode {
         self.mode.get().copied().unwrap_or(IrqChipMode::User)
+    }
+
+    /// A CPU model as this VM can give it.
+    fn restrict(&self, model: &X86Model) -> Result<X86Model, AccelError> {
+        self.host.restrict(model, self.mode() != IrqChipMode::User)
     }
 
     /// The MSRs that are state, found out with the first vCPU.
@@ -354,7 +359,7 @@ impl AccelVm for KvmVm {
 
     fn filter_cpu_model(&self, model: &CpuModel) -> Result<CpuModel, AccelError> {
         match model {
-            CpuModel::X86(m) => Ok(CpuModel::X86(self.shared.host.restrict(m)?)),
+            CpuModel::X86(m) => Ok(CpuModel::X86(self.shared.restrict(m)?)),
             other => Err(ModelError::NoModels(other.arch()).into()),
         }
     }
@@ -364,7 +369,7 @@ impl AccelVm for KvmVm {
             return Err(ModelError::NoModels(model.arch()).into());
         };
         let vm = &self.shared;
-        let model = vm.host.restrict(model)?;
+        let model = vm.restrict(model)?;
         let fd = vm.fd.create_vcpu(index.0.into()).map_err(errno(format!("make vCPU {index}")))?;
         let page = RunPage::map(&fd, vm.mmap_size).map_err(refused(format!("map vCPU {index}'s run page")))?;
         let page = Arc::new(page);

@@ -10,6 +10,7 @@
 //! * [`device`] - what a device is, how one is described, configured and built.
 //! * [`io_thread`] - the event loop host I/O and timers run on; workers for blocking calls.
 //! * [`backend`] - traits of the host side: disks, networks, character devices.
+//! * [`outside`] - chance and the time of day, repeatable with a seed.
 //! * [`snapshot`] - saved state: schemas, payloads, the file.
 //!
 //! Lock order, outermost first: machine control; memory-map commit (no device lock
@@ -24,6 +25,7 @@ pub mod error;
 pub mod io_thread;
 pub mod irq;
 pub mod memory;
+pub mod outside;
 pub mod snapshot;
 pub mod vcpu;
 

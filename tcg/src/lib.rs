@@ -11,18 +11,33 @@ pub use fallback::TcgFallback;
 use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch, ModelError};
-use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, Vcpu, VcpuIndex, VmConfig};
+use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Tracer, Unavailable, Vcpu, VcpuIndex, VmConfig};
 use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
-use mimus_tcg_exec::frontend::GuestFrontend;
+use mimus_tcg_exec::frontend::{CodeWindow, GuestFrontend};
 use mimus_tcg_exec::vcpu::TcgVcpu;
 use mimus_tcg_frontend_riscv::frontend::{Riscv, SUPPORTED};
 use mimus_tcg_frontend_x86::cpuid;
 use mimus_tcg_frontend_x86::frontend::X86;
 
+/// Disassembles the instruction that `bytes` begin with, at `pc`: the text and its length. `bits`: 16, 32 or 64 for
+/// x86, 0 for RISC-V.
+pub fn disassemble(bits: u8, bytes: &[u8], pc: u64) -> (String, usize) {
+    let mut page = [0; 4096];
+    let len = bytes.len().min(64);
+    page[..len].copy_from_slice(&bytes[..len]);
+    let window = CodeWindow::new(&page, None);
+    let (text, len) = if bits == 0 {
+        Riscv::disassemble(window, 0, pc)
+    } else {
+        mimus_tcg_frontend_x86::frontend::disassemble(u32::from(bits), &page[..len], pc)
+    };
+    (text, len as usize)
+}
+
 const NAME: &str = "tcg";
-const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: false };
+const CAPS: AccelCaps = AccelCaps { max_vcpus: 512, debug: true, icount: true };
 const MIB: u64 = 1 << 20;
 
 /// The translator.
@@ -70,7 +85,11 @@ fn create<F: GuestFrontend>(config: &VmConfig, engine: EngineConfig) -> Result<A
 
 /// `-accel tcg,tb-size=MIB,engine=jit|interp,thread=multi`
 fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
-    let mut engine = EngineConfig::default();
+    let mut engine = EngineConfig { count: config.clock.counted().is_some(), ..EngineConfig::default() };
+    if engine.count && config.smp > 1 {
+        let reason = "instructions are counted on one vCPU only: use -smp 1, or leave -icount out".to_owned();
+        return Err(AccelError::Other(reason));
+    }
     for (option, value) in &config.options {
         let fail = |reason: String| AccelError::Option { accel: NAME, option: option.clone(), reason };
         match option.as_str() {
@@ -132,6 +151,10 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
         Some(self.machine.clone())
+    }
+
+    fn tracer(&self) -> Option<&dyn Tracer> {
+        Some(&*self.machine)
     }
 
     fn smm_memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {

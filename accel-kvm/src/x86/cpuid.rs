@@ -95,8 +95,16 @@ impl HostCpu {
         }
     }
 
-    /// The model as this host can give it; says what of it is missing.
-    pub fn restrict(&self, model: &X86Model) -> Result<X86Model, AccelError> {
+    /// The model as this host can give it, with a local APIC in the kernel or outside of it; says what of it is
+    /// missing.
+    pub fn restrict(&self, model: &X86Model, kernel_lapic: bool) -> Result<X86Model, AccelError> {
+        if let Some(nested) = ["vmx", "svm"].into_iter().find(|f| self.lacks_asked_for(model, f)) {
+            return Err(AccelError::Other(format!(
+                "CPU model {}: {nested}: virtual machines inside the guest need nested virtualisation, which this \
+                 host's KVM does not have (module kvm_intel or kvm_amd, parameter nested=1): leave +{nested} out",
+                model.name
+            )));
+        }
         let mut wanted = model.clone();
         if model.host {
             self.identify(&mut wanted);
@@ -108,6 +116,8 @@ impl HostCpu {
         } else {
             self.supported
         };
+        // An APIC outside does not know the vCPUs' time-stamp counters.
+        let offered = if kernel_lapic { offered } else { offered.difference(X86Features::of(&["tsc-deadline"])) };
         let out = wanted.restricted_to(offered)?;
         let missing = wanted.features.difference(out.features);
         if !missing.is_empty() && !model.all {
@@ -121,6 +131,11 @@ impl HostCpu {
             )));
         }
         Ok(out)
+    }
+
+    fn lacks_asked_for(&self, model: &X86Model, feature: &'static str) -> bool {
+        let f = X86Features::of(&[feature]);
+        !f.difference(self.supported).is_empty() && f.difference(model.explicit).is_empty()
     }
 
     /// The table of one vCPU.
@@ -171,7 +186,7 @@ mod tests {
     }
 
     fn restrict(text: &str) -> Result<X86Model, AccelError> {
-        host().restrict(&X86Model::parse(GuestArch::X86_64, text).unwrap())
+        host().restrict(&X86Model::parse(GuestArch::X86_64, text).unwrap(), true)
     }
 
     #[test]

@@ -240,3 +240,38 @@ fn translations() {
     assert!(translate(DATA + 0x1000).is_err());
     assert!(translate(1 << 40).is_err());
 }
+
+/// The guest steps itself, and its debug registers hold what it writes.
+#[test]
+fn the_guests_own_step_and_debug_registers() {
+    let Some(mut g) = Setup::default().build("the_guests_own_step_and_debug_registers") else { return };
+    g.long(0);
+    g.gate(1, 0x2000);
+    g.code(0x2000, 64, |a| {
+        a.push(rax)?;
+        a.mov(rax, dr6)?;
+        a.out(0x70, eax)?;
+        // No more steps: TF of the saved flags.
+        a.and(dword_ptr(rsp + 0x18), !0x100)?;
+        a.pop(rax)?;
+        a.iretq()
+    });
+    g.code(CODE, 64, |a| {
+        a.pushfq()?;
+        a.or(dword_ptr(rsp), 0x100)?;
+        a.popfq()?;
+        a.nop()?;
+        a.nop()?;
+        a.mov(rbx, 0x1234_5678_9abc_u64)?;
+        a.mov(dr2, rbx)?;
+        a.mov(rcx, dr2)?;
+        a.mov(rdx, dr7)?;
+        a.out(i32::from(PORT_STOP), al)?;
+        a.hlt()
+    });
+    g.run_to_stop(0);
+    let seen = g.bus.out_values(0x70);
+    assert_eq!((seen.len(), seen[0] & 0x4000), (1, 0x4000), "{seen:x?}");
+    let s = g.state(0);
+    assert_eq!((s.gpr[1], s.dr[2], s.gpr[2]), (0x1234_5678_9abc, 0x1234_5678_9abc, 0x400));
+}

@@ -87,7 +87,7 @@ fn signals(fd: &OwnedFd) -> u64 {
 }
 
 /// Does `f` on another thread once the guest has had time to halt.
-fn soon<R: Send>(g: &mut Guest, f: impl FnOnce() + Send, run: impl FnOnce(&mut Guest) -> R) -> R {
+pub fn soon<R: Send>(g: &mut Guest, f: impl FnOnce() + Send, run: impl FnOnce(&mut Guest) -> R) -> R {
     std::thread::scope(|s| {
         s.spawn(|| {
             std::thread::sleep(Duration::from_millis(10));

@@ -1,6 +1,7 @@
 //! Memory slots: RAM, ROM, ROM devices, aliases, changes while vCPUs run.
 
 use crate::harness::*;
+use crate::interrupts::soon;
 use iced_x86::code_asm::*;
 use mimus_core::bus::{AccessRules, AccessSize, BusFault, MmioAccess};
 use mimus_core::device::MutMmioDevice;
@@ -188,4 +189,29 @@ fn replaced_under_a_running_vcpu() {
     assert_eq!(g.bus.take(), [], "no access missed");
     assert_eq!(g.statistic("vCPUs held out"), 200);
     assert!(a.load::<u64>(8) > Some(0) && b.load::<u64>(8) > Some(0));
+}
+
+/// A guest polls an address where nothing is; RAM comes there while it does.
+#[test]
+fn memory_is_added_under_a_running_vcpu() {
+    let Some(mut g) = Setup::default().build("memory_is_added_under_a_running_vcpu") else { return };
+    let more = g.guest_ram.add_block("more", 64 * PAGE, RamBacking::Private).expect("a block");
+    assert!(more.fill(0, 64 * PAGE, 0x5a));
+    g.long(0);
+    g.code(CODE, 64, |a| {
+        let mut again = a.create_label();
+        a.mov(ebx, HOLE as u32)?;
+        a.set_label(&mut again)?;
+        a.cmp(byte_ptr(rbx + 0x20), 0x5a)?;
+        a.jne(again)?;
+        a.mov(qword_ptr(rbx + 0x3f000), rbx)?;
+        a.out(i32::from(PORT_STOP), al)?;
+        a.hlt()
+    });
+    let (map, root, region) = (g.map.clone(), g.root.clone(), MemoryRegion::ram("more", &more));
+    let slots = g.statistic("memory slots");
+    soon(&mut g, move || map.change(|t| _ = t.map(&root, HOLE, &region)), |g| g.run_to_stop(0));
+    assert_eq!(more.load::<u64>(0x3f000), Some(HOLE));
+    assert_eq!(g.statistic("memory slots"), slots + 1);
+    assert!(g.bus.take().iter().any(|s| matches!(s, Seen::Read(at, 1) if *at == HOLE + 0x20)), "it polled before");
 }

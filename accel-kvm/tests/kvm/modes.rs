@@ -354,3 +354,31 @@ fn states_that_cannot_be_are_refused() {
     assert_eq!(good.cs.attributes & attr::L, attr::L);
     g.set(0, good);
 }
+
+#[test]
+fn alignment_check_of_user_code() {
+    let Some(mut g) = Setup::default().build("alignment_check_of_user_code") else { return };
+    g.gate(17, 0x2000);
+    g.code(0x2000, 64, |a| {
+        a.pop(rax)?;
+        a.out(0x70, eax)?;
+        a.pop(rax)?;
+        a.out(0x71, eax)?;
+        a.out(i32::from(PORT_STOP), al)?;
+        a.hlt()
+    });
+    g.user(0);
+    g.change(0, |s| {
+        s.cr0 |= CR0_AM;
+        s.rflags |= RFLAGS_AC;
+    });
+    g.code(USER, 64, |a| {
+        a.mov(ebx, DATA as u32)?;
+        a.mov(eax, dword_ptr(rbx + 4))?;
+        a.mov(eax, dword_ptr(rbx + 2))?;
+        done(a)
+    });
+    g.run_to_stop(0);
+    // Its error code is always 0; the aligned load before it was none's business.
+    assert_eq!((g.bus.out_values(0x70), g.bus.out_values(0x71)), (vec![0], vec![USER + 8]));
+}

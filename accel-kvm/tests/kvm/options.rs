@@ -10,14 +10,15 @@ use mimus_core::memory::{GuestRam, MemoryMap, MemoryRegion};
 
 /// Makes a VM with this configuration; the error's text.
 fn refusal(setup: &Setup, arch: GuestArch) -> String {
+    attempt(setup, arch).expect_err("it was made")
+}
+
+fn attempt(setup: &Setup, arch: GuestArch) -> Result<(), String> {
     let map = MemoryMap::new();
     let root = MemoryRegion::container("system", 1 << 32);
     let memory = map.address_space("system", &root);
     let config = VmConfig { arch, ..config(setup, &memory, &GuestRam::new(), &VirtualClock::new()) };
-    match KvmAccelerator.create_vm(&config) {
-        Ok(_) => panic!("it was made"),
-        Err(e) => e.to_string(),
-    }
+    KvmAccelerator.create_vm(&config).map(drop).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -116,5 +117,55 @@ fn quirks_are_found_by_probing() {
     // A KVM with hardware behind it shows none of those that come from emulation.
     if !quirks.emulated_cpl0 {
         assert!(!quirks.syscall_keeps_cpl && !quirks.no_32bit_paging, "{quirks:?}");
+    }
+}
+
+/// A guest that may keep its processor while it waits is woken all the same.
+#[test]
+fn waiting_on_the_processor() {
+    let name = "waiting_on_the_processor";
+    let setup = Setup::mode(IrqChipMode::Kernel).option("cpu-pm", "on");
+    if Setup::default().build(name).is_some()
+        && let Err(e) = attempt(&setup, GuestArch::X86_64)
+    {
+        assert!(e.contains("leave cpu-pm=on out"), "{e}");
+        return skipped(name, e);
+    }
+    let Some(mut g) = setup.build(name) else { return };
+    g.long(0);
+    g.gate(0x70, 0x2000);
+    g.code(0x2000, 64, |a| a.out(i32::from(PORT_STOP), al));
+    g.code(CODE, 64, |a| {
+        a.mov(ebx, 0xfee0_0000u32)?;
+        a.mov(dword_ptr(rbx + 0xf0), 0x1ff)?;
+        a.mov(dword_ptr(rbx + 0x3e0), 0xb)?;
+        a.mov(dword_ptr(rbx + 0x320), 0x70)?;
+        a.mov(dword_ptr(rbx + 0x380), 1_000_000)?;
+        a.sti()?;
+        a.hlt()?;
+        a.hlt()
+    });
+    g.run_to_stop(0);
+}
+
+/// A local APIC outside of the kernel has no TSC-deadline mode, and the guest is not told of one.
+#[test]
+fn no_deadline_timer_without_its_apic() {
+    let name = "no_deadline_timer_without_its_apic";
+    for (mode, there) in [(IrqChipMode::User, false), (IrqChipMode::Kernel, true)] {
+        let Some(g) = Setup::mode(mode).build(name) else { return };
+        let model = CpuModel::parse(GuestArch::X86_64, "max").expect("a model");
+        let filtered = g.vm.filter_cpu_model(&model).expect("filtered");
+        let features = filtered.as_x86().expect("x86").features.to_string();
+        let deadline = features.split([' ', ',']).any(|f| f == "tsc-deadline");
+        assert_eq!(deadline, there, "{mode:?}: {features}");
+    }
+    let Some(g) = Setup::default().build(name) else { return };
+    for nested in ["vmx", "svm"] {
+        let model = CpuModel::parse(GuestArch::X86_64, &format!("qemu64,+{nested}")).expect("a model");
+        // A host may have one of them.
+        if let Err(e) = g.vm.filter_cpu_model(&model) {
+            assert!(e.to_string().contains("nested virtualisation"), "{e}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Accelerators and the virtual machines inside them.
 
 use super::irqchip::{CoalescedIo, DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
+use super::trace::Tracer;
 use super::vcpu::{Vcpu, VcpuIndex};
 use crate::clock::VirtualClock;
 use crate::memory::{AddressSpace, GuestRam, MemoryListener};
@@ -87,6 +88,11 @@ pub trait AccelVm: Send + Sync {
     /// Throws away everything translated or cached from guest memory (after a snapshot is
     /// loaded). No vCPU is in `run`.
     fn flush_all(&self) {}
+
+    /// Traces of what vCPUs execute, if it makes them.
+    fn tracer(&self) -> Option<&dyn Tracer> {
+        None
+    }
 
     /// Counters for the monitor, as (name, value).
     fn statistics(&self) -> Vec<(String, u64)> {

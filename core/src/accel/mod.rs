@@ -7,6 +7,7 @@ pub mod exit;
 pub mod irqchip;
 pub mod null;
 pub mod shortcuts;
+pub mod trace;
 pub mod vcpu;
 
 pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
@@ -16,6 +17,7 @@ pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
 pub use irqchip::{CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
 pub use null::NullAccelerator;
 pub use shortcuts::Shortcuts;
+pub use trace::{RecentEvent, TraceKinds, TraceSink, TracedCode, Tracer};
 pub use vcpu::{
     Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu,
     VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,

@@ -4,6 +4,7 @@ use super::accelerator::AccelError;
 use super::cpu_io::CpuIo;
 use super::emulation::EmulationFailure;
 use super::exit::{VcpuExit, WatchKind};
+use super::trace::RecentEvent;
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::{CpuState, StateGroups};
 use std::fmt;
@@ -57,6 +58,14 @@ pub trait Vcpu: Send {
     /// Who finishes instructions the accelerator cannot execute. One that can execute all
     /// ignores it.
     fn set_emulation_failure(&mut self, _hook: Arc<dyn EmulationFailure>) {}
+
+    /// The last exceptions and interrupts, oldest first, if they are remembered.
+    fn recent_events(&self) -> Vec<RecentEvent> {
+        Vec::new()
+    }
+
+    /// A trace has begun or ended: hands over what there is of the old one.
+    fn sync_trace(&mut self) {}
 
     /// Breakpoints and single steps, if there are any.
     fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {

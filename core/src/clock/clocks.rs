@@ -4,9 +4,10 @@
 //! * host: wall-clock time since 1970, for real-time clocks.
 //! * realtime: never stops; displays, network timeouts.
 
+use super::icount::InstructionClock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Instant;
 
 /// A clock timers can be armed on.
 pub trait ClockSource: Send + Sync {
@@ -16,6 +17,12 @@ pub trait ClockSource: Send + Sync {
     fn is_running(&self) -> bool {
         true
     }
+    /// Its timers are fired by who counts instructions.
+    fn is_counted(&self) -> bool {
+        false
+    }
+    /// The first deadline of its timers has moved forward.
+    fn deadline_moved(&self) {}
 }
 
 /// Which clock.
@@ -46,6 +53,7 @@ pub struct VirtualClock {
     /// Running: what to add to the time since `base` (wrapping). Stopped: the time.
     offset: AtomicU64,
     change: Mutex<Vec<Weak<dyn ClockListener>>>,
+    counted: OnceLock<Arc<InstructionClock>>,
 }
 
 impl VirtualClock {
@@ -58,6 +66,7 @@ impl VirtualClock {
             manual: AtomicBool::new(false),
             offset: AtomicU64::new(0),
             change: Mutex::new(Vec::new()),
+            counted: OnceLock::new(),
         })
     }
 
@@ -67,6 +76,9 @@ impl VirtualClock {
 
     /// Now, in ns.
     pub fn now(&self) -> u64 {
+        if let Some(counted) = self.counted.get() {
+            return counted.now();
+        }
         loop {
             let before = self.sequence.load(Ordering::Acquire);
             let running = self.running.load(Ordering::Relaxed);
@@ -84,6 +96,16 @@ impl VirtualClock {
         self.running.load(Ordering::Acquire)
     }
 
+    /// The instruction counter that this clock follows, with `-icount`.
+    pub fn counted(&self) -> Option<&Arc<InstructionClock>> {
+        self.counted.get()
+    }
+
+    /// Follows an instruction counter from now on.
+    pub(super) fn count(&self, by: InstructionClock) {
+        let _ = self.counted.set(Arc::new(by));
+    }
+
     /// Lets time run.
     pub fn start(&self) {
         self.manual.store(false, Ordering::Release);
@@ -98,6 +120,9 @@ impl VirtualClock {
 
     /// Sets the time (restore); it keeps running or standing.
     pub fn set(&self, ns: u64) {
+        if let Some(counted) = self.counted.get() {
+            counted.set(ns);
+        }
         let running = self.is_running();
         self.update(|_| (running, ns));
     }
@@ -135,6 +160,14 @@ impl ClockSource for VirtualClock {
     fn is_running(&self) -> bool {
         VirtualClock::is_running(self) || self.manual.load(Ordering::Acquire)
     }
+    fn is_counted(&self) -> bool {
+        self.counted.get().is_some()
+    }
+    fn deadline_moved(&self) {
+        if let Some(counted) = self.counted.get() {
+            counted.deadline_moved();
+        }
+    }
 }
 
 /// Wall-clock time since 1970-01-01 UTC.
@@ -143,7 +176,7 @@ pub struct HostClock;
 
 impl ClockSource for HostClock {
     fn now(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+        crate::outside::wall_clock()
     }
 }
 

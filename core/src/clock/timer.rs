@@ -60,15 +60,22 @@ impl TimerQueue {
     pub fn wait_ns(&self) -> Option<u64> {
         let first = lock(&self.armed).order.first().copied()?.0;
         let now = self.clock.now();
-        self.clock.is_running().then(|| first.saturating_sub(now))
+        (self.clock.is_running() && !self.clock.is_counted()).then(|| first.saturating_sub(now))
     }
 
     /// Calls back everything that is due, in deadline order, with no lock held. True if
     /// something was.
     pub fn fire(&self) -> bool {
-        if !self.clock.is_running() {
-            return false;
-        }
+        self.clock.is_running() && !self.clock.is_counted() && self.fire_counted()
+    }
+
+    /// The first deadline.
+    pub fn first_deadline(&self) -> Option<u64> {
+        Some(lock(&self.armed).order.first()?.0)
+    }
+
+    /// The same as [`TimerQueue::fire`], for who counts instructions.
+    pub(crate) fn fire_counted(&self) -> bool {
         let now = self.clock.now();
         // Only what is due on entry: a callback that arms its timer in the past must not
         // keep the I/O thread here.
@@ -114,6 +121,7 @@ impl TimerQueue {
             deadline < first
         };
         if earlier {
+            self.clock.deadline_moved();
             (self.wake)();
         }
     }

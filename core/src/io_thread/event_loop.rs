@@ -5,7 +5,7 @@
 //! have made a device move its regions.
 
 use crate::clock::clocks::ClockListener;
-use crate::clock::{ClockKind, Clocks, Timer, TimerQueue};
+use crate::clock::{ClockKind, Clocks, InstructionClock, Shift, Timer, TimerQueue};
 use crate::error::HostError;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use std::collections::HashMap;
@@ -257,6 +257,20 @@ impl IoThreadHandle {
             ClockKind::Host => self.queues.host.timer(),
             ClockKind::Realtime => self.queues.realtime.timer(),
         }
+    }
+
+    /// Has the virtual clock follow the vCPU's instructions, and its timers be fired by the vCPU's thread. `sleep`:
+    /// while the vCPU waits for an interrupt, the host's time passes too. Before anything runs.
+    pub fn count_instructions(&self, shift: Shift, sleep: bool) {
+        let (shared, queue) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.queues.virt));
+        InstructionClock::attach(&self.clocks.virt, (shift, sleep), &self.queues.virt, move || {
+            let fired = queue.upgrade().is_some_and(|q| q.fire_counted());
+            let after = shared.upgrade().and_then(|s| lock(&s.after).clone());
+            if let Some(hook) = after.filter(|_| fired) {
+                hook();
+            }
+            fired
+        });
     }
 
     /// The machine's clocks.

@@ -17,21 +17,28 @@ const SCHEMA: Schema = Schema::new("virtio-rng", 1);
 
 /// An entropy source.
 pub struct VirtioRng {
-    source: File,
+    /// `None`: the host's chance, or what `-seed` makes of it.
+    source: Option<File>,
     link: OnceLock<Arc<VirtioLink>>,
 }
 
 impl VirtioRng {
-    /// Reads from `path`, `/dev/urandom` by default: a device that never blocks.
+    /// Reads from `path`, a device that never blocks; by default the host's chance.
     pub fn new(path: Option<&str>) -> Result<Arc<Self>, HostError> {
-        let path = path.unwrap_or("/dev/urandom");
-        let source = File::open(path).map_err(|e| HostError::new(format!("open entropy source {path}"), e))?;
+        let open = |path| File::open(path).map_err(|e| HostError::new(format!("open entropy source {path}"), e));
+        let source = path.map(open).transpose()?;
         Ok(Arc::new(Self { source, link: OnceLock::new() }))
     }
 
     fn random(&self, len: u64) -> Vec<u8> {
         let mut data = vec![0; len.min(MAX_REQUEST) as usize];
-        let n = (&self.source).read(&mut data).unwrap_or(0);
+        let n = match &self.source {
+            Some(file) => {
+                let mut file = file;
+                file.read(&mut data).unwrap_or(0)
+            }
+            None => mimus_core::outside::random(&mut data).map_or(0, |()| data.len()),
+        };
         data.truncate(n);
         data
     }

@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser};
 use mimus_machines::config::firmware::{parse_smbios, uuid_option};
 use mimus_machines::config::options::{parse_log_items, parse_memory};
 use mimus_machines::config::{
-    Accel, Bios, BootOrder, CharBackend, Chardev, ConfigError, Drive, DriveInterface, FwCfgItem, MachineConfig,
+    Accel, Bios, BootOrder, CharBackend, Chardev, ConfigError, Drive, DriveInterface, FwCfgItem, Icount, MachineConfig,
     MachineType, MemoryBackend, MemoryKind, Netdev, Nic, Rtc, Smp,
 };
 
@@ -122,6 +122,18 @@ pub struct SystemArgs {
     /// Clock: base=utc|localtime|DATE,clock=host|rt|vm
     #[arg(long, value_name = "KEY=VALUE…")]
     pub rtc: Option<String>,
+    /// Time by counting instructions: shift=N|auto,sleep=on|off; one takes 2^N ns
+    #[arg(long, value_name = "shift=N")]
+    pub icount: Option<String>,
+    /// What all chance follows from: with -icount shift=N, runs repeat exactly
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Names of addresses for the monitor and the debugger: ELF (vmlinux) or System.map
+    #[arg(long, value_name = "FILE")]
+    pub symbols: Vec<PathBuf>,
+    /// Trace what is executed: FILE,what=blocks+mem+devices,range=A-B,addr=A-B,space=ROOT,vcpu=N,mode=user|kernel
+    #[arg(long, value_name = "FILE,KEY=VALUE…")]
+    pub trace: Option<String>,
     /// Name of the machine
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -184,6 +196,11 @@ impl SystemArgs {
         self.disks_and_devices(&mut config)?;
         self.consoles(&mut config)?;
         config.rtc = self.rtc.as_deref().map(Rtc::parse).transpose()?.unwrap_or_default();
+        config.icount = self.icount.as_deref().map(Icount::parse).transpose()?;
+        config.seed = self.seed;
+        config.trace = self.trace.clone();
+        config.symbols = self.symbols.clone();
+        crate::tracing::check(&config)?;
         config.no_reboot = self.no_reboot;
         config.no_shutdown = self.no_shutdown;
         config.start_paused = self.paused;

@@ -45,7 +45,7 @@ pub fn serve(listener: Listener, machine: &Machine, operator: &Arc<Operator>) ->
             Notice::Debug(VcpuIndex(vcpu), stop) => Event::Stop(vcpu, stop),
             Notice::State(RunState::Running) => Event::Running,
             // Told by `Server::end`, which waits until the client knows.
-            Notice::State(RunState::Ended) => return,
+            Notice::State(RunState::Ended) | Notice::TripleFault => return,
             Notice::State(_) => Event::Stopped,
         });
     });

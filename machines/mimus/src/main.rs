@@ -9,6 +9,7 @@ mod argv;
 mod catalog;
 mod cli;
 mod console;
+mod debugger;
 mod doctor;
 mod gdb;
 mod host;
@@ -22,6 +23,8 @@ mod run;
 mod signals;
 mod system;
 mod terminal;
+mod trace_tool;
+mod tracing;
 mod try_guest;
 
 use std::ffi::OsString;
@@ -37,6 +40,8 @@ usage:
   mimus try <guest>                 fetch a ready-made Linux and boot it to a shell
   mimus system <guest> [options]    run a machine; the options are QEMU's, with one dash or two
   mimus system <guest> -help        the options
+  mimus debug <guest> [options]     the same machine, stopped, in our debugger
+  mimus trace <what> FILE           print, count and evaluate what -trace FILE wrote; mimus trace help
   mimus doctor                      what works on this machine, and what to do about the rest
   mimus -version                    the version
 
@@ -83,7 +88,12 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
                 SUPPORTED_GUESTS.join(", ")
             ),
         },
+        "debug" => match rest.next() {
+            Some(guest) => system::debug(&guest.to_string_lossy(), rest.collect()),
+            None => anyhow::bail!("debug: the guest is missing: mimus debug riscv64 -kernel Image"),
+        },
         "try" => try_guest::main(rest.collect()),
+        "trace" => trace_tool::main(rest.collect()),
         "doctor" => doctor::main(rest.collect()),
         "help" | "-help" | "--help" | "-h" => {
             print!("{USAGE}\nguests: {}\n", SUPPORTED_GUESTS.join(", "));
@@ -99,7 +109,7 @@ fn command(rest: Vec<OsString>) -> anyhow::Result<ExitCode> {
         other => {
             let near = mimus_machines::config::keyval::nearest(
                 other,
-                ["system", "try", "doctor", "help", "version"].into_iter(),
+                ["system", "debug", "try", "trace", "doctor", "help", "version"].into_iter(),
             );
             anyhow::bail!(
                 "there is no command '{other}'{}; see mimus help",

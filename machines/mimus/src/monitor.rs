@@ -28,6 +28,11 @@ pub trait Control: Send + Sync {
     fn registers(&self) -> String;
     /// The accelerator, and what it counted.
     fn accelerator(&self) -> String;
+    /// A command of the debugger, or `trace`; `None`: it has none of that name. Waits for the machine.
+    fn debugger(&self, line: &str) -> Option<String> {
+        let _ = line;
+        None
+    }
 }
 
 /// What is printed when the monitor gets the keyboard.
@@ -57,7 +62,9 @@ fn quietly(action: impl Fn()) -> String {
 }
 
 fn help() -> String {
-    COMMANDS.iter().map(|(names, about, _)| format!("{:<18} {about}\n", names[0])).collect()
+    let ours: String = COMMANDS.iter().map(|(names, about, _)| format!("{:<32} {about}\n", names[0])).collect();
+    let trace = "trace start FILE,…|stop          traces what is executed, as -trace does\n";
+    format!("{ours}{trace}{}", mimus_debug::debugger::help())
 }
 
 /// Runs one command and returns what to print.
@@ -72,20 +79,39 @@ pub fn execute(line: &str, control: &dyn Control) -> String {
     }
     match COMMANDS.iter().find(|(names, _, _)| names.contains(&line.as_str())) {
         Some((_, _, action)) => action(control),
-        None => {
-            let near = nearest(&line, COMMANDS.iter().flat_map(|(names, _, _)| names.iter().copied()));
-            format!(
-                "there is no command '{line}'; {}\n",
-                near.map_or("type 'help' for the list".into(), |n| format!("did you mean '{n}'?"))
-            )
-        }
+        None => control.debugger(&line).unwrap_or_else(|| unknown(&line)),
     }
+}
+
+/// What to say about a command that is not there.
+pub fn unknown(line: &str) -> String {
+    let word = line.split(' ').next().unwrap_or_default();
+    let ours = COMMANDS.iter().flat_map(|(names, _, _)| names.iter().copied());
+    let debuggers = mimus_debug::debugger::COMMANDS.iter().map(|c| c.0);
+    let near = nearest(line, ours).or_else(|| nearest(word, debuggers));
+    format!(
+        "there is no command '{line}'; {}\n",
+        near.map_or("type 'help' for the list".into(), |n| format!("did you mean '{n}'?"))
+    )
 }
 
 /// A monitor on a character device of its own.
 pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) {
     let (output, editor) = (Arc::downgrade(device), Mutex::new(LineEditor::default()));
     device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    // Commands wait for the machine, which may wait for the thread that this is called on.
+    let (lines, waiting) = std::sync::mpsc::channel::<String>();
+    let answers = output.clone();
+    let answer = move || {
+        for line in waiting {
+            let Some(output) = answers.upgrade() else { return };
+            let answer = execute(&line, control.as_ref());
+            output.write(format!("{answer}{PROMPT}").replace('\n', "\r\n").as_bytes());
+        }
+    };
+    if let Err(e) = std::thread::Builder::new().name("monitor".into()).spawn(answer) {
+        log::error!("there is no monitor: {e}");
+    }
     device.set_receiver(Box::new(move |typed| {
         let Some(output) = output.upgrade() else {
             return typed.len();
@@ -94,11 +120,10 @@ pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) {
         for byte in typed {
             let mut echo = Vec::new();
             let line = editor.feed(*byte, &mut echo);
-            if let Some(line) = line {
-                let answer = execute(&line, control.as_ref());
-                echo.extend(format!("{answer}{PROMPT}").replace('\n', "\r\n").bytes());
-            }
             output.write(&echo);
+            if let Some(line) = line {
+                let _ = lines.send(line);
+            }
         }
         typed.len()
     }));
@@ -182,7 +207,8 @@ mod tests {
         }
         assert_eq!(*fake.0.lock().unwrap(), ["stop", "cont", "reset", "powerdown", "quit"]);
         assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));
-        assert!(execute("help", &fake).lines().count() == COMMANDS.len());
+        assert!(execute("help", &fake).lines().count() > COMMANDS.len());
+        assert!(execute("disasemble", &fake).contains("did you mean 'disassemble'?"));
         assert_eq!(execute("", &fake), "");
     }
 

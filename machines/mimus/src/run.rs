@@ -2,19 +2,22 @@
 //! meets boards and accelerators.
 
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 use mimus_core::accel::{AccelVm, VcpuIndex};
 use mimus_core::arch::StateGroups;
 use mimus_core::vcpu::VcpuThreads;
+use mimus_debug::debugger::Debugger;
 use mimus_machines::boards::{self, BoardEntry};
 use mimus_machines::config::{CharBackend, MachineConfig};
 use mimus_machines::machine::control::QuitCause;
-use mimus_machines::machine::{Host, HostIo, MachineControl, Request, RunEnd, backends};
+use mimus_machines::machine::{Host, HostIo, Machine, MachineControl, Notice, Request, RunEnd, RunState, backends};
 use mimus_machines::registry;
 
 use crate::console::{Console, Sharing};
+use crate::debugger::{self, Live};
 use crate::monitor::{self, Control};
+use crate::tracing::Tracing;
 use crate::{accels, gdb, registers, signals, terminal};
 
 /// The text of `-device help` (`None`) or `-device NAME,help`.
@@ -25,7 +28,7 @@ pub fn device_help(driver: Option<&str>) -> String {
 /// Builds the machine and runs it to its end. The exit status is 0 when the guest
 /// powered off, or reset under `-no-reboot`, or the user quit; the guest's own if it gave
 /// one; 128 + the number of the signal that ended it. Everything else is an error.
-pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
+pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCode> {
     let board = boards::find(&config)?;
     check(&config, board)?;
     let control = Arc::new(OnceLock::new());
@@ -33,6 +36,7 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let accel = accels::choose(&config)?;
     let debugger = gdb::listen(&config)?;
     let io = HostIo::new()?;
+    io.repeatable(&config);
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
     let serials = consoles.serials.clone();
@@ -41,9 +45,20 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     let host = Host { accel: &*accel.accel, accel_options: accel.options, emulation_failure, serials, io };
     let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
+    let tracing = Arc::new(Tracing::new(&config.guest, machine.vm().clone(), machine.threads().clone()));
+    if let Some(text) = &config.trace {
+        tracing.start(text)?;
+    }
+    let commands = Arc::new(Debugger::new(Live::new(&machine)));
+    for path in &config.symbols {
+        commands.load_symbols(path, 0).map_err(|e| anyhow::anyhow!("-symbols {e}"))?;
+    }
+    crash_help(&machine, &commands);
     let operator = Arc::new(Operator {
         control: machine.control(),
         threads: machine.threads().clone(),
+        debugger: commands.clone(),
+        tracing: tracing.clone(),
         accel: name,
         vm: machine.vm().clone(),
     });
@@ -57,13 +72,48 @@ pub fn run_machine(config: MachineConfig) -> anyhow::Result<ExitCode> {
     if !config.start_paused {
         machine.resume();
     }
+    if debug {
+        debugger::prompt(commands.clone(), machine.control())?;
+    }
     let end = machine.wait();
+    if matches!(end, RunEnd::Panic | RunEnd::Failed(_)) {
+        report(&commands, machine.threads().count());
+    }
+    if tracing.is_on() {
+        machine.pause();
+    }
+    let traced = tracing.stop();
     machine.end();
     if let Some(debugger) = debugger {
         debugger.end();
     }
     drop(raw);
+    if let Some(text) = traced? {
+        eprintln!("mimus: {text}");
+    }
     exit_status(end)
+}
+
+/// A report at the first triple fault.
+fn crash_help(machine: &Machine, commands: &Arc<Debugger>) {
+    let (commands, vcpus, once) = (Arc::downgrade(commands), machine.threads().count(), Once::new());
+    machine.control().observe(move |notice| {
+        if matches!(notice, Notice::TripleFault)
+            && let Some(commands) = commands.upgrade()
+        {
+            once.call_once(|| report(&commands, vcpus));
+        }
+    });
+}
+
+/// Prints what is known about each vCPU.
+fn report(commands: &Debugger, vcpus: usize) {
+    for vcpu in 0..vcpus {
+        commands.execute(&format!("vcpu {vcpu}"));
+        let text = commands.execute("report").unwrap_or_default();
+        // The terminal may be raw.
+        eprint!("{}", text.replace('\n', "\r\n"));
+    }
 }
 
 fn check(config: &MachineConfig, board: &BoardEntry) -> anyhow::Result<()> {
@@ -179,9 +229,36 @@ pub(crate) struct Operator {
     threads: VcpuThreads,
     accel: &'static str,
     vm: Arc<dyn AccelVm>,
+    debugger: Arc<Debugger>,
+    tracing: Arc<Tracing>,
+}
+
+impl Operator {
+    /// `trace start FILE,…` and `trace stop`, the machine paused meanwhile.
+    fn trace(&self, rest: &str) -> String {
+        let was_running = self.control.state() == RunState::Running;
+        if was_running {
+            self.debugger.execute("stop");
+        }
+        let result = match rest.split_once(' ').unwrap_or((rest, "")) {
+            ("start", text) if !text.is_empty() => self.tracing.start(text),
+            ("stop", _) => self.tracing.stop().map(|t| t.unwrap_or("there is no trace".to_owned())),
+            _ => Err(anyhow::anyhow!("trace start FILE,what=blocks+mem,… or trace stop")),
+        };
+        if was_running {
+            self.control.request(Request::Continue);
+        }
+        result.map_or_else(|e| format!("{e}\n"), |text| format!("{text}\n"))
+    }
 }
 
 impl Control for Operator {
+    fn debugger(&self, line: &str) -> Option<String> {
+        match line.strip_prefix("trace ") {
+            Some(rest) => Some(self.trace(rest)),
+            None => self.debugger.execute(line),
+        }
+    }
     fn status(&self) -> String {
         self.control.state().name().into()
     }

@@ -30,6 +30,9 @@ pub fn watch(stop: impl Fn(i32) + Send + 'static) -> io::Result<()> {
                 terminal::reenter();
                 continue;
             }
+            if number == libc::SIGINT && crate::debugger::interrupt() {
+                continue;
+            }
             if asked {
                 force_exit(number);
             }

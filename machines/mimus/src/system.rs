@@ -25,7 +25,19 @@ pub fn main(guest: &str, words: Vec<OsString>) -> anyhow::Result<ExitCode> {
             nearest(guest, SUPPORTED_GUESTS.iter().copied()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
         anyhow::bail!("system {guest}: there is no such guest{near}; there are {}", SUPPORTED_GUESTS.join(", "));
     }
-    let args = cli::parse(words)?;
+    run_with(guest, words, false)
+}
+
+/// Debugs the machine that `words` describe.
+pub fn debug(guest: &str, words: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    if !SUPPORTED_GUESTS.contains(&guest) {
+        return main(guest, words);
+    }
+    run_with(guest, words, true)
+}
+
+fn run_with(guest: &str, words: Vec<OsString>, debug: bool) -> anyhow::Result<ExitCode> {
+    let mut args = cli::parse(words)?;
     if args.help {
         print!("{}", cli::help(guest));
         return Ok(ExitCode::SUCCESS);
@@ -38,8 +50,15 @@ pub fn main(guest: &str, words: Vec<OsString>) -> anyhow::Result<ExitCode> {
         print!("{text}");
         return Ok(ExitCode::SUCCESS);
     }
+    if debug {
+        // The terminal is the debugger's; what the guest prints goes there too.
+        if args.serial.is_empty() {
+            args.serial.push("file:/dev/stdout".to_owned());
+        }
+        args.paused = true;
+    }
     let config = args.into_config(guest)?;
     logging::start(&config.log)?;
     preflight::check(&config)?;
-    run::run_machine(config)
+    run::run_machine(config, debug)
 }

@@ -99,6 +99,18 @@ pub struct MachineConfig {
     /// `-rtc`
     #[serde(default)]
     pub rtc: Rtc,
+    /// `-icount`: time by counting instructions.
+    #[serde(default)]
+    pub icount: Option<Icount>,
+    /// `-trace`: where to, and what, as written.
+    #[serde(default)]
+    pub trace: Option<String>,
+    /// `-symbols`: files with names of the guest's addresses.
+    #[serde(default)]
+    pub symbols: Vec<PathBuf>,
+    /// `-seed`: what all chance follows from.
+    #[serde(default)]
+    pub seed: Option<u64>,
     /// `-no-reboot`: a reset by the guest ends the run.
     #[serde(default)]
     pub no_reboot: bool,
@@ -160,6 +172,10 @@ impl MachineConfig {
             monitor: CharBackend::None,
             accels: Vec::new(),
             rtc: Rtc::default(),
+            icount: None,
+            seed: None,
+            trace: None,
+            symbols: Vec::new(),
             no_reboot: false,
             no_shutdown: false,
             start_paused: false,
@@ -367,6 +383,21 @@ pub struct Accel {
     /// Its properties, in order.
     #[serde(default)]
     pub options: Vec<(String, String)>,
+}
+
+/// `-icount`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Icount {
+    /// An instruction takes `2^shift` ns; `None`: what keeps pace with the host (`auto`).
+    pub shift: Option<u32>,
+    /// The host's time passes too while the guest waits.
+    #[serde(default = "yes")]
+    pub sleep: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `-rtc`

@@ -1,8 +1,10 @@
 //! The value syntax of the remaining options: `-machine -smp -m -drive -accel -rtc -d`.
 
+use mimus_core::clock::icount::MAX_SHIFT;
+
 use super::keyval::{nearest, parse_size};
 use super::{
-    Accel, CacheMode, ConfigError, Drive, DriveInterface, KeyValues, MachineType, Rtc, RtcBase, RtcClock, Smp,
+    Accel, CacheMode, ConfigError, Drive, DriveInterface, Icount, KeyValues, MachineType, Rtc, RtcBase, RtcClock, Smp,
 };
 
 /// Most vCPUs any machine of ours may have; boards set their own, lower limits.
@@ -192,6 +194,32 @@ impl Drive {
         }
         kv.finish()?;
         Ok(drive)
+    }
+}
+
+impl Icount {
+    /// `-icount shift=N|auto,sleep=on|off`
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut kv = KeyValues::parse("-icount", text, Some("shift"))?;
+        let shift = match kv.take("shift").as_deref() {
+            Some("auto") => None,
+            Some(n) => match n.parse().ok().filter(|n| *n <= MAX_SHIFT) {
+                Some(n) => Some(n),
+                None => return Err(kv.error(format!("shift is auto or a number up to {MAX_SHIFT}"))),
+            },
+            None => return Err(kv.error("shift=N or shift=auto says how long an instruction takes")),
+        };
+        let sleep = kv.take_bool("sleep")?.unwrap_or(true);
+        if kv.take_bool("align")? == Some(true) {
+            return Err(kv.error("align=on is not there: shift=auto keeps pace with the host"));
+        }
+        for key in ["rr", "rrfile", "rrsnapshot"] {
+            if kv.take(key).is_some() {
+                return Err(kv.error("there is no record and replay yet; leave rr out"));
+            }
+        }
+        kv.finish()?;
+        Ok(Icount { shift, sleep })
     }
 }
 

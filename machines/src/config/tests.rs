@@ -135,6 +135,15 @@ fn networks() {
 }
 
 #[test]
+fn icount() {
+    assert_eq!(Icount::parse("7").unwrap(), Icount { shift: Some(7), sleep: true });
+    assert_eq!(Icount::parse("shift=auto,sleep=off").unwrap(), Icount { shift: None, sleep: false });
+    for (text, says) in [("shift=11", "up to 10"), ("sleep=on", "shift=N"), ("shift=0,rr=record", "no record")] {
+        assert!(Icount::parse(text).unwrap_err().to_string().contains(says), "{text}");
+    }
+}
+
+#[test]
 fn clock() {
     assert_eq!(Rtc::parse("base=localtime,clock=vm").unwrap(), Rtc { base: RtcBase::Localtime, clock: RtcClock::Vm });
     for (text, seconds) in [

@@ -9,7 +9,7 @@ use mimus_core::accel::{
 };
 use mimus_core::arch::{CpuModel, GuestArch};
 use mimus_core::bus::{AccessRules, PioSpace};
-use mimus_core::clock::Clocks;
+use mimus_core::clock::{Clocks, Shift};
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
 use mimus_core::error::HostError;
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
@@ -82,6 +82,17 @@ impl HostIo {
         self.thread.handle()
     }
 
+    /// Has time and chance follow from the instructions executed and the seed, as far as the user wants that.
+    pub fn repeatable(&self, config: &crate::config::MachineConfig) {
+        if let Some(icount) = &config.icount {
+            let shift = icount.shift.map_or(Shift::Auto, Shift::Fixed);
+            self.handle().count_instructions(shift, icount.sleep);
+        }
+        if let Some(number) = config.seed {
+            mimus_core::outside::seed(number, &self.clocks.virt);
+        }
+    }
+
     /// Disks, networks and character devices by name.
     pub fn backends(&self) -> &Arc<Backends> {
         &self.backends
@@ -131,10 +142,6 @@ impl MachineBuilder {
             options: spec.accel_options,
         };
         let vm = spec.accel.create_vm(&config)?;
-        if let Some(listener) = vm.memory_listener() {
-            memory.add_listener(listener);
-        }
-        follow_shortcuts(&vm, &memory, ports.as_deref());
         let most = vm.caps().max_vcpus;
         if spec.smp > most {
             let text = format!("-smp {}: accelerator {} has at most {most} vCPUs", spec.smp, spec.accel.name());
@@ -349,9 +356,15 @@ impl MachineBuilder {
         let s = &self.services;
         all_used(&s.backends)?;
         let timers = PinTimers::new(&s.io_thread, &s.vcpus);
+        let ports = self.ports.clone();
         let hooks = CpuHooks { ports: self.ports, ..hooks.into() };
         let io = MachineIo::new(&s.memory, &s.clocks.virt, &self.threads, timers, hooks);
         s.map.apply_pending();
+        // Not before: each change of the map on the way here would cost a call to the accelerator.
+        if let Some(listener) = self.vm.memory_listener() {
+            s.memory.add_listener(listener);
+        }
+        follow_shortcuts(&self.vm, &s.memory, ports.as_deref());
         self.threads.spawn(self.vcpus, io.clone())?;
         Ok(Machine::new(Parts {
             name: self.board,

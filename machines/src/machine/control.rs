@@ -98,6 +98,8 @@ pub enum Notice {
     Debug(VcpuIndex, DebugStop),
     /// The machine's state has changed.
     State(RunState),
+    /// A processor shut down and resets the machine; its state is still what it was.
+    TripleFault,
 }
 
 type Observer = Arc<dyn Fn(Notice) + Send + Sync>;

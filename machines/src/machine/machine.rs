@@ -50,7 +50,7 @@ pub enum PowerOn {
 /// What the user wants done at the guest's reset and power-off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// A reset by the guest ends the run.
+    /// A reset by the guest ends the run, or pauses with `no_shutdown`.
     pub no_reboot: bool,
     /// A power-off pauses instead of ending the run.
     pub no_shutdown: bool,
@@ -263,9 +263,18 @@ impl Machine {
                 None
             }
             Request::Reset(cause) => {
+                if cause == mimus_core::accel::ResetCause::TripleFault {
+                    self.parts.threads.pause();
+                    self.parts.control.notify(Notice::TripleFault);
+                }
                 let by_guest = !matches!(cause, mimus_core::accel::ResetCause::HostRequest);
                 if by_guest && self.parts.policy.no_reboot {
-                    return Some(RunEnd::Reset);
+                    if !self.parts.policy.no_shutdown {
+                        return Some(RunEnd::Reset);
+                    }
+                    // As it was: a debugger may want to look.
+                    self.stop_as(RunState::Shutdown);
+                    return None;
                 }
                 self.reset().err().map(|e| RunEnd::Failed(e.to_string()))
             }

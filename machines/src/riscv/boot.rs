@@ -5,8 +5,6 @@
 //! none` starts the kernel itself that way. Images are read again at each reset, so that
 //! no copy of them is kept.
 
-use std::fs::File;
-use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mimus_core::accel::StartRequest;
@@ -98,7 +96,7 @@ impl VirtBoot {
         }
         let mut config = self.fdt.clone();
         config.initrd = placement.initrd.clone();
-        let seed = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut config.rng_seed));
+        let seed = mimus_core::outside::random(&mut config.rng_seed);
         seed.map_err(|e| MachineError::other(format!("/dev/urandom: {e}")))?;
         let blob = fdt::build(&config).map_err(|e| MachineError::other(format!("the device tree: {e}")))?;
         if blob.len() as u64 > FDT_ROOM {

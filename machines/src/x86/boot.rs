@@ -4,8 +4,6 @@
 //! ([`SetUpChipset`]), puts the tables in memory and hands over a memory map. Images are
 //! read again at each reset, so that no copy of them is kept.
 
-use std::fs::File;
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -182,7 +180,7 @@ fn start(entry: Entry) -> SetUp {
 
 fn seed() -> Result<[u8; 32], MachineError> {
     let mut seed = [0; 32];
-    let read = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut seed));
+    let read = mimus_core::outside::random(&mut seed);
     read.map_err(|e| MachineError::other(format!("/dev/urandom: {e}")))?;
     Ok(seed)
 }

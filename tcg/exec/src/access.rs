@@ -173,7 +173,7 @@ impl<F: GuestFrontend> Cpu<F> {
             At::Pc(pc) => pc,
             At::Return(ret) => self.guest_pc(ret),
         };
-        self.head.exit_request = 1;
+        self.abandon();
         self.debug.not_accessed();
         self.trap(va, access, fault);
         Trapped
@@ -194,6 +194,7 @@ impl<F: GuestFrontend> Cpu<F> {
         let index = self.index();
         let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
         let answer = self.io(|io| io.mem_read(index, pa, size_of_access(size), attrs));
+        self.trace_device(false, pa, size, answer.map_or(!0, |(value, _)| value));
         match answer {
             Some((value, MemTxResult::Ok)) => Ok(value),
             _ if F::LENIENT_BUS => Ok(!0),
@@ -204,6 +205,7 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn io_write(&mut self, pa: GuestPhys, size: Size, value: u64) -> Result<(), MemFault> {
         let index = self.index();
         let attrs = MemTxAttrs { secure: self.alternate, ..MemTxAttrs::vcpu(index.0) };
+        self.trace_device(true, pa, size, value);
         let answer = self.io(|io| io.mem_write(index, pa, size_of_access(size), attrs, value));
         // The next instruction's load may be of what the write changed (flash that shows its status).
         self.refresh_view(false);
@@ -322,6 +324,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         self.head.pc = self.guest_pc(ret);
         self.head.exit_request = 1;
+        self.give_back(true);
         self.step_at = Some(self.head.pc);
         self.check_events();
         Err(Trapped)

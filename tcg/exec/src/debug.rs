@@ -203,6 +203,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         self.head.pc = pc(self);
         self.head.exit_request = 1;
+        self.give_back(true);
         self.debug.watch_hit = true;
         self.check_events();
         true

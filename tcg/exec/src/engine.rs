@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use mimus_core::accel::{TraceKinds, TraceSink, Tracer};
 use mimus_core::memory::{AddressSpace, CodeWriteListener, FlatView, MemoryListener, RamBlock};
 use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Stubs};
@@ -11,6 +12,7 @@ use crate::code::CodeStore;
 use crate::code::mapping::CodeMapping;
 use crate::env::{Cpu, KICK_EVENT, Peer, Request};
 use crate::frontend::{GuestFrontend, Helper};
+use crate::instrument::{Instrumentation, Trace};
 use crate::runtime;
 
 /// Bytes of address space for translated code unless `tb-size` says otherwise.
@@ -64,11 +66,13 @@ pub struct EngineConfig {
     pub code_size: usize,
     /// Interpret the IR instead of compiling it.
     pub interpret: bool,
+    /// Count instructions, for a clock that follows them.
+    pub count: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> EngineConfig {
-        EngineConfig { code_size: DEFAULT_CODE, interpret: false }
+        EngineConfig { code_size: DEFAULT_CODE, interpret: false, count: false }
     }
 }
 
@@ -107,6 +111,7 @@ pub struct Machine<F: GuestFrontend> {
     pub(crate) helpers: Vec<Helper<F>>,
     pub(crate) interpret: bool,
     pub(crate) cuts: crate::debug::Cuts,
+    instrumentation: RwLock<Arc<Instrumentation>>,
     peers: RwLock<Arc<Vec<Arc<Peer<F>>>>>,
     /// Held for reading by vCPUs in generated code; for writing, to empty the code cache.
     pub(crate) gate: RwLock<()>,
@@ -154,9 +159,22 @@ impl<F: GuestFrontend> Machine<F> {
             helpers,
             interpret: config.interpret,
             cuts: Default::default(),
+            instrumentation: RwLock::new(Arc::new(Instrumentation { count: config.count, trace: None })),
             peers: RwLock::new(Arc::new(Vec::new())),
             gate: RwLock::new(()),
         }))
+    }
+
+    /// What blocks do besides.
+    pub(crate) fn instrumentation(&self) -> Arc<Instrumentation> {
+        self.instrumentation.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trace(&self, trace: Option<Trace>) {
+        let mut place = self.instrumentation.write().unwrap_or_else(PoisonError::into_inner);
+        *place = Arc::new(Instrumentation { trace, ..**place });
+        drop(place);
+        self.flush_code();
     }
 
     /// Who is to follow the memory that vCPUs see by [`Cpu::use_alternate_memory`].
@@ -209,6 +227,15 @@ impl<F: GuestFrontend> Machine<F> {
     /// Bytes of translated code, blocks and pages of code.
     pub fn statistics(&self) -> (usize, usize, usize) {
         self.store.statistics()
+    }
+}
+
+impl<F: GuestFrontend> Tracer for Machine<F> {
+    fn start_trace(&self, kinds: TraceKinds, sink: Arc<dyn TraceSink>) {
+        self.set_trace(Some(Trace { kinds, sink, next_id: Arc::default() }));
+    }
+    fn stop_trace(&self) {
+        self.set_trace(None);
     }
 }
 

@@ -51,6 +51,15 @@ pub struct EnvHead {
     pub reserve_addr: u64,
     /// Value it loaded.
     pub reserve_value: u64,
+    /// See `count`: instructions that may still be executed.
+    pub(crate) budget: Cell<i32>,
+    /// See `count`.
+    pub(crate) count_left: u32,
+    /// See `tracing`: host addresses in the trace's buffer.
+    pub(crate) trace_next: u64,
+    pub(crate) trace_limit: u64,
+    /// Page of the stretch traced last.
+    pub(crate) trace_page: u64,
     /// See `EnvLayout::vector_dead`, and what follows it there.
     pub(crate) vector_dead: u8,
     pub(crate) mxcsr: u32,
@@ -136,6 +145,11 @@ pub struct Cpu<F: GuestFrontend> {
     /// Waits for an interrupt.
     pub halted: bool,
     pub(crate) debug: crate::debug::DebugState,
+    pub(crate) counting: crate::count::Counting,
+    pub(crate) tracing: Option<Box<crate::tracing::VcpuTrace>>,
+    /// The virtual clock when it was looked at last for the trace.
+    pub(crate) last_time: u64,
+    pub(crate) recent: crate::recent::Recent,
     /// Generated code runs.
     pub(crate) in_generated: bool,
     /// A trap to take once generated code has been left: `head.pc` is its instruction's.
@@ -160,6 +174,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// The host has no address space left.
     pub(crate) fn new(machine: Arc<Machine<F>>, mailbox: Arc<Mailbox>, guest: F::State) -> std::io::Result<Cpu<F>> {
         let view = machine.memory.view();
+        let counting = crate::count::Counting::new(machine.instrumentation().count);
         Ok(Cpu {
             head: EnvHead {
                 page_base: 0,
@@ -171,6 +186,11 @@ impl<F: GuestFrontend> Cpu<F> {
                 cur_insn: 0,
                 reserve_addr: !0,
                 reserve_value: 0,
+                budget: Cell::new(0),
+                count_left: 0,
+                trace_next: 0,
+                trace_limit: 0,
+                trace_page: 0,
                 vector_dead: 0xff,
                 mxcsr: 0,
                 host_mxcsr: hostfp::HOST_DEFAULT,
@@ -191,6 +211,10 @@ impl<F: GuestFrontend> Cpu<F> {
             step_at: None,
             halted: false,
             debug: Default::default(),
+            counting,
+            tracing: None,
+            last_time: 0,
+            recent: Default::default(),
             in_generated: false,
             fault_later: None,
             stopped: None,
@@ -220,6 +244,11 @@ impl<F: GuestFrontend> Cpu<F> {
             unit_va: at(offset_of!(EnvHead, unit_va)),
             unit_buffer: at(offset_of!(EnvHead, unit_buffer)),
             guest: offset_of!(Cpu<F>, guest) as i32,
+            budget: at(offset_of!(EnvHead, budget)),
+            count_left: at(offset_of!(EnvHead, count_left)),
+            trace_next: at(offset_of!(EnvHead, trace_next)),
+            trace_limit: at(offset_of!(EnvHead, trace_limit)),
+            trace_page: at(offset_of!(EnvHead, trace_page)),
         }
     }
 
@@ -275,7 +304,13 @@ impl<F: GuestFrontend> Cpu<F> {
     /// For helpers of kind `MayExit`: leave the block and go on at `pc`.
     pub fn jump(&mut self, pc: u64) {
         self.head.pc = pc;
+        self.abandon();
+    }
+
+    /// For helpers of kind `MayExit` that have set `head.pc`: leave the block.
+    pub fn abandon(&mut self) {
         self.head.exit_request = 1;
+        self.give_back(false);
     }
 
     /// Have interrupts (and `halted`) looked at before the next guest instruction that can be: after
@@ -297,6 +332,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if self.running {
             set_gs_base(base);
         }
+        self.trace_space();
     }
 
     /// Calls out to the machine, with the host's floating-point control word. `None` outside `run`.
@@ -304,7 +340,13 @@ impl<F: GuestFrontend> Cpu<F> {
         let io = self.io?;
         // SAFETY: set from a reference that outlives `run`, and cleared before `run` returns.
         let io = unsafe { io.as_ref() };
-        Some(hostfp::with_host(|| f(io)))
+        if !self.counting.on {
+            return Some(hostfp::with_host(|| f(io)));
+        }
+        self.sync_clock(io);
+        let result = hostfp::with_host(|| f(io));
+        self.look_at_deadline(io);
+        Some(result)
     }
 
     /// Calls out to the machine for something that may wait for other vCPUs (a firmware call): meanwhile

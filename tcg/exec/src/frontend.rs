@@ -227,6 +227,15 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// depends on is followed by [`Cpu::switch_context`].
     fn context_key(cpu: &Cpu<Self>) -> u64;
 
+    /// For traces: the root of the page tables as its register has it, and the privilege (RISC-V: 0, 1, 3; x86: CPL).
+    fn address_space(cpu: &Cpu<Self>) -> (u64, u8);
+
+    /// For traces: the size in bits that code is decoded for in `mode`; 0 where there is only one.
+    fn code_bits(mode: u16) -> u8 {
+        let _ = mode;
+        0
+    }
+
     /// Translates `va` for `access`, recording accessed and dirty bits.
     ///
     /// # Errors

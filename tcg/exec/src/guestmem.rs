@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use mimus_core::accel::trace::words;
 use mimus_core::bus::GuestPhys;
 use mimus_tcg_ir::Size;
 
@@ -63,6 +64,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if let Some(host) = self.host_for_load(va)? {
             // SAFETY: inside a page of RAM; a torn copy is what racing processors get.
             unsafe { std::ptr::copy_nonoverlapping(host, to.as_mut_ptr(), to.len()) };
+            self.trace_bulk(false, va, to.len() as u64);
             return Ok(());
         }
         self.note_watched(va, to.len() as u64, (true, false));
@@ -70,6 +72,7 @@ impl<F: GuestFrontend> Cpu<F> {
             // SAFETY: inside a page of RAM.
             Place::Ram { host, .. } => unsafe {
                 std::ptr::copy_nonoverlapping(host.cast_const(), to.as_mut_ptr(), to.len());
+                self.trace_bulk(false, va, to.len() as u64);
             },
             Place::Io(pa) => self.io_bytes(pa.0, to),
         }
@@ -96,6 +99,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if let Some(host) = self.mmu.context().lookup_write(va) {
             // SAFETY: inside a page that the TLB grants stores to.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), host as *mut u8, from.len()) };
+            self.trace_bulk(true, va, from.len() as u64);
             return Ok(());
         }
         let place = self.locate(va, Access::Store)?;
@@ -108,6 +112,7 @@ impl<F: GuestFrontend> Cpu<F> {
                     std::ptr::copy_nonoverlapping(from.as_ptr(), host, from.len());
                     self.stored(&*block, offset, host, from.len() as u32);
                 }
+                self.trace_bulk(true, va, from.len() as u64);
             }
             Place::Io(pa) => self.io_store(pa.0, from),
         }
@@ -134,7 +139,9 @@ impl<F: GuestFrontend> Cpu<F> {
     pub fn try_load(&mut self, va: u64, size: Size) -> Result<u64, MemFault> {
         if let Some(host) = self.host_for_load(va)? {
             // SAFETY: inside a page of RAM.
-            return Ok(unsafe { read(host.cast_mut(), size) });
+            let value = unsafe { read(host.cast_mut(), size) };
+            self.trace_access(0, va, size, value);
+            return Ok(value);
         }
         let mut bytes = [0; 8];
         self.load_bytes(va, &mut bytes[..size.bytes() as usize])?;
@@ -149,6 +156,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if let Some(host) = self.host_for_store(va)? {
             // SAFETY: inside a page that the TLB grants stores to.
             unsafe { write(host, value, size) };
+            self.trace_access(words::WRITE, va, size, value);
             return Ok(());
         }
         self.store_bytes(va, &value.to_le_bytes()[..size.bytes() as usize])
@@ -165,7 +173,12 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         self.note_watched(va, size.bytes().into(), (true, true));
         let pc = self.current_insn().0;
-        self.rmw_unwatched(At::Pc(pc), va, size, true, new).map_err(|_| MemFault::Access)
+        let old = self.rmw_unwatched(At::Pc(pc), va, size, true, &mut *new).map_err(|_| MemFault::Access)?;
+        if self.traces_memory() {
+            let value = new(old);
+            self.trace_access(words::WRITE, va, size, value);
+        }
+        Ok(old)
     }
 
     /// Compares and exchanges 16 bytes, aligned; answers what was there. `None` of devices and ROM.
@@ -194,6 +207,7 @@ impl<F: GuestFrontend> Cpu<F> {
                     );
                     self.stored(&*block, offset, host, 16);
                 }
+                self.trace_bulk(true, va, 16);
                 Ok(Some(u128::from(low) | u128::from(high) << 64))
             }
             _ => Ok(None),
@@ -202,6 +216,10 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Whether the vCPU has been asked to look up from what it does: long helpers stop in between then.
     pub fn kicked(&self) -> bool {
+        if self.counting.on {
+            // What others do must not show.
+            return self.budget_spent();
+        }
         self.head.kick.load(Ordering::Relaxed) != 0
     }
 }

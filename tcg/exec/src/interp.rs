@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use mimus_core::accel::trace::words;
 use mimus_tcg_ir::backend::pack_insn;
 use mimus_tcg_ir::interp::{CallOutcome, Fault, InterpHost, Outcome, run};
 use mimus_tcg_ir::unit::UnitInsn;
@@ -31,33 +32,50 @@ impl<F: GuestFrontend> InterpHost for Cpu<F> {
     }
     fn begin_insn(&mut self, pc: PagePc, len: u8) {
         self.head.cur_insn = pack_insn(pc, len);
+        self.count_one();
+        self.trace_step(self.head.page_base.wrapping_add_signed(pc.0.into()), len);
     }
     fn stops(&mut self) -> bool {
         F::COHERENT_CODE && self.code_changed()
     }
     fn load(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
-        Ok(Cpu::load(self, pc, va, size, ext)?)
+        let value = Cpu::load(self, pc, va, size, ext)?;
+        self.trace_access(0, va, size, value);
+        Ok(value)
     }
     fn store(&mut self, va: u64, value: u64, size: Size) -> Result<(), Fault> {
         let pc = At::Pc(self.current_insn().0);
-        Ok(Cpu::store(self, pc, va, value, size)?)
+        Cpu::store(self, pc, va, value, size)?;
+        self.trace_access(words::WRITE, va, size, value);
+        Ok(())
     }
     fn load_reserved(&mut self, va: u64, size: Size, ext: Ext) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
-        Ok(Cpu::load_reserved(self, pc, va, size, ext)?)
+        let value = Cpu::load_reserved(self, pc, va, size, ext)?;
+        self.trace_access(0, va, size, value);
+        Ok(value)
     }
     fn store_conditional(&mut self, va: u64, value: u64, size: Size) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
-        Ok(Cpu::store_conditional(self, pc, va, value, size)?)
+        let failed = Cpu::store_conditional(self, pc, va, value, size)?;
+        self.trace_access(words::UPDATE, va, size, value);
+        Ok(failed)
     }
     fn amo(&mut self, op: AmoOp, va: u64, value: u64, size: Size) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
-        Ok(Cpu::amo(self, pc, op, va, value, size)?)
+        let old = Cpu::amo(self, pc, op, va, value, size)?;
+        self.trace_access(words::UPDATE, va, size, value);
+        Ok(old)
     }
     fn rmw(&mut self, va: u64, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
         let pc = At::Pc(self.current_insn().0);
-        Ok(Cpu::rmw(self, pc, va, size, lock, new)?)
+        let old = Cpu::rmw(self, pc, va, size, lock, new)?;
+        if self.traces_memory() {
+            let value = new(old);
+            self.trace_access(words::WRITE, va, size, value);
+        }
+        Ok(old)
     }
     fn code_align(&self) -> u64 {
         F::CODE_ALIGN.into()

@@ -8,6 +8,8 @@
 //! * [`context`], [`mmu`]: the software TLB;
 //! * `access`, `runtime`, `translate`, `interp`: the slow paths of generated code, by what they are for;
 //! * `debug`: breakpoints, watchpoints, single steps;
+//! * `instrument`, `tracing`, `count`: traces of what is executed, and counting instructions; `recent`: the last
+//!   exceptions;
 //! * [`lent`]: executing single instructions of another engine's guest;
 //! * [`hostfp`]: the host's floating-point control word.
 
@@ -15,16 +17,20 @@ mod access;
 pub use access::Trapped;
 pub mod code;
 pub mod context;
+mod count;
 mod debug;
 pub mod engine;
 pub mod env;
 pub mod frontend;
 mod guestmem;
 pub mod hostfp;
+mod instrument;
 mod interp;
 pub mod lent;
 pub mod mmu;
+mod recent;
 mod runtime;
 mod trace;
+mod tracing;
 mod translate;
 pub mod vcpu;

@@ -44,6 +44,7 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         unit_store: unit_store::<F> as *const () as usize,
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
+        trace_full: trace_full::<F> as *const () as usize,
     }
 }
 
@@ -77,12 +78,14 @@ impl<F: GuestFrontend> Cpu<F> {
 extern "C" fn load<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) -> u64 {
     // SAFETY: generated code passes its environment, which nothing else borrows while it runs.
     let cpu = unsafe { &mut *cpu };
+    cpu.find_left(ret);
     cpu.load(At::Return(ret), va, size_from(desc), ext_from(desc)).unwrap_or(0)
 }
 
 extern "C" fn store<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, value: u64, desc: u32, ret: usize) {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
+    cpu.find_left(ret);
     // A trap has set `exit_request`.
     let _trapped = cpu.store(At::Return(ret), va, value, size_from(desc));
 }
@@ -92,6 +95,7 @@ extern "C" fn atomic<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, val
     let cpu = unsafe { &mut *cpu };
     let (size, ext) = (size_from(desc), ext_from(desc));
     let at = At::Return(ret);
+    cpu.find_left(ret);
     match (desc >> 16) & 0xff {
         ATOMIC_LOAD_RESERVED => cpu.load_reserved(at, va, size, ext),
         ATOMIC_STORE_CONDITIONAL => cpu.store_conditional(at, va, value, size),
@@ -113,6 +117,7 @@ extern "C" fn cmpxchg<F: GuestFrontend>(
 ) -> u64 {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
+    cpu.find_left(ret);
     let size = size_from(desc);
     let expected = extend(expected, size, Ext::Zero);
     let exchange = &mut |old| if old == expected { new } else { old };
@@ -123,12 +128,14 @@ extern "C" fn unit_load<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, bytes: u32,
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
     // A trap has set `exit_request`.
+    cpu.find_left(ret);
     let _trapped = cpu.load_unit(At::Return(ret), va, bytes.min(32));
 }
 
 extern "C" fn unit_probe<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, bytes: u32, ret: usize) {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
+    cpu.find_left(ret);
     let _trapped = cpu.probe_unit(At::Return(ret), va, bytes.min(32));
 }
 
@@ -172,6 +179,7 @@ fn fp_from(op: u8) -> FpOp {
 extern "C" fn link<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
+    cpu.head.count_left = 0;
     let machine = cpu.machine.clone();
     let Some(site) = machine.store.resolve_site(ret) else {
         debug_assert!(false, "no link site for return address {ret:#x}");
@@ -195,6 +203,13 @@ extern "C" fn link<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
             machine.stubs.dispatch
         }
     }
+}
+
+extern "C" fn trace_full<F: GuestFrontend>(cpu: *mut Cpu<F>) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    cpu.head.count_left = 0;
+    cpu.trace_full();
 }
 
 #[cfg(test)]

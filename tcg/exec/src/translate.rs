@@ -193,6 +193,10 @@ impl<F: GuestFrontend> Cpu<F> {
             cut_block(&mut scratch.block, start);
         } else {
             self.translate_uncut(window, page.0, start, &mut scratch.block);
+            let more = self.machine.instrumentation();
+            if more.is_on() && !self.machine.interpret {
+                more.apply(&mut scratch.block, window, F::code_bits(mode));
+            }
         }
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();

@@ -99,6 +99,15 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
         Ok(Translation { pa: GuestPhys(pa), page_size })
     }
 
+    fn recent_events(&self) -> Vec<mimus_core::accel::RecentEvent> {
+        // SAFETY: as in `cpu`.
+        unsafe { &*self.peer.cell.as_ptr() }.recent.list()
+    }
+
+    fn sync_trace(&mut self) {
+        self.cpu().sync_trace();
+    }
+
     fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
         Some(self.cpu())
     }
@@ -166,14 +175,24 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
             cpu.process_requests();
             cpu.interp_blocks.clear();
         }
+        if kick & KICK_LEAVE != 0 && !(cpu.halted && F::wakes(cpu)) {
+            return VcpuExit::Kicked;
+        }
         if cpu.halted {
             if !F::wakes(cpu) {
+                if cpu.idle() {
+                    continue;
+                }
                 return VcpuExit::Halted;
             }
             cpu.halted = false;
         }
         if kick & KICK_LEAVE != 0 {
             return VcpuExit::Kicked;
+        }
+        if cpu.budget_spent() {
+            cpu.new_budget();
+            continue;
         }
         if cpu.debug_due() {
             match cpu.debug_before() {
@@ -182,6 +201,9 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
             }
         }
         F::take_interrupt(cpu);
+        if cpu.budget_spent() {
+            continue;
+        }
         if cpu.step_at.take() == Some(cpu.head.pc) {
             cpu.step_careful();
             continue;
@@ -230,6 +252,7 @@ fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
         entry(cpu, code.host);
     }
     cpu.in_generated = false;
+    cpu.head.count_left = 0;
     if let Some((va, access, fault)) = cpu.fault_later.take() {
         F::deliver_fault(cpu, va, access, fault);
         cpu.head.exit_request = 0;
@@ -243,6 +266,9 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
             return;
         }
         let pc = cpu.head.pc;
+        if cpu.budget_short() {
+            return cpu.careful_or_break();
+        }
         let code = match cpu.code_for(pc, false) {
             Ok(code) => code,
             Err(NoCode::Careful) => {

@@ -40,6 +40,43 @@ pub struct EnvLayout {
     pub unit_buffer: i32,
     /// Start of the frontend's hot state (`SetEnvByte`, `GuardEnv`).
     pub guest: i32,
+    /// i32: instructions that may still be executed; see [`crate::Op::Count`].
+    pub budget: i32,
+    /// u32: of those taken from the budget, how many follow the instruction that calls a helper. Written before the
+    /// call in blocks that count.
+    pub count_left: i32,
+    /// u64: where the trace goes on; see [`trace`].
+    pub trace_next: i32,
+    /// u64: a block that begins with [`EnvLayout::trace_next`] behind it calls [`RuntimeFns::trace_full`] first.
+    pub trace_limit: i32,
+    /// u64: the page of the block that was traced last.
+    pub trace_page: i32,
+}
+
+/// The words of the trace that generated code writes into a buffer, 4 bytes each.
+///
+/// A word below [`trace::ACCESS`] is the number of a stretch of code that begins to be executed. What has the bit
+/// [`trace::ACCESS`] is an access, with an address and perhaps a value behind it (8 bytes each). What remains are
+/// [`trace::PAGE`], and what the runtime adds.
+pub mod trace {
+    /// The lowest number that is not one of a stretch of code.
+    pub const FIRST_TAG: u32 = 1 << 30;
+    /// An access: with it the bits below, and the offset of the instruction in its page from bit 8 up.
+    pub const ACCESS: u32 = 1 << 31;
+    /// It writes.
+    pub const WRITE: u32 = 1;
+    /// It reads and writes: the value is the operand.
+    pub const UPDATE: u32 = 2;
+    /// A value follows the address.
+    pub const VALUE: u32 = 4;
+    /// Log2 of its size in bytes, 3 bits from here up.
+    pub const SIZE_SHIFT: u32 = 3;
+    /// The offset of the instruction in its page.
+    pub const PC_SHIFT: u32 = 8;
+    /// The virtual address of the page in which the code is from here on, in 8 bytes.
+    pub const PAGE: u32 = FIRST_TAG;
+    /// The runtime's own, from here up.
+    pub const OTHER: u32 = FIRST_TAG + 1;
 }
 
 /// Where a guest's vector registers are in its hot state, for guests with [`Op::Unit`](crate::Op::Unit).
@@ -154,6 +191,8 @@ pub struct RuntimeFns {
     /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
     /// `page_base` if it leads to another page. See [`LinkSite`].
     pub link: usize,
+    /// `(env)`: the trace's buffer is full; there is room when it returns.
+    pub trace_full: usize,
 }
 
 /// `kind` of [`RuntimeFns::atomic`] for a load-reserved.
@@ -224,6 +263,8 @@ pub struct FaultEntry {
     /// The guest instruction.
     pub pc: PagePc,
     pub len: u8,
+    /// In a block that counts: the instructions after it that have been taken from the budget.
+    pub left: u16,
 }
 
 /// What a backend produced for a block besides the code.

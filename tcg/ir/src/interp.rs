@@ -149,6 +149,8 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
             host.set_slot(d, va);
         }
         Op::Fence => host.fence(),
+        // The host hears of all that they are about by itself.
+        Op::Count { .. } | Op::TraceBlock { .. } | Op::TraceAccess { .. } | Op::TraceValue { .. } => {}
         Op::Fp { op, fmt, rm, d, a, b, c } => {
             let (a, b, c) = (host.slot(a), host.slot(b), host.slot(c));
             let result = host.fp(op, fmt, rm, a, b, c);

@@ -700,12 +700,43 @@ pub enum Op {
     },
     /// Terminal: a helper has set the vCPU's program counter; continue there.
     Dispatch,
+    /// Instrumentation, as all below: none reads or writes guest state or flags, none can fault, and no frontend
+    /// writes them. Right behind an instruction's mark: it and those that follow it, `insns` in all, are executed to
+    /// the next mark with a count, or the block's end, if none of them faults or leaves. They are taken from the
+    /// budget (`EnvLayout::budget`). At the block's entry `total` is the most instructions that the block can
+    /// execute, 0 elsewhere: a smaller budget has the block left for careful execution.
+    Count {
+        insns: u16,
+        total: u16,
+    },
+    /// Appends `id` to the trace (see `backend::trace`). `entry`: at the block's entry, where the buffer's room and
+    /// the page are looked at too.
+    TraceBlock {
+        id: u32,
+        entry: bool,
+    },
+    /// Right before an access at `base + off`: writes `head` and the address behind the trace's end.
+    TraceAccess {
+        head: u32,
+        base: Val,
+        off: i32,
+    },
+    /// Right behind the access: the trace's end moves behind it and, if there is one, the value.
+    TraceValue {
+        value: Option<Val>,
+    },
 }
 
 impl Op {
     /// Whether the block ends with this operation.
     pub const fn is_terminal(&self) -> bool {
         matches!(self, Op::Jump { .. } | Op::JumpReg { .. } | Op::Dispatch)
+    }
+
+    /// Whether it counts or traces, and the guest cannot tell.
+    #[inline]
+    pub const fn is_instrumentation(&self) -> bool {
+        matches!(self, Op::Count { .. } | Op::TraceBlock { .. } | Op::TraceAccess { .. } | Op::TraceValue { .. })
     }
 }
 

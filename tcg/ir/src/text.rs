@@ -47,6 +47,9 @@
 //! | `D = cmpxchg.b4 [A + 0x8], A, A` | `CmpXchg`: expected, new |
 //! | `brf.ne -> +0x40 dead cpazso` | `BranchF`; `dead` where there are dead flags |
 //! | `deadflags cpazso` | `DeadFlags` |
+//! | `count 3 7` | `Count`: instructions, total |
+//! | `trace.entry 7`, `trace.block 7` | `TraceBlock` |
+//! | `trace.access 7 [A + 0x8]`, `trace.value A`, `trace.done` | `TraceAccess`, `TraceValue` |
 //! | `jump +0x14` | `Jump` |
 //! | `jumpreg D + 0x8 call link D = +0x18` | `JumpReg`; offset, hint (`call`, `ret`) and link only where present |
 //! | `dispatch` | `Dispatch` |

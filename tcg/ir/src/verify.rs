@@ -409,6 +409,8 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
         }
         Op::SetCondF { d, .. } => f(d),
         Op::StoreEnv { src, .. } => val(src),
+        Op::TraceAccess { base, .. } => val(base),
+        Op::TraceValue { value } => value.into_iter().for_each(val),
         Op::AluF { op, size, d, a, b } => {
             val(a);
             if !is_unary(op) {
@@ -458,6 +460,8 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
         | Op::DeadFlags { .. }
         | Op::BranchF { .. }
         | Op::Jump { .. }
+        | Op::Count { .. }
+        | Op::TraceBlock { .. }
         | Op::Dispatch => {}
     }
 }
@@ -512,6 +516,10 @@ pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
         | Op::BranchF { .. }
         | Op::Branch { .. }
         | Op::Jump { .. }
+        | Op::Count { .. }
+        | Op::TraceBlock { .. }
+        | Op::TraceAccess { .. }
+        | Op::TraceValue { .. }
         | Op::Dispatch => {}
     }
 }

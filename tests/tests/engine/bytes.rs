@@ -193,6 +193,10 @@ impl GuestFrontend for Bytes {
     fn context_key(cpu: &Cpu<Self>) -> u64 {
         cpu.guest.mode.into()
     }
+    fn address_space(_: &Cpu<Self>) -> (u64, u8) {
+        (0, 0)
+    }
+
     fn walk(_: &mut Cpu<Self>, va: u64, _: Access) -> Result<Leaf, MemFault> {
         if va >= 1 << 32 {
             return Err(MemFault::Page);
@@ -265,7 +269,7 @@ impl Guest {
         map.change(|t| {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig { code_size: 16 << 20, interpret };
+        let config = EngineConfig { code_size: 16 << 20, interpret, count: false };
         let machine = Machine::<Bytes>::new::<X86_64>(memory.clone(), config).expect("a machine");
         let model = CpuModel::parse(GuestArch::Riscv64, "max").expect("a model");
         let vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &model).expect("a vCPU");

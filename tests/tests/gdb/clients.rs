@@ -221,3 +221,24 @@ fn each_vcpu_is_a_thread() {
         guest.wait_for(programs::riscv::JIFFIES + 8, second + 1000);
     }
 }
+
+/// A guest that crashes is there to be looked at, and begins anew when it goes on.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_triple_fault_can_be_looked_at() {
+    let _one = alone();
+    let mut rom = programs::x86::rom(false);
+    // lidt cs:[0xb8], which is an empty table; ud2
+    rom[0xb8..0xbe].fill(0);
+    rom[0x100..0x108].copy_from_slice(&[0x2e, 0x0f, 0x01, 0x1e, 0xb8, 0x00, 0x0f, 0x0b]);
+    let mut setup = Setup::new("i386", "pc", 1).rom(&rom);
+    setup.config.no_reboot = true;
+    let guest = setup.start(Engine::Jit);
+    let mut c = guest.client();
+    for _ in 0..2 {
+        assert_eq!(c.ask("vCont;c"), "T05thread:1;");
+        assert_eq!(guest.control.state(), RunState::Shutdown);
+        assert_eq!(c.ask("p8"), "06010f00");
+        assert_eq!(c.ask("mf0106,2"), "0f0b");
+    }
+}

@@ -193,7 +193,7 @@ pub fn event_of(notice: Notice) -> Event {
         Notice::Debug(VcpuIndex(vcpu), stop) => Event::Stop(vcpu, stop),
         Notice::State(RunState::Running) => Event::Running,
         Notice::State(RunState::Ended) => Event::Ended,
-        Notice::State(_) => Event::Stopped,
+        Notice::State(_) | Notice::TripleFault => Event::Stopped,
     }
 }
 

@@ -231,6 +231,20 @@ fn notifications_stay_in_the_kernel() {
     }
 }
 
+/// The same program where every notification is an access like any other.
+#[test]
+fn the_same_under_the_translator() {
+    const ROUNDS: u32 = 300;
+    for w in [MMIO, PCI] {
+        let mut pc = Setup { emulation_failure: None, ..setup(&w, "off", ROUNDS).translated() }.start();
+        prepare(&pc, &w);
+        pc.machine.resume();
+        wait_for(&pc, ROUNDS.into(), w.board);
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(1), "{}", w.board);
+        assert_eq!((pc.load(COUNT, 4), pc.load(USED + 2, 2)), (ROUNDS.into(), ROUNDS.into()), "{}", w.board);
+    }
+}
+
 /// The machine is paused, saved and restored into another at any moment: the guest would wait for ever for a
 /// notification or an interrupt that is lost.
 #[test]

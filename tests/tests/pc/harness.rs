@@ -1,5 +1,6 @@
 //! A machine from a command-line-like description, and what a test does with it.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub struct Pc {
 pub struct Setup {
     pub config: MachineConfig,
     pub accel: Box<dyn Accelerator>,
+    /// `-accel …,key=value`
+    pub accel_options: BTreeMap<String, String>,
     pub emulation_failure: Option<Arc<dyn EmulationFallback>>,
     pub files: tempfile::TempDir,
 }
@@ -60,7 +63,13 @@ impl Setup {
         config.no_defaults = true;
         config.serials = vec![CharBackend::Null];
         let files = tempfile::tempdir().unwrap();
-        Self { config, accel: Box::new(NullAccelerator), emulation_failure: None, files }
+        Self {
+            config,
+            accel: Box::new(NullAccelerator),
+            accel_options: BTreeMap::new(),
+            emulation_failure: None,
+            files,
+        }
     }
 
     /// `-machine key=value`
@@ -72,6 +81,14 @@ impl Setup {
     /// `-smp`
     pub fn cpus(mut self, n: u32) -> Self {
         (self.config.smp.cpus, self.config.smp.max_cpus, self.config.smp.cores) = (n, n, n);
+        self
+    }
+
+    /// On the translator, with a small code cache: tests run side by side in one address space.
+    #[cfg(target_arch = "x86_64")]
+    pub fn translated(mut self) -> Self {
+        self.accel = Box::new(mimus_tcg::TcgAccelerator);
+        self.accel_options = [("tb-size".to_owned(), "32M".to_owned())].into();
         self
     }
 
@@ -102,7 +119,7 @@ impl Setup {
         let board = boards::find(&self.config)?;
         let host = Host {
             accel: &*self.accel,
-            accel_options: Default::default(),
+            accel_options: self.accel_options,
             emulation_failure: self.emulation_failure,
             io,
             serials: vec![Some("serial".to_owned())],

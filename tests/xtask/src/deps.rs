@@ -15,6 +15,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("mimus-tcg-ir", &[], &["mimus-tcg-softfloat"]),
     ("mimus-core", &["mimus-arch"], &[]),
     ("mimus-gdbstub", &["mimus-core", "mimus-arch"], &[]),
+    ("mimus-debug", &["mimus-core", "mimus-arch"], &[]),
     ("mimus-tcg-exec", &["mimus-core", "mimus-arch", "mimus-tcg-ir"], &["mimus-tcg-softfloat"]),
     (
         "mimus-tcg-frontend-*",

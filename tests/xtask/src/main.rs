@@ -4,6 +4,7 @@ mod bench;
 mod deps;
 mod fuzz;
 mod guests;
+mod kvm;
 mod lint;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ usage: cargo xtask <task>
       [--phases | --programs]           busybox's rows, or those of tests/xtask/bench, only
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
+  bench kvm                           what exits and starts cost under KVM, beside qemu-system-x86_64
   fuzz x86 [--count N] [--seed N]     random sequences by the x86 translator and by the host; see fuzz x86 --help
   ci                                  check-deps, lint, and the whole test suite
 ";
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         ["check-deps"] => deps::check(),
         ["lint"] => lint::run(),
         ["guests"] => guests::fetch(),
+        ["bench", "kvm", rest @ ..] => kvm::bench(rest),
         ["bench", rest @ ..] => bench::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["ci"] => ci(),

@@ -337,6 +337,63 @@ fn a_session_with_lldb() {
     }
 }
 
+/// The page `docs/tutorial-debugging.md`, command by command: each that it shows is given, and says what it says.
+#[test]
+fn the_tutorial() {
+    let test = "the_tutorial";
+    if !has_gdb(test) {
+        return;
+    }
+    let tool = |name: &str| format!("riscv64-linux-gnu-{name}");
+    if !Command::new(tool("as")).arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success()) {
+        return skipped(test, "there is no riscv64-linux-gnu-as (binutils-riscv64-linux-gnu)");
+    }
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let page = std::fs::read_to_string(docs.join("tutorial-debugging.md")).unwrap();
+    let source = std::fs::read_to_string(docs.join("tutorial/sensors.S")).unwrap();
+    let dir = Dir::new(test);
+    let build = |source: &str| {
+        std::fs::write(dir.path("sensors.S"), source).unwrap();
+        for (program, args) in [
+            ("as", &["-g", "-o", "sensors.o", "sensors.S"][..]),
+            ("ld", &["-N", "-Ttext=0x80000000", "-o", "sensors", "sensors.o"]),
+        ] {
+            let out = Command::new(tool(program)).args(args).current_dir(&dir.0).output().unwrap();
+            assert!(out.status.success(), "{}", said(&out));
+        }
+    };
+    build(&source);
+    let (kernel, socket) = (dir.path("sensors"), dir.path("gdb"));
+    let args = ["-bios", "none", "-kernel", &kernel];
+    let mut machine = Mimus::riscv64(&[&args[..], &["-S", "-gdb", &format!("unix:{socket}")]].concat());
+    while !Path::new(&socket).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // What gdb is told, and the lines between that are its answers.
+    let blocks = page.split("```").skip(1).step_by(2).filter(|b| b.contains("(gdb) "));
+    let lines: Vec<&str> = blocks.flat_map(str::lines).filter(|l| !l.is_empty()).collect();
+    let commands: Vec<&str> = lines.iter().filter_map(|l| l.strip_prefix("(gdb) ")).collect();
+    assert!(commands.len() > 15, "{commands:?}");
+    let script = commands.join("\n").replace("target remote :1234", &format!("target remote {socket}"));
+    let text = gdb(&dir, &format!("file {kernel}\ncd {}\n{script}\nkill\n", dir.0.display()));
+    for answer in lines.iter().filter(|l| !l.starts_with("(gdb) ")) {
+        assert!(text.contains(answer), "{answer:?} is missing:\n{text}");
+    }
+    machine.end_well();
+    says(&machine.transcript(), &["noise is low", "pressure is "]);
+    // Mended as the page says.
+    let mended = page.split("```").find(|b| b.starts_with("\ncopy_string:")).expect("the new copy_string");
+    let (before, after) = source.split_once("copy_string:\n").expect("copy_string");
+    let (_, after) = after.split_once("        ret\n").expect("its end");
+    build(&format!("{before}{}{after}", mended.trim_start()));
+    let mut machine = Mimus::riscv64(&args);
+    machine.end_well();
+    let expected = page.rsplit("```console\n").next().and_then(|t| t.split("```").next()).expect("the last output");
+    for line in expected.lines() {
+        assert!(machine.transcript().contains(line), "{line}:\n{}", machine.transcript());
+    }
+}
+
 #[test]
 fn a_busy_port_is_said_so() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

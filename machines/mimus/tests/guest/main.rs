@@ -10,5 +10,6 @@ mod firmware;
 mod gdb;
 mod harness;
 mod network;
+mod repeat;
 mod terminal;
 mod x86;

@@ -49,6 +49,8 @@ pub struct Addresses {
     pub unit_store: usize,
     /// Called by the cold code of a link site; does not return to it.
     pub link: usize,
+    /// Called: the trace's buffer is full.
+    pub trace_full: usize,
     /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
     pub helpers_may_exit: Vec<usize>,
     /// The same for pure calls.
@@ -92,6 +94,7 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     e.divide(&mut a);
     e.fp(&mut a);
     e.link(&mut a);
+    e.trace_full(&mut a);
     e.helper_calls(&mut a, table);
     let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
     out.clear();
@@ -675,6 +678,36 @@ impl Emitter<'_> {
         );
         self.restore(self.b.caller_saved());
         dynasm!(self.ops ; .arch x64 ; jmp rax);
+    }
+
+    /// Has the trace's buffer taken away. Registers stay, `rax` and vectors too.
+    fn trace_full(&mut self, a: &mut Addresses) {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.trace_full = self.here();
+        self.save(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64 ; push rax);
+        if self.b.has_vectors() {
+            self.test_alive();
+            dynasm!(self.ops ; .arch x64 ; jne >alive);
+        }
+        self.trace_call();
+        dynasm!(self.ops ; .arch x64 ; ret);
+        if self.b.has_vectors() {
+            dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
+            self.trace_call();
+            dynasm!(self.ops ; .arch x64 ; jmp ->revive);
+        }
+    }
+
+    fn trace_call(&mut self) {
+        let function = self.b.config.fns.trace_full;
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; mov rax, QWORD function as i64
+            ; call rax
+            ; pop rax
+        );
+        self.restore(self.b.caller_saved());
     }
 
     /// An entry per helper that pushes its number, and the two bodies.

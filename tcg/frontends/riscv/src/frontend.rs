@@ -301,6 +301,10 @@ impl GuestFrontend for Riscv {
         mmu::context_key(&cpu.guest.hart)
     }
 
+    fn address_space(cpu: &Cpu<Self>) -> (u64, u8) {
+        (cpu.guest.hart.satp, cpu.guest.hart.privilege as u8)
+    }
+
     fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> Result<Leaf, MemFault> {
         let leaf = walk_tables(cpu, va, access)?;
         let hart = &cpu.guest.hart;
@@ -350,6 +354,7 @@ impl GuestFrontend for Riscv {
             (MemFault::Misaligned, Access::Load) => Exception { cause: LoadMisaligned, tval: va },
             (MemFault::Misaligned, Access::Store) => Exception { cause: StoreMisaligned, tval: va },
         };
+        cpu.note_exception(exception.cause as u64, cpu.head.pc, exception.tval);
         cpu.head.pc = trap::take_exception(&mut cpu.guest.hart, exception, cpu.head.pc);
         cpu.guest.hart.take_effects();
         cpu.switch_context();
@@ -368,6 +373,7 @@ impl GuestFrontend for Riscv {
             next = pending_interrupt(&cpu.guest.hart, pins);
         }
         let Some(interrupt) = next else { return false };
+        cpu.note_exception(1 << 63 | interrupt as u64, cpu.head.pc, 0);
         cpu.head.pc = trap::take_interrupt(&mut cpu.guest.hart, interrupt, cpu.head.pc);
         cpu.guest.hart.take_effects();
         cpu.switch_context();

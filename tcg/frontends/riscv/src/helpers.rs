@@ -53,6 +53,7 @@ pub(crate) fn table() -> Vec<Helper<Riscv>> {
 /// Takes the trap of `exception` at the current instruction.
 fn raise(cpu: &mut RiscvCpu, exception: Exception) -> u64 {
     let (pc, _) = cpu.current_insn();
+    cpu.note_exception(exception.cause as u64, pc, exception.tval);
     let handler = trap::take_exception(&mut cpu.guest.hart, exception, pc);
     cpu.guest.hart.take_effects();
     cpu.switch_context();
@@ -304,7 +305,7 @@ fn cbo(cpu: &mut RiscvCpu, va: u64, kind: u64, raw: u64) -> u64 {
         && let Err(fault) = Riscv::walk(cpu, va, Access::Store)
     {
         cpu.head.pc = pc;
-        cpu.head.exit_request = 1;
+        cpu.abandon();
         Riscv::deliver_fault(cpu, va, Access::Store, fault);
     }
     0

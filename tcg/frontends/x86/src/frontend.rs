@@ -98,6 +98,19 @@ pub(crate) fn taken(cpu: &mut X86Cpu, va: u64) -> Exception {
 }
 
 impl Host for X86Cpu {
+    fn note_event(&mut self, vector: u8, hardware: bool, ip: u64, value: u64) {
+        let pc = self.cs_base().wrapping_add(ip);
+        self.note_exception(u64::from(hardware) << 63 | u64::from(vector), pc, value);
+    }
+    fn note_access(&mut self, writes: bool, va: u64, bytes: u32, value: u64) {
+        match bytes {
+            1 | 2 | 4 | 8 => {
+                let size = [Size::B1, Size::B2, Size::B4, Size::B8][bytes.trailing_zeros() as usize];
+                self.trace_data(writes, va, size, value);
+            }
+            _ => self.trace_bulk(writes, va, bytes.into()),
+        }
+    }
     fn st(&self) -> &State {
         &self.guest.st
     }
@@ -496,6 +509,14 @@ impl GuestFrontend for X86 {
         cpu.guest.st.context_key()
     }
 
+    fn address_space(cpu: &Cpu<Self>) -> (u64, u8) {
+        (cpu.guest.st.cr3, cpu.guest.st.cpl)
+    }
+
+    fn code_bits(mode: u16) -> u8 {
+        CodeMode(mode).bits() as u8
+    }
+
     fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> std::result::Result<Leaf, MemFault> {
         match walked(cpu, va, access) {
             Ok(leaf) => Ok(Leaf {
@@ -663,17 +684,17 @@ impl GuestFrontend for X86 {
     fn disassemble(code: CodeWindow<'_>, offset: u32, pc: u64) -> (String, u32) {
         let mut bytes = [0; MAX_LEN];
         let have = fetch(code, offset, &mut bytes);
-        let mut decoder = iced_x86::Decoder::with_ip(
-            CodeMode(code.mode()).bits(),
-            &bytes[..have],
-            pc,
-            iced_x86::DecoderOptions::NONE,
-        );
-        let insn = decoder.decode();
-        let mut text = String::new();
-        NasmFormatter::new().format(&insn, &mut text);
-        (text, insn.len().max(1) as u32)
+        disassemble(CodeMode(code.mode()).bits(), &bytes[..have], pc)
     }
+}
+
+/// Disassembles the instruction that `bytes` begin with; also its length.
+pub fn disassemble(bits: u32, bytes: &[u8], pc: u64) -> (String, u32) {
+    let mut decoder = iced_x86::Decoder::with_ip(bits, bytes, pc, iced_x86::DecoderOptions::NONE);
+    let insn = decoder.decode();
+    let mut text = String::new();
+    NasmFormatter::new().format(&insn, &mut text);
+    (text, insn.len().max(1) as u32)
 }
 
 /// The reset state with what INIT leaves as it is (SDM volume 3 table 10-1): the floating-point units,

@@ -63,6 +63,15 @@ pub trait Host {
     fn sysreg_write(&mut self, reg: SysReg, value: u64) -> Option<()>;
     /// The machine ends or resets.
     fn stop(&mut self, why: Stop);
+    /// An event is about to be delivered at this offset of the code segment: for traces and reports. `value`: the
+    /// address of a page fault, else the error code.
+    fn note_event(&mut self, vector: u8, hardware: bool, ip: u64, value: u64) {
+        let _ = (vector, hardware, ip, value);
+    }
+    /// Memory was accessed through [`Host::lin_read`] or [`Host::lin_write`]: for traces.
+    fn note_access(&mut self, writes: bool, va: u64, bytes: u32, value: u64) {
+        let _ = (writes, va, bytes, value);
+    }
 
     /// Reads 1 to 8 bytes at a linear address, as a user or the supervisor would. `implicit` accesses (descriptor
     /// tables, TSS) are the supervisor's whatever the privilege.
@@ -79,6 +88,7 @@ pub trait Host {
             value |= (self.phys_read(leaf.pa, part) & mask(part)) << (done * 8);
             done += part;
         }
+        self.note_access(false, va, bytes, value);
         Ok(value)
     }
 
@@ -95,6 +105,7 @@ pub trait Host {
             self.phys_write(next.pa, bytes - first, value >> (first * 8));
         }
         self.phys_write(leaf.pa, first, value & mask(first));
+        self.note_access(true, va, bytes, value);
         Ok(())
     }
 

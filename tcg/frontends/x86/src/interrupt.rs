@@ -90,6 +90,8 @@ pub fn software<H: Host + ?Sized>(h: &mut H, vector: u8, next: u64) -> Result<()
 fn deliver<H: Host + ?Sized>(h: &mut H, event: Event) -> Result<()> {
     // SDM section 7.13: errors during the delivery of what the program did not ask for say so.
     let external = u32::from(event.source != Source::Software);
+    let value = if event.vector == VECTOR_PF { h.st().cr2 } else { event.error.unwrap_or(0).into() };
+    h.note_event(event.vector, event.source == Source::Hardware, event.ip, value);
     let result = match h.st().mode() {
         Mode::Real => deliver_real(h, event),
         _ if h.st().long() => deliver_long(h, event),

@@ -4,8 +4,6 @@
 //! Spec: `Documentation/virt/kvm/x86/msr.rst` and `cpuid.rst`. The TSC is a function of the virtual clock, so what is
 //! written once stays true.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::exception::{Exception, Result};
 use crate::host::Host;
 use crate::state::State;
@@ -52,7 +50,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         return Ok(());
     }
     h.st_mut().msrs.wall_clock = value;
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let since_epoch = mimus_core::outside::wall_clock();
     let start = since_epoch.saturating_sub(h.now());
     put(h, value, 4, 2);
     put(h, value + 4, 4, start / 1_000_000_000);

@@ -154,6 +154,19 @@ pub fn parse_op(c: &mut Cursor<'_>) -> Parsed<Op> {
             c.expect("->")?;
             Ok(Op::Branch { cond, a, b, to: c.page_pc()? })
         }
+        ("count", []) => {
+            let mut count = || Ok(c.ranged(0, u16::MAX.into(), "a number of instructions")? as u16);
+            Ok(Op::Count { insns: count()?, total: count()? })
+        }
+        ("trace", ["entry"]) => Ok(Op::TraceBlock { id: c.word32()?, entry: true }),
+        ("trace", ["block"]) => Ok(Op::TraceBlock { id: c.word32()?, entry: false }),
+        ("trace", ["access"]) => {
+            let head = c.word32()?;
+            let (base, off) = c.address()?;
+            Ok(Op::TraceAccess { head, base, off })
+        }
+        ("trace", ["value"]) => Ok(Op::TraceValue { value: Some(c.val()?) }),
+        ("trace", ["done"]) => Ok(Op::TraceValue { value: None }),
         ("unit", []) => parse_unit(c, None),
         ("rep", [size, wide @ ..]) => {
             let size = at.name(size)?;
@@ -632,6 +645,10 @@ impl<'a> Cursor<'a> {
     }
 
     /// `[0x4]`
+    fn word32(&mut self) -> Parsed<u32> {
+        Ok(self.ranged(0, u32::MAX.into(), "a word")? as u32)
+    }
+
     fn env_offset(&mut self) -> Parsed<i32> {
         self.expect("[")?;
         let off = self.ranged(i32::MIN.into(), i32::MAX.into(), "a 32-bit offset")?;

@@ -175,6 +175,11 @@ impl Display for Op {
                 write!(f, "brf.{} -> {to}", cond.name())?;
                 if dead.is_empty() { Ok(()) } else { write!(f, " dead {dead}") }
             }
+            Op::Count { insns, total } => write!(f, "count {insns} {total}"),
+            Op::TraceBlock { id, entry } => write!(f, "trace.{} {id}", if entry { "entry" } else { "block" }),
+            Op::TraceAccess { head, base, off } => write!(f, "trace.access {head} [{base}{}]", Offset(off)),
+            Op::TraceValue { value: Some(value) } => write!(f, "trace.value {value}"),
+            Op::TraceValue { value: None } => write!(f, "trace.done"),
             Op::Jump { to } => write!(f, "jump {to}"),
             Op::JumpReg { base, off, link, hint } => {
                 write!(f, "jumpreg {base}{}", Offset(off))?;

@@ -1,7 +1,7 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
 use super::flags::Routine;
-use super::{Cold, Fixups, Lower, Opnd};
+use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
@@ -21,7 +21,8 @@ impl Lower<'_> {
         let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
-        self.cold.push(Cold::Careful { from, pc: self.start, flags: Routine::NONE });
+        let insn = Insn { pc: self.start, len: 0, left: 0 };
+        self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
     }
 
     /// `cmp dword [kick], 0`.
@@ -223,7 +224,7 @@ impl Lower<'_> {
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, pc: self.insn.pc, flags });
+        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
         self.cached = self.last;
     }
 
@@ -249,6 +250,7 @@ impl Lower<'_> {
             self.asm.mov_rm_i(false, cur_insn, word);
             self.boxed = 0;
         }
+        self.note_left();
         for (reg, arg) in [RAX, R14, R15].into_iter().zip(args) {
             let arg = self.home_val(arg);
             match arg {

@@ -191,6 +191,10 @@ fn keeps_host(op: &Op) -> bool {
         | Op::SetCondF { .. }
         | Op::CMovF { .. }
         | Op::BranchF { .. }
+        | Op::Count { .. }
+        | Op::TraceBlock { .. }
+        | Op::TraceAccess { .. }
+        | Op::TraceValue { .. }
         | Op::AluF { op: FlagOp::Not, .. } => true,
         Op::Un { op, .. } => {
             matches!(op, UnOp::Mov | UnOp::SextB | UnOp::SextH | UnOp::SextW | UnOp::ZextB | UnOp::ZextH | UnOp::ZextW)

@@ -30,6 +30,10 @@ pub(super) struct Loop {
 
 /// The loop of a block that begins at `start`, if it is worth a copy.
 pub(super) fn find(ops: &[Op], start: PagePc) -> Option<Loop> {
+    // What counts and traces comes at the block's entry, with nothing in the host's flags.
+    if ops.iter().any(Op::is_instrumentation) {
+        return None;
+    }
     let closes = |op: &Op| match *op {
         Op::BranchF { to, .. } | Op::Branch { to, .. } | Op::Jump { to } => to == start,
         _ => false,
@@ -91,7 +95,7 @@ impl Lower<'_> {
         if let Some(l) = &mut self.looped {
             (l.copy, l.in_copy) = (Some(at), true);
         }
-        self.insn = Insn { pc: self.start, len: 0 };
+        self.insn = Insn { pc: self.start, len: 0, left: 0 };
         (self.cached, self.last, self.group, self.boxed) = (None, None, None, 0);
         (self.kept, self.skip) = (false, 0);
         self.flags = FlagState::carried(recipe);

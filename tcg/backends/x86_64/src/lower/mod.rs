@@ -10,6 +10,7 @@ mod flags;
 mod fp;
 mod fuse;
 mod group;
+mod instrument;
 mod loops;
 mod mem;
 mod rep;
@@ -59,6 +60,8 @@ impl Fixups {
 struct Insn {
     pc: PagePc,
     len: u8,
+    /// Instructions after it that have been taken from the budget.
+    left: u16,
 }
 
 /// Code to emit behind the block's body.
@@ -75,7 +78,7 @@ enum Cold {
     /// Leaves before a division that the host cannot do.
     CarefulDivision {
         from: Fixups,
-        pc: PagePc,
+        insn: Insn,
         flags: Routine,
     },
     /// The routine that computes flags and saves them.
@@ -103,11 +106,25 @@ enum Cold {
         from: Fixup,
         to: PagePc,
     },
-    /// Exit to execute the instruction at `pc` in careful mode.
+    /// Exit to execute an instruction in careful mode.
     Careful {
         from: Fixups,
-        pc: PagePc,
+        insn: Insn,
         flags: Routine,
+    },
+    /// The budget is smaller than the block.
+    Budget {
+        from: Fixup,
+    },
+    /// The trace's buffer is full.
+    TraceFull {
+        from: Fixup,
+        back: u32,
+    },
+    /// The trace goes on in another page.
+    TracePage {
+        from: Fixup,
+        back: u32,
     },
     /// The whole operation in software.
     Fp {
@@ -145,7 +162,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         next: 0,
         cold: Vec::with_capacity(block.ops.len() + 4),
         start: PagePc(i32::from(block.start)),
-        insn: Insn { pc: PagePc(i32::from(block.start)), len: 0 },
+        insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
+        counting: false,
         boxed: 0,
         fp_alive: false,
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
@@ -187,6 +205,8 @@ struct Lower<'a> {
     cold: Vec<Cold>,
     start: PagePc,
     insn: Insn,
+    /// Instructions are counted.
+    counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
     boxed: u64,
     /// Whether vector registers are known to hold what their slots do.
@@ -232,7 +252,7 @@ impl Lower<'_> {
     #[inline]
     fn op(&mut self, op: &Op) {
         if let Op::Insn { pc, len } = *op {
-            self.insn = Insn { pc, len };
+            self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
         self.last = self.cached.take();
@@ -308,6 +328,10 @@ impl Lower<'_> {
             Op::Jump { to } => self.jump(to),
             Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
+            Op::Count { insns, total } => self.count_insns(insns, total),
+            Op::TraceBlock { id, entry } => self.trace_block(id, entry),
+            Op::TraceAccess { head, base, off } => self.trace_access(head, base, off),
+            Op::TraceValue { value } => self.trace_value(value),
         }
         if reload {
             self.reload_fp(op);
@@ -566,7 +590,7 @@ impl Lower<'_> {
     /// Records that the call just emitted belongs to the guest instruction `insn`.
     fn fault_entry(&mut self, insn: Insn) {
         let host = self.asm.pos();
-        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len });
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left });
     }
 
     /// Makes jumps lead here.
@@ -594,7 +618,7 @@ impl Lower<'_> {
                     }
                 }
                 Cold::Division(slow) => self.slow_division(slow),
-                Cold::CarefulDivision { from, pc, flags } => self.careful_division(from, pc, flags),
+                Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
                 Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
@@ -607,11 +631,17 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
-                Cold::Careful { from, pc, flags } => {
+                Cold::Careful { from, insn, flags } => {
                     self.bind(from);
                     self.save_at_fault(flags);
-                    self.exit_at(pc, self.be.stubs.careful);
+                    self.leave_carefully(insn);
                 }
+                Cold::Budget { from } => {
+                    self.asm.bind(from);
+                    self.exit_at(self.start, self.be.stubs.careful);
+                }
+                Cold::TraceFull { from, back } => self.trace_full(from, back),
+                Cold::TracePage { from, back } => self.trace_page(from, back),
                 Cold::Fp { from, packed, back } => {
                     self.bind(from);
                     self.call_fp(packed);

@@ -67,7 +67,7 @@ impl Lower<'_> {
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         self.asm.call_abs(self.be.stubs.revive);
         self.asm.jmp_back(back);
-        self.cold.push(Cold::Careful { from, pc: insn.pc, flags });
+        self.cold.push(Cold::Careful { from, insn, flags });
     }
 
     pub(super) fn unit(&mut self, op: &Op) {
@@ -161,7 +161,7 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; test r15b, BYTE insn.bytes as i8 - 1);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         self.flags_lost();
-        self.cold.push(Cold::Careful { from, pc: self.insn.pc, flags });
+        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
     }
 
     pub(super) fn slow_unit(&mut self, slow: Slow) {
@@ -173,7 +173,7 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; test r15b, BYTE unit.bytes as i8 - 1);
             let from = Fixups::one(self.asm.jcc(Cc::Ne));
             // The flags are saved already.
-            self.cold.push(Cold::Careful { from, pc: insn.pc, flags: Routine::NONE });
+            self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
         }
         self.asm.mov_ri(R14, i64::from(unit.bytes));
         let store = unit.memory == UnitMemory::Store;

@@ -1,7 +1,7 @@
 //! Multiplication to, and division of, twice the width: the host's own instructions, on `rdx:rax`.
 
 use super::flags::Routine;
-use super::{Cold, Fixups, Lower, Opnd};
+use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RDX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
@@ -14,7 +14,7 @@ pub(super) struct SlowDivision {
     back: u32,
     size: Size,
     high: Opnd,
-    pc: mimus_tcg_ir::PagePc,
+    insn: Insn,
     /// What saves the flags before leaving.
     flags: Routine,
 }
@@ -86,8 +86,8 @@ impl Lower<'_> {
         } else {
             self.place_pair(size, q, r);
         }
-        let pc = self.insn.pc;
-        self.cold.push(Cold::CarefulDivision { from: careful, pc, flags });
+        let insn = self.insn;
+        self.cold.push(Cold::CarefulDivision { from: careful, insn, flags });
         self.flags_from(&Op::DivWideF { signed, size, q, r, hi: Val::Imm(0), lo: Val::Imm(0), b: Val::Imm(0) });
     }
 
@@ -158,8 +158,8 @@ impl Lower<'_> {
         careful.add(self.asm.jcc(Cc::E));
         self.asm.ins(Map::Base, w, 0xf7, 7, Rm::Reg(R14));
         let back = self.asm.pos();
-        let pc = self.insn.pc;
-        let slow = SlowDivision { from, back, size, high: hi, pc, flags };
+        let insn = self.insn;
+        let slow = SlowDivision { from, back, size, high: hi, insn, flags };
         self.cold.push(Cold::Division(slow));
     }
 
@@ -186,11 +186,11 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; mov eax, eax ; mov edx, edx);
         }
         self.asm.jmp_back(slow.back);
-        self.cold.push(Cold::CarefulDivision { from: careful, pc: slow.pc, flags: slow.flags });
+        self.cold.push(Cold::CarefulDivision { from: careful, insn: slow.insn, flags: slow.flags });
     }
 
     /// Leaves before a division that cannot be done.
-    pub(super) fn careful_division(&mut self, from: Fixups, pc: mimus_tcg_ir::PagePc, flags: Routine) {
+    pub(super) fn careful_division(&mut self, from: Fixups, insn: Insn, flags: Routine) {
         if from.0.iter().all(Option::is_none) {
             return;
         }
@@ -199,6 +199,6 @@ impl Lower<'_> {
             self.mov(RDX, Opnd::Reg(R15));
         }
         self.save_at_fault(flags);
-        self.exit_at(pc, self.be.stubs.careful);
+        self.leave_carefully(insn);
     }
 }

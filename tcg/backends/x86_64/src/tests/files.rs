@@ -206,6 +206,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             unit_store: 0,
             fp: fp as *const () as usize,
             link: link as *const () as usize,
+            trace_full: 0,
         },
         helpers: vec![
             helper_call::<0> as *const () as usize,

@@ -126,6 +126,7 @@ impl Machine {
                 unit_va: offset_of!(Env, unit_va) as i32,
                 unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
+                ..EnvLayout::default()
             },
             context: ContextLayout::STANDARD,
             fns: RuntimeFns {
@@ -138,6 +139,7 @@ impl Machine {
                 unit_store: 0,
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
+                trace_full: 0,
             },
             helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
             pin_order,

@@ -316,7 +316,10 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
         }
     };
     for (register, side) in [(RSI, source), (RDI, target)] {
-        if side.is_some() {
+        if let Some(side) = side {
+            let bytes = done * u64::from(op.bytes);
+            let below = if op.down { bytes.saturating_sub(op.bytes.into()) } else { 0 };
+            x.cpu.trace_bulk(side.write, side.va.wrapping_sub(below), bytes);
             advance(x, register, op, done, false);
         }
     }

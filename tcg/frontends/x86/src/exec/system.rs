@@ -3,6 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use mimus_arch::x86::regs::*;
 use mimus_core::bus::AccessSize;
+use mimus_tcg_ir::Size;
 use mimus_tcg_ir::flags::Flags;
 
 use super::Exec;
@@ -461,8 +462,7 @@ fn rdtsc(x: &mut Exec<'_>) -> Result<()> {
 
 fn random(x: &mut Exec<'_>) -> Result<()> {
     let mut bytes = [0; 8];
-    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    let ok = got == Ok(8);
+    let ok = mimus_core::outside::random(&mut bytes).is_ok();
     let to = x.insn.op_register(0);
     x.set_reg(to, if ok { u64::from_le_bytes(bytes) } else { 0 });
     x.set_flags(if ok { Flags::CF } else { Flags::NONE });
@@ -531,6 +531,14 @@ fn far_transfer(x: &mut Exec<'_>) -> Result<()> {
     }
 }
 
+fn size_of(bytes: u32) -> Size {
+    match bytes {
+        1 => Size::B1,
+        2 => Size::B2,
+        _ => Size::B4,
+    }
+}
+
 fn access_size(bytes: u32) -> AccessSize {
     match bytes {
         1 => AccessSize::B1,
@@ -543,14 +551,16 @@ fn access_size(bytes: u32) -> AccessSize {
 pub(super) fn port_in(x: &mut Exec<'_>, port: u16, bytes: u32) -> Result<u64> {
     task::check_io(x.cpu, port, bytes)?;
     let index = x.cpu.index();
-    let value = x.cpu.io(|io| io.pio_read(index, port, access_size(bytes)));
-    Ok(value.unwrap_or(!0))
+    let value = x.cpu.io(|io| io.pio_read(index, port, access_size(bytes))).unwrap_or(!0);
+    x.cpu.trace_port(false, port, size_of(bytes), value);
+    Ok(value)
 }
 
 /// Writes a port.
 pub(super) fn port_out(x: &mut Exec<'_>, port: u16, bytes: u32, value: u64) -> Result<()> {
     task::check_io(x.cpu, port, bytes)?;
     let index = x.cpu.index();
+    x.cpu.trace_port(true, port, size_of(bytes), value);
     x.cpu.io(|io| io.pio_write(index, port, access_size(bytes), value));
     // What the device asked of this vCPU (SMI, A20) is done before the next instruction.
     x.cpu.guest.leave |= x.cpu.kicked();

@@ -137,14 +137,20 @@ fn operand(x: &mut Exec<'_>, va: u64, built: &Built, inside: bool, buffer: &mut 
     let bytes = built.bytes as usize;
     if inside && built.memory == Memory::Read {
         match x.cpu.host_for_load(va) {
-            Ok(Some(host)) => return Ok(host.cast_mut()),
+            Ok(Some(host)) => {
+                x.cpu.trace_bulk(false, va, bytes as u64);
+                return Ok(host.cast_mut());
+            }
             Ok(None) => {}
             Err(_) => return Err(taken(x.cpu, va)),
         }
     }
     if inside && built.memory != Memory::Read {
         match x.cpu.host_for_store(va) {
-            Ok(Some(host)) => return Ok(host),
+            Ok(Some(host)) => {
+                x.cpu.trace_bulk(true, va, bytes as u64);
+                return Ok(host);
+            }
             Ok(None) => {}
             Err(_) => return Err(taken(x.cpu, va)),
         }

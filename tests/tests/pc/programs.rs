@@ -1,4 +1,4 @@
-//! Guest code on the boards, run by the host's KVM where it has one.
+//! Guest code on the boards: the same programs on the host's KVM, where it has one, and under the translator.
 //!
 //! A KVM without hardware behind it executes some million instructions a second of
 //! supervisor code: enough for firmware and a boot sector, not for a kernel.
@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mimus_accel_kvm::KvmAccelerator;
-use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::config::{Bios, Drive, DriveInterface};
 use mimus_machines::machine::RunEnd;
@@ -19,13 +18,32 @@ use crate::harness::{Pc, Setup, skipped};
 /// Longest wait for firmware: an emulating KVM on a busy host.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The machine on KVM, or why there is none, told under the test's name.
-fn on_kvm(test: &str, setup: Setup) -> Option<Pc> {
-    if let Err(why) = KvmAccelerator.probe(GuestArch::X86_64) {
+/// What runs the guest's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Kvm,
+    Tcg,
+}
+
+impl Engine {
+    /// Of these who may run the interrupt controllers, those it can.
+    fn modes(self, modes: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
+        modes.iter().copied().filter(move |m| self == Self::Kvm || *m == "off")
+    }
+}
+
+/// The machine on an engine, running, or why there is none, told under the test's name.
+fn on(engine: Engine, test: &str, setup: Setup) -> Option<Pc> {
+    let setup = match engine {
+        Engine::Kvm => {
+            Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup }
+        }
+        Engine::Tcg => setup.translated(),
+    };
+    if let Err(why) = setup.accel.probe(GuestArch::X86_64) {
         skipped(test, &why.to_string());
         return None;
     }
-    let setup = Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup };
     match setup.try_build() {
         Ok(mut pc) => {
             pc.machine.power_on().unwrap();
@@ -38,6 +56,35 @@ fn on_kvm(test: &str, setup: Setup) -> Option<Pc> {
         }
         Err(e) => panic!("{e}"),
     }
+}
+
+/// The same programs on both engines.
+macro_rules! programs {
+    ($($name:ident,)*) => {
+        mod kvm {
+            $(#[test]
+            fn $name() {
+                super::$name(super::Engine::Kvm);
+            })*
+        }
+        mod tcg {
+            $(#[test]
+            fn $name() {
+                super::$name(super::Engine::Tcg);
+            })*
+        }
+    };
+}
+
+programs! {
+    seabios_comes_to_its_boot_line,
+    a_boot_sector_from_a_disk,
+    interrupt_controllers_in_every_mode,
+    a_kernel_through_the_bios,
+    firmware_goes_on_in_another_machine,
+    a_kernel_without_firmware,
+    a_guest_resets_itself,
+    processors_start_each_other,
 }
 
 fn wait_for(pc: &Pc, text: &str) {
@@ -84,42 +131,38 @@ fn with_disk(board: &str, contents: &[u8]) -> Setup {
     setup
 }
 
-#[test]
-fn seabios_comes_to_its_boot_line() {
+fn seabios_comes_to_its_boot_line(engine: Engine) {
     for board in ["q35", "pc"] {
-        let Some(pc) = on_kvm("seabios_comes_to_its_boot_line", Setup::new(board)) else { return };
+        let Some(pc) = on(engine, "seabios_comes_to_its_boot_line", Setup::new(board)) else { return };
         wait_for(&pc, "SeaBIOS (version");
         wait_for(&pc, "Booting from");
     }
 }
 
-#[test]
-fn a_boot_sector_from_a_disk() {
+fn a_boot_sector_from_a_disk(engine: Engine) {
     for board in ["q35", "pc"] {
         let text = format!("the boot sector on {board}\r\n");
         let setup = with_disk(board, &boot_sector(&text));
-        let Some(mut pc) = on_kvm("a_boot_sector_from_a_disk", setup) else { return };
+        let Some(mut pc) = on(engine, "a_boot_sector_from_a_disk", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
         assert!(pc.output_text().contains(&text), "{}", pc.output_text());
     }
 }
 
 /// Whoever runs the interrupt controllers, the disk's interrupts and the timer's come.
-#[test]
-fn interrupt_controllers_in_every_mode() {
+fn interrupt_controllers_in_every_mode(engine: Engine) {
     // The accelerator's own are what the other tests have.
-    for mode in ["split", "off"] {
+    for mode in engine.modes(&["split", "off"]) {
         let text = format!("kernel-irqchip={mode}\r\n");
         let setup = with_disk("q35", &boot_sector(&text)).option("kernel-irqchip", mode).cpus(2);
-        let Some(mut pc) = on_kvm("interrupt_controllers_in_every_mode", setup) else { return };
+        let Some(mut pc) = on(engine, "interrupt_controllers_in_every_mode", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{mode}: {}", pc.output_text());
         assert!(pc.output_text().contains(&text), "{}", pc.output_text());
     }
 }
 
 /// The BIOS finds the ROM that boots `-kernel`: its set-up code runs, with everything in its place.
-#[test]
-fn a_kernel_through_the_bios() {
+fn a_kernel_through_the_bios(engine: Engine) {
     let mut kernel = crate::harness::bzimage();
     let code = [
         0xb8, 0x00, 0x20, 0x8e, 0xc0, // mov ax, 0x2000; mov es, ax
@@ -142,7 +185,7 @@ fn a_kernel_through_the_bios() {
     setup.config.boot.bios = Bios::File(bios);
     setup.config.boot.append = Some("the command line".into());
     setup.config.boot.initrd = Some(setup.file("initrd", b"an initrd"));
-    let Some(mut pc) = on_kvm("a_kernel_through_the_bios", setup) else { return };
+    let Some(mut pc) = on(engine, "a_kernel_through_the_bios", setup) else { return };
     assert_eq!(pc.machine.wait(), RunEnd::Exit(7 << 1 | 1), "{}", pc.output_text());
     assert!(pc.output_text().contains("the command line"), "{}", pc.output_text());
     // Protected-mode code, the header's fields, the initrd.
@@ -153,31 +196,43 @@ fn a_kernel_through_the_bios() {
 }
 
 /// Firmware is saved while it runs, restored into another machine, whose interrupt controllers somebody else runs,
-/// and comes to its boot line there.
-#[test]
-fn firmware_goes_on_in_another_machine() {
+/// or whose processor the other engine is, and comes to its boot line there.
+fn firmware_goes_on_in_another_machine(engine: Engine) {
     let name = "firmware_goes_on_in_another_machine";
-    for (from, to) in [("on", "off"), ("split", "on")] {
+    let moves = match engine {
+        Engine::Kvm => [("on", Engine::Kvm, "off"), ("split", Engine::Kvm, "on"), ("on", Engine::Tcg, "off")],
+        Engine::Tcg => [("off", Engine::Tcg, "off"), ("off", Engine::Kvm, "on"), ("off", Engine::Kvm, "split")],
+    };
+    for (from, other, to) in moves {
         let setup = |mode: &str| Setup::new("q35").option("kernel-irqchip", mode);
-        let Some(mut pc) = on_kvm(name, setup(from)) else { return };
-        std::thread::sleep(Duration::from_millis(500));
+        let Some(mut pc) = on(engine, name, setup(from)) else { return };
+        // Early enough that there is something left to do.
+        match engine {
+            Engine::Kvm => std::thread::sleep(Duration::from_millis(500)),
+            Engine::Tcg => wait_for(&pc, "SeaBIOS (version"),
+        }
         let mut file = std::io::Cursor::new(Vec::new());
         pc.machine.save(&mut file).unwrap();
+        let said = pc.output_text();
         drop(pc);
-        let Some(mut other) = on_kvm(name, setup(to)) else { return };
-        other.machine.restore(&mut &file.into_inner()[..]).unwrap_or_else(|e| panic!("{from} to {to}: {e}"));
-        other.serial.take(usize::MAX);
-        other.machine.resume();
-        wait_for(&other, "Booting from");
+        let Some(mut goes_on) = on(other, name, setup(to)) else { return };
+        goes_on
+            .machine
+            .restore(&mut &file.into_inner()[..])
+            .unwrap_or_else(|e| panic!("{from} to {other:?} {to}: {e}"));
+        goes_on.serial.take(usize::MAX);
+        goes_on.machine.resume();
+        if !said.contains("Booting from") {
+            wait_for(&goes_on, "Booting from");
+        }
     }
 }
 
 /// A kernel entered directly: 64-bit code that prints, then powers off the way ACPI says.
-#[test]
-fn a_kernel_without_firmware() {
+fn a_kernel_without_firmware(engine: Engine) {
     for (board, off) in [("microvm", &POWER_OFF_GED[..]), ("q35", &POWER_OFF_PM[..])] {
         let kernel = kernel_of(&[&PRINT_OK[..], off].concat());
-        let Some(mut pc) = on_kvm("a_kernel_without_firmware", Setup::new(board).kernel(&kernel)) else { return };
+        let Some(mut pc) = on(engine, "a_kernel_without_firmware", Setup::new(board).kernel(&kernel)) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{board}: {}", pc.output_text());
         assert_eq!(pc.output_text(), "OK", "{board}");
     }
@@ -191,8 +246,7 @@ fn kernel_of(code: &[u8]) -> Vec<u8> {
 }
 
 /// A guest resets the machine; the second time it finds what it left in memory, and powers off.
-#[test]
-fn a_guest_resets_itself() {
+fn a_guest_resets_itself(engine: Engine) {
     let reset_pm = [0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd]; // mov dx, 0xcf9; mov al, 6; out
     let reset_ged = [0xb8, 0x02, 0x02, 0xa0, 0xfe, 0xc6, 0x00, 0x42, 0xf4, 0xeb, 0xfd]; // mov byte [0xfea00202], 0x42
     for (board, reset, off) in
@@ -205,16 +259,15 @@ fn a_guest_resets_itself() {
         code.extend(reset);
         code.extend(off);
         let setup = Setup::new(board).kernel(&kernel_of(&code));
-        let Some(mut pc) = on_kvm("a_guest_resets_itself", setup) else { return };
+        let Some(mut pc) = on(engine, "a_guest_resets_itself", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{board}");
         assert_eq!(pc.output_text(), "RR", "{board}");
     }
 }
 
 /// INIT and start-up IPIs to all other processors, by whoever has the local APICs.
-#[test]
-fn processors_start_each_other() {
-    for mode in ["on", "split", "off"] {
+fn processors_start_each_other(engine: Engine) {
+    for mode in engine.modes(&["on", "split", "off"]) {
         // At 0x8000, in real mode: cli; xor ax, ax; mov ds, ax; lock inc byte [0x8800]; hlt.
         let ap: [u8; 16] = [0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xf0, 0xfe, 0x06, 0x00, 0x88, 0xf4, 0xeb, 0xfd, 0, 0, 0];
         let mut code = Vec::new();
@@ -236,7 +289,7 @@ fn processors_start_each_other() {
         code.extend(PRINT_OK);
         code.extend(POWER_OFF_PM);
         let setup = Setup::new("q35").kernel(&kernel_of(&code)).cpus(3).option("kernel-irqchip", mode);
-        let Some(mut pc) = on_kvm("processors_start_each_other", setup) else { return };
+        let Some(mut pc) = on(engine, "processors_start_each_other", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{mode}");
         assert_eq!((pc.output_text(), pc.load(0x8800, 1)), ("OK".into(), 2), "{mode}");
     }

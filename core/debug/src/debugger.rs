@@ -1,0 +1,552 @@
+//! The debugger: its state, and the commands that run the machine. What only looks is in [`crate::look`].
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mimus_arch::CpuState;
+use mimus_core::accel::WatchKind;
+
+use crate::expr::{self, Values};
+use crate::look;
+use crate::registers;
+use crate::report;
+use crate::symbols::Symbols;
+use crate::target::{Point, Stop, Target, read_number, read_virtual, write_virtual};
+
+/// Commands: name, arguments, what it does.
+pub const COMMANDS: &[(&str, &str, &str)] = &[
+    ("registers", "[NAME]", "registers of the current vCPU, changed ones marked (short: r)"),
+    ("set", "NAME|[ADDRESS] = EXPR", "changes a register, or 8 bytes of memory (u8[…], u16[…], u32[…]: fewer)"),
+    ("print", "EXPR", "value of an expression, in hexadecimal and decimal, and the symbol there (short: p)"),
+    ("disassemble", "[ADDRESS] [N]", "N instructions (short: u)"),
+    ("x", "[/NFU] ADDRESS", "memory: N units, format x d u c s i, unit b h w g; xp: physical addresses"),
+    ("find", "ADDRESS BYTES VALUE|\"TEXT\"", "where in BYTES of memory from ADDRESS on a value or text is"),
+    ("dump", "FILE ADDRESS BYTES", "writes memory to a file of the host"),
+    ("backtrace", "", "the calls that led here, by frame pointers (short: bt)"),
+    ("step", "[N]", "executes N instructions (short: s)"),
+    ("next", "", "executes an instruction, over a call (short: n)"),
+    ("finish", "", "runs until the function returns"),
+    ("until", "EXPR", "steps until the expression is not 0, at most 10 million instructions"),
+    ("continue", "", "lets the machine run until it stops (short: c)"),
+    ("stop", "", "stops the machine"),
+    ("break", "PLACE [if EXPR]", "stops before a place: address, symbol, FILE:LINE (short: b)"),
+    ("catch", "exception|interrupt N [if EXPR]", "stops when the handler of an exception or interrupt is entered"),
+    ("watch", "ADDRESS [BYTES] [r|w|rw] [if EXPR]", "stops after an access"),
+    ("delete", "[NUMBER]", "removes breakpoints and watchpoints, or all (short: d)"),
+    ("vcpu", "[N]", "the current vCPU, or another"),
+    ("symbols", "FILE [BIAS]", "loads names: ELF (vmlinux) or System.map"),
+    ("walk", "ADDRESS", "the page-table walk of an address, every entry decoded"),
+    ("report", "", "all of the above that one wants to see after a crash"),
+    ("info", "breakpoints|mem|mtree|exceptions|symbols|line ADDRESS", "what there is"),
+];
+
+const SHORT: &[(&str, &str)] = &[
+    ("r", "registers"),
+    ("p", "print"),
+    ("u", "disassemble"),
+    ("disas", "disassemble"),
+    ("bt", "backtrace"),
+    ("s", "step"),
+    ("si", "step"),
+    ("n", "next"),
+    ("ni", "next"),
+    ("c", "continue"),
+    ("cont", "continue"),
+    ("b", "break"),
+    ("d", "delete"),
+    ("xp", "x"),
+];
+
+/// Most steps of `until`.
+const UNTIL: u64 = 10_000_000;
+
+/// A breakpoint or watchpoint of the user.
+struct Spot {
+    number: u32,
+    point: Point,
+    condition: Option<String>,
+    hits: u64,
+    text: String,
+}
+
+#[derive(Default)]
+struct State {
+    symbols: Symbols,
+    spots: Vec<Spot>,
+    made: u32,
+    vcpu: u32,
+    /// When it stopped the time before.
+    before: Option<CpuState>,
+    shown: Option<CpuState>,
+}
+
+/// A debugger of a machine.
+pub struct Debugger {
+    target: Arc<dyn Target>,
+    state: Mutex<State>,
+}
+
+/// Expressions see a vCPU's registers and memory.
+struct Context<'a> {
+    target: &'a dyn Target,
+    vcpu: u32,
+    state: &'a CpuState,
+    symbols: &'a Symbols,
+}
+
+impl Values for Context<'_> {
+    fn register(&self, name: &str) -> Option<u64> {
+        registers::get(self.state, name)
+    }
+    fn symbol(&self, name: &str) -> Result<u64, String> {
+        self.symbols.address(name)
+    }
+    fn memory(&self, address: u64, bytes: usize) -> Option<u64> {
+        read_number(self.target, self.vcpu, address, bytes)
+    }
+}
+
+/// `text if condition`
+fn condition(text: &str) -> (&str, Option<String>) {
+    match text.split_once(" if ") {
+        Some((text, condition)) => (text.trim(), Some(condition.trim().to_owned())),
+        None => (text.trim(), None),
+    }
+}
+
+impl Debugger {
+    /// Of a machine; there are no symbols yet.
+    pub fn new(target: Arc<dyn Target>) -> Debugger {
+        Debugger { target, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds names from a file.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn load_symbols(&self, path: &Path, bias: u64) -> Result<String, String> {
+        let mut symbols = Symbols::open(path).map_err(|e| e.to_string())?;
+        symbols.set_bias(bias);
+        let text = format!("{} symbols from {}\n", symbols.len(), path.display());
+        let mut state = self.lock();
+        if state.symbols.is_empty() {
+            state.symbols = symbols
+        } else {
+            state.symbols.add(symbols)
+        }
+        Ok(text)
+    }
+
+    /// What a line may go on with: commands, or symbols and registers in arguments. Gives the begin of the word.
+    pub fn complete(&self, line: &str) -> (usize, Vec<String>) {
+        let start = line.rfind(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).map_or(0, |at| at + 1);
+        let word = &line[start..];
+        if start == 0 {
+            let names = COMMANDS.iter().map(|c| c.0).filter(|n| n.starts_with(word));
+            return (0, names.map(str::to_owned).collect());
+        }
+        let state = self.lock();
+        (start, state.symbols.complete(word, 50).into_iter().map(str::to_owned).collect())
+    }
+
+    /// Executes a command; `None`: there is none of that name.
+    pub fn execute(&self, line: &str) -> Option<String> {
+        let line = line.trim();
+        let (word, rest) = line.split_once([' ', '/']).unwrap_or((line, ""));
+        let rest = if line[word.len()..].starts_with('/') { &line[word.len()..] } else { rest.trim() };
+        let name = SHORT.iter().find(|(short, _)| *short == word).map_or(word, |(_, long)| long);
+        COMMANDS.iter().find(|c| c.0 == name)?;
+        let result = self.command(name, rest, word == "xp");
+        Some(result.unwrap_or_else(|e| format!("{e}\n")))
+    }
+
+    fn command(&self, name: &str, rest: &str, physical: bool) -> Result<String, String> {
+        match name {
+            "continue" => return self.go(),
+            "step" => return self.step(rest),
+            "next" => return self.next(),
+            "finish" => return self.finish(),
+            "until" => return self.until(rest),
+            "stop" => {
+                self.target.pause();
+                return self.stopped(Stop::Paused);
+            }
+            "symbols" => {
+                let (file, bias) = rest.split_once(' ').unwrap_or((rest, "0"));
+                if file.is_empty() {
+                    return Err("the file is missing: symbols FILE".to_owned());
+                }
+                let bias = self.value(bias)?;
+                return self.load_symbols(Path::new(file), bias);
+            }
+            "break" => return self.add_break(rest),
+            "catch" => return self.add_catch(rest),
+            "watch" => return self.add_watch(rest),
+            "delete" => return self.delete(rest),
+            "set" => return self.set(rest),
+            _ => {}
+        }
+        let mut state = self.lock();
+        let vcpu = state.vcpu;
+        let cpu = self.target.state(vcpu)?;
+        let view = look::View { target: &*self.target, vcpu, cpu: &cpu, symbols: &state.symbols };
+        let number = |text: &str| self.eval(text, &cpu, vcpu, &state.symbols);
+        match name {
+            "registers" if rest.is_empty() => {
+                let text = registers::show(&cpu, state.before.as_ref());
+                state.shown = Some(cpu);
+                Ok(text)
+            }
+            "registers" | "print" => Ok(view.value(number(rest)?)),
+            "disassemble" => {
+                let mut words = rest.split_whitespace();
+                let at = words.next().map_or(Ok(registers::pc(&cpu)), number)?;
+                let n = words.next().map_or(Ok(10), number)?;
+                Ok(view.disassemble(at, n.min(10_000) as usize))
+            }
+            "x" => view.examine(rest, physical, &number),
+            "find" => view.find(rest, &number),
+            "dump" => view.dump(rest, &number),
+            "backtrace" => Ok(view.backtrace()),
+            "walk" => Ok(view.walk(number(rest)?)),
+            "report" => Ok(report::text(&view)),
+            "vcpu" => {
+                if !rest.is_empty() {
+                    let n = number(rest)?;
+                    if n >= u64::from(self.target.vcpus()) {
+                        return Err(format!("there is no vCPU {n}; there are {}", self.target.vcpus()));
+                    }
+                    state.vcpu = n as u32;
+                }
+                Ok(format!("vCPU {}\n", state.vcpu))
+            }
+            _ => self.info(rest, &view, &state, &number),
+        }
+    }
+
+    fn info(
+        &self,
+        rest: &str,
+        view: &look::View<'_>,
+        state: &State,
+        number: &dyn Fn(&str) -> Result<u64, String>,
+    ) -> Result<String, String> {
+        let (what, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        match what {
+            "breakpoints" | "b" => Ok(spots(&state.spots)),
+            "mem" => Ok(view.mappings(2000)),
+            "mtree" => Ok(view.regions()),
+            "exceptions" => Ok(view.recent(32)),
+            "symbols" => Ok(format!("{} symbols\n", state.symbols.len())),
+            "line" => {
+                let at = number(rest)?;
+                let line = state.symbols.source_line(at);
+                Ok(line.map_or("no source line is known\n".to_owned(), |(f, l)| format!("{f}:{l}\n")))
+            }
+            _ => Err("info: there are breakpoints, mem, mtree, exceptions, symbols and line".to_owned()),
+        }
+    }
+
+    fn eval(&self, text: &str, cpu: &CpuState, vcpu: u32, symbols: &Symbols) -> Result<u64, String> {
+        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols })
+    }
+
+    /// The value of an expression now.
+    fn value(&self, text: &str) -> Result<u64, String> {
+        let state = self.lock();
+        let cpu = self.target.state(state.vcpu)?;
+        self.eval(text, &cpu, state.vcpu, &state.symbols)
+    }
+
+    /// A place: an expression, or `FILE:LINE`.
+    fn place(&self, text: &str) -> Result<u64, String> {
+        if let Some((file, line)) = text.rsplit_once(':')
+            && let Ok(line) = line.parse()
+        {
+            let found = self.lock().symbols.line_address(file, line);
+            return found.ok_or_else(|| {
+                format!("{text}: no code of that line is known; load an ELF file with debug information")
+            });
+        }
+        self.value(text)
+    }
+
+    fn add(&self, point: Point, condition: Option<String>, text: String) -> Result<String, String> {
+        if let Some(condition) = &condition {
+            // Only its syntax: what it refers to may not be there yet.
+            self.value(condition).map(drop).or_else(|e| if e.contains("no memory") { Ok(()) } else { Err(e) })?;
+        }
+        self.target.insert(point)?;
+        let mut state = self.lock();
+        state.made += 1;
+        let number = state.made;
+        let line = format!("{number}: {text}\n");
+        state.spots.push(Spot { number, point, condition, hits: 0, text });
+        Ok(line)
+    }
+
+    fn add_break(&self, rest: &str) -> Result<String, String> {
+        let (place, condition) = condition(rest);
+        if place.is_empty() {
+            return Err("the place is missing: break ADDRESS, SYMBOL or FILE:LINE".to_owned());
+        }
+        let va = self.place(place)?;
+        self.add(Point::Break { va }, condition, format!("break {rest} at {va:#x}"))
+    }
+
+    fn add_catch(&self, rest: &str) -> Result<String, String> {
+        let (what, condition) = condition(rest);
+        let (kind, n) = what.split_once(' ').ok_or("catch exception N or catch interrupt N")?;
+        let interrupt = match kind {
+            "exception" => false,
+            "interrupt" => true,
+            _ => return Err(format!("catch {kind}: there are exception and interrupt")),
+        };
+        let n = self.value(n)?;
+        let (vcpu, cpu) = {
+            let state = self.lock();
+            (state.vcpu, self.target.state(state.vcpu)?)
+        };
+        let (va, cause) = match &cpu {
+            CpuState::Riscv(s) => {
+                let cause = if interrupt { 1 << 63 | n } else { n };
+                let delegated = (if interrupt { s.mideleg } else { s.medeleg }) >> (n & 63) & 1 != 0;
+                let (vector, name) = if delegated { (s.stvec, "scause") } else { (s.mtvec, "mcause") };
+                let offset = if interrupt && vector & 3 == 1 { 4 * n } else { 0 };
+                ((vector & !3) + offset, Some(format!("${name} == {cause:#x}")))
+            }
+            CpuState::X86(s) => (look::x86_handler(&*self.target, vcpu, s, n).ok_or("the IDT has no such gate")?, None),
+            _ => return Err("this architecture's handlers are not known".to_owned()),
+        };
+        let both = match (cause, condition) {
+            (Some(a), Some(b)) => Some(format!("{a} && ({b})")),
+            (a, b) => a.or(b),
+        };
+        self.add(Point::Break { va }, both, format!("catch {rest} at {va:#x}"))
+    }
+
+    fn add_watch(&self, rest: &str) -> Result<String, String> {
+        let (what, condition) = condition(rest);
+        let mut words: Vec<&str> = what.split_whitespace().collect();
+        let kind = match words.last() {
+            Some(&"r") => WatchKind::Read,
+            Some(&"rw") => WatchKind::ReadWrite,
+            _ => WatchKind::Write,
+        };
+        words.retain(|w| !matches!(*w, "r" | "w" | "rw"));
+        let va = self.value(words.first().ok_or("the address is missing: watch ADDRESS [BYTES] [r|w|rw]")?)?;
+        let len = words.get(1).map_or(Ok(8), |w| self.value(w))?;
+        self.add(Point::Watch { va, len, kind }, condition, format!("watch {rest}: {len} bytes at {va:#x}"))
+    }
+
+    fn delete(&self, rest: &str) -> Result<String, String> {
+        let number = if rest.is_empty() { None } else { Some(self.value(rest)?) };
+        let gone: Vec<Spot> = {
+            let mut state = self.lock();
+            let all = std::mem::take(&mut state.spots);
+            let (gone, kept) = all.into_iter().partition(|s| number.is_none_or(|n| n == u64::from(s.number)));
+            state.spots = kept;
+            gone
+        };
+        if gone.is_empty() {
+            return Err("there is no such breakpoint; see: info breakpoints".to_owned());
+        }
+        gone.iter().try_for_each(|spot| self.target.remove(spot.point))?;
+        Ok(String::new())
+    }
+
+    fn set(&self, rest: &str) -> Result<String, String> {
+        let (left, right) = rest.split_once('=').ok_or("set NAME = EXPR, or set [ADDRESS] = EXPR")?;
+        let (left, value) = (left.trim(), self.value(right)?);
+        let vcpu = self.lock().vcpu;
+        if let Some((kind, at)) = left.strip_suffix(']').and_then(|l| l.split_once('[')) {
+            let bytes = match kind {
+                "" | "u64" => 8,
+                "u32" => 4,
+                "u16" => 2,
+                "u8" => 1,
+                _ => return Err(format!("{kind}: there are u8, u16, u32 and u64")),
+            };
+            let at = self.value(at)?;
+            let written = write_virtual(&*self.target, vcpu, at, &value.to_le_bytes()[..bytes]);
+            return if written { Ok(String::new()) } else { Err(format!("there is no memory at {at:#x}")) };
+        }
+        let mut cpu = self.target.state(vcpu)?;
+        let name = left.trim_start_matches('$');
+        if !registers::set(&mut cpu, name, value) {
+            return Err(format!("there is no register {name}"));
+        }
+        self.target.set_state(vcpu, cpu)?;
+        Ok(String::new())
+    }
+
+    fn go(&self) -> Result<String, String> {
+        self.remember()?;
+        loop {
+            let stop = self.target.go();
+            if self.goes_on(stop)? {
+                continue;
+            }
+            return self.stopped(stop);
+        }
+    }
+
+    /// Whether a stop is one that a condition has the machine go on from.
+    fn goes_on(&self, stop: Stop) -> Result<bool, String> {
+        let vcpu = match stop {
+            Stop::Breakpoint { vcpu } | Stop::Watch { vcpu, .. } => vcpu,
+            _ => return Ok(false),
+        };
+        let cpu = self.target.state(vcpu)?;
+        let pc = registers::pc(&cpu);
+        let mut state = self.lock();
+        state.vcpu = vcpu;
+        let mut hit = false;
+        let mut conditional = false;
+        for i in 0..state.spots.len() {
+            let spot = &state.spots[i];
+            let here = match (spot.point, stop) {
+                (Point::Break { va }, Stop::Breakpoint { .. }) => va == pc,
+                (Point::Watch { va, len, .. }, Stop::Watch { va: at, .. }) => at.wrapping_sub(va) < len,
+                _ => false,
+            };
+            if !here {
+                continue;
+            }
+            let holds = match &spot.condition {
+                Some(text) => {
+                    conditional = true;
+                    self.eval(text, &cpu, vcpu, &state.symbols).is_ok_and(|v| v != 0)
+                }
+                None => true,
+            };
+            state.spots[i].hits += u64::from(holds);
+            hit |= holds;
+        }
+        Ok(conditional && !hit)
+    }
+
+    fn remember(&self) -> Result<(), String> {
+        let mut state = self.lock();
+        state.before = Some(self.target.state(state.vcpu)?);
+        Ok(())
+    }
+
+    fn step(&self, rest: &str) -> Result<String, String> {
+        let n = if rest.is_empty() { 1 } else { self.value(rest)? };
+        self.remember()?;
+        let vcpu = self.lock().vcpu;
+        let stop = self.target.step(vcpu, n, Box::new(|_| false))?;
+        self.stopped(stop)
+    }
+
+    fn until(&self, rest: &str) -> Result<String, String> {
+        self.value(rest)?;
+        self.remember()?;
+        let vcpu = self.lock().vcpu;
+        for _ in 0..UNTIL {
+            let stop = self.target.step(vcpu, 1, Box::new(|_| false))?;
+            if !matches!(stop, Stop::Step { .. }) || self.value(rest)? != 0 {
+                return self.stopped(stop);
+            }
+        }
+        self.stopped(Stop::Paused)
+    }
+
+    /// Runs to `va` with the stack no deeper than `sp`.
+    fn run_to(&self, va: u64, sp: u64) -> Result<String, String> {
+        self.remember()?;
+        let point = Point::Break { va };
+        let known = self.lock().spots.iter().any(|s| s.point == point);
+        if !known {
+            self.target.insert(point)?;
+        }
+        let stop = loop {
+            let stop = self.target.go();
+            let Stop::Breakpoint { vcpu } = stop else { break stop };
+            let cpu = self.target.state(vcpu)?;
+            let there = registers::pc(&cpu) == va;
+            // The same place deeper in a recursion is not it.
+            if there && registers::frame(&cpu).0 < sp || !there && self.goes_on(stop)? {
+                continue;
+            }
+            break stop;
+        };
+        if !known {
+            self.target.remove(point)?;
+        }
+        self.stopped(stop)
+    }
+
+    fn next(&self) -> Result<String, String> {
+        let (vcpu, cpu) = {
+            let state = self.lock();
+            (state.vcpu, self.target.state(state.vcpu)?)
+        };
+        let (pc, bits) = (registers::pc(&cpu), registers::bits(&cpu));
+        let bytes = read_virtual(&*self.target, vcpu, pc, 16);
+        let (_, len) = self.target.disassemble(bits, &bytes, pc);
+        let insn = bytes.get(..len).unwrap_or_default();
+        let transfer = crate::trace::report::transfer(insn, &[len as u8], bits);
+        if transfer != crate::trace::report::Transfer::Call {
+            return self.step("1");
+        }
+        self.run_to(pc + len as u64, registers::frame(&cpu).0)
+    }
+
+    fn finish(&self) -> Result<String, String> {
+        let (vcpu, cpu) = {
+            let state = self.lock();
+            (state.vcpu, self.target.state(state.vcpu)?)
+        };
+        let state = self.lock();
+        let view = look::View { target: &*self.target, vcpu, cpu: &cpu, symbols: &state.symbols };
+        let caller = view.frames(2).get(1).copied().ok_or("there is no caller to return to")?;
+        drop(state);
+        self.run_to(caller, registers::frame(&cpu).0)
+    }
+
+    /// What to say at a stop.
+    fn stopped(&self, stop: Stop) -> Result<String, String> {
+        let mut state = self.lock();
+        let why = match stop {
+            Stop::Step { vcpu } => {
+                state.vcpu = vcpu;
+                String::new()
+            }
+            Stop::Breakpoint { vcpu } => {
+                state.vcpu = vcpu;
+                format!("vCPU {vcpu}: breakpoint\n")
+            }
+            Stop::Watch { vcpu, va } => {
+                state.vcpu = vcpu;
+                format!("vCPU {vcpu}: {va:#x} was accessed\n")
+            }
+            Stop::Paused => "stopped\n".to_owned(),
+        };
+        let vcpu = state.vcpu;
+        let cpu = self.target.state(vcpu)?;
+        let view = look::View { target: &*self.target, vcpu, cpu: &cpu, symbols: &state.symbols };
+        Ok(format!("{why}{}", view.disassemble(registers::pc(&cpu), 1)))
+    }
+}
+
+fn spots(spots: &[Spot]) -> String {
+    if spots.is_empty() {
+        return "there are none\n".to_owned();
+    }
+    spots.iter().map(|s| format!("{}: {}, hit {} times\n", s.number, s.text, s.hits)).collect()
+}
+
+/// The list of commands.
+pub fn help() -> String {
+    COMMANDS.iter().map(|(name, arguments, about)| format!("{:<32} {about}\n", format!("{name} {arguments}"))).collect()
+}
+
+#[cfg(test)]
+#[path = "debugger_tests.rs"]
+mod tests;

@@ -1,0 +1,309 @@
+//! The machine as a target of our own debugger, and `mimus debug`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use mimus_core::accel::{AccelError, Access, CpuIo, DebugStop, RecentEvent, Vcpu, VcpuDebug, VcpuExit, VcpuIndex};
+use mimus_core::arch::{CpuState, StateGroups};
+use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs, MemTxResult};
+use mimus_core::memory::{AddressSpace, FlatKind};
+use mimus_core::vcpu::VcpuThreads;
+use mimus_debug::debugger::Debugger;
+use mimus_debug::target::{Point, Region, Stop, Target};
+use mimus_machines::machine::{Machine, MachineControl, Notice, Request, RunState};
+use rustyline::completion::Completer;
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::DefaultHistory;
+use rustyline::validate::Validator;
+use rustyline::{Context, Editor, Helper};
+
+/// A machine.
+pub struct Live {
+    threads: VcpuThreads,
+    memory: Arc<AddressSpace>,
+    io: Arc<dyn CpuIo + Send + Sync>,
+    control: MachineControl,
+    stops: Mutex<Receiver<Stop>>,
+}
+
+impl Live {
+    /// Of `machine`, whose news it follows.
+    pub fn new(machine: &Machine) -> Arc<Live> {
+        let (sender, stops) = channel();
+        let live = Live {
+            threads: machine.threads().clone(),
+            memory: machine.services().memory.clone(),
+            io: machine.io(),
+            control: machine.control(),
+            stops: Mutex::new(stops),
+        };
+        follow(&live.control, sender);
+        Arc::new(live)
+    }
+
+    fn on<R: Send + 'static>(
+        &self,
+        vcpu: u32,
+        f: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
+    ) -> Result<R, String> {
+        self.threads.run_on_sync(VcpuIndex(vcpu), f).map_err(|e| format!("vCPU {vcpu}: {e}"))
+    }
+
+    fn each(
+        &self,
+        f: impl Fn(&mut dyn VcpuDebug) -> Result<(), AccelError> + Copy + Send + 'static,
+    ) -> Result<(), String> {
+        for vcpu in 0..self.vcpus() {
+            let done = self.on(vcpu, move |v| v.debug().map(f))?;
+            done.ok_or("the accelerator has no breakpoints")?.map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends why the machine stopped, each time it has.
+fn follow(control: &MachineControl, sender: Sender<Stop>) {
+    let why = Mutex::new(None);
+    control.observe(move |notice| {
+        let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
+        match notice {
+            Notice::Debug(VcpuIndex(vcpu), stop) => *why = Some(stop_of(vcpu, stop)),
+            Notice::State(RunState::Running) => *why = None,
+            Notice::State(_) => _ = sender.send(why.take().unwrap_or(Stop::Paused)),
+            Notice::TripleFault => {}
+        }
+    });
+}
+
+fn stop_of(vcpu: u32, stop: DebugStop) -> Stop {
+    match stop {
+        DebugStop::Breakpoint => Stop::Breakpoint { vcpu },
+        DebugStop::Watch { va, .. } => Stop::Watch { vcpu, va: va.0 },
+        _ => Stop::Step { vcpu },
+    }
+}
+
+impl Target for Live {
+    fn vcpus(&self) -> u32 {
+        self.threads.count() as u32
+    }
+    fn state(&self, vcpu: u32) -> Result<CpuState, String> {
+        self.on(vcpu, |v| v.get_state(StateGroups::All))
+    }
+    fn set_state(&self, vcpu: u32, state: CpuState) -> Result<(), String> {
+        self.on(vcpu, move |v| v.set_state(&state).map_err(|e| e.to_string()))?
+    }
+    fn translate(&self, vcpu: u32, va: u64) -> Option<(u64, u64)> {
+        let found = self.on(vcpu, move |v| {
+            let read = v.translate(GuestVirt(va), Access::Read);
+            read.or_else(|_| v.translate(GuestVirt(va), Access::Execute)).ok()
+        });
+        let found = found.ok()??;
+        Some((found.pa.0, found.page_size - (va & (found.page_size - 1))))
+    }
+    fn read(&self, pa: u64, to: &mut [u8]) -> bool {
+        let view = self.memory.view();
+        let is_ram = |pa: u64| view.lookup(GuestPhys(pa)).is_some_and(|r| r.ram_at(GuestPhys(pa)).is_some());
+        let last = pa.saturating_add(to.len().saturating_sub(1) as u64);
+        is_ram(pa)
+            && is_ram(last)
+            && self.memory.read_bytes(GuestPhys(pa), to, MemTxAttrs::default()) == MemTxResult::Ok
+    }
+    fn write(&self, pa: u64, from: &[u8]) -> bool {
+        self.memory.load_bytes(GuestPhys(pa), from) == MemTxResult::Ok
+    }
+    fn insert(&self, point: Point) -> Result<(), String> {
+        self.each(move |d| match point {
+            Point::Break { va } => d.insert_breakpoint(GuestVirt(va)),
+            Point::Watch { va, len, kind } => d.insert_watchpoint(GuestVirt(va), len, kind),
+        })
+    }
+    fn remove(&self, point: Point) -> Result<(), String> {
+        self.each(move |d| match point {
+            Point::Break { va } => d.remove_breakpoint(GuestVirt(va)),
+            Point::Watch { va, len, kind } => d.remove_watchpoint(GuestVirt(va), len, kind),
+        })
+    }
+    fn running(&self) -> bool {
+        self.control.state() == RunState::Running
+    }
+    fn go(&self) -> Stop {
+        let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        while stops.try_recv().is_ok() {}
+        self.control.request(Request::Continue);
+        stops.recv().unwrap_or(Stop::Paused)
+    }
+    fn resume(&self) {
+        self.control.request(Request::Continue);
+    }
+    fn step(&self, vcpu: u32, n: u64, mut until: Box<dyn FnMut(u64) -> bool + Send>) -> Result<Stop, String> {
+        if self.running() {
+            return Err("the machine runs; stop it first".to_owned());
+        }
+        let io = self.io.clone();
+        let (end, event) = self.on(vcpu, move |v| step_on(v, &*io, vcpu, n, &mut *until))?;
+        if let Some(request) = event {
+            self.control.request(request);
+        }
+        end
+    }
+    fn pause(&self) {
+        if self.running() {
+            let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+            while stops.try_recv().is_ok() {}
+            self.control.request(Request::Stop);
+            let _ = stops.recv();
+        }
+    }
+    fn recent(&self, vcpu: u32) -> Vec<RecentEvent> {
+        self.on(vcpu, |v| v.recent_events()).unwrap_or_default()
+    }
+    fn disassemble(&self, bits: u8, bytes: &[u8], pc: u64) -> (String, usize) {
+        mimus_tcg::disassemble(bits, bytes, pc)
+    }
+    fn regions(&self) -> Vec<Region> {
+        let view = self.memory.view();
+        let region = |r: &mimus_core::memory::FlatRange| {
+            let (kind, name) = match &r.kind {
+                FlatKind::Ram { readonly: false, .. } => ("ram", String::new()),
+                FlatKind::Ram { .. } | FlatKind::RomDevice { .. } => ("rom", String::new()),
+                FlatKind::Mmio { .. } => ("device", String::new()),
+            };
+            Region { base: r.base.0, len: r.len, kind, name }
+        };
+        view.ranges().iter().map(region).collect()
+    }
+}
+
+/// Steps on the vCPU's thread, the machine standing. Also what the guest asked the machine for meanwhile.
+fn step_on(
+    v: &mut dyn Vcpu,
+    io: &dyn CpuIo,
+    vcpu: u32,
+    n: u64,
+    until: &mut dyn FnMut(u64) -> bool,
+) -> (Result<Stop, String>, Option<Request>) {
+    let Some(debug) = v.debug() else {
+        return (Err("the accelerator has no single steps".to_owned()), None);
+    };
+    debug.set_step_interrupts(true);
+    debug.set_single_step(true);
+    let (mut stop, mut event, mut left) = (Ok(Stop::Step { vcpu }), None, n);
+    while left > 0 {
+        match v.run(io) {
+            VcpuExit::Debug(DebugStop::Step) => left -= 1,
+            VcpuExit::Debug(other) => {
+                stop = Ok(stop_of(vcpu, other));
+                break;
+            }
+            // Asked to look up, for this very work.
+            VcpuExit::Kicked => continue,
+            VcpuExit::Halted => {
+                stop = Err("the vCPU waits for an interrupt, and time stands: continue".to_owned());
+                break;
+            }
+            VcpuExit::Shutdown(cause) => event = Some(Request::Shutdown(cause)),
+            VcpuExit::Reset(cause) => event = Some(Request::Reset(cause)),
+            VcpuExit::Failed(error) => stop = Err(error.to_string()),
+        }
+        if event.is_some() || stop.is_err() {
+            break;
+        }
+        if left > 0 && until(left) {
+            break;
+        }
+    }
+    if let Some(debug) = v.debug() {
+        debug.set_single_step(false);
+    }
+    (stop, event)
+}
+
+/// `mimus debug`: the debugger's prompt, on a thread of its own.
+pub fn prompt(debugger: Arc<Debugger>, control: MachineControl) -> std::io::Result<()> {
+    let _ = CONTROL.set(control.clone());
+    std::thread::Builder::new().name("debugger".to_owned()).spawn(move || {
+        if let Err(e) = read_lines(&debugger, &control) {
+            eprintln!("mimus: debug: {e}");
+        }
+        control.request(Request::Quit(mimus_machines::machine::control::QuitCause::Monitor));
+    })?;
+    Ok(())
+}
+
+struct Words(Arc<Debugger>);
+
+impl Helper for Words {}
+impl Highlighter for Words {}
+impl Validator for Words {}
+impl Hinter for Words {
+    type Hint = String;
+}
+
+impl Completer for Words {
+    type Candidate = String;
+    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        Ok(self.0.complete(line.get(..pos).unwrap_or(line)))
+    }
+}
+
+fn read_lines(debugger: &Arc<Debugger>, control: &MachineControl) -> Result<(), ReadlineError> {
+    let mut editor: Editor<Words, DefaultHistory> = Editor::new()?;
+    editor.set_helper(Some(Words(debugger.clone())));
+    let history = std::env::var_os("HOME").map(|home| std::path::Path::new(&home).join(".cache/mimus/debug-history"));
+    if let Some(path) = &history {
+        // There is none at first.
+        let _ = editor.load_history(path);
+    }
+    println!("mimus debugger - 'help' lists the commands, 'quit' ends; Ctrl-C stops a machine that runs");
+    println!("{}", debugger.execute("disassemble $pc 1").unwrap_or_default().trim_end());
+    let mut last = String::new();
+    loop {
+        let line = match editor.readline("(debug) ") {
+            Ok(line) if line.trim().is_empty() => last.clone(),
+            Ok(line) => line.trim().to_owned(),
+            Err(ReadlineError::Interrupted) => continue,
+            Err(ReadlineError::Eof) => break,
+            Err(e) => return Err(e),
+        };
+        let _ = editor.add_history_entry(&line);
+        match line.as_str() {
+            "" => continue,
+            "quit" | "q" | "exit" => break,
+            "help" | "?" => print!("{}", mimus_debug::debugger::help()),
+            _ => {
+                RUNNING.store(true, Ordering::SeqCst);
+                let answer = debugger.execute(&line);
+                RUNNING.store(false, Ordering::SeqCst);
+                match answer {
+                    Some(text) => print!("{text}"),
+                    None => print!("{}", crate::monitor::unknown(&line)),
+                }
+            }
+        }
+        if control.state() == RunState::Ended {
+            break;
+        }
+        last = line;
+    }
+    if let Some(path) = &history {
+        let _ = editor.save_history(path);
+    }
+    Ok(())
+}
+
+/// A command of the debugger is being executed: Ctrl-C stops the machine then, and does not end mimus.
+static RUNNING: AtomicBool = AtomicBool::new(false);
+static CONTROL: OnceLock<MachineControl> = OnceLock::new();
+
+/// A Ctrl-C: stops the machine if it runs for the debugger; false if it is not the debugger's.
+pub fn interrupt() -> bool {
+    let running = RUNNING.load(Ordering::SeqCst);
+    if let Some(control) = CONTROL.get().filter(|_| running) {
+        control.request(Request::Stop);
+    }
+    running
+}
