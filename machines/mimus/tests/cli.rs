@@ -134,6 +134,7 @@ fn bad_options() {
         assert!(text.contains(says), "{says}: {text}");
     }
     assert!(error(&["system", "riscv46"]).contains("did you mean riscv64?"));
+    assert!(error(&["try", "x86-64"]).contains("did you mean x86_64?"));
     assert!(error(&["sytem"]).contains("did you mean system?"));
 }
 

@@ -10,8 +10,10 @@ pub const INVALID: u16 = 2;
 pub const STRING: u16 = 3;
 /// Loads the x87 control word: its value.
 pub const FLDCW: u16 = 4;
+/// One of the frequent system instructions: which.
+pub const QUICK: u16 = 5;
 /// How many there are.
-pub const COUNT: usize = 5;
+pub const COUNT: usize = 6;
 
 /// An access as [`LINEAR`] is told of it: segment in bits 2:0, bytes in 15:8, whether it stores in bit 16.
 pub const fn segment_access(seg: usize, bytes: u32, write: bool) -> i64 {

@@ -124,6 +124,9 @@ pub fn mark_accessed<H: Host + ?Sized>(h: &mut H, selector: u16, d: Descriptor) 
 
 /// Puts a segment register's contents in place.
 pub fn set_segment<H: Host + ?Sized>(h: &mut H, seg: usize, segment: Segment) {
+    if h.st().seg[seg] == segment {
+        return;
+    }
     let old = h.st().code_mode();
     h.st_mut().seg[seg] = segment;
     h.base_changed(seg);

@@ -397,6 +397,11 @@ impl CodeMode {
         self.0 & 16 != 0
     }
 
+    /// Protected or long mode at privilege level 0.
+    pub const fn kernel(self) -> bool {
+        !self.real() && self.0 >> 5 & 3 == 0
+    }
+
     /// Alignment is checked.
     pub const fn aligned(self) -> bool {
         self.0 & 512 != 0

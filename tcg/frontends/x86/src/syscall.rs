@@ -23,7 +23,7 @@ fn flat(selector: u16, attributes: u32, cpl: u8) -> Segment {
 /// `#UD` where it does not exist.
 pub fn syscall<H: Host + ?Sized>(h: &mut H, next: u64) -> Result<()> {
     let st = h.st();
-    let amd = st.features.has("syscall");
+    let amd = st.features.syscall;
     if st.efer & EFER_SCE == 0 || !amd || !st.is_64bit() {
         return Err(Exception::UD);
     }

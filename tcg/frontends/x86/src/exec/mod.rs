@@ -4,6 +4,7 @@
 //! instruction raises is taken at the end, when nothing else of it can happen any more.
 
 mod legacy;
+pub(crate) mod quick;
 mod string;
 mod system;
 mod vector;
@@ -52,6 +53,7 @@ pub(crate) fn table() -> Vec<Helper<X86>> {
         Helper::new("invalid", invalid, invalid),
         Helper::new("string", execute, execute),
         Helper::new("fldcw", load_control, load_control),
+        Helper::new("quick", quick::quick, quick::quick),
     ];
     debug_assert_eq!(table.len(), COUNT);
     table

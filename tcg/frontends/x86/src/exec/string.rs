@@ -282,6 +282,7 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
     let mut side = |x: &Exec<'_>, register: usize, seg: usize, write: bool| -> Result<Side> {
         let offset = x.cpu.gpr(register) & op.mask;
         let va = segment::linear(&x.cpu.guest.st, seg, offset, op.bytes, write)?;
+        x.cpu.guest.st.check_alignment(va, op.bytes)?;
         n = n.min(in_page(offset, va, op));
         Ok(Side { seg, offset, va, write })
     };

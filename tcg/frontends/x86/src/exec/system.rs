@@ -8,11 +8,11 @@ use mimus_tcg_ir::flags::Flags;
 
 use super::Exec;
 use crate::exception::{Exception, Result};
+use crate::frontend::X86Cpu;
 use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
 use crate::state::{FS, GS, Mode, SS};
-use crate::translate::STI_GOES_ON;
 use crate::translate::segment_number;
 use crate::{control, cpuid, far, interrupt, msr, smm, syscall, task};
 
@@ -205,9 +205,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
                 return Err(Exception::UD);
             }
             x.cpu.need_cpl0()?;
-            let st = &mut x.cpu.guest.st;
-            std::mem::swap(&mut st.seg[GS].base, &mut st.msrs.kernel_gs_base);
-            x.cpu.base_changed(GS);
+            super::quick::swapgs(x.cpu);
             Ok(())
         },
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => segment_bases,
@@ -315,7 +313,7 @@ fn mov_to_segment(x: &mut Exec<'_>) -> Result<()> {
     let selector = x.read(1, 2)? as u16;
     segment::load(x.cpu, seg, selector)?;
     if seg == SS {
-        inhibit(x);
+        inhibit(x.cpu);
     }
     Ok(())
 }
@@ -332,9 +330,9 @@ fn resume(x: &mut Exec<'_>) -> Result<()> {
 }
 
 /// No interrupt before the end of the next instruction.
-fn inhibit(x: &mut Exec<'_>) {
-    x.cpu.guest.st.shadow = true;
-    Host::check_events(x.cpu);
+pub(super) fn inhibit(cpu: &mut X86Cpu) {
+    cpu.guest.st.shadow = true;
+    Host::check_events(cpu);
 }
 
 fn load_table(x: &mut Exec<'_>) -> Result<()> {
@@ -403,10 +401,7 @@ fn interrupt_flag(x: &mut Exec<'_>) -> Result<()> {
     }
     if st.flags & RFLAGS_IF == 0 {
         x.cpu.guest.st.flags |= RFLAGS_IF;
-        // Nobody looks for interrupts before the next instruction if the block goes on with it.
-        if x.offset != STI_GOES_ON || x.cpu.event_waits() {
-            inhibit(x);
-        }
+        inhibit(x.cpu);
     }
     Ok(())
 }

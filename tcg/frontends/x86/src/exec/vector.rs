@@ -91,7 +91,9 @@ pub(super) fn check_unit(x: &Exec<'_>, unit: Unit) -> Result<()> {
     if st.cr0 & CR0_TS != 0 {
         return Err(Exception::NM);
     }
-    if matches!(unit, Unit::X87 | Unit::Mmx) && fpu::pending(&x.cpu.guest) && waits(x.insn.mnemonic()) {
+    // MOVQ2DQ and its like touch both register files.
+    let x87 = matches!(unit, Unit::X87 | Unit::Mmx) || unit == Unit::Sse && uses_mmx(&x.insn);
+    if x87 && fpu::pending(&x.cpu.guest) && waits(x.insn.mnemonic()) {
         return Err(Exception::plain(VECTOR_MF));
     }
     Ok(())

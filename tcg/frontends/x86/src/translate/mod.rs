@@ -23,6 +23,7 @@ use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
 use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
 
 use crate::decode::{MAX_LEN, Packed, decode, fetch, pack};
+use crate::exec::quick::Quick;
 use crate::helper_ids;
 use crate::state::{CodeMode, FS, GS, State};
 
@@ -30,9 +31,6 @@ use crate::state::{CodeMode, FS, GS, State};
 pub const BASE0: u8 = 16;
 /// Most instructions in a block.
 const MAX_INSNS: u16 = 96;
-
-/// In place of the offset of a memory operand, for STI: the next instruction is in the same block.
-pub(crate) const STI_GOES_ON: u64 = 1;
 
 /// Whether the instruction goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +54,8 @@ pub(crate) struct Tr<'a> {
     stack: u32,
     /// Real or virtual-8086 mode.
     real: bool,
+    /// Protected mode at privilege level 0.
+    kernel: bool,
     /// FS, GS: need no check, but have a base.
     based: [bool; 2],
     /// Alignment is checked.
@@ -96,6 +96,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             flat: code_mode.flat(),
             stack: code_mode.stack_bytes(),
             real: code_mode.real(),
+            kernel: code_mode.kernel(),
             based: [code_mode.whole(FS), code_mode.whole(GS)],
             aligned: code_mode.aligned(),
             careful,
@@ -220,10 +221,17 @@ impl Tr<'_> {
 
     /// Leaves the instruction to the helper.
     fn execute(&mut self) -> Flow {
+        if let Some(what) = Quick::of(&self.insn, self.bits, self.kernel, self.goes_on()) {
+            self.op(Op::Call {
+                helper: helper_ids::QUICK,
+                kind: CallKind::MayExit,
+                ret: None,
+                args: [Val::Imm(what as i64), Val::Imm(0), Val::Imm(0)],
+            });
+            return self.after_helper();
+        }
         let offset = if (0..self.insn.op_count()).any(|i| self.insn.op_kind(i) == OpKind::Memory) {
             self.offset()
-        } else if self.insn.mnemonic() == Mnemonic::Sti && self.goes_on() {
-            Val::Imm(STI_GOES_ON as i64)
         } else {
             Val::Imm(0)
         };
@@ -234,6 +242,10 @@ impl Tr<'_> {
             ret: None,
             args: [Val::Imm(low as i64), Val::Imm(high as i64), offset],
         });
+        self.after_helper()
+    }
+
+    fn after_helper(&mut self) -> Flow {
         if always_leaves(&self.insn) {
             self.op(Op::Dispatch);
             return Flow::End;
