@@ -59,6 +59,7 @@ fn program(w: &Wiring, rounds: u32) -> Vec<u8> {
     let mut build = || -> Result<(), IcedError> {
         let (mut round, mut wait, mut done, mut handler) =
             (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+        let mut sleep = a.create_label();
         a.mov(rsp, STACK)?;
         a.lea(rax, ptr(handler))?;
         // Low word, selector and type, middle word, high half of the gate.
@@ -95,7 +96,12 @@ fn program(w: &Wiring, rounds: u32) -> Vec<u8> {
         a.set_label(&mut wait)?;
         a.cli()?;
         a.cmp(dword_ptr(rbx), ecx)?;
-        a.jae(done)?;
+        a.jb(sleep)?;
+        // A level-triggered interrupt may come once too often; the buffer tells.
+        a.mov(edx, USED as u32)?;
+        a.cmp(word_ptr(rdx + 2), cx)?;
+        a.je(done)?;
+        a.set_label(&mut sleep)?;
         a.sti()?;
         a.hlt()?;
         a.jmp(wait)?;
@@ -270,8 +276,12 @@ fn nothing_is_lost_over_save_and_restore() {
                 pc.machine.restore(&mut &file.into_inner()[..]).unwrap();
             }
             // In between, an interrupt may be on its way; none is there twice.
-            let (given, taken) = (pc.load(ROUND, 4), pc.load(COUNT, 4));
-            assert!(given - taken <= 1, "{} {irqchip}, round {round}: {given} and {taken}", w.board);
+            let (given, used, taken) = (pc.load(ROUND, 4), pc.load(USED + 2, 2), pc.load(COUNT, 4));
+            assert!(
+                given & 0xffff == used || given & 0xffff == used + 1,
+                "{} {irqchip}, round {round}: {given} and {taken}",
+                w.board
+            );
             seen = taken;
             pc.machine.resume();
         }
