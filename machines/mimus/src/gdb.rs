@@ -68,6 +68,11 @@ impl vm::Operator for Debugged {
         self.0.control.request(Request::Quit(QuitCause::Monitor));
     }
     fn monitor(&self, line: &str) -> String {
+        // They wait for a stop, which gdb has to be told.
+        const RUN: [&str; 8] = ["step", "si", "next", "n", "ni", "finish", "until", "continue"];
+        if line.split_whitespace().next().is_some_and(|word| RUN.contains(&word)) {
+            return "gdb runs the machine: use its own stepi, nexti, finish and continue\n".to_owned();
+        }
         monitor::execute(line, &*self.0)
     }
 }

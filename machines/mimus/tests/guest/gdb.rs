@@ -286,10 +286,11 @@ fn a_pipe_to_gdb() {
         &dir,
         &format!(
             "target remote | {mimus} system riscv64 -M virt -bios none -kernel {kernel} -display none -serial none \
-             -monitor none -S -gdb stdio\nhbreak *0x80000004\ncontinue\ncontinue\nprintf \"a0 %d\\n\", $a0\nmonitor info status\nkill\n"
+             -monitor none -S -gdb stdio\nhbreak *0x80000004\ncontinue\ncontinue\nprintf \"a0 %d\\n\", $a0\nmonitor info status\nmonitor finish\n\
+             monitor xp /1wx 0x80000000\nkill\n"
         ),
     );
-    says(&text, &["a0 2", "VM status: paused"]);
+    says(&text, &["a0 2", "VM status: paused", "gdb runs the machine", "150513"]);
     let mut both = Mimus::riscv64(&["-kernel", &kernel, "-gdb", "stdio"]);
     assert_eq!(both.end().code(), Some(1));
     both.wait_for("-gdb stdio");

@@ -11,19 +11,23 @@ use crate::decode::{MAX_LEN, decode};
 use crate::exception::Exception;
 use crate::frontend::X86Cpu;
 use crate::host::Host;
+use crate::native::needs_alignment;
 use crate::paging;
 use crate::state::SS;
 use crate::translate::segment_of;
 
-/// What an address that is not canonical raises, accessed by the instruction at `pc`.
-pub(crate) fn not_canonical(cpu: &mut X86Cpu, pc: u64, access: Access) -> Exception {
+/// What the address `va`, which is not canonical, raises when the instruction at `pc` accesses it.
+pub(crate) fn not_canonical(cpu: &mut X86Cpu, pc: u64, va: u64, access: Access) -> Exception {
     match instruction(cpu, pc) {
+        // Alignment that an instruction asks for itself comes first.
+        Some(insn) if needs_alignment(&insn) && !va.is_multiple_of(insn.memory_size().size() as u64) => Exception::GP0,
         Some(insn) if access != Access::Fetch && in_stack(&insn, access) => Exception::ss(0),
         _ => Exception::GP0,
     }
 }
 
-fn instruction(cpu: &mut X86Cpu, pc: u64) -> Option<Instruction> {
+/// The instruction at `pc`, if it can be fetched and is one.
+pub(crate) fn instruction(cpu: &mut X86Cpu, pc: u64) -> Option<Instruction> {
     let user = cpu.user();
     let mut bytes = [0; MAX_LEN];
     let mut have = 0;

@@ -1,6 +1,6 @@
 //! Decoding: iced-x86 finds out what the bytes are; here is which of that the model has.
 
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use mimus_tcg_exec::frontend::CodeWindow;
 
 use crate::cpuid::Features;
@@ -47,6 +47,30 @@ pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruct
     }
     let mut decoder = Decoder::with_ip(bits, bytes, ip, options);
     let mut insn = decoder.decode();
+    if insn.code() == Code::Pause && bits == 64 && insn.len() > 1 && bytes[insn.len() - 2] & 0xf1 == 0x41 {
+        // With REX.B it is an exchange of R8.
+        let wide = bytes[insn.len() - 2] & 8 != 0;
+        let len = insn.len();
+        let sized = !wide && bytes[..len].contains(&0x66);
+        insn.set_code(if wide {
+            Code::Xchg_r64_RAX
+        } else if sized {
+            Code::Xchg_r16_AX
+        } else {
+            Code::Xchg_r32_EAX
+        });
+        let (first, second) = if wide {
+            (Register::R8, Register::RAX)
+        } else if sized {
+            (Register::R8W, Register::AX)
+        } else {
+            (Register::R8D, Register::EAX)
+        };
+        insn.set_op0_kind(OpKind::Register);
+        insn.set_op0_register(first);
+        insn.set_op1_kind(OpKind::Register);
+        insn.set_op1_register(second);
+    }
     if !insn.is_invalid() && !available(&insn, features) {
         let len = insn.len();
         insn = Instruction::default();

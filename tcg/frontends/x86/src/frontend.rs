@@ -17,6 +17,7 @@ use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot, Val};
 use crate::blame::not_canonical;
 use crate::convert::{Registers, from_arch, to_arch};
 use crate::cpuid;
+use crate::debugging;
 use crate::decode::{MAX_LEN, fetch};
 use crate::exception::{Exception, Result};
 use crate::exec::{self, Decoded};
@@ -357,47 +358,6 @@ fn deliver(cpu: &mut X86Cpu, vector: u8) {
     cpu.head.exit_request = 0;
 }
 
-/// Whether instructions are executed one by one: single steps, instruction breakpoints.
-fn steps(st: &State) -> bool {
-    st.flags & RFLAGS_TF != 0 || st.dr7 & 0xff != 0
-}
-
-/// The DR6 bits of instruction breakpoints at `pc` (SDM volume 3 section 18.2).
-fn breakpoints(st: &State, pc: u64) -> u64 {
-    (0..4)
-        .filter(|&n| {
-            let enabled = st.dr7 >> (2 * n) & 3 != 0;
-            let execution = st.dr7 >> (16 + 4 * n) & 15 == 0;
-            enabled && execution && st.dr[n] == pc
-        })
-        .fold(0, |bits, n| bits | 1 << n)
-}
-
-/// Executes one instruction, with the debug exceptions around it (SDM volume 3 section 18.3.1).
-fn debugged_step(cpu: &mut X86Cpu) {
-    let pc = cpu.head.pc;
-    let st = &cpu.guest.st;
-    let hit = breakpoints(st, pc);
-    if hit != 0 && st.flags & RFLAGS_RF == 0 {
-        raise(cpu, Exception { vector: VECTOR_DB, error: None, payload: hit }, pc);
-        cpu.head.exit_request = 0;
-        return;
-    }
-    let trap = st.flags & RFLAGS_TF != 0;
-    let (before, cpl) = (cpu.guest.deliveries, st.cpl);
-    cpu.step_careful();
-    if cpu.hit_abandoned() {
-        return;
-    }
-    let entered = cpl == 3 && cpu.guest.st.cpl == 0;
-    cpu.guest.st.flags &= !RFLAGS_RF;
-    if trap && cpu.guest.deliveries == before && !entered {
-        let pc = cpu.head.pc;
-        raise(cpu, Exception { vector: VECTOR_DB, error: None, payload: 1 << 14 }, pc);
-        cpu.head.exit_request = 0;
-    }
-}
-
 fn x86_model(model: &CpuModel) -> std::result::Result<mimus_arch::x86::X86Model, String> {
     let CpuModel::X86(model) = model else {
         return Err(format!("CPU model {} is not an x86 one", model.name()));
@@ -545,10 +505,10 @@ impl GuestFrontend for X86 {
         Some((on_bus(cpu, leaf.pa), leaf.size))
     }
 
-    fn deliver_fault(cpu: &mut Cpu<Self>, _va: u64, access: Access, fault: MemFault) {
+    fn deliver_fault(cpu: &mut Cpu<Self>, va: u64, access: Access, fault: MemFault) {
         let taken = cpu.guest.fault.take();
         let exception = match (fault, taken) {
-            (MemFault::Page, Some(Exception::GP0)) => not_canonical(cpu, cpu.head.pc, access),
+            (MemFault::Page, Some(Exception::GP0)) => not_canonical(cpu, cpu.head.pc, va, access),
             (MemFault::Page, Some(exception)) => exception,
             // Code where nothing is: reads as ones, which are no instruction.
             _ if access == Access::Fetch => Exception::UD,
@@ -573,10 +533,10 @@ impl GuestFrontend for X86 {
                 // A HLT before this has ended: an instruction follows.
                 cpu.guest.halted_at = None;
             }
-            if !steps(&cpu.guest.st) || cpu.stops_at_breakpoint() {
+            if !debugging::steps(&cpu.guest.st) || cpu.stops_at_breakpoint() {
                 return taken;
             }
-            debugged_step(cpu);
+            debugging::step(cpu);
             if cpu.kicked() {
                 break;
             }
@@ -591,8 +551,8 @@ impl GuestFrontend for X86 {
 
     fn step(cpu: &mut Cpu<Self>) {
         let shadow = std::mem::take(&mut cpu.guest.st.shadow);
-        if steps(&cpu.guest.st) {
-            debugged_step(cpu)
+        if debugging::steps(&cpu.guest.st) {
+            debugging::step(cpu)
         } else {
             cpu.step_careful()
         }

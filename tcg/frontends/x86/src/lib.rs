@@ -18,6 +18,7 @@ mod blame;
 pub mod control;
 pub mod convert;
 pub mod cpuid;
+mod debugging;
 pub mod decode;
 pub mod exception;
 mod exec;

@@ -269,6 +269,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         number::PAT if (0..8).any(|i| !matches!(value >> (8 * i) & 0xff, 0 | 1 | 4..=7)) => {
             return Err(Exception::GP0);
         }
+        _ if !valid_mtrr(st, index, value) => return Err(Exception::GP0),
         number::TSC_AUX if value >> 32 != 0 => return Err(Exception::GP0),
         number::XSS if value != 0 => return Err(Exception::GP0),
         number::FMASK => st.msrs.fmask = value & 0xffff_ffff,
@@ -278,6 +279,20 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         _ => *st.msrs.stored(index).ok_or(Exception::GP0)? = value,
     }
     Ok(())
+}
+
+/// Reserved bits and memory types of MTRRs (SDM volume 3 section 12.11.2).
+fn valid_mtrr(st: &State, index: u32, value: u64) -> bool {
+    let kind = |t: u64| matches!(t, 0 | 1 | 4..=6);
+    let beyond = !((1u64 << st.phys_bits) - 1);
+    let last = number::MTRR_PHYS_BASE0 + 2 * MTRR_RANGES as u32;
+    match index {
+        number::MTRR_DEF_TYPE => kind(value & 0xff) && value & !0xcff == 0,
+        _ if FIXED.contains(&index) => (0..8).all(|i| kind(value >> (8 * i) & 0xff)),
+        _ if !(number::MTRR_PHYS_BASE0..last).contains(&index) => true,
+        _ if (index - number::MTRR_PHYS_BASE0).is_multiple_of(2) => kind(value & 0xff) && value & (beyond | 0xf00) == 0,
+        _ => value & (beyond | 0x7ff) == 0,
+    }
 }
 
 fn canonical(st: &State, value: u64) -> Result<()> {

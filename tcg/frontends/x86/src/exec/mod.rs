@@ -173,7 +173,7 @@ pub(crate) fn unit(cpu: &mut X86Cpu, insn: &UnitInsn, d: Option<Slot>, a: Val, v
     if insn.memory != UnitMemory::None && st.is_64bit() && !(st.canonical(va) && st.canonical(last)) {
         let pc = cpu.current_insn().0;
         let access = if insn.memory == UnitMemory::Store { Access::Store } else { Access::Load };
-        let exception = not_canonical(cpu, pc, access);
+        let exception = not_canonical(cpu, pc, va, access);
         return raise(cpu, exception, pc);
     }
     let [low, high] = pack(&bytes, 64);

@@ -105,12 +105,15 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
     if !rep {
         return element(x, &op).map(drop);
     }
+    // Debug exceptions come after each repetition.
+    let single = crate::debugging::steps(&x.cpu.guest.st);
     loop {
         let count = x.cpu.gpr(RCX) & op.mask;
         if count == 0 {
             return Ok(());
         }
-        let done = match chunk(x, &op, count)? {
+        let at_once = if single { 0 } else { chunk(x, &op, count)? };
+        let done = match at_once {
             0 => {
                 let equal = element(x, &op)?;
                 if op.until.is_some_and(|wanted| wanted != equal) {
@@ -122,7 +125,7 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
             n => n,
         };
         advance(x, RCX, &op, done, true);
-        if count > done && (x.cpu.kicked() || x.cpu.code_changed()) {
+        if count > done && (single || x.cpu.kicked() || x.cpu.code_changed()) {
             // Goes on with the rest afterwards.
             let pc = x.pc;
             x.cpu.jump(pc);

@@ -102,7 +102,9 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let (to, from) = (x.read(0, 2)?, x.read(1, 2)?);
             let lower = to & 3 < from & 3;
             let new = if lower { to & !3 | from & 3 } else { to };
-            if x.insn.op_kind(0) == OpKind::Register {
+            if !lower {
+                // Nothing is written.
+            } else if x.insn.op_kind(0) == OpKind::Register {
                 // 16 bits, whatever the operand is called.
                 let r = x.insn.op_register(0).full_register32();
                 let old = x.reg(r);

@@ -12,7 +12,7 @@ use crate::exception::{Exception, Result};
 use crate::frontend::taken;
 use crate::host::Host;
 use crate::native::{Built, Memory, Unit, uses_mmx};
-use crate::state::{CS, MXCSR_MASKS, Mode};
+use crate::state::{CS, FS, GS, MXCSR_MASKS, Mode};
 use crate::{fpu, segment};
 
 /// Exception flags.
@@ -112,7 +112,13 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
     let mut memory = std::ptr::null_mut();
     if built.memory != Memory::None {
         let write = built.memory != Memory::Read;
-        // Where an operand must be aligned, that is another exception.
+        // Where an operand must be aligned, that is another exception, and the first.
+        let seg = x.segment();
+        let based = !x.cpu.guest.st.is_64bit() || matches!(seg, FS | GS);
+        let base = if based { x.cpu.guest.st.seg[seg].base } else { 0 };
+        if built.aligned && !x.offset.wrapping_add(base).is_multiple_of(built.bytes.into()) {
+            return Err(Exception::GP0);
+        }
         let va = x.aligned_address(built.bytes, if built.aligned { 1 } else { built.bytes }, write)?;
         if built.aligned && va % u64::from(built.bytes) != 0 {
             return Err(Exception::GP0);
@@ -399,7 +405,7 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
             return Err(taken(x.cpu, page));
         }
     }
-    x.cpu.guest.st.check_alignment(all, count as u32)?;
+    x.cpu.guest.st.check_alignment(all, 8)?;
     for i in 0..count {
         if mask[i] & 0x80 != 0 {
             let offset = x.cpu.gpr(RDI).wrapping_add(i as u64) & crate::state::mask(width);

@@ -140,3 +140,22 @@ fn the_power_on_state() {
     assert_eq!(h.st.code_bits(), 16);
     let _: &State = &h.st;
 }
+
+#[test]
+fn memory_types_have_reserved_values() {
+    let mut h = protected();
+    let gp = Err(Exception::GP0);
+    assert_eq!(msr::write(&mut h, number::MTRR_DEF_TYPE, 0xc06), Ok(()));
+    for bad in [0xc02, 0xc03, 0xd06, 0x1000] {
+        assert_eq!(msr::write(&mut h, number::MTRR_DEF_TYPE, bad), gp, "{bad:#x}");
+    }
+    assert_eq!(msr::write(&mut h, 0x250, 0x0606_0606_0606_0606), Ok(()));
+    assert_eq!(msr::write(&mut h, 0x250, 0x0606_0606_0602_0606), gp);
+    assert_eq!(msr::write(&mut h, 0x200, 0xc000_0000), Ok(()));
+    assert_eq!(msr::write(&mut h, 0x200, 0xc000_0100), gp, "reserved");
+    assert_eq!(msr::write(&mut h, 0x200, 7), gp, "no such type");
+    assert_eq!(msr::write(&mut h, 0x200, 1 << 60), gp, "beyond physical addresses");
+    assert_eq!(msr::write(&mut h, 0x201, 0xc000_0800), Ok(()));
+    assert_eq!(msr::write(&mut h, 0x201, 0xc000_0400), gp);
+    assert_eq!(msr::write(&mut h, number::PAT, 0x0007_0406_0007_0402), gp);
+}

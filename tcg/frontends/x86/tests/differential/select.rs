@@ -191,6 +191,12 @@ pub fn unknown_only_here(bytes: &[u8], bits: u32) -> bool {
 pub fn truncated(bytes: &[u8], bits: u32) -> bool {
     let mut decoder = iced_x86::Decoder::new(bits, bytes, iced_x86::DecoderOptions::NONE);
     let _ = decoder.decode();
+    // Of a REX prefix before VEX some know that it is wrong before they know how long it is.
+    let vex = bytes.iter().position(|b| matches!(b, 0xc4 | 0xc5 | 0x62));
+    let rex = bits == 64 && vex.is_some_and(|at| at > 0 && bytes[at - 1] & 0xf0 == 0x40);
+    if rex && bytes.len() > 10 {
+        return true;
+    }
     bytes.len() < 15 && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
 }
 

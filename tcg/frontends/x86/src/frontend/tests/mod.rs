@@ -2,6 +2,7 @@
 //! against the host's own processor.
 
 mod debug;
+mod debug_exceptions;
 mod native;
 mod programs;
 mod smm;
