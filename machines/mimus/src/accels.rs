@@ -35,8 +35,12 @@ pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
         return Ok(choice);
     }
     let mut reasons = Vec::new();
-    for accel in &config.accels {
+    for (i, accel) in config.accels.iter().enumerate() {
+        let others = config.accels[i + 1..].iter().any(|a| open(&a.name, arch).is_ok());
         match open(&accel.name, arch) {
+            Ok(_) if accel.name == "kvm" && others && kvm_interprets() => {
+                reasons.push(format!("-accel kvm: {INTERPRETS}"));
+            }
             Ok(found) => {
                 for reason in reasons {
                     log::warn!("{reason}; using {}", accel.name);
@@ -50,6 +54,10 @@ pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
     }
     anyhow::bail!("{}", reasons.join("; "))
 }
+
+/// Why a KVM is not taken if there is anything else.
+const INTERPRETS: &str = "this host's KVM has no hardware behind it and interprets system software, some 100 times \
+                          slower than hardware does";
 
 /// `-overcommit cpu-pm=on` is the accelerator's to do.
 fn add_cpu_pm(config: &MachineConfig, accel: &str, options: &mut BTreeMap<String, String>) {
@@ -73,9 +81,14 @@ fn best(arch: GuestArch) -> anyhow::Result<Choice> {
     let slow = matches!(kvm, Some(Ok(_))) && kvm_interprets();
     match (kvm, open("tcg", arch)) {
         (Some(Ok(kvm)), _) if !slow => choice(kvm),
-        (_, Ok(tcg)) => choice(tcg),
+        (_, Ok(tcg)) => {
+            if slow {
+                log::info!("{INTERPRETS}: the translator runs the guest");
+            }
+            choice(tcg)
+        }
         (Some(Ok(kvm)), Err(_)) => {
-            eprintln!("mimus: this host's KVM interprets system software, some 100 times slower than hardware does");
+            eprintln!("mimus: {INTERPRETS}");
             choice(kvm)
         }
         (Some(Err(kvm)), Err(tcg)) => anyhow::bail!("{kvm}; {tcg}"),

@@ -171,7 +171,8 @@ fn abilities(r: &mut Report) {
         Ok(q) if q.emulated_cpl0 => r.line(
             Mark::Bad,
             "it interprets system software instruction by instruction (no hardware behind it): some 100 times \
-             slower than it should be, and many instructions are missing; use -accel tcg for whole systems",
+             slower than it should be, and what it lacks the translator executes for it; use -accel tcg for whole \
+             systems (it is what you get without -accel, and with -accel kvm -accel tcg)",
         ),
         Ok(_) => r.line(Mark::Good, "system software runs on the processor itself"),
         Err(e) => r.line(Mark::Bad, &format!("a trial run failed: {e}")),

@@ -78,7 +78,8 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     peripherals.add_configured(&mut b, config)?;
 
     let (mmio32, bits) = (layout::mmio32(kind, memory), common::phys_bits(&b, boards::guest(config)?));
-    let platform = description(kind, &options, &serials, mmio32, layout::mmio64(memory, bits));
+    let platform =
+        description(kind, &options, &serials, pm_base(kind, &firmware), mmio32, layout::mmio64(memory, bits));
     let apic_ids = (0..config.smp.cpus).collect();
     let tables = options.acpi.then(|| acpi::build(&acpi::Config { apic_ids, platform }));
     let smbios = common::smbios_tables(kind, config, &b, memory)?;
@@ -123,6 +124,13 @@ fn boot_order_after_once(rtc: Arc<Mutex<Mc146818>>, config: &MachineConfig) -> i
             bytes.into_iter().for_each(|(at, value)| lock(&rtc).set_ram(at, value));
         }
     }
+}
+
+/// Where firmware places the power management block, which the tables name before it has: OVMF has a place of its own
+/// for the PIIX4's.
+fn pm_base(kind: Kind, firmware: &Firmware) -> u16 {
+    const OVMF_PIIX4: u16 = 0xb000;
+    if kind == Kind::Pc && firmware.is_uefi() { OVMF_PIIX4 } else { PM_BASE }
 }
 
 const fn pm_layout(kind: Kind) -> PmLayout {
@@ -249,6 +257,7 @@ fn description(
     kind: Kind,
     options: &Options,
     serials: &[bool],
+    pm_base: u16,
     mmio32: acpi::Window,
     mmio64: Option<acpi::Window>,
 ) -> acpi::Platform {
@@ -261,8 +270,8 @@ fn description(
     let serial = |i: usize| serials.get(i) == Some(&true);
     acpi::Platform::Pc(acpi::Pc {
         chipset: if q35 { acpi::Chipset::Q35 } else { acpi::Chipset::I440fx },
-        pm_base: PM_BASE,
-        gpe0: layout.gpe_offset.map_or(piix::GPE_PORT, |at| PM_BASE + at as u16),
+        pm_base,
+        gpe0: layout.gpe_offset.map_or(piix::GPE_PORT, |at| pm_base + at as u16),
         gpe0_len: layout.gpe_bytes as u8,
         sci: IRQ_SCI as u8,
         smi: Some(acpi::SmiCommand {

@@ -52,6 +52,18 @@ pub enum Firmware {
     Flash,
 }
 
+impl Firmware {
+    /// Whether it is UEFI.
+    pub fn is_uefi(&self) -> bool {
+        let mut start = [0; 64];
+        match self {
+            Self::None => false,
+            Self::Rom(block) => block.read(0, &mut start) && is_volume(&start),
+            Self::Flash => true,
+        }
+    }
+}
+
 /// Drives of flash banks: the one whose `unit=` or `index=` names it, or the next that names none.
 fn banks(config: &MachineConfig) -> Result<[Option<String>; BANKS], ConfigError> {
     let mut banks = [const { None }; BANKS];
@@ -124,7 +136,7 @@ fn add_rom(b: &mut MachineBuilder, path: &Path, window: &MemoryRegion) -> Result
     let data = boot::read_file("-bios", path)?;
     let len = data.len() as u64;
     if !len.is_multiple_of(UNIT) || len > MAX_ROM {
-        let why = match for_flash(&data) {
+        let why = match is_volume(&data) && len <= MAX_FLASH {
             true => format!(
                 "it is UEFI firmware that belongs in flash: use -drive if=pflash,format=raw,readonly=on,file={0} and, with a copy of its variables (*_VARS*), -drive if=pflash,format=raw,file=VARS",
                 path.display()
@@ -143,10 +155,10 @@ fn add_rom(b: &mut MachineBuilder, path: &Path, window: &MemoryRegion) -> Result
     Ok(Firmware::Rom(block))
 }
 
-/// Whether it begins with a firmware volume (PI 1.8, volume 3 section 3.2.1), as the halves of a UEFI image do.
-fn for_flash(data: &[u8]) -> bool {
+/// Whether it begins with a firmware volume (PI 1.8, volume 3 section 3.2.1), as UEFI images and their halves do.
+fn is_volume(data: &[u8]) -> bool {
     const SIGNATURE: usize = 40;
-    data.get(SIGNATURE..SIGNATURE + 4) == Some(b"_FVH") && data.len() as u64 <= MAX_FLASH
+    data.get(SIGNATURE..SIGNATURE + 4) == Some(b"_FVH")
 }
 
 /// Shows the end of a ROM of `len` bytes in `window`, which begins at 0xc0000 and ends at 1 MiB.
