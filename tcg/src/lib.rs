@@ -150,7 +150,7 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
     }
 
     fn memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {
-        Some(self.machine.clone())
+        Some(self.machine.listener())
     }
 
     fn tracer(&self) -> Option<&dyn Tracer> {

@@ -67,9 +67,11 @@ pub fn read_one(vcpu: &VcpuFd, index: u32) -> Option<u64> {
 
 /// A value of another engine's that does not matter where there is no such register: features that can be turned on
 /// until the next reset, all of them off.
+///
+/// Without system management mode, where its memory would be is no state either.
 fn says_nothing(m: &Msr) -> bool {
     const LOCKED: u64 = 1;
-    m.index == msr::FEATURE_CONTROL && m.value == LOCKED
+    m.index == msr::FEATURE_CONTROL && m.value == LOCKED || m.index == msr::SMBASE
 }
 
 /// Writes all. One the kernel refuses is an error unless it is zero, or `initial` has the same value: the

@@ -47,6 +47,8 @@ pub struct Session {
     last_sent: Vec<u8>,
     /// The client waits for a stop.
     running: bool,
+    /// Whether the machine has done so since the client asked.
+    started: bool,
     continued: bool,
     /// It asked for one by Ctrl-C.
     interrupted: bool,
@@ -83,6 +85,7 @@ impl Session {
             no_ack: false,
             last_sent: Vec::new(),
             running: false,
+            started: false,
             continued: false,
             interrupted: false,
             stops: VecDeque::new(),
@@ -136,8 +139,19 @@ impl Session {
                 self.stops.retain(|s| s.0 != vcpu);
                 self.stops.push_back((vcpu, stop));
             }
-            Event::Stopped if self.running => self.tell_stop(out),
-            Event::Stopped | Event::Running => {}
+            // A stop of before the client's command may come late.
+            Event::Stopped if self.running && self.started => self.tell_stop(out),
+            Event::Stopped => {}
+            Event::Running => {
+                self.started = true;
+                // What other vCPUs did while the last stop was told.
+                let breaks = self.points.iter().any(|p| matches!(p, Point::Break { .. }));
+                self.stops.retain(|(_, stop)| match stop {
+                    DebugStop::Step => false,
+                    DebugStop::Breakpoint => breaks,
+                    _ => true,
+                });
+            }
             Event::Ended => {
                 self.send("W00", out);
                 return Flow::Close;
@@ -473,7 +487,7 @@ impl Session {
         if self.running {
             return self.send("E16", out);
         }
-        (self.running, self.continued) = (true, true);
+        (self.running, self.started, self.continued) = (true, false, true);
         self.drop_stale_stops();
         let told = |s: &(u32, DebugStop)| actions.get(s.0 as usize).is_some_and(|a| *a != Action::Hold);
         if let Some(at) = self.stops.iter().position(told) {

@@ -119,6 +119,9 @@ impl Client {
 
     fn event(&mut self, event: Event) -> String {
         let mut out = Vec::new();
+        if self.session.running && !self.session.started {
+            self.session.event(Event::Running, &mut out);
+        }
         self.session.event(event, &mut out);
         body_of(&out)
     }

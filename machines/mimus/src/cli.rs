@@ -429,7 +429,9 @@ mod tests {
         assert_eq!(config("-s").unwrap().gdb.as_deref(), Some("tcp::1234"));
         assert_eq!(config("-s -gdb unix:/x").unwrap().gdb.as_deref(), Some("unix:/x"));
         assert_eq!(config("").unwrap().gdb, None);
-        assert!(config("-gdb stdio").unwrap_err().contains("unix:PATH"));
+        assert!(config("-gdb stdio").unwrap_err().contains("-serial none -monitor none"));
+        let c = config("-gdb stdio -serial none -monitor none").unwrap();
+        assert_eq!(c.gdb.as_deref(), Some("stdio"));
     }
 
     #[test]

@@ -89,6 +89,17 @@ impl AlternateMemory {
     }
 }
 
+/// Follows the memory for a machine that lives on: the memory holds its listeners, and the machine the memory.
+struct Listener<F: GuestFrontend>(Weak<Machine<F>>);
+
+impl<F: GuestFrontend> MemoryListener for Listener<F> {
+    fn commit(&self, _view: &Arc<FlatView>) {
+        if let Some(machine) = self.0.upgrade() {
+            machine.memory_changed();
+        }
+    }
+}
+
 /// Follows the alternate memory for a machine that lives on.
 struct AlternateListener<F: GuestFrontend>(Weak<Machine<F>>);
 
@@ -177,6 +188,11 @@ impl<F: GuestFrontend> Machine<F> {
         self.flush_code();
     }
 
+    /// Who is to follow the memory.
+    pub fn listener(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
+        Arc::new(Listener(Arc::downgrade(self)))
+    }
+
     /// Who is to follow the memory that vCPUs see by [`Cpu::use_alternate_memory`].
     pub fn alternate_listener(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
         Arc::new(AlternateListener(Arc::downgrade(self)))
@@ -250,11 +266,5 @@ impl<F: GuestFrontend> CodeWriteListener for Machine<F> {
             self.store.store_to_code(host, (at - page) as u32, (next - at) as u32, block.page_flags(page / 4096));
             at = next;
         }
-    }
-}
-
-impl<F: GuestFrontend> MemoryListener for Machine<F> {
-    fn commit(&self, _view: &Arc<FlatView>) {
-        self.memory_changed();
     }
 }

@@ -34,7 +34,11 @@ impl Served {
         let socket = dir.path().join("gdb");
         let server = Listener::bind(&Address::Unix(socket.clone())).unwrap().serve(guest.target.clone()).unwrap();
         let told = server.clone();
-        guest.control.observe(move |notice| told.event(event_of(notice)));
+        guest.control.observe(move |notice| {
+            if let Some(event) = event_of(notice) {
+                told.event(event);
+            }
+        });
         guest.control.request(Request::Continue);
         Self { guest, server, socket, _dir: dir }
     }

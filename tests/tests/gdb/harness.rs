@@ -148,7 +148,9 @@ impl Debuggee {
         let target = vm::Vm::new(Model::of(machine.cpu()), machine.threads().clone(), memory.clone(), operator);
         let (tell, events) = channel();
         control.observe(move |notice| {
-            let _ = tell.send(event_of(notice));
+            if let Some(event) = event_of(notice) {
+                let _ = tell.send(event);
+            }
         });
         let thread = std::thread::spawn(move || {
             let end = machine.wait();
@@ -188,13 +190,15 @@ impl Debuggee {
 }
 
 /// What a debugger's session is told of a machine.
-pub fn event_of(notice: Notice) -> Event {
-    match notice {
+/// What a debugger is told of; a machine that is about to reset has not stopped yet.
+pub fn event_of(notice: Notice) -> Option<Event> {
+    Some(match notice {
         Notice::Debug(VcpuIndex(vcpu), stop) => Event::Stop(vcpu, stop),
         Notice::State(RunState::Running) => Event::Running,
         Notice::State(RunState::Ended) => Event::Ended,
-        Notice::State(_) | Notice::TripleFault => Event::Stopped,
-    }
+        Notice::State(_) => Event::Stopped,
+        Notice::TripleFault => return None,
+    })
 }
 
 impl Drop for Debuggee {

@@ -88,7 +88,7 @@ impl Setup {
     #[cfg(target_arch = "x86_64")]
     pub fn translated(mut self) -> Self {
         self.accel = Box::new(mimus_tcg::TcgAccelerator);
-        self.accel_options = [("tb-size".to_owned(), "32M".to_owned())].into();
+        self.accel_options = [("tb-size".to_owned(), "8M".to_owned())].into();
         self
     }
 

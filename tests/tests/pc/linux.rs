@@ -97,6 +97,10 @@ fn boots_under(test: &str, accel: Box<dyn Accelerator>, board: &str, cpus: u32, 
         Err(why) => return skipped(test, &why),
     };
     let mut setup = Setup::new(board).cpus(cpus).option("kernel-irqchip", irqchip);
+    if accel.name() == "tcg" {
+        // Several machines live at once in a run of the tests, and code caches share the lowest 2 GiB.
+        setup.accel_options = [("tb-size".to_owned(), "24M".to_owned())].into();
+    }
     setup.accel = accel;
     setup.config.boot.kernel = Some(kernel.join("vmlinuz"));
     setup.config.boot.initrd = Some(setup.file("initrd", &initrd(&kernel, &busybox.join("busybox"))));

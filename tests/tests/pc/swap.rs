@@ -134,7 +134,7 @@ impl Accelerator for SmallTcg {
 
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
         let mut config = config.clone();
-        config.options.insert("tb-size".to_owned(), "16M".to_owned());
+        config.options.insert("tb-size".to_owned(), "8M".to_owned());
         TcgAccelerator.create_vm(&config)
     }
 }

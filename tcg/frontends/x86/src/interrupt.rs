@@ -59,6 +59,8 @@ pub fn raise<H: Host + ?Sized>(h: &mut H, exception: Exception, ip: u64) {
         };
         let Err(next) = deliver(h, event) else { return };
         if current.vector == VECTOR_DF {
+            // Left as it was, for whoever looks.
+            h.set_ip(ip);
             h.stop(Stop::TripleFault);
             return;
         }
