@@ -142,8 +142,7 @@ fn add_rom(b: &mut MachineBuilder, path: &Path, window: &MemoryRegion) -> Result
                 path.display()
             ),
             false => format!(
-                "it has {} ({len} bytes); firmware is a multiple of {} and has at most {}: is the file cut short?",
-                human(len),
+                "it has {len} bytes; firmware is a multiple of {} and has at most {}: is the file cut short?",
                 human(UNIT),
                 human(MAX_ROM)
             ),
@@ -199,8 +198,7 @@ fn add_flash(
         let exact = file.as_ref().and_then(|f| Some(f.metadata().ok()?.len())).unwrap_or(len);
         if exact == 0 || !exact.is_multiple_of(FLASH_UNIT) || FOUR_GIB - top + len > MAX_FLASH {
             let why = format!(
-                "it has {} ({exact} bytes); flash is in multiples of {}, at most {} in both banks: is it a firmware image?",
-                human(exact),
+                "it has {exact} bytes; flash is in multiples of {}, at most {} in both banks: is it a firmware image?",
                 human(FLASH_UNIT),
                 human(MAX_FLASH)
             );
