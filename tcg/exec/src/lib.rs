@@ -15,6 +15,7 @@
 
 mod access;
 pub use access::Trapped;
+mod catch;
 pub mod code;
 pub mod context;
 mod count;
@@ -26,6 +27,7 @@ mod guestmem;
 pub mod hostfp;
 mod instrument;
 mod interp;
+mod jumps;
 pub mod lent;
 pub mod mmu;
 mod recent;
