@@ -16,6 +16,7 @@ use mimus_core::io_thread::{IoThread, IoThreadHandle};
 use mimus_core::memory::{
     AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock, RamLock, RamOptions, RamSource,
 };
+use mimus_core::vcpu::thread::current_vcpu;
 use mimus_core::vcpu::{PinTimers, VcpuThreads};
 
 use super::MachineError;
