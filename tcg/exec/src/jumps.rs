@@ -28,6 +28,13 @@ impl Jumps {
         self.at = self.at.wrapping_add(1);
     }
 
+    /// Generated code is entered at `va`: it may have left because its look-up there failed.
+    pub fn enter(&mut self, va: u64) {
+        if self.places[usize::from(self.at.wrapping_sub(1))] != va {
+            self.push(va);
+        }
+    }
+
     /// The last ones, oldest first.
     pub fn list(&self) -> Vec<u64> {
         let (new, old) = self.places.split_at(usize::from(self.at));
@@ -45,5 +52,8 @@ mod tests {
         assert!(jumps.list().is_empty());
         (0..300).for_each(|va| jumps.push(va));
         assert_eq!(jumps.list(), (44..300).collect::<Vec<_>>());
+        jumps.enter(299);
+        jumps.enter(7);
+        assert_eq!(jumps.list()[254..], [299, 7]);
     }
 }

@@ -248,7 +248,7 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
 fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
     cpu.head.page_base = cpu.head.pc & !4095;
     cpu.head.exit_request = 0;
-    cpu.head.jumps.push(cpu.head.pc);
+    cpu.head.jumps.enter(cpu.head.pc);
     let entry = cpu.machine.stubs.enter;
     // SAFETY: the backend put a function of this signature at `enter`; `code` is a block's entry in the code
     // cache, which the gate keeps from being emptied; the environment is laid out as the backend was told.
