@@ -98,8 +98,22 @@ struct BlockRecord {
     faults: (u32, u32),
 }
 
+/// What has been translated since the machine was made, whether it is still there or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translated {
+    /// Blocks.
+    pub blocks: u64,
+    /// Instructions of the guest in them.
+    pub insns: u64,
+    /// Bytes of those.
+    pub guest_bytes: u64,
+    /// Bytes of code made of them.
+    pub host_bytes: u64,
+}
+
 #[derive(Default)]
 struct Inner {
+    translated: Translated,
     bump: usize,
     tables_used: usize,
     page_of_table: Vec<PageKey>,
@@ -242,6 +256,11 @@ impl CodeStore {
             self.mapping.settle(0, end);
         }
         inner.bump = at + code.len();
+        let all = &mut inner.translated;
+        all.blocks += 1;
+        all.insns += u64::from(block.insns);
+        all.guest_bytes += u64::from(block.len);
+        all.host_bytes += code.len() as u64;
         let number = inner.blocks.len() as u32;
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
@@ -402,7 +421,7 @@ impl CodeStore {
     pub fn clear(&self) -> Vec<PageKey> {
         let mut inner = self.lock();
         let pages = inner.pages.keys().copied().collect();
-        *inner = Inner { bump: self.first_block, ..Inner::default() };
+        *inner = Inner { bump: self.first_block, translated: inner.translated, ..Inner::default() };
         self.mapping.discard(self.first_block);
         pages
     }
@@ -410,6 +429,11 @@ impl CodeStore {
     fn offset(&self, host: usize) -> Option<u32> {
         let offset = host.checked_sub(self.mapping.code_base())?;
         (offset < self.mapping.code_len()).then_some(offset as u32)
+    }
+
+    /// What has been translated in all.
+    pub fn translated(&self) -> Translated {
+        self.lock().translated
     }
 
     /// Bytes of code, blocks and pages in the store.
@@ -486,6 +510,7 @@ mod tests {
         let flags = AtomicU8::new(PAGE_CODE);
         s.store_to_code(0x7000, 0x800, 8, &flags);
         assert_eq!(s.find(table, 0x100), Some(at));
+        assert_eq!(s.translated(), Translated { blocks: 1, insns: 1, guest_bytes: 8, host_bytes: 32 });
         assert_eq!(flags.load(Ordering::SeqCst), PAGE_CODE);
         s.store_to_code(0x7000, 0x104, 1, &flags);
         assert_eq!(s.find(table, 0x100), None);
