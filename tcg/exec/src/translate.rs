@@ -17,6 +17,8 @@ use crate::trace;
 use mimus_core::memory::PAGE_CODE;
 
 const PAGE_MASK: u64 = 4095;
+/// Bytes of guest code that a block may have: what is looked at beyond is not part of it.
+const MOST_CODE: usize = 1536;
 /// Longer than any block takes.
 const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
@@ -172,7 +174,11 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some(stamp) = self.claim(key, page.pa, in_guest) else { return Err(self.later(KICK_SELF)) };
         let Some((host, _)) = self.code_page(page.pa) else { return Err(self.later(KICK_SELF)) };
         let mut scratch = self.scratch.take().unwrap_or_default();
-        copy_page(host, &mut scratch.page);
+        let first = usize::from(start);
+        // Blocks made ahead may begin anywhere.
+        let all = self.machine.optimise == Optimise::Forced;
+        let (from, end) = if all { (0, 4096) } else { (first, (first + MOST_CODE).min(4096)) };
+        copy_code(host, from, &mut scratch.page[from..end]);
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
         if let (Ok(code), Optimise::Forced) = (&result, self.machine.optimise) {
             self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
@@ -245,6 +251,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 more.apply(&mut scratch.block, window, F::code_bits(mode));
             }
         }
+        debug_assert!(usize::from(scratch.block.len) <= MOST_CODE);
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();
         let guard = if cut_here { Some(NEVER) } else { next.map(|(fetched, _)| fetched.table) };
