@@ -11,7 +11,7 @@ pub mod shortcuts;
 pub mod trace;
 pub mod vcpu;
 
-pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
+pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Names, Unavailable, VmConfig};
 pub use catch::{Catch, Caught, SystemRegister};
 pub use cpu_io::{CpuIo, HypercallResult, SysReg};
 pub use emulation::{Done, EmulationFailure, EmulationFallback, FailedInstruction, Finished, StatePart, StateSource};
