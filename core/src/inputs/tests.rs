@@ -148,6 +148,11 @@ fn a_disk_takes_a_fixed_time() {
         };
         disk.submit(BlockRequest::transfer(BlockOp::Read, 0, BlockBuffer::Owned(vec![0; 512])), Box::new(note));
     };
+    // Time stands.
+    submit();
+    slow.answer_all();
+    assert_eq!(done.lock().unwrap().split_off(0), [0]);
+    setup.clock.advance(0);
     submit();
     setup.clock.advance(1000);
     submit();
