@@ -165,6 +165,7 @@ fn memory_access(op: &Op) -> Option<MemoryAccess> {
         | Op::Fp { .. }
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
+        | Op::Guard { .. }
         | Op::Call { .. }
         | Op::Lea { .. }
         | Op::SetPart { .. }

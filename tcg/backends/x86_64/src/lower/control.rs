@@ -8,6 +8,18 @@ use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
 use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
 
+/// The host's condition behind a compare.
+fn cc_of(cond: Cond) -> Cc {
+    match cond {
+        Cond::Eq => Cc::E,
+        Cond::Ne => Cc::Ne,
+        Cond::LtS => Cc::L,
+        Cond::GeS => Cc::Ge,
+        Cond::LtU => Cc::B,
+        Cond::GeU => Cc::Ae,
+    }
+}
+
 impl Lower<'_> {
     /// Checks that the page after the block's own is the one that its last instruction's tail is from.
     pub(super) fn entry_guard(&mut self, guard: u32) {
@@ -48,15 +60,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn branch(&mut self, cond: Cond, a: Val, b: Val, to: PagePc) {
-        let cc = match cond {
-            Cond::Eq => Cc::E,
-            Cond::Ne => Cc::Ne,
-            Cond::LtS => Cc::L,
-            Cond::GeS => Cc::Ge,
-            Cond::LtU => Cc::B,
-            Cond::GeU => Cc::Ae,
-        };
-        let cc = self.compare(cc, a, b);
+        let cc = self.compare(cc_of(cond), a, b);
         // A compare leaves every register alone.
         self.cached = self.last;
         self.branch_on(cc, to);
@@ -226,6 +230,15 @@ impl Lower<'_> {
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Careful { from, insn: self.insn, flags });
         self.cached = self.last;
+    }
+
+    /// Leaves to careful mode if the condition holds.
+    pub(super) fn guard(&mut self, cond: Cond, a: Val, b: Val) {
+        let cc = self.compare(cc_of(cond), a, b);
+        self.cached = self.last;
+        let from = Fixups::one(self.asm.jcc(cc));
+        let flags = self.flags_at_fault();
+        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
     }
 
     /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction
