@@ -166,6 +166,7 @@ fn memory_access(op: &Op) -> Option<MemoryAccess> {
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
         | Op::Guard { .. }
+        | Op::GuardFits { .. }
         | Op::Call { .. }
         | Op::Lea { .. }
         | Op::SetPart { .. }

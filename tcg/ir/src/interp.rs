@@ -225,6 +225,11 @@ fn control<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Option<Outcome
         Op::Guard { cond: c, a, b } => {
             cond(c, value(host, a), value(host, b)).then(|| Outcome::Careful(pc_va(host, insn)))
         }
+        Op::GuardFits { a, bits } => {
+            let (a, unused) = (value(host, a), 64 - u32::from(bits.clamp(1, 63)));
+            let fits = ((a << unused) as i64 >> unused) as u64 == a;
+            (!fits).then(|| Outcome::Careful(pc_va(host, insn)))
+        }
         Op::Call { helper, kind, ret, args } => {
             let args = args.map(|arg| value(host, arg));
             let (result, outcome) = host.call(helper, args);

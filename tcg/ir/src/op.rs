@@ -515,6 +515,11 @@ pub enum Op {
         a: Val,
         b: Val,
     },
+    /// The same, unless `a` is the sign extension of its low `bits` (1 to 63) bits.
+    GuardFits {
+        a: Val,
+        bits: u8,
+    },
     /// Calls helper number `helper` of the frontend's table.
     Call {
         helper: u16,

@@ -288,7 +288,8 @@ impl Generator<'_> {
         if self.rng.chance(3) {
             let cond = self.rng.pick(&COND);
             let (a, b) = (self.val(), self.val());
-            self.ops.push(Op::Guard { cond, a, b });
+            let bits = self.rng.pick(&[32, 48, 57]);
+            self.ops.push(if self.rng.chance(50) { Op::Guard { cond, a, b } } else { Op::GuardFits { a, bits } });
         }
         if self.config.flags && self.rng.chance(5) {
             self.divide();

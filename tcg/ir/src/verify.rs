@@ -132,7 +132,7 @@ impl Verifier {
             return Err("comes before the first instruction mark".into());
         }
         check_form(op)?;
-        if let Op::GuardEnv { .. } | Op::Guard { .. } | Op::DivWideF { .. } = op
+        if let Op::GuardEnv { .. } | Op::Guard { .. } | Op::GuardFits { .. } | Op::DivWideF { .. } = op
             && self.changed
         {
             return Err("guard or division after its instruction changed something; they come first".into());
@@ -216,6 +216,9 @@ fn check_form(op: &Op) -> Result<(), String> {
         Op::LoadReserved { ext: Ext::Ones, .. } => Err("load-reserved is extended by zeros or by sign".into()),
         Op::SetEnvByte { off, .. } | Op::GuardEnv { off, .. } if off < 0 => {
             Err(format!("offset {off} into the hot state is negative"))
+        }
+        Op::GuardFits { bits, .. } if bits == 0 || bits > 63 => {
+            Err(format!("guard of {bits} bits; 1 to 63 make sense"))
         }
         Op::GuardEnv { mask: 0, .. } => Err("guard with mask 0 never leaves; drop it".into()),
         _ => check_flag_form(op),
@@ -377,7 +380,7 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
             val(a);
             val(b);
         }
-        Op::Un { a, .. } | Op::SetFlags { a, .. } => val(a),
+        Op::Un { a, .. } | Op::SetFlags { a, .. } | Op::GuardFits { a, .. } => val(a),
         Op::Load { base, .. } | Op::LoadReserved { base, .. } => val(base),
         Op::Store { src, base, .. }
         | Op::StoreConditional { src, base, .. }
@@ -510,6 +513,7 @@ pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
         | Op::Guard { .. }
+        | Op::GuardFits { .. }
         | Op::StoreEnv { .. }
         | Op::SetFlags { .. }
         | Op::FlipFlags { .. }

@@ -2,7 +2,7 @@
 
 use super::flags::Routine;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
-use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
@@ -237,6 +237,27 @@ impl Lower<'_> {
         let cc = self.compare(cc_of(cond), a, b);
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(cc));
+        let flags = self.flags_at_fault();
+        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+    }
+
+    /// Leaves to careful mode unless `a` is the sign extension of its low bits.
+    pub(super) fn guard_fits(&mut self, a: Val, bits: u8) {
+        let a = self.val(a);
+        let unused = 64 - bits;
+        self.mov(R14, a);
+        self.asm.shift_i(Shift::Shl, true, Rm::Reg(R14), unused);
+        self.asm.shift_i(Shift::Sar, true, Rm::Reg(R14), unused);
+        match a {
+            // A constant may have any width.
+            Opnd::Imm(_) => {
+                self.mov(R15, a);
+                self.asm.alu_r_rm(Alu::Cmp, true, R14, Rm::Reg(R15));
+            }
+            a => self.alu_r(Alu::Cmp, true, R14, a),
+        }
+        self.cached = self.last;
+        let from = Fixups::one(self.asm.jcc(Cc::Ne));
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Careful { from, insn: self.insn, flags });
     }

@@ -123,6 +123,7 @@ fn may_fault(op: &Op) -> bool {
             | Op::CmpXchg { .. }
             | Op::GuardEnv { .. }
             | Op::Guard { .. }
+            | Op::GuardFits { .. }
             | Op::DivWideF { .. }
             | Op::Unit { insn: UnitInsn { memory: UnitMemory::Load | UnitMemory::Store, .. }, .. }
     )

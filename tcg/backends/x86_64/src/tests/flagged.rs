@@ -355,7 +355,9 @@ impl Generator<'_> {
         } else if self.rng.chance(3) {
             let cond = self.rng.one(&[Cond::Eq, Cond::Ne, Cond::LtS, Cond::GeS, Cond::LtU, Cond::GeU]);
             let (a, b) = (self.val(), self.val());
-            self.push(Op::Guard { cond, a, b });
+            let bits = self.rng.one(&[32, 48]);
+            let guard = if self.rng.chance(50) { Op::Guard { cond, a, b } } else { Op::GuardFits { a, bits } };
+            self.push(guard);
         }
         for _ in 0..1 + self.rng.below(3) {
             match self.rng.below(20) {

@@ -12,7 +12,7 @@ use crate::frontend::taken;
 use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
-use crate::state::{SS, mask, sext};
+use crate::state::{FS, GS, SS, mask, sext};
 use crate::translate::{is_high, segment_number};
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
@@ -326,6 +326,12 @@ fn finish_exchange(x: &mut Exec<'_>, same: bool, low: u64, high: u64, a: Registe
 }
 
 fn compare_exchange_16(x: &mut Exec<'_>) -> Result<()> {
+    // Alignment comes first.
+    let seg = x.segment();
+    let base = if matches!(seg, FS | GS) { x.cpu.guest.st.seg[seg].base } else { 0 };
+    if !x.offset.wrapping_add(base).is_multiple_of(16) {
+        return Err(Exception::GP0);
+    }
     let at = x.aligned_address(16, 1, true)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);

@@ -11,8 +11,8 @@ use super::{Exec, exact};
 use crate::exception::{Exception, Result};
 use crate::frontend::taken;
 use crate::host::Host;
-use crate::native::{Built, Memory, Unit, uses_mmx};
-use crate::state::{CS, FS, GS, MXCSR_MASKS, MXCSR_MM, Mode};
+use crate::native::{Built, Memory, Unit, asks_for_alignment, uses_mmx};
+use crate::state::{CS, FS, GS, MXCSR_MASKS, Mode};
 use crate::{fpu, segment};
 
 /// Exception flags.
@@ -114,7 +114,7 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
         let write = built.memory != Memory::Read;
         // Where an operand must be aligned, that is another exception, and the first.
         let seg = x.segment();
-        let aligned = built.aligned && (built.unit != Unit::Sse || x.cpu.guest.st.mxcsr & MXCSR_MM == 0);
+        let aligned = built.aligned && asks_for_alignment(&x.insn, &x.cpu.guest.st);
         let based = !x.cpu.guest.st.is_64bit() || matches!(seg, FS | GS);
         let base = if based { x.cpu.guest.st.seg[seg].base } else { 0 };
         if aligned && !x.offset.wrapping_add(base).is_multiple_of(built.bytes.into()) {
@@ -124,7 +124,9 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
         if aligned && va % u64::from(built.bytes) != 0 {
             return Err(Exception::GP0);
         }
-        let inside = va & 4095 <= 4096 - built.bytes as u64;
+        // What the guest's processor does not ask for, the host's may.
+        let excused = built.aligned && !va.is_multiple_of(built.bytes.into());
+        let inside = va & 4095 <= 4096 - built.bytes as u64 && !excused;
         memory = operand(x, va, built, inside, &mut buffer)?;
         if memory == buffer.0.as_mut_ptr() && write {
             store_at = Some(va);

@@ -301,7 +301,11 @@ fn set_x87(x: &mut Exec<'_>, area: &[u8]) {
     let p = &mut x.cpu.guest.st.fpu_pointers;
     p.opcode = fpu::word(area, 6) & 0x7ff;
     (p.ip, p.dp) = (get_word(area, 8), get_word(area, 16));
-    if !wide {
+    if wide {
+        // The unit keeps linear addresses of 57 bits.
+        let kept = |address: u64| ((address << 7) as i64 >> 7) as u64;
+        (p.ip, p.dp) = (kept(p.ip), kept(p.dp));
+    } else {
         p.ip &= 0xffff_ffff;
         p.dp &= 0xffff_ffff;
     }

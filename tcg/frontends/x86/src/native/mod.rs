@@ -13,7 +13,7 @@
 mod arena;
 mod stub;
 
-pub use stub::{Built, Memory, Native, Unit, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
+pub use stub::{Built, Memory, Native, Unit, asks_for_alignment, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
 
 use mimus_arch::x86::X86Features;
 

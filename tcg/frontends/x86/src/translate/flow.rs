@@ -89,9 +89,7 @@ impl Tr<'_> {
         }
         if canonical {
             // Canonical with 48 bits; careful mode knows if there are more.
-            let high = self.alu(AluOp::Shl, Ty::I64, ip, Val::Imm(16));
-            let back = self.alu(AluOp::Sar, Ty::I64, high, Val::Imm(16));
-            self.op(Op::Guard { cond: Cond::Ne, a: back, b: ip });
+            self.op(Op::GuardFits { a: ip, bits: 48 });
         }
     }
 

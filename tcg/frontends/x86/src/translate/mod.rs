@@ -67,6 +67,8 @@ pub(crate) struct Tr<'a> {
     /// Alignment is checked.
     aligned: bool,
     careful: bool,
+    /// Decoded as AMD's processors do.
+    amd: bool,
     /// The code segment has a limit, or other checks.
     limited: bool,
     pc: PagePc,
@@ -109,6 +111,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             based: [code_mode.whole(FS), code_mode.whole(GS)],
             aligned: code_mode.aligned(),
             careful,
+            amd: code_mode.amd(),
             limited,
             pc: PagePc(at as i32),
             next: PagePc((at + len as u32) as i32),

@@ -29,8 +29,6 @@ pub struct Place<'a> {
     pub roles: Roles,
     /// Registers before the sequence.
     regs: &'a Regs,
-    /// Memory operands are aligned in any case.
-    aligned: bool,
 }
 
 /// General register `n` of `bytes` bytes; `high`: AH to BH for 4 to 7.
@@ -65,9 +63,6 @@ impl Place<'_> {
     /// Where an access of `size` bytes goes.
     fn target(&mut self, size: usize) -> u64 {
         let size = size.max(1) as u64;
-        if self.aligned {
-            return DATA + 0x400 + self.r.below(0x200) * 16;
-        }
         if size > 32 || matches!(size, 14 | 28) {
             // Which part faults first is the processor's affair.
             return DATA + 0x400 + 0x200 * self.r.below(4) + 4 * self.r.below(64);
@@ -87,12 +82,12 @@ impl Place<'_> {
     /// The memory operand of an access of `size` bytes.
     fn memory(&mut self, insn: &mut Instruction, size: usize, vsib: Option<Register>) {
         let target = self.target(size);
-        let wild = self.r.below(200) == 0 && !self.aligned;
+        let wild = self.r.below(200) == 0;
         let wide = self.bits == 64 && self.r.below(16) != 0;
         let bytes = if wide { 8 } else { 4 };
         let base = if wild {
             self.roles.w
-        } else if self.r.below(8) == 0 && !self.aligned {
+        } else if self.r.below(8) == 0 {
             RSP
         } else {
             self.roles.p
@@ -127,7 +122,7 @@ impl Place<'_> {
         insn.set_memory_displacement64(displacement);
         let small = displacement as i64 as i8 as i64 == displacement as i64;
         insn.set_memory_displ_size(if small && self.r.chance(50) { 1 } else { bytes as u32 });
-        if self.r.below(16) == 0 && !self.aligned {
+        if self.r.below(16) == 0 {
             let segments = [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
             let n = if self.bits == 64 { 6 } else { 4 };
             insn.set_segment_prefix(segments[self.r.below(n) as usize]);
@@ -315,7 +310,7 @@ impl Generator {
         // Some begin near a page's end.
         let start = CODE + if r.chance(20) { 0x1000 - r.below(64) } else { 0x800 + r.below(64) };
         let mut sequence = Sequence { bits, start, items: Vec::new() };
-        let mut place = Place { r, bits, roles, regs: &regs, aligned: false };
+        let mut place = Place { r, bits, roles, regs: &regs };
         let mut count = 0;
         while count < length {
             if let Some(item) = self.item(&mut place) {
@@ -398,9 +393,6 @@ impl Generator {
         let mut insn = Instruction::default();
         insn.set_code(code);
         let size = op.memory_size().size();
-        // Makers disagree on whether these ask for alignment.
-        p.aligned = op.table() == iced_x86::OpCodeTableKind::T0F38 && matches!(op.op_code(), 0xc8..=0xcd)
-            || op.table() == iced_x86::OpCodeTableKind::T0F3A && op.op_code() == 0xcc;
         for i in 0..op.op_count() {
             if !p.operand(&mut insn, i, op.op_kind(i), size) {
                 return None;

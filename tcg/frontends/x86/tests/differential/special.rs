@@ -84,6 +84,11 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
         load(&mut item, p.bits, RAX, components);
         load(&mut item, p.bits, RDX, 0);
     }
+    if !fx && stores {
+        // All components are in use, or the processor may think so or not: vpcmpeqd ymm0, ymm0, ymm0; fld1
+        item.add(&[0xc5, 0xfd, 0x76, 0xc0]);
+        item.add(&[0xd9, 0xe8]);
+    }
     if !fx && (stores || p.r.chance(70)) {
         // XSTATE_BV and XCOMP_BV, and in some cases what must be zero behind them.
         let words = p.r.pick(&[4, 6, 16]);
