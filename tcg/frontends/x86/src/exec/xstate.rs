@@ -281,7 +281,7 @@ fn put_mxcsr(x: &Exec<'_>, area: &mut [u8]) {
 
 fn fxsave(x: &mut Exec<'_>) -> Result<()> {
     check_fx(x)?;
-    let at = x.address(512, true)?;
+    let at = x.aligned_address(512, 1, true)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
@@ -319,7 +319,7 @@ fn mxcsr_of(x: &Exec<'_>, area: &[u8]) -> Result<u32> {
 
 fn fxrstor(x: &mut Exec<'_>) -> Result<()> {
     check_fx(x)?;
-    let at = x.address(512, false)?;
+    let at = x.aligned_address(512, 1, false)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
@@ -365,7 +365,7 @@ fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
     let features = &x.cpu.guest.st.features;
     let total = if compact { compacted_size(wanted) } else { features.xsave_size(wanted) };
     let pkru_at = if compact { u64::from(total) - 8 } else { features.pkru_offset().into() };
-    let at = x.aligned_address(total, 64, true)?;
+    let at = x.aligned_address(total, 1, true)?;
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
@@ -426,7 +426,7 @@ fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
 fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     check_xsave(x)?;
     let wanted = requested(x);
-    let at = x.aligned_address(576, 64, false)?;
+    let at = x.aligned_address(576, 1, false)?;
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }

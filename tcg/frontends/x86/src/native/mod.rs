@@ -43,5 +43,7 @@ pub fn host_features() -> X86Features {
     add("vaes", is_x86_feature_detected!("vaes"));
     add("vpclmulqdq", is_x86_feature_detected!("vpclmulqdq"));
     add("gfni", is_x86_feature_detected!("gfni"));
+    let extended = std::arch::x86_64::__cpuid(0x8000_0000).eax;
+    add("misalignsse", extended > 0x8000_0000 && std::arch::x86_64::__cpuid(0x8000_0001).ecx >> 7 & 1 != 0);
     set
 }

@@ -371,6 +371,7 @@ impl Generator {
         if !matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) {
             return Some(());
         }
+        item.image = true;
         let narrow = matches!(insn.memory_size().size(), 14 | 94);
         let (code, first, step) = if narrow { (Code::Mov_rm16_imm16, 6, 2) } else { (Code::Mov_rm32_imm32, 12, 4) };
         for i in 0..4 {
@@ -540,7 +541,9 @@ impl Generator {
             M::Mov | M::Pop if writes_segment(insn) => selector(p, insn, item)?,
             // In memory there may be the selector whose limit is the processor's number.
             M::Lsl if insn.op_kind(1) == OpKind::Memory => return None,
-            M::Lar | M::Lsl | M::Verr | M::Verw if p.r.chance(80) => examined(p, insn, item)?,
+            // Or in a register.
+            M::Lsl => examined(p, insn, item)?,
+            M::Lar | M::Verr | M::Verw if p.r.chance(80) => examined(p, insn, item)?,
             M::Wrfsbase | M::Wrgsbase => {
                 let n = insn.op_register(0).full_register().number();
                 if !free(p, n) || n == RSP {

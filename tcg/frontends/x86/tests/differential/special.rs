@@ -100,6 +100,7 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
         return Some(item);
     }
     // Where the last x87 instruction was, and the bits that MXCSR has.
+    item.image = true;
     store(&mut item, p.bits, at + 6, 2, 0);
     [8, 12, 16, 20, 28].iter().for_each(|i| store(&mut item, p.bits, at + i, 4, 0));
     if !p.r.chance(50) {
