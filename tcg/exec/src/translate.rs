@@ -173,7 +173,7 @@ impl<F: GuestFrontend> Cpu<F> {
             Ok(leaf) => leaf.pa,
             Err(fault) => return Err(self.fetch_fault(va, va, fault)),
         };
-        if !self.code_page(pa).is_some_and(|(host, _)| host as u64 == key.host()) {
+        if self.code_page(pa).is_none_or(|(host, _)| host as u64 != key.host()) {
             // The tables changed under an entry that has not been flushed: both answers are allowed; take the new one.
             return self.fetch_page(va, va).and_then(|_| Err(self.later(KICK_SELF)));
         }
