@@ -26,6 +26,9 @@ impl Keyboard {
     }
 }
 
+/// When what was taken.
+type Seen = Arc<Mutex<Vec<(u64, String)>>>;
+
 struct Setup {
     clock: Arc<VirtualClock>,
     queue: Arc<TimerQueue>,
@@ -41,8 +44,8 @@ impl Setup {
     }
 
     /// A device that takes up to `most` bytes at once, and says when.
-    fn device(&self, most: usize) -> (Arc<Keyboard>, Arc<dyn CharBackend>, Arc<Mutex<Vec<(u64, String)>>>) {
-        let (keyboard, seen) = (Arc::<Keyboard>::default(), Arc::<Mutex<Vec<(u64, String)>>>::default());
+    fn device(&self, most: usize) -> (Arc<Keyboard>, Arc<dyn CharBackend>, Seen) {
+        let (keyboard, seen) = (Arc::<Keyboard>::default(), Seen::default());
         let port = self.inputs.char("serial0", keyboard.clone());
         let (log, clock) = (seen.clone(), self.clock.clone());
         port.set_receiver(Box::new(move |bytes| {

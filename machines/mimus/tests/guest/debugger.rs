@@ -20,7 +20,10 @@ const PROGRAM: [u32; 10] = [
 fn events_are_caught_and_steps_have_kinds() {
     let dir = Dir::new("events_are_caught");
     let image = dir.path("program");
-    std::fs::write(&image, PROGRAM.map(u32::to_le_bytes).concat()).unwrap();
+    let mut bytes = PROGRAM.map(u32::to_le_bytes).concat();
+    // No less than a kernel's header.
+    bytes.resize(4096, 0);
+    std::fs::write(&image, bytes).unwrap();
     let machine = ["-M", "virt", "-m", "64M", "-bios", "none", "-serial", "none", "-kernel", &image];
     let mut guest = Mimus::start(&[&["debug", "riscv64", "-accel", "tcg"][..], &machine].concat());
     guest.wait_for("=> 0000000000001000");
@@ -57,7 +60,7 @@ fn ports_and_modes_of_a_pc() {
     std::fs::write(&rom, bytes).unwrap();
     let machine = ["-M", "pc", "-m", "16M", "-nic", "none", "-serial", "none", "-bios", &rom];
     let mut guest = Mimus::start(&[&["debug", "x86_64", "-accel", "tcg"][..], &machine].concat());
-    guest.wait_for("=> 00000000fffffff0");
+    guest.wait_for("000000000000fff0");
     guest.send("catch port 0x3f8 w\ncatch mode protected\ncatch msr efer\nstep branch\n");
     guest.wait_for("=> 00000000000f0000");
     guest.send("continue\n");
