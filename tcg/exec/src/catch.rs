@@ -17,6 +17,8 @@ pub(crate) struct Catches {
     wanted: Vec<Catch>,
     /// Root of the page tables and mode when they were looked at last.
     space: (u64, u32),
+    /// They may be others since: an instruction changes them bit by bit.
+    pub moved: bool,
 }
 
 impl Catches {
@@ -84,6 +86,18 @@ impl<F: GuestFrontend> Cpu<F> {
 
     #[cold]
     fn space_changed(&mut self) {
+        if self.space_and_mode() != self.debug.catches.space {
+            self.debug.catches.moved = true;
+            self.code_changed = true;
+            self.check_events();
+        }
+    }
+
+    /// Between two instructions: the guest stops if a change of address space or mode is caught.
+    pub(crate) fn settle_space(&mut self) {
+        if !std::mem::take(&mut self.debug.catches.moved) {
+            return;
+        }
         let now = self.space_and_mode();
         let before = std::mem::replace(&mut self.debug.catches.space, now);
         if before.0 != now.0 {

@@ -171,7 +171,7 @@ impl DebugState {
 
     /// Whether the guest is about to stop.
     pub fn is_stopping(&self) -> bool {
-        self.stop.is_some()
+        self.stop.is_some() || self.catches.moved
     }
 
     /// An instruction is executed carefully, and stopped after if it does what is recorded.
@@ -297,12 +297,14 @@ impl<F: GuestFrontend> Cpu<F> {
         self.debug.recorded = None;
         F::step(self);
         self.debug.recording = false;
+        self.settle_space();
         // What its exception was caught for is told now too.
         self.debug.recorded.take().or_else(|| self.debug.stop.take())
     }
 
     /// Before guest code runs, with no kick to serve: does a step if one is to be done. A stop is a reason to leave.
     pub(crate) fn debug_before(&mut self) -> Option<DebugStop> {
+        self.settle_space();
         if let Some(stop) = self.debug.stop.take() {
             return Some(stop);
         }
@@ -313,6 +315,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         if self.debug.stepping {
             if !self.debug.mask_interrupts && F::accept_interrupt(self) {
+                self.settle_space();
                 return self.debug.stop.take().or_else(|| self.stepped());
             }
             return self.step_recording().or_else(|| self.stepped());
@@ -339,7 +342,7 @@ impl<F: GuestFrontend> Cpu<F> {
     #[inline]
     pub(crate) fn debug_due(&self) -> bool {
         let d = &self.debug;
-        d.stepping || d.watch_hit || d.stop.is_some() || d.resume_over.is_some()
+        d.stepping || d.watch_hit || d.stop.is_some() || d.resume_over.is_some() || d.catches.moved
     }
 
     /// Instead of [`Cpu::step_careful`] where a breakpoint may be meant.
