@@ -14,7 +14,7 @@ use serde_json::Value;
 /// A device's state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceState {
-    /// Such as `/machine/serial0`.
+    /// Such as `/machine/serial.0`.
     pub path: String,
     /// What kind of state it is.
     pub schema: String,
@@ -60,10 +60,13 @@ pub fn show(name: &str, devices: &[DeviceState]) -> Result<String, String> {
     if name.is_empty() {
         return Err("the device is missing: info device PATH; 'info devices' lists them".to_owned());
     }
-    let short = |d: &DeviceState| d.path.rsplit('/').next() == Some(name);
-    let found = devices.iter().find(|d| d.path == name).or_else(|| devices.iter().find(|d| short(d)));
+    // The last part of a path is enough, and without its number if it is the only one.
+    let last = |d: &DeviceState| d.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let exact = devices.iter().find(|d| d.path == name || last(d) == name);
+    let mut kind = devices.iter().filter(|d| last(d).split_once('.').is_some_and(|(kind, _)| kind == name));
+    let only = kind.next().filter(|_| kind.next().is_none());
+    let found = exact.or(only);
     let Some(device) = found else {
-        let last = |d: &DeviceState| d.path.rsplit('/').next().unwrap_or_default().to_owned();
         let near = devices.iter().map(|d| (strsim::damerau_levenshtein(&last(d), name), &d.path)).min();
         let near = near.filter(|(distance, _)| *distance <= 1 + name.len() / 3);
         return Err(near.map_or_else(
@@ -187,7 +190,7 @@ mod tests {
         let hpet = json!({"config": 3, "status": 0, "counter": 7, "timers": [{"config": 0x104, "comparator": 9}]});
         let of = |path: &str, schema: &str, fields| DeviceState { path: path.into(), schema: schema.into(), fields };
         vec![
-            of("/machine/serial0", "ns16550a", Ok(serial)),
+            of("/machine/serial.0", "ns16550a", Ok(serial)),
             of("/machine/hpet", "hpet", Ok(hpet)),
             of("/machine/x", "new", Ok(json!({"deep": {"er": [{"a": 1}, {"a": null}]}, "long": vec![0; 100]}))),
             of("/machine/y", "worse", Err("no".to_owned())),
@@ -196,7 +199,7 @@ mod tests {
 
     #[test]
     fn names_of_the_manual() {
-        let text = show("serial0", &devices()).unwrap();
+        let text = show("serial", &devices()).unwrap();
         assert!(text.contains("IER              0x5 ELSI ERBFI\n"), "{text}");
         assert!(text.contains("LCR              0x13 EPS WLS=0x3\n"), "{text}");
         assert!(text.contains("rx                               41 42\n"), "{text}");
@@ -210,7 +213,7 @@ mod tests {
         let text = show("x", &devices()).unwrap();
         assert!(text.contains("deep/er/1/a                      none\n") && text.contains("(100 in all)"), "{text}");
         assert!(show("y", &devices()).unwrap().contains("cannot be shown: no"));
-        assert!(show("serial", &devices()).unwrap_err().contains("did you mean /machine/serial0?"));
+        assert!(show("serail", &devices()).unwrap_err().contains("did you mean /machine/serial.0?"));
         assert!(show("", &devices()).unwrap_err().contains("info devices"));
         assert!(list(&devices()).contains("HPET"));
     }

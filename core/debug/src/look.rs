@@ -44,6 +44,12 @@ impl View<'_> {
         self.symbols.describe(page).map_or(String::new(), |n| format!(" <{n}>"))
     }
 
+    /// The name of a place behind a call, which may be the last of its function.
+    fn returning(&self, pc: u64) -> String {
+        let found = self.symbols.lookup(pc.wrapping_sub(1));
+        found.map_or(String::new(), |(symbol, off)| format!(" <{}+{:#x}>", symbol.name, off + 1))
+    }
+
     /// A value in full.
     pub fn value(&self, value: u64) -> String {
         let signed = value as i64;
@@ -187,7 +193,8 @@ impl View<'_> {
             let exact = matches!(method, Method::Pc | Method::Exception);
             let line = self.symbols.source_line(if exact { pc } else { pc.wrapping_sub(1) });
             let line = line.map_or(String::new(), |(f, l)| format!(" at {f}:{l}"));
-            let _ = writeln!(out, "#{i:<2} {pc:016x}{}{line}  [{}]", self.named(pc), method.name());
+            let name = if exact { self.named(pc) } else { self.returning(pc) };
+            let _ = writeln!(out, "#{i:<2} {pc:016x}{name}{line}  [{}]", method.name());
         }
         out
     }

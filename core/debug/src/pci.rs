@@ -96,7 +96,8 @@ fn function(f: &PciFunction, out: &mut String) {
         pin @ 1..=4 => format!(", pin INT{}# on line {}", char::from(b'@' + pin as u8), f.number(0x3c, 1)),
         _ => String::new(),
     };
-    out.push_str(&format!("       Command {command:#06x} {}, Status {:#06x}{pin}\n", set.join(" "), f.number(6, 2)));
+    let set = if set.is_empty() { "(off)".to_owned() } else { set.join(" ") };
+    out.push_str(&format!("       Command {command:#06x} {set}, Status {:#06x}{pin}\n", f.number(6, 2)));
     bars(f, command, out);
     capabilities(f, out);
 }

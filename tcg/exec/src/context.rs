@@ -250,7 +250,9 @@ impl Context {
         for index in indices.into_iter().map(|i| i as usize) {
             let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
             let execute = self.get(L.exec_tag, index);
-            let mut tags: Vec<u64> = [read, write, execute].into_iter().filter(|tag| *tag != INVALID).collect();
+            // Memory that was never written is an empty entry too, but for page 0's.
+            let filled = |tag: &u64| *tag != INVALID && index_of(*tag) == index;
+            let mut tags: Vec<u64> = [read, write, execute].into_iter().filter(filled).collect();
             tags.dedup();
             for va in tags {
                 let (read, write) = (read == va, write == va);

@@ -42,11 +42,24 @@ fn bits(words: &[u64]) -> String {
     if all.is_empty() { "none".to_owned() } else { all.join(" ") }
 }
 
+/// `5-9=1` for each run of equal values that are not 0.
+fn runs(values: &[u64]) -> Vec<String> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    for run in values.chunk_by(|a, b| a == b) {
+        match (run[0], run.len()) {
+            (0, _) => {}
+            (value, 1) => out.push(format!("{at}={value}")),
+            (value, n) => out.push(format!("{at}-{}={value}", at + n - 1)),
+        }
+        at += run.len();
+    }
+    out
+}
+
 fn plic(s: &Value, out: &mut String) {
     out.push_str(&format!("  pending  {}\n  claimed  {}\n", bits(&array(s, "pending")), bits(&array(s, "claimed"))));
     out.push_str(&format!("  inputs   {}\n", bits(&array(s, "level"))));
-    let priorities = array(s, "priority").into_iter().enumerate().filter(|(_, p)| *p != 0);
-    let priorities: Vec<String> = priorities.map(|(source, p)| format!("{source}={p}")).collect();
+    let priorities = runs(&array(s, "priority"));
     out.push_str(&format!(
         "  priority {}\n",
         if priorities.is_empty() { "all 0".to_owned() } else { priorities.join(" ") }
@@ -194,14 +207,14 @@ mod tests {
 
     #[test]
     fn of_a_riscv_board() {
-        let plic = json!({"priority": [0, 1, 0, 7], "pending": [8], "claimed": [2], "level": [8],
+        let plic = json!({"priority": [0, 1, 0, 7, 7], "pending": [8], "claimed": [2], "level": [8],
                           "enable": [[0], [10]], "threshold": [0, 1]});
         let text = irqchips(&[of("riscv-plic", plic), of("riscv-aclint", json!({"msip": [true], "mtimecmp": [255]}))]);
         let text = text.unwrap();
         for line in [
             "pending  3\n",
             "claimed  1\n",
-            "priority 1=1 3=7\n",
+            "priority 1=1 3-4=7\n",
             "context 1: threshold 1, enabled 1 3\n",
             "hart 0: msip 1, mtimecmp 0xff",
         ] {
