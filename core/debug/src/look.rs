@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use mimus_arch::CpuState;
 use mimus_arch::x86::X86State;
 
-use crate::linux::Linux;
+use crate::linux::{Linux, tasks};
 use crate::orc::Orc;
 use crate::registers;
 use crate::symbols::Symbols;
@@ -188,8 +188,33 @@ impl View<'_> {
 
     /// The calls that led here, each with how it was found.
     pub fn backtrace(&self) -> String {
+        self.calls(self.frames(64))
+    }
+
+    /// The calls of a task of the Linux that runs.
+    ///
+    /// # Errors
+    /// There is none of that number, or what the kernel kept of it is not known.
+    pub fn backtrace_of(&self, pid: u64) -> Result<String, String> {
+        let linux = self.linux.ok_or("no Linux was found in the guest's memory; 'kallsyms' says why")?;
+        let m = linux.memory(self.target, self.cpu)?;
+        let all = tasks::read(&m, linux)?;
+        let task = all.iter().find(|t| u64::from(t.pid) == pid);
+        let task = task.ok_or_else(|| format!("there is no task {pid}; 'info tasks' lists them"))?;
+        if task.running {
+            return Err(format!(
+                "task {pid} ({}) runs now, on vCPU {}: select that, then 'backtrace'",
+                task.name,
+                task.cpu.unwrap_or(0)
+            ));
+        }
+        let (pc, kept) = tasks::kept(&m, linux, task)?;
+        Ok(self.calls(unwind::frames_of_task(self, pc, &kept, 64)))
+    }
+
+    fn calls(&self, frames: Vec<Frame>) -> String {
         let mut out = String::new();
-        for (i, Frame { pc, method }) in self.frames(64).into_iter().enumerate() {
+        for (i, Frame { pc, method }) in frames.into_iter().enumerate() {
             let exact = matches!(method, Method::Pc | Method::Exception);
             let line = self.symbols.source_line(if exact { pc } else { pc.wrapping_sub(1) });
             let line = line.map_or(String::new(), |(f, l)| format!(" at {f}:{l}"));

@@ -31,6 +31,8 @@ pub enum Method {
     Orc,
     /// Registers that a handler saved: this is what was interrupted.
     Exception,
+    /// A task that waits: the kernel switched away from it here.
+    Switch,
 }
 
 impl Method {
@@ -44,6 +46,7 @@ impl Method {
             Method::Cfi => "CFI",
             Method::Orc => "ORC",
             Method::Exception => "saved registers",
+            Method::Switch => "where it was switched from",
         }
     }
 }
@@ -87,13 +90,32 @@ struct Unwinder<'a> {
 
 /// This function and those that called it, at most so many.
 pub fn frames(view: &View<'_>, most: usize) -> Vec<Frame> {
-    let Some((n, mut regs)) = start(view.cpu) else {
+    let Some((n, regs)) = start(view.cpu) else {
         return vec![Frame { pc: registers::pc(view.cpu), method: Method::Pc }];
     };
-    let unwinder = Unwinder { view, n };
-    let mut found = vec![Frame { pc: regs.pc, method: Method::Pc }];
+    chain(&Unwinder { view, n }, regs, Method::Pc, most)
+}
+
+/// What a task that does not run was about to go on with, and the calls that led there: from the registers that the kernel
+/// kept of it, by DWARF's numbers.
+pub fn frames_of_task(view: &View<'_>, pc: u64, kept: &[(usize, u64)], most: usize) -> Vec<Frame> {
+    let n = match view.cpu {
+        CpuState::Riscv(_) => RISCV,
+        CpuState::X86(s) if s.efer & 1 << 10 != 0 => X86_64,
+        _ => I386,
+    };
+    let mut r = [None; 33];
+    for (register, value) in kept {
+        r[*register] = Some(*value);
+    }
+    chain(&Unwinder { view, n }, Regs { pc, r, exact: false }, Method::Switch, most)
+}
+
+fn chain(unwinder: &Unwinder<'_>, mut regs: Regs, method: Method, most: usize) -> Vec<Frame> {
+    let n = unwinder.n;
+    let mut found = vec![Frame { pc: regs.pc, method }];
     while found.len() < most {
-        let Some((next, method)) = unwinder.caller(&regs, found.len() == 1) else { break };
+        let Some((next, method)) = unwinder.caller(&regs, found.len() == 1 && regs.exact) else { break };
         // A stack only grows towards its begin, but for exceptions that change it.
         let (before, after) = (regs.r[n.sp].unwrap_or(0), next.r[n.sp].unwrap_or(u64::MAX));
         let backwards = after < before || after == before && method != Method::Link && next.pc == regs.pc;
@@ -177,8 +199,8 @@ impl Unwinder<'_> {
             CfaRule::Expression(_) => return None,
         };
         let mut next = Regs { exact: fde.is_signal_trampoline(), ..regs.clone() };
-        for i in 0..next.r.len() {
-            next.r[i] = match row.register(Register(i as u16)) {
+        for (i, value) in next.r.iter_mut().enumerate() {
+            *value = match row.register(Register(i as u16)) {
                 // What nobody says anything of is kept, if it is one of those that functions keep.
                 None => regs.r[i].filter(|_| self.callee_saved(i)),
                 Some(RegisterRule::SameValue) => regs.r[i],

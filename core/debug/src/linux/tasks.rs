@@ -270,6 +270,38 @@ fn is_pid(m: &Memory<'_>, nodes: &[u64], offset: u64) -> bool {
     })
 }
 
+/// What the kernel keeps of a task while another runs: where it goes on, and registers by DWARF's numbers.
+///
+/// # Errors
+/// The kernel has no types that say where.
+pub fn kept(m: &Memory<'_>, linux: &Linux, task: &Task) -> Result<(u64, Vec<(usize, u64)>), String> {
+    let types =
+        linux.types.as_ref().ok_or("this kernel has no types (BTF) that say where a task's registers are kept")?;
+    let member = |path: &str| {
+        let member = types.member("task_struct", path).map(|f| task.at.wrapping_add(f.offset()));
+        member.ok_or_else(|| format!("task_struct has no {path} here"))
+    };
+    let load = |at: u64| m.long(at).ok_or_else(|| format!("there is no memory at {at:#x}"));
+    let sp = load(member("thread.sp")?)?;
+    if m.riscv {
+        // s0 to s11 are x8, x9, x18 to x27; the return address is another member.
+        let saved = member("thread.s")?;
+        let numbers = [8, 9].into_iter().chain(18..28);
+        let mut kept = vec![(2, sp)];
+        for (i, number) in (0..).zip(numbers) {
+            kept.push((number, load(saved.wrapping_add(8 * i))?));
+        }
+        return Ok((load(member("thread.ra")?)?, kept));
+    }
+    // The stack holds what the switch pushed (`struct inactive_task_frame`): r15 to r12, rbx, rbp, the return address.
+    let mut kept = Vec::new();
+    for (i, number) in (0..).zip([15, 14, 13, 12, 3, 6]) {
+        kept.push((number, load(sp.wrapping_add(8 * i))?));
+    }
+    kept.push((7, sp.wrapping_add(56)));
+    Ok((load(sp.wrapping_add(48))?, kept))
+}
+
 /// A table of them.
 pub fn show(tasks: &[Task]) -> String {
     let mut out = format!("{:>7} {:>7} {:>7} state cpu {:<18} name\n", "pid", "process", "parent", "task_struct");

@@ -113,6 +113,9 @@ fn linux(guest: &mut Mimus, own: &Own, caller: &str, types: bool) {
     let calls = ask(guest, "backtrace");
     assert!(calls.contains(caller) && calls.lines().count() > 2, "{calls}");
     if types {
+        let waits = ask(guest, "backtrace 2");
+        let switched = waits.starts_with("#0 ") && waits.contains("schedule+") && waits.contains("<kthreadd+0x");
+        assert!(switched, "{waits}");
         let task = ask(guest, "struct task_struct init_task");
         assert!(task.contains(" comm at ") && task.contains(" pid = 0x0\n"), "{task}");
     }
