@@ -176,11 +176,11 @@ impl Target for Live {
         let view = self.memory.view();
         let region = |r: &mimus_core::memory::FlatRange| {
             let (kind, name) = match &r.kind {
-                FlatKind::Ram { readonly: false, .. } => ("ram", String::new()),
-                FlatKind::Ram { .. } | FlatKind::RomDevice { .. } => ("rom", String::new()),
-                FlatKind::Mmio { .. } => ("device", String::new()),
+                FlatKind::Ram { block, readonly: false, .. } => ("ram", block.name()),
+                FlatKind::Ram { block, .. } | FlatKind::RomDevice { block, .. } => ("rom", block.name()),
+                FlatKind::Mmio { binding, .. } => ("device", binding.name()),
             };
-            Region { base: r.base.0, len: r.len, kind, name }
+            Region { base: r.base.0, len: r.len, kind, name: name.to_owned() }
         };
         view.ranges().iter().map(region).collect()
     }

@@ -154,6 +154,8 @@ fn machine(guest: &mut Mimus, own: &Own) {
     assert!(devices.lines().count() > 3, "{devices}");
     let serial = devices.lines().find_map(|l| l.split_whitespace().next().filter(|p| p.contains("serial")));
     assert!(ask(guest, &format!("info device {}", serial.expect("a UART"))).contains("IER    "));
+    let map = ask(guest, "info mtree");
+    assert!(map.lines().any(|l| l.ends_with(" ram    ram")) && map.contains(" device /machine/"), "{map}");
     let map = ask(guest, "info mem");
     assert!(map.lines().count() > 5, "{map}");
 }
