@@ -333,7 +333,7 @@ impl Unwinder<'_> {
             Some(_) => (fp.wrapping_sub(8), fp.wrapping_sub(16), fp),
             None => (fp.wrapping_add(n.word), fp, fp.wrapping_add(2 * n.word)),
         };
-        if fp % n.word != 0 {
+        if !fp.is_multiple_of(n.word) {
             return None;
         }
         let mut next = Regs { pc: self.load(ra)?, r: [None; 33], exact: false };

@@ -157,7 +157,7 @@ fn property(value: &[u8]) -> String {
     }
     let more = if value.len() > SHOWN { " …" } else { "" };
     let value = &value[..value.len().min(SHOWN)];
-    if value.len() % 4 == 0 {
+    if value.len().is_multiple_of(4) {
         let cells: Vec<String> = value.chunks(4).filter_map(|c| be(c, 0)).map(|c| format!("{c:#x}")).collect();
         return format!(" = <{}{more}>", cells.join(" "));
     }

@@ -216,7 +216,7 @@ fn around(m: &Memory<'_>, digits: u64) -> Option<Places> {
     let ends = head.iter().enumerate().rev().filter(|(_, b)| **b == 0).map(|(i, _)| i);
     let start = ends.clone().nth(48)? as u64 + 1;
     let token_table = digits - 4096 + start;
-    if token_table % align != 0 {
+    if !token_table.is_multiple_of(align) {
         return None;
     }
     let table = up_to(m, token_table, TOKENS);

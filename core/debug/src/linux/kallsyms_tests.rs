@@ -40,7 +40,7 @@ fn image(n: usize, word: usize, new: bool, percpu: bool) -> (Vec<u8>, u64) {
     let start = out.len();
     let mut markers = Vec::new();
     for (i, name) in names(n).iter().enumerate() {
-        if i % 256 == 0 {
+        if i.is_multiple_of(256) {
             markers.push((out.len() - start) as u32);
         }
         // Token 1 is "_function_"; all else its own character. The longest has a length of two bytes.

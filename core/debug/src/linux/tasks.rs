@@ -222,7 +222,7 @@ impl Layout {
         let pids = (0..distance).step_by(4).find(|offset| is_pid(m, &nodes, *offset))?;
         // Processes 1 and 2 have process 0 for a parent.
         let tgid = pids + 4;
-        let parent = (tgid + 4..distance).step_by(4).filter(|o| o % word == 0).find_map(|offset| {
+        let parent = (tgid + 4..distance).step_by(4).filter(|o| o.is_multiple_of(word)).find_map(|offset| {
             let of = |i: usize| m.long(from_list(nodes[i], offset));
             let (a, b, own) = (of(1)?, of(2)?, of(0)?);
             (a == b && a == own && a < nodes[0] && nodes[0] - a < LONGEST).then_some((offset, a))
