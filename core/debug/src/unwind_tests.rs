@@ -106,7 +106,7 @@ fn hostile_stacks() {
         let mut image = vec![0; 0x3000];
         for i in (0x1000..0x2000).step_by(8) {
             let noise = crate::linux::tests::random(&mut seed);
-            let value = if noise & 3 == 0 { noise } else { BASE + 0x1000 + (noise % 0x1000 & !7) };
+            let value = if noise & 3 == 0 { noise } else { BASE + 0x1000 + ((noise % 0x1000) & !7) };
             put(&mut image, i, value, 8);
         }
         let ram = Ram::new(8, BASE, image);

@@ -31,14 +31,14 @@ impl Ram {
         if word == 4 {
             put(START + (base >> 22) * 4, START + 0x1003, 4);
             (0..pages)
-                .for_each(|i| put(START + 0x1000 + ((base >> 12 & 0x3ff) + i) % 1024 * 4, first + i * 4096 | 3, 4));
+                .for_each(|i| put(START + 0x1000 + ((base >> 12 & 0x3ff) + i) % 1024 * 4, (first + i * 4096) | 3, 4));
         } else {
             (s.cr4, s.efer) = (0x20, 0x500);
             put(START + (base >> 39 & 511) * 8, START + 0x1003, 8);
             put(START + 0x1000 + (base >> 30 & 511) * 8, START + 0x2003, 8);
             put(START + 0x2000 + (base >> 21 & 511) * 8, START + 0x3003, 8);
             (0..pages.min(512))
-                .for_each(|i| put(START + 0x3000 + ((base >> 12 & 511) + i) % 512 * 8, first + i * 4096 | 3, 8));
+                .for_each(|i| put(START + 0x3000 + ((base >> 12 & 511) + i) % 512 * 8, (first + i * 4096) | 3, 8));
         }
         bytes.extend(image);
         Ram { bytes, cpu: CpuState::X86(Box::new(s)) }
