@@ -159,6 +159,54 @@ fn ioapic_in_the_kernel() {
     assert_eq!(g.bus.out_values(0x70), [0x51, 0x52, 0x52, 0x51, 0x53]);
 }
 
+/// The handler lowers a level before it ends its interrupt: it is taken once. Where the local APIC takes it as ended
+/// when it is delivered (`early_eoi`), the level is still high then, and the I/O APIC delivers it a second time.
+#[test]
+fn level_lowered_before_its_end() {
+    let name = "level_lowered_before_its_end";
+    let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build(name) else { return };
+    g.long(0);
+    // Stops first: the level is lowered outside.
+    g.gate(0x52, 0x2000);
+    g.code(0x2000, 64, |a| {
+        a.out(i32::from(PORT_STOP), al)?;
+        lapic_eoi(a)?;
+        a.inc(dword_ptr(DATA))?;
+        a.iretq()
+    });
+    g.code(CODE, 64, |a| {
+        init_pic(a, [0xff, 0xff])?;
+        enable_lapic(a)?;
+        a.mov(ebx, IOAPIC as u32)?;
+        a.mov(dword_ptr(rbx), 0x10 + 21 * 2)?;
+        a.mov(dword_ptr(rbx + 0x10), 0x8052)?;
+        a.sti()?;
+        a.hlt()?;
+        // An interrupt that is still pending is taken after one of these.
+        a.out(0x72, al)?;
+        a.nop()?;
+        a.out(0x72, al)?;
+        a.cli()?;
+        a.mov(al, 0xaa)?;
+        a.out(i32::from(PORT_STOP), al)
+    });
+    let level = line(&g, 21);
+    soon(&mut g, || level.raise(), |g| g.run_to_stop(0));
+    level.lower();
+    let mut delivered = 1;
+    loop {
+        g.bus.take();
+        g.run_to_stop(0);
+        if g.bus.out_values(PORT_STOP) == [0xaa] {
+            break;
+        }
+        delivered += 1;
+    }
+    assert_eq!(delivered, if quirks().early_eoi { 2 } else { 1 });
+    assert_eq!(g.load(DATA) & 0xff, delivered, "as many ended");
+    assert_eq!(g.statistic("halt exits"), 0);
+}
+
 #[test]
 fn messages_and_descriptors() {
     let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build("messages_and_descriptors") else { return };
