@@ -535,6 +535,7 @@ fn split_controllers() {
     let seen = g.bus.take();
     let ends: Vec<_> = seen.iter().enumerate().filter(|(_, s)| matches!(s, Seen::Eoi(_))).collect();
     let [(at, Seen::Eoi(0x52))] = ends[..] else { panic!("{seen:?}") };
+    assert_eq!(gsi.holds(0x52), Some(false), "ended");
     let handled = seen.iter().position(|s| *s == Seen::Out(0x70, 1, 0x52)).expect("handled");
     assert!(at > handled || quirks().early_eoi, "{seen:?}");
     let values: Vec<_> = seen.iter().filter(|s| matches!(s, Seen::Out(0x70, ..))).collect();
@@ -544,6 +545,7 @@ fn split_controllers() {
     chip.ioapic_route(5, None);
     handler(&g, 0x53, 0x2300, true, lapic_eoi);
     send(0x8053 | 0x4000);
+    assert_eq!((gsi.holds(0x53), gsi.holds(0x54)), (Some(true), Some(false)), "requested");
     g.run_to_stop(0);
     assert!(g.bus.take().contains(&Seen::Eoi(0x53)));
     // The PIC outside, through LINT0.
@@ -660,4 +662,39 @@ fn chips_refuse_what_cannot_be() {
     let none = LapicsState::default();
     let none = mimus_core::snapshot::Payload::encode(irqchip::LAPIC_SCHEMA, &none).expect("encoded");
     assert!(devices[3].1.restore(&none).unwrap_err().to_string().contains("0 local APICs for 1"));
+}
+
+/// A level that no local APIC has is delivered, whatever is restored first.
+#[test]
+fn a_restored_level_is_delivered() {
+    let name = "a_restored_level_is_delivered";
+    let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build(name) else { return };
+    g.long(0);
+    handler(&g, 0x52, 0x2000, true, lapic_eoi);
+    g.code(CODE, 64, |a| {
+        init_pic(a, [0xff, 0xff])?;
+        enable_lapic(a)?;
+        a.out(i32::from(PORT_STOP), al)?;
+        idle(a)
+    });
+    g.run_to_stop(0);
+    g.bus.take();
+    let devices = g.devices();
+    let saved: Vec<_> = devices.iter().map(|(_, d)| d.save().expect("saved")).collect();
+    let mut ioapic: IoApicState = saved[1].decode().expect("decoded");
+    ioapic.redirection[21] = 0x8052;
+    ioapic.lines = 1 << 21;
+    for ((name, device), payload) in devices.iter().zip(&saved) {
+        let ours = mimus_core::snapshot::Payload::encode(irqchip::IOAPIC_SCHEMA, &ioapic).expect("encoded");
+        let payload = if *name == "ioapic" { &ours } else { payload };
+        device.restore(payload).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    for _ in 0..2 {
+        devices.iter().for_each(|(_, device)| device.start());
+    }
+    let level = line(&g, 21);
+    level.import_level(true);
+    g.run_to_stop(0);
+    level.lower();
+    assert_eq!(g.bus.out_values(0x70), [0x52]);
 }
