@@ -272,7 +272,9 @@ fn memtest_under_kvm() {
     }
     let Some(files) = guest(test, &MEMTEST) else { return };
     let kernel = text(&files.join("x64.bin"));
-    for board in ["q35", "microvm"] {
+    // With firmware, and without.
+    let long = std::env::var_os("MIMUS_LONG_TESTS").is_some();
+    for board in if long { &["microvm", "q35"][..] } else { &["microvm"] } {
         let machine = ["system", "x86_64", "--accel", "kvm", "-nic", "none", "-M", board, "-m", "64", "-nographic"];
         let mut guest =
             Mimus::start(&[&machine[..], &["-kernel", &kernel, "-append", "console=ttyS0,115200"]].concat());
@@ -289,6 +291,9 @@ fn grub_from_a_disk_under_kvm() {
     let test = "grub_from_a_disk_under_kvm";
     if let Err(why) = mimus_accel_kvm::Quirks::of_host() {
         return skipped(test, &format!("KVM: {why}"));
+    }
+    if std::env::var_os("MIMUS_LONG_TESTS").is_none() {
+        return skipped(test, "it takes a minute where KVM interprets supervisor code: set MIMUS_LONG_TESTS=1");
     }
     if guest(test, &SEABIOS).is_none() {
         return;
