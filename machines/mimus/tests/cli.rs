@@ -323,7 +323,7 @@ fn kvm_without_permission() {
     use std::os::unix::process::CommandExt;
     let dir = Dir::new("permission");
     let (node, kernel) = (dir.file("kvm", b""), dir.file("kernel", &leaving_kernel()));
-    std::fs::set_permissions(&node, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&node, PermissionsExt::from_mode(0o000)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_mimus"));
     command.args(["system", "x86_64", "-display", "none", "-kernel", &kernel, "-accel", &format!("kvm,device={node}")]);
     if std::fs::File::open(&node).is_ok() {
