@@ -19,6 +19,6 @@ pub use null::NullAccelerator;
 pub use shortcuts::Shortcuts;
 pub use trace::{RecentEvent, TraceKinds, TraceSink, TracedCode, Tracer};
 pub use vcpu::{
-    Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu,
-    VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
+    Access, CpuPin, DebugCaps, RememberedTranslation, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault,
+    Translation, Vcpu, VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
 };

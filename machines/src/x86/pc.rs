@@ -185,6 +185,7 @@ fn add_pci(
         let pirqs = PirqRouter::new(ich9::PIRQS, isa, direct);
         let bridge = Q35::new("pcie.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
         let bus = bridge.bus().clone();
+        b.add_pci_bus(&bus);
         if smm {
             smm::add(b, bridge.smm_overlay());
         }
@@ -196,6 +197,7 @@ fn add_pci(
     let pirqs = PirqRouter::new(piix::PIRQS, isa, Vec::new());
     let bridge = I440fx::new("pci.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
     let bus = bridge.bus().clone();
+    b.add_pci_bus(&bus);
     if smm {
         smm::add(b, bridge.smm_overlay());
     }
