@@ -7,12 +7,19 @@
 
 pub mod catch;
 pub mod debugger;
+pub mod devices;
 pub mod expr;
+pub mod firmware;
+pub mod info;
+pub mod linux;
 pub mod look;
+pub mod orc;
+pub mod pci;
 pub mod registers;
 pub mod report;
 pub mod steps;
 pub mod symbols;
 pub mod target;
 pub mod trace;
+pub mod unwind;
 pub mod walk;

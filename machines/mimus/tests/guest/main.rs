@@ -13,4 +13,5 @@ mod harness;
 mod network;
 mod repeat;
 mod terminal;
+mod views;
 mod x86;
