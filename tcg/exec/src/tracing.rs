@@ -82,6 +82,11 @@ impl<F: GuestFrontend> Cpu<F> {
         }
     }
 
+    /// For frontends: the root of the page tables has been written, and the context stays.
+    pub fn root_written(&mut self) {
+        self.trace_space();
+    }
+
     /// The address space or privilege may have changed.
     pub(crate) fn trace_space(&mut self) {
         self.catch_space();

@@ -35,6 +35,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let value = wide_register(x, 1);
             control::write_cr(x.cpu, n, value)?;
             x.cpu.note_register(SystemRegister::Control(n), true, value);
+            x.cpu.root_written();
             x.cpu.guest.leave = true;
             Ok(())
         },
