@@ -83,7 +83,7 @@ fn create<F: GuestFrontend>(config: &VmConfig, engine: EngineConfig) -> Result<A
     Ok(Arc::new(TcgVm { machine }))
 }
 
-/// `-accel tcg,tb-size=MIB,engine=jit|interp,thread=multi`
+/// `-accel tcg,tb-size=MIB,engine=jit|interp,eager=on|off,thread=multi`
 fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
     let mut engine = EngineConfig { count: config.clock.counted().is_some(), ..EngineConfig::default() };
     if engine.count && config.smp > 1 {
@@ -108,9 +108,16 @@ fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
                     _ => return Err(fail(format!("{value:?} is not known; use jit or interp"))),
                 };
             }
+            "eager" => {
+                engine.eager = match value.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(fail(format!("{value:?} is not known; use on or off"))),
+                };
+            }
             "thread" if value == "multi" => {}
             "thread" => return Err(fail(format!("{value:?} is not supported; use multi"))),
-            _ => return Err(fail("unknown; there are tb-size, engine and thread".to_owned())),
+            _ => return Err(fail("unknown; there are tb-size, engine, eager and thread".to_owned())),
         }
     }
     Ok(engine)

@@ -44,6 +44,8 @@ pub struct Context {
     /// The subset to drop on [`Context::drop_local`].
     local: Vec<u32>,
     large: Vec<LargeRegion>,
+    /// Range entries that are filled.
+    pub(crate) ranges: Vec<u32>,
 }
 
 impl Context {
@@ -53,7 +55,7 @@ impl Context {
     /// The host has no address space left.
     pub fn new() -> std::io::Result<Context> {
         let map = MmapOptions::new().len(ContextLayout::SIZE).no_reserve_swap().map_anon()?;
-        let mut context = Context { map, fills: Vec::new(), local: Vec::new(), large: Vec::new() };
+        let mut context = Context { map, fills: Vec::new(), local: Vec::new(), large: Vec::new(), ranges: Vec::new() };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
         Ok(context)
@@ -71,7 +73,14 @@ impl Context {
         unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
     }
 
-    fn get(&self, array: i32, index: usize) -> u64 {
+    /// What is at an offset from the base; aligned to 8 bytes.
+    pub(crate) fn cell_at(&self, offset: usize) -> *mut u64 {
+        debug_assert!(offset + 8 <= ContextLayout::SIZE && offset.is_multiple_of(8));
+        // SAFETY: inside the mapping.
+        unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
+    }
+
+    pub(crate) fn get(&self, array: i32, index: usize) -> u64 {
         // SAFETY: `cell` is in the mapping and aligned; only this vCPU's thread reads or writes it.
         unsafe { self.cell(array, index).read() }
     }
@@ -106,6 +115,10 @@ impl Context {
         const L: ContextLayout = ContextLayout::STANDARD;
         let index = index_of(fill.va);
         let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
+        let moved = self.get(L.addend, index) != fill.host.wrapping_sub(fill.va);
+        if read == fill.va && (moved || !fill.read) || write == fill.va && (moved || !fill.write) {
+            self.drop_ranges_at(index);
+        }
         self.set(L.addend, index, fill.host.wrapping_sub(fill.va));
         // The addend is shared: a tag of another page must not survive it.
         self.set(L.read_tag, index, if fill.read { fill.va } else { INVALID });
@@ -157,6 +170,7 @@ impl Context {
         self.fills.clear();
         self.local.clear();
         self.large.clear();
+        self.drop_ranges();
     }
 
     /// Drops the entries that were filled as local.
@@ -167,6 +181,7 @@ impl Context {
         }
         self.local = local;
         self.local.clear();
+        self.drop_ranges();
     }
 
     /// Whether any local entry is present.
@@ -190,6 +205,7 @@ impl Context {
             if region.size > (2 << 20) {
                 flush_all = true;
             } else {
+                self.drop_ranges();
                 let first = index_of(region.base);
                 for index in first..first + (region.size / PAGE) as usize {
                     self.clear_if_used(index & INDEX_MASK as usize);
@@ -204,6 +220,7 @@ impl Context {
     /// Drops the page at `va` alone, whatever size the guest's mapping has.
     pub fn drop_entry(&mut self, va: u64) {
         self.clear_if_used(index_of(va));
+        self.drop_ranges_at(index_of(va));
     }
 
     /// Clears an index without touching host memory that was never filled.
@@ -227,6 +244,7 @@ impl Context {
                 self.set(L.write_tag, index, INVALID);
             }
         }
+        self.drop_writable_ranges(host);
     }
 
     /// Number of fills since the last flush.
@@ -235,7 +253,7 @@ impl Context {
     }
 }
 
-fn index_of(va: u64) -> usize {
+pub(crate) fn index_of(va: u64) -> usize {
     ((va >> 12) & INDEX_MASK) as usize
 }
 

@@ -68,11 +68,13 @@ pub struct EngineConfig {
     pub interpret: bool,
     /// Count instructions, for a clock that follows them.
     pub count: bool,
+    /// Take all code to run often from its first translation: every optimisation at once.
+    pub eager: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> EngineConfig {
-        EngineConfig { code_size: DEFAULT_CODE, interpret: false, count: false }
+        EngineConfig { code_size: DEFAULT_CODE, interpret: false, count: false, eager: false }
     }
 }
 
@@ -164,7 +166,7 @@ impl<F: GuestFrontend> Machine<F> {
         Ok(Arc::new(Machine {
             memory,
             alternate: AlternateMemory::default(),
-            store: CodeStore::new(mapping, STUBS),
+            store: CodeStore::new(mapping, STUBS, config.eager),
             emitter,
             stubs,
             helpers,

@@ -356,6 +356,12 @@ pub fn check(
     // With every start address modulo 16.
     let at = m.blocks_at + rng.below(16) as usize;
     let print = PrintOnPanic(block);
+    scratch.1.hints.hot = rng.chance(50);
+    scratch.1.hints.scattered.clear();
+    if rng.chance(20) {
+        // One or the other in a block may be served by the page entries all the same.
+        scratch.1.hints.scattered.extend((0..4).map(|_| block.start + 2 * rng.below(16) as u16));
+    }
     m.backend.emit(block, at, None, &mut scratch.0, &mut scratch.1);
     drop(print);
     m.write_code(at, &scratch.0);

@@ -122,7 +122,7 @@ impl Guest {
         map.change(|t| {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig { code_size: 1 << 20, interpret, count: false };
+        let config = EngineConfig { code_size: 1 << 20, interpret, count: false, eager: true };
         let machine = Machine::<Riscv>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::Riscv64, "rv64,svpbmt=on").unwrap();

@@ -1,0 +1,276 @@
+//! Range entries of a context: where single accesses of hot code expect to stay (see `ContextLayout`).
+//!
+//! An entry may say no more than the page entries it was made from, and goes when one of them does. That another page
+//! takes an index over does not matter: what is dropped later is looked for among the ranges in any case.
+#![allow(unsafe_code)]
+
+use mimus_tcg_ir::Size;
+use mimus_tcg_ir::backend::ContextLayout;
+
+use crate::context::{Context, index_of};
+
+const PAGE: u64 = 4096;
+const L: ContextLayout = ContextLayout::STANDARD;
+/// An access that misses this often ...
+const MISSES: u32 = 32;
+/// ... within this many microseconds is better served by the page entries.
+const MICROSECONDS: u32 = 32;
+/// Pages that are looked at in each direction at first, and at most.
+const REACH: (u64, u64) = (4, 1024);
+
+/// A range entry in memory.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Entry {
+    first: u64,
+    /// Behind `first`, where accesses may begin; 0: empty.
+    limit: u64,
+    addend: u64,
+    /// Times it was filled since it was empty.
+    fills: u32,
+    /// When that was last a multiple of [`MISSES`].
+    since: u32,
+}
+
+impl Context {
+    fn entry(&self, number: u32) -> *mut Entry {
+        assert!((number as usize) < ContextLayout::RANGES, "a range entry");
+        // The entries are behind the arrays of 8-byte words.
+        self.cell_at(L.ranges as usize + number as usize * ContextLayout::RANGE_BYTES).cast()
+    }
+
+    fn read_entry(&self, number: u32) -> Entry {
+        // SAFETY: in the mapping and aligned; only this vCPU's thread reads or writes it. Any bits are an entry.
+        unsafe { self.entry(number).read() }
+    }
+
+    fn write_entry(&mut self, number: u32, entry: Entry) {
+        // SAFETY: as in `read_entry`.
+        unsafe { self.entry(number).write(entry) }
+    }
+
+    /// After an access at `va` that missed range entry `number`: lets it say what the page entries around say.
+    /// `now`: microseconds. Whether the access misses too often.
+    pub fn fill_range(&mut self, number: u32, va: u64, size: Size, now: impl FnOnce() -> u32) -> bool {
+        let tags = if ContextLayout::range_is_write(number) { L.write_tag } else { L.read_tag };
+        let page = va & !(PAGE - 1);
+        let addend = self.get(L.addend, index_of(page));
+        let grants = |page: u64| {
+            let index = index_of(page);
+            self.get(tags, index) == page && self.get(L.addend, index) == addend
+        };
+        if !grants(page) {
+            return false;
+        }
+        let old = self.read_entry(number);
+        let reach = (REACH.0 << old.fills.min(16)).min(REACH.1);
+        let end_of_old = old.first.wrapping_add(old.limit).wrapping_add(u64::from(size.bytes()) - 1);
+        let follows = old.limit != 0 && old.addend == addend && end_of_old == page;
+        let (mut first, mut end) = (page, page.wrapping_add(PAGE));
+        if follows {
+            first = old.first;
+        } else {
+            for _ in 0..reach {
+                match first.wrapping_sub(PAGE) {
+                    before if before < first && grants(before) => first = before,
+                    _ => break,
+                }
+            }
+        }
+        for _ in 0..reach {
+            // A range does not wrap.
+            if end == 0 || !grants(end) {
+                break;
+            }
+            end = end.wrapping_add(PAGE);
+        }
+        let limit = end.wrapping_sub(first) - (u64::from(size.bytes()) - 1);
+        if old.limit == 0 {
+            self.ranges.push(number);
+        }
+        let mut entry = Entry { first, limit, addend, fills: old.fills.wrapping_add(1), since: old.since };
+        let mut scattered = false;
+        if old.fills.is_multiple_of(MISSES) {
+            entry.since = now();
+            scattered = old.fills != 0 && entry.since.wrapping_sub(old.since) < MICROSECONDS;
+        }
+        self.write_entry(number, entry);
+        scattered
+    }
+
+    /// Empties all range entries.
+    pub(crate) fn drop_ranges(&mut self) {
+        self.drop_ranges_where(|_, _| true);
+    }
+
+    /// Empties those that say something of a page with this index.
+    pub(crate) fn drop_ranges_at(&mut self, index: usize) {
+        self.drop_ranges_where(|_, entry| {
+            let pages = (entry.limit >> 12) as usize + 1;
+            let behind = index.wrapping_sub(index_of(entry.first)) & (ContextLayout::ENTRIES - 1);
+            behind < pages
+        });
+    }
+
+    /// Empties those that let stores through to the host page `host`.
+    pub(crate) fn drop_writable_ranges(&mut self, host: u64) {
+        self.drop_ranges_where(|number, entry| {
+            let behind = host.wrapping_sub(entry.first.wrapping_add(entry.addend));
+            ContextLayout::range_is_write(number) && behind < entry.limit
+        });
+    }
+
+    fn drop_ranges_where(&mut self, goes: impl Fn(u32, &Entry) -> bool) {
+        let mut i = 0;
+        while let Some(&number) = self.ranges.get(i) {
+            let entry = self.read_entry(number);
+            if goes(number, &entry) {
+                self.write_entry(number, Entry { first: 0, limit: 0, addend: 0, fills: 0, since: 0 });
+                self.ranges.swap_remove(i);
+            } else {
+                i += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::DataFill;
+
+    const HOST: u64 = 0x7000_0000;
+
+    fn fill(c: &mut Context, va: u64, host: u64) {
+        c.fill_data(&DataFill { va, host, read: true, write: true, local: false, mapping_size: PAGE });
+    }
+
+    fn load(n: u32) -> u32 {
+        ContextLayout::range(n, Size::B4, false)
+    }
+
+    fn store(n: u32) -> u32 {
+        ContextLayout::range(n, Size::B4, true)
+    }
+
+    /// What generated code does.
+    fn hits(c: &Context, number: u32, va: u64) -> Option<u64> {
+        let entry = c.read_entry(number);
+        (va.wrapping_sub(entry.first) < entry.limit).then(|| va.wrapping_add(entry.addend))
+    }
+
+    #[test]
+    fn a_range_is_what_the_pages_around_say() {
+        let mut c = Context::new().unwrap();
+        for page in [0x5000, 0x6000, 0x7000] {
+            fill(&mut c, page, HOST + page);
+        }
+        fill(&mut c, 0x8000, HOST);
+        assert_eq!(hits(&c, load(0), 0), None, "an empty entry");
+        assert!(!c.fill_range(load(0), 0x6010, Size::B4, || 0));
+        for va in [0x5000, 0x6ffe, 0x7ffc] {
+            assert_eq!(hits(&c, load(0), va), Some(HOST + va));
+        }
+        for va in [0x4fff, 0x7ffd, 0x8000] {
+            assert_eq!(hits(&c, load(0), va), None, "{va:#x}");
+        }
+        c.fill_range(load(0), 0x9000, Size::B4, || 0);
+        assert_eq!(hits(&c, load(0), 0x6000), Some(HOST + 0x6000), "nothing is known of the page");
+    }
+
+    #[test]
+    fn the_first_page_and_the_last() {
+        let mut c = Context::new().unwrap();
+        fill(&mut c, 0, HOST);
+        fill(&mut c, 0u64.wrapping_sub(PAGE), HOST - PAGE);
+        c.fill_range(load(0), 8, Size::B4, || 0);
+        c.fill_range(load(1), !7, Size::B4, || 0);
+        assert_eq!((hits(&c, load(0), 0), hits(&c, load(0), !3)), (Some(HOST), None));
+        assert_eq!((hits(&c, load(1), !3), hits(&c, load(1), !2)), (Some(HOST - 4), None));
+    }
+
+    #[test]
+    fn a_range_goes_with_any_of_its_pages() {
+        let mut c = Context::new().unwrap();
+        let ready = |c: &mut Context| {
+            for page in [0x5000, 0x6000, 0x20_5000] {
+                fill(c, page, HOST + page);
+            }
+            c.fill_range(load(0), 0x5000, Size::B4, || 0);
+            c.fill_range(load(1), 0x20_5000, Size::B4, || 0);
+            c.fill_range(store(0), 0x5000, Size::B4, || 0);
+            assert!(hits(c, load(0), 0x6000).is_some() && hits(c, store(0), 0x6000).is_some());
+        };
+        ready(&mut c);
+        c.drop_page(0x6000);
+        assert_eq!((hits(&c, load(0), 0x5000), hits(&c, store(0), 0x5000)), (None, None));
+        assert!(hits(&c, load(1), 0x20_5000).is_some());
+        ready(&mut c);
+        c.drop_entry(0xffff_ffff_0000_5000);
+        assert_eq!(hits(&c, load(0), 0x6000), None, "under another name of 32 bits");
+        ready(&mut c);
+        c.revoke_write(HOST + 0x6000);
+        assert_eq!((hits(&c, load(0), 0x5000), hits(&c, store(0), 0x5000)), (Some(HOST + 0x5000), None));
+        ready(&mut c);
+        c.fill_data(&DataFill { va: 0x6000, host: HOST, read: true, write: false, local: false, mapping_size: PAGE });
+        assert_eq!((hits(&c, load(0), 0x5000), hits(&c, store(0), 0x6000)), (None, None), "it has moved");
+        for drop in [Context::flush, Context::drop_local] {
+            ready(&mut c);
+            drop(&mut c);
+            assert_eq!((hits(&c, load(0), 0x5000), hits(&c, load(1), 0x20_5000)), (None, None));
+            assert!(c.ranges.is_empty());
+        }
+        ready(&mut c);
+        let large =
+            DataFill { va: 0x6000, host: HOST + 0x6000, read: true, write: true, local: false, mapping_size: 2 << 20 };
+        c.drop_page(0x6000);
+        c.fill_data(&large);
+        c.fill_range(load(0), 0x6000, Size::B4, || 0);
+        c.drop_page(0x10_0000);
+        assert_eq!(hits(&c, load(0), 0x6000), None, "of a large mapping");
+    }
+
+    #[test]
+    fn another_page_of_the_same_index_leaves_a_range_that_can_still_be_dropped() {
+        let mut c = Context::new().unwrap();
+        fill(&mut c, 0x5000, HOST);
+        c.fill_range(store(0), 0x5000, Size::B4, || 0);
+        fill(&mut c, 0x1_0000_5000, HOST + PAGE);
+        assert_eq!(hits(&c, store(0), 0x5000), Some(HOST));
+        c.revoke_write(HOST);
+        assert_eq!(hits(&c, store(0), 0x5000), None);
+        fill(&mut c, 0x5000, HOST);
+        c.fill_range(store(0), 0x5000, Size::B4, || 0);
+        fill(&mut c, 0x1_0000_5000, HOST + PAGE);
+        c.drop_page(0x5000);
+        assert_eq!(hits(&c, store(0), 0x5000), None);
+    }
+
+    #[test]
+    fn accesses_that_miss_often_are_told_from_those_that_go_on() {
+        let mut c = Context::new().unwrap();
+        for n in 0..64 {
+            fill(&mut c, 0x10_0000 + 2 * n * PAGE, HOST + n * PAGE);
+        }
+        let mut run = |number: u32, microseconds_a_miss: u32| {
+            (0..64).any(|n| {
+                let va = 0x10_0000 + 2 * u64::from(n) * PAGE;
+                c.fill_range(number, va, Size::B4, || n * microseconds_a_miss)
+            })
+        };
+        assert!(run(load(0), 0));
+        assert!(!run(load(1), 10));
+    }
+
+    #[test]
+    fn a_range_grows_page_by_page() {
+        let mut c = Context::new().unwrap();
+        for n in 0..3000 {
+            let page = 0x10_0000 + n * PAGE;
+            fill(&mut c, page, HOST + n * PAGE);
+            c.fill_range(load(0), page, Size::B1, || 0);
+            assert_eq!(hits(&c, load(0), 0x10_0000), Some(HOST));
+            assert_eq!(hits(&c, load(0), page + PAGE - 4), Some(HOST + (n + 1) * PAGE - 4));
+        }
+    }
+}
