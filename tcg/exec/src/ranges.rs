@@ -13,10 +13,14 @@ const PAGE: u64 = 4096;
 const L: ContextLayout = ContextLayout::STANDARD;
 /// An access that misses this often ...
 const MISSES: u32 = 32;
-/// ... within this many microseconds is better served by the page entries.
+/// ... within this many microseconds first has its range made longer, then is better served by the page entries.
 const MICROSECONDS: u32 = 32;
-/// Pages that are looked at in each direction at first, and at most.
-const REACH: (u64, u64) = (4, 1024);
+/// The same for those with long ranges, which take longer to find.
+const MICROSECONDS_LONG: u32 = 1000;
+/// Pages that are looked at in each direction for a range, and for a long one.
+const REACH: [u64; 2] = [4, 256];
+/// The bit of [`Entry::fills`] that says that ranges are long.
+const LONG: u32 = 1 << 31;
 
 /// A range entry in memory.
 #[derive(Clone, Copy)]
@@ -26,7 +30,7 @@ struct Entry {
     /// Behind `first`, where accesses may begin; 0: empty.
     limit: u64,
     addend: u64,
-    /// Times it was filled since it was empty.
+    /// Times it was filled since it was empty, and [`LONG`].
     fills: u32,
     /// When that was last a multiple of [`MISSES`].
     since: u32,
@@ -63,7 +67,8 @@ impl Context {
             return false;
         }
         let old = self.read_entry(number);
-        let reach = (REACH.0 << old.fills.min(16)).min(REACH.1);
+        let long = old.fills & LONG != 0;
+        let reach = REACH[usize::from(long)];
         let end_of_old = old.first.wrapping_add(old.limit).wrapping_add(u64::from(size.bytes()) - 1);
         let follows = old.limit != 0 && old.addend == addend && end_of_old == page;
         let (mut first, mut end) = (page, page.wrapping_add(PAGE));
@@ -92,7 +97,11 @@ impl Context {
         let mut scattered = false;
         if old.fills.is_multiple_of(MISSES) {
             entry.since = now();
-            scattered = old.fills != 0 && entry.since.wrapping_sub(old.since) < MICROSECONDS;
+            let too_often = if long { MICROSECONDS_LONG } else { MICROSECONDS };
+            if old.fills != 0 && entry.since.wrapping_sub(old.since) < too_often {
+                scattered = long;
+                entry.fills = LONG | 1;
+            }
         }
         self.write_entry(number, entry);
         scattered
@@ -249,11 +258,11 @@ mod tests {
     #[test]
     fn accesses_that_miss_often_are_told_from_those_that_go_on() {
         let mut c = Context::new().unwrap();
-        for n in 0..64 {
+        for n in 0..100 {
             fill(&mut c, 0x10_0000 + 2 * n * PAGE, HOST + n * PAGE);
         }
         let mut run = |number: u32, microseconds_a_miss: u32| {
-            (0..64).any(|n| {
+            (0..100).any(|n| {
                 let va = 0x10_0000 + 2 * u64::from(n) * PAGE;
                 c.fill_range(number, va, Size::B4, || n * microseconds_a_miss)
             })

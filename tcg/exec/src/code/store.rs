@@ -12,13 +12,16 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mimus_core::memory::PAGE_CODE;
-use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
+
+/// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
+const STRETCH: u32 = 12;
 
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
@@ -98,9 +101,23 @@ struct BlockRecord {
     faults: (u32, u32),
 }
 
+/// What has been translated since the machine was made, whether it is still there or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translated {
+    /// Blocks.
+    pub blocks: u64,
+    /// Instructions of the guest in them.
+    pub insns: u64,
+    /// Bytes of those.
+    pub guest_bytes: u64,
+    /// Bytes of code made of them.
+    pub host_bytes: u64,
+}
+
 #[derive(Default)]
 struct Inner {
     hints: PageMap<Hints>,
+    translated: Translated,
     bump: usize,
     tables_used: usize,
     page_of_table: Vec<PageKey>,
@@ -109,6 +126,8 @@ struct Inner {
     modes: PageMap<Vec<PageKey>>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
+    /// For each stretch of code of [`STRETCH`] bytes the number of the first block that begins in it or after it.
+    first_in: Vec<u32>,
     sites: Vec<LinkSite>,
     faults: Vec<FaultEntry>,
 }
@@ -118,8 +137,7 @@ pub struct CodeStore {
     mapping: CodeMapping,
     /// End of the stubs.
     first_block: usize,
-    /// Every page is taken for hot.
-    eager: bool,
+    optimise: Optimise,
     inner: Mutex<Inner>,
 }
 
@@ -156,11 +174,11 @@ impl Resolved {
 
 impl CodeStore {
     /// A store over `mapping`, whose first `stubs` bytes are taken.
-    /// `eager`: code is taken to run often from the first.
-    pub fn new(mapping: CodeMapping, stubs: usize, eager: bool) -> CodeStore {
+    /// `optimise`: whether code is taken to run often from the first, or never.
+    pub fn new(mapping: CodeMapping, stubs: usize, optimise: Optimise) -> CodeStore {
         let first_block = stubs.next_multiple_of(64);
         let inner = Inner { bump: first_block, ..Inner::default() };
-        CodeStore { mapping, first_block, eager, inner: Mutex::new(inner) }
+        CodeStore { mapping, first_block, optimise, inner: Mutex::new(inner) }
     }
 
     /// The memory underneath.
@@ -237,7 +255,7 @@ impl CodeStore {
         let (code, info) = buffers;
         match inner.hints.get(&page) {
             Some(hints) => info.hints.clone_from(hints),
-            None => info.hints = Hints { hot: self.eager, ..Hints::default() },
+            None => info.hints = Hints { hot: self.optimise == Optimise::Forced, ..Hints::default() },
         }
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
@@ -250,7 +268,16 @@ impl CodeStore {
             self.mapping.settle(0, end);
         }
         inner.bump = at + code.len();
+        let all = &mut inner.translated;
+        all.blocks += 1;
+        all.insns += u64::from(block.insns);
+        all.guest_bytes += u64::from(block.len);
+        all.host_bytes += code.len() as u64;
         let number = inner.blocks.len() as u32;
+        let stretches = (at >> STRETCH) + 1;
+        if inner.first_in.len() < stretches {
+            inner.first_in.resize(stretches, number);
+        }
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
         inner.blocks.push(BlockRecord {
@@ -383,10 +410,13 @@ impl CodeStore {
 
     /// A vCPU was seen in code of the page with this entry table: from now on it is made for running often.
     pub fn sampled(&self, table: u32) {
+        if self.optimise != Optimise::Usual {
+            return;
+        }
         let Some(page) = self.page_of(table) else { return };
         let mut inner = self.lock();
         let hints = inner.hints.entry(page).or_default();
-        if !std::mem::replace(&mut hints.hot, true) && !self.eager {
+        if !std::mem::replace(&mut hints.hot, true) {
             self.withdraw_and_outdate(&mut inner, page);
         }
     }
@@ -438,7 +468,7 @@ impl CodeStore {
     pub fn clear(&self) -> Vec<PageKey> {
         let mut inner = self.lock();
         let pages = inner.pages.keys().copied().collect();
-        *inner = Inner { bump: self.first_block, ..Inner::default() };
+        *inner = Inner { bump: self.first_block, translated: inner.translated, ..Inner::default() };
         self.mapping.discard(self.first_block);
         pages
     }
@@ -446,6 +476,11 @@ impl CodeStore {
     fn offset(&self, host: usize) -> Option<u32> {
         let offset = host.checked_sub(self.mapping.code_base())?;
         (offset < self.mapping.code_len()).then_some(offset as u32)
+    }
+
+    /// What has been translated in all.
+    pub fn translated(&self) -> Translated {
+        self.lock().translated
     }
 
     /// Bytes of code, blocks and pages in the store.
@@ -458,7 +493,11 @@ impl CodeStore {
 impl Inner {
     /// The block whose code contains `offset` (or ends there: a return address may be its end).
     fn block_at(&self, offset: u32) -> Option<usize> {
-        let after = self.blocks.partition_point(|b| b.code < offset);
+        let stretch = (offset >> STRETCH) as usize;
+        // Behind the last block's beginning there is no entry.
+        let from = self.first_in.get(stretch).map_or(self.blocks.len(), |n| *n as usize);
+        let to = self.first_in.get(stretch + 1).map_or(self.blocks.len(), |n| *n as usize);
+        let after = from + self.blocks.get(from..to)?.partition_point(|b| b.code < offset);
         let number = after.checked_sub(1)?;
         let block = &self.blocks[number];
         (offset <= block.code + block.code_len).then_some(number)
@@ -487,7 +526,7 @@ mod tests {
     use super::*;
 
     fn store() -> CodeStore {
-        CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, false)
+        CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Usual)
     }
 
     fn block(start: u16, len: u16) -> Block {
@@ -514,6 +553,32 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_found_by_their_code() {
+        let s = store();
+        let page = PageKey::new(0x7000, 0);
+        s.table(page).unwrap();
+        let stamp = s.begin(page, &AtomicU8::new(0));
+        let lengths = [32, 9000, 16, 4096, 5000, 64];
+        let starts: Vec<usize> = (0..6u16)
+            .map(|i| {
+                let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; lengths[usize::from(i)]];
+                match s.publish((page, stamp), None, &block(i * 64, 4), emit, &mut Default::default()) {
+                    Published::At(at) => at - s.mapping().code_base(),
+                    other => panic!("{other:?}"),
+                }
+            })
+            .collect();
+        let inner = s.lock();
+        for (number, (start, length)) in starts.iter().zip(lengths).enumerate() {
+            for within in [1, 2, length / 2, length] {
+                assert_eq!(inner.block_at((start + within) as u32), Some(number), "{within} in {number}");
+            }
+        }
+        assert_eq!(inner.block_at(10), None);
+        assert_eq!(inner.block_at(900_000), None);
+    }
+
+    #[test]
     fn a_store_beside_code_keeps_it() {
         let s = store();
         let page = PageKey::new(0x7000, 0);
@@ -522,6 +587,7 @@ mod tests {
         let flags = AtomicU8::new(PAGE_CODE);
         s.store_to_code(0x7000, 0x800, 8, &flags);
         assert_eq!(s.find(table, 0x100), Some(at));
+        assert_eq!(s.translated(), Translated { blocks: 1, insns: 1, guest_bytes: 8, host_bytes: 32 });
         assert_eq!(flags.load(Ordering::SeqCst), PAGE_CODE);
         s.store_to_code(0x7000, 0x104, 1, &flags);
         assert_eq!(s.find(table, 0x100), None);

@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use super::native::is_amd;
-use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend};
+use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend, Optimise};
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::interp::{self, Outcome};
 use mimus_tcg_ir::*;
@@ -181,6 +181,22 @@ impl Generator<'_> {
                 let op = if self.rng.chance(40) { self.rng.one(&ALU_OPS[..11]) } else { op };
                 let (d, a, b) = (self.dest(), self.val(), self.val());
                 self.push(Op::Alu { op, ty, d, a, b });
+                // Both halves of a division, with or without something between.
+                let other = match op {
+                    AluOp::DivS => AluOp::RemS,
+                    AluOp::RemS => AluOp::DivS,
+                    AluOp::DivU => AluOp::RemU,
+                    AluOp::RemU => AluOp::DivU,
+                    _ => return,
+                };
+                if self.rng.chance(60) {
+                    if self.rng.chance(50) {
+                        let (op, d, a) = (self.rng.one(&UN_OPS), self.dest(), self.val());
+                        self.push(Op::Un { op, ty: Ty::I64, d, a });
+                    }
+                    let d = self.dest();
+                    self.push(Op::Alu { op: other, ty, d, a, b });
+                }
             }
             10..13 => {
                 let (op, d, a) = (self.rng.one(&UN_OPS), self.dest(), self.val());
@@ -410,9 +426,9 @@ pub fn check(
     panic!("generated code differs from the interpreter");
 }
 
-fn many(fp: bool, blocks: u64) {
+fn many(fp: bool, blocks: u64, optimise: Optimise) {
     for variant in 0..4 {
-        let m = Machine::new(pins(variant));
+        let m = Machine::optimising(pins(variant), 2, optimise);
         let mut scratch = (Vec::new(), Emitted::default());
         for n in 0..blocks {
             let mut rng = Rng((variant as u64 + 1) << 32 | (n + 1) << 8 | u64::from(fp) << 4 | 5);
@@ -426,10 +442,18 @@ fn many(fp: bool, blocks: u64) {
 
 #[test]
 fn random_integer_blocks() {
-    many(false, 8000);
+    many(false, 8000, Optimise::from_environment());
 }
 
 #[test]
 fn random_floating_point_blocks() {
-    many(true, 8000);
+    many(true, 8000, Optimise::from_environment());
+}
+
+#[test]
+fn random_blocks_with_every_optimisation_or_none() {
+    for optimise in [Optimise::Forced, Optimise::Off] {
+        many(false, 2000, optimise);
+        many(true, 1000, optimise);
+    }
 }
