@@ -9,6 +9,8 @@
 use memmap2::{MmapMut, MmapOptions};
 use mimus_tcg_ir::backend::ContextLayout;
 
+use crate::ranges::Filled;
+
 /// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
 const INVALID: u64 = !0;
 const PAGE: u64 = 4096;
@@ -65,7 +67,7 @@ pub struct Context {
     local: Vec<u32>,
     large: Vec<LargeRegion>,
     /// Range entries that are filled.
-    pub(crate) ranges: Vec<u32>,
+    pub(crate) ranges: Vec<Filled>,
 }
 
 impl Context {

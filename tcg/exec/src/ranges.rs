@@ -23,17 +23,86 @@ const REACH: [u64; 2] = [4, 256];
 const LONG: u32 = 1 << 31;
 
 /// A range entry in memory.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Entry {
     first: u64,
-    /// Behind `first`, where accesses may begin; 0: empty.
+    /// Behind `first`, where accesses may begin, perhaps in multiples of their size; 0: empty.
     limit: u64,
     addend: u64,
+    /// Where the second part begins, and what to add there.
+    boundary: u64,
+    second: u64,
+    /// Bytes of both.
+    len: u64,
     /// Times it was filled since it was empty, and [`LONG`].
     fills: u32,
     /// When that was last a multiple of [`MISSES`].
     since: u32,
+    /// Where in [`Context::ranges`] it is, if it is not empty.
+    place: u32,
+}
+
+/// What a filled range entry spans, for those who look for pages in all of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Filled {
+    number: u32,
+    /// Index of the first page, and how many there are.
+    index: u32,
+    pages: u32,
+}
+
+/// A range of pages with one addend.
+#[derive(Clone, Copy)]
+struct Part {
+    first: u64,
+    len: u64,
+    addend: u64,
+}
+
+impl Part {
+    fn end(&self) -> u64 {
+        self.first.wrapping_add(self.len)
+    }
+
+    /// An entry without a second part.
+    fn alone(self) -> Entry {
+        let Part { first, len, addend } = self;
+        Entry { first, len, addend, boundary: !0, second: addend, ..Entry::default() }
+    }
+
+    /// An entry of this and the one of `others` that is beside it, if one is.
+    fn beside(self, others: &[Part; 2]) -> Entry {
+        let before = others.iter().find(|part| part.len != 0 && part.end() == self.first && self.first != 0);
+        let behind = others.iter().find(|part| part.len != 0 && part.first == self.end() && part.first != 0);
+        let (low, high) = match (before, behind) {
+            (Some(low), _) => (*low, self),
+            (None, Some(high)) => (self, *high),
+            _ => return self.alone(),
+        };
+        Entry {
+            first: low.first,
+            len: low.len + high.len,
+            addend: low.addend,
+            boundary: high.first,
+            second: high.addend,
+            ..Entry::default()
+        }
+    }
+}
+
+impl Entry {
+    /// The parts; an empty one has no length.
+    fn parts(&self) -> [Part; 2] {
+        if self.limit == 0 {
+            return [Part { first: 0, len: 0, addend: 0 }; 2];
+        }
+        let low = self.boundary.wrapping_sub(self.first).min(self.len);
+        [
+            Part { first: self.first, len: low, addend: self.addend },
+            Part { first: self.boundary, len: self.len - low, addend: self.second },
+        ]
+    }
 }
 
 impl Context {
@@ -69,16 +138,16 @@ impl Context {
         let old = self.read_entry(number);
         let long = old.fills & LONG != 0;
         let reach = REACH[usize::from(long)];
-        let end_of_old = old.first.wrapping_add(old.limit).wrapping_add(u64::from(size.bytes()) - 1);
-        let follows = old.limit != 0 && old.addend == addend && end_of_old == page;
+        let old_parts = old.parts();
         let (mut first, mut end) = (page, page.wrapping_add(PAGE));
-        if follows {
-            first = old.first;
-        } else {
-            for _ in 0..reach {
-                match first.wrapping_sub(PAGE) {
-                    before if before < first && grants(before) => first = before,
-                    _ => break,
+        match old_parts.iter().find(|part| part.addend == addend && part.len != 0 && part.end() == page) {
+            Some(part) => first = part.first,
+            None => {
+                for _ in 0..reach {
+                    match first.wrapping_sub(PAGE) {
+                        before if before < first && grants(before) => first = before,
+                        _ => break,
+                    }
                 }
             }
         }
@@ -89,11 +158,18 @@ impl Context {
             }
             end = end.wrapping_add(PAGE);
         }
-        let limit = end.wrapping_sub(first) - (u64::from(size.bytes()) - 1);
-        if old.limit == 0 {
-            self.ranges.push(number);
+        let found = Part { first, len: end.wrapping_sub(first), addend };
+        let size = u64::from(size.bytes());
+        let parts = ContextLayout::range_has_parts(number);
+        let mut entry = if parts { found.beside(&old_parts) } else { found.alone() };
+        entry.limit = if parts { entry.len / size } else { entry.len - (size - 1) };
+        (entry.fills, entry.since) = (old.fills.wrapping_add(1), old.since);
+        let filled = Filled { number, index: index_of(entry.first) as u32, pages: (entry.len >> 12) as u32 };
+        entry.place = if old.limit == 0 { self.ranges.len() as u32 } else { old.place };
+        match self.ranges.get_mut(entry.place as usize) {
+            Some(place) => *place = filled,
+            None => self.ranges.push(filled),
         }
-        let mut entry = Entry { first, limit, addend, fills: old.fills.wrapping_add(1), since: old.since };
         let mut scattered = false;
         if old.fills.is_multiple_of(MISSES) {
             entry.since = now();
@@ -109,35 +185,37 @@ impl Context {
 
     /// Empties all range entries.
     pub(crate) fn drop_ranges(&mut self) {
-        self.drop_ranges_where(|_, _| true);
+        for filled in std::mem::take(&mut self.ranges) {
+            self.write_entry(filled.number, Entry::default());
+        }
     }
 
     /// Empties those that say something of a page with this index.
     pub(crate) fn drop_ranges_at(&mut self, index: usize) {
-        self.drop_ranges_where(|_, entry| {
-            let pages = (entry.limit >> 12) as usize + 1;
-            let behind = index.wrapping_sub(index_of(entry.first)) & (ContextLayout::ENTRIES - 1);
-            behind < pages
-        });
+        const MASK: u32 = ContextLayout::ENTRIES as u32 - 1;
+        self.drop_ranges_where(|_, filled| (index as u32).wrapping_sub(filled.index) & MASK < filled.pages);
     }
 
     /// Empties those that let stores through to the host page `host`.
     pub(crate) fn drop_writable_ranges(&mut self, host: u64) {
-        self.drop_ranges_where(|number, entry| {
-            let behind = host.wrapping_sub(entry.first.wrapping_add(entry.addend));
-            ContextLayout::range_is_write(number) && behind < entry.limit
+        let maps = |part: &Part| host.wrapping_sub(part.first.wrapping_add(part.addend)) < part.len;
+        self.drop_ranges_where(|context, filled| {
+            ContextLayout::range_is_write(filled.number) && context.read_entry(filled.number).parts().iter().any(maps)
         });
     }
 
-    fn drop_ranges_where(&mut self, goes: impl Fn(u32, &Entry) -> bool) {
+    fn drop_ranges_where(&mut self, goes: impl Fn(&Context, Filled) -> bool) {
         let mut i = 0;
-        while let Some(&number) = self.ranges.get(i) {
-            let entry = self.read_entry(number);
-            if goes(number, &entry) {
-                self.write_entry(number, Entry { first: 0, limit: 0, addend: 0, fills: 0, since: 0 });
-                self.ranges.swap_remove(i);
-            } else {
+        while let Some(&filled) = self.ranges.get(i) {
+            if !goes(self, filled) {
                 i += 1;
+                continue;
+            }
+            self.write_entry(filled.number, Entry::default());
+            self.ranges.swap_remove(i);
+            if let Some(moved) = self.ranges.get(i).copied() {
+                let entry = Entry { place: i as u32, ..self.read_entry(moved.number) };
+                self.write_entry(moved.number, entry);
             }
         }
     }
@@ -155,11 +233,11 @@ mod tests {
     }
 
     fn load(n: u32) -> u32 {
-        ContextLayout::range(n, Size::B4, false)
+        ContextLayout::range(n, Size::B4, false, false)
     }
 
     fn store(n: u32) -> u32 {
-        ContextLayout::range(n, Size::B4, true)
+        ContextLayout::range(n, Size::B4, true, false)
     }
 
     /// What generated code does.
@@ -269,6 +347,46 @@ mod tests {
         };
         assert!(run(load(0), 0));
         assert!(!run(load(1), 10));
+    }
+
+    /// What generated code does with an entry of two parts.
+    fn hits_parts(c: &Context, number: u32, va: u64) -> Option<u64> {
+        let entry = c.read_entry(number);
+        let addend = if va >= entry.boundary { entry.second } else { entry.addend };
+        (va.wrapping_sub(entry.first).rotate_right(2) < entry.limit).then(|| va.wrapping_add(addend))
+    }
+
+    #[test]
+    fn two_parts_are_neighbours_with_addends_of_their_own() {
+        let mut c = Context::new().unwrap();
+        let hosts = [HOST + 0x9000, HOST + 0x3000, HOST + 0x4000, HOST];
+        for (page, host) in [0x5000, 0x6000, 0x7000, 0x8000].into_iter().zip(hosts) {
+            fill(&mut c, page, host);
+        }
+        let number = ContextLayout::range(0, Size::B4, true, true);
+        assert_eq!(hits_parts(&c, number, 0), None);
+        c.fill_range(number, 0x6010, Size::B4, || 0);
+        assert_eq!(hits_parts(&c, number, 0x7ffc), Some(HOST + 0x4ffc));
+        assert_eq!((hits_parts(&c, number, 0x8000), hits_parts(&c, number, 0x5ffc)), (None, None));
+        // The one before, then the one behind in its place.
+        c.fill_range(number, 0x5010, Size::B4, || 0);
+        for (va, host) in [(0x5000, HOST + 0x9000), (0x5ffc, HOST + 0x9ffc), (0x6000, HOST + 0x3000)] {
+            assert_eq!(hits_parts(&c, number, va), Some(host));
+        }
+        assert_eq!((hits_parts(&c, number, 0x5ffe), hits_parts(&c, number, 0x8000)), (None, None));
+        c.fill_range(number, 0x8010, Size::B4, || 0);
+        for (va, host) in [(0x6000, HOST + 0x3000), (0x7ffc, HOST + 0x4ffc), (0x8ffc, HOST + 0xffc)] {
+            assert_eq!(hits_parts(&c, number, va), Some(host));
+        }
+        assert_eq!((hits_parts(&c, number, 0x5ffc), hits_parts(&c, number, 0x9000)), (None, None));
+        // Either part takes both along.
+        c.revoke_write(HOST + 0x4000);
+        assert_eq!(hits_parts(&c, number, 0x8000), None);
+        c.fill_range(number, 0x8010, Size::B4, || 0);
+        c.fill_range(number, 0x6010, Size::B4, || 0);
+        assert_eq!(hits_parts(&c, number, 0x8000), None, "the page between cannot be written");
+        c.drop_page(0x6000);
+        assert_eq!(hits_parts(&c, number, 0x6000), None);
     }
 
     #[test]

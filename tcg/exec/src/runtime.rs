@@ -99,7 +99,8 @@ impl<F: GuestFrontend> Cpu<F> {
     fn note_range(&mut self, ret: usize, va: u64, desc: u32) {
         let size = size_from(desc);
         let crosses = va & 4095 > 4096 - u64::from(size.bytes());
-        if !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size) {
+        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size);
+        if scattered && self.machine.optimise == Optimise::Usual {
             self.machine.store.scattered(ret);
             // The code goes on to jump to itself until it is left.
             self.check_events();

@@ -118,8 +118,11 @@ pub const fn unpack_insn(word: u32) -> (PagePc, u8) {
 ///
 /// Behind them are [`ContextLayout::RANGES`] range entries of [`ContextLayout::RANGE_BYTES`]: one for each access that
 /// generated code expects to stay in a range of pages. Where such an access hits, the host's address does not depend on
-/// any load through the guest's. An entry is three words: the range's first virtual address; how far behind it accesses
-/// may begin, plus one (zero in an empty entry); what to add to a virtual address. The fourth is the runtime's.
+/// any load through the guest's. An entry begins with five words: the range's first virtual address, page-aligned; how far
+/// behind it accesses may begin, plus one (zero in an empty entry); what to add to a virtual address; the address from
+/// which on it is the fifth word that is to be added. Only entries of two parts have the last two, and count how far
+/// accesses may begin in multiples of their size: they are aligned, so that none is in both parts. The rest is the
+/// runtime's.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextLayout {
     pub read_tag: i32,
@@ -148,22 +151,27 @@ impl ContextLayout {
     /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
     /// share one at least agree on what it says.
     pub const RANGES: usize = 1 << 15;
-    /// Range entries for one size and direction.
-    pub const RANGE_SHARE: u32 = Self::RANGES as u32 / 8;
+    /// Range entries of one kind, size and direction.
+    pub const RANGE_SHARE: u32 = Self::RANGES as u32 / 16;
     /// Bytes of a range entry.
-    pub const RANGE_BYTES: usize = 32;
+    pub const RANGE_BYTES: usize = 64;
     /// Bytes of address space a context takes.
     pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES;
 
     /// The `n`th range entry for accesses of this kind; they are used in turn.
-    pub const fn range(n: u32, size: Size, write: bool) -> u32 {
-        let kind = size as u32 | (write as u32) << 2;
+    pub const fn range(n: u32, size: Size, write: bool, parts: bool) -> u32 {
+        let kind = size as u32 | (write as u32) << 2 | (parts as u32) << 3;
         kind * Self::RANGE_SHARE + n % Self::RANGE_SHARE
     }
 
     /// Whether a range entry is for stores.
     pub const fn range_is_write(number: u32) -> bool {
-        number / Self::RANGE_SHARE >= 4
+        number / Self::RANGE_SHARE & 4 != 0
+    }
+
+    /// Whether a range entry has two parts.
+    pub const fn range_has_parts(number: u32) -> bool {
+        number / Self::RANGE_SHARE & 8 != 0
     }
 }
 
@@ -309,7 +317,10 @@ pub struct FaultEntry {
 pub struct Hints {
     /// It runs often: accesses are to have range entries (see [`ContextLayout`]).
     pub hot: bool,
-    /// Offsets of the instructions whose accesses do not stay in a range of pages.
+    /// Offsets of the instructions whose accesses do not stay in a range of pages, but perhaps in two that are neighbours
+    /// (a table on the stack).
+    pub parted: Vec<u16>,
+    /// Offsets of those whose accesses do not stay in these either.
     pub scattered: Vec<u16>,
 }
 

@@ -183,8 +183,8 @@ impl X86_64 {
     }
 
     /// A range entry for an access.
-    fn new_range(&self, size: Size, write: bool) -> u32 {
-        ContextLayout::range(self.ranges.fetch_add(1, Ordering::Relaxed), size, write)
+    fn new_range(&self, size: Size, write: bool, parts: bool) -> u32 {
+        ContextLayout::range(self.ranges.fetch_add(1, Ordering::Relaxed), size, write, parts)
     }
 
     /// Whether vector registers hold guest state at times.

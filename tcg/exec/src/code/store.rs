@@ -421,15 +421,21 @@ impl CodeStore {
         }
     }
 
-    /// The access whose call returns to host address `ret` does not stay in a range: it is made anew without.
+    /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
+    /// parts, then without any.
     pub fn scattered(&self, ret: usize) {
+        if self.optimise != Optimise::Usual {
+            return;
+        }
         let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
         let mut inner = self.lock();
         let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
         let BlockRecord { page, live, .. } = inner.blocks[number];
         let hints = inner.hints.entry(page).or_insert_with(|| Hints { hot: true, ..Hints::default() });
-        if live && !hints.scattered.contains(&(pc.0 as u16)) {
-            hints.scattered.push(pc.0 as u16);
+        let pc = pc.0 as u16;
+        let list = if hints.parted.contains(&pc) { &mut hints.scattered } else { &mut hints.parted };
+        if live && !list.contains(&pc) {
+            list.push(pc);
             self.withdraw_and_outdate(&mut inner, page);
         }
     }
@@ -673,9 +679,12 @@ mod tests {
         s.scattered(at + 8);
         assert_eq!(s.find(table, 0x100), None);
         let (again, told) = emitted(0x100);
-        assert_eq!(told.scattered, [0x104]);
+        assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[][..]));
         s.scattered(at + 8);
         assert_eq!(s.find(table, 0x100), Some(again), "by a vCPU that is still in the old code");
+        s.scattered(again + 8);
+        let (_, told) = emitted(0x100);
+        assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(!emitted(0x100).1.hot, "another program's");
     }

@@ -94,8 +94,9 @@ impl Lower<'_> {
     fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
         let context = self.be.config.context;
         if self.stays_in_range() {
-            let range = self.be.new_range(size, write);
-            return (self.compare_range(at, range), Some(range));
+            let parts = self.info.hints.parted.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
+            let range = self.be.new_range(size, write, parts);
+            return (self.compare_range(at, range, size), Some(range));
         }
         self.look_up(at, if write { context.write_tag } else { context.read_tag });
         dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
@@ -111,12 +112,27 @@ impl Lower<'_> {
     }
 
     /// Compares an address with a range entry; `r14` is the addend after it.
-    fn compare_range(&mut self, at: Address, range: u32) -> Fixup {
+    fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
         let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
         if at.off == 0 {
             self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));
         } else {
             self.asm.lea(true, R15, at.base, at.off);
+        }
+        if ContextLayout::range_has_parts(range) {
+            // The address waits for no more than a compare and a move.
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r14, [DWORD entry + 16]
+                ; gs cmp r15, [DWORD entry + 24]
+                ; gs cmovae r14, [DWORD entry + 32]
+                ; gs sub r15, [DWORD entry]
+            );
+            if size != Size::B1 {
+                let log2 = size as i8;
+                dynasm!(self.asm ; .arch x64 ; ror r15, log2);
+            }
+            dynasm!(self.asm ; .arch x64 ; gs cmp r15, [DWORD entry + 8]);
+            return self.asm.jcc(Cc::Ae);
         }
         dynasm!(self.asm ; .arch x64
             ; gs sub r15, [DWORD entry]

@@ -560,8 +560,16 @@ fn fill_range(va: u64, desc: u32, pages: u64) {
     let at = ContextLayout::STANDARD.ranges as usize + number as usize * ContextLayout::RANGE_BYTES;
     // SAFETY: an entry in the context's mapping, which only this thread uses.
     unsafe {
-        let entry = CONTEXT_PTR.get().add(at).cast::<[u64; 3]>();
-        entry.write([DATA, limit, (DATA_PTR.get() as u64).wrapping_sub(DATA)]);
+        let entry = CONTEXT_PTR.get().add(at).cast::<[u64; 5]>();
+        let addend = (DATA_PTR.get() as u64).wrapping_sub(DATA);
+        if ContextLayout::range_has_parts(number) {
+            // All of it is one part or the other, and the other leads nowhere.
+            let limit = pages * 4096 / size;
+            let parts = if va & 8 == 0 { [addend, !0, !0] } else { [!0, DATA, addend] };
+            entry.write([DATA, limit, parts[0], parts[1], parts[2]]);
+        } else {
+            entry.write([DATA, limit, addend, 0, 0]);
+        }
     }
 }
 

@@ -374,6 +374,10 @@ pub fn check(
     let print = PrintOnPanic(block);
     scratch.1.hints.hot = rng.chance(50);
     scratch.1.hints.scattered.clear();
+    scratch.1.hints.parted.clear();
+    if rng.chance(50) {
+        scratch.1.hints.parted.extend((0..24).map(|_| block.start + 2 * rng.below(48) as u16));
+    }
     if rng.chance(20) {
         // One or the other in a block may be served by the page entries all the same.
         scratch.1.hints.scattered.extend((0..4).map(|_| block.start + 2 * rng.below(16) as u16));
