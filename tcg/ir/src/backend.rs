@@ -166,12 +166,12 @@ impl ContextLayout {
 
     /// Whether a range entry is for stores.
     pub const fn range_is_write(number: u32) -> bool {
-        number / Self::RANGE_SHARE & 4 != 0
+        (number / Self::RANGE_SHARE) & 4 != 0
     }
 
     /// Whether a range entry has two parts.
     pub const fn range_has_parts(number: u32) -> bool {
-        number / Self::RANGE_SHARE & 8 != 0
+        (number / Self::RANGE_SHARE) & 8 != 0
     }
 }
 
