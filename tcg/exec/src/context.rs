@@ -9,7 +9,7 @@
 use memmap2::{MmapMut, MmapOptions};
 use mimus_tcg_ir::backend::ContextLayout;
 
-use crate::ranges::Filled;
+use crate::ranges::FilledRange;
 
 /// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
 const INVALID: u64 = !0;
@@ -56,6 +56,17 @@ pub struct DataFill {
     pub mapping_size: u64,
 }
 
+/// A page that is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filled {
+    pub va: u64,
+    /// Host address of the page, if it is entered for data.
+    pub host: Option<u64>,
+    pub read: bool,
+    pub write: bool,
+    pub execute: bool,
+}
+
 /// The TLB and code maps of one address space.
 pub struct Context {
     map: MmapMut,
@@ -67,7 +78,7 @@ pub struct Context {
     local: Vec<u32>,
     large: Vec<LargeRegion>,
     /// Range entries that are filled.
-    pub(crate) ranges: Vec<Filled>,
+    pub(crate) ranges: Vec<FilledRange>,
 }
 
 impl Context {
@@ -287,6 +298,32 @@ impl Context {
         self.drop_writable_ranges(host);
     }
 
+    /// What is entered, by address.
+    pub fn filled(&self) -> Vec<Filled> {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let mut indices: Vec<u32> = self.fills.iter().map(|fill| fill.index).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let mut out: Vec<Filled> = Vec::new();
+        for index in indices.into_iter().map(|i| i as usize) {
+            let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
+            let execute = self.get(L.exec_tag, index);
+            // Memory that was never written is an empty entry too, but for page 0's.
+            let filled = |tag: &u64| *tag != INVALID && index_of(*tag) == index;
+            let mut tags: Vec<u64> = [read, write, execute].into_iter().filter(filled).collect();
+            tags.dedup();
+            for va in tags {
+                let (read, write) = (read == va, write == va);
+                // The addend is that of data.
+                let host = (read || write).then(|| va.wrapping_add(self.get(L.addend, index)));
+                out.push(Filled { va, host, read, write, execute: execute == va });
+            }
+        }
+        out.sort_unstable_by_key(|e| e.va);
+        out.dedup();
+        out
+    }
+
     /// Number of fills since the last flush.
     pub fn fill_count(&self) -> usize {
         self.fills.len()
@@ -361,6 +398,24 @@ mod tests {
         c.drop_local();
         assert!(c.lookup_read(0x1000).is_some());
         assert!(c.lookup_read(0x2000).is_none());
+    }
+
+    #[test]
+    fn what_is_entered() {
+        let mut c = Context::new().unwrap();
+        c.fill_data(&data(0x5000, 0x7000_0000, false));
+        c.fill_data(&data(0x2000, 0x7000_1000, true));
+        c.fill_code(0x2000, 1, false, PAGE);
+        c.fill_code(0xffff_ffff_8000_5000, 2, false, PAGE);
+        c.fill_data(&data(0x9000, 0x7000_3000, true));
+        c.drop_page(0x9000);
+        let of = |va, host, read, write, execute| Filled { va, host, read, write, execute };
+        let wanted = [
+            of(0x2000, Some(0x7000_1000), true, true, true),
+            of(0x5000, Some(0x7000_0000), true, false, false),
+            of(0xffff_ffff_8000_5000, None, false, false, true),
+        ];
+        assert_eq!(c.filled(), wanted);
     }
 
     #[test]

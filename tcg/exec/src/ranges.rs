@@ -45,7 +45,7 @@ struct Entry {
 
 /// What a filled range entry spans, for those who look for pages in all of them.
 #[derive(Clone, Copy)]
-pub(crate) struct Filled {
+pub(crate) struct FilledRange {
     number: u32,
     /// Index of the first page, and how many there are.
     index: u32,
@@ -164,7 +164,7 @@ impl Context {
         let mut entry = if parts { found.beside(&old_parts) } else { found.alone() };
         entry.limit = if parts { entry.len / size } else { entry.len - (size - 1) };
         (entry.fills, entry.since) = (old.fills.wrapping_add(1), old.since);
-        let filled = Filled { number, index: index_of(entry.first) as u32, pages: (entry.len >> 12) as u32 };
+        let filled = FilledRange { number, index: index_of(entry.first) as u32, pages: (entry.len >> 12) as u32 };
         entry.place = if old.limit == 0 { self.ranges.len() as u32 } else { old.place };
         match self.ranges.get_mut(entry.place as usize) {
             Some(place) => *place = filled,
@@ -204,7 +204,7 @@ impl Context {
         });
     }
 
-    fn drop_ranges_where(&mut self, goes: impl Fn(&Context, Filled) -> bool) {
+    fn drop_ranges_where(&mut self, goes: impl Fn(&Context, FilledRange) -> bool) {
         let mut i = 0;
         while let Some(&filled) = self.ranges.get(i) {
             if !goes(self, filled) {
