@@ -43,8 +43,8 @@ fn exceptions_are_caught_before_their_handler_and_change_nothing() {
 fn accesses_to_csrs() {
     on_both(|engine| {
         let a = &mut Asm::new(CODE);
-        a.li(T0, 0x50).op([csrrw(0, MSCRATCH.into(), T0), csrrs(T1, MSCRATCH.into(), 0)]);
-        a.li(T2, 5).op([csrrs(T3, MSCRATCH.into(), T2), csrrw(0, 0x304, 0), insn::WFI]);
+        a.li(T0, 0x50).op([csrrw(0, MSCRATCH, T0), csrrs(T1, MSCRATCH, 0)]);
+        a.li(T2, 5).op([csrrs(T3, MSCRATCH, T2), csrrw(0, 0x304, 0), insn::WFI]);
         let mut s = solo(engine, a);
         let register = SystemRegister::Csr(MSCRATCH);
         debug(&mut s).insert_catch(Catch::Register { register, kind: WatchKind::ReadWrite }).unwrap();
