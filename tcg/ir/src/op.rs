@@ -750,6 +750,9 @@ pub struct Block {
     pub len: u16,
     /// Number of guest instructions.
     pub insns: u16,
+    /// Addresses of memory are 32 bits: operations that have a base and an offset access `base + off` modulo 2^32. The
+    /// TLB has no entries past them where such a block runs.
+    pub narrow: bool,
 }
 
 impl Block {
@@ -759,6 +762,7 @@ impl Block {
         self.start = start;
         self.len = 0;
         self.insns = 0;
+        self.narrow = false;
     }
 
     /// Whether the block's last instruction reaches into the next page.

@@ -455,7 +455,7 @@ mod tests {
     }
 
     fn block(start: u16, len: u16) -> Block {
-        Block { ops: Vec::new(), start, len, insns: 1 }
+        Block { ops: Vec::new(), start, len, insns: 1, narrow: false }
     }
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {

@@ -379,9 +379,9 @@ fn walked(cpu: &mut X86Cpu, va: u64, access: Access) -> std::result::Result<pagi
 impl GuestFrontend for X86 {
     type State = X86Guest;
     const ARCH: GuestArch = GuestArch::X86_64;
-    /// By how often compiled code uses them.
+    /// By how often compiled code uses them, but that RDX and RCX come where instructions have them implied.
     const PIN_ORDER: &'static [Slot] = &{
-        const ORDER: [u8; 16] = [0, 4, 2, 1, 7, 6, 3, 5, 8, 9, 12, 13, 10, 14, 15, 11];
+        const ORDER: [u8; 16] = [0, 4, 5, 6, 7, 2, 1, 3, 8, 9, 12, 13, 10, 14, 15, 11];
         let mut slots = [Slot(0); 16];
         let mut i = 0;
         while i < 16 {
@@ -485,7 +485,9 @@ impl GuestFrontend for X86 {
                 write: leaf.write,
                 local: !leaf.global,
                 mapping_size: leaf.size,
-                cacheable: true,
+                // Code of 32 bits compares addresses before it truncates them (`Block::narrow`). Beyond 4 GiB are
+                // tables that the processor reads for itself in compatibility mode.
+                cacheable: va >> 32 == 0 || cpu.guest.st.is_64bit(),
             }),
             Err(exception) => {
                 cpu.guest.fault = Some(exception);

@@ -20,7 +20,7 @@ pub(crate) use operands::{is_high, segment as segment_number, segment_of};
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
-use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
+use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Ty, Val};
 
 use crate::decode::{MAX_LEN, Packed, decode, fetch, pack};
 use crate::exec::quick::Quick;
@@ -76,6 +76,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let careful = mode == TranslateMode::Careful;
     let mut at = u32::from(start);
     let mut guards = 0;
+    block.narrow = bits != 64;
     loop {
         let mut bytes = [0; MAX_LEN];
         let have = fetch(code, at, &mut bytes);
@@ -181,6 +182,20 @@ impl Tr<'_> {
             self.guards = 0;
         }
         self.block.ops.push(op);
+    }
+
+    /// Whether accesses to a segment without a base of its own are accesses at their offset: nothing to add or check.
+    fn is_plain(&self) -> bool {
+        !self.aligned && (self.bits == 64 || self.flat)
+    }
+
+    /// Whether the stack pointer is an address as it is, and how wide: 4 or 8 bytes.
+    fn plain_stack(&self) -> Option<(Size, Ty)> {
+        match (self.is_plain(), self.bits, self.stack) {
+            (true, 64, 8) => Some((Size::B8, Ty::I64)),
+            (true, 32 | 16, 4) => Some((Size::B4, Ty::U32)),
+            _ => None,
+        }
     }
 
     /// A fresh temporary.
