@@ -94,6 +94,18 @@ fn pieces(va: u64, bytes: u32, wide: bool, mut f: impl FnMut(u32, u64, Size) -> 
     Ok(())
 }
 
+/// The size of an access that is a single one and leaves no page.
+fn in_page(va: u64, bytes: u32) -> Option<Size> {
+    let size = match bytes {
+        1 => Size::B1,
+        2 => Size::B2,
+        4 => Size::B4,
+        8 => Size::B8,
+        _ => return None,
+    };
+    (va & 4095 <= 4096 - u64::from(bytes)).then_some(size)
+}
+
 pub(crate) fn taken(cpu: &mut X86Cpu, va: u64) -> Exception {
     cpu.guest.fault.take().unwrap_or(Exception::page(0, va))
 }
@@ -213,6 +225,10 @@ impl Host for X86Cpu {
         if user != self.user() {
             return default_read(self, va, bytes, user);
         }
+        if let Some(size) = in_page(va, bytes) {
+            let at = self.wrap(va);
+            return self.try_load(at, size).map_err(|_| taken(self, at));
+        }
         let mut value = 0;
         let wide = self.guest.st.long();
         pieces(va, bytes, wide, |done, at, size| {
@@ -228,6 +244,10 @@ impl Host for X86Cpu {
     fn lin_write(&mut self, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
         if user != self.user() {
             return default_write(self, va, bytes, value, user);
+        }
+        if let Some(size) = in_page(va, bytes) {
+            let at = self.wrap(va);
+            return self.try_store(at, value, size).map_err(|_| taken(self, at));
         }
         let wide = self.guest.st.long();
         if va & 4095 > 4096 - u64::from(bytes) {

@@ -18,7 +18,7 @@ mod unit;
 
 pub(crate) use operands::{is_high, segment as segment_number, segment_of};
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
 use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Ty, Val};
 
@@ -236,12 +236,14 @@ impl Tr<'_> {
 
     /// Leaves the instruction to the helper.
     fn execute(&mut self) -> Flow {
-        if let Some(what) = Quick::of(&self.insn, self.bits, self.kernel, self.goes_on()) {
+        let nothing = [Val::Imm(0), Val::Imm(0)];
+        let quick = Quick::of(&self.insn, self.bits, self.kernel, self.goes_on()).map(|what| (what, nothing));
+        if let Some((what, [a, b])) = quick.or_else(|| self.quick_with_operand()) {
             self.op(Op::Call {
                 helper: helper_ids::QUICK,
                 kind: CallKind::MayExit,
                 ret: None,
-                args: [Val::Imm(what as i64), Val::Imm(0), Val::Imm(0)],
+                args: [Val::Imm(what as i64), a, b],
             });
             return self.after_helper();
         }
@@ -258,6 +260,26 @@ impl Tr<'_> {
             args: [Val::Imm(low as i64), Val::Imm(high as i64), offset],
         });
         self.after_helper()
+    }
+
+    /// Loads of segment registers and flags.
+    fn quick_with_operand(&mut self) -> Option<(Quick, [Val; 2])> {
+        let insn = self.insn;
+        let bytes = insn.stack_pointer_increment().unsigned_abs();
+        let to = if insn.op_kind(0) == OpKind::Register { insn.op_register(0) } else { Register::None };
+        let loaded = to.is_segment_register() && to != Register::CS;
+        let seg = Val::Imm(segment_number(to) as i64);
+        match insn.mnemonic() {
+            Mnemonic::Mov if loaded => {
+                let selector = self.read(1, 2);
+                Some((Quick::Segment, [seg, selector]))
+            }
+            Mnemonic::Pop if loaded => Some((Quick::PopSegment, [seg, Val::Imm(bytes.into())])),
+            Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq if !self.real => {
+                Some((Quick::Popf, [Val::Imm(bytes.into()), Val::Imm(0)]))
+            }
+            _ => None,
+        }
     }
 
     fn after_helper(&mut self) -> Flow {
