@@ -249,13 +249,12 @@ fn adjustment(op: &Op, base: Slot, narrow: bool) -> Option<i32> {
             AluOp::Sub => imm.wrapping_neg(),
             _ => return None,
         },
-        Op::AluF { op, size, d, a, b: Val::Imm(imm) } if d == Some(base) && a == same && size == whole_size => {
-            match op {
-                FlagOp::Add => imm,
-                FlagOp::Sub => imm.wrapping_neg(),
-                _ => return None,
-            }
-        }
+        Op::AluF { op, size, d, a, b: Val::Imm(imm) } if d == Some(base) && a == same && size == whole_size => match op
+        {
+            FlagOp::Add => imm,
+            FlagOp::Sub => imm.wrapping_neg(),
+            _ => return None,
+        },
         _ => return None,
     };
     if narrow { Some(by as i32) } else { i32::try_from(by).ok() }

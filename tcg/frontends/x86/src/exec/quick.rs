@@ -68,7 +68,7 @@ pub(super) fn quick(cpu: &mut X86Cpu, what: u64, a: u64, b: u64) -> u64 {
     if let Err(exception) = result {
         let pc = cpu.wrap(pc);
         raise(cpu, exception, pc);
-    } else if cpu.head.exit_request == 0 && cpu.guest.leave {
+    } else if cpu.head.exit_request == 0 && (cpu.guest.leave | cpu.code_changed()) {
         cpu.jump(after);
     }
     0

@@ -10,6 +10,7 @@
 //! Left out: limits of code segments; jumps in 16-bit code wrap at 64 KiB as they should.
 
 mod arith;
+mod dead;
 mod flow;
 mod moves;
 mod operands;
@@ -119,6 +120,9 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             block.ops.push(Op::Jump { to: PagePc(at as i32) });
             break;
         }
+    }
+    if !careful {
+        dead::mark(block, code, bits, &state.features);
     }
 }
 

@@ -260,13 +260,7 @@ impl Tr<'_> {
         let sp = Slot(RSP as u8);
         if let Some((_, ty)) = self.plain_stack() {
             self.op(Op::Store { src: a, base: Val::Slot(sp), off: -(bytes as i32), size: size(bytes) });
-            return self.op(Op::Alu {
-                op: AluOp::Add,
-                ty,
-                d: sp,
-                a: Val::Slot(sp),
-                b: Val::Imm(-i64::from(bytes)),
-            });
+            return self.op(Op::Alu { op: AluOp::Add, ty, d: sp, a: Val::Slot(sp), b: Val::Imm(-i64::from(bytes)) });
         }
         let new = self.temp();
         self.op(Op::Lea {
@@ -405,7 +399,7 @@ impl Tr<'_> {
     }
 }
 
-fn is_cmov(m: Mnemonic) -> bool {
+pub(super) fn is_cmov(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
@@ -428,7 +422,7 @@ fn is_cmov(m: Mnemonic) -> bool {
     )
 }
 
-fn is_setcc(m: Mnemonic) -> bool {
+pub(super) fn is_setcc(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
