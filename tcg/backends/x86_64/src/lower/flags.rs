@@ -294,11 +294,7 @@ impl Lower<'_> {
         }
         if matches!(op, Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. }) {
             self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
-        } else if !(produces(op)
-            || only_looks(op)
-            || keeps_host(op) && self.kept
-            || self.only_moves(self.next.wrapping_sub(1), op))
-        {
+        } else if !(produces(op) || only_looks(op) || keeps_host(op) && self.kept) {
             self.flags.in_host = Flags::NONE;
         }
     }
@@ -323,7 +319,7 @@ impl Lower<'_> {
     /// Clobbers `rax`, and `r14` but for an [`Op::Rmw`].
     pub(super) fn flags_for(&mut self, op: &Op) {
         let wanted = self.carried(op, self.needs_now());
-        self.flags_to_host(wanted, !matches!(op, Op::Rmw { .. }) && self.group.is_none());
+        self.flags_to_host(wanted, !matches!(op, Op::Rmw { .. }));
     }
 
     /// Whether an operation needs flags in the host's before it.
@@ -336,23 +332,22 @@ impl Lower<'_> {
     pub(super) fn condition(&mut self, cond: CondF) -> Cc {
         let wanted = flags::read_by(cond);
         let cc = super::flagged::cc_of(cond);
-        let r14_free = self.group.is_none();
-        if self.flags.in_host.contains(wanted) || r14_free && self.flags.recipe.is_some_and(Recipe::is_short) {
-            self.flags_to_host(wanted, r14_free);
+        if self.flags.in_host.contains(wanted) || self.flags.recipe.is_some_and(Recipe::is_short) {
+            self.flags_to_host(wanted, true);
             return cc;
         }
         // Those that depend on one flag being set, or one of two.
-        let bits = match cond {
-            CondF::L | CondF::Ge | CondF::Le | CondF::G => 0,
-            _ => slot_bits(wanted) as i16,
+        let (byte, bits) = match cond {
+            CondF::O | CondF::No => (0, 1),
+            CondF::L | CondF::Ge | CondF::Le | CondF::G => (0, 0),
+            _ => (1, (wanted.pack() >> 8) as i8 & !2),
         };
         if bits == 0 || !self.flags.in_slot.contains(wanted) {
-            self.flags_to_host(wanted, r14_free);
+            self.flags_to_host(wanted, true);
             return cc;
         }
-        let disp = self.flags_disp();
-        // All that was stored: the second byte alone would wait for the store.
-        dynasm!(self.asm ; .arch x64 ; test WORD [rbp + disp], bits);
+        let disp = self.flags_disp() + byte;
+        dynasm!(self.asm ; .arch x64 ; test BYTE [rbp + disp], bits);
         self.flags.in_host = Flags::NONE;
         // The even condition of each pair is the one that a set flag makes true, but for `a` and the like.
         let set = (cond as u8) & 1 == 0;
@@ -442,7 +437,7 @@ impl Lower<'_> {
     fn plan(&self, recipe: Option<Recipe>, in_host: Flags) -> usize {
         let never = usize::MAX;
         let mut pending = self.needs_now().any();
-        if in_host.is_empty() || pending.is_empty() || self.is_done_in_group(pending) {
+        if in_host.is_empty() || pending.is_empty() {
             return never;
         }
         let first = self.next;
@@ -462,11 +457,9 @@ impl Lower<'_> {
             if self.carried(op, after).intersects(pending) {
                 // A memory operation looks its address up first.
                 host &= !matches!(op, Op::Rmw { .. });
-                let grouped = self.group_end().is_some_and(|end| index < end);
                 match (host, recipe) {
                     (true, _) => {}
-                    // With a register to compute in.
-                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) && !grouped => host = true,
+                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => host = true,
                     _ => return latest,
                 }
             }
@@ -486,32 +479,6 @@ impl Lower<'_> {
             }
         }
         never
-    }
-
-    /// Whether all that needs the flags of the operation being lowered finds them in the host's before the end of the
-    /// group it is in, whose accesses do not fault. (The group's copy plans by itself.)
-    fn is_done_in_group(&self, mut pending: Flags) -> bool {
-        let Some(end) = self.group_end() else { return false };
-        let mut host = true;
-        for index in self.next..end {
-            let Some(op) = self.ops.get(index) else { return false };
-            let after = self.needs.get(index).copied().unwrap_or_default();
-            let moves = self.only_moves(index, op);
-            let safe = moves || matches!(op, Op::Rmw { .. }) && self.is_grouped(index, op);
-            let in_slot = needed_in_slot(op, self.ops.get(index + 1)).intersects(pending);
-            if in_slot || may_fault(op) && !safe || !host && self.carried(op, after).intersects(pending) {
-                return false;
-            }
-            if produces(op) && after.any().intersects(flags_written(op).0) {
-                return true;
-            }
-            pending = pending.without(flags_written(op).1).and(after.any());
-            if pending.is_empty() {
-                return true;
-            }
-            host &= only_looks(op) || moves || keeps_host(op) && pending.intersects(after.hard);
-        }
-        false
     }
 
     /// For the cold code of an access: the routine that saves the flags, if they are not in their slot.
@@ -650,10 +617,9 @@ impl Lower<'_> {
     pub(super) fn get_flags(&mut self, d: Slot) {
         let disp = self.flags_disp();
         dynasm!(self.asm ; .arch x64
-            ; movzx eax, WORD [rbp + disp]
-            ; movzx r14d, al
+            ; movzx r14d, BYTE [rbp + disp]
             ; shl r14d, 11
-            ; shr eax, 8
+            ; movzx eax, BYTE [rbp + disp + 1]
             ; and eax, 0xd5
             ; or eax, r14d
         );

@@ -10,10 +10,8 @@ use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::Optimise;
-use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::unit::UnitMemory;
-use mimus_tcg_ir::verify::flags_written;
-use mimus_tcg_ir::{AluOp, Ext, FIRST_TEMP, FlagOp, Op, PagePc, RmwOp, Size, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
 
 /// Bytes that a group may span: the wider, the more often it leaves the page.
 const MAX_SPAN: i64 = 512;
@@ -111,29 +109,6 @@ impl Lower<'_> {
         Some(Rm::Mem { base: R14, index: None, disp: off.wrapping_add(group.delta) })
     }
 
-    /// Index of the operation behind the group being lowered.
-    pub(super) fn group_end(&self) -> Option<usize> {
-        self.group.map(|group| group.end as usize)
-    }
-
-    /// Whether an operation is an access of the group that changes no flag of the host's: any but the last, after which
-    /// the group's copy, which looks its accesses up, must be in the same state.
-    pub(super) fn only_moves(&self, index: usize, op: &Op) -> bool {
-        let Some(group) = &self.group else { return false };
-        let base = match *op {
-            Op::Load { base, ext, .. } if ext != Ext::Ones => base,
-            Op::Store { base, .. } => base,
-            _ => return false,
-        };
-        index + 1 < group.end as usize && base == Val::Slot(group.base)
-    }
-
-    /// Whether an operation on memory is one of the group's, and so cannot fault.
-    pub(super) fn is_grouped(&self, index: usize, op: &Op) -> bool {
-        self.group
-            .is_some_and(|group| index < group.end as usize && access(op).is_some_and(|(base, ..)| base == group.base))
-    }
-
     /// Whether what is at `disp` from `r14` is known to be aligned to `bytes`; it will be checked now if not.
     pub(super) fn group_is_aligned(&mut self, bytes: u8, disp: i32) -> bool {
         let Some(group) = &mut self.group else { return false };
@@ -163,12 +138,9 @@ impl Lower<'_> {
             return None;
         }
         let mut extent: Option<Extent> = None;
-        let (mut accesses, mut delta, mut known, mut at) = (0, 0i64, false, self.insn.pc);
+        let (mut accesses, mut delta) = (0, 0i64);
         let max_span = if self.be.config.optimise == Optimise::Forced { FORCED_SPAN } else { MAX_SPAN };
         for (i, op) in ops.iter().enumerate().take(MAX_OPS) {
-            if matches!(*op, Op::Rmw { op: RmwOp::F(op), .. } if is_step(op)) && !known {
-                break;
-            }
             match access(op) {
                 Some((b, off, size, write)) if b == base => {
                     let low = i64::from(off) + delta;
@@ -187,14 +159,9 @@ impl Lower<'_> {
                     extent = Some(new);
                     accesses += 1;
                 }
-                _ if self.keeps_r14(op) || known && self.keeps_r14_with_flags(op, at) => {}
+                _ if self.keeps_r14(op) => {}
                 _ => break,
             }
-            if let Op::Insn { pc, .. } = *op {
-                at = pc;
-            }
-            // From here on flags are in the host's or in their slot: what sets them knows of the group.
-            known |= flags_written(op).1 == Flags::ALL;
             if writes(op, base) {
                 match adjustment(op, base, self.narrow) {
                     Some(by) => delta += i64::from(by),
@@ -266,28 +233,11 @@ fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     match *op {
         Op::Load { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), false)),
         Op::Store { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), true)),
-        // Store permission includes loads. What else these do to memory is not worth it.
-        Op::Rmw { op: RmwOp::F(op), size, lock: false, old: None, base: Val::Slot(base), off, .. }
-            if is_plain(op) || is_step(op) =>
-        {
-            Some((base, off, size.bytes(), true))
-        }
         Op::Unit { insn, a: Val::Slot(base), off, .. } if insn.memory != UnitMemory::None => {
             Some((base, off, insn.bytes.into(), insn.memory == UnitMemory::Store))
         }
         _ => None,
     }
-}
-
-/// Sets flags, if any, from its operands alone.
-fn is_plain(op: FlagOp) -> bool {
-    use FlagOp::*;
-    matches!(op, Add | Sub | And | Or | Xor | Neg | Not)
-}
-
-/// Uses flags, or leaves some alone.
-fn is_step(op: FlagOp) -> bool {
-    matches!(op, FlagOp::Adc | FlagOp::Sbb | FlagOp::Inc | FlagOp::Dec)
 }
 
 /// What an operation adds to `base`, if that is all it does to it. `narrow`: modulo 2^32, which makes no difference
@@ -324,19 +274,6 @@ fn small(val: Val) -> bool {
 }
 
 impl Lower<'_> {
-    /// [`Lower::keeps_r14`] of an operation that uses flags, in the instruction at `at`, if nobody has to compute those
-    /// again.
-    fn keeps_r14_with_flags(&self, op: &Op, at: PagePc) -> bool {
-        match *op {
-            Op::SetCondF { .. } => true,
-            Op::CMovF { a, .. } => matches!(a, Val::Slot(_)),
-            Op::AluF { op, a, b, .. } => is_step(op) && small(a) && small(b),
-            // Out of the block or on in it, with no look at the kick word in between.
-            Op::BranchF { to, .. } => to.same_page() && to > at && to != self.start,
-            _ => false,
-        }
-    }
-
     /// Whether lowering an operation leaves `r14` alone, calls nothing and does not jump on.
     fn keeps_r14(&self, op: &Op) -> bool {
         match *op {
@@ -377,7 +314,6 @@ impl Lower<'_> {
                 FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor | FlagOp::Neg | FlagOp::Not => {
                     small(a) && small(b)
                 }
-                FlagOp::Mul => matches!(a, Val::Slot(_)) && small(b),
                 // By a constant that is not zero: no flag stays.
                 FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => {
                     matches!(b, Val::Imm(n) if n & 31 != 0)

@@ -70,11 +70,6 @@ impl Lower<'_> {
             return;
         };
         let src = self.home_val(src);
-        if let (Some(place), RmwOp::F(op), None, false) = (self.grouped(base, off), op, old, lock) {
-            self.flags_for(whole);
-            self.rmw_plain(op, (size, lock), src, place);
-            return self.flags_from(whole);
-        }
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
         let free = match op {

@@ -1,9 +1,9 @@
 //! Near jumps, calls, returns and loops.
 
 use iced_x86::{Code, Mnemonic, OpKind, Register};
-use mimus_arch::x86::regs::{RCX, RSP};
+use mimus_arch::x86::regs::RCX;
 use mimus_tcg_ir::flags::Flags;
-use mimus_tcg_ir::{AluOp, Cond, CondF, FIRST_TEMP, JumpHint, Op, PagePc, Size, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Cond, CondF, JumpHint, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
 use super::moves::condition;
 use super::{BASE0, Flow, Tr};
@@ -94,10 +94,7 @@ impl Tr<'_> {
     /// The linear address of an offset in CS, in a temporary.
     fn in_code(&mut self, ip: Val) -> Slot {
         let v = if self.bits == 64 || self.flat {
-            match ip {
-                Val::Slot(s) if s.0 >= FIRST_TEMP => return s,
-                ip => self.un(UnOp::Mov, Ty::I64, ip),
-            }
+            self.un(UnOp::Mov, Ty::I64, ip)
         } else {
             self.alu(AluOp::Add, Ty::U32, ip, Val::Slot(Slot(BASE0 + CS as u8)))
         };
@@ -174,21 +171,13 @@ impl Tr<'_> {
     fn indirect(&mut self) -> Flow {
         let bytes = self.ip_bytes();
         let v = self.read(0, bytes);
-        let call = self.insn.is_call_near_indirect();
-        let base = match (bytes, v) {
-            // As it is: the way from the register to the jump is short. The stack pointer is about to change.
-            (8, Val::Slot(s)) if !(call && s == Slot(RSP as u8)) => s,
-            (2, v) => {
-                let v = self.un(UnOp::ZextH, Ty::I64, v);
-                self.in_code(v)
-            }
-            // What was loaded has zeros above.
-            (4, v) if !self.is_memory(0) => {
-                let v = self.un(UnOp::ZextW, Ty::I64, v);
-                self.in_code(v)
-            }
-            (_, v) => self.in_code(v),
+        let v = match bytes {
+            2 => self.un(UnOp::ZextH, Ty::I64, v),
+            4 => self.un(UnOp::ZextW, Ty::I64, v),
+            _ => self.un(UnOp::Mov, Ty::I64, v),
         };
+        let base = self.in_code(v);
+        let call = self.insn.is_call_near_indirect();
         if call {
             let back = self.return_ip();
             self.push(self.stack_item(), back);

@@ -192,9 +192,6 @@ impl Tr<'_> {
             (2, true) => UnOp::SextH,
             (_, _) => UnOp::SextW,
         };
-        if to.size() == 8 || to.size() == 4 && !signed {
-            return self.op(Op::Un { op, ty: Ty::I64, d: gpr(to), a });
-        }
         let v = self.un(op, Ty::I64, a);
         self.write_reg(to, v);
     }
