@@ -1,6 +1,10 @@
 //! The contexts of one vCPU: which exist, which is current, and what to drop.
 
-use crate::context::{Context, DataFill};
+use mimus_core::accel::RememberedTranslation;
+use mimus_core::bus::{GuestPhys, GuestVirt};
+use mimus_core::memory::FlatView;
+
+use crate::context::{Context, DataFill, Filled};
 
 /// How many contexts a vCPU keeps. The one used longest ago makes room.
 const CONTEXTS: usize = 40;
@@ -80,6 +84,27 @@ impl Mmu {
         self.entries[self.current].context.fill_code(va, table, local, mapping_size);
     }
 
+    /// What is remembered, the current context's first.
+    pub(crate) fn list(&self, view: &FlatView) -> Vec<RememberedTranslation> {
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_by_key(|i| *i != self.current);
+        let mut out = Vec::new();
+        for i in order {
+            let Entry { key, context, .. } = &self.entries[i];
+            let of = |e: Filled| RememberedTranslation {
+                space: *key,
+                current: i == self.current,
+                va: GuestVirt(e.va),
+                pa: e.host.and_then(|host| physical(view, host)),
+                read: e.read,
+                write: e.write,
+                execute: e.execute,
+            };
+            out.extend(context.filled().into_iter().map(of));
+        }
+        out
+    }
+
     /// Empties every context.
     pub fn flush_all(&mut self) {
         for e in &mut self.entries {
@@ -120,4 +145,13 @@ impl Mmu {
             e.context.revoke_write(host);
         }
     }
+}
+
+/// Where a page of the host's memory is in the guest's.
+fn physical(view: &FlatView, host: u64) -> Option<GuestPhys> {
+    view.ranges().iter().find_map(|r| {
+        let (block, offset) = r.ram_at(r.base)?;
+        let from_begin = host.wrapping_sub(block.host_ptr(offset) as u64);
+        (from_begin < r.len).then(|| GuestPhys(r.base.0 + from_begin))
+    })
 }

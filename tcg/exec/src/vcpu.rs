@@ -104,6 +104,11 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
         unsafe { &*self.peer.cell.as_ptr() }.recent.list()
     }
 
+    fn remembered_translations(&mut self) -> Option<Vec<accel::RememberedTranslation>> {
+        let view = self.machine.memory.view();
+        Some(self.cpu().mmu.list(&view))
+    }
+
     fn sync_trace(&mut self) {
         self.cpu().sync_trace();
     }
