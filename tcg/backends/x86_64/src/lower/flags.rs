@@ -296,7 +296,8 @@ impl Lower<'_> {
         }
         if matches!(op, Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. }) {
             self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
-        } else if !(produces(op) || only_looks(op) || keeps_host(op) && self.kept) {
+        } else if !(produces(op) || only_looks(op) || keeps_host(op) && (self.kept || self.keep_flags())) {
+            // (Flags that the operation has brought there itself are kept too.)
             self.flags.in_host = Flags::NONE;
         }
     }

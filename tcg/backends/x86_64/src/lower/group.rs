@@ -169,7 +169,8 @@ impl Lower<'_> {
                 }
             }
         }
-        let enough = if self.be.config.optimise == Optimise::Forced { 1 } else { 2 };
+        // Not all of them: groups would hide range entries.
+        let enough = if self.be.config.optimise == Optimise::Forced && first.is_multiple_of(2) { 1 } else { 2 };
         extent.filter(|_| accesses >= enough).map(|extent| (base, extent))
     }
 

@@ -177,6 +177,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         flags: flags::FlagState::default(),
         kept: false,
         skip: 0,
+        kept_half: None,
         routines: Vec::new(),
         looped,
         narrow: block.narrow,
@@ -232,6 +233,8 @@ struct Lower<'a> {
     kept: bool,
     /// Operations with lower numbers have been lowered.
     skip: usize,
+    /// One more than the index of a division whose result a division before it has kept.
+    kept_half: Option<usize>,
     /// Offsets of the routines that save flags, by number.
     routines: Vec<u32>,
     /// The block's loop.
