@@ -301,7 +301,7 @@ impl CodeStore {
             }
         }
         let p = inner.pages.entry(page).or_default();
-        p.granules |= granules(start, end.min(4096));
+        p.granules |= granules(start, end.min(4096)) | block.granules;
         p.blocks.push(number);
         if next_table != 0 {
             p.next_table = next_table;
@@ -536,7 +536,7 @@ mod tests {
     }
 
     fn block(start: u16, len: u16) -> Block {
-        Block { ops: Vec::new(), start, len, insns: 1 }
+        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
     }
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
