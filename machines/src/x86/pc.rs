@@ -73,9 +73,10 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
         add_hpet(&mut b, &ints, &rtc, rtc_irq)?;
     }
     add_legacy(&mut b, &options, &ints)?;
-    let mut peripherals = Peripherals::pci(bus.clone());
+    let mut peripherals = Peripherals::pci(bus.clone()).with_boot_list();
     peripherals.isa = Some(isa::bus(&b, &ints));
     peripherals.add_configured(&mut b, config)?;
+    let boot_list = peripherals.take_boot_list();
 
     let (mmio32, bits) = (layout::mmio32(kind, memory), common::phys_bits(&b, boards::guest(config)?));
     let platform =
@@ -84,7 +85,8 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let tables = options.acpi.then(|| acpi::build(&acpi::Config { apic_ids, platform }));
     let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents = Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware };
+    let contents =
+        Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware, boot_list };
     common::add_fw_cfg(&mut b, &contents)?;
 
     let pirq_of = if kind == Kind::Q35 { q35::pirq_of } else { i440fx::pirq_of };
@@ -185,6 +187,7 @@ fn add_pci(
         let pirqs = PirqRouter::new(ich9::PIRQS, isa, direct);
         let bridge = Q35::new("pcie.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
         let bus = bridge.bus().clone();
+        b.add_pci_bus(&bus);
         if smm {
             smm::add(b, bridge.smm_overlay());
         }
@@ -196,6 +199,7 @@ fn add_pci(
     let pirqs = PirqRouter::new(piix::PIRQS, isa, Vec::new());
     let bridge = I440fx::new("pci.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
     let bus = bridge.bus().clone();
+    b.add_pci_bus(&bus);
     if smm {
         smm::add(b, bridge.smm_overlay());
     }

@@ -12,4 +12,5 @@ mod harness;
 mod network;
 mod repeat;
 mod terminal;
+mod views;
 mod x86;
