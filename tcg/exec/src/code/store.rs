@@ -264,8 +264,9 @@ impl CodeStore {
         self.mapping.write_code(at, code);
         if (at + code.len()) / SETTLE != inner.bump / SETTLE {
             let end = inner.bump / SETTLE * SETTLE;
-            // All of it again: late links have faulted pages in.
-            self.mapping.settle(0, end);
+            // Now and then all of it again: late links have faulted pages in.
+            let all = (end / SETTLE).is_multiple_of(4);
+            self.mapping.settle(if all { 0 } else { end.saturating_sub(SETTLE) }, end);
         }
         inner.bump = at + code.len();
         let all = &mut inner.translated;
