@@ -85,8 +85,8 @@ struct State {
     shown: Option<CpuState>,
     /// The Linux that runs, once it was looked for.
     linux: Option<Linux>,
-    /// It was looked for since the machine ran last.
-    looked: bool,
+    /// The registers when it was looked for: with others, the machine has run since.
+    looked: Vec<(&'static str, u64)>,
 }
 
 impl State {
@@ -438,11 +438,15 @@ impl Debugger {
         const WITH_NAMES: [&str; 8] = ["break", "watch", "print", "disassemble", "x", "backtrace", "report", "struct"];
         let wanted = WITH_NAMES.contains(&name) || name == "info" && info::needs_linux(rest);
         let mut state = self.lock();
-        if !wanted || state.looked {
+        if !wanted {
             return Ok(());
         }
-        state.looked = true;
         let cpu = self.target.state(state.vcpu)?;
+        let registers = registers::list(&cpu);
+        if state.looked == registers {
+            return Ok(());
+        }
+        state.looked = registers;
         let there = |l: &Linux| l.memory(&*self.target, &cpu).is_ok();
         // While paging is off, as in firmware's calls, what was known is kept.
         if crate::walk::scheme(&cpu).is_none() || state.linux.as_ref().is_some_and(there) {
@@ -459,13 +463,12 @@ impl Debugger {
         let found = Linux::find(&*self.target, &cpu)?;
         let account = found.account.clone();
         state.set_linux(Some(found), &*self.target, &cpu);
-        state.looked = true;
+        state.looked = registers::list(&cpu);
         Ok(account)
     }
 
     fn go(&self) -> Result<String, String> {
         self.remember()?;
-        self.lock().looked = false;
         loop {
             let stop = self.target.go();
             if self.goes_on(stop)? {

@@ -9,6 +9,8 @@
 use memmap2::{MmapMut, MmapOptions};
 use mimus_tcg_ir::backend::ContextLayout;
 
+use crate::ranges::FilledRange;
+
 /// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
 const INVALID: u64 = !0;
 const PAGE: u64 = 4096;
@@ -75,6 +77,8 @@ pub struct Context {
     /// The subset to drop on [`Context::drop_local`].
     local: Vec<u32>,
     large: Vec<LargeRegion>,
+    /// Range entries that are filled.
+    pub(crate) ranges: Vec<FilledRange>,
 }
 
 impl Context {
@@ -84,8 +88,14 @@ impl Context {
     /// The host has no address space left.
     pub fn new() -> std::io::Result<Context> {
         let map = MmapOptions::new().len(ContextLayout::SIZE).no_reserve_swap().map_anon()?;
-        let mut context =
-            Context { map, fills: Vec::new(), lists: Box::new([0; LISTS]), local: Vec::new(), large: Vec::new() };
+        let mut context = Context {
+            map,
+            fills: Vec::new(),
+            lists: Box::new([0; LISTS]),
+            local: Vec::new(),
+            large: Vec::new(),
+            ranges: Vec::new(),
+        };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
         Ok(context)
@@ -103,7 +113,14 @@ impl Context {
         unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
     }
 
-    fn get(&self, array: i32, index: usize) -> u64 {
+    /// What is at an offset from the base; aligned to 8 bytes.
+    pub(crate) fn cell_at(&self, offset: usize) -> *mut u64 {
+        debug_assert!(offset + 8 <= ContextLayout::SIZE && offset.is_multiple_of(8));
+        // SAFETY: inside the mapping.
+        unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
+    }
+
+    pub(crate) fn get(&self, array: i32, index: usize) -> u64 {
         // SAFETY: `cell` is in the mapping and aligned; only this vCPU's thread reads or writes it.
         unsafe { self.cell(array, index).read() }
     }
@@ -145,6 +162,9 @@ impl Context {
         let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
         let addend = fill.host.wrapping_sub(fill.va);
         let moved = self.get(L.addend, index) != addend;
+        if read == fill.va && (moved || !fill.read) || write == fill.va && (moved || !fill.write) {
+            self.drop_ranges_at(index);
+        }
         self.set(L.addend, index, addend);
         // The addend is shared: a tag of another page must not survive it.
         self.set(L.read_tag, index, if fill.read { fill.va } else { INVALID });
@@ -199,6 +219,7 @@ impl Context {
         self.fills.clear();
         self.local.clear();
         self.large.clear();
+        self.drop_ranges();
     }
 
     /// Drops the entries that were filled as local.
@@ -209,6 +230,7 @@ impl Context {
         }
         self.local = local;
         self.local.clear();
+        self.drop_ranges();
     }
 
     /// Whether any local entry is present.
@@ -232,6 +254,7 @@ impl Context {
             if region.size > (2 << 20) {
                 flush_all = true;
             } else {
+                self.drop_ranges();
                 let first = index_of(region.base);
                 for index in first..first + (region.size / PAGE) as usize {
                     self.clear_if_used(index & INDEX_MASK as usize);
@@ -246,6 +269,7 @@ impl Context {
     /// Drops the page at `va` alone, whatever size the guest's mapping has.
     pub fn drop_entry(&mut self, va: u64) {
         self.clear_if_used(index_of(va));
+        self.drop_ranges_at(index_of(va));
     }
 
     /// Clears an index without touching host memory that was never filled.
@@ -271,6 +295,7 @@ impl Context {
                 self.set(L.write_tag, index, INVALID);
             }
         }
+        self.drop_writable_ranges(host);
     }
 
     /// What is entered, by address.
@@ -305,7 +330,7 @@ impl Context {
     }
 }
 
-fn index_of(va: u64) -> usize {
+pub(crate) fn index_of(va: u64) -> usize {
     ((va >> 12) & INDEX_MASK) as usize
 }
 

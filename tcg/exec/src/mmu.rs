@@ -1,8 +1,11 @@
 //! The contexts of one vCPU: which exist, which is current, and what to drop.
 
+use std::time::Instant;
+
 use mimus_core::accel::RememberedTranslation;
 use mimus_core::bus::{GuestPhys, GuestVirt};
 use mimus_core::memory::FlatView;
+use mimus_tcg_ir::Size;
 
 use crate::context::{Context, DataFill, Filled};
 
@@ -23,6 +26,8 @@ pub struct Mmu {
     entries: Vec<Entry>,
     current: usize,
     clock: u64,
+    /// What times are counted from.
+    began: Instant,
 }
 
 impl Mmu {
@@ -32,7 +37,7 @@ impl Mmu {
     /// The host has no address space left.
     pub fn new(key: u64) -> std::io::Result<Mmu> {
         let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
-        Ok(Mmu { entries, current: 0, clock: 0 })
+        Ok(Mmu { entries, current: 0, clock: 0, began: Instant::now() })
     }
 
     /// Makes the context of `key` current; answers its base for the GS register.
@@ -82,6 +87,13 @@ impl Mmu {
 
     pub(crate) fn fill_code(&mut self, va: u64, table: u32, local: bool, mapping_size: u64) {
         self.entries[self.current].context.fill_code(va, table, local, mapping_size);
+    }
+
+    /// See [`Context::fill_range`]; for the current context.
+    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size) -> bool {
+        let began = self.began;
+        let now = || began.elapsed().as_micros() as u32;
+        self.entries[self.current].context.fill_range(number, va, size, now)
     }
 
     /// What is remembered, the current context's first.

@@ -92,7 +92,7 @@ fn linux(guest: &mut Mimus, own: &Own, caller: &str, types: bool) {
         .skip(1)
         .filter_map(|l| {
             let pid = l.split_whitespace().next()?;
-            let name = l.get(l.find("0x")?..)?.split_once(' ')?.1;
+            let name = l.get(l.find("0x")?..)?.split_once(' ')?.1.trim_start();
             let name = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
             Some((pid.to_owned(), name.to_owned()))
         })
