@@ -264,8 +264,9 @@ impl CodeStore {
         self.mapping.write_code(at, code);
         if (at + code.len()) / SETTLE != inner.bump / SETTLE {
             let end = inner.bump / SETTLE * SETTLE;
-            // All of it again: late links have faulted pages in.
-            self.mapping.settle(0, end);
+            // Now and then all of it again: late links have faulted pages in.
+            let all = (end / SETTLE).is_multiple_of(4);
+            self.mapping.settle(if all { 0 } else { end.saturating_sub(SETTLE) }, end);
         }
         inner.bump = at + code.len();
         let all = &mut inner.translated;
@@ -301,7 +302,7 @@ impl CodeStore {
             }
         }
         let p = inner.pages.entry(page).or_default();
-        p.granules |= granules(start, end.min(4096));
+        p.granules |= granules(start, end.min(4096)) | block.granules;
         p.blocks.push(number);
         if next_table != 0 {
             p.next_table = next_table;
@@ -536,7 +537,7 @@ mod tests {
     }
 
     fn block(start: u16, len: u16) -> Block {
-        Block { ops: Vec::new(), start, len, insns: 1 }
+        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
     }
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {

@@ -61,7 +61,8 @@ impl Lower<'_> {
     pub(super) fn address(&mut self, base: Val, off: i32) -> Address {
         match (base, self.val(base)) {
             (Val::Imm(imm), _) => {
-                self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
+                let at = self.constant_address(imm, off);
+                self.asm.mov_ri(RAX, at);
                 Address { base: RAX, off: 0, slot: None }
             }
             (_, Opnd::Reg(base)) => {
@@ -73,6 +74,12 @@ impl Lower<'_> {
                 Address { base: RAX, off, slot: Some(slot) }
             }
         }
+    }
+
+    /// A constant base with its offset.
+    pub(super) fn constant_address(&self, imm: i64, off: i32) -> i64 {
+        let at = imm.wrapping_add(i64::from(off));
+        if self.narrow { i64::from(at as u32) } else { at }
     }
 
     /// Looks an address up in the tags at `tag` and leaves `va ^ tag` in `r15`, the array index in `r14`.
@@ -262,7 +269,7 @@ impl Lower<'_> {
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(true, R15, slow.base, slow.off);
+        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
         self.asm.call_abs(self.be.stubs.load);
@@ -361,7 +368,7 @@ impl Lower<'_> {
 
     pub(super) fn slow_store(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(true, R15, slow.base, slow.off);
+        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.mov(RAX, slow.value);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));

@@ -180,6 +180,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept_half: None,
         routines: Vec::new(),
         looped,
+        narrow: block.narrow,
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
@@ -238,6 +239,9 @@ struct Lower<'a> {
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
+    /// address modulo 2^32.
+    narrow: bool,
 }
 
 impl Lower<'_> {
