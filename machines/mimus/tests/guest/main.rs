@@ -11,5 +11,6 @@ mod gdb;
 mod harness;
 mod network;
 mod repeat;
+mod selftests;
 mod terminal;
 mod x86;

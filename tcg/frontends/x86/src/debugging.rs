@@ -4,8 +4,7 @@
 //! before it, from its operands.
 //!
 //! Spec: SDM volume 3 sections 18.2 (debug registers) and 18.3.1 (debug exceptions). Left out: data breakpoints on
-//! what gathers, BT with a register, and the delivery of exceptions access; those met under the shadow of a MOV to SS
-//! are forgotten.
+//! what gathers, BT with a register, and the delivery of exceptions access.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use mimus_arch::x86::regs::*;
@@ -128,6 +127,12 @@ fn loads_ss(insn: &Instruction) -> bool {
         && segment_number(insn.op_register(0)) == SS
 }
 
+/// Instructions whose entry of a handler is their completion, not a fault.
+fn enters_by_itself(insn: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(insn.mnemonic(), M::Int | M::Int1 | M::Int3 | M::Into | M::Syscall | M::Sysenter)
+}
+
 /// Executes one instruction, with the debug exceptions around it.
 pub(crate) fn step(cpu: &mut X86Cpu) {
     let pc = cpu.head.pc;
@@ -150,11 +155,20 @@ pub(crate) fn step(cpu: &mut X86Cpu) {
     if !insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)) {
         cpu.guest.st.flags &= !RFLAGS_RF;
     }
-    let entered = cpl == 3 && cpu.guest.st.cpl == 0;
-    if cpu.guest.deliveries != before || entered || insn.is_some_and(|i| loads_ss(&i)) {
+    let held = u64::from(std::mem::take(&mut cpu.guest.st.held_breakpoints));
+    if insn.is_some_and(|i| loads_ss(&i)) && cpu.guest.deliveries == before {
+        cpu.guest.st.held_breakpoints = (held | accessed) as u8 & 0xf;
         return;
     }
-    let payload = accessed | if trap { BS } else { 0 };
+    let entered = cpl == 3 && cpu.guest.st.cpl == 0;
+    let payload = if cpu.guest.deliveries == before && !entered {
+        held | accessed | if trap { BS } else { 0 }
+    } else if insn.is_some_and(|i| enters_by_itself(&i)) {
+        // What was held back comes as soon as the handler is entered, before its first instruction.
+        held
+    } else {
+        0
+    };
     if payload != 0 {
         let pc = cpu.head.pc;
         raise(cpu, Exception { vector: VECTOR_DB, error: None, payload }, pc);

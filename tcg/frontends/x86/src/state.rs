@@ -122,6 +122,8 @@ pub struct State {
     pub fpu_pointers: FpuPointers,
     /// Interrupts wait until after the next instruction.
     pub shadow: bool,
+    /// Data breakpoints (DR6 bits) that a load of SS met, held back until after the next instruction.
+    pub held_breakpoints: u8,
     /// An NMI handler runs.
     pub nmi_masked: bool,
     /// An NMI waits for it.
@@ -174,6 +176,7 @@ impl State {
             tsc_offset: 0,
             fpu_pointers: FpuPointers::default(),
             shadow: false,
+            held_breakpoints: 0,
             nmi_masked: false,
             nmi_pending: false,
             smm: false,

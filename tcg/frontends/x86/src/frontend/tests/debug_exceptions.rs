@@ -110,3 +110,36 @@ fn single_steps_stop_after_each_repetition() {
         assert_eq!(u32_at(&g, COUNTER), 3 + 1 + 1 + 3);
     });
 }
+
+/// A data breakpoint that MOV to SS meets comes behind the next instruction, or as that enters its handler; a fault of
+/// the next instruction leaves none.
+#[test]
+fn a_load_of_ss_holds_its_breakpoint_back() {
+    // What is behind the load; where #DB then returns to, if it comes.
+    let cases: [(&[u8], Option<u64>); 4] = [
+        (&[0x90, 0xf4], Some(CODE + 7)),
+        (&[0x8e, 0x15, 0, 0, 0x10, 0, 0x90, 0xf4], Some(CODE + 13)),
+        (&[0xcc, 0xf4], Some(0xa000 + 16 * 3)),
+        (&[0x0f, 0x0b], None),
+    ];
+    for (rest, comes) in cases {
+        both(|mut g| {
+            g.protected();
+            g.put(DATA, &[0x10, 0]);
+            // mov ss,[DATA]
+            g.put(CODE, &[&[0x8e, 0x15, 0, 0, 0x10, 0], rest].concat());
+            g.change(|s| {
+                s.dr[2] = DATA;
+                s.dr7 = 0x400 | 0x0700_0010;
+            });
+            let s = g.run();
+            match comes {
+                Some(behind) => {
+                    assert_eq!((s.rip, u32_at(&g, s.gpr[RSP])), (HANDLER + 1, behind), "{rest:x?}");
+                    assert_eq!(s.dr6 & 0x400f, 4);
+                }
+                None => assert_eq!((s.rip, s.dr6 & 0x400f), (0xa000 + 16 * 6 + 1, 0), "{rest:x?}"),
+            }
+        });
+    }
+}
