@@ -1,10 +1,11 @@
 //! Every device model of this program: what `-device` can name.
 
 use mimus_core::device::{ModelEntry, Registry, UnknownModel};
+use mimus_devices::block::sata;
 use mimus_devices::{isa, virtio};
 
 /// The models, by class.
-pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS]);
+pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS, sata::MODELS]);
 
 /// Short names, as QEMU has them.
 const ALIASES: &[(&str, &str)] = &[

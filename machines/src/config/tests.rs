@@ -78,7 +78,7 @@ fn drives() {
     assert_eq!(d.file.as_deref(), Some(std::path::Path::new("a,b.img")));
     assert!(d.read_only && d.snapshot && d.cache == Some(CacheMode::None));
     assert_eq!(Drive::parse("if=pflash,file=x").unwrap().interface, DriveInterface::Pflash);
-    says(Drive::parse("file=x,if=ide"), &["if=virtio"]);
+    says(Drive::parse("file=x,if=scsi"), &["if=virtio"]);
     says(Drive::parse("file=x,format=qcow2"), &["qemu-img convert"]);
     says(Drive::parse("if=none"), &["file= is missing"]);
     says(Drive::parse("file=x,raedonly=on"), &["did you mean readonly?"]);

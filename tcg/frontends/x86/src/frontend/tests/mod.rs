@@ -5,6 +5,7 @@ mod debug;
 mod debug_exceptions;
 mod native;
 mod programs;
+mod rules;
 mod smm;
 mod strings;
 mod units;
