@@ -52,7 +52,7 @@ impl Fallback {
         if let Some(machine) = &*machine {
             return Ok(machine.clone());
         }
-        let engine = EngineConfig { code_size: CODE, interpret: true, count: false };
+        let engine = EngineConfig { code_size: CODE, interpret: true, ..EngineConfig::default() };
         let new = Machine::<X86>::new::<X86_64>(self.config.memory.clone(), engine)?;
         *machine = Some(new.clone());
         Ok(new)

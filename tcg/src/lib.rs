@@ -11,9 +11,12 @@ pub use fallback::TcgFallback;
 use std::sync::Arc;
 
 use mimus_arch::{CpuModel, GuestArch, ModelError};
-use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Tracer, Unavailable, Vcpu, VcpuIndex, VmConfig};
+use mimus_core::accel::{
+    AccelCaps, AccelError, AccelVm, Accelerator, Names, Tracer, Unavailable, Vcpu, VcpuIndex, VmConfig,
+};
 use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
+use mimus_tcg_exec::Optimise;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::frontend::{CodeWindow, GuestFrontend};
 use mimus_tcg_exec::vcpu::TcgVcpu;
@@ -83,7 +86,16 @@ fn create<F: GuestFrontend>(config: &VmConfig, engine: EngineConfig) -> Result<A
     Ok(Arc::new(TcgVm { machine }))
 }
 
-/// `-accel tcg,tb-size=MIB,engine=jit|interp,thread=multi`
+/// `on` or `off`.
+fn switch(value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{value:?} is not known; use on or off")),
+    }
+}
+
+/// `-accel tcg,tb-size=MIB,engine=jit|interp,opt=on|off|force,stats=on|off,perfmap=on|off,thread=multi`
 fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
     let mut engine = EngineConfig { count: config.clock.counted().is_some(), ..EngineConfig::default() };
     if engine.count && config.smp > 1 {
@@ -108,9 +120,15 @@ fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
                     _ => return Err(fail(format!("{value:?} is not known; use jit or interp"))),
                 };
             }
+            "opt" => {
+                let known = Optimise::parse(value);
+                engine.optimise = known.ok_or_else(|| fail(format!("{value:?} is not known; use on, off or force")))?;
+            }
+            "stats" => engine.time_translation = switch(value).map_err(fail)?,
+            "perfmap" => engine.perf_map = switch(value).map_err(fail)?,
             "thread" if value == "multi" => {}
             "thread" => return Err(fail(format!("{value:?} is not supported; use multi"))),
-            _ => return Err(fail("unknown; there are tb-size, engine and thread".to_owned())),
+            _ => return Err(fail("unknown; there are tb-size, engine, opt, stats, perfmap and thread".to_owned())),
         }
     }
     Ok(engine)
@@ -165,10 +183,11 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
         self.machine.flush_code();
     }
 
+    fn name_code(&self, names: Names) {
+        self.machine.name_code(names);
+    }
+
     fn statistics(&self) -> Vec<(String, u64)> {
-        let (bytes, blocks, pages) = self.machine.statistics();
-        [("code bytes", bytes), ("blocks", blocks), ("code pages", pages)]
-            .map(|(name, value)| (name.to_owned(), value as u64))
-            .to_vec()
+        self.machine.statistics().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }

@@ -1,6 +1,5 @@
 //! vCPUs of the translator over some RAM, without a board: what tests of guest code run on.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,10 +28,14 @@ pub enum Engine {
     Jit,
     /// The interpreter of the same intermediate code.
     Interp,
+    /// Generated code with every optimisation from the first execution on.
+    Forced,
+    /// Generated code without those that can be left out.
+    Plain,
 }
 
-/// Both.
-pub const ENGINES: [Engine; 2] = [Engine::Interp, Engine::Jit];
+/// All.
+pub const ENGINES: [Engine; 4] = [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain];
 
 /// Code caches take much of the address space below 2 GiB: one test at a time in a process.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -64,15 +67,24 @@ impl Base {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
         let clock = VirtualClock::new();
-        let name = if engine == Engine::Jit { "jit" } else { "interp" };
-        let options = [("engine", name), ("tb-size", "16")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let (name, optimise) = match engine {
+            Engine::Interp => ("interp", None),
+            Engine::Jit => ("jit", None),
+            Engine::Forced => ("jit", Some("force")),
+            Engine::Plain => ("jit", Some("off")),
+        };
+        let optimise = optimise.map(|o| ("opt", o));
+        let options = [("engine", name), ("tb-size", "16")]
+            .into_iter()
+            .chain(optimise)
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
         let config = VmConfig {
             arch: GuestArch::Riscv64,
             memory: memory.clone(),
             ram: all_ram.clone(),
             smp,
             clock: clock.clone(),
-            options: BTreeMap::from(options),
+            options: options.collect(),
         };
         let vm = TcgAccelerator.create_vm(&config).expect("the translator");
         Base { ram, memory, clock, vm, _all_ram: all_ram }
@@ -149,6 +161,8 @@ impl CpuIo for SoloIo {
 
 /// One vCPU, run on the caller's thread.
 pub struct Solo {
+    /// What runs its code.
+    pub engine: Engine,
     /// RAM.
     pub base: Base,
     /// The vCPU.
@@ -207,7 +221,7 @@ impl Solo {
         let vcpu = base.vcpu(0);
         let io = SoloIo { clock: base.clock.clone(), memory: base.memory.clone() };
         let (watch, thread) = Watch::start(vcpu.handle());
-        Solo { base, vcpu, io, watch, watcher: Some(thread) }
+        Solo { engine, base, vcpu, io, watch, watcher: Some(thread) }
     }
 
     /// Its state.

@@ -94,11 +94,19 @@ pub trait AccelVm: Send + Sync {
         None
     }
 
+    /// How addresses of the guest's code are called, for those who profile what is made of it.
+    fn name_code(&self, names: Names) {
+        let _ = names;
+    }
+
     /// Counters for the monitor, as (name, value).
     fn statistics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 }
+
+/// A name for an address of the guest's, if there is one.
+pub type Names = Arc<dyn Fn(u64) -> Option<String> + Send + Sync>;
 
 /// What an accelerator can do for a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ pub mod shortcuts;
 pub mod trace;
 pub mod vcpu;
 
-pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
+pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Names, Unavailable, VmConfig};
 pub use cpu_io::{CpuIo, HypercallResult, SysReg};
 pub use emulation::{Done, EmulationFailure, EmulationFallback, FailedInstruction, Finished, StatePart, StateSource};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};

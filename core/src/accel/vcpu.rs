@@ -156,6 +156,9 @@ pub enum CpuPin {
     Stip,
     /// RISC-V supervisor software interrupt (bit 1).
     Ssip,
+    /// RISC-V `stimecmp` reached: the hart's own timer of Sstc, which makes `mip` bit 5 as [`CpuPin::Stip`] does.
+    /// Two pins, so that neither that timer nor a firmware's lowers what the other has raised.
+    Sstc,
     /// x86 INTR.
     Intr,
     /// x86 NMI.

@@ -1,13 +1,15 @@
 //! From a [`MachineConfig`] to the end of its run: the one place where the command line
 //! meets boards and accelerators.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use mimus_core::accel::{AccelVm, VcpuIndex};
 use mimus_core::arch::StateGroups;
 use mimus_core::vcpu::VcpuThreads;
 use mimus_debug::debugger::Debugger;
+use mimus_debug::symbols::Symbols;
 use mimus_machines::boards::{self, BoardEntry};
 use mimus_machines::config::{CharBackend, MachineConfig};
 use mimus_machines::machine::control::QuitCause;
@@ -42,6 +44,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     let serials = consoles.serials.clone();
     let emulation_failure = accel.emulation_failure();
     let name = accel.accel.name();
+    let names_code = accel.options.get("perfmap").is_some_and(|v| v == "on");
     let host = Host { accel: &*accel.accel, accel_options: accel.options, emulation_failure, serials, io };
     let mut machine = (board.build)(&config, host)?;
     machine.power_on()?;
@@ -52,6 +55,9 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     let commands = Arc::new(Debugger::new(Live::new(&machine)));
     for path in &config.symbols {
         commands.load_symbols(path, 0).map_err(|e| anyhow::anyhow!("-symbols {e}"))?;
+    }
+    if names_code {
+        name_code(&machine, &config.symbols)?;
     }
     crash_help(&machine, &commands);
     let operator = Arc::new(Operator {
@@ -92,6 +98,19 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
         eprintln!("mimus: {text}");
     }
     exit_status(end)
+}
+
+/// Gives the accelerator, for profiles of its code, names of its own: those of the debugger are behind a lock.
+fn name_code(machine: &Machine, files: &[PathBuf]) -> anyhow::Result<()> {
+    let mut all = Symbols::default();
+    for path in files {
+        all.add(Symbols::open(path).map_err(|e| anyhow::anyhow!("-symbols {e}"))?);
+    }
+    // Not to be shared between threads as it is, because of its source lines.
+    let all = Mutex::new(all);
+    let name = move |at| all.lock().unwrap_or_else(PoisonError::into_inner).describe(at);
+    machine.vm().name_code(Arc::new(name));
+    Ok(())
 }
 
 /// A report at the first triple fault.

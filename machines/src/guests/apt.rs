@@ -68,6 +68,38 @@ pub fn fetch(package: Package, work: &Path, progress: &dyn Progress) -> Result<R
     Err(last.unwrap_or(GuestError::NoSources))
 }
 
+/// Downloads packages with all that they depend on, as for a system that has nothing, and unpacks them into `root`.
+pub fn fetch_all(
+    packages: &[&str],
+    architecture: &str,
+    suites: &[&str],
+    work: &Path,
+    root: &Path,
+    progress: &dyn Progress,
+) -> Result<(), GuestError> {
+    let own = own_sources()?;
+    let attempts: Vec<String> = suites.iter().filter_map(|s| sources::turned_to(&own, s)).collect();
+    let mut last = GuestError::NoSources;
+    for text in attempts {
+        let mut apt = Apt::new(work, &text, None)?;
+        apt.as_for_nothing(work, architecture)?;
+        progress.step("reading the package lists");
+        let fetched = apt.run("apt-get", &["update"]).and_then(|_| {
+            progress.step(&format!("fetching {} and what they need", packages.join(", ")));
+            let install = ["--yes", "--no-install-recommends", "--download-only", "install"];
+            apt.run("apt-get", &[&install[..], packages].concat())
+        });
+        match fetched {
+            Ok(_) => {
+                progress.step("unpacking");
+                return debs(&work.join("apt/cache/archives"))?.iter().try_for_each(|deb| extract(deb, root));
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
 struct Apt {
     options: Vec<String>,
 }
@@ -103,6 +135,17 @@ impl Apt {
             options.push(format!("APT::Architectures::={architecture}"));
         }
         Ok(Apt { options })
+    }
+
+    /// Packages are to be chosen for a system of an architecture on which nothing is installed.
+    fn as_for_nothing(&mut self, work: &Path, architecture: &str) -> Result<(), GuestError> {
+        let status = work.join("apt/status");
+        fs::write(&status, "").map_err(|e| GuestError::io("write", &status, &e))?;
+        self.options.push(format!("Dir::State::status={}", status.display()));
+        self.options.push(format!("APT::Architecture={architecture}"));
+        self.options.push(format!("APT::Architectures={architecture}"));
+        self.options.push("Debug::NoLocking=true".into());
+        Ok(())
     }
 
     fn command(&self, program: &str) -> Command {
@@ -250,13 +293,20 @@ fn directory_size(dir: &Path) -> u64 {
     entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| if m.is_file() { m.len() } else { 0 }).sum()
 }
 
-fn only_deb(dir: &Path) -> Result<PathBuf, GuestError> {
+/// The packages in a directory, in order of their names.
+fn debs(dir: &Path) -> Result<Vec<PathBuf>, GuestError> {
     let entries = fs::read_dir(dir).map_err(|e| GuestError::io("read", dir, &e))?;
-    entries
-        .flatten()
-        .map(|e| e.path())
-        .find(|p| p.extension().is_some_and(|x| x == "deb"))
-        .ok_or_else(|| GuestError::Apt { what: "apt-get download".into(), says: "it left no package".into() })
+    let is_deb = |p: &PathBuf| p.extension().is_some_and(|x| x == "deb");
+    let mut found: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(is_deb).collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(GuestError::Apt { what: "apt-get download".into(), says: "it left no package".into() });
+    }
+    Ok(found)
+}
+
+fn only_deb(dir: &Path) -> Result<PathBuf, GuestError> {
+    debs(dir).map(|mut found| found.swap_remove(0))
 }
 
 fn verify(deb: &Path, record: &Record) -> Result<(), GuestError> {
@@ -286,6 +336,11 @@ pub fn sha256_file(path: &Path) -> Result<String, GuestError> {
 fn unpack(deb: &Path, root: &Path) -> Result<(), GuestError> {
     let _ = fs::remove_dir_all(root);
     fs::create_dir_all(root).map_err(|e| GuestError::io("create", root, &e))?;
+    extract(deb, root)
+}
+
+/// Adds a package's files to those below `root`.
+fn extract(deb: &Path, root: &Path) -> Result<(), GuestError> {
     let output =
         Command::new("dpkg-deb").arg("-x").args([deb, root]).output().map_err(|e| GuestError::tool("dpkg-deb", &e))?;
     if output.status.success() {

@@ -9,6 +9,7 @@ pub mod cpio;
 pub mod firmware;
 pub mod init;
 pub mod sources;
+pub mod userland;
 pub mod x86;
 
 use std::fs::{self, File};

@@ -45,7 +45,7 @@ impl From<Option<Arc<dyn Hypercalls>>> for CpuHooks {
 }
 
 /// Pins that accelerators arm timers for.
-const TIMER_PINS: [CpuPin; 2] = [CpuPin::Stip, CpuPin::Mtip];
+const TIMER_PINS: [CpuPin; 2] = [CpuPin::Sstc, CpuPin::Mtip];
 
 /// The machine as its vCPUs see it.
 pub(super) struct MachineIo {

@@ -3,16 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use mimus_core::accel::{TraceKinds, TraceSink, Tracer};
+use mimus_core::accel::{Names, TraceKinds, TraceSink, Tracer};
 use mimus_core::memory::{AddressSpace, CodeWriteListener, FlatView, MemoryListener, RamBlock};
 use mimus_tcg_ir::Block;
-use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Stubs};
+use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Optimise, Stubs};
 
 use crate::code::CodeStore;
 use crate::code::mapping::CodeMapping;
 use crate::env::{Cpu, KICK_EVENT, Peer, Request};
 use crate::frontend::{GuestFrontend, Helper};
 use crate::instrument::{Instrumentation, Trace};
+use crate::perf::PerfMap;
 use crate::runtime;
 
 /// Bytes of address space for translated code unless `tb-size` says otherwise.
@@ -68,11 +69,24 @@ pub struct EngineConfig {
     pub interpret: bool,
     /// Count instructions, for a clock that follows them.
     pub count: bool,
+    /// Which optimisations to use.
+    pub optimise: Optimise,
+    /// Measure how long translation takes.
+    pub time_translation: bool,
+    /// Tell `perf` what generated code is.
+    pub perf_map: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> EngineConfig {
-        EngineConfig { code_size: DEFAULT_CODE, interpret: false, count: false }
+        EngineConfig {
+            code_size: DEFAULT_CODE,
+            interpret: false,
+            count: false,
+            optimise: Optimise::from_environment(),
+            time_translation: false,
+            perf_map: false,
+        }
     }
 }
 
@@ -121,6 +135,10 @@ pub struct Machine<F: GuestFrontend> {
     pub(crate) stubs: Stubs,
     pub(crate) helpers: Vec<Helper<F>>,
     pub(crate) interpret: bool,
+    pub(crate) optimise: Optimise,
+    /// Nanoseconds spent on translation, if they are measured.
+    pub(crate) translation_time: Option<AtomicU64>,
+    pub(crate) perf_map: Option<PerfMap>,
     pub(crate) cuts: crate::debug::Cuts,
     instrumentation: RwLock<Arc<Instrumentation>>,
     peers: RwLock<Arc<Vec<Arc<Peer<F>>>>>,
@@ -149,6 +167,7 @@ impl<F: GuestFrontend> Machine<F> {
             vector: F::VECTOR,
             fp_pin_order: F::FP_PIN_ORDER.to_vec(),
             code_align: F::CODE_ALIGN,
+            optimise: config.optimise,
             flags: F::FLAGS,
             code_base: mapping.code_base(),
         };
@@ -161,6 +180,7 @@ impl<F: GuestFrontend> Machine<F> {
             mapping.write_code(0, &code);
             (Box::new(backend), stubs)
         };
+        let perf_map = config.perf_map.then(|| PerfMap::new(mapping.code_base(), STUBS)).transpose()?;
         Ok(Arc::new(Machine {
             memory,
             alternate: AlternateMemory::default(),
@@ -169,6 +189,9 @@ impl<F: GuestFrontend> Machine<F> {
             stubs,
             helpers,
             interpret: config.interpret,
+            optimise: config.optimise,
+            translation_time: config.time_translation.then(AtomicU64::default),
+            perf_map,
             cuts: Default::default(),
             instrumentation: RwLock::new(Arc::new(Instrumentation { count: config.count, trace: None })),
             peers: RwLock::new(Arc::new(Vec::new())),
@@ -240,9 +263,29 @@ impl<F: GuestFrontend> Machine<F> {
         self.store.clear();
     }
 
-    /// Bytes of translated code, blocks and pages of code.
-    pub fn statistics(&self) -> (usize, usize, usize) {
-        self.store.statistics()
+    /// Counters with their names: what is in the code cache, what has been translated in all, and how long that took.
+    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let (bytes, blocks, pages) = self.store.statistics();
+        let all = self.store.translated();
+        let time = self.translation_time.as_ref().map(|t| t.load(Ordering::Relaxed));
+        let mut list = vec![
+            ("code bytes", bytes as u64),
+            ("blocks", blocks as u64),
+            ("code pages", pages as u64),
+            ("blocks translated", all.blocks),
+            ("guest instructions translated", all.insns),
+            ("guest code bytes translated", all.guest_bytes),
+            ("host code bytes made", all.host_bytes),
+        ];
+        list.extend(time.map(|nanoseconds| ("translation ns", nanoseconds)));
+        list
+    }
+
+    /// How addresses of the guest's are called, for `perf`.
+    pub fn name_code(&self, names: Names) {
+        if let Some(map) = &self.perf_map {
+            map.set_names(names);
+        }
     }
 }
 

@@ -101,6 +101,12 @@ impl<'a> CodeWindow<'a> {
     /// The bytes from `offset` (from the page's start) on, at most as many as `buffer` has: fewer at the end of
     /// what may be read.
     pub fn bytes<'b>(&self, offset: u32, buffer: &'b mut [u8]) -> &'b [u8] {
+        let len = buffer.len();
+        let inside = offset.saturating_add(len as u32) <= self.end.min(4096);
+        if let Some(bytes) = self.page.get(offset as usize..offset as usize + len).filter(|_| inside) {
+            buffer.copy_from_slice(bytes);
+            return buffer;
+        }
         let mut n = 0;
         for (i, place) in (offset..).zip(buffer.iter_mut()) {
             let Some(byte) = self.byte(i) else { break };
@@ -108,6 +114,12 @@ impl<'a> CodeWindow<'a> {
             n += 1;
         }
         &buffer[..n]
+    }
+
+    /// What of the page may be read from `offset` on.
+    pub fn page_from(&self, offset: u16) -> &'a [u8] {
+        let end = self.end.min(4096) as usize;
+        self.page.get(offset.into()..end).unwrap_or(&[])
     }
 
     /// The byte at `offset` from the page's start; `None` past what may be read.

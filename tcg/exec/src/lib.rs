@@ -10,11 +10,13 @@
 //! * `debug`: breakpoints, watchpoints, single steps;
 //! * `instrument`, `tracing`, `count`: traces of what is executed, and counting instructions; `recent`: the last
 //!   exceptions;
+//! * `perf`: what generated code is, for the host's profiler;
 //! * [`lent`]: executing single instructions of another engine's guest;
 //! * [`hostfp`]: the host's floating-point control word.
 
 mod access;
 pub use access::Trapped;
+pub use mimus_tcg_ir::backend::Optimise;
 pub mod code;
 pub mod context;
 mod count;
@@ -28,6 +30,7 @@ mod instrument;
 mod interp;
 pub mod lent;
 pub mod mmu;
+mod perf;
 mod recent;
 mod runtime;
 mod trace;

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use mimus_tcg_ir::backend::{
-    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, RMW_LOCK, RuntimeFns, rmw_of_kind,
+    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, Optimise, RMW_LOCK, RuntimeFns, rmw_of_kind,
 };
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::interp::extend;
@@ -189,7 +189,8 @@ extern "C" fn link<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
     match cpu.code_for(va, true) {
         Ok(code) => {
             cpu.head.page_base = va & !4095;
-            if !site.to().same_page() || code.page == site.page() {
+            let linked = machine.optimise != Optimise::Off;
+            if linked && (!site.to().same_page() || code.page == site.page()) {
                 machine.store.link(&site, code.host, code.page, |field, to| machine.emitter.link_word(field, to));
             }
             code.host

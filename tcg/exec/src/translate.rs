@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use mimus_tcg_ir::Block;
-use mimus_tcg_ir::backend::Emitted;
+use mimus_tcg_ir::backend::{Emitted, Optimise};
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
 
 use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
@@ -16,6 +17,10 @@ use crate::trace;
 use mimus_core::memory::PAGE_CODE;
 
 const PAGE_MASK: u64 = 4095;
+/// Bytes of guest code that a block may have: what is looked at beyond is not part of it.
+const MOST_CODE: usize = 1536;
+/// Longer than any block takes.
+const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
 const LONGEST: usize = MAX_INSN_LEN as usize + 1;
 
@@ -84,7 +89,16 @@ impl<F: GuestFrontend> Cpu<F> {
         if let Some(host) = self.machine.store.find(table, offset) {
             return Ok(Code { host, page: key });
         }
-        self.translate_at(va, key, in_guest)
+        let Some(from) = self.machine.translation_time.is_some().then(Instant::now) else {
+            return self.translate_at(va, key, in_guest);
+        };
+        let code = self.translate_at(va, key, in_guest);
+        let took = from.elapsed();
+        // What takes longer was waiting for a processor.
+        if let (Some(all), true) = (&self.machine.translation_time, took < MAX_TRANSLATION) {
+            all.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        }
+        code
     }
 
     /// Walks for the page of code at `va` and enters it into the current context. A fault is the fault of
@@ -160,10 +174,49 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some(stamp) = self.claim(key, page.pa, in_guest) else { return Err(self.later(KICK_SELF)) };
         let Some((host, _)) = self.code_page(page.pa) else { return Err(self.later(KICK_SELF)) };
         let mut scratch = self.scratch.take().unwrap_or_default();
-        copy_page(host, &mut scratch.page);
+        let first = usize::from(start);
+        // Blocks made ahead may begin anywhere.
+        let all = self.machine.optimise == Optimise::Forced;
+        let (from, end) = if all { (0, 4096) } else { (first, (first + MOST_CODE).min(4096)) };
+        copy_code(host, from, &mut scratch.page[from..end]);
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
+        if let (Ok(code), Optimise::Forced) = (&result, self.machine.optimise) {
+            self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
+        }
         self.scratch = Some(scratch);
         result
+    }
+
+    /// When optimisations are forced: the jumps within the page of the block at `host` that has just been made, and of those
+    /// they lead to, are linked before they are executed. `scratch` has the page.
+    fn link_ahead(&mut self, page_base: u64, page: (PageKey, u32), host: usize, scratch: &mut Scratch) {
+        /// Blocks to make for one that was asked for.
+        const MOST: usize = 8;
+        let machine = self.machine.clone();
+        let mut todo: Vec<usize> = scratch.buffers.1.sites.iter().map(|s| host + s.return_offset as usize).collect();
+        let mut made = 0;
+        while let Some(ret) = todo.pop() {
+            let Some(site) = machine.store.resolve_site(ret) else { continue };
+            let to = site.to();
+            if !to.same_page() {
+                continue;
+            }
+            let offset = to.0 as u16;
+            let Some(table) = self.mmu.context().code_table(page_base) else { return };
+            let there = machine.store.find(table, offset.into()).or_else(|| {
+                let window = CodeWindow::new(&scratch.page, None).with_mode(page.0.mode());
+                if made == MOST || F::crosses_page(window, offset) {
+                    return None;
+                }
+                made += 1;
+                let code = self.translate_page(page_base + u64::from(offset), offset, page, true, scratch).ok()?;
+                todo.extend(scratch.buffers.1.sites.iter().map(|s| code.host + s.return_offset as usize));
+                Some(code.host)
+            });
+            if let Some(there) = there {
+                machine.store.link(&site, there, page.0, |field, to| machine.emitter.link_word(field, to));
+            }
+        }
     }
 
     fn translate_page(
@@ -198,6 +251,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 more.apply(&mut scratch.block, window, F::code_bits(mode));
             }
         }
+        debug_assert!(usize::from(scratch.block.len) <= MOST_CODE);
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();
         let guard = if cut_here { Some(NEVER) } else { next.map(|(fetched, _)| fetched.table) };
@@ -209,6 +263,9 @@ impl<F: GuestFrontend> Cpu<F> {
         match machine.store.publish(page, next_page, block, emit, &mut scratch.buffers) {
             Published::At(host) => {
                 trace::code(va, &scratch.buffers.0, host, &*machine.emitter);
+                if let Some(map) = &machine.perf_map {
+                    map.block(va, host, scratch.buffers.0.len());
+                }
                 if machine.interpret && !cut_here {
                     self.interp_blocks.insert(host, Rc::new(block.clone()));
                 }

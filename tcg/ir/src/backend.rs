@@ -274,6 +274,38 @@ pub struct Emitted {
     pub faults: Vec<FaultEntry>,
 }
 
+/// Which of the optimisations are used that can be left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Optimise {
+    /// None: to find out whether one of them is to blame.
+    Off,
+    /// Those that pay.
+    #[default]
+    Usual,
+    /// All, from a block's first execution on and also where they cannot pay: for tests.
+    Forced,
+}
+
+impl Optimise {
+    /// The variable that [`Optimise::from_environment`] reads.
+    pub const VARIABLE: &str = "MIMUS_TCG_OPT";
+
+    /// By the name it has on the command line.
+    pub fn parse(name: &str) -> Option<Optimise> {
+        Some(match name {
+            "off" => Optimise::Off,
+            "on" => Optimise::Usual,
+            "force" => Optimise::Forced,
+            _ => return None,
+        })
+    }
+
+    /// What [`Optimise::VARIABLE`] says, for running tests with it; the usual ones if it says nothing.
+    pub fn from_environment() -> Optimise {
+        std::env::var(Self::VARIABLE).ok().and_then(|name| Optimise::parse(&name)).unwrap_or_default()
+    }
+}
+
 /// Everything a backend needs to know before the first block.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
@@ -291,6 +323,7 @@ pub struct BackendConfig {
     pub fp_pin_order: Vec<Slot>,
     /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
     pub code_align: u32,
+    pub optimise: Optimise,
     /// The guest has condition flags: its blocks may have operations on them.
     pub flags: bool,
     /// First code address (entry-table values are offsets from it). Code, tables and stubs are below 2 GiB.

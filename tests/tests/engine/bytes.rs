@@ -269,7 +269,7 @@ impl Guest {
         map.change(|t| {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig { code_size: 16 << 20, interpret, count: false };
+        let config = EngineConfig { code_size: 16 << 20, interpret, ..EngineConfig::default() };
         let machine = Machine::<Bytes>::new::<X86_64>(memory.clone(), config).expect("a machine");
         let model = CpuModel::parse(GuestArch::Riscv64, "max").expect("a model");
         let vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &model).expect("a vCPU");

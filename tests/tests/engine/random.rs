@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mimus_arch::riscv::{Privilege, RiscvState};
 use mimus_tcg_frontend_riscv::disasm::disassemble;
-use mimus_tests::cpus::{ENGINES, RAM, Solo, alone, open_pmp};
+use mimus_tests::cpus::{Engine, RAM, Solo, alone, open_pmp};
 use mimus_tests::random::Random;
 use mimus_tests::random_code::{CODE_POINTER, COUNTER, DATA_POINTERS, Generator, Item, PATCH, encode, without};
 use mimus_tests::riscv::{addi, csrrw, insn};
@@ -124,14 +124,19 @@ fn run(on: &mut Solo, case: &Case) -> Option<Left> {
     Some(Left { state, data, code: on.base.bytes(CODE, 0x2000), tables })
 }
 
-fn differs(solos: &mut [Solo; 2], case: &Case) -> Option<String> {
-    let left: Vec<_> = solos.iter_mut().map(|s| run(s, case)).collect();
-    match (&left[0], &left[1]) {
-        (None, None) => None,
-        (Some(a), Some(b)) if a == b => None,
-        (Some(a), Some(b)) => Some(differences(a, b)),
-        (a, _) => Some(format!("only {} ended", if a.is_some() { "the interpreter" } else { "generated code" })),
-    }
+/// How the others differ from the first, which is the interpreter.
+fn differs(solos: &mut [Solo], case: &Case) -> Option<String> {
+    let (first, others) = solos.split_first_mut()?;
+    let expected = run(first, case);
+    others.iter_mut().find_map(|solo| {
+        let (engine, found) = (solo.engine, run(solo, case));
+        match (&expected, &found) {
+            (None, None) => None,
+            (Some(a), Some(b)) if a == b => None,
+            (Some(a), Some(b)) => Some(format!("{engine:?}:\n{}", differences(a, b))),
+            (a, _) => Some(format!("only {} ended", if a.is_some() { "the interpreter" } else { "generated code" })),
+        }
+    })
 }
 
 fn differences(interp: &Left, jit: &Left) -> String {
@@ -162,7 +167,7 @@ fn differences(interp: &Left, jit: &Left) -> String {
 }
 
 /// As few instructions as still differ.
-fn shrink(solos: &mut [Solo; 2], mut case: Case) -> (Case, String) {
+fn shrink(solos: &mut [Solo], mut case: Case) -> (Case, String) {
     let mut says = differs(solos, &case).unwrap_or_else(|| "not again".into());
     for i in (0..case.items.len()).rev() {
         let Some(items) = without(&case.items, i) else { continue };
@@ -198,7 +203,12 @@ fn listing(case: &Case) -> String {
 
 fn compare(mode: Mode, cases: u64) {
     let _alone = alone();
-    let mut solos = ENGINES.map(Solo::new);
+    compare_on(&[Engine::Interp, Engine::Jit], mode, cases);
+    compare_on(&[Engine::Interp, Engine::Forced, Engine::Plain], mode, cases / 4);
+}
+
+fn compare_on(engines: &[Engine], mode: Mode, cases: u64) {
+    let mut solos: Vec<Solo> = engines.iter().copied().map(Solo::new).collect();
     for solo in &mut solos {
         // Handlers that stop: with nothing enabled `wfi` never wakes.
         solo.base.put_code(M_HANDLER, &[csrrw(0, 0x304, 0), insn::WFI]);

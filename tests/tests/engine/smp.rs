@@ -74,9 +74,14 @@ pub fn start(cluster: &Cluster, what: &str, program: &mut Asm) {
     }
 }
 
-/// Fewer rounds for the interpreter.
+/// Fewer rounds for the interpreter, and for what is run besides.
 fn rounds(engine: Engine, n: u64) -> u64 {
-    scale() * if engine == Engine::Jit { n } else { n / 10 }
+    let part = match engine {
+        Engine::Jit => 1,
+        Engine::Forced => 4,
+        Engine::Interp | Engine::Plain => 10,
+    };
+    scale() * n / part
 }
 
 fn on_both(test: impl Fn(Engine)) {

@@ -15,13 +15,16 @@ struct row {
 
 /* Lists that end with a row without name. */
 extern const struct row integer_rows[], structure_rows[], memory_rows[], kernel_rows[];
-extern const struct row float_rows[];
+extern const struct row float_rows[], parallel_rows[];
 #ifdef WITH_X86
 extern const struct row x87_rows[], simd_rows[];
 #endif
 
 /* The program's own path, which fork+exec runs. */
 extern const char *self_path;
+
+/* A job of parallel-make, which is a process of its own; its exit status. */
+int parallel_job(int job);
 
 /* xorshift64*: the same numbers everywhere. */
 static inline uint64_t next_random(uint64_t *state)

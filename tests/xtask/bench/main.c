@@ -6,7 +6,8 @@
  *
  * With -w it waits for a line on its standard input after each of them, so that who measures
  * from outside reads a clock at exactly that point. Options: -w; -l lists the rows;
- * -r NAME COMMAND... times another program as a row; otherwise names of rows, or none for all.
+ * -r NAME COMMAND... times another program as a row; otherwise names of rows, or none for all but those
+ * of several threads.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,10 @@ static const struct row *const lists[] = {
     x87_rows, simd_rows,
 #endif
     kernel_rows,
+    /* The last: if named only. */
+    parallel_rows,
 };
+enum { LISTS = sizeof lists / sizeof *lists };
 
 void *need(size_t bytes)
 {
@@ -112,6 +116,8 @@ int main(int argc, char **argv)
     char **rest = argv + (argc > 0);
     if (*rest && !strcmp(*rest, "--exit"))
         return 0;
+    if (*rest && !strcmp(*rest, "--job") && rest[1])
+        return parallel_job(atoi(rest[1]));
     for (; *rest && **rest == '-'; rest++) {
         if (!strcmp(*rest, "-w"))
             waits = 1;
@@ -126,7 +132,7 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+    for (size_t i = 0; i < LISTS - (*rest || lists_only ? 0 : 1); i++)
         for (const struct row *row = lists[i]; row->name; row++) {
             if (!wanted(row->name, rest))
                 continue;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mimus_machines::guests::{self, GuestSpec, Progress, firmware, init, x86};
+use mimus_machines::guests::{self, GuestSpec, Progress, firmware, init, userland, x86};
 
 struct Lines;
 
@@ -24,6 +24,19 @@ pub struct Bench {
     pub busybox: PathBuf,
     /// The script of the phases in it.
     pub phases: PathBuf,
+    /// The unpacked programs of a distribution, for jobs.
+    pub userland: Option<PathBuf>,
+}
+
+/// Fetches a distribution's programs for a guest: unpacked, and as an archive.
+pub fn userland(arch: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let spec = match arch {
+        "x86_64" => &userland::X86_64,
+        "i386" => &userland::I386,
+        _ => &userland::RISCV64,
+    };
+    println!("{}:", spec.name);
+    Ok(userland::ensure(spec, &guests::cache_dir()?, &Lines)?)
 }
 
 /// Fetches what the benchmark of a guest boots.
@@ -39,7 +52,7 @@ pub fn bench(arch: &str, programs: Option<&Path>) -> anyhow::Result<Bench> {
     let initrd = init::bench_initrd(&dir, &busybox, programs)?;
     let phases = dir.join("bench-phases.sh");
     guests::write_atomically(&phases, init::BENCH_PHASES)?;
-    Ok(Bench { kernel, initrd, busybox, phases })
+    Ok(Bench { kernel, initrd, busybox, phases, userland: None })
 }
 
 /// Fetches everything.

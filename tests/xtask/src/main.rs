@@ -21,6 +21,9 @@ usage: cargo xtask <task>
   bench riscv64|x86_64|i386           mimus beside qemu-system-…, on the same guest, and native
       [--runs N] [--smp N]              how often, and with how many vCPUs
       [--phases | --programs]           busybox's rows, or those of tests/xtask/bench, only
+      [--parallel]                      instead: several threads and processes on 4 vCPUs, wall time beside CPU time
+      [--job]                           instead: tar, python3, gcc and make, from Debian's packages
+      [--idle | --translation]          instead: a guest at its prompt; the translator's speed and code growth
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
   bench kvm                           what exits and starts cost under KVM, beside qemu-system-x86_64

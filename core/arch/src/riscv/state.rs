@@ -78,6 +78,10 @@ pub struct RiscvState {
     pub mie: u64,
     /// `mip`.
     pub mip: u64,
+    /// The bits of `mip` that are levels of interrupt pins: whoever takes the state over leaves them to what drives
+    /// the pins, and takes the others as set by software.
+    #[serde(default)]
+    pub pins: u64,
     /// `mtvec`.
     pub mtvec: u64,
     /// `mcounteren`.
@@ -152,6 +156,7 @@ impl RiscvState {
             mideleg: 0,
             mie: 0,
             mip: 0,
+            pins: 0,
             mtvec: 0,
             mcounteren: 0,
             mcountinhibit: 0,

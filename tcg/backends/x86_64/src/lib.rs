@@ -26,7 +26,7 @@ mod stubs;
 mod tests;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
-use mimus_tcg_ir::backend::{BackendConfig, Emitted, HostBackend, Stubs};
+use mimus_tcg_ir::backend::{BackendConfig, Emitted, HostBackend, Optimise, Stubs};
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 use std::fmt::Write;
 
@@ -123,7 +123,7 @@ impl HostBackend for X86_64 {
             }
         }
         // Their guards take the host's flags.
-        if config.flags || config.vector.is_some() {
+        if config.flags || config.vector.is_some() || config.optimise == Optimise::Off {
             config.fp_pin_order.clear();
         }
         let fp_pin = fp_pins(&config);

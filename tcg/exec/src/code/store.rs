@@ -20,6 +20,9 @@ use super::mapping::CodeMapping;
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
 
+/// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
+const STRETCH: u32 = 12;
+
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
 
@@ -98,8 +101,22 @@ struct BlockRecord {
     faults: (u32, u32),
 }
 
+/// What has been translated since the machine was made, whether it is still there or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translated {
+    /// Blocks.
+    pub blocks: u64,
+    /// Instructions of the guest in them.
+    pub insns: u64,
+    /// Bytes of those.
+    pub guest_bytes: u64,
+    /// Bytes of code made of them.
+    pub host_bytes: u64,
+}
+
 #[derive(Default)]
 struct Inner {
+    translated: Translated,
     bump: usize,
     tables_used: usize,
     page_of_table: Vec<PageKey>,
@@ -108,6 +125,8 @@ struct Inner {
     modes: PageMap<Vec<PageKey>>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
+    /// For each stretch of code of [`STRETCH`] bytes the number of the first block that begins in it or after it.
+    first_in: Vec<u32>,
     sites: Vec<LinkSite>,
     faults: Vec<FaultEntry>,
 }
@@ -242,7 +261,16 @@ impl CodeStore {
             self.mapping.settle(0, end);
         }
         inner.bump = at + code.len();
+        let all = &mut inner.translated;
+        all.blocks += 1;
+        all.insns += u64::from(block.insns);
+        all.guest_bytes += u64::from(block.len);
+        all.host_bytes += code.len() as u64;
         let number = inner.blocks.len() as u32;
+        let stretches = (at >> STRETCH) + 1;
+        if inner.first_in.len() < stretches {
+            inner.first_in.resize(stretches, number);
+        }
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
         inner.blocks.push(BlockRecord {
@@ -402,7 +430,7 @@ impl CodeStore {
     pub fn clear(&self) -> Vec<PageKey> {
         let mut inner = self.lock();
         let pages = inner.pages.keys().copied().collect();
-        *inner = Inner { bump: self.first_block, ..Inner::default() };
+        *inner = Inner { bump: self.first_block, translated: inner.translated, ..Inner::default() };
         self.mapping.discard(self.first_block);
         pages
     }
@@ -410,6 +438,11 @@ impl CodeStore {
     fn offset(&self, host: usize) -> Option<u32> {
         let offset = host.checked_sub(self.mapping.code_base())?;
         (offset < self.mapping.code_len()).then_some(offset as u32)
+    }
+
+    /// What has been translated in all.
+    pub fn translated(&self) -> Translated {
+        self.lock().translated
     }
 
     /// Bytes of code, blocks and pages in the store.
@@ -422,7 +455,11 @@ impl CodeStore {
 impl Inner {
     /// The block whose code contains `offset` (or ends there: a return address may be its end).
     fn block_at(&self, offset: u32) -> Option<usize> {
-        let after = self.blocks.partition_point(|b| b.code < offset);
+        let stretch = (offset >> STRETCH) as usize;
+        // Behind the last block's beginning there is no entry.
+        let from = self.first_in.get(stretch).map_or(self.blocks.len(), |n| *n as usize);
+        let to = self.first_in.get(stretch + 1).map_or(self.blocks.len(), |n| *n as usize);
+        let after = from + self.blocks.get(from..to)?.partition_point(|b| b.code < offset);
         let number = after.checked_sub(1)?;
         let block = &self.blocks[number];
         (offset <= block.code + block.code_len).then_some(number)
@@ -478,6 +515,32 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_found_by_their_code() {
+        let s = store();
+        let page = PageKey::new(0x7000, 0);
+        s.table(page).unwrap();
+        let stamp = s.begin(page, &AtomicU8::new(0));
+        let lengths = [32, 9000, 16, 4096, 5000, 64];
+        let starts: Vec<usize> = (0..6u16)
+            .map(|i| {
+                let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; lengths[usize::from(i)]];
+                match s.publish((page, stamp), None, &block(i * 64, 4), emit, &mut Default::default()) {
+                    Published::At(at) => at - s.mapping().code_base(),
+                    other => panic!("{other:?}"),
+                }
+            })
+            .collect();
+        let inner = s.lock();
+        for (number, (start, length)) in starts.iter().zip(lengths).enumerate() {
+            for within in [1, 2, length / 2, length] {
+                assert_eq!(inner.block_at((start + within) as u32), Some(number), "{within} in {number}");
+            }
+        }
+        assert_eq!(inner.block_at(10), None);
+        assert_eq!(inner.block_at(900_000), None);
+    }
+
+    #[test]
     fn a_store_beside_code_keeps_it() {
         let s = store();
         let page = PageKey::new(0x7000, 0);
@@ -486,6 +549,7 @@ mod tests {
         let flags = AtomicU8::new(PAGE_CODE);
         s.store_to_code(0x7000, 0x800, 8, &flags);
         assert_eq!(s.find(table, 0x100), Some(at));
+        assert_eq!(s.translated(), Translated { blocks: 1, insns: 1, guest_bytes: 8, host_bytes: 32 });
         assert_eq!(flags.load(Ordering::SeqCst), PAGE_CODE);
         s.store_to_code(0x7000, 0x104, 1, &flags);
         assert_eq!(s.find(table, 0x100), None);

@@ -17,10 +17,10 @@ use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot};
 use mimus_tcg_softfloat::{Flags, FloatStatus, Rounding, riscv as softfloat};
 
 use crate::decode::insn_len;
-use crate::helpers::{self, TICK_NS, TIMER_PIN};
+use crate::helpers::{self, TICK_NS};
 use crate::interrupt::{Interrupt, pending_interrupt, wakes_wfi};
 use crate::mmu::{self, Fault, NoMemory, PhysMem};
-use crate::state::{Hart, HartConfig, envcfg, mstatus};
+use crate::state::{Hart, HartConfig, envcfg, irq, mstatus};
 use crate::translate::{TranslateConfig, translate_block};
 use crate::trap::{self, Exception};
 
@@ -121,14 +121,14 @@ pub(crate) const fn host_rounding(frm: u8) -> Rm {
     }
 }
 
-/// Programs the machine's timer by `stimecmp` and sets the timer's pin to
-/// what it is now (Sstc, section 12.1.1: STIP is `time >= stimecmp`).
+/// Programs the machine's timer by `stimecmp` and sets its pin to what it is
+/// now (Sstc, section 12.1.1: STIP is `time >= stimecmp`).
 pub(crate) fn arm_timer(cpu: &mut Cpu<Riscv>) {
     let hart = &cpu.guest.hart;
     let enabled = hart.sstc_enabled();
     let deadline = hart.stimecmp;
-    if enabled && deadline != u64::MAX && now(cpu) / TICK_NS >= deadline {
-        cpu.change_pins(0, TIMER_PIN);
+    if enabled && hart.timer_due(now(cpu) / TICK_NS) {
+        cpu.change_pins(0, irq::TIMER_PIN);
         return;
     }
     // Too far to express: never.
@@ -136,8 +136,8 @@ pub(crate) fn arm_timer(cpu: &mut Cpu<Riscv>) {
     let index = cpu.index();
     // Lowered first: the new deadline may be reached before the call returns, and that must not be undone. An old
     // one that is being delivered meanwhile raises the pin again; `take_interrupt` sees that it is too early.
-    cpu.change_pins(TIMER_PIN, 0);
-    cpu.io(|io| io.arm_pin_timer(index, CpuPin::Stip, deadline_ns));
+    cpu.change_pins(irq::TIMER_PIN, 0);
+    cpu.io(|io| io.arm_pin_timer(index, CpuPin::Sstc, deadline_ns));
 }
 
 /// `sfence.vma`, of one address and of one address space if given.
@@ -365,11 +365,12 @@ impl GuestFrontend for Riscv {
         let mut next = pending_interrupt(&cpu.guest.hart, pins);
         // The pin of a deadline that `stimecmp` has left meanwhile.
         if next == Some(Interrupt::SupervisorTimer)
+            && pins & irq::TIMER_PIN != 0
             && cpu.guest.hart.sstc_enabled()
-            && !cpu.guest.hart.timer_due(now(cpu) / TICK_NS, true)
+            && !cpu.guest.hart.timer_due(now(cpu) / TICK_NS)
         {
             arm_timer(cpu);
-            pins = cpu.pins() & !TIMER_PIN;
+            pins = cpu.pins() & !irq::TIMER_PIN;
             next = pending_interrupt(&cpu.guest.hart, pins);
         }
         let Some(interrupt) = next else { return false };
@@ -385,7 +386,7 @@ impl GuestFrontend for Riscv {
     }
 
     fn pin_bit(pin: CpuPin) -> Option<u32> {
-        pin.mip_bit()
+        if pin == CpuPin::Sstc { Some(irq::TIMER_PIN.trailing_zeros()) } else { pin.mip_bit() }
     }
 
     fn fp(cpu: &mut Cpu<Self>, op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64) -> u64 {

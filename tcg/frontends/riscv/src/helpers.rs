@@ -15,7 +15,6 @@ use crate::csr::{self, CsrEffect, CsrEnv, CsrOp, FpFlags};
 use crate::frontend::{Riscv, arm_timer, flush_translations, host_rounding, now};
 use crate::helper_ids::*;
 use crate::interrupt::{pending_interrupt, wakes_wfi};
-use crate::state::irq;
 use crate::trap::{self, Cause, CboOp, Exception};
 
 /// Bytes of a cache block (Zic64b).
@@ -317,6 +316,3 @@ fn check_target(cpu: &mut RiscvCpu, target: u64, _: u64, _: u64) -> u64 {
     }
     0
 }
-
-/// The pin of the supervisor timer.
-pub(crate) const TIMER_PIN: u64 = irq::STI;

@@ -46,12 +46,13 @@ impl Interrupt {
 }
 
 impl Hart {
-    /// `mip` for these pin levels. STIP is the pin alone while Sstc is on;
-    /// without Sstc it is software's too, and the pin that of a firmware
-    /// service of the machine.
+    /// `mip` for these pin levels. STIP is that of a firmware service of the
+    /// machine, and beside it that of `stimecmp` while Sstc is on, else
+    /// software's.
     pub const fn mip(&self, pins: u64) -> u64 {
-        let software = if self.sstc_enabled() { !irq::STI } else { !0 };
-        pins & irq::ALL | self.mip_soft & software
+        let (software, timer) = if self.sstc_enabled() { (!irq::STI, pins & irq::TIMER_PIN) } else { (!0, 0) };
+        let timer = if timer != 0 { irq::STI } else { 0 };
+        pins & irq::ALL | timer | self.mip_soft & software
     }
 }
 

@@ -77,6 +77,8 @@ pub mod irq {
     pub const S_ALL: u64 = SSI | STI | SEI;
     /// Every implemented interrupt.
     pub const ALL: u64 = S_ALL | MSI | MTI | MEI;
+    /// Among the pins, not in `mip`: `stimecmp` has been reached.
+    pub const TIMER_PIN: u64 = 1 << 32;
 }
 
 /// Bits of `menvcfg` and `senvcfg`.
@@ -484,11 +486,9 @@ impl Hart {
         self.menvcfg
     }
 
-    /// Whether the supervisor timer, with Sstc, is due at `time`. The pin is
-    /// only believed while `stimecmp` is at its maximum, which it never
-    /// reaches: then a firmware service of the machine raised it.
-    pub const fn timer_due(&self, time: u64, pin: bool) -> bool {
-        if self.stimecmp == u64::MAX { pin } else { time >= self.stimecmp }
+    /// Whether `stimecmp` has been reached at `time`. At its maximum it never is: that is how it is turned off.
+    pub const fn timer_due(&self, time: u64) -> bool {
+        self.stimecmp != u64::MAX && time >= self.stimecmp
     }
 
     /// Whether `stimecmp` drives STIP (Sstc turned on by `menvcfg.STCE`).

@@ -20,6 +20,7 @@ impl Hart {
         state.mideleg = self.mideleg;
         state.mie = self.mie;
         state.mip = self.mip(pins);
+        state.pins = pins & irq::ALL & !irq::SSI;
         state.mtvec = self.mtvec;
         state.mcounteren = self.mcounteren;
         state.mcountinhibit = self.mcountinhibit;
@@ -46,8 +47,8 @@ impl Hart {
 
     /// Replaces the hart's state by `state`, made legal as CSR writes would.
     ///
-    /// Of `mip` only SSIP and, without Sstc, STIP are taken: the pins, and so
-    /// SEIP, are driven again by what they are connected to.
+    /// Of `mip` only SSIP and, without Sstc, a STIP that no pin accounts for are
+    /// taken: the pins, and so SEIP, are driven again by what they are connected to.
     ///
     /// # Errors
     /// One line, the hart unchanged, when the state is of another kind of hart.
@@ -67,7 +68,8 @@ impl Hart {
         self.mideleg = state.mideleg & irq::S_ALL;
         self.mie = state.mie & irq::ALL;
         let software = if self.sstc_enabled() { irq::SSI } else { irq::SSI | irq::STI };
-        self.mip_soft = state.mip & software | seip;
+        // Taken as software's, the level of a firmware's timer would stay for ever.
+        self.mip_soft = state.mip & !state.pins & software | seip;
         self.mtvec = state.mtvec & !2;
         self.mcounteren = state.mcounteren & 0xffff_ffff;
         self.mcountinhibit = state.mcountinhibit & 5;

@@ -37,6 +37,11 @@ pub fn unpack(packed: &Packed, ip: u64, features: &Features) -> Instruction {
 
 /// Decodes; bytes that are no instruction of the model give an invalid one.
 pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruction {
+    of_model(decoder(bytes, bits, ip, features).decode(), bytes, bits, features)
+}
+
+/// A decoder of consecutive instructions, each to be given to [`of_model`].
+pub fn decoder<'a>(bytes: &'a [u8], bits: u32, ip: u64, features: &Features) -> Decoder<'a> {
     let mut options = DecoderOptions::NONE;
     // Without these features the prefix means nothing.
     if !features.lzcnt {
@@ -45,8 +50,11 @@ pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruct
     if !features.bmi1 {
         options |= DecoderOptions::NO_MPFX_0FBC;
     }
-    let mut decoder = Decoder::with_ip(bits, bytes, ip, options);
-    let mut insn = decoder.decode();
+    Decoder::with_ip(bits, bytes, ip, options)
+}
+
+/// The model's instruction for what a decoder has made of `bytes`.
+pub fn of_model(mut insn: Instruction, bytes: &[u8], bits: u32, features: &Features) -> Instruction {
     if insn.code() == Code::Pause && bits == 64 && insn.len() > 1 && bytes[insn.len() - 2] & 0xf1 == 0x41 {
         // With REX.B it is an exchange of R8.
         let wide = bytes[insn.len() - 2] & 8 != 0;

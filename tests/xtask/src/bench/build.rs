@@ -8,13 +8,14 @@ use anyhow::{Context, bail};
 use super::Guest;
 
 /// Each source with arguments of its own; the bool: only for x86.
-const SOURCES: [(&str, &str, &[&str], bool); 8] = [
+const SOURCES: [(&str, &str, &[&str], bool); 9] = [
     ("main.c", "main", &[], false),
     ("integer.c", "integer", &[], false),
     ("structure.c", "structure", &[], false),
     ("float.c", "float", &[], false),
     ("memory.c", "memory", &[], false),
     ("kernel.c", "kernel", &[], false),
+    ("parallel.c", "parallel", &["-pthread"], false),
     ("simd.c", "simd", &["-msse2"], true),
     ("float.c", "x87", &["-DX87", "-mfpmath=387"], true),
 ];
@@ -55,7 +56,7 @@ pub fn programs(guest: &Guest, target: &Path) -> anyhow::Result<PathBuf> {
     }
     let program = dir.join("programs");
     let mut command = Command::new(compiler[0]);
-    run(command.args(&compiler[1..]).arg("-static").args(&objects).args(["-lm", "-o"]).arg(&program))?;
+    run(command.args(&compiler[1..]).args(["-static", "-pthread"]).args(&objects).args(["-lm", "-o"]).arg(&program))?;
     Ok(program)
 }
 

@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::{BOOT, BOOT_WALL, OWN, Options, RAM_MIB, RSS, Row, WHOLE};
+use super::sets::{self, Set};
+use super::{BOOT, BOOT_WALL, OWN, Options, RSS, Row, WHOLE};
 use crate::guests;
+
+/// Ends the name of a row of wall time.
+pub const WALL: &str = ", wall";
 
 /// Longest wait for a line.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -27,7 +31,7 @@ impl Drop for Running {
 pub fn run(mut command: Command, files: &guests::Bench, options: &Options) -> anyhow::Result<Vec<Row>> {
     let start = Instant::now();
     command
-        .args(["-m", &RAM_MIB.to_string(), "-nographic", "-no-reboot", "-smp", &options.smp.to_string()])
+        .args(["-m", &options.set.ram_mib().to_string(), "-nographic", "-no-reboot", "-smp", &options.smp.to_string()])
         .args(["-append", &options.append()])
         .arg("-kernel")
         .arg(&files.kernel)
@@ -38,7 +42,8 @@ pub fn run(mut command: Command, files: &guests::Bench, options: &Options) -> an
     let lines = lines_of(running.0.stdout.take().context("no output")?);
     let mut input = running.0.stdin.take().context("no input")?;
     let pid = running.0.id();
-    let (mut rows, mut last, mut began): (Vec<Row>, Vec<String>, f64) = (Vec::new(), Vec::new(), 0.0);
+    let (mut rows, mut last): (Vec<Row>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut began = (0.0, start);
     loop {
         let (at, line) = match lines.recv_timeout(LIMIT) {
             Ok(got) => got,
@@ -54,15 +59,23 @@ pub fn run(mut command: Command, files: &guests::Bench, options: &Options) -> an
                 rows.push((BOOT.to_owned(), cpu_seconds(pid)?, None));
                 rows.push((BOOT_WALL.to_owned(), (at - start).as_secs_f64(), None));
                 rows.extend(resident_mib(pid).map(|mib| (RSS.to_owned(), mib, None)));
-                rows.extend(own_mib(pid).map(|mib| (OWN.to_owned(), mib, None)));
+                rows.extend(own_mib(pid, options.set.ram_mib()).map(|mib| (OWN.to_owned(), mib, None)));
+                match options.set {
+                    Set::Idle => rows.extend(idle_rows(pid)?),
+                    Set::Translation => rows.extend(ask_translator(&mut input, &lines)?),
+                    _ => {}
+                }
                 go_on(&mut input)?;
             }
             ["BEGIN", _] => {
-                began = cpu_seconds(pid)?;
+                began = (cpu_seconds(pid)?, Instant::now());
                 go_on(&mut input)?;
             }
             ["END", name, value @ ..] => {
-                rows.push(((*name).to_owned(), cpu_seconds(pid)? - began, value.last().map(|v| (*v).to_owned())));
+                rows.push(((*name).to_owned(), cpu_seconds(pid)? - began.0, Some(value.join(" "))));
+                if options.set.has_wall_rows(options.smp) {
+                    rows.push((format!("{name}{WALL}"), (at - began.1).as_secs_f64(), None));
+                }
                 go_on(&mut input)?;
             }
             ["BENCH", "done"] => {
@@ -76,6 +89,46 @@ pub fn run(mut command: Command, files: &guests::Bench, options: &Options) -> an
             last.remove(0);
         }
     }
+}
+
+/// What a guest costs that does nothing, over a while.
+fn idle_rows(pid: u32) -> anyhow::Result<Vec<Row>> {
+    /// What the kernel has put off until after its start is done by then.
+    const SETTLE: Duration = Duration::from_secs(4);
+    const LENGTH: Duration = Duration::from_secs(10);
+    std::thread::sleep(SETTLE);
+    let (cpu, switches, from) = (cpu_seconds(pid)?, voluntary_switches(pid), Instant::now());
+    std::thread::sleep(LENGTH);
+    let seconds = from.elapsed().as_secs_f64();
+    let percent = (cpu_seconds(pid)? - cpu) / seconds * 100.0;
+    let wakeups = voluntary_switches(pid).saturating_sub(switches) as f64 / seconds;
+    Ok(vec![(sets::IDLE.to_owned(), percent, None), (sets::WAKEUPS.to_owned(), wakeups, None)])
+}
+
+/// Times that threads have gone to sleep (proc_pid_status(5)).
+fn voluntary_switches(pid: u32) -> u64 {
+    let of = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("status")).ok()?;
+        text.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse::<u64>().ok()
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().filter_map(of).sum()
+}
+
+/// Asks both kinds of monitor what was translated, and gives the keyboard back to the guest.
+fn ask_translator(input: &mut ChildStdin, lines: &Receiver<(Instant, String)>) -> anyhow::Result<Vec<Row>> {
+    const SWITCH: &[u8] = b"\x01c";
+    let mut answer = Vec::new();
+    input.write_all(SWITCH).and_then(|()| input.flush()).context("the monitor")?;
+    for question in ["info jit\n", "info accel\n"] {
+        input.write_all(question.as_bytes()).and_then(|()| input.flush()).context("the monitor")?;
+        // Whichever of them it does not know has one line of answer.
+        let until = Instant::now() + Duration::from_secs(5);
+        while let Ok((_, line)) = lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            answer.push(line);
+        }
+    }
+    input.write_all(SWITCH).and_then(|()| input.flush()).context("the monitor")?;
+    Ok(sets::translation_rows(&answer))
 }
 
 fn go_on(input: &mut ChildStdin) -> anyhow::Result<()> {
@@ -113,13 +166,13 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 }
 
 /// Resident memory without the mapping of guest RAM: the one of its size (proc_pid_smaps(5)).
-fn own_mib(pid: u32) -> Option<f64> {
+fn own_mib(pid: u32, ram_mib: u64) -> Option<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     let kib = |line: &str, name: &str| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok();
     let (mut size, mut own) = (0, 0);
     for line in text.lines() {
         size = kib(line, "Size:").unwrap_or(size);
-        own += kib(line, "Rss:").filter(|_| size != RAM_MIB << 10).unwrap_or(0);
+        own += kib(line, "Rss:").filter(|_| size != ram_mib << 10).unwrap_or(0);
     }
     Some(own as f64 / 1024.0)
 }

@@ -8,6 +8,7 @@
 mod build;
 mod child;
 mod native;
+mod sets;
 mod start;
 mod table;
 
@@ -17,18 +18,15 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
+use self::sets::{JOBS, PARALLEL, PHASES, Set};
 use crate::guests;
 
-/// Guest RAM, in MiB: also how its mapping is told from the others.
-const RAM_MIB: u64 = 512;
 const BOOT: &str = "boot to /init";
 const BOOT_WALL: &str = "  of it, wall clock";
 const RSS: &str = "RSS after boot, MiB";
 const OWN: &str = "  of it not guest RAM";
 const START: &str = "start to first store, ms";
 const WHOLE: &str = "whole run";
-/// Timed by scripts/bench-phases.sh.
-const PHASES: [&str; 6] = ["md5sum", "sha256sum", "gzip", "shell", "fork+exec", "parallel"];
 
 /// A guest that can be measured.
 pub struct Guest {
@@ -79,6 +77,7 @@ struct Options {
     guest: &'static Guest,
     runs: usize,
     smp: u32,
+    set: Set,
     emulators: Vec<String>,
     phases: bool,
     programs: bool,
@@ -101,6 +100,11 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
         .context("cargo metadata names no target directory")?;
     let programs = options.programs.then(|| build::programs(guest, &target)).transpose()?;
     let mut files = guests::bench(guest.arch, programs.as_deref())?;
+    if options.set == Set::Job {
+        let (root, archive) = guests::userland(guest.arch)?;
+        files.initrd = sets::job_initrd(&archive, &files.initrd, &target)?;
+        files.userland = Some(root);
+    }
     if let Some(kernel) = &options.kernel {
         files.kernel.clone_from(kernel);
     }
@@ -119,7 +123,7 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
             let command = || if emulator == "qemu" { qemu(&options) } else { ours(&mimus, &options) };
             let mut rows =
                 child::run(command(), &files, &options).with_context(|| format!("run {round} of {emulator}"))?;
-            if guest.arch == "riscv64" {
+            if guest.arch == "riscv64" && options.set == Set::Usual {
                 rows.insert(1, (START.to_owned(), start::milliseconds(command(), &target)?, None));
             }
             let boot = rows.iter().find(|row| row.0 == BOOT).map_or(0.0, |row| row.1);
@@ -149,7 +153,8 @@ fn parse(words: &[&str]) -> anyhow::Result<Options> {
     let mut options = Options {
         guest,
         runs: 3,
-        smp: 1,
+        smp: 0,
+        set: Set::Usual,
         emulators: vec!["qemu".into(), "mimus".into()],
         phases: true,
         programs: true,
@@ -176,11 +181,30 @@ fn parse(words: &[&str]) -> anyhow::Result<Options> {
             "--rows" => options.rows = value()?.split(',').map(str::to_owned).collect(),
             "--cpu" => options.cpu = Some((*value()?).to_owned()),
             "--kernel" => options.kernel = Some(PathBuf::from(value()?)),
-            other => bail!(
-                "bench: there is no option '{other}'; there are --runs N, --smp N, --only qemu|mimus, --phases, \
-                 --programs, --no-native, --rows NAME,NAME, --cpu MODEL, --kernel FILE"
-            ),
+            other => match Set::parse(other) {
+                Some(set) if options.set == Set::Usual => options.set = set,
+                Some(_) => {
+                    bail!("bench: --parallel, --job, --idle and --translation are sets of their own: give one of them")
+                }
+                None => bail!(
+                    "bench: there is no option '{other}'; there are --runs N, --smp N, --only qemu|mimus, --phases, \
+                     --programs, --parallel, --job, --idle, --translation, --no-native, --rows NAME,NAME, --cpu MODEL, \
+                     --kernel FILE"
+                ),
+            },
         }
+    }
+    if options.smp == 0 {
+        options.smp = options.set.smp();
+    }
+    if options.set != Set::Usual {
+        if !options.phases || !options.programs {
+            bail!("bench: --phases and --programs are other sets of rows: give one of them");
+        }
+        options.phases = false;
+        options.programs = options.set == Set::Parallel;
+        options.native &= matches!(options.set, Set::Parallel | Set::Job);
+        return Ok(options);
     }
     if !options.phases && !options.programs {
         bail!("bench: --phases and --programs each leave out the other: give one of them, or none for both");
@@ -203,17 +227,34 @@ impl Options {
         self.rows.is_empty() || self.rows.iter().any(|r| r == row)
     }
 
+    /// Those of `all` that were asked for.
+    fn wanted<'a>(&self, all: &[&'a str]) -> Vec<&'a str> {
+        all.iter().copied().filter(|row| self.wants(row)).collect()
+    }
+
+    /// The programs' rows to run; empty for all of the usual ones.
+    fn program_rows(&self) -> Vec<&str> {
+        match self.set {
+            Set::Parallel => self.wanted(&PARALLEL),
+            _ => self.rows.iter().map(String::as_str).filter(|r| !PHASES.contains(r)).collect(),
+        }
+    }
+
+    /// Whether any of the programs' rows is to run.
+    fn any_program(&self) -> bool {
+        self.programs && (self.rows.is_empty() || !self.program_rows().is_empty())
+    }
+
     /// Kernel arguments: what the first process is to run is in its environment.
     fn append(&self) -> String {
-        let mut what = Vec::new();
-        if self.phases {
-            what.extend(PHASES.into_iter().filter(|p| self.wants(p)));
+        let phases = if self.phases { self.wanted(&PHASES).join(",") } else { String::new() };
+        let programs = if self.any_program() { "yes" } else { "no" };
+        let mut text =
+            format!("console=ttyS0 phases={phases} programs={programs} rows={}", self.program_rows().join(","));
+        if self.set == Set::Job {
+            text.push_str(&format!(" jobs={}", self.wanted(&JOBS).join(",")));
         }
-        let phases = what.join(",");
-        let programs = if self.programs { "yes" } else { "no" };
-        let rows: Vec<&str> = self.rows.iter().map(String::as_str).filter(|r| !PHASES.contains(r)).collect();
-        let skip = if !self.rows.is_empty() && rows.is_empty() { "no" } else { programs };
-        format!("console=ttyS0 phases={phases} programs={skip} rows={}", rows.join(","))
+        text
     }
 
     fn common(&self, command: &mut Command) {
@@ -233,7 +274,8 @@ fn qemu(options: &Options) -> Command {
 
 fn ours(mimus: &Path, options: &Options) -> Command {
     let mut command = Command::new(mimus);
-    command.args(["system", options.guest.arch, "-accel", "tcg"]);
+    let accelerator = if options.set == Set::Translation { "tcg,stats=on" } else { "tcg" };
+    command.args(["system", options.guest.arch, "-accel", accelerator]);
     options.common(&mut command);
     command
 }
@@ -267,12 +309,19 @@ mod tests {
         assert_eq!(o.append(), "console=ttyS0 phases=shell programs=yes rows=sort");
         let o = parse(&["i386", "--rows", "shell"]).unwrap();
         assert_eq!(o.append(), "console=ttyS0 phases=shell programs=no rows=");
+        let o = parse(&["i386", "--parallel"]).unwrap();
+        let rows = "spin-locks,futex-ping-pong,shared-counters,parallel-make";
+        assert_eq!((o.append(), o.smp), (format!("console=ttyS0 phases= programs=yes rows={rows}"), 4));
+        let o = parse(&["x86_64", "--job", "--rows", "job-tar", "--smp", "2"]).unwrap();
+        assert_eq!((o.append(), o.smp), ("console=ttyS0 phases= programs=no rows=job-tar jobs=job-tar".to_owned(), 2));
         let bad: &[&[&str]] = &[
             &["x86"],
             &["riscv64", "--runs", "0"],
             &["riscv64", "--rusn", "1"],
             &["i386", "--rows"],
             &["i386", "--phases", "--programs"],
+            &["i386", "--job", "--programs"],
+            &["i386", "--job", "--idle"],
             &[],
         ];
         for words in bad {

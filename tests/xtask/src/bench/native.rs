@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use super::sets::{self, JOBS, Set};
 use super::{Options, PHASES, Row};
 use crate::guests;
 
@@ -24,9 +25,21 @@ pub fn run(options: &Options, programs: Option<&Path>, files: &guests::Bench) ->
             rows.extend(ends(&output(command.env("PATH", &dir))?));
         }
     }
-    let own: Vec<&String> = options.rows.iter().filter(|r| !PHASES.contains(&r.as_str())).collect();
-    if options.rows.is_empty() || !own.is_empty() {
-        rows.extend(ends(&output(Command::new(programs).args(own))?));
+    if options.any_program() {
+        rows.extend(ends(&output(Command::new(programs).args(options.program_rows()))?));
+    }
+    if let (Set::Job, Some(root)) = (options.set, &files.userland) {
+        sets::copy_jobs(root)?;
+        for job in options.wanted(&JOBS) {
+            let mut command = Command::new(programs);
+            command.args(["-r", job, "/usr/bin/unshare", "--map-root-user", "--root"]).arg(root);
+            for (name, seconds, status) in ends(&output(command.args(["/bin/sh", "/job/job.sh", job]))?) {
+                if status.is_none_or(|s| !s.trim_matches('0').is_empty()) {
+                    bail!("{name} fails on the host itself: leave it out with --no-native");
+                }
+                rows.push((name, seconds, None));
+            }
+        }
     }
     Ok(rows)
 }

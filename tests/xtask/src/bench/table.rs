@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::{BOOT, BOOT_WALL, OWN, PHASES, RSS, Row, START, WHOLE, median};
+use super::child::WALL;
+use super::sets::{BLOCK_TIME, GROWTH, IDLE, INSN_TIME, JOBS, PARALLEL, PHASES, WAKEUPS};
+use super::{BOOT, BOOT_WALL, OWN, RSS, Row, START, WHOLE, median};
 
 type Results = BTreeMap<String, Vec<Vec<Row>>>;
 
 /// Rows that are not times in which less is better, or not of the guest's work.
-const NO_GOAL: [&str; 5] = [BOOT_WALL, RSS, OWN, START, WHOLE];
+const NO_GOAL: [&str; 7] = [BOOT_WALL, RSS, OWN, START, WHOLE, WAKEUPS, INSN_TIME];
+/// Rows with a figure that is not to be exceeded, whatever QEMU's is.
+const LIMITS: [(&str, f64); 3] = [(IDLE, 0.5), (BLOCK_TIME, 1000.0), (GROWTH, 6.0)];
 const KERNEL: [&str; 8] =
     ["syscall", "page-fault", "mmap-munmap", "pipe-ping-pong", "fork-exit", "fork-exec", "signals", "fault-signals"];
 const FLOAT: [&str; 8] = ["matrix", "nbody", "solve", "matrix-x87", "nbody-x87", "solve-x87", "filter", "avx2-fma"];
@@ -17,7 +21,9 @@ const REP: [&str; 2] = ["rep-movsb", "rep-stosb"];
 fn goal(arch: &str, row: &str) -> Option<f64> {
     let x86 = arch != "riscv64";
     match row {
-        _ if NO_GOAL.contains(&row) => None,
+        _ if NO_GOAL.contains(&row) || row.ends_with(WALL) => None,
+        _ if LIMITS.iter().any(|l| l.0 == row) => None,
+        _ if PARALLEL.contains(&row) || JOBS.contains(&row) => Some(2.0),
         _ if FLOAT.contains(&row) || REP.contains(&row) => Some(8.0),
         BOOT => Some(1.5),
         "shell" | "fork+exec" if x86 => Some(2.0),
@@ -29,11 +35,20 @@ fn goal(arch: &str, row: &str) -> Option<f64> {
 type Belongs = fn(&str) -> bool;
 
 /// Means that end the table.
-const GROUPS: [(&str, Belongs); 3] = [
+const GROUPS: [(&str, Belongs); 5] = [
     ("shell and tools", |row| PHASES.contains(&row)),
-    ("programs", |row| !KERNEL.contains(&row) && !PHASES.contains(&row) && row != BOOT && !NO_GOAL.contains(&row)),
+    ("programs", is_program),
     ("kernel operations", |row| KERNEL.contains(&row)),
+    ("several vCPUs", |row| PARALLEL.contains(&row)),
+    ("whole jobs", |row| JOBS.contains(&row)),
 ];
+
+/// Whether a row is one of the programs'.
+fn is_program(row: &str) -> bool {
+    let others: [&[&str]; 5] = [&KERNEL, &PHASES, &PARALLEL, &JOBS, &NO_GOAL];
+    let limited = LIMITS.iter().any(|l| l.0 == row);
+    row != BOOT && !row.ends_with(WALL) && !limited && !others.iter().any(|rows| rows.contains(&row))
+}
 
 fn names(results: &Results) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
@@ -72,8 +87,13 @@ pub fn table(results: &Results, arch: &str, smp: u32) -> String {
         let by = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a / b);
         let (ratio, slower) = (by(qemu, mimus), by(mimus, native));
         let miss = goal(arch, row).zip(ratio).filter(|(goal, ratio)| ratio < goal);
-        missed += usize::from(miss.is_some());
-        let mark = miss.map_or(String::new(), |(goal, _)| format!("  < {goal}"));
+        let over = LIMITS.iter().find(|l| l.0 == row && mimus.is_some_and(|figure| figure > l.1));
+        missed += usize::from(miss.is_some() || over.is_some());
+        let mark = match (miss, over) {
+            (Some((goal, _)), _) => format!("  < {goal}"),
+            (None, Some((_, limit))) => format!("  > {limit}"),
+            (None, None) => String::new(),
+        };
         out.push_str(&format!(
             "{row:<24} {:>9} {:>9} {:>8} {:>9} {:>9}{mark}\n",
             cell(mimus),
@@ -93,7 +113,7 @@ pub fn table(results: &Results, arch: &str, smp: u32) -> String {
         }
     }
     if missed > 0 {
-        out.push_str(&format!("{missed} rows miss their goal (marked <)\n"));
+        out.push_str(&format!("{missed} rows miss their goal (marked < or >)\n"));
     }
     out
 }
@@ -135,6 +155,14 @@ mod tests {
         assert!(matrix.ends_with("< 8"), "{text}");
         assert!(text.contains("1 rows miss"), "{text}");
         assert!(differing(&results).is_empty());
+    }
+
+    #[test]
+    fn limits_are_of_the_figure() {
+        let run = |figure: f64| vec![vec![(IDLE.to_owned(), figure, None), ("job-tar, wall".to_owned(), figure, None)]];
+        let results = BTreeMap::from([("qemu".to_owned(), run(9.0)), ("mimus".to_owned(), run(0.6))]);
+        let text = table(&results, "x86_64", 1);
+        assert!(text.contains("> 0.5") && text.contains("1 rows miss") && !text.contains("geomean"), "{text}");
     }
 
     #[test]

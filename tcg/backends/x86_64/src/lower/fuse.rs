@@ -3,6 +3,7 @@
 use super::Lower;
 use super::flagged::{Form, form_of};
 use crate::asm::{Alu, Map, Rm, fits32};
+use mimus_tcg_ir::backend::Optimise;
 use mimus_tcg_ir::{FIRST_TEMP, FlagOp, Op, Size, Slot, Val};
 
 /// The operation that follows a load and is done on the memory that it loads.
@@ -29,7 +30,7 @@ impl Lower<'_> {
     /// The operation after the load of `size` bytes to `d` being lowered, if it can take them from memory and nothing
     /// else wants them.
     pub(super) fn fusable(&self, d: Slot, size: Size) -> Option<(Op, Fused)> {
-        if d.0 < FIRST_TEMP || self.be.pin_of(d).is_some() {
+        if d.0 < FIRST_TEMP || self.be.pin_of(d).is_some() || self.be.config.optimise == Optimise::Off {
             return None;
         }
         let (next, rest) = self.ops.get(self.next..)?.split_first()?;

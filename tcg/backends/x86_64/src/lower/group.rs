@@ -9,11 +9,14 @@ use super::{Cold, Insn, Lower, Opnd, writes};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
+use mimus_tcg_ir::backend::Optimise;
 use mimus_tcg_ir::unit::UnitMemory;
 use mimus_tcg_ir::{AluOp, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
 
 /// Bytes that a group may span: the wider, the more often it leaves the page.
 const MAX_SPAN: i64 = 512;
+/// The same where groups are to leave it often.
+const FORCED_SPAN: i64 = 4000;
 /// Operations that a group may have (they are emitted twice).
 const MAX_OPS: usize = 160;
 
@@ -58,7 +61,7 @@ struct Extent {
 impl Lower<'_> {
     /// Starts a group at operation `first` if it is the first of several accesses.
     pub(super) fn enter_group(&mut self, first: usize) {
-        if self.group.is_some() {
+        if self.group.is_some() || self.be.config.optimise == Optimise::Off {
             return;
         }
         let Some((base, extent)) = self.find_group(first) else {
@@ -136,6 +139,7 @@ impl Lower<'_> {
         }
         let mut extent: Option<Extent> = None;
         let (mut accesses, mut delta) = (0, 0i64);
+        let max_span = if self.be.config.optimise == Optimise::Forced { FORCED_SPAN } else { MAX_SPAN };
         for (i, op) in ops.iter().enumerate().take(MAX_OPS) {
             match access(op) {
                 Some((b, off, size, write)) if b == base => {
@@ -149,7 +153,7 @@ impl Lower<'_> {
                         reads: old.reads || !write,
                         writes: old.writes || write,
                     };
-                    if new.high - new.low > MAX_SPAN || !fits32(new.low) || !fits32(new.high) {
+                    if new.high - new.low > max_span || !fits32(new.low) || !fits32(new.high) {
                         break;
                     }
                     extent = Some(new);
@@ -165,7 +169,8 @@ impl Lower<'_> {
                 }
             }
         }
-        extent.filter(|_| accesses > 1).map(|extent| (base, extent))
+        let enough = if self.be.config.optimise == Optimise::Forced { 1 } else { 2 };
+        extent.filter(|_| accesses >= enough).map(|extent| (base, extent))
     }
 
     /// Looks the page up for the whole range; `r14` is the base's host address after it.

@@ -25,7 +25,7 @@ use self::flags::Routine;
 use crate::X86_64;
 use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
-use mimus_tcg_ir::backend::{Emitted, FaultEntry};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
@@ -151,7 +151,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     info.sites.clear();
     info.faults.clear();
     let start = PagePc(i32::from(block.start));
-    let looped = if be.config.flags && start.same_page() { loops::find(&block.ops, start) } else { None };
+    let loops = be.config.flags && be.config.optimise != Optimise::Off;
+    let looped = if loops && start.same_page() { loops::find(&block.ops, start) } else { None };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
     let mut l = Lower {

@@ -3,7 +3,7 @@
 use super::harness::*;
 use super::native::is_amd;
 use super::random::{ADDRESS_SLOTS, Rng, check, guest};
-use mimus_tcg_ir::backend::{Emitted, HostBackend};
+use mimus_tcg_ir::backend::{Emitted, HostBackend, Optimise};
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::verify::{flags_read, flags_written, least_size, rmw_allowed, verify};
 use mimus_tcg_ir::*;
@@ -399,10 +399,20 @@ fn block(rng: &mut Rng) -> (Block, bool) {
 
 #[test]
 fn random_blocks_with_flags() {
+    many(BLOCKS, Optimise::from_environment());
+}
+
+#[test]
+fn random_blocks_with_flags_and_every_optimisation_or_none() {
+    many(BLOCKS / 4, Optimise::Forced);
+    many(BLOCKS / 4, Optimise::Off);
+}
+
+fn many(blocks: u64, optimise: Optimise) {
     for (variant, pins) in pin_variants().into_iter().enumerate() {
-        let m = Machine::with_code_align(pins, 1);
+        let m = Machine::optimising(pins, 1, optimise);
         let mut scratch = (Vec::new(), Emitted::default());
-        for n in 0..BLOCKS {
+        for n in 0..blocks {
             let mut rng = Rng((variant as u64 + 1) << 40 | (n + 1) << 8 | 0x77);
             rng.next();
             let (block, self_loops) = block(&mut rng);
@@ -418,7 +428,7 @@ const BLOCKS: u64 = 8_000;
 /// The code of a block in the text form, a line per instruction, without addresses.
 fn code_of(text: &str) -> Vec<String> {
     let [pins, ..] = pin_variants();
-    let m = Machine::with_code_align(pins, 1);
+    let m = Machine::optimising(pins, 1, Optimise::Usual);
     let block = text::parse(text).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(verify(&block), Ok(()), "{block}");
     let (mut out, mut info) = (Vec::new(), Emitted::default());

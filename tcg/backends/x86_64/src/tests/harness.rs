@@ -108,6 +108,11 @@ impl Machine {
 
     /// A machine whose code is aligned so.
     pub fn with_code_align(pin_order: Vec<Slot>, code_align: u32) -> Machine {
+        Machine::optimising(pin_order, code_align, Optimise::from_environment())
+    }
+
+    /// The same with these optimisations.
+    pub fn optimising(pin_order: Vec<Slot>, code_align: u32, optimise: Optimise) -> Machine {
         let guest = offset_of!(Env, guest);
         let config = BackendConfig {
             env: EnvLayout {
@@ -146,6 +151,7 @@ impl Machine {
             vector: None,
             fp_pin_order: if code_align == 2 { (34..48).map(Slot).collect() } else { Vec::new() },
             code_align,
+            optimise,
             flags: code_align == 1,
             code_base: 0,
         };

@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use super::native::is_amd;
-use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend};
+use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend, Optimise};
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::interp::{self, Outcome};
 use mimus_tcg_ir::*;
@@ -404,9 +404,9 @@ pub fn check(
     panic!("generated code differs from the interpreter");
 }
 
-fn many(fp: bool, blocks: u64) {
+fn many(fp: bool, blocks: u64, optimise: Optimise) {
     for variant in 0..4 {
-        let m = Machine::new(pins(variant));
+        let m = Machine::optimising(pins(variant), 2, optimise);
         let mut scratch = (Vec::new(), Emitted::default());
         for n in 0..blocks {
             let mut rng = Rng((variant as u64 + 1) << 32 | (n + 1) << 8 | u64::from(fp) << 4 | 5);
@@ -420,10 +420,18 @@ fn many(fp: bool, blocks: u64) {
 
 #[test]
 fn random_integer_blocks() {
-    many(false, 8000);
+    many(false, 8000, Optimise::from_environment());
 }
 
 #[test]
 fn random_floating_point_blocks() {
-    many(true, 8000);
+    many(true, 8000, Optimise::from_environment());
+}
+
+#[test]
+fn random_blocks_with_every_optimisation_or_none() {
+    for optimise in [Optimise::Forced, Optimise::Off] {
+        many(false, 2000, optimise);
+        many(true, 1000, optimise);
+    }
 }

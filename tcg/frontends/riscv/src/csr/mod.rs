@@ -307,14 +307,10 @@ pub(crate) const MEDELEG_WRITABLE: u64 = 0xb3ff;
 /// `mip` with the levels of `pins`.
 ///
 /// With Sstc STIP follows `stimecmp` by comparison, so that a guest that polls
-/// does not depend on when the pin is raised; see [`Hart::timer_due`].
+/// does not depend on when the pin is raised.
 fn read_mip<E: CsrEnv + ?Sized>(hart: &Hart, env: &mut E) -> u64 {
-    let mut mip = hart.mip(env.pins());
-    if hart.sstc_enabled() {
-        let due = hart.timer_due(env.time(), mip & irq::STI != 0);
-        mip = mip & !irq::STI | if due { irq::STI } else { 0 };
-    }
-    mip
+    let due = hart.sstc_enabled() && hart.timer_due(env.time());
+    hart.mip(env.pins() & !irq::TIMER_PIN | if due { irq::TIMER_PIN } else { 0 })
 }
 
 /// Changes the software-writable bits of `mip` within `writable` and returns

@@ -83,7 +83,7 @@ impl CpuIo for TestIo {
         &self.memory
     }
     fn arm_pin_timer(&self, _: VcpuIndex, pin: CpuPin, deadline_ns: Option<u64>) {
-        assert_eq!(pin, CpuPin::Stip);
+        assert_eq!(pin, CpuPin::Sstc);
         self.asked.lock().unwrap().timer.push(deadline_ns);
     }
     fn hypercall(&self, _: VcpuIndex, regs: &mut [u64; 8]) -> HypercallResult {
@@ -122,7 +122,7 @@ impl Guest {
         map.change(|t| {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig { code_size: 1 << 20, interpret, count: false };
+        let config = EngineConfig { code_size: 1 << 20, interpret, ..EngineConfig::default() };
         let machine = Machine::<Riscv>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::Riscv64, "rv64,svpbmt=on").unwrap();
@@ -321,11 +321,11 @@ fn the_supervisor_timer_fires_once_due() {
         assert_eq!(g.io.asked.lock().unwrap().timer.last(), Some(&Some(5000)));
         // A deadline that is no longer the one in stimecmp is not believed.
         g.io.clock.advance(4000);
-        g.vcpu.handle().set_pin(CpuPin::Stip, true);
+        g.vcpu.handle().set_pin(CpuPin::Sstc, true);
         let s = g.run();
         assert_eq!((s.scause, s.x[A2 as usize]), (0, 1));
         g.io.clock.advance(1000);
-        g.vcpu.handle().set_pin(CpuPin::Stip, true);
+        g.vcpu.handle().set_pin(CpuPin::Sstc, true);
         let s = g.run();
         assert_eq!((s.scause, s.sepc), (1 << 63 | 5, CODE + 20));
         // A deadline in the past is due at once.
@@ -340,6 +340,43 @@ fn the_supervisor_timer_fires_once_due() {
         });
         let s = g.run();
         assert_eq!((s.scause, s.sepc), (1 << 63 | 5, CODE + 4));
+    });
+}
+
+/// A firmware's timer raises STIP from outside: neither a state that is set nor `stimecmp` lowers it, and only the
+/// firmware does.
+#[test]
+fn the_timer_of_a_firmware_is_not_lost() {
+    both(|mut g| {
+        for stce in [0, 1 << 63] {
+            g.put(CODE, &[WFI, addi(A2, A2, 1), csrrw(0, SIE, 0), WFI]);
+            let prepare = |s: &mut RiscvState| {
+                s.pc = CODE;
+                s.privilege = Privilege::Supervisor;
+                (s.menvcfg, s.mideleg, s.mie) = (stce, irq::S_ALL, irq::STI);
+                (s.waiting, s.x[A2 as usize]) = (false, 0);
+            };
+            g.change(prepare);
+            assert_eq!(g.run().pc, CODE + 4, "it waits");
+            // Due before the vCPU goes on with the state it was given.
+            g.change(|_| {});
+            g.vcpu.handle().set_pin(CpuPin::Stip, true);
+            let s = g.run();
+            assert_eq!((s.x[A2 as usize], s.mip & irq::STI, s.pc), (1, irq::STI, CODE + 16), "stce {stce:#x}");
+            // A debugger's write does not make it a bit of software's.
+            g.change(|_| {});
+            g.vcpu.handle().set_pin(CpuPin::Stip, false);
+            assert_eq!(g.state().mip & irq::STI, 0);
+            // And it is taken, where it is enabled.
+            g.change(prepare);
+            g.change(|s| {
+                s.mstatus |= 2;
+                s.scause = 0;
+            });
+            g.vcpu.handle().set_pin(CpuPin::Stip, true);
+            assert_eq!(g.run().scause, 1 << 63 | 5);
+            g.vcpu.handle().set_pin(CpuPin::Stip, false);
+        }
     });
 }
 

@@ -69,7 +69,16 @@ fn stip_is_the_pin_with_sstc_and_software_without() {
     access(&mut hart, MENVCFG, CsrOp::Write, 1 << 63, &mut env).unwrap();
     hart.privilege = Privilege::User;
     assert_eq!(pending_interrupt(&hart, 0), None);
+    assert_eq!(pending_interrupt(&hart, irq::TIMER_PIN), Some(Interrupt::SupervisorTimer));
+    // A firmware's own timer, beside.
     assert_eq!(pending_interrupt(&hart, irq::STI), Some(Interrupt::SupervisorTimer));
+}
+
+#[test]
+fn the_pin_of_stimecmp_means_nothing_without_sstc() {
+    let mut hart = hart();
+    (hart.mie, hart.privilege) = (irq::ALL, Privilege::User);
+    assert_eq!((hart.mip(irq::TIMER_PIN), pending_interrupt(&hart, irq::TIMER_PIN)), (0, None));
 }
 
 #[test]

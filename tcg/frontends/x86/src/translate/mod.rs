@@ -22,7 +22,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
 use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
 
-use crate::decode::{MAX_LEN, Packed, decode, fetch, pack};
+use crate::decode::{self, MAX_LEN, Packed, fetch, pack};
 use crate::exec::quick::Quick;
 use crate::helper_ids;
 use crate::state::{CodeMode, FS, GS, State};
@@ -76,10 +76,19 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let careful = mode == TranslateMode::Careful;
     let mut at = u32::from(start);
     let mut guards = 0;
+    // For all but what may reach into the next page.
+    let within = code.page_from(start);
+    let mut decoder = decode::decoder(within, bits, u64::from(at), &state.features);
     loop {
         let mut bytes = [0; MAX_LEN];
         let have = fetch(code, at, &mut bytes);
-        let insn = decode(&bytes[..have], bits, u64::from(at), &state.features);
+        let done = (at - u32::from(start)) as usize;
+        let insn = if done + MAX_LEN <= within.len() {
+            debug_assert_eq!(decoder.position(), done);
+            decode::of_model(decoder.decode(), &bytes[..have], bits, &state.features)
+        } else {
+            decode::decode(&bytes[..have], bits, u64::from(at), &state.features)
+        };
         let len = if insn.is_invalid() { have.clamp(1, 1.max(insn.len())) } else { insn.len() };
         // Only the first instruction of a block may reach into the next page.
         let crosses = at + len as u32 > 4096 || insn.is_invalid() && have < MAX_LEN;

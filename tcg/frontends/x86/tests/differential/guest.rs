@@ -87,7 +87,7 @@ impl Guest {
         map.change(|t| {
             t.map(&root, 0, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig { code_size: 4 << 20, interpret, count: false };
+        let config = EngineConfig { code_size: 4 << 20, interpret, ..EngineConfig::default() };
         let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();

@@ -105,7 +105,7 @@ impl Guest {
             t.map(&root, 0, &MemoryRegion::ram("ram", &ram));
             t.map(&root, SHARED, &MemoryRegion::ram("shared", &shared));
         });
-        let config = EngineConfig { code_size: 4 << 20, interpret, count: false };
+        let config = EngineConfig { code_size: 4 << 20, interpret, ..EngineConfig::default() };
         let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();
