@@ -31,7 +31,7 @@ fn grub_config(root: &str) -> String {
 
 /// A disk that a BIOS boots: GRUB in its boot sector and behind it, kernel and initrd in a FAT partition. `None` after
 /// saying so if GRUB's program does not run here.
-fn grub_disk(test: &str, dir: &Dir, c: &Commands) -> Option<String> {
+pub fn grub_disk(test: &str, dir: &Dir, c: &Commands) -> Option<String> {
     let grub = guest(test, &GRUB_PC)?;
     let core = dir.path("core.img");
     let mut make = Command::new(grub.join("grub-mkimage"));

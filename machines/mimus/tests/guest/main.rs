@@ -11,6 +11,7 @@ mod gdb;
 mod harness;
 mod network;
 mod repeat;
+mod sata;
 mod selftests;
 mod terminal;
 mod x86;
