@@ -21,6 +21,24 @@ struct LargeRegion {
     size: u64,
 }
 
+/// An index that was filled.
+#[derive(Clone, Copy)]
+struct Fill {
+    index: u32,
+    /// The fill before it of a host page with the same hash: its number counted from 1, or 0.
+    next: u32,
+    /// The host page's hash; none for code.
+    hash: Option<u16>,
+}
+
+/// Lists of fills by their host page's hash.
+const LISTS: usize = 1024;
+
+fn hash_of(host: u64) -> u16 {
+    // Fibonacci hashing: the upper bits of the product.
+    ((host >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - LISTS.ilog2())) as u16
+}
+
 /// What a fill grants.
 #[derive(Clone, Copy, Debug)]
 pub struct DataFill {
@@ -40,7 +58,9 @@ pub struct DataFill {
 pub struct Context {
     map: MmapMut,
     /// Indices that have been filled since the last flush (an index may appear more than once).
-    fills: Vec<u32>,
+    fills: Vec<Fill>,
+    /// The last fill with each hash, counted from 1: who looks for a host page need not go through all.
+    lists: Box<[u32; LISTS]>,
     /// The subset to drop on [`Context::drop_local`].
     local: Vec<u32>,
     large: Vec<LargeRegion>,
@@ -53,7 +73,8 @@ impl Context {
     /// The host has no address space left.
     pub fn new() -> std::io::Result<Context> {
         let map = MmapOptions::new().len(ContextLayout::SIZE).no_reserve_swap().map_anon()?;
-        let mut context = Context { map, fills: Vec::new(), local: Vec::new(), large: Vec::new() };
+        let mut context =
+            Context { map, fills: Vec::new(), lists: Box::new([0; LISTS]), local: Vec::new(), large: Vec::new() };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
         Ok(context)
@@ -88,8 +109,13 @@ impl Context {
         self.set(L.exec_tag, index, INVALID);
     }
 
-    fn remember(&mut self, index: usize, va: u64, local: bool, mapping_size: u64) {
-        self.fills.push(index as u32);
+    fn remember(&mut self, index: usize, va: u64, host: Option<u64>, local: bool, mapping_size: u64) {
+        let mut fill = Fill { index: index as u32, next: 0, hash: host.map(hash_of) };
+        let number = self.fills.len() as u32 + 1;
+        if let Some(list) = fill.hash.and_then(|hash| self.lists.get_mut(usize::from(hash))) {
+            fill.next = std::mem::replace(list, number);
+        }
+        self.fills.push(fill);
         if local {
             self.local.push(index as u32);
         }
@@ -106,12 +132,14 @@ impl Context {
         const L: ContextLayout = ContextLayout::STANDARD;
         let index = index_of(fill.va);
         let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
-        self.set(L.addend, index, fill.host.wrapping_sub(fill.va));
+        let addend = fill.host.wrapping_sub(fill.va);
+        let moved = self.get(L.addend, index) != addend;
+        self.set(L.addend, index, addend);
         // The addend is shared: a tag of another page must not survive it.
         self.set(L.read_tag, index, if fill.read { fill.va } else { INVALID });
         self.set(L.write_tag, index, if fill.write { fill.va } else { INVALID });
-        if (read != fill.va && write != fill.va) || fill.local {
-            self.remember(index, fill.va, fill.local, fill.mapping_size);
+        if (read != fill.va && write != fill.va) || moved || fill.local {
+            self.remember(index, fill.va, Some(fill.host), fill.local, fill.mapping_size);
         }
     }
 
@@ -121,7 +149,7 @@ impl Context {
         let index = index_of(va);
         self.set(L.exec_tag, index, va);
         self.set(L.exec_table, index, u64::from(table));
-        self.remember(index, va, local, mapping_size);
+        self.remember(index, va, None, local, mapping_size);
     }
 
     /// The entry table of the page at `va` if it has been entered.
@@ -150,8 +178,11 @@ impl Context {
     /// Empties the context.
     pub fn flush(&mut self) {
         let fills = std::mem::take(&mut self.fills);
-        for &index in &fills {
-            self.clear(index as usize);
+        for fill in &fills {
+            self.clear(fill.index as usize);
+            if let Some(list) = fill.hash.and_then(|hash| self.lists.get_mut(usize::from(hash))) {
+                *list = 0;
+            }
         }
         self.fills = fills;
         self.fills.clear();
@@ -220,8 +251,10 @@ impl Context {
     /// Revokes store permission for every address that maps the host page `host`.
     pub fn revoke_write(&mut self, host: u64) {
         const L: ContextLayout = ContextLayout::STANDARD;
-        for i in 0..self.fills.len() {
-            let index = self.fills[i] as usize;
+        let mut number = self.lists[usize::from(hash_of(host))];
+        while let Some(&fill) = (number as usize).checked_sub(1).and_then(|i| self.fills.get(i)) {
+            number = fill.next;
+            let index = fill.index as usize;
             let tag = self.get(L.write_tag, index);
             if tag != INVALID && tag.wrapping_add(self.get(L.addend, index)) == host {
                 self.set(L.write_tag, index, INVALID);
@@ -303,6 +336,29 @@ mod tests {
         c.drop_local();
         assert!(c.lookup_read(0x1000).is_some());
         assert!(c.lookup_read(0x2000).is_none());
+    }
+
+    #[test]
+    fn every_name_of_a_page_loses_its_permission() {
+        let mut c = Context::new().unwrap();
+        let host = |n: u64| 0x7000_0000 + n * PAGE;
+        for n in 0..5000 {
+            c.fill_data(&data(0x10_0000 + n * PAGE, host(n % 1700), true));
+        }
+        // Another page under a name that was in use.
+        c.fill_data(&data(0x10_0000, host(3), true));
+        c.revoke_write(host(3));
+        for n in 0..5000 {
+            let va = 0x10_0000 + n * PAGE;
+            let revoked = n % 1700 == 3 || n == 0;
+            assert_eq!(c.lookup_write(va).is_none(), revoked, "{n}");
+        }
+        c.flush();
+        c.fill_data(&data(0x10_0000, host(3), true));
+        c.revoke_write(host(4));
+        assert!(c.lookup_write(0x10_0000).is_some());
+        c.revoke_write(host(3));
+        assert!(c.lookup_write(0x10_0000).is_none());
     }
 
     #[test]

@@ -134,6 +134,8 @@ pub struct Cpu<F: GuestFrontend> {
     /// `view` is the alternate memory's.
     pub(crate) alternate: bool,
     pub(crate) ram_window: Cell<RamWindow>,
+    /// Host pages of code with a physical address that leads there, by the host address; to be verified.
+    pub(crate) code_places: [(u64, u64); 16],
     /// `None` while in use.
     pub(crate) scratch: Option<Box<crate::translate::Scratch>>,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
@@ -205,6 +207,7 @@ impl<F: GuestFrontend> Cpu<F> {
             view_generation: 0,
             alternate: false,
             ram_window: Cell::new(RamWindow::NONE),
+            code_places: [(0, 0); 16],
             scratch: None,
             interp_blocks: HashMap::new(),
             code_changed: false,

@@ -115,6 +115,8 @@ impl<F: GuestFrontend> Cpu<F> {
             return Err(NoCode::Careful);
         }
         let key = PageKey::new(host as u64, F::code_mode(self));
+        let place = (key.host() >> 12) as usize % self.code_places.len();
+        self.code_places[place] = (key.host(), leaf.pa);
         let Some(table) = self.machine.store.table(key) else { return Err(self.later(KICK_FULL)) };
         self.cut_page(va, key);
         self.mmu.fill_code(va & !PAGE_MASK, table, leaf.local, leaf.mapping_size);
@@ -159,20 +161,31 @@ impl<F: GuestFrontend> Cpu<F> {
         Some(stamp)
     }
 
-    fn translate_at(&mut self, va: u64, key: PageKey, in_guest: bool) -> Result<Code, NoCode> {
-        let start = (va & PAGE_MASK) as u16;
-        // The context's entry says which page; its physical address, for flags, comes from a walk.
-        let page = match F::walk(self, va, Access::Fetch) {
-            Ok(leaf) => leaf,
+    /// A physical address of the page that the context has at `va`, for what is known of pages by it.
+    fn physical(&mut self, va: u64, key: PageKey) -> Result<u64, NoCode> {
+        let place = (key.host() >> 12) as usize % self.code_places.len();
+        let (host, pa) = self.code_places[place];
+        let is_there = |pa| self.code_page(pa).is_some_and(|(host, _)| host as u64 == key.host());
+        if host == key.host() && is_there(pa) {
+            return Ok(pa);
+        }
+        let pa = match F::walk(self, va, Access::Fetch) {
+            Ok(leaf) => leaf.pa,
             Err(fault) => return Err(self.fetch_fault(va, va, fault)),
         };
-        match self.code_page(page.pa) {
-            Some((host, _)) if host as u64 == key.host() => {}
+        if self.code_page(pa).is_none_or(|(host, _)| host as u64 != key.host()) {
             // The tables changed under an entry that has not been flushed: both answers are allowed; take the new one.
-            _ => return self.fetch_page(va, va).and_then(|_| Err(self.later(KICK_SELF))),
+            return self.fetch_page(va, va).and_then(|_| Err(self.later(KICK_SELF)));
         }
-        let Some(stamp) = self.claim(key, page.pa, in_guest) else { return Err(self.later(KICK_SELF)) };
-        let Some((host, _)) = self.code_page(page.pa) else { return Err(self.later(KICK_SELF)) };
+        self.code_places[place] = (key.host(), pa);
+        Ok(pa)
+    }
+
+    fn translate_at(&mut self, va: u64, key: PageKey, in_guest: bool) -> Result<Code, NoCode> {
+        let start = (va & PAGE_MASK) as u16;
+        let pa = self.physical(va, key)?;
+        let Some(stamp) = self.claim(key, pa, in_guest) else { return Err(self.later(KICK_SELF)) };
+        let Some((host, _)) = self.code_page(pa) else { return Err(self.later(KICK_SELF)) };
         let mut scratch = self.scratch.take().unwrap_or_default();
         let first = usize::from(start);
         // Blocks made ahead may begin anywhere.

@@ -35,6 +35,11 @@ fn four_vcpus() {
 }
 
 #[test]
+fn four_vcpus_with_every_optimisation_forced() {
+    boots("four_vcpus_with_every_optimisation_forced", "4", &["-accel", "tcg,opt=force"]);
+}
+
+#[test]
 fn eight_vcpus_through_opensbi_dynamic() {
     let test = "eight_vcpus_through_opensbi_dynamic";
     let Some(firmware) = guest(test, &guests::RISCV64_FIRMWARE) else { return };

@@ -11,8 +11,12 @@ const TCG: [&str; 4] = ["-accel", "tcg", "-nic", "none"];
 
 /// Boots, looks at the processors, hashes on all of them at once, turns off.
 fn boots(commands: Option<Commands>, board: &str, smp: &str, machine: &str, more: &[&str]) {
+    boots_under(&TCG, commands, board, smp, machine, more);
+}
+
+fn boots_under(tcg: &[&str], commands: Option<Commands>, board: &str, smp: &str, machine: &str, more: &[&str]) {
     let Some(c) = commands else { return };
-    let mut guest = c.boot(&[&["-M", board, "-smp", smp, "-no-reboot"], &TCG[..], more].concat());
+    let mut guest = c.boot(&[&["-M", board, "-smp", smp, "-no-reboot"], tcg, more].concat());
     assert_eq!(guest.run("grep -c ^processor /proc/cpuinfo"), smp);
     assert_eq!(guest.run("uname -m"), machine);
     let hashes = guest.run("for i in 1 2 3 4; do yes | head -c 1000000 | sha256sum & done; wait");
@@ -36,6 +40,12 @@ fn cloud_kernel_on_q35() {
 #[test]
 fn cloud_kernel_on_microvm_with_four_vcpus() {
     boots(x86_64_commands("cloud_kernel_on_microvm_with_four_vcpus"), "microvm", "4", "x86_64", &[]);
+}
+
+#[test]
+fn cloud_kernel_with_every_optimisation_forced() {
+    let commands = x86_64_commands("cloud_kernel_with_every_optimisation_forced");
+    boots_under(&["-accel", "tcg,opt=force", "-nic", "none"], commands, "q35", "4", "x86_64", &[]);
 }
 
 #[test]

@@ -607,8 +607,8 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64
             ; lahf
             ; seto al
-            ; mov [rbp + disp], ax
         );
+        self.asm.sized(Map::Base, Size::B2, 0x88, RAX, Rm::Env(disp));
         self.flags.in_slot = Flags::ALL;
         self.flags.save_before = usize::MAX;
     }
