@@ -142,6 +142,9 @@ fn faults_behind_the_switch_are_the_new_tasks() {
 fn exceptions_through_task_gates() {
     for (selector, sp, bytes) in [(OTHER, 0x5000, 4), (SMALL, 0x5800, 2)] {
         let mut h = tasked();
+        // A stack of 16 bits for the 16-bit task, whose ESP has no upper half.
+        h.put(GDT + u64::from(ABSENT), 8, flat(0x8093));
+        h.put(SMALL_AT + 0x26, 2, ABSENT.into());
         h.put(IDT + 8 * 13, 8, gate(selector, 0, 5, 0));
         interrupt::raise(&mut h, Exception::gp_sel(0x18), 0x1111);
         assert_eq!((h.st.tr.selector, h.gpr[RSP] & 0xffff), (selector, sp - bytes));
