@@ -165,6 +165,8 @@ fn memory_access(op: &Op) -> Option<MemoryAccess> {
         | Op::Fp { .. }
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
+        | Op::Guard { .. }
+        | Op::GuardFits { .. }
         | Op::Call { .. }
         | Op::Lea { .. }
         | Op::SetPart { .. }

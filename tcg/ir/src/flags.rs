@@ -2,7 +2,7 @@
 //! set them ([`FlagOp`]), as the x86 manuals define it (Intel SDM volume 2, AMD APM volume 3).
 //!
 //! Flags that both manuals leave undefined ([`undefined`]) are given here the values that AMD's processors give
-//! them; a backend gives them whatever its host does.
+//! them; a backend gives them whatever its host does, which is the same if that is AMD's too.
 
 use crate::op::{CondF, FlagOp, Size, Slot};
 
@@ -193,9 +193,8 @@ pub const fn undefined(op: FlagOp) -> Flags {
     }
 }
 
-/// The flags of [`undefined`] that a backend may leave at any value, those before the operation having been
-/// forgotten. (The others are at least what the host's instruction makes of its operands.)
-pub const fn dropped(op: FlagOp) -> Flags {
+/// The flags of [`undefined`] that some hosts leave as they were, so that a backend has to remember those before.
+pub const fn kept(op: FlagOp) -> Flags {
     match op {
         FlagOp::Mul => undefined(op),
         FlagOp::Lzcnt | FlagOp::Tzcnt => Flags::OF,
@@ -447,6 +446,14 @@ pub fn mul_wide(signed: bool, size: Size, a: u64, b: u64) -> (u64, u64, bool) {
 /// The flags after [`mul_wide`].
 pub fn after_mul_wide(flags: Flags, overflow: bool) -> Flags {
     flags.replace(CARRY_OVERFLOW, Flags(if overflow { CARRY_OVERFLOW.0 } else { 0 }))
+}
+
+/// The flags that a division leaves alone.
+pub const KEPT_BY_DIVISION: Flags = CARRY_OVERFLOW;
+
+/// The flags after [`div_wide`]: the manuals leave them open, and AMD's processors all do this.
+pub const fn after_division(flags: Flags) -> Flags {
+    Flags::AF.union(flags.and(KEPT_BY_DIVISION))
 }
 
 /// Quotient and remainder of `high:low` by `b`, each within the size; `None` if `b` is zero or the quotient does

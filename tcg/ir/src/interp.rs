@@ -70,8 +70,8 @@ pub trait InterpHost {
     /// # Errors
     /// The access faulted, as a store.
     fn rmw(&mut self, va: u64, size: Size, lock: bool, new: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault>;
-    /// Flags were written: of `written`, those in `undefined` as the manuals leave open, those in `dropped` as a
-    /// backend likes. For hosts that compare executors.
+    /// Flags were written: of `written`, those in `undefined` as the manuals leave open, those in `dropped` nobody
+    /// looks at. For hosts that compare executors.
     fn flags_written(&mut self, written: Flags, undefined: Flags, dropped: Flags) {
         let _ = (written, undefined, dropped);
     }
@@ -222,6 +222,14 @@ fn access<H: InterpHost>(op: &Op, host: &mut H) -> Result<(), Fault> {
 fn control<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Option<Outcome> {
     match *op {
         Op::GuardEnv { off, mask } => (host.env_byte(off) & mask != 0).then(|| Outcome::Careful(pc_va(host, insn))),
+        Op::Guard { cond: c, a, b } => {
+            cond(c, value(host, a), value(host, b)).then(|| Outcome::Careful(pc_va(host, insn)))
+        }
+        Op::GuardFits { a, bits } => {
+            let (a, unused) = (value(host, a), 64 - u32::from(bits.clamp(1, 63)));
+            let fits = ((a << unused) as i64 >> unused) as u64 == a;
+            (!fits).then(|| Outcome::Careful(pc_va(host, insn)))
+        }
         Op::Call { helper, kind, ret, args } => {
             let args = args.map(|arg| value(host, arg));
             let (result, outcome) = host.call(helper, args);

@@ -509,6 +509,17 @@ pub enum Op {
         off: i32,
         mask: u8,
     },
+    /// Leaves the block *before* the current instruction, to have it executed in careful mode, if the condition holds.
+    Guard {
+        cond: Cond,
+        a: Val,
+        b: Val,
+    },
+    /// The same, unless `a` is the sign extension of its low `bits` (1 to 63) bits.
+    GuardFits {
+        a: Val,
+        bits: u8,
+    },
     /// Calls helper number `helper` of the frontend's table.
     Call {
         helper: u16,
@@ -575,7 +586,7 @@ pub enum Op {
     },
     /// Both halves of `a * b`; `lo` and `hi` are filled as `AluF` fills `d`, and are not one slot. For
     /// [`Size::B1`] the 16-bit product replaces the low two bytes of `lo`, and `hi` is not written. CF and OF: the
-    /// high half says something; the other flags are undefined.
+    /// high half says something; the other flags are left alone, or what the host makes of them.
     MulWideF {
         signed: bool,
         size: Size,
@@ -586,7 +597,8 @@ pub enum Op {
     },
     /// Quotient `q` and remainder `r` of `hi:lo` by `b`; filled as `AluF` fills `d`, and not one slot. For
     /// [`Size::B1`] the dividend is the low two bytes of `lo` (`hi` is not used), and the two bytes remainder:
-    /// quotient replace the low two of `q` (`r` is not written). The flags are undefined afterwards.
+    /// quotient replace the low two of `q` (`r` is not written). Of the flags, AF is set, CF and OF are left alone, the
+    /// others are clear.
     ///
     /// If `b` is zero or the quotient does not fit, leaves the block *before* the current instruction, to have it
     /// executed in careful mode: so this comes before anything the instruction changes.

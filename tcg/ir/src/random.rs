@@ -285,6 +285,12 @@ impl Generator<'_> {
             let (off, mask) = (self.rng.below(ENV_BYTES) as i32, 1 + self.rng.below(255) as u8);
             self.ops.push(Op::GuardEnv { off, mask });
         }
+        if self.rng.chance(3) {
+            let cond = self.rng.pick(&COND);
+            let (a, b) = (self.val(), self.val());
+            let bits = self.rng.pick(&[32, 48, 57]);
+            self.ops.push(if self.rng.chance(50) { Op::Guard { cond, a, b } } else { Op::GuardFits { a, bits } });
+        }
         if self.config.flags && self.rng.chance(5) {
             self.divide();
         }

@@ -32,6 +32,8 @@
 //! | `s1 = unit 1 1 0xfc vex reg 9 v 1 rm 2 imm 0x5 gpr inrm load 16 aligned sets reads cz, s2 + 0x8` | `Unit`: map, prefix, opcode, then what there is |
 //! | `rep.b8.wide [s7], [s6], s1 unless env[0x10] & 0x4`, `rep.b1 [s7], s0, s1 unless env[0x10] & 0x4` | `Rep` |
 //! | `guard env[0x4] & 0x3` | `GuardEnv` |
+//! | `guard.ltu A, A` | `Guard`; conditions as in `br` |
+//! | `guard.fits A, 0x30` | `GuardFits` |
 //! | `D = call.pure 3(A, A, A)` | `Call` of helper 3; `call.mayexit`; without `D =` when there is no result |
 //! | `br.ltu A, A -> +0x40` | `Branch`; `eq`, `ne`, `lts`, `ges`, `ltu`, `geu` |
 //! | `D = lea.b8 A, A, 2, 0x10` | `Lea`: base, index, shift, displacement |

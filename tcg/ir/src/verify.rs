@@ -17,7 +17,7 @@
 //!   [`Op::MulWideF`] and [`Op::DivWideF`] differ but for [`Size::B1`], which has one.
 //! * An operation that replaces a part of its destination, or may leave it alone, reads it.
 //! * An [`Op::Unit`] names the general registers and the memory that its instruction has.
-//! * A [`Op::GuardEnv`] or [`Op::DivWideF`] comes before anything its instruction changes (temporaries aside), since nothing of it
+//! * A [`Op::GuardEnv`], [`Op::Guard`] or [`Op::DivWideF`] comes before anything its instruction changes (temporaries aside), since nothing of it
 //!   may have happened when the block is left; its mask is not 0. Offsets into the hot state are not negative.
 
 use crate::flags::{self, FLAGS, Flags};
@@ -132,7 +132,7 @@ impl Verifier {
             return Err("comes before the first instruction mark".into());
         }
         check_form(op)?;
-        if let Op::GuardEnv { .. } | Op::DivWideF { .. } = op
+        if let Op::GuardEnv { .. } | Op::Guard { .. } | Op::GuardFits { .. } | Op::DivWideF { .. } = op
             && self.changed
         {
             return Err("guard or division after its instruction changed something; they come first".into());
@@ -216,6 +216,9 @@ fn check_form(op: &Op) -> Result<(), String> {
         Op::LoadReserved { ext: Ext::Ones, .. } => Err("load-reserved is extended by zeros or by sign".into()),
         Op::SetEnvByte { off, .. } | Op::GuardEnv { off, .. } if off < 0 => {
             Err(format!("offset {off} into the hot state is negative"))
+        }
+        Op::GuardFits { bits, .. } if bits == 0 || bits > 63 => {
+            Err(format!("guard of {bits} bits; 1 to 63 make sense"))
         }
         Op::GuardEnv { mask: 0, .. } => Err("guard with mask 0 never leaves; drop it".into()),
         _ => check_flag_form(op),
@@ -373,11 +376,11 @@ pub fn for_each_read(op: &Op, mut f: impl FnMut(Slot)) {
     };
     let keeps = |size: Size| size <= Size::B2;
     match *op {
-        Op::Alu { a, b, .. } | Op::Branch { a, b, .. } => {
+        Op::Alu { a, b, .. } | Op::Branch { a, b, .. } | Op::Guard { a, b, .. } => {
             val(a);
             val(b);
         }
-        Op::Un { a, .. } | Op::SetFlags { a, .. } => val(a),
+        Op::Un { a, .. } | Op::SetFlags { a, .. } | Op::GuardFits { a, .. } => val(a),
         Op::Load { base, .. } | Op::LoadReserved { base, .. } => val(base),
         Op::Store { src, base, .. }
         | Op::StoreConditional { src, base, .. }
@@ -509,6 +512,8 @@ pub fn for_each_written(op: &Op, mut f: impl FnMut(Slot)) {
         | Op::Fence
         | Op::SetEnvByte { .. }
         | Op::GuardEnv { .. }
+        | Op::Guard { .. }
+        | Op::GuardFits { .. }
         | Op::StoreEnv { .. }
         | Op::SetFlags { .. }
         | Op::FlipFlags { .. }
@@ -534,10 +539,14 @@ pub fn flags_written(op: &Op) -> (Flags, Flags) {
     match *op {
         Op::AluF { op, size, b, .. } | Op::Rmw { op: RmwOp::F(op), size, src: b, .. } => {
             let written = flags::written_by(op);
-            if has_count(op) { counted(written, size, b) } else { (written, written) }
+            if has_count(op) { counted(written, size, b) } else { (written, written.without(flags::kept(op))) }
         }
         Op::ShiftDoubleF { size, n, .. } => counted(Flags::ALL, size, n),
-        Op::MulWideF { .. } | Op::DivWideF { .. } => (Flags::ALL, Flags::ALL),
+        Op::MulWideF { .. } => (Flags::ALL, Flags::ALL.without(flags::kept(FlagOp::Mul))),
+        Op::DivWideF { .. } => {
+            let written = Flags::ALL.without(flags::KEPT_BY_DIVISION);
+            (written, written)
+        }
         Op::SetFlags { mask, .. } | Op::FlipFlags { mask } => (mask, mask),
         Op::Unit { insn, .. } if insn.sets_flags => (Flags::ALL, Flags::ALL),
         _ => (Flags::NONE, Flags::NONE),

@@ -91,6 +91,8 @@ pub const DR7_FIXED: u64 = 1 << 10;
 pub const XCR0_X87: u64 = 1 << 0;
 pub const XCR0_SSE: u64 = 1 << 1;
 pub const XCR0_AVX: u64 = 1 << 2;
+/// Protection keys' rights.
+pub const XCR0_PKRU: u64 = 1 << 9;
 
 /// Bytes of the legacy region and header of an XSAVE area (SDM volume 1 section 13.4).
 pub const XSAVE_MIN: usize = 576;

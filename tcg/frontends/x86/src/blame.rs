@@ -11,7 +11,7 @@ use crate::decode::{MAX_LEN, decode};
 use crate::exception::Exception;
 use crate::frontend::X86Cpu;
 use crate::host::Host;
-use crate::native::needs_alignment;
+use crate::native::asks_for_alignment;
 use crate::paging;
 use crate::state::SS;
 use crate::translate::segment_of;
@@ -20,7 +20,11 @@ use crate::translate::segment_of;
 pub(crate) fn not_canonical(cpu: &mut X86Cpu, pc: u64, va: u64, access: Access) -> Exception {
     match instruction(cpu, pc) {
         // Alignment that an instruction asks for itself comes first.
-        Some(insn) if needs_alignment(&insn) && !va.is_multiple_of(insn.memory_size().size() as u64) => Exception::GP0,
+        Some(insn)
+            if asks_for_alignment(&insn, &cpu.guest.st) && !va.is_multiple_of(insn.memory_size().size() as u64) =>
+        {
+            Exception::GP0
+        }
         Some(insn) if access != Access::Fetch && in_stack(&insn, access) => Exception::ss(0),
         _ => Exception::GP0,
     }

@@ -129,6 +129,8 @@ pub(crate) fn cr4_mask(st: &State) -> u64 {
     let mut bits = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     let optional = [
         ("umip", CR4_UMIP),
+        ("pku", CR4_PKE),
+        ("vme", CR4_VME | CR4_PVI),
         ("la57", CR4_LA57),
         ("fsgsbase", CR4_FSGSBASE),
         ("pcid", CR4_PCIDE),
@@ -164,7 +166,7 @@ fn write_cr4<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
         paging::load_pdptrs(h, cr3)?;
     }
     h.st_mut().cr4 = value;
-    if changed & (paging_bits | CR4_SMEP | CR4_SMAP | CR4_PCIDE | CR4_LA57) != 0 {
+    if changed & (paging_bits | CR4_SMEP | CR4_SMAP | CR4_PCIDE | CR4_LA57 | CR4_PKE) != 0 {
         h.flush(Flush::All);
         h.mode_changed();
     }
@@ -251,6 +253,36 @@ pub fn xsetbv<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()>
 /// SDM volume 1 section 13.3.
 pub fn valid_xcr0(st: &State, value: u64) -> bool {
     value & XCR0_X87 != 0 && value & !st.features.xcr0_mask() == 0 && (value & XCR0_AVX == 0 || value & XCR0_SSE != 0)
+}
+
+/// RDPKRU, with ECX.
+///
+/// # Errors
+/// `#UD` if protection keys are off, `#GP(0)` for another register.
+pub fn rdpkru<H: Host + ?Sized>(h: &H, index: u64) -> Result<u64> {
+    if h.st().cr4 & CR4_PKE == 0 {
+        return Err(Exception::UD);
+    }
+    if index != 0 { Err(Exception::GP0) } else { Ok(h.st().pkru.into()) }
+}
+
+/// WRPKRU, with ECX and EDX.
+///
+/// # Errors
+/// As [`rdpkru`].
+pub fn wrpkru<H: Host + ?Sized>(h: &mut H, index: u64, high: u64, value: u32) -> Result<()> {
+    rdpkru(h, index | high)?;
+    set_pkru(h, value);
+    Ok(())
+}
+
+/// Sets the rights of protection keys.
+pub fn set_pkru<H: Host + ?Sized>(h: &mut H, value: u32) {
+    let old = std::mem::replace(&mut h.st_mut().pkru, value);
+    if old != value && h.st().cr4 & CR4_PKE != 0 {
+        // Cached translations have what it allowed.
+        h.flush(Flush::All);
+    }
 }
 
 /// The number of the debug register that 4 or 5 stand for; `#UD` with CR4.DE.

@@ -11,6 +11,8 @@ use crate::state::{ARITH, CS, DS, ES, FS, FpuPointers, GS, SS, SYSTEM, State};
 const WITH_AVX: usize = 832;
 const YMM_HIGH: usize = 576;
 const XMM: usize = 160;
+/// PKRU's place in it.
+const PKRU: usize = 2688;
 
 /// What is in the state's slots rather than in [`State`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,7 +38,7 @@ pub fn to_arch(st: &State, regs: &Registers, now: u64) -> X86State {
         .collect();
     out.events = Events {
         shadow_sti: st.shadow,
-        held_breakpoints: st.held_breakpoints,
+        held_breakpoints: (st.held_back & 0xf) as u8,
         nmi_masked: st.nmi_masked,
         nmi_pending: st.nmi_pending,
         smm: st.smm,
@@ -65,7 +67,7 @@ fn xsave_area(st: &State) -> Vec<u8> {
     let mut area = vec![0; size];
     area[..512].copy_from_slice(&st.fx.0);
     area[XSAVE_MXCSR..XSAVE_MXCSR + 4].copy_from_slice(&st.mxcsr.to_le_bytes());
-    area[XSAVE_MXCSR + 4..XSAVE_MXCSR + 8].copy_from_slice(&0xffffu32.to_le_bytes());
+    area[XSAVE_MXCSR + 4..XSAVE_MXCSR + 8].copy_from_slice(&st.mxcsr_mask().to_le_bytes());
     let mut components = XCR0_X87 | XCR0_SSE;
     for (i, ymm) in st.vec.iter().enumerate() {
         for (j, word) in ymm.iter().enumerate() {
@@ -77,6 +79,11 @@ fn xsave_area(st: &State) -> Vec<u8> {
     }
     if st.features.avx {
         components |= XCR0_AVX;
+    }
+    if st.pkru != 0 {
+        components |= XCR0_PKRU;
+        area.resize(PKRU + 8, 0);
+        area[PKRU..PKRU + 4].copy_from_slice(&st.pkru.to_le_bytes());
     }
     area[XSAVE_XSTATE_BV..XSAVE_XSTATE_BV + 8].copy_from_slice(&components.to_le_bytes());
     area
@@ -100,6 +107,13 @@ pub(crate) fn update_xsave(st: &State, area: &mut Vec<u8>) {
         }
         area[YMM_HIGH..WITH_AVX].copy_from_slice(upper);
     }
+    if used & XCR0_PKRU != 0 || st.pkru != 0 {
+        used |= XCR0_PKRU;
+        if area.len() < PKRU + 8 {
+            area.resize(PKRU + 8, 0);
+        }
+        area[PKRU..PKRU + 4].copy_from_slice(&st.pkru.to_le_bytes());
+    }
     area[XSAVE_XSTATE_BV..XSAVE_XSTATE_BV + 8].copy_from_slice(&used.to_le_bytes());
 }
 
@@ -122,8 +136,9 @@ pub(crate) fn set_xsave(st: &mut State, area: &[u8]) {
     }
     let avx = components & XCR0_AVX != 0 && area.len() >= WITH_AVX;
     if components & (XCR0_SSE | XCR0_AVX) != 0 {
-        st.mxcsr = word(XSAVE_MXCSR) as u32 & 0xffff;
+        st.mxcsr = word(XSAVE_MXCSR) as u32 & st.mxcsr_mask();
     }
+    st.pkru = if components & XCR0_PKRU != 0 && area.len() >= PKRU + 8 { word(PKRU) as u32 } else { 0 };
     for i in 0..16 {
         if components & XCR0_SSE != 0 {
             st.vec[i][0] = word(XMM + i * 16);
@@ -165,7 +180,7 @@ pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers,
     }
     st.set_tsc(now, from.tsc);
     st.shadow = from.events.shadow_sti || from.events.shadow_mov_ss;
-    st.held_breakpoints = from.events.held_breakpoints & 0xf;
+    st.held_back = u64::from(from.events.held_breakpoints & 0xf);
     st.nmi_masked = from.events.nmi_masked;
     st.nmi_pending = from.events.nmi_pending;
     st.smm = from.events.smm;

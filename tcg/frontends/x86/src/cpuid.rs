@@ -5,7 +5,7 @@
 use mimus_arch::GuestArch;
 use mimus_arch::x86::features::FeatureWord;
 use mimus_arch::x86::regs::*;
-use mimus_arch::x86::{X86Features, X86Model};
+use mimus_arch::x86::{Vendor, X86Features, X86Model};
 
 use crate::native;
 use crate::state::State;
@@ -53,11 +53,14 @@ const HAVE: &[&str] = &[
     "clflushopt",
     "clwb",
     "umip",
+    "pku",
+    "vme",
     "la57",
     "rdpid",
     "fsrm",
     "xsaveopt",
     "xsavec",
+    "xsaves",
     "xgetbv1",
     "syscall",
     "nx",
@@ -121,10 +124,14 @@ pub struct Features {
     pub avx: bool,
     pub lzcnt: bool,
     pub bmi1: bool,
+    /// MXCSR has a bit that excuses SSE operands from alignment.
+    pub misaligned_sse: bool,
     /// KVM's signature and paravirtual features are shown.
     pub kvm: bool,
     /// Instruction sets, by the decoder's numbers.
     pub(crate) isa: Vec<bool>,
+    /// The model is one of AMD's: where the makers' processors differ, it does as theirs do.
+    pub amd: bool,
     pub phys_bits: u8,
     vendor: [u32; 3],
     signature: u32,
@@ -156,7 +163,9 @@ impl Features {
             avx: set.has_name("avx") && set.has_name("xsave"),
             lzcnt: set.has_name("lzcnt"),
             bmi1: set.has_name("bmi1"),
+            misaligned_sse: set.has_name("misalignsse"),
             kvm: model.kvm && set.has_name("hypervisor"),
+            amd: model.vendor == Vendor::Amd,
             phys_bits,
             vendor: [word(0), word(4), word(8)],
             signature: signature(model),
@@ -179,7 +188,19 @@ impl Features {
         if !self.has("xsave") {
             return XCR0_X87 | XCR0_SSE;
         }
-        XCR0_X87 | XCR0_SSE | if self.avx { XCR0_AVX } else { 0 }
+        let pku = if self.has("pku") { XCR0_PKRU } else { 0 };
+        XCR0_X87 | XCR0_SSE | if self.avx { XCR0_AVX } else { 0 } | pku
+    }
+
+    /// Where PKRU is in an XSAVE area in standard form: each maker has a place of its own.
+    pub fn pkru_offset(&self) -> u32 {
+        if self.amd { 832 } else { 2688 }
+    }
+
+    /// Bytes of the XSAVE area for these components, in its standard form.
+    pub fn xsave_size(&self, components: u64) -> u32 {
+        let avx = if components & XCR0_AVX != 0 { 832 } else { 576 };
+        if components & XCR0_PKRU != 0 { self.pkru_offset() + 8 } else { avx }
     }
 
     /// The vendor's twelve characters.
@@ -224,7 +245,10 @@ pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
         5 => [0; 4],
         6 => [word(FeatureWord::F6Eax), 0, 0, 0],
         7 => match subleaf {
-            0 => [1, word(FeatureWord::F7Ebx), word(FeatureWord::F7Ecx), word(FeatureWord::F7Edx)],
+            0 => {
+                let ospke = u32::from(st.cr4 & CR4_PKE != 0) << 4;
+                [1, word(FeatureWord::F7Ebx), word(FeatureWord::F7Ecx) & !(1 << 4) | ospke, word(FeatureWord::F7Edx)]
+            }
             1 => [word(FeatureWord::F7s1Eax), 0, 0, 0],
             _ => [0; 4],
         },
@@ -285,9 +309,10 @@ fn cache(subleaf: u32) -> [u32; 4] {
     [kind | level << 5 | 1 << 8, 63 | (ways - 1) << 22, sets - 1, 0]
 }
 
-/// Bytes of the XSAVE area for these components, in its standard form.
-pub fn xsave_size(components: u64) -> u32 {
-    if components & XCR0_AVX != 0 { 832 } else { 576 }
+/// Bytes of the XSAVE area for these components, in its compacted form.
+pub fn compacted_size(components: u64) -> u32 {
+    let avx = if components & XCR0_AVX != 0 { 832 } else { 576 };
+    if components & XCR0_PKRU != 0 { avx + 8 } else { avx }
 }
 
 fn xsave_leaf(st: &State, subleaf: u32) -> [u32; 4] {
@@ -297,9 +322,11 @@ fn xsave_leaf(st: &State, subleaf: u32) -> [u32; 4] {
     }
     let all = f.xcr0_mask();
     match subleaf {
-        0 => [all as u32, xsave_size(st.xcr0), xsave_size(all), 0],
-        1 => [f.set.word(FeatureWord::FdEax), xsave_size(st.xcr0), 0, 0],
+        0 => [all as u32, f.xsave_size(st.xcr0), f.xsave_size(all), 0],
+        // No component is the supervisor's.
+        1 => [f.set.word(FeatureWord::FdEax), compacted_size(st.xcr0 | st.msrs.xss), 0, 0],
         2 if f.avx => [256, 576, 0, 0],
+        9 if all & XCR0_PKRU != 0 => [8, f.pkru_offset(), 0, 0],
         _ => [0; 4],
     }
 }

@@ -3,8 +3,8 @@
 //! While one of them is on, instructions are executed one by one. What an instruction is going to access is found out
 //! before it, from its operands.
 //!
-//! Spec: SDM volume 3 sections 18.2 (debug registers) and 18.3.1 (debug exceptions). Left out: data breakpoints on
-//! what gathers, BT with a register, and the delivery of exceptions access.
+//! Spec: SDM volume 3 sections 18.2 (debug registers) and 18.3.1 (debug exceptions), 7.8.3 (loads of SS). Left out: data
+//! breakpoints on what the delivery of exceptions accesses.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use mimus_arch::x86::regs::*;
@@ -61,7 +61,10 @@ fn accesses(cpu: &X86Cpu, insn: &Instruction) -> u64 {
     if repeated && register(cpu, counter(insn)) == Some(0) {
         return 0;
     }
-    let mut hits = 0;
+    if let Some(hits) = bit_string(cpu, insn) {
+        return hits;
+    }
+    let mut hits = elements(cpu, insn);
     for m in InstructionInfoFactory::new().info(insn).used_memory() {
         let Some(va) = m.virtual_address(0, |r, _, _| register(cpu, r)) else { continue };
         let kinds: &'static [u64] = match m.access() {
@@ -77,6 +80,45 @@ fn accesses(cpu: &X86Cpu, insn: &Instruction) -> u64 {
         hits |= overlapping(st, &[PORT], port, bytes);
     }
     hits
+}
+
+/// The DR6 bits of the elements that a gather is going to load.
+fn elements(cpu: &X86Cpu, insn: &Instruction) -> u64 {
+    if !insn.is_vsib() {
+        return 0;
+    }
+    let st = &cpu.guest.st;
+    let bytes = insn.memory_size().element_size().clamp(4, 8);
+    let count =
+        insn.op_register(0).size().max(insn.memory_index().size()) / bytes.max(if insn.is_vsib64() { 8 } else { 4 });
+    let mask = st.vec[insn.op_register(2).number() & 15];
+    let part = |v: &[u64; 4], i: usize, bytes: usize| v[(i * bytes / 8) & 3] >> (8 * (i * bytes % 8));
+    let wanted = (0..count).filter(|&i| part(&mask, i, bytes) >> (8 * bytes - 1) & 1 != 0);
+    let address = |i: usize| {
+        insn.virtual_address(1, i, |r, i, bytes| {
+            if r.is_vector_register() {
+                return Some(part(&st.vec[r.number() & 15], i, bytes));
+            }
+            register(cpu, r)
+        })
+    };
+    wanted.filter_map(address).fold(0, |hits, va| hits | overlapping(st, &[READ_WRITE], cpu.wrap(va), bytes as u64))
+}
+
+/// Of BT with a register and memory, the DR6 bits of the word of the bit string that it is going to look at.
+fn bit_string(cpu: &X86Cpu, insn: &Instruction) -> Option<u64> {
+    use Mnemonic as M;
+    let m = insn.mnemonic();
+    let string = matches!(m, M::Bt | M::Bts | M::Btr | M::Btc)
+        && insn.op_kind(0) == OpKind::Memory
+        && insn.op_kind(1) == OpKind::Register;
+    let number = if string { register(cpu, insn.op_register(1))? } else { return None };
+    let bytes = insn.op_register(1).size() as u32;
+    let words = crate::state::sext(number, bytes) as i64 >> (3 + bytes.trailing_zeros());
+    let operand = insn.virtual_address(0, 0, |r, _, _| register(cpu, r));
+    let va = operand?.wrapping_add_signed(words * i64::from(bytes));
+    let kinds: &'static [u64] = if m == M::Bt { &[READ_WRITE] } else { &[WRITE, READ_WRITE] };
+    Some(overlapping(&cpu.guest.st, kinds, cpu.wrap(va), bytes.into()))
 }
 
 /// The counter register of a repeated instruction.
@@ -127,12 +169,6 @@ fn loads_ss(insn: &Instruction) -> bool {
         && segment_number(insn.op_register(0)) == SS
 }
 
-/// Instructions whose entry of a handler is their completion, not a fault.
-fn enters_by_itself(insn: &Instruction) -> bool {
-    use Mnemonic as M;
-    matches!(insn.mnemonic(), M::Int | M::Int1 | M::Int3 | M::Into | M::Syscall | M::Sysenter)
-}
-
 /// Executes one instruction, with the debug exceptions around it.
 pub(crate) fn step(cpu: &mut X86Cpu) {
     let pc = cpu.head.pc;
@@ -155,20 +191,18 @@ pub(crate) fn step(cpu: &mut X86Cpu) {
     if !insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)) {
         cpu.guest.st.flags &= !RFLAGS_RF;
     }
-    let held = u64::from(std::mem::take(&mut cpu.guest.st.held_breakpoints));
-    if insn.is_some_and(|i| loads_ss(&i)) && cpu.guest.deliveries == before {
-        cpu.guest.st.held_breakpoints = (held | accessed) as u8 & 0xf;
+    let entered = cpl == 3 && cpu.guest.st.cpl == 0;
+    let elsewhere = cpu.guest.deliveries != before || entered;
+    if !elsewhere && insn.is_some_and(|i| loads_ss(&i)) {
+        // Held back, even if an interrupt's handler is what comes next.
+        cpu.guest.st.held_back |= accessed;
         return;
     }
-    let entered = cpl == 3 && cpu.guest.st.cpl == 0;
-    let payload = if cpu.guest.deliveries == before && !entered {
-        held | accessed | if trap { BS } else { 0 }
-    } else if insn.is_some_and(|i| enters_by_itself(&i)) {
-        // What was held back comes as soon as the handler is entered, before its first instruction.
-        held
-    } else {
-        0
-    };
+    let held_back = std::mem::take(&mut cpu.guest.st.held_back);
+    if elsewhere && held_back == 0 {
+        return;
+    }
+    let payload = held_back | if elsewhere { 0 } else { accessed | if trap { BS } else { 0 } };
     if payload != 0 {
         let pc = cpu.head.pc;
         raise(cpu, Exception { vector: VECTOR_DB, error: None, payload }, pc);

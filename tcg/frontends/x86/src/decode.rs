@@ -35,6 +35,12 @@ pub fn unpack(packed: &Packed, ip: u64, features: &Features) -> Instruction {
     decode(&all[..len], bits, ip, features)
 }
 
+/// What the makers decode differently in 64-bit code. AMD's processors heed an operand-size prefix of near branches, and
+/// know no far pointers with 64-bit offsets (APM volume 3 "JMP (Near)", "LSS"; SDM volume 2 "JMP", "LSS").
+pub const fn maker_options(amd: bool) -> u32 {
+    if amd { DecoderOptions::AMD } else { DecoderOptions::NONE }
+}
+
 /// Decodes; bytes that are no instruction of the model give an invalid one.
 pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruction {
     of_model(decoder(bytes, bits, ip, features).decode(), bytes, bits, features)
@@ -42,7 +48,7 @@ pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruct
 
 /// A decoder of consecutive instructions, each to be given to [`of_model`].
 pub fn decoder<'a>(bytes: &'a [u8], bits: u32, ip: u64, features: &Features) -> Decoder<'a> {
-    let mut options = DecoderOptions::NONE;
+    let mut options = maker_options(features.amd);
     // Without these features the prefix means nothing.
     if !features.lzcnt {
         options |= DecoderOptions::NO_MPFX_0FBD;
@@ -147,6 +153,8 @@ fn has(feature: CpuidFeature, f: &Features) -> bool {
         C::XSAVE => f.has("xsave"),
         C::XSAVEOPT => f.has("xsaveopt"),
         C::XSAVEC => f.has("xsavec"),
+        C::XSAVES => f.has("xsaves"),
+        C::PKU => f.has("pku"),
         C::AVX => f.avx,
         C::AVX2 => f.avx && f.has("avx2"),
         C::F16C => f.avx && f.has("f16c"),

@@ -7,6 +7,7 @@ use mimus_arch::x86::state::{Segment, attr};
 
 use crate::exception::{Exception, Result};
 use crate::host::Host;
+use crate::interrupt;
 use crate::segment::{self, Descriptor, check_stack, fetch, in_limit, set_segment, system, v86_segment};
 use crate::stack::Stack;
 use crate::state::{CS, DS, ES, FS, GS, Mode, SS, mask};
@@ -384,7 +385,8 @@ pub fn iret<H: Host + ?Sized>(h: &mut H, bytes: u32, next: u64) -> Result<()> {
 }
 
 fn iret_real<H: Host + ?Sized>(h: &mut H, bytes: u32, mode: Mode) -> Result<()> {
-    if mode == Mode::V86 && h.st().iopl() < 3 {
+    let virtualised = mode == Mode::V86 && h.st().iopl() < 3;
+    if virtualised && (h.st().cr4 & CR4_VME == 0 || bytes != 2) {
         return Err(Exception::GP0);
     }
     let mut stack = Stack::current(h);
@@ -392,8 +394,16 @@ fn iret_real<H: Host + ?Sized>(h: &mut H, bytes: u32, mode: Mode) -> Result<()> 
     let selector = stack.pop(h, bytes)? as u16;
     let flags = stack.pop(h, bytes)?;
     check_real(h, ip)?;
+    if virtualised {
+        interrupt::check_virtual_flags(h, flags)?;
+    }
     stack.commit(h);
     segment::load_real_cs(h, selector);
+    if virtualised {
+        interrupt::set_virtual_flags(h, flags)?;
+        h.set_ip(ip);
+        return Ok(());
+    }
     let mut bits =
         crate::state::ARITH | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_NT | RFLAGS_AC | RFLAGS_ID | RFLAGS_RF;
     if mode == Mode::Real {

@@ -26,6 +26,7 @@ use crate::host::{Flush, Host, Stop};
 use crate::interrupt;
 use crate::native::Native;
 use crate::paging;
+use crate::segment;
 use crate::smm;
 use crate::state::{CS, CodeMode, GUARD_AVX, GUARD_SSE, State, key_pcid, mask};
 use crate::translate::{self, BASE0};
@@ -278,6 +279,12 @@ pub(crate) fn ip_of(cpu: &X86Cpu, pc: u64) -> u64 {
     if cpu.guest.st.is_64bit() { pc } else { pc.wrapping_sub(cpu.guest.st.seg[CS].base) & 0xffff_ffff }
 }
 
+/// Whether code at a linear address is outside of its segment.
+fn beyond_code(st: &State, va: u64) -> bool {
+    let code = &st.seg[CS];
+    !st.is_64bit() && !segment::in_limit(code, va.wrapping_sub(code.base) & 0xffff_ffff, 1)
+}
+
 /// Takes an exception of the instruction at `pc`.
 pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
     if cpu.abandoned() {
@@ -508,6 +515,8 @@ impl GuestFrontend for X86 {
     fn deliver_fault(cpu: &mut Cpu<Self>, va: u64, access: Access, fault: MemFault) {
         let taken = cpu.guest.fault.take();
         let exception = match (fault, taken) {
+            // Outside of the code segment is found out first.
+            _ if access == Access::Fetch && beyond_code(&cpu.guest.st, va) => Exception::GP0,
             (MemFault::Page, Some(Exception::GP0)) => not_canonical(cpu, cpu.head.pc, va, access),
             (MemFault::Page, Some(exception)) => exception,
             // Code where nothing is: reads as ones, which are no instruction.

@@ -12,8 +12,15 @@ pub const STRING: u16 = 3;
 pub const FLDCW: u16 = 4;
 /// One of the frequent system instructions: which.
 pub const QUICK: u16 = 5;
+/// Checks that code is inside its segment, or canonical: [`CODE_ITSELF`] or [`CODE_TARGET`], an offset in CS.
+pub const CODE: u16 = 6;
 /// How many there are.
-pub const COUNT: usize = 6;
+pub const COUNT: usize = 7;
+
+/// For [`CODE`]: the instruction's own bytes.
+pub const CODE_ITSELF: i64 = 0;
+/// For [`CODE`]: where a near branch leads.
+pub const CODE_TARGET: i64 = 1;
 
 /// An access as [`LINEAR`] is told of it: segment in bits 2:0, bytes in 15:8, whether it stores in bit 16.
 pub const fn segment_access(seg: usize, bytes: u32, write: bool) -> i64 {

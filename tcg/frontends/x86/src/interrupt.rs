@@ -1,7 +1,6 @@
 //! Delivery of interrupts and exceptions.
 //!
 //! Spec: SDM volume 3 chapter 7 (7.12 protected mode, 7.14 long mode), 21.3 (virtual-8086 mode), 22.1 (real mode).
-//! Left out: the interrupt redirection of CR4.VME.
 
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, attr};
@@ -76,17 +75,76 @@ pub fn hardware<H: Host + ?Sized>(h: &mut H, vector: u8, ip: u64) {
     }
 }
 
-/// `INT n` (also `INT3`, `INTO`): `next` is pushed.
+/// `INT n`: `next` is pushed. In virtual-8086 mode it is sensitive to IOPL, and with CR4.VME the task may have it go to
+/// the program's own handler (SDM section 21.3.3).
 ///
 /// # Errors
 /// What the instruction itself faults with.
 pub fn software<H: Host + ?Sized>(h: &mut H, vector: u8, next: u64) -> Result<()> {
-    let event = Event { vector, source: Source::Software, error: None, ip: next, resume: false };
-    // `INT n` is sensitive to IOPL; INT3 and INTO are not (SDM table 21-2).
-    if h.st().mode() == Mode::V86 && h.st().iopl() < 3 && !matches!(vector, VECTOR_BP | VECTOR_OF) {
-        return Err(Exception::GP0);
+    let st = h.st();
+    if st.mode() == Mode::V86 {
+        if st.cr4 & CR4_VME != 0 && !task::is_protected_vector(h, vector)? {
+            return to_program(h, vector, next);
+        }
+        if h.st().iopl() < 3 {
+            return Err(Exception::GP0);
+        }
     }
-    deliver(h, event)
+    trap(h, vector, next)
+}
+
+/// `INT3` and `INTO`: `next` is pushed.
+///
+/// # Errors
+/// What the instruction itself faults with.
+pub fn trap<H: Host + ?Sized>(h: &mut H, vector: u8, next: u64) -> Result<()> {
+    deliver(h, Event { vector, source: Source::Software, error: None, ip: next, resume: false })
+}
+
+/// A virtual-8086 program's own handler: as in real mode, with the vectors at linear address 0.
+fn to_program<H: Host + ?Sized>(h: &mut H, vector: u8, next: u64) -> Result<()> {
+    h.note_event(vector, false, next, 0);
+    let entry = h.lin_read(u64::from(vector) * 4, 4, true)?;
+    let virtualised = h.st().iopl() < 3;
+    let flags = if virtualised { virtual_flags(h) } else { h.rflags() };
+    let mut stack = Stack::current(h);
+    stack.push(h, flags, 2)?;
+    let cs = u64::from(h.st().seg[CS].selector);
+    stack.push(h, cs, 2)?;
+    stack.push(h, next, 2)?;
+    stack.commit(h);
+    h.set_rflags(0, RFLAGS_TF | if virtualised { RFLAGS_VIF } else { RFLAGS_IF });
+    segment::load_real_cs(h, (entry >> 16) as u16);
+    h.set_ip(entry & 0xffff);
+    Ok(())
+}
+
+/// What a program sees whose interrupt flag is virtual: VIF in the place of IF, and IOPL 3 (SDM section 21.3.2).
+pub fn virtual_flags<H: Host + ?Sized>(h: &H) -> u64 {
+    let flags = h.rflags();
+    let open = if flags & RFLAGS_VIF != 0 { RFLAGS_IF } else { 0 };
+    flags & !RFLAGS_IF | open | RFLAGS_IOPL
+}
+
+/// Flags of 16 bits that a virtual-8086 program with a virtual interrupt flag loads (POPF, IRET).
+///
+/// # Errors
+/// `#GP(0)` if it asks for single steps, or opens interrupts while one waits.
+pub fn set_virtual_flags<H: Host + ?Sized>(h: &mut H, flags: u64) -> Result<()> {
+    check_virtual_flags(h, flags)?;
+    let open = if flags & RFLAGS_IF != 0 { RFLAGS_VIF } else { 0 };
+    let loaded = crate::state::ARITH | RFLAGS_TF | RFLAGS_DF | RFLAGS_NT;
+    h.set_rflags(flags & !RFLAGS_VIF | open, loaded | RFLAGS_VIF);
+    Ok(())
+}
+
+/// Whether [`set_virtual_flags`] will do.
+///
+/// # Errors
+/// `#GP(0)`
+pub fn check_virtual_flags<H: Host + ?Sized>(h: &H, flags: u64) -> Result<()> {
+    let waits = h.st().flags & RFLAGS_VIP != 0 && flags & RFLAGS_IF != 0;
+    if flags & RFLAGS_TF != 0 || waits { Err(Exception::GP0) } else { Ok(()) }
 }
 
 fn deliver<H: Host + ?Sized>(h: &mut H, event: Event) -> Result<()> {

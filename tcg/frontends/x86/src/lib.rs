@@ -13,6 +13,20 @@
 //! | [`control`], [`msr`], [`cpuid`] | control, debug and model-specific registers, CPUID |
 //! | [`takeover`] | instructions of a guest that another engine runs |
 //! | [`native`] | computations on the host's own units |
+//!
+//! # Where the manuals leave it open
+//!
+//! **Makers.** Where Intel's and AMD's processors differ, a model does as those of its maker do ([`cpuid::Features::amd`]):
+//! operand-size prefixes of near branches and REX.W of far pointers in 64-bit mode, where PKRU is in XSAVE areas. Near
+//! branches to addresses that are not canonical fault at the branch with nothing changed, as both manuals say.
+//!
+//! **Undefined flags.** They are AMD's values: products leave SF, ZF, AF and PF, LZCNT and TZCNT leave OF, shifts set AF,
+//! divisions set AF, clear PF, ZF and SF and leave the rest, and so on ([`mimus_tcg_ir::flags`]). Generated code uses the
+//! host's instructions, so it costs nothing on a host of AMD's, and the interpreter computes the same. On a host of Intel's
+//! generated code has Intel's values in their place.
+//!
+//! **Undefined results.** BSF and BSR of zero leave the destination; SHLD and SHRD of 16 bits by more than 16 rotate the
+//! second operand; BSWAP of 16 bits clears them.
 
 mod blame;
 pub mod control;
@@ -29,6 +43,7 @@ pub mod helper_ids;
 pub mod host;
 pub mod interrupt;
 pub mod kvmclock;
+pub mod length;
 pub mod msr;
 pub mod native;
 pub mod paging;

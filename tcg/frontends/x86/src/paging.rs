@@ -1,7 +1,6 @@
 //! Page-table walks: 32-bit, PAE, 4-level and 5-level paging.
 //!
-//! Spec: SDM volume 3 chapter 5. Left out: protection keys, shadow-stack pages, memory types (the emulated memory is
-//! coherent).
+//! Spec: SDM volume 3 chapter 5. Left out: shadow-stack pages, memory types (the emulated memory is coherent).
 
 use mimus_arch::x86::regs::*;
 
@@ -33,6 +32,8 @@ pub mod error {
     pub const USER: u32 = 1 << 2;
     pub const RSVD: u32 = 1 << 3;
     pub const FETCH: u32 = 1 << 4;
+    /// A protection key.
+    pub const KEY: u32 = 1 << 5;
 }
 
 /// What the access is.
@@ -197,11 +198,14 @@ fn attempt<H: Host + ?Sized>(h: &mut H, va: u64, access: Access, user: bool, mar
             continue;
         }
         let size = 1u64 << shift;
-        if !allowed(st, access, user, rights, nx) {
-            return Err(fault(st, va, access, user, error::P));
+        let page = Page { rights, nx, key: (entry >> 59 & 15) as u32 };
+        let key_forbids = st.cr4 & CR4_PKE != 0 && page.key_forbids(st, access, user);
+        if key_forbids || !page.allows(st, access, user) {
+            let key = if key_forbids { error::KEY } else { 0 };
+            return Err(fault(st, va, access, user, error::P | key));
         }
-        let read = allowed(st, Access::Load, user, rights, nx);
-        let write = allowed(st, Access::Store, user, rights, nx);
+        let grants = |access| page.allows(st, access, user) && !page.key_forbids(st, access, user);
+        let (read, write) = (grants(Access::Load), grants(Access::Store));
         let dirty = if access == Access::Store { D } else { 0 };
         let new = entry | A | dirty;
         if mark && new != entry && !h.phys_cmpxchg(at, format.entry_bytes, entry, new) {
@@ -218,16 +222,37 @@ fn attempt<H: Host + ?Sized>(h: &mut H, va: u64, access: Access, user: bool, mar
     }
 }
 
-/// SDM section 5.6.1.
-fn allowed(st: &State, access: Access, user: bool, rights: u64, nx: u64) -> bool {
-    let user_page = rights & US != 0;
-    match access {
-        Access::Fetch => nx == 0 && if user { user_page } else { !(user_page && st.cr4 & CR4_SMEP != 0) },
-        _ if user => user_page && (access == Access::Load || rights & RW != 0),
-        // An implicit access from user mode has no AC to excuse it.
-        _ if user_page && st.cr4 & CR4_SMAP != 0 && (st.cpl == 3 || st.flags & RFLAGS_AC == 0) => false,
-        Access::Load => true,
-        Access::Store => rights & RW != 0 || st.cr0 & CR0_WP == 0,
+/// What the tables say of a page.
+#[derive(Clone, Copy)]
+struct Page {
+    rights: u64,
+    nx: u64,
+    /// Protection key, of user pages in long mode.
+    key: u32,
+}
+
+impl Page {
+    /// SDM section 5.6.1.
+    fn allows(self, st: &State, access: Access, user: bool) -> bool {
+        let user_page = self.rights & US != 0;
+        match access {
+            Access::Fetch => self.nx == 0 && if user { user_page } else { !(user_page && st.cr4 & CR4_SMEP != 0) },
+            _ if user => user_page && (access == Access::Load || self.rights & RW != 0),
+            // An implicit access from user mode has no AC to excuse it.
+            _ if user_page && st.cr4 & CR4_SMAP != 0 && (st.cpl == 3 || st.flags & RFLAGS_AC == 0) => false,
+            Access::Load => true,
+            Access::Store => self.rights & RW != 0 || st.cr0 & CR0_WP == 0,
+        }
+    }
+
+    /// Whether the page's protection key forbids a data access (SDM section 5.6.2).
+    fn key_forbids(self, st: &State, access: Access, user: bool) -> bool {
+        if st.cr4 & CR4_PKE == 0 || !st.long() || self.rights & US == 0 || access == Access::Fetch {
+            return false;
+        }
+        let (access_disabled, write_disabled) = (st.pkru >> (2 * self.key) & 1, st.pkru >> (2 * self.key + 1) & 1);
+        let writes = access == Access::Store && (user || st.cr0 & CR0_WP != 0);
+        access_disabled != 0 || writes && write_disabled != 0
     }
 }
 

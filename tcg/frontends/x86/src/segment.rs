@@ -361,7 +361,7 @@ pub fn access_rights<H: Host + ?Sized>(h: &mut H, selector: u16) -> Result<Optio
             || matches!(d.kind(), LDT | TSS32 | TSS32_BUSY | CALL32)
             || !long && matches!(d.kind(), TSS16 | TSS16_BUSY | CALL16 | TASK_GATE)
     };
-    Ok(examine(h, selector)?.filter(valid).map(|d| (d.0 >> 32) as u32 & 0x00f0_ff00))
+    Ok(examine(h, selector)?.filter(valid).map(|d| (d.0 >> 32) as u32 & 0x00ff_ff00))
 }
 
 /// LSL: the limit in bytes, if the selector may be examined.

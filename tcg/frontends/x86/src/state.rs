@@ -44,6 +44,8 @@ pub const GUARD_X87: u8 = 8;
 
 /// Exception masks of MXCSR.
 pub const MXCSR_MASKS: u32 = 0x1f80;
+/// MXCSR of AMD's: SSE operands need not be aligned.
+pub const MXCSR_MM: u32 = 1 << 17;
 /// Exception masks of the x87 control word.
 const FCW_MASKS: u16 = 0x3f;
 
@@ -113,6 +115,8 @@ pub struct State {
     pub dr6: u64,
     pub dr7: u64,
     pub xcr0: u64,
+    /// What the protection keys of pages allow: two bits a key.
+    pub pkru: u32,
     pub apic_base: u64,
     /// Model-specific registers.
     pub msrs: Msrs,
@@ -122,8 +126,8 @@ pub struct State {
     pub fpu_pointers: FpuPointers,
     /// Interrupts wait until after the next instruction.
     pub shadow: bool,
-    /// Data breakpoints (DR6 bits) that a load of SS met, held back until after the next instruction.
-    pub held_breakpoints: u8,
+    /// DR6 bits of data breakpoints that a load of SS met: raised after the next instruction.
+    pub held_back: u64,
     /// An NMI handler runs.
     pub nmi_masked: bool,
     /// An NMI waits for it.
@@ -170,13 +174,14 @@ impl State {
             dr6: DR6_FIXED,
             dr7: DR7_FIXED,
             xcr0: XCR0_X87,
+            pkru: 0,
             apic_base: reset.apic_base,
             msrs: Msrs::new(),
             tsc_khz: 1_000_000,
             tsc_offset: 0,
             fpu_pointers: FpuPointers::default(),
             shadow: false,
-            held_breakpoints: 0,
+            held_back: 0,
             nmi_masked: false,
             nmi_pending: false,
             smm: false,
@@ -210,6 +215,11 @@ impl State {
         } else {
             Mode::Protected
         }
+    }
+
+    /// Bits of MXCSR that exist.
+    pub fn mxcsr_mask(&self) -> u32 {
+        if self.features.misaligned_sse { 0xffff | MXCSR_MM } else { 0xffff }
     }
 
     /// Sets what translated code looks at, after control registers may have changed.
@@ -296,7 +306,7 @@ impl State {
     /// Bits 1:0 code size (0: 16, 1: 32, 2: 64), 2 stack is 32-bit, 3 all of CS, DS, ES and SS are flat,
     /// 4 real or virtual-8086 mode, 6:5 privilege (0, 3, other), 7 FS and 8 GS cover 4 GiB from a base. Systems keep
     /// what is theirs behind FS at privilege 0, where GS may be any program's: it does not count there, or the
-    /// system's code would be translated again for each. 9: alignment is checked.
+    /// system's code would be translated again for each. 9: alignment is checked. 10: decoded as AMD does.
     pub fn code_mode(&self) -> u16 {
         let bits = match self.code_bits() {
             16 => 0,
@@ -310,7 +320,7 @@ impl State {
             3 => 1,
             _ => 2,
         };
-        let rest = ring << 5 | u16::from(self.alignment_checked()) << 9;
+        let rest = ring << 5 | u16::from(self.alignment_checked()) << 9 | u16::from(self.features.amd) << 10;
         if bits == 2 {
             return bits | rest;
         }
@@ -408,6 +418,11 @@ impl CodeMode {
     /// Alignment is checked.
     pub const fn aligned(self) -> bool {
         self.0 & 512 != 0
+    }
+
+    /// Decoded as AMD's processors do.
+    pub const fn amd(self) -> bool {
+        self.0 & 1024 != 0
     }
 
     /// FS or GS needs no check outside of 64-bit mode, but has a base.

@@ -79,6 +79,21 @@ pub fn check_io<H: Host + ?Sized>(h: &mut H, port: u16, bytes: u32) -> Result<()
     if bits & wanted != 0 { Err(Exception::GP0) } else { Ok(()) }
 }
 
+/// Whether `INT n` of a virtual-8086 program goes to the system whatever its vector table says: a bit of the 32 bytes
+/// below the I/O map (SDM section 21.3.3.5).
+///
+/// # Errors
+/// `#GP(0)` if they are not in the task's segment; a page fault.
+pub fn is_protected_vector<H: Host + ?Sized>(h: &mut H, vector: u8) -> Result<bool> {
+    if h.st().tr.attributes & 8 == 0 {
+        return Err(Exception::GP0);
+    }
+    let page = |e: Exception| if e.vector == VECTOR_PF { e } else { Exception::GP0 };
+    let map = tss_read(h, 0x66, 2).map_err(page)?;
+    let at = (map + u64::from(vector / 8)).checked_sub(32).ok_or(Exception::GP0)?;
+    Ok(tss_read(h, at, 1).map_err(page)? >> (vector % 8) & 1 != 0)
+}
+
 /// Offsets in a 32-bit TSS (SDM figure 9-2).
 mod tss32 {
     pub const LINK: u64 = 0;

@@ -79,7 +79,7 @@ pub(super) fn step<H: InterpHost>(op: &Op, host: &mut H) {
             let (low, high, overflow) = flags::mul_wide(signed, size, value(host, a), value(host, b));
             put(host, flags::after_mul_wide(old, overflow));
             let undefined = flags::undefined(FlagOp::Mul);
-            host.flags_written(Flags::ALL, undefined, undefined);
+            host.flags_written(Flags::ALL, undefined, Flags::NONE);
             if size == Size::B1 {
                 fill(host, lo, Size::B2, high << 8 | low);
             } else {
@@ -119,7 +119,7 @@ fn set_flags_of<H: InterpHost>(host: &mut H, op: FlagOp, size: Size, b: u64, new
     let counts =
         matches!(op, FlagOp::Shl | FlagOp::Shr | FlagOp::Sar | FlagOp::Rol | FlagOp::Ror | FlagOp::Rcl | FlagOp::Rcr);
     if !counts || flags::count(size, b) != 0 {
-        host.flags_written(flags::written_by(op), flags::undefined(op), flags::dropped(op));
+        host.flags_written(flags::written_by(op), flags::undefined(op), Flags::NONE);
     }
 }
 
@@ -184,6 +184,7 @@ pub(super) fn divide<H: InterpHost>(op: &Op, host: &mut H) -> bool {
         fill(host, q, size, quotient);
         fill(host, r, size, remainder);
     }
-    host.flags_written(Flags::NONE, Flags::ALL, Flags::ALL);
+    let new = flags::after_division(get(host));
+    change(host, Flags::ALL.without(flags::KEPT_BY_DIVISION), new);
     true
 }

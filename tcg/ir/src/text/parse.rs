@@ -147,6 +147,16 @@ pub fn parse_op(c: &mut Cursor<'_>) -> Parsed<Op> {
             c.expect("&")?;
             Ok(Op::GuardEnv { off, mask: c.byte()? })
         }
+        ("guard", ["fits"]) => {
+            let a = c.val()?;
+            c.expect(",")?;
+            Ok(Op::GuardFits { a, bits: c.byte()? })
+        }
+        ("guard", [cond]) => {
+            let cond = at.name(cond)?;
+            let (a, b) = c.two_vals()?;
+            Ok(Op::Guard { cond, a, b })
+        }
         ("call", [kind]) => parse_call(c, None, at.name(kind)?),
         ("br", [cond]) => {
             let cond = at.name(cond)?;

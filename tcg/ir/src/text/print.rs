@@ -115,6 +115,8 @@ impl Display for Op {
             }
             Op::SetEnvByte { off, val } => write!(f, "env[{}] = {val:#x}", Val::Imm(off.into())),
             Op::GuardEnv { off, mask } => write!(f, "guard env[{}] & {mask:#x}", Val::Imm(off.into())),
+            Op::Guard { cond, a, b } => write!(f, "guard.{} {a}, {b}", cond.name()),
+            Op::GuardFits { a, bits } => write!(f, "guard.fits {a}, {bits:#x}"),
             Op::Call { helper, kind, ret, args: [a, b, c] } => {
                 write!(f, "{}call.{} {helper}({a}, {b}, {c})", Dest(ret), kind.name())
             }

@@ -2,11 +2,23 @@
 
 use super::flags::Routine;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
-use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
 use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
+
+/// The host's condition behind a compare.
+fn cc_of(cond: Cond) -> Cc {
+    match cond {
+        Cond::Eq => Cc::E,
+        Cond::Ne => Cc::Ne,
+        Cond::LtS => Cc::L,
+        Cond::GeS => Cc::Ge,
+        Cond::LtU => Cc::B,
+        Cond::GeU => Cc::Ae,
+    }
+}
 
 impl Lower<'_> {
     /// Checks that the page after the block's own is the one that its last instruction's tail is from.
@@ -48,15 +60,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn branch(&mut self, cond: Cond, a: Val, b: Val, to: PagePc) {
-        let cc = match cond {
-            Cond::Eq => Cc::E,
-            Cond::Ne => Cc::Ne,
-            Cond::LtS => Cc::L,
-            Cond::GeS => Cc::Ge,
-            Cond::LtU => Cc::B,
-            Cond::GeU => Cc::Ae,
-        };
-        let cc = self.compare(cc, a, b);
+        let cc = self.compare(cc_of(cond), a, b);
         // A compare leaves every register alone.
         self.cached = self.last;
         self.branch_on(cc, to);
@@ -226,6 +230,36 @@ impl Lower<'_> {
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Careful { from, insn: self.insn, flags });
         self.cached = self.last;
+    }
+
+    /// Leaves to careful mode if the condition holds.
+    pub(super) fn guard(&mut self, cond: Cond, a: Val, b: Val) {
+        let cc = self.compare(cc_of(cond), a, b);
+        self.cached = self.last;
+        let from = Fixups::one(self.asm.jcc(cc));
+        let flags = self.flags_at_fault();
+        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+    }
+
+    /// Leaves to careful mode unless `a` is the sign extension of its low bits.
+    pub(super) fn guard_fits(&mut self, a: Val, bits: u8) {
+        let a = self.val(a);
+        let unused = 64 - bits;
+        self.mov(R14, a);
+        self.asm.shift_i(Shift::Shl, true, Rm::Reg(R14), unused);
+        self.asm.shift_i(Shift::Sar, true, Rm::Reg(R14), unused);
+        match a {
+            // A constant may have any width.
+            Opnd::Imm(_) => {
+                self.mov(R15, a);
+                self.asm.alu_r_rm(Alu::Cmp, true, R14, Rm::Reg(R15));
+            }
+            a => self.alu_r(Alu::Cmp, true, R14, a),
+        }
+        self.cached = self.last;
+        let from = Fixups::one(self.asm.jcc(Cc::Ne));
+        let flags = self.flags_at_fault();
+        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
     }
 
     /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction

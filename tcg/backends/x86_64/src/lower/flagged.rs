@@ -99,7 +99,7 @@ impl Lower<'_> {
             }
             return;
         }
-        let (a, b) = if reads_rax(&whole) {
+        let (a, b) = if self.takes_rax(self.next.wrapping_sub(1), &whole) {
             (self.val(a), self.val(b))
         } else {
             self.flags_for(&whole);
@@ -126,6 +126,11 @@ impl Lower<'_> {
         if op != FlagOp::Not {
             self.flags_from(&whole);
         }
+    }
+
+    /// Whether lowering an operation, number `index`, takes its operands as they are before it changes `rax`.
+    pub(super) fn takes_rax(&self, index: usize, op: &Op) -> bool {
+        reads_rax(op) && self.carried_at(index, op).is_empty()
     }
 
     /// Where to compute a result that begins as `a` and goes to `d`: in place where `d` is `a` already, in the
@@ -621,9 +626,9 @@ impl Lower<'_> {
     }
 }
 
-/// Whether the lowering of an operation takes its operands as they are before it changes `rax`: those that need no
-/// flags before them, do not find any to leave alone, and have no count to make room for.
-pub(super) fn reads_rax(op: &Op) -> bool {
+/// Whether the lowering of an operation takes its operands as they are before it changes `rax`, unless there are flags
+/// that it leaves alone: those that need no flags before them, and have no count to make room for.
+fn reads_rax(op: &Op) -> bool {
     let Op::AluF { op, size, b, .. } = *op else { return false };
     match op {
         FlagOp::Add

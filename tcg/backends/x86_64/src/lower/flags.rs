@@ -122,6 +122,8 @@ fn may_fault(op: &Op) -> bool {
             | Op::Rmw { .. }
             | Op::CmpXchg { .. }
             | Op::GuardEnv { .. }
+            | Op::Guard { .. }
+            | Op::GuardFits { .. }
             | Op::DivWideF { .. }
             | Op::Unit { insn: UnitInsn { memory: UnitMemory::Load | UnitMemory::Store, .. }, .. }
     )
@@ -322,6 +324,11 @@ impl Lower<'_> {
         self.flags_to_host(wanted, !matches!(op, Op::Rmw { .. }));
     }
 
+    /// The flags that operation `index` needs in the host's before it.
+    pub(super) fn carried_at(&self, index: usize, op: &Op) -> Flags {
+        self.carried(op, self.needs.get(index).copied().unwrap_or_default())
+    }
+
     /// Whether an operation needs flags in the host's before it.
     pub(super) fn carries(&self, op: &Op) -> bool {
         !self.carried(op, self.needs_now()).is_empty()
@@ -392,15 +399,15 @@ impl Lower<'_> {
         let after = self.needs_now();
         let before = self.flags;
         let wanted = after.any().intersects(may);
-        if !wanted || matches!(op, Op::DivWideF { .. }) {
+        if !wanted {
             // Nobody looks at them; whatever is in the slot is as good.
             self.flags.in_host = Flags::NONE;
             self.flags.recipe = before.recipe.filter(|recipe| !recipe.is_spoilt_by(op));
             self.flags.in_slot = before.in_slot.without(may);
-            if wanted {
-                self.flags = FlagState::default();
-            }
             return;
+        }
+        if matches!(op, Op::DivWideF { .. }) {
+            return self.flags_of_division(after);
         }
         // What was carried is in the host's too. (An operation that may leave flags alone found them there.)
         let in_host = Flags::ALL;
@@ -417,6 +424,26 @@ impl Lower<'_> {
             self.save_flags();
             self.cached = None;
         }
+    }
+
+    /// A division's flags are constants, beside those that it leaves in the slot.
+    fn flags_of_division(&mut self, after: Needs) {
+        let (disp, new) = (self.flags_disp(), flags::after_division(Flags::NONE).pack());
+        let kept = after.any().and(flags::KEPT_BY_DIVISION);
+        if kept.is_empty() {
+            dynasm!(self.asm ; .arch x64 ; mov WORD [rbp + disp], new as i16);
+        } else {
+            debug_assert!(self.flags.in_slot.contains(kept), "flags {kept} are not in their slot: {:?}", self.flags);
+            let bits = slot_bits(flags::KEPT_BY_DIVISION);
+            dynasm!(self.asm ; .arch x64
+                ; movzx eax, WORD [rbp + disp]
+                ; and eax, bits
+                ; or eax, new as i32
+                ; mov [rbp + disp], ax
+            );
+            self.cached = None;
+        }
+        self.flags = FlagState::default();
     }
 
     /// Whether the flags of the operation being lowered will be saved right behind it, which clobbers `rax`.
@@ -450,7 +477,9 @@ impl Lower<'_> {
             let closes = self.looped.is_some_and(|l| l.edge == index);
             let in_slot = !closes && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
             let in_fault = may_fault(op) && recipe.is_none();
-            if in_slot || in_fault {
+            let in_division =
+                matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
+            if in_slot || in_fault || in_division {
                 return latest;
             }
             if self.carried(op, after).intersects(pending) {

@@ -49,7 +49,13 @@ impl Lower<'_> {
             {
                 How::ToReg(self.be.pin_of(to)?)
             }
-            (FlagOp::Mul, Some(to), a, b) if a == Val::Slot(to) && b == loaded && size > Size::B1 => {
+            // Looking the address up leaves no flags that a product would leave alone.
+            (FlagOp::Mul, Some(to), a, b)
+                if a == Val::Slot(to)
+                    && b == loaded
+                    && size > Size::B1
+                    && self.carried_at(self.next, next).is_empty() =>
+            {
                 How::ToReg(self.be.pin_of(to)?)
             }
             (FlagOp::Sub, None, a, b) if b == loaded => How::OfReg(reg(a)?),

@@ -299,6 +299,8 @@ impl Lower<'_> {
             Op::Fp { op, fmt, rm, d, a, b, c } => self.fp(op, fmt, rm, d, [a, b, c]),
             Op::SetEnvByte { off, val } => self.set_env_byte(off, val),
             Op::GuardEnv { off, mask } => self.guard_env(off, mask),
+            Op::Guard { cond, a, b } => self.guard(cond, a, b),
+            Op::GuardFits { a, bits } => self.guard_fits(a, bits),
             Op::Call { helper, kind, ret, args } => self.call(helper, kind, ret, args),
             Op::Branch { cond, a, b, to } => self.branch(cond, a, b, to),
             Op::Lea { d, base, index, shift, disp, size } => self.lea_op(d, (base, index, shift), disp, size),
@@ -527,7 +529,8 @@ impl Lower<'_> {
                 break next;
             }
         };
-        if !Self::reads_from_rax(next, d) {
+        let index = self.ops.len() - rest.len() - 1;
+        if !self.reads_from_rax(index, next, d) {
             return false;
         }
         if next.is_terminal() || writes(next, d) {
@@ -560,21 +563,23 @@ impl Lower<'_> {
         }
     }
 
-    /// Whether lowering `op` reads `d` through [`Lower::val`] wherever it reads it, and before `rax` changes.
-    fn reads_from_rax(op: &Op, d: Slot) -> bool {
+    /// Whether lowering `op`, number `index`, reads `d` through [`Lower::val`] wherever it reads it, and before `rax`
+    /// changes.
+    fn reads_from_rax(&self, index: usize, op: &Op, d: Slot) -> bool {
         let v = Val::Slot(d);
         match *op {
             Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
             Op::Un { a, .. } => a == v,
             Op::Load { base, .. } => base == v,
             Op::Store { src, base, .. } => base == v && src != v,
-            Op::Branch { a, b, .. } => a == v || b == v,
+            Op::Branch { a, b, .. } | Op::Guard { a, b, .. } => a == v || b == v,
+            Op::GuardFits { a, .. } => a == v,
             Op::JumpReg { base, .. } => base == d,
             Op::Unit { a, .. } => a == v,
             Op::Lea { base, index, .. } => base == v || index == v,
             // A destination of which a part stays is read from its memory.
             Op::AluF { size, d: to, a, b, .. } => {
-                (a == v || b == v) && !(to == Some(d) && size < Size::B4) && flagged::reads_rax(op)
+                (a == v || b == v) && !(to == Some(d) && size < Size::B4) && self.takes_rax(index, op)
             }
             _ => false,
         }
@@ -582,10 +587,9 @@ impl Lower<'_> {
 
     /// Whether the next operation reads `d` and could have it from `rax`.
     fn next_reads(&self, d: Slot) -> bool {
-        self.ops
-            .get(self.next..)
-            .and_then(|ops| ops.iter().find(|op| !matches!(op, Op::Insn { .. })))
-            .is_some_and(|op| Self::reads_from_rax(op, d))
+        let rest = self.ops.iter().enumerate().skip(self.next);
+        let mut rest = rest.skip_while(|(_, op)| matches!(op, Op::Insn { .. }));
+        rest.next().is_some_and(|(index, op)| self.reads_from_rax(index, op, d))
     }
 
     /// Records that the call just emitted belongs to the guest instruction `insn`.

@@ -21,6 +21,7 @@ pub(super) struct SlowDivision {
 
 impl Lower<'_> {
     pub(super) fn mul_wide(&mut self, signed: bool, size: Size, (lo, hi): (Slot, Slot), a: Val, b: Val) {
+        self.flags_for(&Op::MulWideF { signed, size, lo, hi, a, b });
         let (a, b) = (self.home_val(a), self.home_val(b));
         if size != Size::B1 {
             self.save_rdx();

@@ -81,12 +81,11 @@ impl Generator<'_> {
         }
         self.block.ops.push(op);
         let (_, must) = flags_written(&op);
-        let loose = |op: FlagOp| if is_amd() { flags::dropped(op) } else { flags::undefined(op) };
+        let loose = |op: FlagOp| if is_amd() { Flags::NONE } else { flags::undefined(op) };
         let open = match op {
             Op::AluF { op, .. } | Op::Rmw { op: RmwOp::F(op), .. } => loose(op),
             Op::ShiftDoubleF { .. } => loose(FlagOp::Shl),
-            Op::MulWideF { .. } => flags::undefined(FlagOp::Mul),
-            Op::DivWideF { .. } => Flags::ALL,
+            Op::MulWideF { .. } => loose(FlagOp::Mul),
             _ => Flags::NONE,
         };
         self.open = self.open.without(must).union(open);
@@ -353,6 +352,12 @@ impl Generator<'_> {
         } else if self.rng.chance(3) {
             let (off, mask) = (self.rng.below(16) as i32, 1 << self.rng.below(8));
             self.push(Op::GuardEnv { off, mask });
+        } else if self.rng.chance(3) {
+            let cond = self.rng.one(&[Cond::Eq, Cond::Ne, Cond::LtS, Cond::GeS, Cond::LtU, Cond::GeU]);
+            let (a, b) = (self.val(), self.val());
+            let bits = self.rng.one(&[32, 48]);
+            let guard = if self.rng.chance(50) { Op::Guard { cond, a, b } } else { Op::GuardFits { a, bits } };
+            self.push(guard);
         }
         for _ in 0..1 + self.rng.below(3) {
             match self.rng.below(20) {

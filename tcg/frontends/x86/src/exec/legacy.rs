@@ -3,8 +3,8 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use mimus_arch::x86::regs::*;
-use mimus_tcg_ir::Size;
-use mimus_tcg_ir::flags::Flags;
+use mimus_tcg_ir::flags::{Flags, after_division, eval};
+use mimus_tcg_ir::{FlagOp, Size};
 
 use super::Exec;
 use crate::exception::{Exception, Result};
@@ -12,7 +12,7 @@ use crate::frontend::taken;
 use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
-use crate::state::{SS, mask, sext};
+use crate::state::{FS, GS, SS, mask, sext};
 use crate::translate::{is_high, segment_number};
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
@@ -104,6 +104,8 @@ fn divide(x: &mut Exec<'_>) -> Result<()> {
     };
     x.set_reg(to, q as u64);
     x.set_reg(rest, r as u64);
+    let flags = after_division(x.flags());
+    x.set_flags(flags);
     Ok(())
 }
 
@@ -124,29 +126,29 @@ fn ascii_adjust(x: &mut Exec<'_>) -> Result<()> {
     let ax = x.reg(Register::AX);
     let adjust = ax & 15 > 9 || flags.contains(Flags::AF);
     let sub = x.insn.mnemonic() == Mnemonic::Aas;
-    let mut new = ax;
-    if adjust {
-        new = if sub { ax.wrapping_sub(0x106) } else { ax.wrapping_add(0x106) };
-    }
-    x.set_reg(Register::AX, new & 0xff0f);
-    let both = Flags::CF.union(Flags::AF);
-    let flags = with(flags, both, adjust);
-    x.set_flags(result_flags(flags, new & 15));
+    // What is undefined is what the sum of 16 bits gives.
+    let op = if sub { FlagOp::Sub } else { FlagOp::Add };
+    let (new, flags) = eval(op, Size::B2, ax, if adjust { 0x106 } else { 0 }, flags);
+    x.set_reg(Register::AX, new.unwrap_or(ax) & 0xff0f);
+    x.set_flags(with(flags, Flags::CF.union(Flags::AF), adjust));
     Ok(())
 }
 
 fn ascii_multiply(x: &mut Exec<'_>) -> Result<()> {
     let base = u64::from(x.insn.immediate8());
     let ax = x.reg(Register::AX);
-    let new = if x.insn.mnemonic() == Mnemonic::Aam {
-        if base == 0 {
-            return Err(Exception::DE);
-        }
-        let al = ax & 0xff;
-        ((al / base) << 8) | (al % base)
-    } else {
-        (ax & 0xff).wrapping_add((ax >> 8).wrapping_mul(base)) & 0xff
-    };
+    if x.insn.mnemonic() == Mnemonic::Aad {
+        // What is undefined is what the sum gives.
+        let (new, flags) = eval(FlagOp::Add, Size::B1, ax & 0xff, (ax >> 8).wrapping_mul(base) & 0xff, x.flags());
+        x.set_reg(Register::AX, new.unwrap_or_default() & 0xff);
+        x.set_flags(flags);
+        return Ok(());
+    }
+    if base == 0 {
+        return Err(Exception::DE);
+    }
+    let al = ax & 0xff;
+    let new = ((al / base) << 8) | (al % base);
     x.set_reg(Register::AX, new);
     x.set_flags(result_flags(Flags::NONE, new));
     Ok(())
@@ -170,7 +172,11 @@ fn decimal_adjust(x: &mut Exec<'_>) -> Result<()> {
         al = by(al, 0x60) & 0xff;
     }
     x.set_reg(Register::AL, al);
-    let flags = with(Flags::NONE, Flags::AF, low);
+    // OF, which is undefined, is that of one addition of it all.
+    let correction = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
+    let op = if sub { FlagOp::Sub } else { FlagOp::Add };
+    let (_, whole) = eval(op, Size::B1, old, correction, flags);
+    let flags = with(whole.and(Flags::OF), Flags::AF, low);
     // A borrow of the low digit stays a borrow of DAS.
     let flags = with(flags, Flags::CF, high || sub && new_carry);
     x.set_flags(result_flags(flags, al));
@@ -320,6 +326,12 @@ fn finish_exchange(x: &mut Exec<'_>, same: bool, low: u64, high: u64, a: Registe
 }
 
 fn compare_exchange_16(x: &mut Exec<'_>) -> Result<()> {
+    // Alignment comes first.
+    let seg = x.segment();
+    let base = if matches!(seg, FS | GS) { x.cpu.guest.st.seg[seg].base } else { 0 };
+    if !x.offset.wrapping_add(base).is_multiple_of(16) {
+        return Err(Exception::GP0);
+    }
     let at = x.aligned_address(16, 1, true)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
@@ -337,7 +349,6 @@ fn compare_exchange_16(x: &mut Exec<'_>) -> Result<()> {
 
 /// CMPXCHG between registers.
 fn compare_exchange_register(x: &mut Exec<'_>) -> Result<()> {
-    use mimus_tcg_ir::FlagOp;
     let (to, from) = (x.insn.op_register(0), x.insn.op_register(1));
     let bytes = to.size() as u32;
     let accumulator = match bytes {
@@ -348,7 +359,7 @@ fn compare_exchange_register(x: &mut Exec<'_>) -> Result<()> {
     };
     let (a, old, new) = (x.reg(accumulator), x.reg(to), x.reg(from));
     let size = crate::translate::size(bytes);
-    let (_, flags) = mimus_tcg_ir::flags::eval(FlagOp::Sub, size, a, old, x.flags());
+    let (_, flags) = eval(FlagOp::Sub, size, a, old, x.flags());
     x.set_flags(flags);
     if a == old {
         x.set_reg(to, new);

@@ -3,6 +3,7 @@
 //! Instructions come as bytes and are decoded once: a vCPU keeps what it decoded by its bytes. An exception an
 //! instruction raises is taken at the end, when nothing else of it can happen any more.
 
+mod exact;
 mod legacy;
 pub(crate) mod quick;
 mod string;
@@ -21,11 +22,11 @@ use crate::blame::not_canonical;
 use crate::decode::{MAX_LEN, Packed, pack};
 use crate::exception::{Exception, Result};
 use crate::frontend::{X86, X86Cpu, decode_packed, ip_of, raise};
-use crate::helper_ids::COUNT;
+use crate::helper_ids::{CODE_ITSELF, COUNT};
 use crate::host::Host;
 use crate::native::{Built, Unit, unit_of};
 use crate::segment;
-use crate::state::{Mode, mask};
+use crate::state::{CS, Mode, mask};
 use crate::translate::{is_high, segment_of};
 
 /// Decoded instructions a vCPU keeps.
@@ -54,6 +55,7 @@ pub(crate) fn table() -> Vec<Helper<X86>> {
         Helper::new("string", execute, execute),
         Helper::new("fldcw", load_control, load_control),
         Helper::new("quick", quick::quick, quick::quick),
+        Helper::new("code", code, code),
     ];
     debug_assert_eq!(table.len(), COUNT);
     table
@@ -194,6 +196,20 @@ fn linear(cpu: &mut X86Cpu, what: u64, offset: u64, _: u64) -> u64 {
             0
         }
     }
+}
+
+/// Checks that an instruction, or where it leads, is inside the code segment; in 64-bit mode, canonical.
+fn code(cpu: &mut X86Cpu, what: u64, ip: u64, _: u64) -> u64 {
+    let (pc, len) = cpu.current_insn();
+    let pc = cpu.wrap(pc);
+    let itself = what == CODE_ITSELF as u64;
+    let (ip, bytes) = if itself { (ip_of(cpu, pc), u32::from(len)) } else { (ip, 1) };
+    let st = &cpu.guest.st;
+    let inside = if st.is_64bit() { st.canonical(ip) } else { segment::in_limit(&st.seg[CS], ip, bytes) };
+    if !inside {
+        raise(cpu, Exception::GP0, pc);
+    }
+    0
 }
 
 /// An invalid instruction, or one of too many bytes.

@@ -266,13 +266,14 @@ impl Side {
         if [first, last].iter().any(|&at| segment::linear(st, self.seg, at, 1, self.write).is_err()) {
             return Ok(None);
         }
-        let va = self.va - below;
+        // A fault is that of the first element.
         let host = if self.write {
-            x.cpu.host_for_store(va)
+            x.cpu.host_for_store(self.va)
         } else {
-            x.cpu.host_for_load(va).map(|host| host.map(<*const u8>::cast_mut))
+            x.cpu.host_for_load(self.va).map(|host| host.map(<*const u8>::cast_mut))
         };
-        host.map_err(|_| taken(x.cpu, self.va))
+        let host = host.map_err(|_| taken(x.cpu, self.va))?;
+        Ok(host.map(|host| host.wrapping_sub(below as usize)))
     }
 }
 

@@ -190,6 +190,16 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             x.set_reg(Register::EDX, value >> 32);
             Ok(())
         },
+        M::Rdpkru => |x| {
+            let value = control::rdpkru(x.cpu, x.reg(Register::ECX))?;
+            x.set_reg(Register::EAX, value);
+            x.set_reg(Register::EDX, 0);
+            Ok(())
+        },
+        M::Wrpkru => |x| {
+            let (index, high) = (x.reg(Register::ECX), x.reg(Register::EDX));
+            control::wrpkru(x.cpu, index, high, x.reg(Register::EAX) as u32)
+        },
         M::Xsetbv => |x| {
             let value = x.reg(Register::EAX) | x.reg(Register::EDX) << 32;
             control::xsetbv(x.cpu, x.reg(Register::ECX) as u32, value)
@@ -219,7 +229,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let vector = x.insn.immediate8();
             software(x, vector)
         },
-        M::Int3 => |x| software(x, VECTOR_BP),
+        M::Int3 => |x| trap(x, VECTOR_BP),
         M::Int1 => |x| {
             x.cpu.guest.deliveries += 1;
             let next = x.next;
@@ -227,7 +237,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             Ok(())
         },
         M::Into => |x| {
-            if x.flags().contains(Flags::OF) { software(x, VECTOR_OF) } else { Ok(()) }
+            if x.flags().contains(Flags::OF) { trap(x, VECTOR_OF) } else { Ok(()) }
         },
         M::Ud0 | M::Ud1 | M::Ud2 => |_| Err(Exception::UD),
         M::Iret | M::Iretd | M::Iretq => |x| {
@@ -303,6 +313,12 @@ fn set_zf(x: &mut Exec<'_>, on: bool) {
 
 fn software(x: &mut Exec<'_>, vector: u8) -> Result<()> {
     interrupt::software(x.cpu, vector, x.next)?;
+    x.cpu.guest.deliveries += 1;
+    Ok(())
+}
+
+fn trap(x: &mut Exec<'_>, vector: u8) -> Result<()> {
+    interrupt::trap(x.cpu, vector, x.next)?;
     x.cpu.guest.deliveries += 1;
     Ok(())
 }
@@ -395,7 +411,7 @@ fn examine(x: &mut Exec<'_>) -> Result<()> {
 fn interrupt_flag(x: &mut Exec<'_>) -> Result<()> {
     let st = &x.cpu.guest.st;
     if x.mode() != Mode::Real && st.cpl > st.iopl() {
-        return Err(Exception::GP0);
+        return virtual_interrupt_flag(x);
     }
     if x.insn.mnemonic() == Mnemonic::Cli {
         x.cpu.guest.st.flags &= !RFLAGS_IF;
@@ -408,26 +424,51 @@ fn interrupt_flag(x: &mut Exec<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Only of virtual-8086 and real mode; elsewhere it is translated.
-fn pushf(x: &mut Exec<'_>) -> Result<()> {
-    if x.mode() == Mode::V86 && x.cpu.guest.st.iopl() < 3 {
+/// CLI and STI without the privilege: of VIF, with CR4.VME in virtual-8086 mode and with CR4.PVI in a user's protected
+/// mode (SDM volume 3 sections 21.3.2 and 21.4).
+fn virtual_interrupt_flag(x: &mut Exec<'_>) -> Result<()> {
+    let v86 = x.mode() == Mode::V86;
+    let st = &mut x.cpu.guest.st;
+    let enabled = if v86 { st.cr4 & CR4_VME != 0 } else { st.cr4 & CR4_PVI != 0 && st.cpl == 3 };
+    let opens = x.insn.mnemonic() == Mnemonic::Sti;
+    if !enabled || opens && st.flags & RFLAGS_VIP != 0 {
         return Err(Exception::GP0);
     }
+    st.flags = st.flags & !RFLAGS_VIF | if opens { RFLAGS_VIF } else { 0 };
+    Ok(())
+}
+
+/// Whether flags are pushed and popped by a virtual-8086 program whose interrupt flag is virtual.
+fn virtual_flags(x: &Exec<'_>, bytes: u32) -> Result<bool> {
+    let st = &x.cpu.guest.st;
+    if x.mode() != Mode::V86 || st.iopl() == 3 {
+        return Ok(false);
+    }
+    if st.cr4 & CR4_VME != 0 && bytes == 2 { Ok(true) } else { Err(Exception::GP0) }
+}
+
+/// Only of virtual-8086 and real mode; elsewhere it is translated.
+fn pushf(x: &mut Exec<'_>) -> Result<()> {
     let bytes = x.insn.stack_pointer_increment().unsigned_abs();
+    let virtualised = virtual_flags(x, bytes)?;
     let mut stack = Stack::current(x.cpu);
-    let flags = x.cpu.rflags() & !(RFLAGS_RF | RFLAGS_VM);
+    let flags = if virtualised { interrupt::virtual_flags(x.cpu) } else { x.cpu.rflags() };
+    let flags = flags & !(RFLAGS_RF | RFLAGS_VM);
     stack.push(x.cpu, flags, bytes)?;
     stack.commit(x.cpu);
     Ok(())
 }
 
 fn popf(x: &mut Exec<'_>) -> Result<()> {
-    if x.mode() == Mode::V86 && x.cpu.guest.st.iopl() < 3 {
-        return Err(Exception::GP0);
-    }
     let bytes = x.insn.stack_pointer_increment().unsigned_abs();
+    let virtualised = virtual_flags(x, bytes)?;
     let mut stack = Stack::current(x.cpu);
     let flags = stack.pop(x.cpu, bytes)?;
+    if virtualised {
+        interrupt::set_virtual_flags(x.cpu, flags)?;
+        stack.commit(x.cpu);
+        return Ok(());
+    }
     stack.commit(x.cpu);
     let cpl = x.cpu.guest.st.cpl;
     let mut bits = far::writable_flags(x.cpu, cpl, bytes);

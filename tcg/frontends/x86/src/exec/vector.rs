@@ -7,21 +7,21 @@ use iced_x86::{Mnemonic, OpKind, Register};
 use mimus_arch::x86::regs::*;
 use mimus_tcg_ir::flags::Flags;
 
-use super::Exec;
+use super::{Exec, exact};
 use crate::exception::{Exception, Result};
 use crate::frontend::taken;
 use crate::host::Host;
-use crate::native::{Built, Memory, Unit, uses_mmx};
+use crate::native::{Built, Memory, Unit, asks_for_alignment, uses_mmx};
 use crate::state::{CS, FS, GS, MXCSR_MASKS, Mode};
 use crate::{fpu, segment};
 
 /// Exception flags.
-const MXCSR_FLAGS: u32 = 0x3f;
+pub(super) const MXCSR_FLAGS: u32 = 0x3f;
 /// Invalid operation, denormal operand, division by zero.
-const BEFORE_COMPUTING: u32 = 7;
-const UNDERFLOW: u32 = 0x10;
+pub(super) const BEFORE_COMPUTING: u32 = 7;
+pub(super) const UNDERFLOW: u32 = 0x10;
 /// Flush to zero.
-const MXCSR_FTZ: u32 = 0x8000;
+pub(super) const MXCSR_FTZ: u32 = 0x8000;
 
 /// A memory operand, if the guest's own cannot be used in place.
 #[repr(C, align(64))]
@@ -114,16 +114,19 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
         let write = built.memory != Memory::Read;
         // Where an operand must be aligned, that is another exception, and the first.
         let seg = x.segment();
+        let aligned = built.aligned && asks_for_alignment(&x.insn, &x.cpu.guest.st);
         let based = !x.cpu.guest.st.is_64bit() || matches!(seg, FS | GS);
         let base = if based { x.cpu.guest.st.seg[seg].base } else { 0 };
-        if built.aligned && !x.offset.wrapping_add(base).is_multiple_of(built.bytes.into()) {
+        if aligned && !x.offset.wrapping_add(base).is_multiple_of(built.bytes.into()) {
             return Err(Exception::GP0);
         }
-        let va = x.aligned_address(built.bytes, if built.aligned { 1 } else { built.bytes }, write)?;
-        if built.aligned && va % u64::from(built.bytes) != 0 {
+        let va = x.aligned_address(built.bytes, if aligned { 1 } else { built.bytes }, write)?;
+        if aligned && va % u64::from(built.bytes) != 0 {
             return Err(Exception::GP0);
         }
-        let inside = va & 4095 <= 4096 - built.bytes as u64;
+        // What the guest's processor does not ask for, the host's may.
+        let excused = built.aligned && !va.is_multiple_of(built.bytes.into());
+        let inside = va & 4095 <= 4096 - built.bytes as u64 && !excused;
         memory = operand(x, va, built, inside, &mut buffer)?;
         if memory == buffer.0.as_mut_ptr() && write {
             store_at = Some(va);
@@ -316,11 +319,12 @@ fn with_mxcsr(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
     if flags & unmasked & BEFORE_COMPUTING != 0 {
         flags &= BEFORE_COMPUTING;
     }
-    x.cpu.guest.st.mxcsr = mxcsr | flags;
     if flags & unmasked == 0 {
+        x.cpu.guest.st.mxcsr = mxcsr | flags;
         return Ok(());
     }
     undo.put_back(x, built, memory);
+    x.cpu.guest.st.mxcsr = mxcsr | exact::raised(x, memory, mxcsr).unwrap_or(flags);
     let vector = if x.cpu.guest.st.cr4 & CR4_OSXMMEXCPT != 0 { VECTOR_XM } else { VECTOR_UD };
     Err(Exception::plain(vector))
 }

@@ -7,16 +7,16 @@ use mimus_arch::x86::regs::*;
 
 use super::Exec;
 use super::vector::{check_unit, load, store};
-use crate::cpuid::xsave_size;
+use crate::control::set_pkru;
+use crate::cpuid::compacted_size;
 use crate::exception::{Exception, Result};
 use crate::fpu;
+use crate::host::Host;
 use crate::native::Unit;
 use crate::state::FxArea;
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
 
-/// Bits of MXCSR that exist.
-const MXCSR_MASK: u32 = 0xffff;
 const HEADER: usize = 512;
 const YMM: usize = 576;
 
@@ -56,7 +56,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         M::Ldmxcsr | M::Vldmxcsr => |x| {
             check_unit(x, sse_or_avx(x))?;
             let value = x.read(0, 4)? as u32;
-            if value & !MXCSR_MASK != 0 {
+            if value & !x.cpu.guest.st.mxcsr_mask() != 0 {
                 return Err(Exception::GP0);
             }
             x.cpu.guest.st.mxcsr = value;
@@ -71,7 +71,16 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         M::Fxrstor | M::Fxrstor64 => fxrstor,
         M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 => |x| xsave(x, false),
         M::Xsavec | M::Xsavec64 => |x| xsave(x, true),
-        M::Xrstor | M::Xrstor64 => xrstor,
+        M::Xrstor | M::Xrstor64 => |x| xrstor(x, false),
+        // No component is the supervisor's alone: these differ by the privilege they ask for.
+        M::Xsaves | M::Xsaves64 => |x| {
+            supervisor(x)?;
+            xsave(x, true)
+        },
+        M::Xrstors | M::Xrstors64 => |x| {
+            supervisor(x)?;
+            xrstor(x, true)
+        },
         _ => return None,
     })
 }
@@ -217,6 +226,11 @@ fn check_xsave(x: &Exec<'_>) -> Result<()> {
     if x.cpu.guest.st.cr0 & CR0_TS != 0 { Err(Exception::NM) } else { Ok(()) }
 }
 
+fn supervisor(x: &Exec<'_>) -> Result<()> {
+    check_xsave(x)?;
+    x.cpu.need_cpl0()
+}
+
 /// XMM registers an image holds in this mode.
 fn xmm_count(x: &Exec<'_>) -> usize {
     if x.cpu.guest.st.is_64bit() { 16 } else { 8 }
@@ -248,8 +262,8 @@ fn get_xmm(x: &mut Exec<'_>, area: &[u8]) {
 /// The legacy region as FXSAVE and XSAVE write it: x87 with pointers in the form of the operand size.
 fn x87_region(x: &Exec<'_>) -> FxArea {
     let mut image = fpu::image(&x.cpu.guest);
-    let wide =
-        matches!(x.insn.mnemonic(), Mnemonic::Fxsave64 | Mnemonic::Xsave64 | Mnemonic::Xsavec64 | Mnemonic::Xsaveopt64);
+    use Mnemonic as M;
+    let wide = matches!(x.insn.mnemonic(), M::Fxsave64 | M::Xsave64 | M::Xsavec64 | M::Xsaveopt64 | M::Xsaves64);
     if !wide {
         let p = &x.cpu.guest.st.fpu_pointers;
         image.0[8..12].copy_from_slice(&(p.ip as u32).to_le_bytes());
@@ -262,12 +276,12 @@ fn x87_region(x: &Exec<'_>) -> FxArea {
 
 fn put_mxcsr(x: &Exec<'_>, area: &mut [u8]) {
     area[24..28].copy_from_slice(&x.cpu.guest.st.mxcsr.to_le_bytes());
-    area[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+    area[28..32].copy_from_slice(&x.cpu.guest.st.mxcsr_mask().to_le_bytes());
 }
 
 fn fxsave(x: &mut Exec<'_>) -> Result<()> {
     check_fx(x)?;
-    let at = x.address(512, true)?;
+    let at = x.aligned_address(512, 1, true)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
@@ -283,31 +297,35 @@ fn set_x87(x: &mut Exec<'_>, area: &[u8]) {
     let mut image = FxArea([0; 512]);
     image.0[..24].copy_from_slice(&area[..24]);
     image.0[32..160].copy_from_slice(&area[32..160]);
-    let wide = matches!(x.insn.mnemonic(), Mnemonic::Fxrstor64 | Mnemonic::Xrstor64);
+    let wide = matches!(x.insn.mnemonic(), Mnemonic::Fxrstor64 | Mnemonic::Xrstor64 | Mnemonic::Xrstors64);
     let p = &mut x.cpu.guest.st.fpu_pointers;
     p.opcode = fpu::word(area, 6) & 0x7ff;
     (p.ip, p.dp) = (get_word(area, 8), get_word(area, 16));
-    if !wide {
+    if wide {
+        // The unit keeps linear addresses of 57 bits.
+        let kept = |address: u64| ((address << 7) as i64 >> 7) as u64;
+        (p.ip, p.dp) = (kept(p.ip), kept(p.dp));
+    } else {
         p.ip &= 0xffff_ffff;
         p.dp &= 0xffff_ffff;
     }
     fpu::load_image(&mut x.cpu.guest, &image);
 }
 
-fn mxcsr_of(area: &[u8]) -> Result<u32> {
+fn mxcsr_of(x: &Exec<'_>, area: &[u8]) -> Result<u32> {
     let value = get_word(area, 24) as u32;
-    if value & !MXCSR_MASK != 0 { Err(Exception::GP0) } else { Ok(value) }
+    if value & !x.cpu.guest.st.mxcsr_mask() != 0 { Err(Exception::GP0) } else { Ok(value) }
 }
 
 fn fxrstor(x: &mut Exec<'_>) -> Result<()> {
     check_fx(x)?;
-    let at = x.address(512, false)?;
+    let at = x.aligned_address(512, 1, false)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
     let mut area = [0; 512];
     load(x, at, &mut area)?;
-    let mxcsr = mxcsr_of(&area)?;
+    let mxcsr = mxcsr_of(x, &area)?;
     set_x87(x, &area);
     x.cpu.guest.st.mxcsr = mxcsr;
     get_xmm(x, &area);
@@ -335,19 +353,27 @@ fn in_use(x: &Exec<'_>, image: &FxArea) -> u64 {
     if x.cpu.guest.st.vec[..count].iter().any(|v| v[2] | v[3] != 0) {
         components |= XCR0_AVX;
     }
+    if x.cpu.guest.st.pkru != 0 {
+        components |= XCR0_PKRU;
+    }
     components
 }
 
 fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
     check_xsave(x)?;
     let wanted = requested(x);
-    let total = xsave_size(wanted) as usize;
-    let at = x.address(total as u32, true)?;
+    let features = &x.cpu.guest.st.features;
+    let total = if compact { compacted_size(wanted) } else { features.xsave_size(wanted) };
+    let pkru_at = if compact { u64::from(total) - 8 } else { features.pkru_offset().into() };
+    let at = x.aligned_address(total, 1, true)?;
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
     let image = x87_region(x);
-    let used = in_use(x, &image);
+    let mut used = in_use(x, &image);
+    if compact && x.cpu.guest.st.mxcsr != MXCSR_RESET {
+        used |= XCR0_SSE;
+    }
     let optimised = compact || matches!(x.insn.mnemonic(), Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64);
     let mut header = [0; 64];
     if !compact {
@@ -382,6 +408,10 @@ fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
         let end = 16 * xmm_count(x);
         store(x, at.wrapping_add(YMM as u64), &high[..end])?;
     }
+    if !skip(XCR0_PKRU) {
+        let pkru = u64::from(x.cpu.guest.st.pkru).to_le_bytes();
+        store(x, at.wrapping_add(pkru_at), &pkru)?;
+    }
     header[..8].copy_from_slice(&bv.to_le_bytes());
     let written = if compact {
         header[8..16].copy_from_slice(&(1 << 63 | wanted).to_le_bytes());
@@ -392,30 +422,42 @@ fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
     store(x, at.wrapping_add(HEADER as u64), &header[..written])
 }
 
-fn xrstor(x: &mut Exec<'_>) -> Result<()> {
+/// `supervisor`: XRSTORS, which takes the compacted form alone.
+fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     check_xsave(x)?;
     let wanted = requested(x);
-    let total = xsave_size(wanted) as usize;
-    let at = x.address(total as u32, false)?;
+    let at = x.aligned_address(576, 1, false)?;
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
     let mut area = [0; 832];
-    load(x, at, &mut area[..total])?;
+    load(x, at, &mut area[..576])?;
     let (bv, compact) = (get_word(&area, HEADER), get_word(&area, HEADER + 8));
-    let format_ok = if compact >> 63 != 0 {
-        bv & !compact == 0 && compact & !(1 << 63) & !x.cpu.guest.st.xcr0 == 0 && x.cpu.guest.st.features.has("xsavec")
+    let st = &x.cpu.guest.st;
+    let (format_ok, reserved) = if compact >> 63 != 0 {
+        let known = bv & !compact == 0 && compact & !(1 << 63) & !st.xcr0 == 0;
+        (known && (supervisor || st.features.has("xsavec")), 16..64)
     } else {
-        compact == 0
+        (compact == 0 && !supervisor, 8..24)
     };
-    let reserved = area[HEADER + 16..HEADER + 64].iter().any(|&b| b != 0);
-    if !format_ok || reserved || bv & !x.cpu.guest.st.xcr0 != 0 {
+    let reserved = area[HEADER + reserved.start..HEADER + reserved.end].iter().any(|&b| b != 0);
+    if !format_ok || reserved || bv & !st.xcr0 != 0 {
         return Err(Exception::GP0);
+    }
+    // Only what is loaded is looked at.
+    let pkru_at = if compact >> 63 != 0 { compacted_size(compact) - 8 } else { st.features.pkru_offset() };
+    let loaded = wanted & bv;
+    if loaded & XCR0_AVX != 0 {
+        load(x, at.wrapping_add(YMM as u64), &mut area[YMM..])?;
+    }
+    let mut pkru = [0; 8];
+    if loaded & XCR0_PKRU != 0 {
+        load(x, at.wrapping_add(pkru_at.into()), &mut pkru)?;
     }
     let loads_mxcsr =
         if compact >> 63 != 0 { wanted & bv & XCR0_SSE != 0 } else { wanted & (XCR0_SSE | XCR0_AVX) != 0 };
     if loads_mxcsr {
-        x.cpu.guest.st.mxcsr = mxcsr_of(&area)?;
+        x.cpu.guest.st.mxcsr = mxcsr_of(x, &area)?;
     } else if compact >> 63 != 0 && wanted & XCR0_SSE != 0 {
         x.cpu.guest.st.mxcsr = MXCSR_RESET;
     }
@@ -440,6 +482,9 @@ fn xrstor(x: &mut Exec<'_>) -> Result<()> {
                 x.cpu.guest.st.vec[i][2 + j] = get_word(from, YMM + 16 * i + 8 * j);
             }
         }
+    }
+    if wanted & XCR0_PKRU != 0 {
+        set_pkru(x.cpu, u32::from_le_bytes([pkru[0], pkru[1], pkru[2], pkru[3]]));
     }
     Ok(())
 }

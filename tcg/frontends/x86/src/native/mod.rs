@@ -13,7 +13,7 @@
 mod arena;
 mod stub;
 
-pub use stub::{Built, Memory, Native, Unit, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
+pub use stub::{Built, Memory, Native, Unit, asks_for_alignment, needs_alignment, unit_of, uses_mmx, uses_mxcsr};
 
 use mimus_arch::x86::X86Features;
 
@@ -43,5 +43,7 @@ pub fn host_features() -> X86Features {
     add("vaes", is_x86_feature_detected!("vaes"));
     add("vpclmulqdq", is_x86_feature_detected!("vpclmulqdq"));
     add("gfni", is_x86_feature_detected!("gfni"));
+    let extended = std::arch::x86_64::__cpuid(0x8000_0000).eax;
+    add("misalignsse", extended > 0x8000_0000 && std::arch::x86_64::__cpuid(0x8000_0001).ecx >> 7 & 1 != 0);
     set
 }

@@ -7,6 +7,7 @@ use iced_x86::{
 };
 
 use super::arena::Arena;
+use crate::state::{MXCSR_MM, State};
 
 /// Where the guest's registers are, as stubs get them.
 pub type StubFn = extern "C" fn(slots: *mut u64, memory: *mut u8, vectors: *mut [u64; 4], flags: u64) -> u64;
@@ -430,6 +431,16 @@ pub fn needs_alignment(insn: &Instruction) -> bool {
     size == 16
         && !matches!(insn.mnemonic(), Movups | Movupd | Movdqu | Lddqu | Pcmpistri | Pcmpistrm)
         && !is_explicit_length(insn.mnemonic())
+}
+
+/// Whether [`needs_alignment`] counts now: AMD's SHA instructions ask for nothing, and a bit of MXCSR excuses all of
+/// SSE's.
+pub fn asks_for_alignment(insn: &Instruction, st: &State) -> bool {
+    use Mnemonic::*;
+    let sha =
+        matches!(insn.mnemonic(), Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2);
+    let excused = insn.encoding() == EncodingKind::Legacy && (st.mxcsr & MXCSR_MM != 0 || sha && st.features.amd);
+    needs_alignment(insn) && !excused
 }
 
 /// Memory operands whose size the decoder does not say.

@@ -96,7 +96,16 @@ fn identification() {
     assert_eq!((max, vendor.as_slice()), (0x16, h.st.features.vendor_name().as_bytes()));
     assert_eq!(cpuid(&h.st, 0x8000_0008, 0)[0] & 0xff, 40);
     assert_eq!(cpuid(&h.st, 0x8000_0001, 0)[3] >> 29 & 1, 1);
-    assert_eq!(cpuid(&h.st, 0xd, 0)[2], if h.st.features.avx { 832 } else { 576 });
+    // The model is AMD's: PKRU is behind AVX.
+    assert_eq!((cpuid(&h.st, 0xd, 0)[2], cpuid(&h.st, 0xd, 9)), (840, [8, 832, 0, 0]));
+    let mut h = h;
+    for (xcr0, standard, compacted) in [(3, 576, 576), (7, 832, 832), (0x203, 840, 584), (0x207, 840, 840)] {
+        h.st.xcr0 = xcr0;
+        assert_eq!((cpuid(&h.st, 0xd, 0)[1], cpuid(&h.st, 0xd, 1)[1]), (standard, compacted), "{xcr0:#x}");
+    }
+    assert_eq!(cpuid(&h.st, 7, 0)[2] & 0x18, 8);
+    h.st.cr4 |= CR4_PKE;
+    assert_eq!(cpuid(&h.st, 7, 0)[2] & 0x18, 0x18, "OSPKE");
 }
 
 #[test]

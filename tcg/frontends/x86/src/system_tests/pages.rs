@@ -122,3 +122,136 @@ fn five_levels() {
     assert_eq!(walk(&mut h, 0x5123, Access::Load, true).unwrap().pa, 0x5123);
     assert_eq!(code(walk(&mut h, 0x0080_0000_0000_0000, Access::Load, false)), 0);
 }
+
+/// Section 5.6.2: protection keys, of user pages and data accesses alone.
+#[test]
+fn protection_keys() {
+    let mut h = long();
+    h.st.cr0 |= CR0_WP;
+    h.put(0x13028, 8, 0x5007 | 2 << 59);
+    // Key 2: access disabled.
+    h.st.pkru = 1 << 4;
+    assert!(walk(&mut h, 0x5000, Access::Store, true).is_ok(), "off");
+    h.st.cr4 |= CR4_PKE;
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Load, true)), 0x25);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, false)), 0x23, "the supervisor's too");
+    assert!(walk(&mut h, 0x5000, Access::Fetch, true).is_ok());
+    // Writes disabled.
+    h.st.pkru = 2 << 4;
+    let leaf = walk(&mut h, 0x5000, Access::Load, true).unwrap();
+    assert!(leaf.read && !leaf.write);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, true)), 0x27);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, false)), 0x23);
+    h.st.cr0 &= !CR0_WP;
+    assert!(walk(&mut h, 0x5000, Access::Store, false).is_ok(), "without WP, the supervisor writes what it likes");
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, true)), 0x27);
+    // A supervisor's page has no key; another page, another key.
+    h.st.pkru = !0;
+    h.put(0x13028, 8, 0x5003 | 2 << 59);
+    assert!(walk(&mut h, 0x5000, Access::Load, false).is_ok());
+    h.st.pkru = !3;
+    h.put(0x13028, 8, 0x5007);
+    assert!(walk(&mut h, 0x5000, Access::Store, true).is_ok());
+    // The key does not hide what else is wrong.
+    h.st.pkru = !0;
+    h.put(0x13028, 8, 0x5005);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, true)), 0x27);
+    h.put(0x13028, 8, 0);
+    assert_eq!(code(walk(&mut h, 0x5000, Access::Store, true)), 6, "no page, no key");
+}
+
+/// Tables 5-4 to 5-20: bits that must be zero.
+#[test]
+fn reserved_bits() {
+    let beyond = 1u64 << 40;
+    let fails = |h: &mut TestHost, at: u64, entry: u64, address: u64| {
+        let old = h.get(at, 8);
+        h.put(at, 8, entry);
+        assert_eq!(code(walk(h, address, Access::Load, true)), 13, "{entry:#x} at {at:#x}");
+        h.put(at, 8, old);
+    };
+    let mut h = long();
+    assert_eq!(h.st.phys_bits, 40);
+    // 4 levels: addresses beyond the processor's in any entry, PS in the highest.
+    for (at, next) in [(0x10000, 0x11007), (0x11000, 0x12007), (0x12000, 0x13007), (0x13028, 0x5007)] {
+        fails(&mut h, at, next | beyond, 0x5000);
+        fails(&mut h, at, next | 1 << 51, 0x5000);
+    }
+    fails(&mut h, 0x10000, 0x11007 | PS, 0x5000);
+    // Bits 62:52 are for software and protection keys.
+    h.put(0x13028, 8, 0x5007 | 0x7ff0_0000_0000_0000);
+    assert!(walk(&mut h, 0x5000, Access::Load, true).is_ok());
+    // Large pages: below their size, PAT aside.
+    fails(&mut h, 0x12008, 0x4000_2087, 0x20_0000);
+    fails(&mut h, 0x12008, 0x4010_0087, 0x20_0000);
+    fails(&mut h, 0x11008, 0x8000_2087, 0x4000_0000);
+    h.put(0x12008, 8, 0x4000_1087);
+    assert!(walk(&mut h, 0x20_0000, Access::Load, true).is_ok(), "PAT");
+    // Without pages of 1 GiB, PS there is reserved.
+    h.st.features.pdpe1gb = false;
+    fails(&mut h, 0x11008, 0x8000_0087, 0x4000_0000);
+    // 5 levels: PS in the highest two.
+    let mut h = long();
+    h.put(0xf000, 8, 0x10007);
+    h.st.cr3 = 0xf000;
+    h.st.cr4 |= CR4_LA57;
+    fails(&mut h, 0xf000, 0x10087, 0x5000);
+    fails(&mut h, 0x10000, 0x11087, 0x5000);
+    fails(&mut h, 0xf000, 0x10007 | beyond, 0x5000);
+}
+
+#[test]
+fn reserved_bits_of_32_bit_modes() {
+    // PAE: 62:40 of everything; the pointers have more, which loading them checks.
+    let mut h = protected();
+    h.st.cr0 |= CR0_PG;
+    h.st.cr4 |= CR4_PAE;
+    h.st.efer |= EFER_NXE;
+    h.put(0x10000, 8, 0x11001);
+    h.put(0x11000, 8, 0x12007);
+    h.put(0x12000, 8, 0x5007);
+    load_pdptrs(&mut h, 0x10000).unwrap();
+    for (at, entry) in [(0x11000, 0x12007u64), (0x12000, 0x5007)] {
+        for bit in [40, 52, 59, 62] {
+            h.put(at, 8, entry | 1 << bit);
+            assert_eq!(code(walk(&mut h, 0x123, Access::Load, true)), 13, "bit {bit} at {at:#x}");
+        }
+        h.put(at, 8, entry);
+    }
+    h.st.efer &= !EFER_NXE;
+    h.put(0x12000, 8, 0x5007 | NX);
+    assert_eq!(code(walk(&mut h, 0x123, Access::Load, true)), 13);
+    for bit in [1, 2, 5, 6, 7, 8, 40, 63] {
+        h.put(0x10000, 8, 0x11001 | 1 << bit);
+        assert_eq!(load_pdptrs(&mut h, 0x10000), Err(Exception::GP0), "bit {bit}");
+    }
+    // 32-bit paging: bit 21 of large pages.
+    let mut h = protected();
+    h.st.cr0 |= CR0_PG;
+    h.st.cr4 |= CR4_PSE;
+    h.st.cr3 = 0x10000;
+    h.put(0x10004, 4, 0x0080_0087 | 1 << 21);
+    assert_eq!(code(walk(&mut h, 0x40_0000, Access::Load, true)), 13);
+}
+
+/// Five levels: 57 bits of address, and the boundary of what is canonical.
+#[test]
+fn canonical_addresses_of_five_levels() {
+    let mut h = long();
+    assert!(!h.st.canonical(1 << 47) && h.st.canonical(!0 << 47));
+    h.st.cr4 |= CR4_LA57;
+    for (address, canonical) in [
+        ((1u64 << 56) - 1, true),
+        (1 << 56, false),
+        (!0 << 56, true),
+        ((!0u64 << 56) - 1, false),
+        (1 << 47, true),
+        (1 << 63, false),
+    ] {
+        assert_eq!(h.st.canonical(address), canonical, "{address:#x}");
+        assert_eq!(walk(&mut h, address, Access::Load, false) == Err(Exception::GP0), !canonical, "{address:#x}");
+    }
+    // Levels are not switched while long mode is on.
+    let cr4 = h.st.cr4;
+    assert_eq!(crate::control::write_cr(&mut h, 4, cr4 & !CR4_LA57), Err(Exception::GP0));
+}

@@ -52,7 +52,7 @@ fn limits() {
 #[test]
 fn examining_selectors() {
     let mut h = protected();
-    assert_eq!(access_rights(&mut h, CODE3).unwrap(), Some(0xc0_fb00));
+    assert_eq!(access_rights(&mut h, CODE3).unwrap(), Some(0xcf_fb00));
     assert_eq!(limit(&mut h, DATA0).unwrap(), Some(u32::MAX));
     assert_eq!(limit(&mut h, GATE).unwrap(), None);
     assert_eq!(access_rights(&mut h, 0).unwrap(), None);

@@ -7,6 +7,7 @@ use mimus_tcg_ir::{AluOp, Cond, CondF, JumpHint, Op, PagePc, Size, Slot, Ty, UnO
 
 use super::moves::condition;
 use super::{BASE0, Flow, Tr};
+use crate::helper_ids;
 use crate::state::{CS, sext};
 
 impl Tr<'_> {
@@ -22,11 +23,13 @@ impl Tr<'_> {
         }
         if insn.is_jmp_short_or_near() {
             let to = self.target();
+            self.check_relative(to);
             self.go(to);
             return Some(Flow::End);
         }
         if insn.is_call_near() {
             let to = self.target();
+            self.check_relative(to);
             let back = self.return_ip();
             self.push(self.stack_item(), back);
             self.go(to);
@@ -62,6 +65,34 @@ impl Tr<'_> {
         PagePc((next + distance) as i32)
     }
 
+    /// Checks where a relative branch leads, if it is taken for certain.
+    fn check_relative(&mut self, to: PagePc) {
+        let known = !self.limited && (!self.careful || self.bits != 64);
+        if known {
+            return;
+        }
+        let ip = self.offset_of_pc(to);
+        let ip = if self.ip_bytes() == 2 { self.un(UnOp::ZextH, Ty::I64, ip) } else { ip };
+        if self.careful {
+            self.check_code(helper_ids::CODE_TARGET, ip);
+        } else {
+            self.guard_limit(ip);
+        }
+    }
+
+    /// Checks where an indirect branch leads: `ip` has the bits of its operand (`bytes`), and zeros above.
+    fn check_target(&mut self, ip: Val, bytes: u32) {
+        let canonical = self.bits == 64 && bytes == 8;
+        // Where a helper may have found the address, nothing is left to go back to.
+        if self.careful || self.limited || canonical && self.aligned {
+            return self.check_code(helper_ids::CODE_TARGET, ip);
+        }
+        if canonical {
+            // Canonical with 48 bits; careful mode knows if there are more.
+            self.op(Op::GuardFits { a: ip, bits: 48 });
+        }
+    }
+
     /// Ends the block at `to`.
     fn go(&mut self, to: PagePc) {
         if self.ip_bytes() != 2 {
@@ -79,7 +110,7 @@ impl Tr<'_> {
     }
 
     /// The offset in CS of an address in the page.
-    fn offset_of_pc(&mut self, pc: PagePc) -> Val {
+    pub(super) fn offset_of_pc(&mut self, pc: PagePc) -> Val {
         let d = self.temp();
         self.op(Op::GetPc { d, pc });
         if self.bits == 64 {
@@ -110,11 +141,18 @@ impl Tr<'_> {
 
     fn branch_flags(&mut self, cond: CondF) -> Flow {
         let to = self.target();
-        if self.ip_bytes() != 2 {
+        if self.limited && !self.careful {
+            // Whether it is taken or not.
+            self.check_relative(to);
+        }
+        if self.ip_bytes() != 2 && !self.careful {
             self.op(Op::BranchF { cond, to, dead: Flags::NONE });
             return Flow::Next;
         }
         self.op(Op::BranchF { cond: cond.invert(), to: self.next, dead: Flags::NONE });
+        if self.careful {
+            self.check_relative(to);
+        }
         self.go(to);
         Flow::End
     }
@@ -130,15 +168,17 @@ impl Tr<'_> {
             4 => tr.un(UnOp::ZextW, Ty::I64, v),
             _ => v,
         };
+        if !self.careful {
+            // Whether it is taken or not.
+            self.check_relative(to);
+        }
+        let mut left = None;
         let (cond, value) = if insn.is_jcx_short() {
             (Cond::Eq, narrow(self, Val::Slot(rcx)))
         } else {
             let less = self.alu(AluOp::Sub, Ty::I64, Val::Slot(rcx), Val::Imm(1));
             let count = narrow(self, less);
-            match bytes {
-                2 => self.op(Op::SetPart { d: rcx, size: Size::B2, a: count }),
-                _ => self.op(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: rcx, a: count }),
-            }
+            left = Some(count);
             let wanted = match insn.mnemonic() {
                 Mnemonic::Loope => Some(CondF::E),
                 Mnemonic::Loopne => Some(CondF::Ne),
@@ -158,6 +198,14 @@ impl Tr<'_> {
                 },
             )
         };
+        if self.careful {
+            self.check_counted(cond, value, to);
+        }
+        match (left, bytes) {
+            (None, _) => {}
+            (Some(count), 2) => self.op(Op::SetPart { d: rcx, size: Size::B2, a: count }),
+            (Some(count), _) => self.op(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: rcx, a: count }),
+        }
         if self.ip_bytes() != 2 {
             self.op(Op::Branch { cond, a: value, b: Val::Imm(0), to });
             return Flow::Next;
@@ -168,6 +216,18 @@ impl Tr<'_> {
         Flow::End
     }
 
+    /// In careful mode: checks where a branch leads that is taken if `value` is (or is not) zero.
+    fn check_counted(&mut self, cond: Cond, value: Val, to: PagePc) {
+        let ip = self.offset_of_pc(to);
+        let ip = if self.ip_bytes() == 2 { self.un(UnOp::ZextH, Ty::I64, ip) } else { ip };
+        let (a, b) = if cond == Cond::Eq { (value, Val::Imm(1)) } else { (Val::Imm(0), value) };
+        let taken = self.alu(AluOp::SetLtU, Ty::I64, a, b);
+        let mask = self.alu(AluOp::Sub, Ty::I64, Val::Imm(0), taken);
+        // Offset 0, if it is not taken, is always inside.
+        let ip = self.alu(AluOp::And, Ty::I64, ip, mask);
+        self.check_code(helper_ids::CODE_TARGET, ip);
+    }
+
     fn indirect(&mut self) -> Flow {
         let bytes = self.ip_bytes();
         let v = self.read(0, bytes);
@@ -176,6 +236,7 @@ impl Tr<'_> {
             4 => self.un(UnOp::ZextW, Ty::I64, v),
             _ => self.un(UnOp::Mov, Ty::I64, v),
         };
+        self.check_target(v, bytes);
         let base = self.in_code(v);
         let call = self.insn.is_call_near_indirect();
         if call {
@@ -195,6 +256,7 @@ impl Tr<'_> {
         };
         let parameters = if self.insn.op_count() == 1 { i64::from(self.insn.immediate16()) } else { 0 };
         let ip = self.peek(bytes);
+        self.check_target(ip, bytes);
         self.release(i64::from(bytes) + parameters);
         let base = self.in_code(ip);
         self.op(Op::JumpReg { base, off: 0, link: None, hint: JumpHint::Return });

@@ -7,7 +7,9 @@
 //! Slots: 0 to 15 general registers, 16 to 21 bases of ES, CS, SS, DS, FS and GS, 22 the flags. Destinations are
 //! written after the last access of an instruction that can fault.
 //!
-//! Left out: limits of code segments; jumps in 16-bit code wrap at 64 KiB as they should.
+//! Code segments have limits: where they are not 4 GiB, a block begins with a check that all of it is inside, and is
+//! executed one instruction at a time if it is not. Near branches check where they lead before they change anything;
+//! in 64-bit mode, that the address is canonical. Jumps in 16-bit code wrap at 64 KiB.
 
 mod arith;
 mod flow;
@@ -18,14 +20,18 @@ mod unit;
 
 pub(crate) use operands::{is_high, segment as segment_number, segment_of};
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
-use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
-use mimus_tcg_ir::{Block, CallKind, Op, PagePc, Size, Slot, Val};
+use std::mem::offset_of;
 
-use crate::decode::{self, MAX_LEN, Packed, fetch, pack};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use mimus_arch::x86::state::Segment;
+use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
+use mimus_tcg_ir::{Block, CallKind, Cond, Ext, Op, PagePc, Size, Slot, Val};
+
+use crate::decode::{self, MAX_LEN, Packed, fetch, maker_options, pack};
 use crate::exec::quick::Quick;
 use crate::helper_ids;
-use crate::state::{CodeMode, FS, GS, State};
+use crate::length::length;
+use crate::state::{CS, CodeMode, FS, GS, State};
 
 /// Slot of the first segment base.
 pub const BASE0: u8 = 16;
@@ -61,6 +67,10 @@ pub(crate) struct Tr<'a> {
     /// Alignment is checked.
     aligned: bool,
     careful: bool,
+    /// Decoded as AMD's processors do.
+    amd: bool,
+    /// The code segment has a limit, or other checks.
+    limited: bool,
     pc: PagePc,
     next: PagePc,
     temps: u8,
@@ -74,6 +84,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let code_mode = CodeMode(code.mode());
     let bits = code_mode.bits();
     let careful = mode == TranslateMode::Careful;
+    let limited = bits != 64 && !code_mode.flat();
     let mut at = u32::from(start);
     let mut guards = 0;
     // For all but what may reach into the next page.
@@ -109,12 +120,14 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             based: [code_mode.whole(FS), code_mode.whole(GS)],
             aligned: code_mode.aligned(),
             careful,
+            amd: code_mode.amd(),
+            limited,
             pc: PagePc(at as i32),
             next: PagePc((at + len as u32) as i32),
             temps: 0,
             guards,
         };
-        let too_long = tr.insn.is_invalid() && have == MAX_LEN && is_too_long(code, at, bits);
+        let too_long = tr.insn.is_invalid() && have == MAX_LEN && is_too_long(code, at, code_mode);
         let flow = tr.instruction(len as u8, too_long);
         guards = tr.guards;
         at += len as u32;
@@ -128,60 +141,35 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             break;
         }
     }
+    if limited && !careful {
+        let last = PagePc(i32::from(block.start) + i32::from(block.len) - 1);
+        if let Some(Op::GetPc { pc, .. }) = block.ops.get_mut(1) {
+            *pc = last;
+        }
+    }
 }
 
 /// Whether the instruction at `start` reaches into the next page.
 pub fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
     let mut bytes = [0; MAX_LEN];
     let have = fetch(code, u32::from(start), &mut bytes).min(4096 - usize::from(start));
-    have < MAX_LEN && is_truncated(&bytes[..have], CodeMode(code.mode()).bits())
+    let mode = CodeMode(code.mode());
+    have < MAX_LEN && is_truncated(&bytes[..have], mode.bits(), mode.amd())
 }
 
-/// Whether an invalid instruction is one of more than 15 bytes, which is another exception: it is decoded without the
-/// prefixes that mean nothing.
-fn is_too_long(code: CodeWindow<'_>, at: u32, bits: u32) -> bool {
+/// Whether an instruction that does not exist has more than 15 bytes, which is another exception.
+fn is_too_long(code: CodeWindow<'_>, at: u32, mode: CodeMode) -> bool {
     let mut bytes = [0; 2 * MAX_LEN];
     let have = code.bytes(at, &mut bytes).len();
-    let is_rex = |b: u8| bits == 64 && b & 0xf0 == 0x40;
-    let is_prefix =
-        |b: u8| matches!(b, 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65) || is_rex(b);
-    let prefixes = bytes[..have].iter().take_while(|&&b| is_prefix(b)).count();
-    if prefixes >= MAX_LEN {
-        return true;
-    }
-    // What prefixes make invalid has a length too: with all that may belong to it, then with less.
-    let given = &bytes[..prefixes];
-    let has = |p: &u8| given.contains(p);
-    let mandatory = given.iter().rev().find(|b| matches!(b, 0xf2 | 0xf3));
-    let rex = given.last().filter(|&&b| is_rex(b));
-    if rex.is_some() && matches!(bytes[prefixes], 0xc4 | 0xc5 | 0x62) {
-        // Known to be wrong before its end.
-        return false;
-    }
-    let sizes: Vec<u8> = [0x66, 0x67].into_iter().filter(has).collect();
-    let all: Vec<u8> = sizes.iter().chain(mandatory).chain(rex).copied().collect();
-    let plain: Vec<u8> = sizes.iter().chain(rex).copied().collect();
-    let none: Vec<u8> = [0x67].into_iter().filter(has).collect();
-    for short in [all, plain, none] {
-        let kept = short.len();
-        let short: Vec<u8> = short.iter().chain(&bytes[prefixes..have]).copied().collect();
-        let mut decoder = iced_x86::Decoder::new(bits, &short, iced_x86::DecoderOptions::NONE);
-        let insn = decoder.decode();
-        if !insn.is_invalid() {
-            return prefixes - kept + insn.len() > MAX_LEN;
-        }
-        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && have >= MAX_LEN {
-            return true;
-        }
-    }
-    false
+    length(&bytes[..have], mode.bits(), mode.amd()).is_none_or(|len| len > MAX_LEN)
 }
 
 /// Whether more bytes could make an instruction of these.
-fn is_truncated(bytes: &[u8], bits: u32) -> bool {
-    let mut decoder = iced_x86::Decoder::new(bits, bytes, iced_x86::DecoderOptions::NONE);
+fn is_truncated(bytes: &[u8], bits: u32, amd: bool) -> bool {
+    let mut decoder = iced_x86::Decoder::new(bits, bytes, maker_options(amd));
     let _ = decoder.decode();
-    decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+    // What does not exist may end early.
+    decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && length(bytes, bits, amd).is_none()
 }
 
 impl Tr<'_> {
@@ -202,6 +190,9 @@ impl Tr<'_> {
     /// `too_long`: an instruction may not have so many bytes.
     fn instruction(&mut self, len: u8, too_long: bool) -> Flow {
         self.op(Op::Insn { pc: self.pc, len });
+        if self.limited {
+            self.check_limit();
+        }
         if self.insn.is_invalid() {
             self.op(Op::Call {
                 helper: helper_ids::INVALID,
@@ -221,6 +212,37 @@ impl Tr<'_> {
         self.temps = 0;
         self.guards = guards;
         self.execute()
+    }
+
+    /// Checks that the instruction, or at the beginning of a block all of it, is inside the code segment.
+    fn check_limit(&mut self) {
+        if self.careful {
+            return self.check_code(helper_ids::CODE_ITSELF, Val::Imm(0));
+        }
+        if self.block.insns != 0 {
+            return;
+        }
+        // The last byte's address is put in when the block is complete.
+        let last = self.offset_of_pc(self.pc);
+        self.guard_limit(last);
+    }
+
+    /// In careful mode: checks an address in code, `#GP(0)`.
+    fn check_code(&mut self, what: i64, ip: Val) {
+        self.op(Op::Call {
+            helper: helper_ids::CODE,
+            kind: CallKind::MayExit,
+            ret: None,
+            args: [Val::Imm(what), ip, Val::Imm(0)],
+        });
+    }
+
+    /// Leaves to careful mode if an offset is beyond the code segment.
+    fn guard_limit(&mut self, ip: Val) {
+        let d = self.temp();
+        let off = offset_of!(State, seg) + CS * size_of::<Segment>() + offset_of!(Segment, limit);
+        self.op(Op::LoadEnv { d, off: off as i32, size: Size::B4, ext: Ext::Zero });
+        self.op(Op::Guard { cond: Cond::LtU, a: Val::Slot(d), b: ip });
     }
 
     /// Whether the block certainly has the next instruction too.

@@ -170,7 +170,9 @@ impl Tr<'_> {
     }
 
     fn extend(&mut self) {
-        let from = self.bytes(1);
+        // AMD's loads as many bytes as without the prefix.
+        let narrow = self.insn.code() == Code::Movsxd_r16_rm16 && self.amd;
+        let from = if narrow { 4 } else { self.bytes(1) };
         let signed = self.insn.mnemonic() != Mnemonic::Movzx;
         let to = self.insn.op_register(0);
         if self.is_memory(1) && (to.size() == 8 || to.size() == 4 && !signed) {

@@ -12,6 +12,7 @@ use crate::random::Random;
 use crate::regs::{Regs, Roles};
 use crate::select::{self, Class};
 use crate::sequence::{Item, Sequence};
+use crate::special;
 
 /// Makes sequences.
 pub struct Generator {
@@ -22,14 +23,12 @@ pub struct Generator {
 }
 
 /// One sequence's circumstances.
-struct Place<'a> {
-    r: &'a mut Random,
-    bits: u32,
-    roles: Roles,
+pub struct Place<'a> {
+    pub r: &'a mut Random,
+    pub bits: u32,
+    pub roles: Roles,
     /// Registers before the sequence.
     regs: &'a Regs,
-    /// Memory operands are aligned in any case.
-    aligned: bool,
 }
 
 /// General register `n` of `bytes` bytes; `high`: AH to BH for 4 to 7.
@@ -64,9 +63,6 @@ impl Place<'_> {
     /// Where an access of `size` bytes goes.
     fn target(&mut self, size: usize) -> u64 {
         let size = size.max(1) as u64;
-        if self.aligned {
-            return DATA + 0x400 + self.r.below(0x200) * 16;
-        }
         if size > 32 || matches!(size, 14 | 28) {
             // Which part faults first is the processor's affair.
             return DATA + 0x400 + 0x200 * self.r.below(4) + 4 * self.r.below(64);
@@ -86,12 +82,12 @@ impl Place<'_> {
     /// The memory operand of an access of `size` bytes.
     fn memory(&mut self, insn: &mut Instruction, size: usize, vsib: Option<Register>) {
         let target = self.target(size);
-        let wild = self.r.below(200) == 0 && !self.aligned;
+        let wild = self.r.below(200) == 0;
         let wide = self.bits == 64 && self.r.below(16) != 0;
         let bytes = if wide { 8 } else { 4 };
         let base = if wild {
             self.roles.w
-        } else if self.r.below(8) == 0 && !self.aligned {
+        } else if self.r.below(8) == 0 {
             RSP
         } else {
             self.roles.p
@@ -126,7 +122,7 @@ impl Place<'_> {
         insn.set_memory_displacement64(displacement);
         let small = displacement as i64 as i8 as i64 == displacement as i64;
         insn.set_memory_displ_size(if small && self.r.chance(50) { 1 } else { bytes as u32 });
-        if self.r.below(16) == 0 && !self.aligned {
+        if self.r.below(16) == 0 {
             let segments = [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
             let n = if self.bits == 64 { 6 } else { 4 };
             insn.set_segment_prefix(segments[self.r.below(n) as usize]);
@@ -271,7 +267,7 @@ fn has_immediate(insn: &Instruction, before: u32) -> bool {
     (0..before).any(|i| matches!(insn.op_kind(i), OpKind::Immediate8 | OpKind::Immediate16))
 }
 
-fn encode(bits: u32, insn: &Instruction) -> Option<(Vec<u8>, Option<usize>)> {
+pub fn encode(bits: u32, insn: &Instruction) -> Option<(Vec<u8>, Option<usize>)> {
     let mut encoder = Encoder::new(bits);
     encoder.encode(insn, 0).ok()?;
     let at = insn.is_ip_rel_memory_operand().then(|| encoder.get_constant_offsets().displacement_offset());
@@ -279,7 +275,7 @@ fn encode(bits: u32, insn: &Instruction) -> Option<(Vec<u8>, Option<usize>)> {
 }
 
 /// `mov register, value`
-fn load(item: &mut Item, bits: u32, register: usize, value: u64) {
+pub fn load(item: &mut Item, bits: u32, register: usize, value: u64) {
     let code = if bits == 64 { Code::Mov_r64_imm64 } else { Code::Mov_r32_imm32 };
     let insn = if bits == 64 {
         Instruction::with2(code, gpr(register, 8, false), value)
@@ -314,7 +310,7 @@ impl Generator {
         // Some begin near a page's end.
         let start = CODE + if r.chance(20) { 0x1000 - r.below(64) } else { 0x800 + r.below(64) };
         let mut sequence = Sequence { bits, start, items: Vec::new() };
-        let mut place = Place { r, bits, roles, regs: &regs, aligned: false };
+        let mut place = Place { r, bits, roles, regs: &regs };
         let mut count = 0;
         while count < length {
             if let Some(item) = self.item(&mut place) {
@@ -343,6 +339,9 @@ impl Generator {
     /// A random form of an instruction, with what comes before it.
     fn form(&mut self, p: &mut Place<'_>, code: Code) -> Option<Item> {
         let mut item = Item::default();
+        if special::is_special(code) {
+            return self.special(p, code);
+        }
         if code.is_jcc_short_or_near() || code.is_jmp_short_or_near() || code.is_call_near() || code.is_loop() {
             return self.branch(p, code);
         }
@@ -372,6 +371,7 @@ impl Generator {
         if !matches!(insn.mnemonic(), Mnemonic::Fnstenv | Mnemonic::Fnsave) {
             return Some(());
         }
+        item.image = true;
         let narrow = matches!(insn.memory_size().size(), 14 | 94);
         let (code, first, step) = if narrow { (Code::Mov_rm16_imm16, 6, 2) } else { (Code::Mov_rm32_imm32, 12, 4) };
         for i in 0..4 {
@@ -394,9 +394,6 @@ impl Generator {
         let mut insn = Instruction::default();
         insn.set_code(code);
         let size = op.memory_size().size();
-        // Makers disagree on whether these ask for alignment.
-        p.aligned = op.table() == iced_x86::OpCodeTableKind::T0F38 && matches!(op.op_code(), 0xc8..=0xcd)
-            || op.table() == iced_x86::OpCodeTableKind::T0F3A && op.op_code() == 0xcc;
         for i in 0..op.op_count() {
             if !p.operand(&mut insn, i, op.op_kind(i), size) {
                 return None;
@@ -439,10 +436,18 @@ impl Generator {
     fn acceptable(&mut self, p: &Place<'_>, insn: &Instruction, bytes: &[u8], loaded: &[Register]) -> bool {
         if insn.is_invalid() {
             // #UD or #GP here: it has to be that on the host.
-            return !select::unknown_only_here(bytes, p.bits) && !select::truncated(bytes, p.bits);
+            // Which of the two, in lengths that only AMD's rules are known of.
+            if bytes.len() > 15 && !self.features.amd {
+                return false;
+            }
+            return !select::unknown_only_here(bytes, p.bits) && !select::truncated(bytes, p.bits, self.features.amd);
         }
         // More prefixes may have made it end early.
         if insn.len() != bytes.len() || select::excluded(insn.mnemonic()) || !select::straight(insn) {
+            return false;
+        }
+        // The host's kernel, and the way out of a sequence.
+        if insn.mnemonic() == Mnemonic::Int && matches!(insn.immediate8(), 0x80 | 0x82) {
             return false;
         }
         let faults = select::faults(insn.code());
@@ -534,6 +539,11 @@ impl Generator {
                 }
             }
             M::Mov | M::Pop if writes_segment(insn) => selector(p, insn, item)?,
+            // In memory there may be the selector whose limit is the processor's number.
+            M::Lsl if insn.op_kind(1) == OpKind::Memory => return None,
+            // Or in a register.
+            M::Lsl => examined(p, insn, item)?,
+            M::Lar | M::Verr | M::Verw if p.r.chance(80) => examined(p, insn, item)?,
             M::Wrfsbase | M::Wrgsbase => {
                 let n = insn.op_register(0).full_register().number();
                 if !free(p, n) || n == RSP {
@@ -601,6 +611,10 @@ impl Generator {
         use OpCodeOperandKind as K;
         let near = match kind {
             K::br64_1 | K::br64_4 if wide => OpKind::NearBranch64,
+            // Of those who heed the prefix.
+            K::br16_1 | K::br16_2 if wide && self.features.amd && p.r.below(20) == 0 => {
+                return narrow_branch(p, code);
+            }
             K::br32_1 | K::br32_4 if !wide => OpKind::NearBranch32,
             K::br16_1 | K::br16_2 if !wide && p.r.below(20) == 0 => OpKind::NearBranch16,
             _ => return None,
@@ -651,11 +665,11 @@ impl Generator {
     /// A near jump, call or return to the next instruction.
     fn indirect(&mut self, p: &mut Place<'_>, code: Code) -> Option<Item> {
         use Code::*;
+        let count = if p.bits == 64 { 16 } else { 8 };
+        let n = (0..count).find(|&n| !p.roles.contains(n) && n != RSP && p.r.chance(30))?;
         if p.bits == 32 {
-            // There is no way to make the address at any place, but by a call.
-            return None;
+            return indirect_32(p, code, n as u8);
         }
-        let n = (0..16).find(|&n| !p.roles.contains(n) && n != RSP && p.r.chance(30))?;
         let tail: Vec<u8> = match code {
             Jmp_rm64 => {
                 let insn = Instruction::with1(code, gpr(n, 8, false)).ok()?;
@@ -679,12 +693,60 @@ impl Generator {
             }
             _ => return None,
         };
-        // lea n, [rip + what follows]
         let mut item = Item::default();
+        if p.r.chance(6) {
+            // To where no code can be.
+            let to = p.r.pick(&W_VALUE);
+            load(&mut item, 64, n, to);
+            item.add(&tail);
+            return Some(item);
+        }
+        // lea n, [rip + what follows]
         item.add(&[0x48 | (n as u8 >> 3) << 2, 0x8d, 0x05 | (n as u8 & 7) << 3, tail.len() as u8, 0, 0, 0]);
         item.add(&tail);
         Some(item)
     }
+}
+
+/// A jump or call with a 16-bit displacement, whose target is truncated: nothing is there.
+fn narrow_branch(p: &mut Place<'_>, code: Code) -> Option<Item> {
+    let op = code.op_code();
+    let mut bytes = vec![0x66];
+    if op.table() == iced_x86::OpCodeTableKind::T0F {
+        bytes.push(0x0f);
+    }
+    bytes.push(op.op_code() as u8);
+    let short = op.op_kind(0) == OpCodeOperandKind::br16_1;
+    bytes.extend(if short { vec![p.r.below(16) as u8] } else { vec![p.r.below(16) as u8, 0] });
+    let mut item = Item::default();
+    item.add(&bytes);
+    Some(item)
+}
+
+/// A near jump, call or return in 32-bit code, to the next instruction, whose address a call tells.
+fn indirect_32(p: &mut Place<'_>, code: Code, n: u8) -> Option<Item> {
+    use Code::*;
+    let tail = match code {
+        Jmp_rm32 => vec![vec![0xff, 0xe0 | n]],
+        Call_rm32 => vec![vec![0xff, 0xd0 | n]],
+        Jmp_rm16 => vec![vec![0x66, 0xff, 0xe0 | n]],
+        Call_rm16 => vec![vec![0x66, 0xff, 0xd0 | n]],
+        Retnd => vec![vec![0x50 | n], vec![0xc3]],
+        Retnd_imm16 => vec![vec![0x50 | n], vec![0xc2, 4, 0]],
+        Retnw => vec![vec![0x66, 0x50 | n], vec![0x66, 0xc3]],
+        _ => return None,
+    };
+    // Those of 16 bits lead to where nothing is.
+    if matches!(code, Jmp_rm16 | Call_rm16 | Retnw) && !p.r.chance(10) {
+        return None;
+    }
+    let length: usize = tail.iter().map(|t| t.len()).sum();
+    let mut item = Item::default();
+    item.add(&[0xe8, 0, 0, 0, 0]);
+    item.add(&[0x58 | n]);
+    item.add(&[0x83, 0xc0 | n, 4 + length as u8]);
+    tail.iter().for_each(|t| item.add(t));
+    Some(item)
 }
 
 trait WritesFirst {
@@ -707,6 +769,22 @@ fn set_branch(insn: &mut Instruction, to: u64) {
 
 fn writes_segment(insn: &Instruction) -> bool {
     insn.op_kind(0) == OpKind::Register && insn.op_register(0).is_segment_register()
+}
+
+/// Makes the selector that an instruction looks at one that the host's tables have as the guest's.
+fn examined(p: &mut Place<'_>, insn: &Instruction, item: &mut Item) -> Option<()> {
+    let operand = if matches!(insn.mnemonic(), Mnemonic::Verr | Mnemonic::Verw) { 0 } else { 1 };
+    if insn.op_kind(operand) != OpKind::Register {
+        return Some(());
+    }
+    let n = insn.op_register(operand).full_register().number();
+    if p.roles.contains(n) || n == RSP {
+        return None;
+    }
+    let value =
+        p.r.pick(&[0, 3, 8, 0x0b, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2a, 0x2b, 0x30, 0x33, 0x40, 0x43, 0x0f, 0x83]);
+    load(item, p.bits, n, value);
+    Some(())
 }
 
 /// Makes the selector that an instruction loads one of those that there are.

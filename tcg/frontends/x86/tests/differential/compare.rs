@@ -9,7 +9,7 @@ use crate::guest::Guest;
 use crate::host::Host;
 use crate::layout::*;
 use crate::random::Random;
-use crate::regs::{ARITHMETIC, Exit, FLAGS, Outcome, Regs};
+use crate::regs::{Exit, FLAGS, Outcome, Regs};
 use crate::select::Class;
 use crate::sequence::Sequence;
 
@@ -34,10 +34,13 @@ struct Case {
     sequence: Sequence,
     before: Regs,
     memory: Vec<u8>,
+    /// With CR0.TS, which no program of the host's can have: the engines against each other.
+    switched: bool,
 }
 
 struct Engines {
     host: Host,
+    amd: bool,
     guests: Vec<(&'static str, Guest)>,
 }
 
@@ -68,7 +71,7 @@ pub fn run(job: &Job) -> Result<(), String> {
                 handles.iter().for_each(|h| h.kick());
             }
         });
-        let result = all(job, Engines { host, guests });
+        let result = all(job, Engines { host, amd: crate::select::features().amd, guests });
         done.store(true, Ordering::Relaxed);
         result
     })
@@ -87,7 +90,7 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
         let mut r = Random::new(job.seed.wrapping_add(n));
         let bits = if job.bits == 0 { r.pick(&[32, 64, 64]) } else { job.bits };
         let (sequence, before) = generator.sequence(&mut r, bits, job.length);
-        let case = Case { sequence, before, memory: memory(&mut r) };
+        let case = Case { sequence, before, memory: memory(&mut r), switched: r.below(64) == 0 };
         if std::env::var_os("TRACE").is_some() {
             eprintln!("{n}\n{}", case.sequence.print());
         }
@@ -147,37 +150,67 @@ impl Engines {
     fn differences(&mut self, case: &Case) -> (Outcome, Vec<String>) {
         let code = case.sequence.code();
         let (bits, start) = (case.sequence.bits, case.sequence.start);
-        let mut expected = self.host.run(bits, start, &code, &case.before, &case.memory);
-        expected.regs.normalize(bits);
-        // Generated code computes with the host's own instructions: what these leave undefined is the same.
-        let mut lines = Vec::new();
-        for (name, guest) in &mut self.guests {
-            let mut got = guest.run(bits, start, &code, &case.before, &case.memory);
-            got.regs.normalize(bits);
-            let undefined = case.sequence.undefined(expected.regs.rip);
-            let flags = FLAGS & !undefined.unwrap_or(ARITHMETIC);
-            if undefined.is_none() {
-                // What came of undefined flags may be anywhere.
-                continue;
-            }
-            let found = different(&got, &expected, flags, case.sequence.loads_x87());
-            lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
+        let mut expected = None;
+        if !case.switched {
+            let mut outcome = self.host.run(bits, start, &code, &case.before, &case.memory);
+            outcome.regs.normalize(bits);
+            expected = Some(outcome);
         }
-        (expected, lines)
+        let end = expected.as_ref().map_or(0, |e| e.regs.rip);
+        // The translator has AMD's values for what the manuals leave undefined. Elsewhere, what came of such flags may be
+        // anywhere.
+        let Some(undefined) = (if self.amd { Some(0) } else { case.sequence.undefined(end) }) else {
+            let outcome = expected.unwrap_or_else(|| never(case));
+            return (outcome, Vec::new());
+        };
+        let flags = FLAGS & !undefined;
+        let mut lines = Vec::new();
+        let mut first: Option<Outcome> = None;
+        for (name, guest) in &mut self.guests {
+            let mut got = guest.run(bits, start, &code, &case.before, &case.memory, case.switched);
+            got.regs.normalize(bits);
+            if let Some(first) = &first
+                && !(got.exit == first.exit && got.regs == first.regs && got.memory == first.memory)
+            {
+                let found = different(&got, first, flags, (true, true), "generated code");
+                lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
+            }
+            if let Some(expected) = &expected
+                && (got.exit != expected.exit || got.regs != expected.regs || got.memory != expected.memory)
+            {
+                // An exception that waits is that of the last instruction, unless a new control word unmasked an old one.
+                let pointers =
+                    matches!(expected.exit, Exit::Exception { vector: 16, .. }) && !case.sequence.loads_x87();
+                let settled = case.sequence.settled(expected.regs.rip);
+                let found = different(&got, expected, flags, (pointers, settled), "the host");
+                lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
+            }
+            first.get_or_insert(got);
+        }
+        (expected.or(first).unwrap_or_else(|| never(case)), lines)
     }
 }
 
-fn different(got: &Outcome, expected: &Outcome, flags: u64, loads_x87: bool) -> Vec<String> {
+fn never(case: &Case) -> Outcome {
+    Outcome { regs: case.before.clone(), memory: Vec::new(), exit: Exit::Never }
+}
+
+/// `pointers`, `memory`: whether where the last x87 instruction was, and memory, are compared too.
+fn different(
+    got: &Outcome,
+    expected: &Outcome,
+    flags: u64,
+    (pointers, memory): (bool, bool),
+    whose: &str,
+) -> Vec<String> {
     let mut lines = Vec::new();
     if got.exit != expected.exit {
-        lines.push(format!("ended by {:?}, the host by {:?}", got.exit, expected.exit));
+        lines.push(format!("ended by {:?}, {whose} by {:?}", got.exit, expected.exit));
     }
-    // An exception that waits is that of the last instruction, unless a new control word unmasked an old one.
-    let pointers = matches!(expected.exit, Exit::Exception { vector: 16, .. }) && !loads_x87;
-    lines.extend(got.regs.differences(&expected.regs, flags, pointers));
+    lines.extend(got.regs.differences(&expected.regs, flags, pointers, whose));
     for (i, (a, b)) in got.memory.chunks(8).zip(expected.memory.chunks(8)).enumerate() {
-        if a != b && lines.len() < 24 {
-            lines.push(format!("memory at {:#x}: {a:02x?}, the host has {b:02x?}", DATA + 8 * i as u64));
+        if memory && a != b && lines.len() < 24 {
+            lines.push(format!("memory at {:#x}: {a:02x?}, {whose} has {b:02x?}", DATA + 8 * i as u64));
         }
     }
     lines

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mimus_arch::x86::X86State;
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, attr};
-use mimus_arch::{CpuModel, CpuState, GuestArch, StateGroups};
+use mimus_arch::{CpuState, StateGroups};
 use mimus_core::accel::{CpuIo, Vcpu, VcpuExit, VcpuHandle, VcpuIndex};
 use mimus_core::bus::AccessSize;
 use mimus_core::clock::VirtualClock;
@@ -90,8 +90,7 @@ impl Guest {
         let config = EngineConfig { code_size: 4 << 20, interpret, ..EngineConfig::default() };
         let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
-        let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();
-        let mut vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &model).unwrap();
+        let mut vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &crate::select::model()).unwrap();
         let CpuState::X86(template) = vcpu.get_state(StateGroups::All) else { unreachable!() };
         let mut guest = Guest { vcpu, io: Io { clock: VirtualClock::new(), memory }, ram, template: *template };
         guest.tables();
@@ -178,13 +177,14 @@ impl Guest {
         s.xsave.resize(AREA.max(s.xsave.len()), 0);
     }
 
-    /// Runs a sequence that was laid out at `start`.
-    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8]) -> Outcome {
+    /// Runs a sequence that was laid out at `start`; `switched`: with CR0.TS.
+    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], switched: bool) -> Outcome {
         self.put(DATA_AT, memory);
         let mut text = code.to_vec();
         text.extend([0xcd, LEAVE_VECTOR]);
         self.put(CODE_AT + (start - CODE), &text);
         let mut s = self.template.clone();
+        s.cr0 |= if switched { CR0_TS } else { 0 };
         s.gpr = before.gpr;
         s.rip = start;
         s.rflags = before.flags;

@@ -12,6 +12,11 @@
 //! | `MIMUS_FUZZ_LENGTH` | instructions of a sequence |
 //! | `MIMUS_FUZZ_KEEP_GOING` | report so many failures before stopping |
 //!
+//! Left out is what a program of the host's cannot execute alike: system calls, identification and clocks, INT1 (which
+//! hypervisors intercept), XSAVEOPT (only the processor knows what has been modified), SGDT and its like (the kernel
+//! executes them), TSX, where the last x87 instruction was while no exception of it waits. With
+//! CR0.TS the engines are compared with each other.
+//!
 //! A failing sequence is reduced to what it needs, and printed as assembly with the state before it and the
 //! differences after it.
 
@@ -24,6 +29,7 @@ mod random;
 mod regs;
 mod select;
 mod sequence;
+mod special;
 
 use compare::{Job, run};
 use select::Class;

@@ -1,6 +1,7 @@
 //! Which instructions are tried, and which sequences can be.
 
 use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind};
+use mimus_arch::x86::Vendor;
 use mimus_arch::{CpuModel, GuestArch};
 use mimus_tcg_frontend_x86::cpuid::{self, Features};
 use mimus_tcg_frontend_x86::decode::decode;
@@ -58,9 +59,18 @@ impl Class {
     }
 }
 
+/// Everything the translator has, of the host's maker.
+pub fn model() -> CpuModel {
+    let CpuModel::X86(mut model) = CpuModel::parse(GuestArch::X86_64, "max").unwrap() else { unreachable!() };
+    let host = std::arch::x86_64::__cpuid(0);
+    let amd = [host.ebx, host.edx, host.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
+    model.vendor = if amd { Vendor::Amd } else { Vendor::Intel };
+    CpuModel::X86(model)
+}
+
 /// The model's features, as far as this host can do them.
 pub fn features() -> Features {
-    let CpuModel::X86(model) = CpuModel::parse(GuestArch::X86_64, "max").unwrap() else { unreachable!() };
+    let CpuModel::X86(model) = model() else { unreachable!() };
     Features::new(&model.restricted_to(cpuid::supported()).unwrap(), 0)
 }
 
@@ -72,19 +82,15 @@ pub fn excluded(m: Mnemonic) -> bool {
         // Identification, clocks, randomness.
         M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid | M::Rdrand | M::Rdseed | M::Xgetbv
         // The host's kernel.
-        | M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq | M::Int
+        | M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq
         // Executed by the host's kernel instead of #GP.
         | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw
-        // Depends on the host's descriptors.
-        | M::Lar | M::Lsl | M::Verr | M::Verw
-        // Depend on what a processor thinks is in its initial state: tested by themselves.
-        | M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Xrstor | M::Xrstor64
-        | M::Xsaves | M::Xsaves64 | M::Xrstors | M::Xrstors64 | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64
-        // Transfers to other segments and from interrupts.
-        | M::Iret | M::Iretd | M::Iretq | M::Retf | M::Xabort | M::Xbegin | M::Xend
-        // To addresses that are not in the sequence.
+        // What a processor thinks has been modified since the last XRSTOR, only it knows. (Its relatives are in
+        // `transfers`.)
+        | M::Xsaveopt | M::Xsaveopt64
+        | M::Xabort | M::Xbegin | M::Xend
         | M::Rsm | M::Monitor | M::Mwait | M::Umonitor | M::Umwait | M::Tpause | M::Enqcmd | M::Enqcmds
-        // What is single-stepped by hand on some hosts.
+        // Hypervisors that intercept it report it as a fault, at the instruction instead of behind it.
         | M::Int1
         | M::Rdpru | M::Ptwrite | M::Rdpkru | M::Wrpkru | M::Pconfig
     )
@@ -95,13 +101,9 @@ fn disputed(code: Code) -> bool {
     use Code::*;
     matches!(
         code,
-        // A segment's base and limit in the compatibility of old processors.
-        Sysretd | Movsxd_r16_rm16 | Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
-        | Ud0 | Ud0_r16_rm16 | Ud0_r32_rm32 | Ud0_r64_rm64
+        Sysretd | Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
         // 286 and 486 only.
         | Fstdw_AX | Fstsg_AX | Frstpm | Fneni | Fndisi | Fnsetpm
-        // Near branches with an operand-size prefix in 64-bit mode, far ones with REX.W.
-        | Jmp_m1664 | Call_m1664 | Lss_r64_m1664 | Lfs_r64_m1664 | Lgs_r64_m1664
         | Mov_tr_r32 | Mov_r32_tr | Storeall | Loadall286 | Loadall386
     )
 }
@@ -113,6 +115,7 @@ pub fn faults(code: Code) -> bool {
         || matches!(
             code.mnemonic(),
             M::Int3
+                | M::Int
                 | M::Int1
                 | M::Ud1
                 | M::Ud2
@@ -144,18 +147,17 @@ pub fn instructions(class: Class, bits: u32, features: &Features) -> (Vec<Code>,
     let mut all: Vec<Code> = Code::values()
         .filter(|&code| {
             let op = code.op_code();
-            let modes = if bits == 64 { op.mode64() } else { op.mode32() };
+            let decodes = if features.amd { op.amd_decoder64() } else { op.intel_decoder64() };
+            let modes = if bits == 64 { op.mode64() && decodes } else { op.mode32() };
             let encoding = matches!(op.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
             let usable = (0..op.op_count()).all(|i| {
                 use OpCodeOperandKind as K;
-                !matches!(op.op_kind(i), K::tr_reg | K::bnd_reg | K::farbr2_2 | K::farbr4_2 | K::k_reg | K::k_rm)
+                !matches!(op.op_kind(i), K::tr_reg | K::bnd_reg | K::k_reg | K::k_rm)
             });
-            let far = matches!(code, Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Call_m1616 | Code::Call_m1632);
             op.is_instruction()
                 && modes
                 && encoding
                 && usable
-                && !far
                 && !excluded(code.mnemonic())
                 && !disputed(code)
                 && available(code, features)
@@ -188,16 +190,8 @@ pub fn unknown_only_here(bytes: &[u8], bits: u32) -> bool {
 }
 
 /// Whether these are the first bytes of an instruction, and what follows would be the rest.
-pub fn truncated(bytes: &[u8], bits: u32) -> bool {
-    let mut decoder = iced_x86::Decoder::new(bits, bytes, iced_x86::DecoderOptions::NONE);
-    let _ = decoder.decode();
-    // Of a REX prefix before VEX some know that it is wrong before they know how long it is.
-    let vex = bytes.iter().position(|b| matches!(b, 0xc4 | 0xc5 | 0x62));
-    let rex = bits == 64 && vex.is_some_and(|at| at > 0 && bytes[at - 1] & 0xf0 == 0x40);
-    if rex && bytes.len() > 10 {
-        return true;
-    }
-    bytes.len() < 15 && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+pub fn truncated(bytes: &[u8], bits: u32, amd: bool) -> bool {
+    bytes.len() < 15 && mimus_tcg_frontend_x86::length::length(bytes, bits, amd).is_none()
 }
 
 /// Goes on with the next instruction unless it faults.

@@ -13,6 +13,8 @@ pub struct Item {
     pub relative: Vec<(usize, usize)>,
     /// Instructions in it.
     pub count: usize,
+    /// It stores an image of the x87 unit, and then clears what processors store differently.
+    pub image: bool,
 }
 
 impl Item {
@@ -96,6 +98,17 @@ impl Sequence {
             }
         }
         count
+    }
+
+    /// Whether memory is what it should be when the instruction at `rip` is reached: not between an image and its
+    /// clearing.
+    pub fn settled(&self, rip: u64) -> bool {
+        let mut at = self.start;
+        !self.items.iter().any(|item| {
+            let inside = at < rip && rip < at + item.bytes.len() as u64;
+            at += item.bytes.len() as u64;
+            inside && item.image
+        })
     }
 
     /// Flags that the manual leaves undefined when the instruction at `rip` is reached; `None` if one was read.

@@ -3,6 +3,7 @@
 
 mod debug;
 mod debug_exceptions;
+mod limits;
 mod native;
 mod programs;
 mod rules;
