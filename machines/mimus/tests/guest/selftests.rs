@@ -68,7 +68,7 @@ fn values(text: &str) -> Vec<&str> {
 }
 
 fn passes(test: &str, commands: Option<Commands>, widths: &[u32]) {
-    let Some(c) = commands else { return };
+    let Some(mut c) = commands else { return };
     let dir = Dir::new(test);
     let mut archive = Archive::default();
     let mut programs = Vec::new();
@@ -86,7 +86,7 @@ fn passes(test: &str, commands: Option<Commands>, widths: &[u32]) {
     initrd.extend(archive.finish_gzip().unwrap());
     let path = dir.path("initrd.gz");
     std::fs::write(&path, initrd).unwrap();
-    let c = Commands { initrd: path, ..c };
+    c.initrd = path;
     let mut guest = c.boot(&["-M", "q35", "-no-reboot", "-accel", "tcg", "-nic", "none"]);
     for (bits, program) in programs {
         let native = natively(test, &program);
