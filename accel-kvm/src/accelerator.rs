@@ -5,6 +5,7 @@ use crate::error::unavailable;
 use crate::options::NAME;
 use mimus_arch::GuestArch;
 use mimus_core::accel::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The accelerator.
@@ -28,13 +29,21 @@ impl Accelerator for KvmAccelerator {
     }
 
     fn probe(&self, guest: GuestArch) -> Result<AccelCaps, Unavailable> {
+        self.probe_with(guest, &BTreeMap::new())
+    }
+
+    fn probe_with(&self, guest: GuestArch, options: &BTreeMap<String, String>) -> Result<AccelCaps, Unavailable> {
         Self::check_guest(guest)?;
         let said = |e: AccelError| match e {
             AccelError::Unavailable(u) => u,
             other => crate::error::unavailable(other.to_string()),
         };
-        let kvm = crate::vm::open(&crate::options::KvmOptions::default().device).map_err(said)?;
+        // Options that are wrong are no reason to run the guest on something else: making the machine tells.
+        let options = crate::options::KvmOptions::parse(options).unwrap_or_default();
+        let kvm = crate::vm::open(&options.device).map_err(said)?;
         crate::vm::require(&kvm).map_err(said)?;
+        // Another hypervisor may have the processor.
+        crate::vm::create_fd(&kvm).map_err(said)?;
         Ok(AccelCaps { max_vcpus: crate::vm::most_vcpus(&kvm), debug: true, icount: false })
     }
 

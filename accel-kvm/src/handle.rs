@@ -61,11 +61,16 @@ pub struct VcpuCore {
     counters: [AtomicU64; COUNTERS.len()],
     /// The time-stamp counter while the machine's time stands still.
     frozen_tsc: Mutex<Option<u64>>,
+    /// What its time-stamp counter adds to the host's, as last looked at, and its frequency in kHz: any thread may
+    /// want to know while the vCPU is in the kernel, which would have to be waited for.
+    pub tsc_offset: AtomicU64,
+    pub tsc_khz: AtomicU32,
 }
 
 impl VcpuCore {
     /// Nothing pending.
     pub fn new(index: VcpuIndex, fd: VcpuFd, page: Arc<RunPage>, entry: Arc<Entry>) -> Arc<Self> {
+        let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
         Arc::new(Self {
             index,
             fd,
@@ -75,6 +80,8 @@ impl VcpuCore {
             signal: VcpuSignal::new(),
             counters: Default::default(),
             frozen_tsc: Mutex::default(),
+            tsc_offset: AtomicU64::new(0),
+            tsc_khz: AtomicU32::new(tsc_khz),
         })
     }
 

@@ -13,6 +13,7 @@ use crate::slots::{SlotLimits, Slots};
 use crate::sys::ring::DirtyRing;
 use crate::sys::run_page::RunPage;
 use crate::sys::{ioctl, signal, x86 as sys_x86};
+use crate::x86::clock::Tsc;
 use crate::x86::cpuid::HostCpu;
 use crate::x86::irqchip::KvmIrqChip;
 use crate::x86::msrs;
@@ -26,7 +27,7 @@ use mimus_arch::x86::{X86Model, msr};
 use mimus_arch::{CpuModel, ModelError};
 use mimus_core::accel::{
     AccelCaps, AccelError, AccelVm, CoalescedIo, DirtyLog, Doorbells, EmulationFailure, GuestClock, IrqChip,
-    IrqChipMode, IrqFds, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
+    IrqChipMode, IrqFds, TscClock, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::{AddressSpace, GuestRam, MemoryListener, PAGE_SIZE, RamBacking, RamBlock};
@@ -107,7 +108,7 @@ impl VmShared {
 
     /// A CPU model as this VM can give it.
     fn restrict(&self, model: &X86Model) -> Result<X86Model, AccelError> {
-        self.host.restrict(model, self.mode() != IrqChipMode::User)
+        self.host.restrict(model)
     }
 
     /// The MSRs that are state, found out with the first vCPU.
@@ -151,6 +152,11 @@ impl VmShared {
     /// Whether the VM has a capability.
     pub fn has_cap(&self, cap: u32) -> bool {
         ioctl::check_extension(&*self.fd, cap) != 0
+    }
+
+    /// Whether guests see the host's time-stamp counter, whatever it is set to.
+    pub fn tsc_is_fixed(&self) -> bool {
+        open(&self.device).ok().and_then(|kvm| quirks::tsc_fixed(&kvm).ok()).unwrap_or(false)
     }
 
     /// Whether the kernel shadows page tables, found out the first time it is asked for.
@@ -213,6 +219,11 @@ pub fn require(kvm: &Kvm) -> Result<(), AccelError> {
     }
 }
 
+/// Makes a virtual machine, of which there is nothing yet.
+pub fn create_fd(kvm: &Kvm) -> Result<VmFd, AccelError> {
+    kvm.create_vm().map_err(|e| cannot_create(io::Error::from_raw_os_error(e.errno())))
+}
+
 /// Most vCPUs of a machine.
 pub fn most_vcpus(kvm: &Kvm) -> u32 {
     kvm.get_max_vcpus().min(kvm.get_max_vcpu_id()) as u32
@@ -239,8 +250,7 @@ impl KvmVm {
             return Err(too_many_vcpus(config.smp, most));
         }
         signal::install();
-        let fd = kvm.create_vm().map_err(|e| cannot_create(io::Error::from_raw_os_error(e.errno())))?;
-        let fd = Arc::new(fd);
+        let fd = Arc::new(create_fd(&kvm)?);
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(errno("place its page table"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(errno("place its task state"))?;
         let kernel = kernel_caps(&fd);
@@ -428,6 +438,10 @@ impl AccelVm for KvmVm {
 
     fn dirty_log(&self) -> Option<&dyn DirtyLog> {
         Some(&self.dirty_log)
+    }
+
+    fn tsc(&self) -> Option<Arc<dyn TscClock>> {
+        Some(Arc::new(Tsc::of(&self.shared)))
     }
 
     fn guest_clock(&self) -> Option<&dyn GuestClock> {

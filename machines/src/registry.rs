@@ -4,6 +4,8 @@ use mimus_core::device::{ModelEntry, Registry, UnknownModel};
 use mimus_devices::block::sata;
 use mimus_devices::{isa, virtio};
 
+use crate::machine::boot_list::is_bootable;
+
 /// The models, by class.
 pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS, sata::MODELS]);
 
@@ -38,7 +40,8 @@ pub fn properties(name: &str) -> String {
     match find(name) {
         Ok(model) => {
             let mut out = format!("{}: {}\nproperties:\n", model.name, model.summary);
-            for property in ["id", "bus"].iter().chain((model.properties)()) {
+            let boot = is_bootable(model.name).then_some(&"bootindex");
+            for property in ["id", "bus"].iter().chain(boot).chain((model.properties)()) {
                 out.push_str(&format!("  {property}\n"));
             }
             out

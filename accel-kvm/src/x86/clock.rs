@@ -11,11 +11,13 @@ use crate::x86::msrs;
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data};
 use mimus_arch::x86::msr;
 use mimus_arch::x86::state::Msr;
-use mimus_core::accel::GuestClock;
+use mimus_core::accel::{GuestClock, TscClock, VcpuIndex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The guest's counter without its offset when the host's is at `host`.
 fn scaled(vm: &VmShared, vcpu: &VcpuCore, host: u64) -> u64 {
-    let guest_khz = vcpu.fd.get_tsc_khz().unwrap_or(0);
+    let guest_khz = vcpu.tsc_khz.load(Ordering::Relaxed);
     if guest_khz == 0 || vm.host_tsc_khz == 0 || guest_khz == vm.host_tsc_khz {
         return host;
     }
@@ -24,6 +26,47 @@ fn scaled(vm: &VmShared, vcpu: &VcpuCore, host: u64) -> u64 {
 
 fn offset(vcpu: &VcpuCore) -> Option<u64> {
     ioctl::get_vcpu_attr(&vcpu.fd, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET.into()).ok()
+}
+
+/// Looks at what a vCPU's counter adds to the host's: the guest may have set it. Not while it is in `KVM_RUN`.
+pub fn note_offset(vm: &VmShared, vcpu: &VcpuCore) {
+    let read = || msrs::read_one(&vcpu.fd, msr::TSC).map(|tsc| tsc.wrapping_sub(scaled(vm, vcpu, sys_x86::host_tsc())));
+    if let Some(now) = offset(vcpu).or_else(read) {
+        vcpu.tsc_offset.store(now, Ordering::Relaxed);
+    }
+}
+
+/// The counters as a local APIC outside of the kernel sees them.
+pub struct Tsc {
+    vm: Arc<VmShared>,
+    /// The guest sees the host's counter, whatever the kernel says of an offset.
+    fixed: bool,
+}
+
+impl Tsc {
+    /// Those of a VM.
+    pub fn of(vm: &Arc<VmShared>) -> Self {
+        Self { vm: vm.clone(), fixed: vm.tsc_is_fixed() }
+    }
+}
+
+impl TscClock for Tsc {
+    fn now(&self, vcpu: VcpuIndex) -> u64 {
+        let host = sys_x86::host_tsc();
+        let vcpus = self.vm.vcpus();
+        let Some(vcpu) = vcpus.get(vcpu.as_usize()) else { return host };
+        if self.fixed {
+            return host;
+        }
+        let frozen = *vcpu.frozen_tsc();
+        frozen.unwrap_or_else(|| scaled(&self.vm, vcpu, host).wrapping_add(vcpu.tsc_offset.load(Ordering::Relaxed)))
+    }
+
+    fn hz(&self) -> u64 {
+        let first = self.vm.vcpus().first().map_or(0, |v| v.tsc_khz.load(Ordering::Relaxed));
+        let khz = if self.fixed || first == 0 { self.vm.host_tsc_khz } else { first };
+        u64::from(khz.max(1)) * 1000
+    }
 }
 
 /// The counter of a vCPU that is not in `KVM_RUN`.
@@ -53,6 +96,7 @@ impl GuestClock for VmShared {
             if set.is_err() {
                 write_tsc(vcpu, value);
             }
+            note_offset(self, vcpu);
         }
         let clock = kvm_clock_data { clock: self.clock.now(), ..Default::default() };
         if self.caps.clock

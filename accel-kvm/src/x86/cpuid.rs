@@ -95,9 +95,8 @@ impl HostCpu {
         }
     }
 
-    /// The model as this host can give it, with a local APIC in the kernel or outside of it; says what of it is
-    /// missing.
-    pub fn restrict(&self, model: &X86Model, kernel_lapic: bool) -> Result<X86Model, AccelError> {
+    /// The model as this host can give it; says what of it is missing.
+    pub fn restrict(&self, model: &X86Model) -> Result<X86Model, AccelError> {
         if let Some(nested) = ["vmx", "svm"].into_iter().find(|f| self.lacks_asked_for(model, f)) {
             return Err(AccelError::Other(format!(
                 "CPU model {}: {nested}: virtual machines inside the guest need nested virtualisation, which this \
@@ -116,8 +115,6 @@ impl HostCpu {
         } else {
             self.supported
         };
-        // An APIC outside does not know the vCPUs' time-stamp counters.
-        let offered = if kernel_lapic { offered } else { offered.difference(X86Features::of(&["tsc-deadline"])) };
         let out = wanted.restricted_to(offered)?;
         let missing = wanted.features.difference(out.features);
         if !missing.is_empty() && !model.all {
@@ -186,7 +183,7 @@ mod tests {
     }
 
     fn restrict(text: &str) -> Result<X86Model, AccelError> {
-        host().restrict(&X86Model::parse(GuestArch::X86_64, text).unwrap(), true)
+        host().restrict(&X86Model::parse(GuestArch::X86_64, text).unwrap())
     }
 
     #[test]

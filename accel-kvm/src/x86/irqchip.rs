@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Level-triggered, in a message's data.
 const DATA_LEVEL: u32 = 1 << 15;
@@ -46,6 +46,8 @@ struct Input {
     level_messages: Mutex<VecDeque<(u32, Message)>>,
     /// The IOAPIC model tells its messages: there is nothing to be learnt from those it sends.
     told: AtomicBool,
+    /// `Kernel`: the state that the IOAPIC was set to since the machine stopped.
+    restored: Mutex<Option<IoApicState>>,
 }
 
 /// Pins and their numbers as a PC has them: the first 16 on the PIC and the IOAPIC, but the timer, number 0, on
@@ -92,7 +94,8 @@ impl KvmIrqChip {
         }
         let (lines, level_messages) = (AtomicU32::new(0), Mutex::default());
         let told = AtomicBool::new(false);
-        let input = Arc::new(Input { vm: vm.clone(), mode, lines, level_messages, told });
+        let restored = Mutex::default();
+        let input = Arc::new(Input { vm: vm.clone(), mode, lines, level_messages, told, restored });
         Ok(Arc::new(Self { vm: vm.clone(), mode, input }))
     }
 }
@@ -108,7 +111,7 @@ impl IrqChip for KvmIrqChip {
 
     fn devices(&self) -> Vec<(&'static str, Arc<dyn Device>)> {
         let vm = &self.vm;
-        let lapic: Arc<dyn Device> = Arc::new(KernelChip(Lapics(vm.clone())));
+        let lapic: Arc<dyn Device> = Arc::new(KernelChip(Lapics(self.input.clone())));
         match self.mode {
             IrqChipMode::Kernel => {
                 let now = AtomicI64::new(sys_x86::monotonic_ns());
@@ -168,6 +171,21 @@ impl Input {
     }
 }
 
+impl Input {
+    fn restored(&self) -> MutexGuard<'_, Option<IoApicState>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the kernel's IOAPIC; what waits for delivery in `state` is delivered at once.
+    fn set_ioapic(&self, state: &IoApicState) -> io::Result<()> {
+        let chip = kvm_irqchip__bindgen_ty_1 { ioapic: chips::ioapic_from(state) };
+        let chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, pad: 0, chip };
+        self.vm.fd.set_irqchip(&chip).map_err(os)?;
+        self.lines.store(lines_of(state.lines), Ordering::SeqCst);
+        Ok(())
+    }
+}
+
 impl IrqController for Input {
     fn set_input(&self, pin: u32, level: bool) {
         if self.mode != IrqChipMode::Kernel || pin >= IOAPIC_PINS as u32 {
@@ -196,6 +214,16 @@ impl IrqController for Input {
             Ok(_) => MemTxResult::Ok,
             Err(_) => MemTxResult::AccessError,
         }
+    }
+
+    fn holds(&self, vector: u8) -> Option<bool> {
+        if self.mode != IrqChipMode::Split {
+            return None;
+        }
+        let (word, bit) = (usize::from(vector / 32), vector % 32);
+        let has = |apic: LapicState| (apic.irr[word] | apic.isr[word]) >> bit & 1 != 0;
+        // If it cannot be found out, the end may come still.
+        Some(self.vm.vcpus().iter().any(|v| get_lapic(&v.fd).map_or(true, has)))
     }
 
     fn msi_route(&self) -> Option<Arc<dyn MsiRoute>> {
@@ -315,15 +343,17 @@ impl Chip for IoApic {
     }
 
     fn set(&self, state: &IoApicState) -> io::Result<()> {
-        let chip = kvm_irqchip__bindgen_ty_1 { ioapic: chips::ioapic_from(state) };
-        let chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, pad: 0, chip };
-        self.0.vm.fd.set_irqchip(&chip).map_err(os)?;
-        self.0.lines.store(lines_of(state.lines), Ordering::SeqCst);
+        self.0.set_ioapic(state)?;
+        *self.0.restored() = Some(state.clone());
         Ok(())
     }
 
     fn check(state: &IoApicState) -> Result<(), (&'static str, String)> {
         state.check()
+    }
+
+    fn start(&self) {
+        *self.0.restored() = None;
     }
 
     fn reset(&self) -> io::Result<()> {
@@ -404,7 +434,7 @@ impl Chip for Pit {
     }
 }
 
-struct Lapics(Arc<VmShared>);
+struct Lapics(Arc<Input>);
 
 /// The state of one local APIC in the kernel. The vCPU is not in `KVM_RUN`.
 fn get_lapic(fd: &kvm_ioctls::VcpuFd) -> io::Result<LapicState> {
@@ -444,16 +474,21 @@ impl Chip for Lapics {
     type State = LapicsState;
 
     fn get(&self) -> io::Result<LapicsState> {
-        let apics = self.0.vcpus().iter().map(|v| get_lapic(&v.fd)).collect::<io::Result<_>>()?;
+        let apics = self.0.vm.vcpus().iter().map(|v| get_lapic(&v.fd)).collect::<io::Result<_>>()?;
         Ok(LapicsState { apics })
     }
 
     fn set(&self, state: &LapicsState) -> io::Result<()> {
-        let vcpus = self.0.vcpus();
+        let vcpus = self.0.vm.vcpus();
         if vcpus.len() != state.apics.len() {
             return Err(io::Error::other(format!("{} local APICs for {} vCPUs", state.apics.len(), vcpus.len())));
         }
-        vcpus.iter().zip(&state.apics).try_for_each(|(v, apic)| set_lapic(&v.fd, apic))
+        vcpus.iter().zip(&state.apics).try_for_each(|(v, apic)| set_lapic(&v.fd, apic))?;
+        // What the IOAPIC delivered when it was set is overwritten now: it delivers it again.
+        match self.0.restored().take() {
+            Some(ioapic) => self.0.set_ioapic(&ioapic),
+            None => Ok(()),
+        }
     }
 
     fn check(state: &LapicsState) -> Result<(), (&'static str, String)> {
@@ -461,6 +496,6 @@ impl Chip for Lapics {
     }
 
     fn reset(&self) -> io::Result<()> {
-        self.0.vcpus().iter().try_for_each(|v| set_lapic(&v.fd, &reset_state(v.index.0)))
+        self.0.vm.vcpus().iter().try_for_each(|v| set_lapic(&v.fd, &reset_state(v.index.0)))
     }
 }

@@ -329,7 +329,8 @@ fn cpuid_leaks(kvm: &Kvm) -> io::Result<bool> {
     Ok(p.run(&p.long(true), &code(&[&ask, &MARK_EAX]))? != End::Mark(0, VENDOR.into()))
 }
 
-fn tsc_fixed(kvm: &Kvm) -> io::Result<bool> {
+/// One of the probes alone.
+pub fn tsc_fixed(kvm: &Kvm) -> io::Result<bool> {
     let p = Probe::new(kvm)?;
     let zero = Msrs::from_entries(&[kvm_msr_entry { index: 0x10, ..Default::default() }]);
     p.vcpu.set_msrs(&zero.map_err(|_| io::ErrorKind::InvalidInput)?).map_err(os)?;

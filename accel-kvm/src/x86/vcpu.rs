@@ -76,6 +76,7 @@ impl KvmVcpu {
             initial_msrs,
         };
         vcpu.reset_all(ResetKind::Cold)?;
+        clock::note_offset(vm, &vcpu.core);
         Ok(vcpu)
     }
 
@@ -381,6 +382,9 @@ impl KvmVcpu {
         let access = page.msr();
         let reg = SysReg::Msr(access.index);
         if write {
+            if access.index == msr::TSC_DEADLINE {
+                clock::note_offset(&self.vm, &self.core);
+            }
             let done = io.sysreg_write(index, reg, access.data);
             if done.is_some() && access.index == msr::APIC_BASE {
                 self.set_apic_base(access.data);
@@ -435,6 +439,7 @@ impl Vcpu for KvmVcpu {
         state.check().map_err(|e| StateError(e.to_string()))?;
         self.write_state(state)?;
         clock::write_tsc(&self.core, state.tsc);
+        clock::note_offset(&self.vm, &self.core);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use mimus_arch::x86::regs::{CR0_CD, CR0_NW, RSP, VECTOR_BP, VECTOR_OF};
 use mimus_arch::x86::xsave::{LAYOUT, normalise};
 use mimus_arch::x86::{MpState, X86State};
 use mimus_core::accel::{AccelError, IrqChipMode, ResetKind, StateError};
+use std::sync::atomic::Ordering;
 
 /// The sets of registers that can be copied through the run page: general, segments and control, events.
 const ALL_SETS: u32 = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
@@ -194,6 +195,7 @@ impl KvmVcpu {
                  clock will be wrong unless it uses kvmclock"
             );
         }
+        self.core.tsc_khz.store(fd.get_tsc_khz().unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The state at power-on or at the machine's reset.

@@ -159,6 +159,54 @@ fn ioapic_in_the_kernel() {
     assert_eq!(g.bus.out_values(0x70), [0x51, 0x52, 0x52, 0x51, 0x53]);
 }
 
+/// The handler lowers a level before it ends its interrupt: it is taken once. Where the local APIC takes it as ended
+/// when it is delivered (`early_eoi`), the level is still high then, and the I/O APIC delivers it a second time.
+#[test]
+fn level_lowered_before_its_end() {
+    let name = "level_lowered_before_its_end";
+    let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build(name) else { return };
+    g.long(0);
+    // Stops first: the level is lowered outside.
+    g.gate(0x52, 0x2000);
+    g.code(0x2000, 64, |a| {
+        a.out(i32::from(PORT_STOP), al)?;
+        lapic_eoi(a)?;
+        a.inc(dword_ptr(DATA))?;
+        a.iretq()
+    });
+    g.code(CODE, 64, |a| {
+        init_pic(a, [0xff, 0xff])?;
+        enable_lapic(a)?;
+        a.mov(ebx, IOAPIC as u32)?;
+        a.mov(dword_ptr(rbx), 0x10 + 21 * 2)?;
+        a.mov(dword_ptr(rbx + 0x10), 0x8052)?;
+        a.sti()?;
+        a.hlt()?;
+        // An interrupt that is still pending is taken after one of these.
+        a.out(0x72, al)?;
+        a.nop()?;
+        a.out(0x72, al)?;
+        a.cli()?;
+        a.mov(al, 0xaa)?;
+        a.out(i32::from(PORT_STOP), al)
+    });
+    let level = line(&g, 21);
+    soon(&mut g, || level.raise(), |g| g.run_to_stop(0));
+    level.lower();
+    let mut delivered = 1;
+    loop {
+        g.bus.take();
+        g.run_to_stop(0);
+        if g.bus.out_values(PORT_STOP) == [0xaa] {
+            break;
+        }
+        delivered += 1;
+    }
+    assert_eq!(delivered, if quirks().early_eoi { 2 } else { 1 });
+    assert_eq!(g.load(DATA) & 0xff, delivered, "as many ended");
+    assert_eq!(g.statistic("halt exits"), 0);
+}
+
 #[test]
 fn messages_and_descriptors() {
     let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build("messages_and_descriptors") else { return };
@@ -487,6 +535,7 @@ fn split_controllers() {
     let seen = g.bus.take();
     let ends: Vec<_> = seen.iter().enumerate().filter(|(_, s)| matches!(s, Seen::Eoi(_))).collect();
     let [(at, Seen::Eoi(0x52))] = ends[..] else { panic!("{seen:?}") };
+    assert_eq!(gsi.holds(0x52), Some(false), "ended");
     let handled = seen.iter().position(|s| *s == Seen::Out(0x70, 1, 0x52)).expect("handled");
     assert!(at > handled || quirks().early_eoi, "{seen:?}");
     let values: Vec<_> = seen.iter().filter(|s| matches!(s, Seen::Out(0x70, ..))).collect();
@@ -496,6 +545,7 @@ fn split_controllers() {
     chip.ioapic_route(5, None);
     handler(&g, 0x53, 0x2300, true, lapic_eoi);
     send(0x8053 | 0x4000);
+    assert_eq!((gsi.holds(0x53), gsi.holds(0x54)), (Some(true), Some(false)), "requested");
     g.run_to_stop(0);
     assert!(g.bus.take().contains(&Seen::Eoi(0x53)));
     // The PIC outside, through LINT0.
@@ -612,4 +662,39 @@ fn chips_refuse_what_cannot_be() {
     let none = LapicsState::default();
     let none = mimus_core::snapshot::Payload::encode(irqchip::LAPIC_SCHEMA, &none).expect("encoded");
     assert!(devices[3].1.restore(&none).unwrap_err().to_string().contains("0 local APICs for 1"));
+}
+
+/// A level that no local APIC has is delivered, whatever is restored first.
+#[test]
+fn a_restored_level_is_delivered() {
+    let name = "a_restored_level_is_delivered";
+    let Some(mut g) = Setup::mode(IrqChipMode::Kernel).build(name) else { return };
+    g.long(0);
+    handler(&g, 0x52, 0x2000, true, lapic_eoi);
+    g.code(CODE, 64, |a| {
+        init_pic(a, [0xff, 0xff])?;
+        enable_lapic(a)?;
+        a.out(i32::from(PORT_STOP), al)?;
+        idle(a)
+    });
+    g.run_to_stop(0);
+    g.bus.take();
+    let devices = g.devices();
+    let saved: Vec<_> = devices.iter().map(|(_, d)| d.save().expect("saved")).collect();
+    let mut ioapic: IoApicState = saved[1].decode().expect("decoded");
+    ioapic.redirection[21] = 0x8052;
+    ioapic.lines = 1 << 21;
+    for ((name, device), payload) in devices.iter().zip(&saved) {
+        let ours = mimus_core::snapshot::Payload::encode(irqchip::IOAPIC_SCHEMA, &ioapic).expect("encoded");
+        let payload = if *name == "ioapic" { &ours } else { payload };
+        device.restore(payload).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    for _ in 0..2 {
+        devices.iter().for_each(|(_, device)| device.start());
+    }
+    let level = line(&g, 21);
+    level.import_level(true);
+    g.run_to_stop(0);
+    level.lower();
+    assert_eq!(g.bus.out_values(0x70), [0x52]);
 }

@@ -47,7 +47,7 @@ impl Live {
         let start = Instant::now();
         while !f(&self.guest) {
             self.check();
-            assert!(start.elapsed() < Duration::from_secs(60), "timed out: {what}");
+            assert!(start.elapsed() < Duration::from_secs(120), "timed out: {what}");
             std::thread::sleep(Duration::from_micros(500));
         }
     }

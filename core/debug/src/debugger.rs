@@ -7,6 +7,8 @@ use mimus_arch::CpuState;
 use mimus_core::accel::WatchKind;
 
 use crate::expr::{self, Values};
+use crate::info;
+use crate::linux::{Linux, modules};
 use crate::look;
 use crate::registers;
 use crate::report;
@@ -22,7 +24,7 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     ("x", "[/NFU] ADDRESS", "memory: N units, format x d u c s i, unit b h w g; xp: physical addresses"),
     ("find", "ADDRESS BYTES VALUE|\"TEXT\"", "where in BYTES of memory from ADDRESS on a value or text is"),
     ("dump", "FILE ADDRESS BYTES", "writes memory to a file of the host"),
-    ("backtrace", "", "the calls that led here, by frame pointers (short: bt)"),
+    ("backtrace", "[PID]", "the calls that led here, or of a task that waits, and how each was found (short: bt)"),
     ("step", "[N]", "executes N instructions (short: s)"),
     ("next", "", "executes an instruction, over a call (short: n)"),
     ("finish", "", "runs until the function returns"),
@@ -37,7 +39,10 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     ("symbols", "FILE [BIAS]", "loads names: ELF (vmlinux) or System.map"),
     ("walk", "ADDRESS", "the page-table walk of an address, every entry decoded"),
     ("report", "", "all of the above that one wants to see after a crash"),
-    ("info", "breakpoints|mem|mtree|exceptions|symbols|line ADDRESS", "what there is"),
+    ("kallsyms", "", "reads names, types and modules of the Linux that runs from its memory"),
+    ("struct", "TYPE [ADDRESS]", "members of a structure of the Linux that runs, and what they hold"),
+    // Its arguments are in a table of their own.
+    ("info", "VIEW", "shows what VIEW says; 'info' alone lists them"),
 ];
 
 const SHORT: &[(&str, &str)] = &[
@@ -78,6 +83,31 @@ struct State {
     /// When it stopped the time before.
     before: Option<CpuState>,
     shown: Option<CpuState>,
+    /// The Linux that runs, once it was looked for.
+    linux: Option<Linux>,
+    /// The registers when it was looked for: with others, the machine has run since.
+    looked: Vec<(&'static str, u64)>,
+}
+
+impl State {
+    /// Takes over a kernel's names, and its modules'.
+    fn set_linux(&mut self, found: Option<Linux>, target: &dyn Target, cpu: &CpuState) {
+        let names = found.as_ref().map(|linux| {
+            let m = linux.memory(target, cpu).ok();
+            let more = m.and_then(|m| Some(modules::names(&m, linux, &modules::read(&m, linux).ok()?)));
+            match more {
+                Some(more) if !more.is_empty() => Arc::new(linux.names.with(more)),
+                _ => linux.names.clone(),
+            }
+        });
+        self.symbols.set_guest(names);
+        self.linux = found;
+    }
+
+    fn view<'a>(&'a self, target: &'a dyn Target, vcpu: u32, cpu: &'a CpuState) -> look::View<'a> {
+        let linux = self.linux.as_ref();
+        look::View { target, vcpu, cpu, symbols: &self.symbols, linux, orc: linux.and_then(|l| l.orc.as_ref()) }
+    }
 }
 
 /// A debugger of a machine.
@@ -145,12 +175,30 @@ impl Debugger {
     pub fn complete(&self, line: &str) -> (usize, Vec<String>) {
         let start = line.rfind(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).map_or(0, |at| at + 1);
         let word = &line[start..];
+        if let Some(rest) = line.trim_start().strip_prefix("info ") {
+            return self.complete_info(rest, line.len());
+        }
         if start == 0 {
             let names = COMMANDS.iter().map(|c| c.0).filter(|n| n.starts_with(word));
             return (0, names.map(str::to_owned).collect());
         }
         let state = self.lock();
         (start, state.symbols.complete(word, 50).into_iter().map(str::to_owned).collect())
+    }
+
+    /// The same behind `info`: views, and the devices that one can look at.
+    fn complete_info(&self, rest: &str, end: usize) -> (usize, Vec<String>) {
+        let begins = |word: &str, all: Vec<String>| all.into_iter().filter(|n| n.starts_with(word)).collect();
+        match rest.rsplit_once(' ') {
+            None => (end - rest.len(), begins(rest, info::names().map(str::to_owned).collect())),
+            Some(("device", word)) => {
+                let all = self.target.devices().unwrap_or_default().into_iter().map(|d| d.path);
+                (end - word.len(), begins(word, all.collect()))
+            }
+            Some((_, word)) => {
+                (end - word.len(), self.lock().symbols.complete(word, 50).into_iter().map(str::to_owned).collect())
+            }
+        }
     }
 
     /// Executes a command; `None`: there is none of that name.
@@ -165,6 +213,7 @@ impl Debugger {
     }
 
     fn command(&self, name: &str, rest: &str, physical: bool) -> Result<String, String> {
+        self.look_for_linux(name, rest)?;
         match name {
             "continue" => return self.go(),
             "step" => return self.step(rest),
@@ -187,13 +236,14 @@ impl Debugger {
             "catch" => return self.add_catch(rest),
             "watch" => return self.add_watch(rest),
             "delete" => return self.delete(rest),
+            "kallsyms" => return self.kallsyms(),
             "set" => return self.set(rest),
             _ => {}
         }
         let mut state = self.lock();
         let vcpu = state.vcpu;
         let cpu = self.target.state(vcpu)?;
-        let view = look::View { target: &*self.target, vcpu, cpu: &cpu, symbols: &state.symbols };
+        let view = state.view(&*self.target, vcpu, &cpu);
         let number = |text: &str| self.eval(text, &cpu, vcpu, &state.symbols);
         match name {
             "registers" if rest.is_empty() => {
@@ -211,8 +261,10 @@ impl Debugger {
             "x" => view.examine(rest, physical, &number),
             "find" => view.find(rest, &number),
             "dump" => view.dump(rest, &number),
-            "backtrace" => Ok(view.backtrace()),
+            "backtrace" if rest.is_empty() => Ok(view.backtrace()),
+            "backtrace" => view.backtrace_of(number(rest)?),
             "walk" => Ok(view.walk(number(rest)?)),
+            "struct" => info::structure(rest, &view, &number),
             "report" => Ok(report::text(&view)),
             "vcpu" => {
                 if !rest.is_empty() {
@@ -238,16 +290,13 @@ impl Debugger {
         let (what, rest) = rest.split_once(' ').unwrap_or((rest, ""));
         match what {
             "breakpoints" | "b" => Ok(spots(&state.spots)),
-            "mem" => Ok(view.mappings(2000)),
-            "mtree" => Ok(view.regions()),
-            "exceptions" => Ok(view.recent(32)),
             "symbols" => Ok(format!("{} symbols\n", state.symbols.len())),
             "line" => {
                 let at = number(rest)?;
                 let line = state.symbols.source_line(at);
                 Ok(line.map_or("no source line is known\n".to_owned(), |(f, l)| format!("{f}:{l}\n")))
             }
-            _ => Err("info: there are breakpoints, mem, mtree, exceptions, symbols and line".to_owned()),
+            _ => info::show(what, rest.trim(), view, number),
         }
     }
 
@@ -384,6 +433,40 @@ impl Debugger {
         Ok(String::new())
     }
 
+    /// Commands that show names have them read from the guest's memory, once each time the machine has run.
+    fn look_for_linux(&self, name: &str, rest: &str) -> Result<(), String> {
+        const WITH_NAMES: [&str; 8] = ["break", "watch", "print", "disassemble", "x", "backtrace", "report", "struct"];
+        let wanted = WITH_NAMES.contains(&name) || name == "info" && info::needs_linux(rest);
+        let mut state = self.lock();
+        if !wanted {
+            return Ok(());
+        }
+        let cpu = self.target.state(state.vcpu)?;
+        let registers = registers::list(&cpu);
+        if state.looked == registers {
+            return Ok(());
+        }
+        state.looked = registers;
+        let there = |l: &Linux| l.memory(&*self.target, &cpu).is_ok();
+        // While paging is off, as in firmware's calls, what was known is kept.
+        if crate::walk::scheme(&cpu).is_none() || state.linux.as_ref().is_some_and(there) {
+            return Ok(());
+        }
+        let found = Linux::find(&*self.target, &cpu).ok();
+        state.set_linux(found, &*self.target, &cpu);
+        Ok(())
+    }
+
+    fn kallsyms(&self) -> Result<String, String> {
+        let mut state = self.lock();
+        let cpu = self.target.state(state.vcpu)?;
+        let found = Linux::find(&*self.target, &cpu)?;
+        let account = found.account.clone();
+        state.set_linux(Some(found), &*self.target, &cpu);
+        state.looked = registers::list(&cpu);
+        Ok(account)
+    }
+
     fn go(&self) -> Result<String, String> {
         self.remember()?;
         loop {
@@ -504,8 +587,8 @@ impl Debugger {
             (state.vcpu, self.target.state(state.vcpu)?)
         };
         let state = self.lock();
-        let view = look::View { target: &*self.target, vcpu, cpu: &cpu, symbols: &state.symbols };
-        let caller = view.frames(2).get(1).copied().ok_or("there is no caller to return to")?;
+        let view = state.view(&*self.target, vcpu, &cpu);
+        let caller = view.frames(2).get(1).map(|f| f.pc).ok_or("there is no caller to return to")?;
         drop(state);
         self.run_to(caller, registers::frame(&cpu).0)
     }
@@ -530,7 +613,7 @@ impl Debugger {
         };
         let vcpu = state.vcpu;
         let cpu = self.target.state(vcpu)?;
-        let view = look::View { target: &*self.target, vcpu, cpu: &cpu, symbols: &state.symbols };
+        let view = state.view(&*self.target, vcpu, &cpu);
         Ok(format!("{why}{}", view.disassemble(registers::pc(&cpu), 1)))
     }
 }
@@ -544,7 +627,10 @@ fn spots(spots: &[Spot]) -> String {
 
 /// The list of commands.
 pub fn help() -> String {
-    COMMANDS.iter().map(|(name, arguments, about)| format!("{:<32} {about}\n", format!("{name} {arguments}"))).collect()
+    let commands = COMMANDS.iter().filter(|c| c.0 != "info");
+    let line =
+        |(name, arguments, about): &(&str, &str, &str)| format!("{:<32} {about}\n", format!("{name} {arguments}"));
+    commands.map(line).collect::<String>() + &info::help()
 }
 
 #[cfg(test)]

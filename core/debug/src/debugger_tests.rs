@@ -151,3 +151,20 @@ fn looking() {
     assert!(run(&d, "x 0x5000").contains("no memory"));
     assert_eq!(d.complete("dis").1, ["disassemble"]);
 }
+
+#[test]
+fn views_and_their_names() {
+    let d = Debugger::new(Fake::new());
+    assert!(run(&d, "info").contains("info tasks ") && help().contains("info device PATH"));
+    assert!(run(&d, "info tsks").contains("did you mean 'info tasks'?"));
+    assert!(run(&d, "info xyzzy").contains("'info' alone lists them"));
+    assert_eq!(d.complete("info ta"), (5, vec!["tasks".to_owned()]));
+    assert!(run(&d, "info pci").contains("no PCI bus"));
+    assert!(run(&d, "info device x").contains("info devices"));
+    assert!(run(&d, "info tlb").contains("-accel tcg"));
+    assert!(run(&d, "info acpi").contains("info fdt") && run(&d, "info dtb").contains("info acpi"));
+    assert!(run(&d, "kallsyms").contains("paging is off"));
+    for line in ["struct task_struct", "info tasks", "info lsmod", "info dmesg 5", "backtrace 1"] {
+        assert!(run(&d, line).contains("'kallsyms' says why"), "{line}");
+    }
+}

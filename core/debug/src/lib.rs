@@ -6,11 +6,18 @@
 //! * [`trace`]: the file that a trace is, and what can be asked of it.
 
 pub mod debugger;
+pub mod devices;
 pub mod expr;
+pub mod firmware;
+pub mod info;
+pub mod linux;
 pub mod look;
+pub mod orc;
+pub mod pci;
 pub mod registers;
 pub mod report;
 pub mod symbols;
 pub mod target;
 pub mod trace;
+pub mod unwind;
 pub mod walk;

@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 use mimus_arch::CpuState;
 use mimus_arch::x86::X86State;
 
+use crate::linux::{Linux, tasks};
+use crate::orc::Orc;
 use crate::registers;
 use crate::symbols::Symbols;
 use crate::target::{Target, read_number, read_virtual};
+use crate::unwind::{self, Frame, Method};
 use crate::walk::{self, End};
 
 /// Longest find and dump.
@@ -21,6 +24,10 @@ pub struct View<'a> {
     pub vcpu: u32,
     pub cpu: &'a CpuState,
     pub symbols: &'a Symbols,
+    /// The Linux that runs, if it is known.
+    pub linux: Option<&'a Linux>,
+    /// Its ORC tables.
+    pub orc: Option<&'a Orc>,
 }
 
 /// Evaluates an expression.
@@ -28,8 +35,19 @@ pub type Number<'a> = &'a dyn Fn(&str) -> Result<u64, String>;
 
 impl View<'_> {
     /// ` <name+0x12>`, or nothing.
-    fn named(&self, at: u64) -> String {
+    pub fn named(&self, at: u64) -> String {
         self.symbols.describe(at).map_or(String::new(), |n| format!(" <{n}>"))
+    }
+
+    /// The name at the begin of a page, or of the first in it.
+    pub fn named_page(&self, page: u64) -> String {
+        self.symbols.describe(page).map_or(String::new(), |n| format!(" <{n}>"))
+    }
+
+    /// The name of a place behind a call, which may be the last of its function.
+    fn returning(&self, pc: u64) -> String {
+        let found = self.symbols.lookup(pc.wrapping_sub(1));
+        found.map_or(String::new(), |(symbol, off)| format!(" <{}+{:#x}>", symbol.name, off + 1))
     }
 
     /// A value in full.
@@ -163,47 +181,56 @@ impl View<'_> {
         Ok(format!("{} bytes\n", bytes.len()))
     }
 
-    /// Program counters of this function and its callers, by frame pointers.
-    pub fn frames(&self, most: usize) -> Vec<u64> {
-        let (sp, mut fp, link) = registers::frame(self.cpu);
-        let pc = registers::pc(self.cpu);
-        let mut found = vec![pc];
-        let load = |at: u64| read_number(self.target, self.vcpu, at, 8);
-        // RISC-V: the return address is below the frame, x86: above it (psABIs).
-        let (ra_at, fp_at) = if link.is_some() { (8u64.wrapping_neg(), 16u64.wrapping_neg()) } else { (8, 0) };
-        // A function that has not saved its return address, or never will.
-        let saved = load(fp.wrapping_add(ra_at));
-        let same = |a: u64, b: u64| match (self.symbols.lookup(a), self.symbols.lookup(b)) {
-            (Some((x, _)), Some((y, _))) => x.address == y.address,
-            _ => false,
-        };
-        if let Some(ra) = link.filter(|ra| *ra != 0 && Some(*ra) != saved && !same(*ra, pc)) {
-            found.push(ra);
-        }
-        while found.len() < most {
-            let (Some(ra), Some(next)) = (load(fp.wrapping_add(ra_at)), load(fp.wrapping_add(fp_at))) else { break };
-            if ra == 0 || fp & 7 != 0 {
-                break;
-            }
-            found.push(ra);
-            // Frames are above one another.
-            if next <= fp || next.wrapping_sub(sp) > 1 << 20 {
-                break;
-            }
-            fp = next;
-        }
-        found
+    /// This function and its callers.
+    pub fn frames(&self, most: usize) -> Vec<Frame> {
+        unwind::frames(self, most)
     }
 
-    /// The calls that led here.
+    /// The calls that led here, each with how it was found.
     pub fn backtrace(&self) -> String {
+        self.calls(self.frames(64))
+    }
+
+    /// The calls of a task of the Linux that runs.
+    ///
+    /// # Errors
+    /// There is none of that number, or what the kernel kept of it is not known.
+    pub fn backtrace_of(&self, pid: u64) -> Result<String, String> {
+        let linux = self.linux.ok_or("no Linux was found in the guest's memory; 'kallsyms' says why")?;
+        let m = linux.memory(self.target, self.cpu)?;
+        let all = tasks::read(&m, linux)?;
+        let task = all.iter().find(|t| u64::from(t.pid) == pid);
+        let task = task.ok_or_else(|| format!("there is no task {pid}; 'info tasks' lists them"))?;
+        if task.running {
+            return Err(format!(
+                "task {pid} ({}) runs now, on vCPU {}: select that, then 'backtrace'",
+                task.name,
+                task.cpu.unwrap_or(0)
+            ));
+        }
+        let (pc, kept) = tasks::kept(&m, linux, task)?;
+        Ok(self.calls(unwind::frames_of_task(self, pc, &kept, 64)))
+    }
+
+    fn calls(&self, frames: Vec<Frame>) -> String {
         let mut out = String::new();
-        for (i, pc) in self.frames(64).into_iter().enumerate() {
-            let line = self.symbols.source_line(if i == 0 { pc } else { pc.wrapping_sub(1) });
+        for (i, Frame { pc, method }) in frames.into_iter().enumerate() {
+            let exact = matches!(method, Method::Pc | Method::Exception);
+            let line = self.symbols.source_line(if exact { pc } else { pc.wrapping_sub(1) });
             let line = line.map_or(String::new(), |(f, l)| format!(" at {f}:{l}"));
-            let _ = writeln!(out, "#{i:<2} {pc:016x}{}{line}", self.named(pc));
+            let name = if exact { self.named(pc) } else { self.returning(pc) };
+            let _ = writeln!(out, "#{i:<2} {pc:016x}{name}{line}  [{}]", method.name());
         }
         out
+    }
+
+    /// Whether the vCPU is in its kernel.
+    pub fn cpu_is_kernel(&self) -> bool {
+        match self.cpu {
+            CpuState::X86(s) => s.cpl() == 0,
+            CpuState::Riscv(s) => s.privilege != mimus_arch::riscv::Privilege::User,
+            _ => false,
+        }
     }
 
     fn entry(&self) -> impl Fn(u64, usize) -> Option<u64> + '_ {

@@ -3,9 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gimli::{EndianArcSlice, RunTimeEndian, SectionId};
 use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+
+use crate::orc::Orc;
 
 /// Why symbols cannot be had, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -29,15 +32,25 @@ pub struct Symbol {
 }
 
 /// Names, sorted by address.
-#[derive(Default)]
-pub struct Symbols {
+#[derive(Clone, Debug, Default)]
+pub struct Names {
     sorted: Vec<Symbol>,
     by_name: HashMap<String, usize>,
+}
+
+/// Names with what else files say of addresses.
+#[derive(Default)]
+pub struct Symbols {
+    names: Names,
     lines: Option<Lines>,
     /// Call frame information: see [`Symbols::frames`].
     frames: Option<Frames>,
+    /// A kernel's own tables for finding callers.
+    orc: Option<Orc>,
     /// Added to every address of the files.
     bias: u64,
+    /// Names that were read from the guest's memory: asked after the files'.
+    guest: Option<Arc<Names>>,
 }
 
 /// A file's call frame information.
@@ -51,6 +64,48 @@ pub struct Frames {
 
 /// An address without a size reaches this far.
 const REACH: u64 = 1 << 20;
+
+impl Names {
+    /// From names in any order.
+    pub fn from_list(mut sorted: Vec<Symbol>) -> Names {
+        // Of several names of an address: functions first, then names with a size.
+        sorted.sort_by(|a, b| (a.address, b.code, b.size != 0).cmp(&(b.address, a.code, a.size != 0)));
+        let by_name = sorted.iter().enumerate().rev().map(|(i, s)| (s.name.clone(), i)).collect();
+        Names { sorted, by_name }
+    }
+
+    /// These and more names.
+    pub fn with(&self, more: Vec<Symbol>) -> Names {
+        Names::from_list(self.sorted.iter().cloned().chain(more).collect())
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sorted.is_empty()
+    }
+
+    /// The address of a name.
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.by_name.get(name).map(|i| self.sorted[*i].address)
+    }
+
+    /// The name at or before an address, and how far before.
+    pub fn lookup(&self, at: u64) -> Option<(&Symbol, u64)> {
+        let after = self.sorted.partition_point(|s| s.address <= at);
+        // The first of several names of one address.
+        let nearest = self.sorted.get(after.checked_sub(1)?)?.address;
+        let first = self.sorted.partition_point(|s| s.address < nearest);
+        let symbol = &self.sorted[first];
+        let off = at - nearest;
+        let reach = if symbol.size == 0 { REACH } else { symbol.size };
+        (off < reach).then_some((symbol, off))
+    }
+}
 
 impl Symbols {
     /// From a file: ELF, or text as of `System.map` and `/proc/kallsyms`.
@@ -87,6 +142,7 @@ impl Symbols {
         let mut symbols = Symbols::from_list(list.collect());
         symbols.lines = lines(&file).ok();
         symbols.frames = frames(&file);
+        symbols.orc = orc(&file);
         Ok(symbols)
     }
 
@@ -113,34 +169,43 @@ impl Symbols {
     }
 
     /// From names found elsewhere.
-    pub fn from_list(mut sorted: Vec<Symbol>) -> Symbols {
-        // Of several names of an address: functions first, then names with a size.
-        sorted.sort_by(|a, b| (a.address, b.code, b.size != 0).cmp(&(b.address, a.code, a.size != 0)));
-        let mut symbols = Symbols { sorted, ..Symbols::default() };
-        symbols.index();
-        symbols
-    }
-
-    fn index(&mut self) {
-        self.by_name = self.sorted.iter().enumerate().rev().map(|(i, s)| (s.name.clone(), i)).collect();
+    pub fn from_list(list: Vec<Symbol>) -> Symbols {
+        Symbols { names: Names::from_list(list), ..Symbols::default() }
     }
 
     /// Adds the names of others.
     pub fn add(&mut self, other: Symbols) {
         let bias = self.bias;
-        let moved = other.sorted.into_iter().map(|mut s| {
+        let moved = other.names.sorted.into_iter().map(|mut s| {
             s.address = s.address.wrapping_add(other.bias).wrapping_sub(bias);
             s
         });
-        let all = std::mem::take(&mut self.sorted).into_iter().chain(moved).collect();
-        let merged = Symbols::from_list(all);
-        (self.sorted, self.by_name) = (merged.sorted, merged.by_name);
+        self.names = self.names.with(moved.collect());
         if self.lines.is_none() && other.bias == bias {
             self.lines = other.lines;
         }
         if self.frames.is_none() && other.bias == bias {
             self.frames = other.frames;
         }
+        if self.orc.is_none() && other.bias == bias {
+            self.orc = other.orc;
+        }
+    }
+
+    /// Names from the guest's memory, instead of those there were; `None`: no longer. A file of the same kernel that
+    /// was linked for another address moves to where the guest has it.
+    pub fn set_guest(&mut self, guest: Option<Arc<Names>>) {
+        let ends = ["_stext", "_text"];
+        let both = |name: &&str| Some((guest.as_ref()?.address(name)?, self.names.address(name)?));
+        if let Some((here, linked)) = ends.iter().find_map(both) {
+            self.bias = here.wrapping_sub(linked);
+        }
+        self.guest = guest;
+    }
+
+    /// Whether there are names from the guest's memory.
+    pub fn has_guest(&self) -> bool {
+        self.guest.is_some()
     }
 
     /// The files' addresses are this far below the guest's (KASLR, modules).
@@ -150,25 +215,17 @@ impl Symbols {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.sorted.is_empty()
+        self.len() == 0
     }
 
     /// How many.
     pub fn len(&self) -> usize {
-        self.sorted.len()
+        self.names.len() + self.guest.as_ref().map_or(0, |g| g.len())
     }
 
     /// The name at or before an address, and how far before.
     pub fn lookup(&self, address: u64) -> Option<(&Symbol, u64)> {
-        let at = address.wrapping_sub(self.bias);
-        let after = self.sorted.partition_point(|s| s.address <= at);
-        // The first of several names of one address.
-        let nearest = self.sorted.get(after.checked_sub(1)?)?.address;
-        let first = self.sorted.partition_point(|s| s.address < nearest);
-        let symbol = &self.sorted[first];
-        let off = at - nearest;
-        let reach = if symbol.size == 0 { REACH } else { symbol.size };
-        (off < reach).then_some((symbol, off))
+        self.names.lookup(address.wrapping_sub(self.bias)).or_else(|| self.guest.as_ref()?.lookup(address))
     }
 
     /// `name+0x12`.
@@ -187,19 +244,26 @@ impl Symbols {
     /// # Errors
     /// There is none; says which is near.
     pub fn address(&self, name: &str) -> Result<u64, String> {
-        if let Some(&i) = self.by_name.get(name) {
-            return Ok(self.sorted[i].address.wrapping_add(self.bias));
+        let own = self.names.address(name).map(|at| at.wrapping_add(self.bias));
+        if let Some(at) = own.or_else(|| self.guest.as_ref()?.address(name)) {
+            return Ok(at);
         }
         let near = self.near(name);
         Err(match near {
-            _ if self.is_empty() => format!("{name}: there are no symbols; load some with: symbols FILE"),
+            _ if self.is_empty() => format!(
+                "{name}: there are no symbols; load some with: symbols FILE, or, of a Linux that is up: kallsyms"
+            ),
             Some(near) => format!("{name}: there is no such symbol; did you mean {near}?"),
             None => format!("{name}: there is no such symbol"),
         })
     }
 
+    fn all(&self) -> impl Iterator<Item = &Symbol> {
+        self.names.sorted.iter().chain(self.guest.iter().flat_map(|g| g.sorted.iter()))
+    }
+
     fn near(&self, name: &str) -> Option<&str> {
-        let candidates = self.sorted.iter().map(|s| s.name.as_str());
+        let candidates = self.all().map(|s| s.name.as_str());
         let likely = candidates.filter(|c| c.len().abs_diff(name.len()) <= 2);
         likely
             .map(|c| (strsim::damerau_levenshtein(c, name), c))
@@ -211,7 +275,7 @@ impl Symbols {
     /// Names that begin so, at most `most`.
     pub fn complete(&self, prefix: &str, most: usize) -> Vec<&str> {
         let mut found: Vec<&str> =
-            self.sorted.iter().map(|s| s.name.as_str()).filter(|n| n.starts_with(prefix)).take(most).collect();
+            self.all().map(|s| s.name.as_str()).filter(|n| n.starts_with(prefix)).take(most).collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -242,6 +306,11 @@ impl Symbols {
     pub fn frames(&self) -> Option<(&Frames, u64)> {
         self.frames.as_ref().map(|f| (f, self.bias))
     }
+
+    /// A kernel's ORC tables, and what is added to their addresses.
+    pub fn orc(&self) -> Option<(&Orc, u64)> {
+        self.orc.as_ref().map(|o| (o, self.bias))
+    }
 }
 
 fn path_ends_with(path: &str, end: &str) -> bool {
@@ -270,6 +339,12 @@ fn frames(file: &object::File<'_>) -> Option<Frames> {
     })
 }
 
+fn orc(file: &object::File<'_>) -> Option<Orc> {
+    let section = |name| file.section_by_name(name);
+    let (distances, entries) = (section(".orc_unwind_ip")?, section(".orc_unwind")?);
+    Orc::new(&distances.uncompressed_data().ok()?, distances.address(), &entries.uncompressed_data().ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,12 +371,27 @@ mod tests {
     }
 
     #[test]
+    fn names_of_the_guest() {
+        let mut s = Symbols::map(MAP).unwrap();
+        let symbol = |name: &str, address| Symbol { address, size: 0, name: name.to_owned(), code: true };
+        let found = [symbol("_text", 0xffff_ffff_9100_0000), symbol("of_a_module", 0xffff_ffff_c000_0000)];
+        s.set_guest(Some(Arc::new(Names::from_list(found.to_vec()))));
+        assert_eq!(s.address("start_kernel"), Ok(0xffff_ffff_9100_0100), "the file moves to where the kernel is");
+        assert_eq!(s.address("of_a_module"), Ok(0xffff_ffff_c000_0000));
+        assert_eq!(s.describe(0xffff_ffff_c000_0004).as_deref(), Some("of_a_module+0x4"));
+        assert!(s.address("of_a_modlue").unwrap_err().contains("did you mean of_a_module?"));
+        assert_eq!(s.complete("of", 9), ["of_a_module"]);
+        s.set_guest(None);
+        assert!(s.address("of_a_module").is_err());
+    }
+
+    #[test]
     fn of_this_program() {
         let path = std::env::current_exe().unwrap();
         let s = Symbols::open(&path).unwrap();
         let (symbol, off) = s.lookup(s.address("main").unwrap()).unwrap();
         assert_eq!((symbol.name.as_str(), off), ("main", 0));
-        let mine = s.sorted.iter().find(|s| s.name.contains("of_this_program")).expect("this test");
+        let mine = s.names.sorted.iter().find(|s| s.name.contains("of_this_program")).expect("this test");
         let (file, line) = s.source_line(mine.address).expect("tests have line tables");
         assert!(file.ends_with("symbols.rs"), "{file}");
         assert!(s.line_address("debug/src/symbols.rs", line).is_some());

@@ -3,6 +3,9 @@
 use mimus_arch::CpuState;
 use mimus_core::accel::{RecentEvent, WatchKind};
 
+use crate::devices::DeviceState;
+use crate::pci::PciFunction;
+
 /// A place to stop at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
@@ -40,6 +43,21 @@ pub struct Region {
     pub name: String,
 }
 
+/// A translation that an accelerator remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlbEntry {
+    /// Its name for the address space.
+    pub space: u64,
+    /// It is the one in use.
+    pub current: bool,
+    pub va: u64,
+    /// The physical address, where it is known.
+    pub pa: Option<u64>,
+    pub read: bool,
+    pub write: bool,
+    pub execute: bool,
+}
+
 /// A machine. Calls are made by one thread, which is none of the machine's own.
 pub trait Target: Send + Sync {
     fn vcpus(&self) -> u32;
@@ -70,6 +88,18 @@ pub trait Target: Send + Sync {
     fn disassemble(&self, bits: u8, bytes: &[u8], pc: u64) -> (String, usize);
     /// What is where in physical memory.
     fn regions(&self) -> Vec<Region>;
+    /// The states of its devices, by path; the machine must stand.
+    fn devices(&self) -> Result<Vec<DeviceState>, String> {
+        Ok(Vec::new())
+    }
+    /// Its PCI functions.
+    fn pci(&self) -> Vec<PciFunction> {
+        Vec::new()
+    }
+    /// The translations that are remembered for a vCPU.
+    fn tlb(&self, _vcpu: u32) -> Result<Vec<TlbEntry>, String> {
+        Err("this accelerator does not tell which translations it remembers; with -accel tcg it does".to_owned())
+    }
 }
 
 /// Virtual memory of a vCPU: as many bytes as are there.

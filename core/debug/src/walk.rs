@@ -143,9 +143,62 @@ impl Scheme {
 
     fn decode(&self, level: u32, value: u64) -> Decoded {
         match self.kind {
-            Kind::Riscv => riscv(value),
+            Kind::Riscv => riscv(value, level),
             Kind::X86 { pae } => x86(value, level, self.levels, pae),
         }
+    }
+
+    fn rights(&self, value: u64) -> String {
+        match self.kind {
+            Kind::Riscv => letters(value, &[(1, 'r'), (2, 'w'), (3, 'x'), (4, 'u'), (5, 'g')]),
+            Kind::X86 { pae } => x86_rights(value, pae),
+        }
+    }
+
+    fn text(&self, level: u32, value: u64, d: &Decoded) -> String {
+        match self.kind {
+            Kind::Riscv => riscv_text(value, d),
+            Kind::X86 { pae } => x86_text(value, level, pae, d),
+        }
+    }
+
+    /// The same with another root: a kernel may keep two, of which programs see a part.
+    pub fn with_root(self, root: u64) -> Scheme {
+        Scheme { root, ..self }
+    }
+
+    /// The topmost table's physical address.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// Physical address of `va` and the bytes from there to its mapping's end; of what is not mapped, the bytes that
+    /// are not either.
+    ///
+    /// # Errors
+    /// Nothing is mapped from `va` on for that many bytes.
+    pub fn lookup(&self, va: u64, read: ReadEntry<'_>) -> Result<(u64, u64), u64> {
+        let mut table = self.root;
+        for level in (0..self.levels).rev() {
+            let size = 1u64 << self.shift(level);
+            let index = va >> self.shift(level) & (self.slots(level) - 1);
+            let hole = size - (va & (size - 1));
+            let Some(value) = read(table.wrapping_add(index * self.entry as u64), self.entry) else { return Err(hole) };
+            let d = self.decode(level, value);
+            if !d.valid {
+                return Err(hole);
+            }
+            if d.leaf || level == 0 {
+                let size = size.max(d.span);
+                if d.address & (size - 1) != 0 {
+                    return Err(hole);
+                }
+                let offset = va & (size - 1);
+                return Ok((d.address | offset, size - offset));
+            }
+            table = d.address;
+        }
+        Err(4096)
     }
 
     /// Every entry that is looked at for `va`.
@@ -159,8 +212,8 @@ impl Scheme {
                 return (entries, End::Fault(format!("the table at {table:#x} is not in RAM")));
             };
             let d = self.decode(level, value);
-            entries.push(Entry { level, at, value, text: d.text.clone() });
-            let size = 1u64 << self.shift(level);
+            entries.push(Entry { level, at, value, text: self.text(level, value, &d) });
+            let size = (1u64 << self.shift(level)).max(d.span);
             if !d.valid {
                 return (entries, End::Fault(format!("the entry of level {level} is not present")));
             }
@@ -209,15 +262,14 @@ impl Scheme {
                 self.tree(d.address, level - 1, base + index * size, read, found, (most, budget));
                 continue;
             }
+            let rights = self.rights(value);
+            // Each of the 16 entries of a 64 KiB page maps its own 4 KiB of it.
+            let pa = d.address | if d.span == 0 { 0 } else { va & (d.span - 1) };
             match found.last_mut() {
-                Some(m)
-                    if m.va.wrapping_add(m.len) == va
-                        && m.pa.wrapping_add(m.len) == d.address
-                        && m.rights == d.rights =>
-                {
+                Some(m) if m.va.wrapping_add(m.len) == va && m.pa.wrapping_add(m.len) == pa && m.rights == rights => {
                     m.len += size;
                 }
-                _ => found.push(Mapping { va, len: size, pa: d.address, rights: d.rights }),
+                _ => found.push(Mapping { va, len: size, pa, rights }),
             }
         }
     }
@@ -232,37 +284,44 @@ impl Scheme {
     }
 }
 
+/// An entry in numbers.
 struct Decoded {
     valid: bool,
     leaf: bool,
     address: u64,
-    rights: String,
-    text: String,
+    /// Bytes that a leaf maps, if more than its level says (Svnapot).
+    span: u64,
 }
 
 fn letters(value: u64, bits: &[(u32, char)]) -> String {
     bits.iter().map(|(bit, letter)| if value >> bit & 1 != 0 { *letter } else { '-' }).collect()
 }
 
-fn riscv(value: u64) -> Decoded {
-    const BITS: [(u32, char); 8] = [(7, 'D'), (6, 'A'), (5, 'G'), (4, 'U'), (3, 'X'), (2, 'W'), (1, 'R'), (0, 'V')];
+fn riscv(value: u64, level: u32) -> Decoded {
+    const NAPOT: u64 = 1 << 63;
     let address = (value >> 10 & ((1 << 44) - 1)) << 12;
     let (valid, leaf) = (value & 1 != 0, value & 0xe != 0);
-    let rights = letters(value, &[(1, 'r'), (2, 'w'), (3, 'x'), (4, 'u'), (5, 'g')]);
-    let what = match (valid, leaf) {
+    // Svnapot has 64 KiB only: PPN[3:0] is 1000.
+    if level == 0 && value & NAPOT != 0 && address >> 12 & 0xf == 8 {
+        return Decoded { valid, leaf, address: address & !0xffff, span: 0x1_0000 };
+    }
+    Decoded { valid, leaf, address, span: 0 }
+}
+
+fn riscv_text(value: u64, d: &Decoded) -> String {
+    const BITS: [(u32, char); 8] = [(7, 'D'), (6, 'A'), (5, 'G'), (4, 'U'), (3, 'X'), (2, 'W'), (1, 'R'), (0, 'V')];
+    let what = match (d.valid, d.leaf) {
         (false, _) => "not valid",
         (_, true) => "leaf",
         _ => "table",
     };
     let pbmt = ["", " PBMT=NC", " PBMT=IO", " PBMT=reserved"][(value >> 61 & 3) as usize];
     let napot = if value >> 63 != 0 { " N" } else { "" };
-    let text = format!("{what} at {address:#x} {} RSW={}{pbmt}{napot}", letters(value, &BITS), value >> 8 & 3);
-    Decoded { valid, leaf, address, rights, text }
+    let address = d.address;
+    format!("{what} at {address:#x} {} RSW={}{pbmt}{napot}", letters(value, &BITS), value >> 8 & 3)
 }
 
 fn x86(value: u64, level: u32, levels: u32, pae: bool) -> Decoded {
-    const BITS: [(u32, &str); 9] =
-        [(0, "P"), (1, "R/W"), (2, "U/S"), (3, "PWT"), (4, "PCD"), (5, "A"), (6, "D"), (8, "G"), (63, "XD")];
     let valid = value & 1 != 0;
     let big = value >> 7 & 1 != 0;
     // Pointers to page directories of PAE paging have no size bit, nor have the two topmost levels of the others.
@@ -278,22 +337,31 @@ fn x86(value: u64, level: u32, levels: u32, pae: bool) -> Decoded {
         // PSE-36: bits 39:32 are in bits 20:13.
         address |= (value >> 13 & 0xff) << 32;
     }
-    let rights = format!(
+    Decoded { valid, leaf, address, span: 0 }
+}
+
+fn x86_rights(value: u64, pae: bool) -> String {
+    format!(
         "r{}{}{}{}",
         if value >> 1 & 1 != 0 { 'w' } else { '-' },
         if pae && value >> 63 != 0 { '-' } else { 'x' },
         if value >> 2 & 1 != 0 { 'u' } else { '-' },
         if value >> 8 & 1 != 0 { 'g' } else { '-' }
-    );
+    )
+}
+
+fn x86_text(value: u64, level: u32, pae: bool, d: &Decoded) -> String {
+    const BITS: [(u32, &str); 9] =
+        [(0, "P"), (1, "R/W"), (2, "U/S"), (3, "PWT"), (4, "PCD"), (5, "A"), (6, "D"), (8, "G"), (63, "XD")];
     let flags: Vec<&str> =
         BITS.iter().filter(|(bit, _)| value >> bit & 1 != 0 && (*bit < 63 || pae)).map(|(_, name)| *name).collect();
-    let size = if level > 0 && leaf { " PS" } else { "" };
-    let what = match (valid, leaf) {
+    let size = if level > 0 && d.leaf { " PS" } else { "" };
+    let what = match (d.valid, d.leaf) {
         (false, _) => "not present",
         (_, true) => "page",
         _ => "table",
     };
-    Decoded { valid, leaf, address, rights, text: format!("{what} at {address:#x} {}{size}", flags.join(" ")) }
+    format!("{what} at {:#x} {}{size}", d.address, flags.join(" "))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Accelerators and the virtual machines inside them.
 
-use super::irqchip::{CoalescedIo, DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
+use super::irqchip::{CoalescedIo, DirtyLog, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds, TscClock};
 use super::trace::Tracer;
 use super::vcpu::{Vcpu, VcpuIndex};
 use crate::clock::VirtualClock;
@@ -15,6 +15,10 @@ pub trait Accelerator: Send + Sync {
     fn name(&self) -> &'static str;
     /// Whether this host can run `guest`, and how well.
     fn probe(&self, guest: GuestArch) -> Result<AccelCaps, Unavailable>;
+    /// The same for a machine with these `-accel` options, as far as can be found out before it is made.
+    fn probe_with(&self, guest: GuestArch, _options: &BTreeMap<String, String>) -> Result<AccelCaps, Unavailable> {
+        self.probe(guest)
+    }
     /// The CPU model of a machine that asks for none.
     fn default_cpu(&self, guest: GuestArch) -> Result<CpuModel, ModelError> {
         CpuModel::default_for(guest)
@@ -75,6 +79,12 @@ pub trait AccelVm: Send + Sync {
 
     /// Clocks of the guest to stop and start with the machine.
     fn guest_clock(&self) -> Option<&dyn GuestClock> {
+        None
+    }
+
+    /// The vCPUs' time-stamp counters (x86), once it is known who runs the interrupt controllers. `None`: local APICs
+    /// that are models have no TSC-deadline mode, and its CPU models do not offer it.
+    fn tsc(&self) -> Option<Arc<dyn TscClock>> {
         None
     }
 

@@ -1,6 +1,7 @@
 //! Interrupt controllers that an accelerator runs itself, and the other abilities a host's kernel may
 //! offer a machine: doorbells, interrupts by descriptor, the log of dirty pages.
 
+use super::VcpuIndex;
 use super::accelerator::AccelError;
 use super::cpu_io::CpuIo;
 use crate::bus::{AccessSize, GuestPhys};
@@ -127,6 +128,14 @@ pub trait DirtyLog: Send + Sync {
     fn sync(&self) -> Result<(), AccelError>;
     /// Stops logging.
     fn stop(&self) -> Result<(), AccelError>;
+}
+
+/// The vCPUs' time-stamp counters (x86), for local APICs that are models: TSC-deadline mode.
+pub trait TscClock: Send + Sync {
+    /// What `RDTSC` gives on that vCPU now. Any thread; never waits for a vCPU.
+    fn now(&self, vcpu: VcpuIndex) -> u64;
+    /// Ticks a second.
+    fn hz(&self) -> u64;
 }
 
 /// The guest's own clocks that do not come through the machine's: TSC, kvmclock.

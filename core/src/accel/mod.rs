@@ -14,11 +14,13 @@ pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Names, Unavai
 pub use cpu_io::{CpuIo, HypercallResult, SysReg};
 pub use emulation::{Done, EmulationFailure, EmulationFallback, FailedInstruction, Finished, StatePart, StateSource};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};
-pub use irqchip::{CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds};
+pub use irqchip::{
+    CoalescedIo, DirtyLog, DoorbellAddress, Doorbells, GuestClock, IrqChip, IrqChipMode, IrqFds, TscClock,
+};
 pub use null::NullAccelerator;
 pub use shortcuts::Shortcuts;
 pub use trace::{RecentEvent, TraceKinds, TraceSink, TracedCode, Tracer};
 pub use vcpu::{
-    Access, CpuPin, DebugCaps, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu,
-    VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
+    Access, CpuPin, DebugCaps, RememberedTranslation, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault,
+    Translation, Vcpu, VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
 };

@@ -64,6 +64,12 @@ pub trait Vcpu: Send {
         Vec::new()
     }
 
+    /// The translations of addresses that are remembered, if the accelerator can tell: those of the address space in
+    /// use first.
+    fn remembered_translations(&mut self) -> Option<Vec<RememberedTranslation>> {
+        None
+    }
+
     /// A trace has begun or ended: hands over what there is of the old one.
     fn sync_trace(&mut self) {}
 
@@ -248,6 +254,25 @@ pub struct Translation {
     pub pa: GuestPhys,
     /// Size of the page it lies in, in bytes.
     pub page_size: u64,
+}
+
+/// A translation that an accelerator remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RememberedTranslation {
+    /// The accelerator's own name of the address space.
+    pub space: u64,
+    /// It is the one in use.
+    pub current: bool,
+    /// The page.
+    pub va: GuestVirt,
+    /// Where it is, if that is RAM.
+    pub pa: Option<GuestPhys>,
+    /// For loads.
+    pub read: bool,
+    /// For stores, that is, without asking again.
+    pub write: bool,
+    /// For instruction fetches.
+    pub execute: bool,
 }
 
 /// An address that does not translate.

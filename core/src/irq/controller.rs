@@ -20,6 +20,12 @@ pub trait IrqController: Send + Sync {
         MemTxResult::AccessError
     }
 
+    /// Whether a local APIC has `vector` requested or in service; `None` if whoever has them tells each end at once.
+    /// The machine stands still.
+    fn holds(&self, _vector: u8) -> Option<bool> {
+        None
+    }
+
     /// A way of its own for a message that is sent often, if there are any.
     fn msi_route(&self) -> Option<Arc<dyn MsiRoute>> {
         None

@@ -238,6 +238,8 @@ impl MutLifecycle for IoApic {
                 self.send(entry);
             }
         }
+        // Levels that were served when the machine was saved, but not lowered: see `save_state`.
+        (0..IOAPIC_PINS).for_each(|pin| self.service_level(pin));
     }
 }
 
@@ -245,8 +247,16 @@ impl SaveRestore for IoApic {
     const SCHEMA: Schema = IOAPIC_SCHEMA;
     type State = IoApicState;
 
+    /// An accelerator with the local APICs may not have told an end of interrupt yet, which then is in nobody's state:
+    /// what no local APIC has any more was ended.
     fn save_state(&self) -> IoApicState {
-        self.s.clone()
+        let mut state = self.s.clone();
+        for entry in state.redirection.iter_mut().filter(|entry| **entry & REDIRECTION_REMOTE_IRR != 0) {
+            if self.apics.holds(*entry as u8) == Some(false) {
+                *entry &= !REDIRECTION_REMOTE_IRR;
+            }
+        }
+        state
     }
 
     fn restore_state(&mut self, state: IoApicState) -> Result<(), SnapshotError> {

@@ -8,6 +8,8 @@ use mimus_core::device::Lifecycle;
 struct Apics {
     messages: Mutex<Vec<(u64, u32)>>,
     deaf: Mutex<bool>,
+    /// An accelerator's, with these vectors requested or in service.
+    held: Mutex<Option<Vec<u8>>>,
 }
 
 impl IrqController for Apics {
@@ -18,6 +20,9 @@ impl IrqController for Apics {
         }
         lock(&self.messages).push((address, data));
         MemTxResult::Ok
+    }
+    fn holds(&self, vector: u8) -> Option<bool> {
+        lock(&self.held).as_ref().map(|held| held.contains(&vector))
     }
 }
 
@@ -204,4 +209,30 @@ fn reset_saved_restored() {
     restore_with(&other.ioapic, "/edges", 1 << 2 | 1 << 3).unwrap();
     other.ioapic.start();
     assert_eq!(other.sent(), [(0xfee0_0000, 0x4050)]);
+}
+
+/// An end that an accelerator knows of and has not told is not lost when the machine is saved then.
+#[test]
+fn ends_not_told_yet_are_saved() {
+    let pc = Pc::new();
+    for (pin, vector) in [(9, 0x39), (10, 0x3a), (11, 0x3b)] {
+        pc.set_entry(pin, LEVEL | vector);
+        pc.irqs.set_input(pin.into(), true);
+    }
+    // 0x39 is in service still; 0x3a was ended and lowered, 0x3b ended with its level high.
+    pc.irqs.set_input(10, false);
+    *lock(&pc.apics.held) = Some(vec![0x39]);
+    let saved = lock(&pc.ioapic).save_state();
+    let remote =
+        |state: &IoApicState| (0..IOAPIC_PINS).filter(|p| state.redirection[*p] & REMOTE != 0).collect::<Vec<_>>();
+    assert_eq!(remote(&saved), [9]);
+    assert_eq!(remote(&lock(&pc.ioapic).s), [9, 10, 11], "the end is told to this one yet");
+    let other = Pc::new();
+    lock(&other.ioapic).restore_state(saved).unwrap();
+    assert_eq!(other.sent(), []);
+    other.ioapic.start();
+    assert_eq!(other.sent(), [(0xfee0_0000, 0xc03b)]);
+    other.ioapic.start();
+    other.eoi(0x39);
+    assert_eq!(other.sent(), [(0xfee0_0000, 0xc039)]);
 }

@@ -34,6 +34,10 @@ pub trait PciFunction: Send + Sync {
     fn config_read(&self, offset: u16, size: AccessSize) -> u32;
     /// Writes 1, 2 or 4 bytes of configuration space.
     fn config_write(&self, offset: u16, size: AccessSize, value: u32);
+    /// Bytes that each base address register decodes, for whoever looks from outside; 0: there is none.
+    fn bar_lens(&self) -> [u64; 6] {
+        [0; 6]
+    }
 }
 
 type Functions = BTreeMap<DevFn, Option<Arc<dyn PciFunction>>>;
@@ -149,6 +153,11 @@ impl PciBus {
             value |= MULTI_FUNCTION << (8 * (HEADER_TYPE - offset));
         }
         value & size.mask() as u32
+    }
+
+    /// Bytes that each base address register of a function decodes; 0: there is none.
+    pub fn bar_lens(&self, devfn: DevFn) -> [u64; 6] {
+        self.function(devfn).map_or([0; 6], |f| f.bar_lens())
     }
 
     /// A configuration write of 1, 2 or 4 bytes; lost where nothing is.

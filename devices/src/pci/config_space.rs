@@ -129,6 +129,13 @@ pub struct ConfigState {
 }
 
 impl ConfigSpace {
+    /// Bytes that each base address register decodes; 0: there is none.
+    pub fn bar_lens(&self) -> [u64; 6] {
+        let mut out = [0; 6];
+        self.bars.iter().for_each(|bar| out[bar.index] = bar.len);
+        out
+    }
+
     /// A function without BARs in `slot`, with pin INTA if `intx`.
     pub fn new(ids: PciIds, slot: &PciSlot, intx: bool) -> Self {
         let mut c = Self {

@@ -7,7 +7,7 @@ use mimus_accel_kvm::KvmAccelerator;
 use mimus_core::accel::{Accelerator, EmulationFallback, NullAccelerator};
 use mimus_core::arch::GuestArch;
 use mimus_machines::boards;
-use mimus_machines::config::MachineConfig;
+use mimus_machines::config::{Accel, MachineConfig};
 use mimus_tcg::{TcgAccelerator, TcgFallback};
 
 /// An accelerator with its options.
@@ -36,8 +36,8 @@ pub fn choose(config: &MachineConfig) -> anyhow::Result<Choice> {
     }
     let mut reasons = Vec::new();
     for (i, accel) in config.accels.iter().enumerate() {
-        let others = config.accels[i + 1..].iter().any(|a| open(&a.name, arch).is_ok());
-        match open(&accel.name, arch) {
+        let others = config.accels[i + 1..].iter().any(|a| open_with(a, arch).is_ok());
+        match open_with(accel, arch) {
             Ok(_) if accel.name == "kvm" && others && kvm_interprets() => {
                 reasons.push(format!("-accel kvm: {INTERPRETS}"));
             }
@@ -110,12 +110,17 @@ pub fn kvm_interprets() -> bool {
 
 /// An accelerator by name, if it can run the guest here.
 pub fn open(name: &str, arch: GuestArch) -> Result<Box<dyn Accelerator>, String> {
-    let accel: Box<dyn Accelerator> = match name {
+    open_with(&Accel { name: name.to_owned(), options: Vec::new() }, arch)
+}
+
+/// The one that was asked for, if it can run the guest with its options.
+fn open_with(wanted: &Accel, arch: GuestArch) -> Result<Box<dyn Accelerator>, String> {
+    let accel: Box<dyn Accelerator> = match wanted.name.as_str() {
         "tcg" => Box::new(TcgAccelerator),
         "null" => Box::new(NullAccelerator),
         "kvm" => Box::new(KvmAccelerator),
         _ => return Err("there is no such accelerator; use tcg".into()),
     };
-    accel.probe(arch).map_err(|e| e.to_string())?;
+    accel.probe_with(arch, &wanted.options.iter().cloned().collect()).map_err(|e| e.to_string())?;
     Ok(accel)
 }

@@ -4,13 +4,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use mimus_core::accel::{AccelError, Access, CpuIo, DebugStop, RecentEvent, Vcpu, VcpuDebug, VcpuExit, VcpuIndex};
+use mimus_core::accel::{
+    AccelError, Access, CpuIo, DebugStop, RecentEvent, RememberedTranslation, Vcpu, VcpuDebug, VcpuExit, VcpuIndex,
+};
 use mimus_core::arch::{CpuState, StateGroups};
 use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs, MemTxResult};
 use mimus_core::memory::{AddressSpace, FlatKind};
 use mimus_core::vcpu::VcpuThreads;
 use mimus_debug::debugger::Debugger;
-use mimus_debug::target::{Point, Region, Stop, Target};
+use mimus_debug::devices::DeviceState;
+use mimus_debug::pci::PciFunction;
+use mimus_debug::target::{Point, Region, Stop, Target, TlbEntry};
 use mimus_machines::machine::{Machine, MachineControl, Notice, Request, RunState};
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
@@ -20,6 +24,8 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{Context, Editor, Helper};
 
+use crate::views::Views;
+
 /// A machine.
 pub struct Live {
     threads: VcpuThreads,
@@ -27,6 +33,7 @@ pub struct Live {
     io: Arc<dyn CpuIo + Send + Sync>,
     control: MachineControl,
     stops: Mutex<Receiver<Stop>>,
+    views: Views,
 }
 
 impl Live {
@@ -39,6 +46,7 @@ impl Live {
             io: machine.io(),
             control: machine.control(),
             stops: Mutex::new(stops),
+            views: Views::new(machine),
         };
         follow(&live.control, sender);
         Arc::new(live)
@@ -168,13 +176,36 @@ impl Target for Live {
         let view = self.memory.view();
         let region = |r: &mimus_core::memory::FlatRange| {
             let (kind, name) = match &r.kind {
-                FlatKind::Ram { readonly: false, .. } => ("ram", String::new()),
-                FlatKind::Ram { .. } | FlatKind::RomDevice { .. } => ("rom", String::new()),
-                FlatKind::Mmio { .. } => ("device", String::new()),
+                FlatKind::Ram { block, readonly: false, .. } => ("ram", block.name()),
+                FlatKind::Ram { block, .. } | FlatKind::RomDevice { block, .. } => ("rom", block.name()),
+                FlatKind::Mmio { binding, .. } => ("device", binding.name()),
             };
-            Region { base: r.base.0, len: r.len, kind, name }
+            Region { base: r.base.0, len: r.len, kind, name: name.to_owned() }
         };
         view.ranges().iter().map(region).collect()
+    }
+    fn devices(&self) -> Result<Vec<DeviceState>, String> {
+        if self.running() {
+            return Err("the machine runs: its devices are looked at while it stands; stop it first".to_owned());
+        }
+        Ok(self.views.devices())
+    }
+    fn pci(&self) -> Vec<PciFunction> {
+        self.views.pci()
+    }
+    fn tlb(&self, vcpu: u32) -> Result<Vec<TlbEntry>, String> {
+        let found = self.on(vcpu, |v| v.remembered_translations())?;
+        let found = found.ok_or("this accelerator does not tell which translations it remembers; -accel tcg does")?;
+        let entry = |e: RememberedTranslation| TlbEntry {
+            space: e.space,
+            current: e.current,
+            va: e.va.0,
+            pa: e.pa.map(|pa| pa.0),
+            read: e.read,
+            write: e.write,
+            execute: e.execute,
+        };
+        Ok(found.into_iter().map(entry).collect())
     }
 }
 

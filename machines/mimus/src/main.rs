@@ -26,6 +26,7 @@ mod terminal;
 mod trace_tool;
 mod tracing;
 mod try_guest;
+mod views;
 
 use std::ffi::OsString;
 use std::path::Path;

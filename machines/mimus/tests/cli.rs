@@ -239,6 +239,107 @@ fn accelerators_that_cannot() {
     assert!(text.contains("kvm"), "{text}");
 }
 
+/// A kernel that leaves through the exit port with 5: `mov al, 2; out 0xf4, al; hlt`.
+fn leaving_kernel() -> Vec<u8> {
+    let mut kernel = bzimage();
+    for entry in [0x400, 0x600] {
+        kernel[entry..entry + 5].copy_from_slice(&[0xb0, 2, 0xe6, 0xf4, 0xf4]);
+    }
+    kernel
+}
+
+/// `-accel a -accel b`, `-machine accel=a:b`: the first that works runs the guest, and each that does not is told in a
+/// line.
+#[test]
+fn the_first_accelerator_that_works() {
+    let dir = Dir::new("first-accel");
+    let kernel = dir.file("kernel", &leaving_kernel());
+    let run = |args: &[&str]| {
+        let machine = ["system", "x86_64", "-kernel", &kernel, "-m", "64", "-display", "none", "-nic", "none"];
+        let out = mimus(&[&machine[..], &["-device", "isa-debug-exit"], args].concat());
+        (out.status.code(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, text) = run(&["-M", "microvm", "-accel", "kvm,device=/nonexistent", "-accel", "tcg"]);
+    assert_eq!((code, text.lines().count()), (Some(5), 1), "{text}");
+    assert!(text.contains("/nonexistent does not exist") && text.ends_with("using tcg\n"), "{text}");
+    // Where KVM works it is taken, but for one that interprets, which tells; where not, it tells why.
+    for args in [&["-M", "microvm,accel=kvm:tcg"][..], &["-M", "microvm", "-accel", "kvm", "-accel", "tcg"]] {
+        let (code, text) = run(args);
+        assert_eq!(code, Some(5), "{text}");
+        let says = ["-accel kvm: ", "CPU model"].iter().any(|says| text.contains(says));
+        assert!(text.is_empty() || text.lines().count() == 1 && says, "{text}");
+    }
+    // Without an alternative it runs the guest, or says what to do.
+    for args in
+        [&["-M", "microvm,accel=kvm"][..], &["-M", "microvm", "-enable-kvm"], &["-M", "microvm", "--accel", "kvm"]]
+    {
+        let (code, text) = run(args);
+        assert!(text.lines().count() <= 1, "{text}");
+        // A feature of the model that the host's KVM lacks is told.
+        let ran = code == Some(5) && (text.is_empty() || text.starts_with("mimus: warning: CPU model"));
+        assert!(ran || code == Some(1) && text.contains("-accel tcg"), "{code:?}: {text}");
+    }
+}
+
+/// Each refusal is a line that says what to do instead.
+#[test]
+fn kvm_refuses_in_one_line() {
+    let dir = Dir::new("refusals");
+    let kernel = dir.file("kernel", &leaving_kernel());
+    let run = |args: &[&str]| error(&[&["system", "x86_64", "-display", "none", "-kernel", &kernel], args].concat());
+    let not_kvm = dir.file("plain", b"no device");
+    let (absent, wrong) = ("kvm,device=/nonexistent".to_owned(), format!("kvm,device={not_kvm}"));
+    for (args, says) in [
+        (&["-accel", "kvm:tcg"][..], "-accel kvm -accel tcg"),
+        (&["-accel", "kmv:tcg"], "-accel kmv -accel tcg"),
+        (&["-M", "q35,accel=kmv:tcg"], "did you mean kvm?"),
+        (&["-M", "q35,accel=hvf:kvm"], "hvf is an accelerator of QEMU"),
+        (&["-accel", &absent], "-accel tcg"),
+        (&["-accel", &absent, "-accel", &wrong], "; -accel kvm: "),
+        (&["-accel", &wrong], "is not KVM's device: use /dev/kvm, or -accel tcg"),
+    ] {
+        let text = run(args);
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    if let Err(e) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("SKIPPED (kvm_refuses_in_one_line, with KVM): /dev/kvm: {e}");
+        return;
+    }
+    for (args, says) in [
+        (&["-accel", "kvm,devcie=/dev/kvm"][..], "there are kernel-irqchip"),
+        (&["-accel", "kvm", "-smp", "400"], "1 to 255"),
+        (&["-accel", "kvm,dirty-ring-size=3"], "dirty-ring-size"),
+        (&["-accel", "kvm", "-M", "q35,kernel-irqchip=maybe"], "kernel-irqchip"),
+    ] {
+        let text = run(args);
+        assert!(text.contains(says), "{says}: {text}");
+    }
+}
+
+/// Who may not open the device is told how to get the permission.
+#[test]
+fn kvm_without_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let dir = Dir::new("permission");
+    let (node, kernel) = (dir.file("kvm", b""), dir.file("kernel", &leaving_kernel()));
+    std::fs::set_permissions(&node, PermissionsExt::from_mode(0o000)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mimus"));
+    command.args(["system", "x86_64", "-display", "none", "-kernel", &kernel, "-accel", &format!("kvm,device={node}")]);
+    if std::fs::File::open(&node).is_ok() {
+        // The administrator may open everything.
+        command.uid(65534).gid(65534);
+    }
+    match command.output() {
+        Ok(out) => {
+            let text = String::from_utf8(out.stderr).unwrap();
+            assert_eq!((out.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+            assert!(text.contains("usermod -aG kvm") && text.contains("-accel tcg"), "{text}");
+        }
+        Err(e) => eprintln!("SKIPPED (kvm_without_permission): mimus cannot be run as another user: {e}"),
+    }
+}
+
 #[test]
 fn the_doctor_looks_at_the_host() {
     let out = mimus(&["doctor"]);

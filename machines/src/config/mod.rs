@@ -342,6 +342,8 @@ pub struct Drive {
     pub discard: bool,
     /// `serial=`, as the guest reads it.
     pub serial: Option<String>,
+    /// `bootindex=`: the place in the order in which firmware tries devices.
+    pub boot_index: Option<u32>,
 }
 
 /// `if=` of `-drive`

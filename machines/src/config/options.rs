@@ -6,6 +6,7 @@ use super::keyval::{nearest, parse_size};
 use super::{
     Accel, CacheMode, ConfigError, Drive, DriveInterface, Icount, KeyValues, MachineType, Rtc, RtcBase, RtcClock, Smp,
 };
+use crate::machine::boot_list::parse_index;
 
 /// Most vCPUs any machine of ours may have; boards set their own, lower limits.
 pub const MAX_CPUS: u32 = 512;
@@ -55,6 +56,13 @@ fn check_accel(kv: &KeyValues, name: &str) -> Result<String, ConfigError> {
         "hvf" | "whpx" | "nvmm" | "xen" | "qtest" | "mshv" => Err(kv.error(format!(
             "{name} is an accelerator of QEMU that mimus does not have; there are tcg (any guest) and kvm"
         ))),
+        list if list.contains(':') => {
+            let each: Vec<_> = list.split(':').map(|name| format!("-accel {name}")).collect();
+            Err(kv.error(format!(
+                "-accel names one: {} takes the first that works, and so does -machine accel={list}",
+                each.join(" ")
+            )))
+        }
         _ => {
             let hint =
                 nearest(name, ["tcg", "kvm"].into_iter()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
@@ -152,7 +160,9 @@ impl Drive {
                 )));
             }
             Some(other) => {
-                return Err(kv.error(format!("there is no interface '{other}': use if=virtio, if=ide, if=none or if=pflash")));
+                return Err(
+                    kv.error(format!("there is no interface '{other}': use if=virtio, if=ide, if=none or if=pflash"))
+                );
             }
         };
         let format = kv.take("format");
@@ -186,7 +196,16 @@ impl Drive {
                 .take_word("discard", &[("unmap", true), ("on", true), ("ignore", false), ("off", false)])?
                 .unwrap_or(false),
             serial: kv.take("serial"),
+            boot_index: match kv.take("bootindex") {
+                Some(text) => parse_index(&text).map_err(|e| kv.error(e))?,
+                None => None,
+            },
         };
+        if let Some(n) = drive.boot_index.filter(|_| drive.interface != DriveInterface::Virtio) {
+            return Err(
+                kv.error(format!("bootindex={n} is the device's: -device virtio-blk-pci,drive=ID,bootindex={n}"))
+            );
+        }
         // How the host does its reads and writes: accepted, our block layer picks its own.
         kv.take_word("aio", &[("threads", ()), ("native", ()), ("io_uring", ())])?;
         kv.take_word("detect-zeroes", &[("off", ()), ("on", ()), ("unmap", ())])?;

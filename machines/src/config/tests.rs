@@ -80,6 +80,9 @@ fn drives() {
     assert_eq!(Drive::parse("if=pflash,file=x").unwrap().interface, DriveInterface::Pflash);
     says(Drive::parse("file=x,if=scsi"), &["if=virtio"]);
     says(Drive::parse("file=x,format=qcow2"), &["qemu-img convert"]);
+    assert_eq!(Drive::parse("file=x,bootindex=3").unwrap().boot_index, Some(3));
+    says(Drive::parse("file=x,bootindex=first"), &["bootindex=first", "whole number"]);
+    says(Drive::parse("file=x,if=none,id=a,bootindex=3"), &["-device virtio-blk-pci"]);
     says(Drive::parse("if=none"), &["file= is missing"]);
     says(Drive::parse("file=x,raedonly=on"), &["did you mean readonly?"]);
     says(Drive::parse("file=x,readonly=maybe"), &["on or off"]);

@@ -48,20 +48,8 @@ const NOT_UNDER: [&str; 8] = [
     "var",
 ];
 /// The same by a part of a file's name: link-time optimisation, sanitizers, profilers, network libraries, static libraries.
-const NOT_NAMED: [&str; 12] = [
-    "lto1",
-    "lto-dump",
-    "libasan",
-    "libtsan",
-    "liblsan",
-    "libubsan",
-    "gprofng",
-    "libgp-",
-    "libcrypto",
-    "libkrb5",
-    "libitm",
-    "dwp",
-];
+const NOT_NAMED: [&str; 11] =
+    ["lto1", "lto-dump", "libasan", "libtsan", "liblsan", "libubsan", "gprofng", "libgp-", "libkrb5", "libitm", "dwp"];
 /// Static libraries that ordinary programs are linked with.
 const STATIC: [&str; 3] = ["libgcc.a", "libgcc_eh.a", "libc_nonshared.a"];
 

@@ -17,6 +17,7 @@ use mimus_core::memory::{
     AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock, RamLock, RamOptions, RamSource,
 };
 use mimus_core::vcpu::{PinTimers, VcpuThreads};
+use mimus_devices::pci::PciBus;
 
 use super::MachineError;
 use super::control::{MachineControl, Request};
@@ -116,6 +117,7 @@ pub struct MachineBuilder {
     threads: VcpuThreads,
     devices: Vec<(String, Arc<dyn Device>)>,
     spaces: Vec<Arc<AddressSpace>>,
+    pci: Vec<Arc<PciBus>>,
 }
 
 impl MachineBuilder {
@@ -187,6 +189,7 @@ impl MachineBuilder {
             threads,
             devices: Vec::new(),
             spaces: Vec::new(),
+            pci: Vec::new(),
         })
     }
 
@@ -328,6 +331,11 @@ impl MachineBuilder {
         self.spaces.push(space);
     }
 
+    /// Takes note of a PCI bus, for whoever looks at the machine from outside.
+    pub fn add_pci_bus(&mut self, bus: &Arc<PciBus>) {
+        self.pci.push(bus.clone());
+    }
+
     /// Maps a region in system memory.
     pub fn map(&self, address: u64, region: &MemoryRegion) {
         let memory = &self.services.memory;
@@ -379,6 +387,7 @@ impl MachineBuilder {
             threads: self.threads,
             io,
             devices: self.devices,
+            pci: self.pci,
             _spaces: self.spaces,
         }))
     }

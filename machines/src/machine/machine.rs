@@ -11,6 +11,7 @@ use mimus_core::device::{Device, Drain, ResetPhase, Services};
 use mimus_core::io_thread::IoThread;
 use mimus_core::memory::AddressSpace;
 use mimus_core::vcpu::{VcpuThreads, WorkError};
+use mimus_devices::pci::PciBus;
 
 use super::MachineError;
 use super::control::{MachineControl, Notice, Request, RunEnd, RunState};
@@ -69,6 +70,7 @@ pub(super) struct Parts {
     pub threads: VcpuThreads,
     pub io: Arc<MachineIo>,
     pub devices: Vec<(String, Arc<dyn Device>)>,
+    pub pci: Vec<Arc<PciBus>>,
     /// What nobody else keeps.
     pub _spaces: Vec<Arc<AddressSpace>>,
 }
@@ -102,6 +104,11 @@ impl Machine {
     /// Its devices by path, in reset order.
     pub fn devices(&self) -> impl Iterator<Item = (&str, &Arc<dyn Device>)> {
         self.parts.devices.iter().map(|(path, device)| (path.as_str(), device))
+    }
+
+    /// Its PCI buses.
+    pub fn pci_buses(&self) -> &[Arc<PciBus>] {
+        &self.parts.pci
     }
 
     /// The device at a path.

@@ -16,6 +16,7 @@
 //! order. Everything else sends it requests and does not wait.
 
 pub mod backends;
+pub mod boot_list;
 pub mod builder;
 pub mod control;
 pub mod cpu_io;

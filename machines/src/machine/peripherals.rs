@@ -16,6 +16,7 @@ use mimus_devices::virtio::transport::mmio::EmptySlot;
 use mimus_devices::virtio::virtio_device_of;
 
 use super::backends::{DEFAULT_NETWORK, default_network, drive_id, nic_id};
+use super::boot_list::{BootList, Place, parse_index};
 use super::{MachineBuilder, MachineError};
 use crate::config::{ConfigError, DriveInterface, MachineConfig};
 use crate::registry;
@@ -98,17 +99,48 @@ pub struct Peripherals {
     console: Option<Arc<VirtioConsole>>,
     /// `-device`s so far.
     count: u32,
+    /// What firmware is to boot from, if this board tells it.
+    boot_list: Option<BootList>,
 }
 
 impl Peripherals {
     /// A board whose own virtio devices are on virtio-mmio.
     pub fn mmio(slots: MmioSlots, pci: Option<Arc<PciBus>>) -> Self {
-        Self { slots: Some(slots), pci, isa: None, sata: None, virtio: "device", console: None, count: 0 }
+        Self {
+            slots: Some(slots),
+            pci,
+            isa: None,
+            sata: None,
+            virtio: "device",
+            console: None,
+            count: 0,
+            boot_list: None,
+        }
     }
 
     /// A board whose own virtio devices are on PCI.
     pub fn pci(bus: Arc<PciBus>) -> Self {
-        Self { slots: None, pci: Some(bus), isa: None, sata: None, virtio: "pci", console: None, count: 0 }
+        Self {
+            slots: None,
+            pci: Some(bus),
+            isa: None,
+            sata: None,
+            virtio: "pci",
+            console: None,
+            count: 0,
+            boot_list: None,
+        }
+    }
+
+    /// The board tells its firmware of `bootindex=`.
+    pub fn with_boot_list(mut self) -> Self {
+        self.boot_list = Some(BootList::default());
+        self
+    }
+
+    /// What firmware is to boot from.
+    pub fn take_boot_list(&mut self) -> BootList {
+        self.boot_list.take().unwrap_or_default()
     }
 
     /// Adds all that `config` asks for.
@@ -128,6 +160,9 @@ impl Peripherals {
             options.set("drive", &drive_id(i, drive))?;
             if let Some(serial) = &drive.serial {
                 options.set("serial", serial)?;
+            }
+            if let Some(index) = drive.boot_index {
+                options.set("bootindex", &index.to_string())?;
             }
             self.add(builder, "-drive", &driver, options)?;
         }
@@ -175,6 +210,7 @@ impl Peripherals {
         let number = self.count;
         self.count += 1;
         let id = options.take("id");
+        let boot_index = self.boot_index(&mut options).map_err(|e| fail(&e))?;
         let path = match &id {
             Some(id) => format!("/machine/peripheral/{id}"),
             None => format!("/machine/peripheral-anon/{}.{number}", model.name),
@@ -213,14 +249,38 @@ impl Peripherals {
         } else {
             self.check_bus(options.take("bus").as_deref()).map_err(|e| fail(&e))?;
         }
+        let before = self.pci.as_ref().map(|bus| bus.list());
         let device = (model.build)(&options, &mut ctx).map_err(|e| fail(&e))?;
         if let Some((address, registers)) = address.zip(ctx.region("regs").cloned()) {
             registers.map(address);
+        }
+        if let Some(index) = boot_index {
+            let before = before.unwrap_or_default();
+            let new = |bus: &Arc<PciBus>| bus.list().into_iter().find(|d| !before.contains(d));
+            let place = address.map(Place::Mmio).or_else(|| self.pci.as_ref().and_then(new).map(Place::Pci));
+            self.add_to_boot_list(index, model.name, place).map_err(|e| fail(&e))?;
         }
         if let Some(console) = virtio_device_of::<VirtioConsole>(&*device) {
             self.console = Some(console);
         }
         builder.add_device(&path, device).map_err(|e| fail(&e))
+    }
+
+    /// Takes `bootindex=`.
+    fn boot_index(&self, options: &mut Options) -> Result<Option<u32>, String> {
+        let index = options.take("bootindex").map_or(Ok(None), |text| parse_index(&text))?;
+        match index {
+            Some(n) if self.boot_list.is_none() => {
+                Err(format!("bootindex={n}: this board's firmware is not told what to boot from; leave it out"))
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn add_to_boot_list(&mut self, index: u32, model: &str, place: Option<Place>) -> Result<(), String> {
+        let list = self.boot_list.as_mut();
+        // What sits on neither bus is not booted from, which the list says for such a model.
+        list.map_or(Ok(()), |list| list.add(index, model, place.unwrap_or(Place::Mmio(0))))
     }
 
     /// There is one PCI bus; what other models sit on has no name here.

@@ -174,6 +174,7 @@ impl Virt {
         let bridge = Gpex::new("pcie.0", self.builder.memory(), &windows, irqs, None);
         let bridge = bridge.map_err(|e| MachineError::other(e.to_string()))?;
         self.builder.add_device("/machine/pcie.0", bridge.function().clone())?;
+        self.builder.add_pci_bus(bridge.bus());
         Ok(bridge.bus().clone())
     }
 

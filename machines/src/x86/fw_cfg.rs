@@ -13,6 +13,7 @@ use super::{kernel_rom, layout, smbios};
 use crate::boot::x86::{CMDLINE, Image, Memory, bzimage, check_cmdline, place};
 use crate::boot::{self, BootError};
 use crate::config::{BootOrder, MachineConfig};
+use crate::machine::boot_list::BootList;
 use crate::machine::{MachineError, firmware_items};
 
 /// Numbers of the architecture's own items.
@@ -40,6 +41,8 @@ pub struct Contents<'a> {
     pub smbios: &'a [u8],
     /// Firmware loads the kernel.
     pub kernel: bool,
+    /// What it is to boot from.
+    pub boot_list: BootList,
 }
 
 /// Fills the device.
@@ -61,7 +64,7 @@ pub fn fill(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
     }
     let rom = if c.kernel { add_kernel(f, c)? } else { None };
     let strict = c.config.firmware.order.strict.then_some("HALT");
-    let order: Vec<&str> = rom.into_iter().chain(strict).collect();
+    let order: Vec<&str> = rom.into_iter().chain(c.boot_list.paths()).chain(strict).collect();
     if !order.is_empty() {
         f.add_file("bootorder", format!("{}\0", order.join("\n"))).map_err(fail)?;
     }
@@ -172,7 +175,14 @@ mod tests {
         let memory = Memory { low: 512 << 20, high: 0 };
         let set = super::super::acpi::build(&super::super::acpi::tests::q35());
         let device = device();
-        let contents = Contents { config: &config, memory, acpi: Some(&set), smbios: &[1, 2, 3], kernel: true };
+        let contents = Contents {
+            config: &config,
+            memory,
+            acpi: Some(&set),
+            smbios: &[1, 2, 3],
+            kernel: true,
+            boot_list: BootList::default(),
+        };
         let mut f = lock(&device);
         fill(&mut f, &contents).unwrap();
         assert!(f.add_file("etc/table-loader", [0]).is_err());

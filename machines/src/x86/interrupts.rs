@@ -148,7 +148,7 @@ fn user(b: &mut MachineBuilder) -> Result<Interrupts, MachineError> {
         processors: Arc::new(Starter(b.threads().clone())),
         end_of_interrupt: end_of_interrupt(&io_of),
         acknowledge_pic: Some(acknowledge(&pic_of)),
-        tsc: None,
+        tsc: b.vm().tsc(),
     };
     let lapics = Lapics::new(cpus.collect(), links);
     let io = IoApic::new(lapics.clone());

@@ -56,9 +56,10 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
 
     let lines = (0..VIRTIO_SLOTS).map(|i| ints.line(virtio_irq(i, options.acpi))).collect();
     let slots = MmioSlots::new(VIRTIO_BASE, VIRTIO_STRIDE, lines);
-    let mut peripherals = Peripherals::mmio(slots, None);
+    let mut peripherals = Peripherals::mmio(slots, None).with_boot_list();
     peripherals.isa = Some(isa::bus(&b, &ints));
     peripherals.add_configured(&mut b, config)?;
+    let boot_list = peripherals.take_boot_list();
     let used = peripherals.slots.map_or_else(Vec::new, |slots| {
         slots.map_empty(&b);
         slots.used()
@@ -67,7 +68,8 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     let tables = options.acpi.then(|| acpi::build(&description(config, &options, &serials)));
     let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents = Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware };
+    let contents =
+        Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware, boot_list };
     common::add_fw_cfg(&mut b, &contents)?;
     let cmdline = match options.acpi || !options.auto_kernel_cmdline {
         true => String::new(),

@@ -10,8 +10,8 @@ use mimus_core::clock::ClockKind;
 use mimus_core::device::lock;
 use mimus_core::irq::{IrqLine, OrGate};
 use mimus_core::memory::{DmaHandle, MemoryRegion};
-use mimus_devices::block::ahci::Ahci;
 use mimus_devices::acpi::pm::{self, AcpiPm, PmLayout, PmLines};
+use mimus_devices::block::ahci::Ahci;
 use mimus_devices::input::i8042::{self, I8042, I8042Lines};
 use mimus_devices::misc::i8257::{self, I8257};
 use mimus_devices::misc::port92::{self, Port92};
@@ -74,7 +74,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
         add_hpet(&mut b, &ints, &rtc, rtc_irq)?;
     }
     add_legacy(&mut b, &options, &ints)?;
-    let mut peripherals = Peripherals::pci(bus.clone());
+    let mut peripherals = Peripherals::pci(bus.clone()).with_boot_list();
     peripherals.isa = Some(isa::bus(&b, &ints));
     if kind == Kind::Q35 {
         let sata = Ahci::new(&bus).map_err(|e| MachineError::other(e.to_string()))?;
@@ -82,6 +82,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
         peripherals.sata = Some(sata);
     }
     peripherals.add_configured(&mut b, config)?;
+    let boot_list = peripherals.take_boot_list();
 
     let (mmio32, bits) = (layout::mmio32(kind, memory), common::phys_bits(&b, boards::guest(config)?));
     let platform =
@@ -90,7 +91,8 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let tables = options.acpi.then(|| acpi::build(&acpi::Config { apic_ids, platform }));
     let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents = Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware };
+    let contents =
+        Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware, boot_list };
     common::add_fw_cfg(&mut b, &contents)?;
 
     let pirq_of = if kind == Kind::Q35 { q35::pirq_of } else { i440fx::pirq_of };
@@ -191,6 +193,7 @@ fn add_pci(
         let pirqs = PirqRouter::new(ich9::PIRQS, isa, direct);
         let bridge = Q35::new("pcie.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
         let bus = bridge.bus().clone();
+        b.add_pci_bus(&bus);
         if smm {
             smm::add(b, bridge.smm_overlay());
         }
@@ -202,6 +205,7 @@ fn add_pci(
     let pirqs = PirqRouter::new(piix::PIRQS, isa, Vec::new());
     let bridge = I440fx::new("pci.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
     let bus = bridge.bus().clone();
+    b.add_pci_bus(&bus);
     if smm {
         smm::add(b, bridge.smm_overlay());
     }

@@ -625,16 +625,33 @@ impl<F: GuestFrontend> Cpu<F> {
         self.store_at(place, pa, value, size)
     }
 
+    /// Loads what the page entries grant.
+    pub(crate) fn load_by_page(&self, va: u64, size: Size, ext: Ext) -> Option<u64> {
+        let host = self.mmu.context().lookup_read(va)?;
+        // SAFETY: inside a page of RAM that the TLB grants loads of.
+        (va & (PAGE - 1) <= PAGE - u64::from(size.bytes()))
+            .then(|| extend(unsafe { read(host as *mut u8, size) }, size, ext))
+    }
+
+    /// Stores what the page entries grant; whether it did.
+    pub(crate) fn store_by_page(&mut self, va: u64, value: u64, size: Size) -> bool {
+        match self.mmu.context().lookup_write(va) {
+            Some(host) if va & (PAGE - 1) <= PAGE - u64::from(size.bytes()) => {
+                // SAFETY: inside a page of RAM that the TLB grants stores to.
+                unsafe { write(host as *mut u8, value, size) };
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// For helpers: loads as the instruction being executed, zeros above.
     ///
     /// # Errors
     /// The access trapped: return from the helper.
     pub fn load_data(&mut self, va: u64, size: Size) -> Result<u64, Trapped> {
-        if va & (PAGE - 1) <= PAGE - u64::from(size.bytes())
-            && let Some(host) = self.mmu.context().lookup_read(va)
-        {
-            // SAFETY: inside a page of RAM that the TLB grants loads of.
-            return Ok(unsafe { read(host as *mut u8, size) });
+        if let Some(value) = self.load_by_page(va, size, Ext::Zero) {
+            return Ok(value);
         }
         let pc = self.current_insn().0;
         self.load(At::Pc(pc), va, size, Ext::Zero)
@@ -645,11 +662,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// # Errors
     /// The access trapped, and nothing was stored: return from the helper.
     pub fn store_data(&mut self, va: u64, value: u64, size: Size) -> Result<(), Trapped> {
-        if va & (PAGE - 1) <= PAGE - u64::from(size.bytes())
-            && let Some(host) = self.mmu.context().lookup_write(va)
-        {
-            // SAFETY: inside a page of RAM that the TLB grants stores to.
-            unsafe { write(host as *mut u8, value, size) };
+        if self.store_by_page(va, value, size) {
             return Ok(());
         }
         let pc = self.current_insn().0;

@@ -9,6 +9,8 @@
 use memmap2::{MmapMut, MmapOptions};
 use mimus_tcg_ir::backend::ContextLayout;
 
+use crate::ranges::FilledRange;
+
 /// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
 const INVALID: u64 = !0;
 const PAGE: u64 = 4096;
@@ -54,6 +56,17 @@ pub struct DataFill {
     pub mapping_size: u64,
 }
 
+/// A page that is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filled {
+    pub va: u64,
+    /// Host address of the page, if it is entered for data.
+    pub host: Option<u64>,
+    pub read: bool,
+    pub write: bool,
+    pub execute: bool,
+}
+
 /// The TLB and code maps of one address space.
 pub struct Context {
     map: MmapMut,
@@ -64,6 +77,8 @@ pub struct Context {
     /// The subset to drop on [`Context::drop_local`].
     local: Vec<u32>,
     large: Vec<LargeRegion>,
+    /// Range entries that are filled.
+    pub(crate) ranges: Vec<FilledRange>,
 }
 
 impl Context {
@@ -73,8 +88,14 @@ impl Context {
     /// The host has no address space left.
     pub fn new() -> std::io::Result<Context> {
         let map = MmapOptions::new().len(ContextLayout::SIZE).no_reserve_swap().map_anon()?;
-        let mut context =
-            Context { map, fills: Vec::new(), lists: Box::new([0; LISTS]), local: Vec::new(), large: Vec::new() };
+        let mut context = Context {
+            map,
+            fills: Vec::new(),
+            lists: Box::new([0; LISTS]),
+            local: Vec::new(),
+            large: Vec::new(),
+            ranges: Vec::new(),
+        };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
         Ok(context)
@@ -92,7 +113,14 @@ impl Context {
         unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
     }
 
-    fn get(&self, array: i32, index: usize) -> u64 {
+    /// What is at an offset from the base; aligned to 8 bytes.
+    pub(crate) fn cell_at(&self, offset: usize) -> *mut u64 {
+        debug_assert!(offset + 8 <= ContextLayout::SIZE && offset.is_multiple_of(8));
+        // SAFETY: inside the mapping.
+        unsafe { self.map.as_ptr().cast_mut().add(offset).cast() }
+    }
+
+    pub(crate) fn get(&self, array: i32, index: usize) -> u64 {
         // SAFETY: `cell` is in the mapping and aligned; only this vCPU's thread reads or writes it.
         unsafe { self.cell(array, index).read() }
     }
@@ -134,6 +162,9 @@ impl Context {
         let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
         let addend = fill.host.wrapping_sub(fill.va);
         let moved = self.get(L.addend, index) != addend;
+        if read == fill.va && (moved || !fill.read) || write == fill.va && (moved || !fill.write) {
+            self.drop_ranges_at(index);
+        }
         self.set(L.addend, index, addend);
         // The addend is shared: a tag of another page must not survive it.
         self.set(L.read_tag, index, if fill.read { fill.va } else { INVALID });
@@ -188,6 +219,7 @@ impl Context {
         self.fills.clear();
         self.local.clear();
         self.large.clear();
+        self.drop_ranges();
     }
 
     /// Drops the entries that were filled as local.
@@ -198,6 +230,7 @@ impl Context {
         }
         self.local = local;
         self.local.clear();
+        self.drop_ranges();
     }
 
     /// Whether any local entry is present.
@@ -221,6 +254,7 @@ impl Context {
             if region.size > (2 << 20) {
                 flush_all = true;
             } else {
+                self.drop_ranges();
                 let first = index_of(region.base);
                 for index in first..first + (region.size / PAGE) as usize {
                     self.clear_if_used(index & INDEX_MASK as usize);
@@ -235,6 +269,7 @@ impl Context {
     /// Drops the page at `va` alone, whatever size the guest's mapping has.
     pub fn drop_entry(&mut self, va: u64) {
         self.clear_if_used(index_of(va));
+        self.drop_ranges_at(index_of(va));
     }
 
     /// Clears an index without touching host memory that was never filled.
@@ -260,6 +295,33 @@ impl Context {
                 self.set(L.write_tag, index, INVALID);
             }
         }
+        self.drop_writable_ranges(host);
+    }
+
+    /// What is entered, by address.
+    pub fn filled(&self) -> Vec<Filled> {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        let mut indices: Vec<u32> = self.fills.iter().map(|fill| fill.index).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let mut out: Vec<Filled> = Vec::new();
+        for index in indices.into_iter().map(|i| i as usize) {
+            let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
+            let execute = self.get(L.exec_tag, index);
+            // Memory that was never written is an empty entry too, but for page 0's.
+            let filled = |tag: &u64| *tag != INVALID && index_of(*tag) == index;
+            let mut tags: Vec<u64> = [read, write, execute].into_iter().filter(filled).collect();
+            tags.dedup();
+            for va in tags {
+                let (read, write) = (read == va, write == va);
+                // The addend is that of data.
+                let host = (read || write).then(|| va.wrapping_add(self.get(L.addend, index)));
+                out.push(Filled { va, host, read, write, execute: execute == va });
+            }
+        }
+        out.sort_unstable_by_key(|e| e.va);
+        out.dedup();
+        out
     }
 
     /// Number of fills since the last flush.
@@ -268,7 +330,7 @@ impl Context {
     }
 }
 
-fn index_of(va: u64) -> usize {
+pub(crate) fn index_of(va: u64) -> usize {
     ((va >> 12) & INDEX_MASK) as usize
 }
 
@@ -336,6 +398,24 @@ mod tests {
         c.drop_local();
         assert!(c.lookup_read(0x1000).is_some());
         assert!(c.lookup_read(0x2000).is_none());
+    }
+
+    #[test]
+    fn what_is_entered() {
+        let mut c = Context::new().unwrap();
+        c.fill_data(&data(0x5000, 0x7000_0000, false));
+        c.fill_data(&data(0x2000, 0x7000_1000, true));
+        c.fill_code(0x2000, 1, false, PAGE);
+        c.fill_code(0xffff_ffff_8000_5000, 2, false, PAGE);
+        c.fill_data(&data(0x9000, 0x7000_3000, true));
+        c.drop_page(0x9000);
+        let of = |va, host, read, write, execute| Filled { va, host, read, write, execute };
+        let wanted = [
+            of(0x2000, Some(0x7000_1000), true, true, true),
+            of(0x5000, Some(0x7000_0000), true, false, false),
+            of(0xffff_ffff_8000_5000, None, false, false, true),
+        ];
+        assert_eq!(c.filled(), wanted);
     }
 
     #[test]

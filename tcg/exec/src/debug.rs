@@ -336,6 +336,10 @@ impl<F: GuestFrontend> Cpu<F> {
             end = self.machine.cuts.first_from(key, start.saturating_add(block.len));
         }
         F::translate(&self.guest, window.until(end), start, TranslateMode::Block, block);
+        if self.machine.cuts.first_from(key, 0).is_some() {
+            // Somebody will look.
+            block.keep_all_flags();
+        }
     }
 }
 

@@ -184,7 +184,7 @@ impl<F: GuestFrontend> Machine<F> {
         Ok(Arc::new(Machine {
             memory,
             alternate: AlternateMemory::default(),
-            store: CodeStore::new(mapping, STUBS),
+            store: CodeStore::new(mapping, STUBS, config.optimise),
             emitter,
             stubs,
             helpers,

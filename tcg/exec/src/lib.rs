@@ -5,7 +5,7 @@
 //! * [`engine`]: one virtual machine: code store, host backend, its vCPUs;
 //! * [`vcpu`]: the loop around generated code;
 //! * [`code`]: the code cache and what is known about the code in it;
-//! * [`context`], [`mmu`]: the software TLB;
+//! * [`context`], [`mmu`], `ranges`: the software TLB;
 //! * `access`, `runtime`, `translate`, `interp`: the slow paths of generated code, by what they are for;
 //! * `debug`: breakpoints, watchpoints, single steps;
 //! * `instrument`, `tracing`, `count`: traces of what is executed, and counting instructions; `recent`: the last
@@ -31,6 +31,7 @@ mod interp;
 pub mod lent;
 pub mod mmu;
 mod perf;
+mod ranges;
 mod recent;
 mod runtime;
 mod trace;

@@ -1,6 +1,13 @@
 //! The contexts of one vCPU: which exist, which is current, and what to drop.
 
-use crate::context::{Context, DataFill};
+use std::time::Instant;
+
+use mimus_core::accel::RememberedTranslation;
+use mimus_core::bus::{GuestPhys, GuestVirt};
+use mimus_core::memory::FlatView;
+use mimus_tcg_ir::Size;
+
+use crate::context::{Context, DataFill, Filled};
 
 /// How many contexts a vCPU keeps. The one used longest ago makes room.
 const CONTEXTS: usize = 40;
@@ -19,6 +26,8 @@ pub struct Mmu {
     entries: Vec<Entry>,
     current: usize,
     clock: u64,
+    /// What times are counted from.
+    began: Instant,
 }
 
 impl Mmu {
@@ -28,7 +37,7 @@ impl Mmu {
     /// The host has no address space left.
     pub fn new(key: u64) -> std::io::Result<Mmu> {
         let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
-        Ok(Mmu { entries, current: 0, clock: 0 })
+        Ok(Mmu { entries, current: 0, clock: 0, began: Instant::now() })
     }
 
     /// Makes the context of `key` current; answers its base for the GS register.
@@ -80,6 +89,34 @@ impl Mmu {
         self.entries[self.current].context.fill_code(va, table, local, mapping_size);
     }
 
+    /// See [`Context::fill_range`]; for the current context.
+    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size) -> bool {
+        let began = self.began;
+        let now = || began.elapsed().as_micros() as u32;
+        self.entries[self.current].context.fill_range(number, va, size, now)
+    }
+
+    /// What is remembered, the current context's first.
+    pub(crate) fn list(&self, view: &FlatView) -> Vec<RememberedTranslation> {
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_by_key(|i| *i != self.current);
+        let mut out = Vec::new();
+        for i in order {
+            let Entry { key, context, .. } = &self.entries[i];
+            let of = |e: Filled| RememberedTranslation {
+                space: *key,
+                current: i == self.current,
+                va: GuestVirt(e.va),
+                pa: e.host.and_then(|host| physical(view, host)),
+                read: e.read,
+                write: e.write,
+                execute: e.execute,
+            };
+            out.extend(context.filled().into_iter().map(of));
+        }
+        out
+    }
+
     /// Empties every context.
     pub fn flush_all(&mut self) {
         for e in &mut self.entries {
@@ -120,4 +157,13 @@ impl Mmu {
             e.context.revoke_write(host);
         }
     }
+}
+
+/// Where a page of the host's memory is in the guest's.
+fn physical(view: &FlatView, host: u64) -> Option<GuestPhys> {
+    view.ranges().iter().find_map(|r| {
+        let (block, offset) = r.ram_at(r.base)?;
+        let from_begin = host.wrapping_sub(block.host_ptr(offset) as u64);
+        (from_begin < r.len).then(|| GuestPhys(r.base.0 + from_begin))
+    })
 }

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use mimus_tcg_ir::backend::{
-    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, Optimise, RMW_LOCK, RuntimeFns, rmw_of_kind,
+    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, Optimise, RANGE_SHIFT, RMW_LOCK, RuntimeFns,
+    rmw_of_kind,
 };
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::interp::extend;
@@ -73,12 +74,47 @@ impl<F: GuestFrontend> Cpu<F> {
         let pc = entry.map_or(0, |FaultEntry { pc, .. }| i64::from(pc.0));
         self.head.page_base.wrapping_add_signed(pc)
     }
+
+    /// A load that missed its range entry.
+    fn load_and_note(&mut self, ret: usize, va: u64, desc: u32) -> u64 {
+        let (size, ext) = (size_from(desc), ext_from(desc));
+        if let Some(value) = self.load_by_page(va, size, ext) {
+            self.note_range(ret, va, desc);
+            return value;
+        }
+        let Ok(value) = self.load(At::Return(ret), va, size, ext) else { return 0 };
+        self.note_range(ret, va, desc);
+        value
+    }
+
+    /// A store that missed its range entry.
+    fn store_and_note(&mut self, ret: usize, va: u64, value: u64, desc: u32) {
+        let size = size_from(desc);
+        if self.store_by_page(va, value, size) || self.store(At::Return(ret), va, value, size).is_ok() {
+            self.note_range(ret, va, desc);
+        }
+    }
+
+    /// Fills the range entry of an access that has been made; if it missed too often, it will have none any more.
+    fn note_range(&mut self, ret: usize, va: u64, desc: u32) {
+        let size = size_from(desc);
+        let crosses = va & 4095 > 4096 - u64::from(size.bytes());
+        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size);
+        if scattered && self.machine.optimise == Optimise::Usual {
+            self.machine.store.scattered(ret);
+            // The code goes on to jump to itself until it is left.
+            self.check_events();
+        }
+    }
 }
 
 extern "C" fn load<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) -> u64 {
     // SAFETY: generated code passes its environment, which nothing else borrows while it runs.
     let cpu = unsafe { &mut *cpu };
     cpu.find_left(ret);
+    if desc >> RANGE_SHIFT != 0 {
+        return cpu.load_and_note(ret, va, desc);
+    }
     cpu.load(At::Return(ret), va, size_from(desc), ext_from(desc)).unwrap_or(0)
 }
 
@@ -86,6 +122,9 @@ extern "C" fn store<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, value: u64, des
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
     cpu.find_left(ret);
+    if desc >> RANGE_SHIFT != 0 {
+        return cpu.store_and_note(ret, va, value, desc);
+    }
     // A trap has set `exit_request`.
     let _trapped = cpu.store(At::Return(ret), va, value, size_from(desc));
 }

@@ -14,7 +14,7 @@ use mimus_tcg_ir::backend::ExitCode;
 use mimus_tcg_ir::interp::{Outcome, run};
 
 use crate::engine::Machine;
-use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, Mailbox, Peer, Request};
+use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, KICK_SELF, Mailbox, Peer, Request};
 use crate::frontend::{Access, GuestFrontend};
 use crate::translate::{Code, NoCode};
 
@@ -102,6 +102,11 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
     fn recent_events(&self) -> Vec<mimus_core::accel::RecentEvent> {
         // SAFETY: as in `cpu`.
         unsafe { &*self.peer.cell.as_ptr() }.recent.list()
+    }
+
+    fn remembered_translations(&mut self) -> Option<Vec<accel::RememberedTranslation>> {
+        let view = self.machine.memory.view();
+        Some(self.cpu().mmu.list(&view))
     }
 
     fn sync_trace(&mut self) {
@@ -234,9 +239,23 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
     }
     mailbox.in_guest.store(false, Ordering::SeqCst);
     drop(gate);
+    cpu.sample();
     if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
         cpu.refresh_crossing(cpu.head.pc);
         cpu.careful_or_break();
+    }
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// After generated code was left: if what made it leave came from outside, as timers do, where the vCPU is says
+    /// something about where it spends its time.
+    fn sample(&mut self) {
+        if self.head.exit_code == ExitCode::Kicked as u32
+            && self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF) == KICK_EVENT
+            && let Some(table) = self.mmu.context().code_table(self.head.pc)
+        {
+            self.machine.store.sampled(table);
+        }
     }
 }
 

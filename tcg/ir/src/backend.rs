@@ -1,7 +1,7 @@
 //! What a host backend owes the runtime, and the vCPU environment's layout as data, so that a backend
 //! depends on nothing but the IR.
 
-use crate::op::{Block, FlagOp, FpFmt, FpOp, PagePc, Rm, RmwOp, Slot};
+use crate::op::{Block, FlagOp, FpFmt, FpOp, PagePc, Rm, RmwOp, Size, Slot};
 
 /// Byte offsets, from the start of the environment, of what generated code touches. The runtime owns the
 /// structure; this is its description.
@@ -115,6 +115,14 @@ pub const fn unpack_insn(word: u32) -> (PagePc, u8) {
 /// every address of their index above bit 11: all ones, or zero in any entry but the first (generated code
 /// compares by exclusive-or, and lets the offset in the page differ); `addend` is what to add to a virtual address to get the host's. The two code arrays map a
 /// page to its entry table: `exec_tag` as the other tags, `exec_table` the table's host address.
+///
+/// Behind them are [`ContextLayout::RANGES`] range entries of [`ContextLayout::RANGE_BYTES`]: one for each access that
+/// generated code expects to stay in a range of pages. Where such an access hits, the host's address does not depend on
+/// any load through the guest's. An entry begins with five words: the range's first virtual address, page-aligned; how far
+/// behind it accesses may begin, plus one (zero in an empty entry); what to add to a virtual address; the address from
+/// which on it is the fifth word that is to be added. Only entries of two parts have the last two, and count how far
+/// accesses may begin in multiples of their size: they are aligned, so that none is in both parts. The rest is the
+/// runtime's.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextLayout {
     pub read_tag: i32,
@@ -122,6 +130,7 @@ pub struct ContextLayout {
     pub addend: i32,
     pub exec_tag: i32,
     pub exec_table: i32,
+    pub ranges: i32,
 }
 
 impl ContextLayout {
@@ -130,11 +139,45 @@ impl ContextLayout {
     /// The one layout in use.
     pub const STANDARD: ContextLayout = {
         let array = (Self::ENTRIES * 8) as i32;
-        ContextLayout { read_tag: 0, write_tag: array, addend: 2 * array, exec_tag: 3 * array, exec_table: 4 * array }
+        ContextLayout {
+            read_tag: 0,
+            write_tag: array,
+            addend: 2 * array,
+            exec_tag: 3 * array,
+            exec_table: 4 * array,
+            ranges: 5 * array,
+        }
     };
+    /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
+    /// share one at least agree on what it says.
+    pub const RANGES: usize = 1 << 15;
+    /// Range entries of one kind, size and direction.
+    pub const RANGE_SHARE: u32 = Self::RANGES as u32 / 16;
+    /// Bytes of a range entry.
+    pub const RANGE_BYTES: usize = 64;
     /// Bytes of address space a context takes.
-    pub const SIZE: usize = Self::ENTRIES * 8 * 5;
+    pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES;
+
+    /// The `n`th range entry for accesses of this kind; they are used in turn.
+    pub const fn range(n: u32, size: Size, write: bool, parts: bool) -> u32 {
+        let kind = size as u32 | (write as u32) << 2 | (parts as u32) << 3;
+        kind * Self::RANGE_SHARE + n % Self::RANGE_SHARE
+    }
+
+    /// Whether a range entry is for stores.
+    pub const fn range_is_write(number: u32) -> bool {
+        (number / Self::RANGE_SHARE) & 4 != 0
+    }
+
+    /// Whether a range entry has two parts.
+    pub const fn range_has_parts(number: u32) -> bool {
+        (number / Self::RANGE_SHARE) & 8 != 0
+    }
 }
+
+/// In the descriptors of [`RuntimeFns::load`] and [`RuntimeFns::store`], from this bit up: the number of the access's
+/// range entry, plus one; or zero.
+pub const RANGE_SHIFT: u32 = 16;
 
 /// Why generated code returned to the runtime.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -167,9 +210,11 @@ impl ExitCode {
 /// and the stub abandons the block and dispatches.
 #[derive(Clone, Copy, Debug)]
 pub struct RuntimeFns {
-    /// `(env, va: u64, size_log2 | ext << 8: u32, return_address) -> value`. Sets `exit_request` on a fault.
+    /// `(env, va: u64, size_log2 | ext << 8 | range << RANGE_SHIFT: u32, return_address) -> value`. Sets `exit_request`
+    /// on a fault.
     pub load: usize,
-    /// `(env, va: u64, value: u64, size_log2: u32, return_address)`. Sets `exit_request` on a fault.
+    /// `(env, va: u64, value: u64, size_log2 | range << RANGE_SHIFT: u32, return_address)`. Sets `exit_request` on a
+    /// fault.
     pub store: usize,
     /// `(env, va: u64, size_log2 | ext << 8 | kind << 16: u32, value: u64, return_address) -> old`; kind: an
     /// [`crate::AmoOp`] as its number, [`ATOMIC_LOAD_RESERVED`] or [`ATOMIC_STORE_CONDITIONAL`] (0: stored,
@@ -267,11 +312,25 @@ pub struct FaultEntry {
     pub left: u16,
 }
 
+/// What has been found out about a page's code by running it.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// It runs often: accesses are to have range entries (see [`ContextLayout`]).
+    pub hot: bool,
+    /// Offsets of the instructions whose accesses do not stay in a range of pages, but perhaps in two that are neighbours
+    /// (a table on the stack).
+    pub parted: Vec<u16>,
+    /// Offsets of those whose accesses do not stay in these either.
+    pub scattered: Vec<u16>,
+}
+
 /// What a backend produced for a block besides the code.
 #[derive(Clone, Debug, Default)]
 pub struct Emitted {
     pub sites: Vec<LinkSite>,
     pub faults: Vec<FaultEntry>,
+    /// Not produced, but told the backend.
+    pub hints: Hints,
 }
 
 /// Which of the optimisations are used that can be left out.

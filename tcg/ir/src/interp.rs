@@ -123,7 +123,7 @@ pub fn run<H: InterpHost>(block: &Block, host: &mut H) -> Outcome {
             }
             insn = *pc;
         }
-        match step(op, insn, host) {
+        match step(op, insn, block.narrow, host) {
             Ok(None) => {}
             Ok(Some(outcome)) => return outcome,
             Err(Fault) => return Outcome::Faulted,
@@ -133,7 +133,7 @@ pub fn run<H: InterpHost>(block: &Block, host: &mut H) -> Outcome {
 }
 
 /// Executes one operation of the guest instruction at `insn`; `Some` ends the block.
-fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Outcome>, Fault> {
+fn step<H: InterpHost>(op: &Op, insn: PagePc, narrow: bool, host: &mut H) -> Result<Option<Outcome>, Fault> {
     match *op {
         Op::Insn { pc, len } => host.begin_insn(pc, len),
         Op::Alu { op, ty, d, a, b } => {
@@ -158,7 +158,7 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
         }
         Op::SetEnvByte { off, val } => host.set_env_byte(off, val),
         Op::Load { .. } | Op::Store { .. } | Op::LoadReserved { .. } | Op::StoreConditional { .. } | Op::Amo { .. } => {
-            access(op, host)?
+            access(op, narrow, host)?
         }
         Op::Lea { .. }
         | Op::SetPart { .. }
@@ -175,11 +175,11 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
         | Op::SetFlags { .. }
         | Op::FlipFlags { .. }
         | Op::DeadFlags { .. } => flagged::step(op, host),
-        Op::Rmw { .. } | Op::CmpXchg { .. } => flagged::access(op, host)?,
+        Op::Rmw { .. } | Op::CmpXchg { .. } => flagged::access(op, narrow, host)?,
         // Doing nothing is always right.
         Op::Rep(_) => {}
         Op::Unit { insn: unit, d, a, off } => {
-            let va = address(host, a, off);
+            let va = address(host, narrow, a, off);
             if !host.unit(&unit, d, a, va)? {
                 return Ok(Some(Outcome::Careful(pc_va(host, insn))));
             }
@@ -190,14 +190,14 @@ fn step<H: InterpHost>(op: &Op, insn: PagePc, host: &mut H) -> Result<Option<Out
 }
 
 /// The operations on memory.
-fn access<H: InterpHost>(op: &Op, host: &mut H) -> Result<(), Fault> {
+fn access<H: InterpHost>(op: &Op, narrow: bool, host: &mut H) -> Result<(), Fault> {
     match *op {
         Op::Load { d, base, off, size, ext } => {
-            let result = host.load(address(host, base, off), size, ext)?;
+            let result = host.load(address(host, narrow, base, off), size, ext)?;
             host.set_slot(d, result);
         }
         Op::Store { src, base, off, size } => {
-            host.store(address(host, base, off), value(host, src), size)?;
+            host.store(address(host, narrow, base, off), value(host, src), size)?;
         }
         Op::LoadReserved { d, base, size, ext } => {
             let result = host.load_reserved(value(host, base), size, ext)?;
@@ -271,8 +271,10 @@ fn value<H: InterpHost>(host: &H, val: Val) -> u64 {
     }
 }
 
-fn address<H: InterpHost>(host: &H, base: Val, off: i32) -> u64 {
-    value(host, base).wrapping_add(off as i64 as u64)
+/// `narrow`: see [`Block::narrow`].
+fn address<H: InterpHost>(host: &H, narrow: bool, base: Val, off: i32) -> u64 {
+    let va = value(host, base).wrapping_add(off as i64 as u64);
+    if narrow { va & 0xffff_ffff } else { va }
 }
 
 fn pc_va<H: InterpHost>(host: &H, pc: PagePc) -> u64 {

@@ -762,6 +762,11 @@ pub struct Block {
     pub len: u16,
     /// Number of guest instructions.
     pub insns: u16,
+    /// Addresses of memory are 32 bits: operations that have a base and an offset access `base + off` modulo 2^32. The
+    /// TLB has no entries past them where such a block runs.
+    pub narrow: bool,
+    /// What else of the page it was made from, beside the code that it covers: a bit for each 64 bytes.
+    pub granules: u64,
 }
 
 impl Block {
@@ -771,6 +776,19 @@ impl Block {
         self.start = start;
         self.len = 0;
         self.insns = 0;
+        self.narrow = false;
+        self.granules = 0;
+    }
+
+    /// Has all flags in their place wherever the block is left, for those who look there.
+    pub fn keep_all_flags(&mut self) {
+        for op in &mut self.ops {
+            match op {
+                Op::BranchF { dead, .. } => *dead = Flags::NONE,
+                Op::DeadFlags { mask } => *mask = Flags::NONE,
+                _ => {}
+            }
+        }
     }
 
     /// Whether the block's last instruction reaches into the next page.

@@ -13,7 +13,8 @@
 //!
 //! One operation a line; blanks do not matter, `#` begins a comment. Slots are `s0`–`s63` and the temporaries
 //! `t0`–`t15`; constants are decimal or `0x…`, with a sign (64-bit ones may be written unsigned); a code address
-//! is its signed offset from the block's page, `+0x10` or `-0x4`. `A` below is a slot or constant, `D` a slot:
+//! is its signed offset from the block's page, `+0x10` or `-0x4`. A block whose addresses are 32 bits says `narrow`
+//! before its brace. `A` below is a slot or constant, `D` a slot:
 //!
 //! | text | operation |
 //! |---|---|

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use mimus_core::accel::ResetCause;
 use mimus_machines::config::firmware::{parse_smbios, uuid_option};
-use mimus_machines::config::{BootOrder, FwCfgItem, MemoryBackend, MemoryLock, Rtc};
+use mimus_machines::config::{BootOrder, Drive, FwCfgItem, MemoryBackend, MemoryLock, Rtc};
 use mimus_machines::machine::Request;
 
 use crate::harness::{Pc, Setup, bzimage};
@@ -47,6 +47,43 @@ fn firmware_finds_what_was_said() {
         assert!(pc.machine.carry_out(Request::Reset(ResetCause::HostRequest)).is_none());
         assert_eq!((cmos(&pc, 0x3d), cmos(&pc, 0x38)), (2, 0));
     }
+}
+
+#[test]
+fn boot_order_of_devices() {
+    let build = |board: &str, devices: &[&str], drives: &[&str]| {
+        let mut setup = Setup::new(board);
+        let file = setup.file("disk", &[0; 512]);
+        let drive =
+            |text: &&str| Drive::parse(&format!("file={},format=raw,readonly=on,{text}", file.display())).unwrap();
+        setup.config.drives = drives.iter().map(drive).collect();
+        devices.iter().fold(setup, |setup, device| setup.device(device)).try_build()
+    };
+    let order = |board: &str, devices: &[&str], drives: &[&str]| {
+        let pc = build(board, devices, drives).unwrap_or_else(|e| panic!("{e}"));
+        pc.fw_cfg_file("bootorder").map(|file| String::from_utf8(file).unwrap())
+    };
+    let disks = ["if=none,id=a", "if=none,id=b"];
+    let devices = ["virtio-blk-pci,drive=a,addr=5,bootindex=4", "virtio-blk-pci,drive=b,addr=6.1,bootindex=0"];
+    let expected = "/pci@i0cf8/scsi@6,1/disk@0,0\n/pci@i0cf8/scsi@5/disk@0,0\0";
+    for board in ["pc", "q35"] {
+        assert_eq!(order(board, &devices, &disks).as_deref(), Some(expected), "{board}");
+    }
+    assert_eq!(order("q35", &[], &["if=virtio"]), None);
+    let two = ["if=virtio", "if=virtio,bootindex=1"];
+    assert_eq!(order("microvm", &[], &two).as_deref(), Some("/virtio-mmio@00000000feb00c00/disk@0,0\0"));
+    let refused = |board: &str, device: &str| build(board, &[device], &disks[..1]).err().unwrap().to_string();
+    for (device, says) in [
+        ("virtio-rng-pci,bootindex=1", "disks and network cards"),
+        ("isa-debug-exit,bootindex=1", "disks and network cards"),
+        ("virtio-blk-pci,drive=a,bootindex=x", "whole number"),
+    ] {
+        let text = refused("q35", device);
+        assert!(text.contains(says) && text.contains("bootindex") && !text.contains('\n'), "{text}");
+    }
+    let twice = ["virtio-blk-pci,drive=a,bootindex=1", "virtio-blk-pci,drive=b,bootindex=1"];
+    let text = build("q35", &twice, &disks).err().unwrap().to_string();
+    assert!(text.contains("bootindex=1 is another device's"), "{text}");
 }
 
 #[test]

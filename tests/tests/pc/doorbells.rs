@@ -1,11 +1,11 @@
 //! Virtio devices under KVM: notifications that never leave the kernel, interrupts by descriptor, and neither is lost
 //! when the machine is paused, saved and restored in between.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use mimus_accel_kvm::KvmAccelerator;
+use mimus_accel_kvm::{KvmAccelerator, Quirks};
 use mimus_core::accel::Accelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::machine::RunEnd;
@@ -22,6 +22,8 @@ const COUNT: u64 = 0x30_4000;
 /// Notifications given.
 const ROUND: u64 = 0x30_4008;
 const IDTR: u64 = 0x30_4010;
+/// Interrupts taken with an interrupt status of 0: the device did not ask for them.
+const SPURIOUS: u64 = 0x30_4020;
 const BUFFER: u64 = 0x30_5000;
 const STACK: u64 = 0x30_8000;
 const ENTRY: u64 = 0x10_0200;
@@ -59,7 +61,7 @@ fn program(w: &Wiring, rounds: u32) -> Vec<u8> {
     let mut build = || -> Result<(), IcedError> {
         let (mut round, mut wait, mut done, mut handler) =
             (a.create_label(), a.create_label(), a.create_label(), a.create_label());
-        let mut sleep = a.create_label();
+        let mut count = a.create_label();
         a.mov(rsp, STACK)?;
         a.lea(rax, ptr(handler))?;
         // Low word, selector and type, middle word, high half of the gate.
@@ -96,12 +98,7 @@ fn program(w: &Wiring, rounds: u32) -> Vec<u8> {
         a.set_label(&mut wait)?;
         a.cli()?;
         a.cmp(dword_ptr(rbx), ecx)?;
-        a.jb(sleep)?;
-        // A level-triggered interrupt may come once too often; the buffer tells.
-        a.mov(edx, USED as u32)?;
-        a.cmp(word_ptr(rdx + 2), cx)?;
-        a.je(done)?;
-        a.set_label(&mut sleep)?;
+        a.jae(done)?;
         a.sti()?;
         a.hlt()?;
         a.jmp(wait)?;
@@ -118,10 +115,14 @@ fn program(w: &Wiring, rounds: u32) -> Vec<u8> {
         if let Some((status, acknowledge)) = w.level {
             a.mov(ebx, status as u32)?;
             a.mov(eax, dword_ptr(rbx))?;
+            a.mov(ebx, SPURIOUS as u32)?;
+            a.test(eax, eax)?;
+            a.je(count)?;
             a.mov(ebx, acknowledge as u32)?;
             a.mov(dword_ptr(rbx), eax)?;
         }
         a.mov(ebx, COUNT as u32)?;
+        a.set_label(&mut count)?;
         a.inc(dword_ptr(rbx))?;
         a.mov(ebx, LAPIC as u32)?;
         a.mov(dword_ptr(rbx + 0xb0), 0)?;
@@ -192,12 +193,27 @@ fn kvm_works(test: &str) -> bool {
 
 /// Until the guest has taken so many interrupts.
 fn wait_for(pc: &Pc, interrupts: u64, what: &str) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while pc.load(COUNT, 4) < interrupts {
         let so_far = (pc.load(ROUND, 4), pc.load(USED + 2, 2), pc.load(COUNT, 4));
         assert!(Instant::now() < deadline, "{what}: notifications, answers and interrupts are {so_far:?}");
         std::thread::sleep(Duration::from_micros(100));
     }
+}
+
+/// No interrupt was taken that the device had not asked for. A local APIC that takes an interrupt as ended when it
+/// is delivered (`early_eoi`) has the I/O APIC deliver a level again that the handler has not lowered yet: at most
+/// once for each time it was raised, and nowhere else. The interrupt status tells the guest.
+fn check_spurious(pc: &Pc, w: &Wiring, irqchip: &str) {
+    let (spurious, given) = (pc.load(SPURIOUS, 4), pc.load(ROUND, 4));
+    let again = w.level.is_some() && irqchip != "off" && early_eoi();
+    let most = if again { given } else { 0 };
+    assert!(spurious <= most, "{} {irqchip}: {spurious} interrupts were not asked for, of {given}", w.board);
+}
+
+fn early_eoi() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| Quirks::of_host().expect("KVM works").early_eoi)
 }
 
 fn statistic(pc: &Pc, name: &str) -> u64 {
@@ -219,10 +235,8 @@ fn notifications_stay_in_the_kernel() {
         wait_for(&pc, u64::from(ROUNDS), &format!("{} {irqchip}", w.board));
         assert_eq!(pc.machine.wait(), RunEnd::Exit(1), "{} {irqchip}", w.board);
         let (count, used) = (pc.load(COUNT, 4), pc.load(USED + 2, 2));
-        // A wire is taken once too often now and then, on a busy host: why is not known yet (accel-kvm/docs/tests.md).
-        let extra = if w.level.is_some() { 3 } else { 0 };
-        let rounds = u64::from(ROUNDS);
-        assert!(used == rounds && (rounds..=rounds + extra).contains(&count), "{} {irqchip}: {count}, {used}", w.board);
+        assert_eq!((count, used), (ROUNDS.into(), ROUNDS.into()), "{} {irqchip}", w.board);
+        check_spurious(&pc, &w, irqchip);
         let exits = statistic(&pc, "mmio exits");
         let each = match (w.level, irqchip) {
             (None, "on" | "split") => 0,
@@ -232,7 +246,8 @@ fn notifications_stay_in_the_kernel() {
             (None, _) => 1,
             (Some(_), _) => 3,
         };
-        let most = each * u64::from(ROUNDS) + 30;
+        // One that was not asked for reads the status, too.
+        let most = each * u64::from(ROUNDS) + pc.load(SPURIOUS, 4) + 30;
         assert!(exits <= most, "{} {irqchip}: {exits} exits", w.board);
         // With the I/O APIC outside of the kernel its level-triggered inputs are messages, too.
         let expected = irqchip == "split" || irqchip == "on" && w.level.is_none();
@@ -251,6 +266,7 @@ fn the_same_under_the_translator() {
         wait_for(&pc, ROUNDS.into(), w.board);
         assert_eq!(pc.machine.wait(), RunEnd::Exit(1), "{}", w.board);
         assert_eq!((pc.load(COUNT, 4), pc.load(USED + 2, 2)), (ROUNDS.into(), ROUNDS.into()), "{}", w.board);
+        assert_eq!(pc.load(SPURIOUS, 4), 0, "{}", w.board);
     }
 }
 
@@ -263,7 +279,7 @@ fn nothing_is_lost_over_save_and_restore() {
         return;
     }
     let moves = std::env::var("MIMUS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
-    for (w, irqchip) in [(PCI, "on"), (PCI, "split"), (MMIO, "on"), (PCI, "off")] {
+    for (w, irqchip) in [(PCI, "on"), (PCI, "split"), (MMIO, "on"), (MMIO, "split"), (PCI, "off")] {
         let mut pc = setup(&w, irqchip, u32::from(u16::MAX)).start();
         prepare(&pc, &w);
         pc.machine.resume();
@@ -280,11 +296,9 @@ fn nothing_is_lost_over_save_and_restore() {
             }
             // In between, an interrupt may be on its way; none is there twice.
             let (given, used, taken) = (pc.load(ROUND, 4), pc.load(USED + 2, 2), pc.load(COUNT, 4));
-            assert!(
-                given & 0xffff == used || given & 0xffff == used + 1,
-                "{} {irqchip}, round {round}: {given} and {taken}",
-                w.board
-            );
+            let order = taken <= used && used <= given && given - taken <= 1;
+            assert!(order, "{} {irqchip}, round {round}: {given}, {used} and {taken}", w.board);
+            check_spurious(&pc, &w, irqchip);
             seen = taken;
             pc.machine.resume();
         }

@@ -6,8 +6,14 @@
 mod administrator;
 mod chipset;
 #[cfg(target_arch = "x86_64")]
+mod deadline;
+#[cfg(target_arch = "x86_64")]
+mod descriptors;
+#[cfg(target_arch = "x86_64")]
 mod doorbells;
 mod harness;
+#[cfg(target_arch = "x86_64")]
+mod huge_pages;
 mod interrupts;
 #[cfg(target_arch = "x86_64")]
 mod linux;

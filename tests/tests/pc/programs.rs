@@ -79,6 +79,7 @@ macro_rules! programs {
 programs! {
     seabios_comes_to_its_boot_line,
     a_boot_sector_from_a_disk,
+    the_first_of_the_boot_order,
     interrupt_controllers_in_every_mode,
     a_kernel_through_the_bios,
     firmware_goes_on_in_another_machine,
@@ -146,6 +147,21 @@ fn a_boot_sector_from_a_disk(engine: Engine) {
         let Some(mut pc) = on(engine, "a_boot_sector_from_a_disk", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
         assert!(pc.output_text().contains(&text), "{}", pc.output_text());
+    }
+}
+
+/// Of two disks that can be booted, the one with the lower `bootindex=`, wherever it is.
+fn the_first_of_the_boot_order(engine: Engine) {
+    for first in [0u32, 1] {
+        let mut setup = Setup::new("q35").device("isa-debug-exit");
+        for disk in [0, 1] {
+            let file = setup.file(&format!("{disk}.img"), &boot_sector(&format!("from disk {disk}\r\n")));
+            let text = format!("file={},format=raw,bootindex={}", file.display(), disk ^ first);
+            setup.config.drives.push(Drive::parse(&text).unwrap());
+        }
+        let Some(mut pc) = on(engine, "the_first_of_the_boot_order", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
+        assert!(pc.output_text().contains(&format!("from disk {first}\r\n")), "{}", pc.output_text());
     }
 }
 

@@ -140,7 +140,7 @@ impl Accelerator for SmallTcg {
 }
 
 fn wait_for_ticks(pc: &Pc, ticks: u64) {
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(120);
     while pc.load(TICKS, 8) < ticks {
         assert!(Instant::now() < until, "{} ticks came", pc.load(TICKS, 8));
         std::thread::sleep(Duration::from_millis(1));

@@ -49,13 +49,7 @@ pub fn fetch(dma: &DmaHandle, list: u64, slot: u8) -> Result<Fetched, BusFault> 
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let table = u64::from(word(8) & !0x7f) | u64::from(word(12)) << 32;
     let flags = word(0);
-    let mut out = Fetched {
-        fis: [0; COMMAND_LEN],
-        packet: [0; 16],
-        header,
-        table,
-        regions: (flags >> 16) as u16,
-    };
+    let mut out = Fetched { fis: [0; COMMAND_LEN], packet: [0; 16], header, table, regions: (flags >> 16) as u16 };
     dma.read(GuestPhys(table), &mut out.fis)?;
     dma.read(GuestPhys(table.wrapping_add(PACKET)), &mut out.packet)?;
     Ok(out)

@@ -57,8 +57,26 @@ pub fn registers(r: &Registers, status: u8, error: u8, interrupt: bool) -> [u8; 
     let c = r.count.to_le_bytes();
     let flags = if interrupt { INTERRUPT } else { 0 };
     [
-        DEVICE_TO_HOST, flags, status, error, l[0], l[1], l[2], r.device, l[3], l[4], l[5], 0, c[0], c[1], 0, 0, 0, 0,
-        0, 0,
+        DEVICE_TO_HOST,
+        flags,
+        status,
+        error,
+        l[0],
+        l[1],
+        l[2],
+        r.device,
+        l[3],
+        l[4],
+        l[5],
+        0,
+        c[0],
+        c[1],
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
     ]
 }
 

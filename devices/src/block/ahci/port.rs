@@ -384,7 +384,12 @@ impl Port {
             }
             Action::Flush => {
                 let (protocol, op) = (Protocol::Dma, BlockOp::Flush);
-                return Some(self.run(slot, Running { fetched, task, protocol, op, bytes: 0 }, BlockRequest::flush(), false));
+                return Some(self.run(
+                    slot,
+                    Running { fetched, task, protocol, op, bytes: 0 },
+                    BlockRequest::flush(),
+                    false,
+                ));
             }
             Action::Transfer { op, protocol, sector, bytes, through } => {
                 match fetched.memory(dma, bytes, op == BlockOp::Read) {

@@ -12,7 +12,8 @@ const WORDS: usize = 256;
 const QUEUE_DEPTH: u16 = 32;
 
 fn text(words: &mut [u16; WORDS], at: usize, len: usize, text: &str) {
-    let bytes: Vec<u8> = text.bytes().filter(|b| (0x20..0x7f).contains(b)).chain(std::iter::repeat(b' ')).take(len).collect();
+    let bytes: Vec<u8> =
+        text.bytes().filter(|b| (0x20..0x7f).contains(b)).chain(std::iter::repeat(b' ')).take(len).collect();
     // The first character of two is in the upper byte.
     for (word, pair) in words[at..].iter_mut().zip(bytes.chunks(2)) {
         *word = u16::from_be_bytes([pair[0], pair[1]]);

@@ -102,7 +102,8 @@ fn a_cdrom_reads_by_packets() {
     assert_eq!(data(d.execute(&task(0xa1, 0, 0), &[]))[1], 0x85);
     assert_eq!(data(d.execute(&dma, &packet(&[0x25]))), [0, 0, 0, 99, 0, 0, 8, 0]);
     let read = d.execute(&dma, &packet(&[0x28, 0, 0, 0, 0, 98, 0, 0, 2]));
-    let want = Action::Transfer { op: BlockOp::Read, protocol: Protocol::Dma, sector: 392, bytes: 4096, through: false };
+    let want =
+        Action::Transfer { op: BlockOp::Read, protocol: Protocol::Dma, sector: 392, bytes: 4096, through: false };
     assert_eq!(read, want);
     // One too many: the sense says why, once.
     assert_eq!(d.execute(&dma, &packet(&[0x28, 0, 0, 0, 0, 99, 0, 0, 2])), Action::Failed(5 << 4 | error::ABRT));

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use mimus_arch::x86::msr;
+pub use mimus_core::accel::TscClock;
 use mimus_core::accel::{CpuPin, VcpuHandle, VcpuIndex};
 use mimus_core::bus::{AccessRules, AccessSize, BusFault, MemTxResult, MmioAccess, Requester};
 use mimus_core::clock::Timer;
@@ -57,14 +58,6 @@ pub trait Processors: Send + Sync {
     fn init(&self, vcpu: VcpuIndex);
     /// A start-up IPI: the vCPU, if it waits for one, starts at `vector << 12` in real mode; else nothing happens.
     fn start_up(&self, vcpu: VcpuIndex, vector: u8);
-}
-
-/// The vCPUs' time-stamp counters, for TSC-deadline mode.
-pub trait TscClock: Send + Sync {
-    /// What `RDTSC` gives on that vCPU now.
-    fn now(&self, vcpu: VcpuIndex) -> u64;
-    /// Ticks a second.
-    fn hz(&self) -> u64;
 }
 
 /// One vCPU's APIC as the board wires it.

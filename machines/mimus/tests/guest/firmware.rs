@@ -1,7 +1,7 @@
-//! PCs started by firmware under the translator: SeaBIOS, OVMF, GRUB from disks, memtest86+; ways to end.
+//! PCs started by firmware under the translator: SeaBIOS, OVMF, GRUB from disks, memtest86+ (under KVM, too); ways to end.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -32,31 +32,45 @@ fn grub_config(root: &str) -> String {
 /// A disk that a BIOS boots: GRUB in its boot sector and behind it, kernel and initrd in a FAT partition. `None` after
 /// saying so if GRUB's program does not run here.
 pub fn grub_disk(test: &str, dir: &Dir, c: &Commands) -> Option<String> {
-    let grub = guest(test, &GRUB_PC)?;
-    let core = dir.path("core.img");
-    let mut make = Command::new(grub.join("grub-mkimage"));
-    make.arg("-d").arg(&grub).args(["-O", "i386-pc", "-p", "(hd0,msdos1)/boot/grub", "-o", &core]);
-    make.args(["biosdisk", "part_msdos", "fat", "linux", "normal", "configfile", "serial", "terminal"]);
-    let program = grub.join("grub-mkimage");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(program, mode).unwrap();
-    let made = make.env("LD_LIBRARY_PATH", &grub).output();
-    if !made.as_ref().is_ok_and(|o| o.status.success()) {
-        skipped(test, &format!("grub-mkimage does not run here: {made:?}"));
-        return None;
-    }
+    let modules = ["biosdisk", "part_msdos", "fat", "linux", "normal", "configfile", "serial", "terminal"];
+    let grub = grub_core(test, dir, &modules, None)?;
     let path = dir.path("disk.img");
     let read = |p: &str| std::fs::read(p).unwrap();
     let (kernel, initrd, config) = (read(&c.kernel), read(&c.initrd), grub_config("/boot"));
     let files = [("boot/vmlinuz", &kernel[..]), ("boot/initrd.gz", &initrd), ("boot/grub/grub.cfg", config.as_bytes())];
     partitioned_disk(Path::new(&path), 0x0c, &files);
+    install_grub(&path, &grub, dir);
+    Some(path)
+}
+
+/// Makes GRUB with these modules and, if there is one, a file of commands to begin with, as `core.img`; where it is from.
+fn grub_core(test: &str, dir: &Dir, modules: &[&str], config: Option<&str>) -> Option<PathBuf> {
+    let grub = guest(test, &GRUB_PC)?;
+    let program = grub.join("grub-mkimage");
+    let mut make = Command::new(&program);
+    make.arg("-d").arg(&grub).args(["-O", "i386-pc", "-p", "(hd0,msdos1)/boot/grub", "-o", &dir.path("core.img")]);
+    if let Some(config) = config {
+        std::fs::write(dir.path("early.cfg"), config).unwrap();
+        make.args(["-c", &dir.path("early.cfg")]);
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(program, mode).unwrap();
+    let made = make.args(modules).env("LD_LIBRARY_PATH", &grub).output();
+    if !made.as_ref().is_ok_and(|o| o.status.success()) {
+        skipped(test, &format!("grub-mkimage does not run here: {made:?}"));
+        return None;
+    }
+    Some(grub)
+}
+
+/// Puts the GRUB that was made at the beginning of a disk.
+fn install_grub(path: &str, grub: &Path, dir: &Dir) {
     // The boot sector loads what is in the next sector, which knows its own length; the partition is behind both.
-    let disk = std::fs::File::options().write(true).open(&path).unwrap();
+    let disk = std::fs::File::options().write(true).open(path).unwrap();
     disk.write_all_at(&std::fs::read(grub.join("boot.img")).unwrap()[..440], 0).unwrap();
     // Take the drive that the BIOS says (GRUB Manual, "BIOS installation": the check is for broken ones).
     disk.write_all_at(&[0x90, 0x90], 0x66).unwrap();
-    disk.write_all_at(&read(&core), 512).unwrap();
-    Some(path)
+    disk.write_all_at(&std::fs::read(dir.path("core.img")).unwrap(), 512).unwrap();
 }
 
 fn power_off(guest: &mut Mimus) {
@@ -246,6 +260,63 @@ fn memtest_of_64_bits() {
 #[test]
 fn memtest_of_32_bits() {
     memtest("memtest_of_32_bits", "ia32.bin");
+}
+
+/// On the host's KVM, with what its kernel cannot execute done by the translator: to the screen of its tests.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn memtest_under_kvm() {
+    let test = "memtest_under_kvm";
+    if let Err(why) = mimus_accel_kvm::Quirks::of_host() {
+        return skipped(test, &format!("KVM: {why}"));
+    }
+    let Some(files) = guest(test, &MEMTEST) else { return };
+    let kernel = text(&files.join("x64.bin"));
+    // With firmware, and without.
+    let long = std::env::var_os("MIMUS_LONG_TESTS").is_some();
+    for board in if long { &["microvm", "q35"][..] } else { &["microvm"] } {
+        let machine = ["system", "x86_64", "--accel", "kvm", "-nic", "none", "-M", board, "-m", "64", "-nographic"];
+        let mut guest =
+            Mimus::start(&[&machine[..], &["-kernel", &kernel, "-append", "console=ttyS0,115200"]].concat());
+        // When it shows which test runs depends on how long each takes.
+        guest.wait_for("Status: Testing");
+        guest.wait_for("Errors: 0");
+    }
+}
+
+/// A BIOS and a boot loader that switch between real and protected mode: as far as GRUB's prompt.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn grub_from_a_disk_under_kvm() {
+    let test = "grub_from_a_disk_under_kvm";
+    if let Err(why) = mimus_accel_kvm::Quirks::of_host() {
+        return skipped(test, &format!("KVM: {why}"));
+    }
+    if std::env::var_os("MIMUS_LONG_TESTS").is_none() {
+        return skipped(test, "it takes a minute where KVM interprets supervisor code: set MIMUS_LONG_TESTS=1");
+    }
+    if guest(test, &SEABIOS).is_none() {
+        return;
+    }
+    let dir = Dir::new(test);
+    let config = "serial --unit=0\nterminal_output serial\nterminal_input serial\n";
+    // It unpacks itself by some ten million instructions; those for all modules are ten times as many.
+    let Some(grub) = grub_core(test, &dir, &["biosdisk", "part_msdos", "serial", "terminal"], Some(config)) else {
+        return;
+    };
+    let path = dir.path("disk.img");
+    let mut disk = vec![0; 4 << 20];
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&path, disk).unwrap();
+    install_grub(&path, &grub, &dir);
+    let drive = format!("file={path},format=raw");
+    let machine = ["system", "x86_64", "-accel", "kvm", "-nic", "none", "-M", "pc", "-m", "64", "-nographic"];
+    let mut guest = Mimus::start(&[&machine[..], &["-drive", &drive]].concat());
+    guest.wait_for("GRUB loading");
+    guest.wait_for("Welcome to GRUB");
+    guest.wait_for("grub rescue>");
+    guest.send("ls\r");
+    guest.wait_for("(hd0)");
 }
 
 /// The FADT's register, the keyboard controller, a triple fault, port 0xcf9: what `reboot=` says.

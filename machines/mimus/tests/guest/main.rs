@@ -14,4 +14,5 @@ mod repeat;
 mod sata;
 mod selftests;
 mod terminal;
+mod views;
 mod x86;

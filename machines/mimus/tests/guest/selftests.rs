@@ -13,18 +13,8 @@ use mimus_machines::guests::cpio::Archive;
 use crate::harness::{Commands, Dir, generic_commands, i386_commands, skipped};
 
 /// What `rt.c` calls them. `icebp` comes last: some hypervisors make an endless trap of it, so the host does not run it.
-const TESTS: [&str; 10] = [
-    "loops",
-    "sigreturns",
-    "steps",
-    "ports",
-    "ldts",
-    "calls",
-    "bases",
-    "no_exec",
-    "traps",
-    "stack_loads",
-];
+const TESTS: [&str; 10] =
+    ["loops", "sigreturns", "steps", "ports", "ldts", "calls", "bases", "no_exec", "traps", "stack_loads"];
 const LAST: [&str; 2] = ["initial_state", "icebp"];
 
 /// The program of this width, built into `dir`; what hinders, if it cannot be.
@@ -99,7 +89,9 @@ fn passes(test: &str, commands: Option<Commands>, widths: &[u32]) {
             assert!(!native.contains(&format!("FAIL {name}")), "the host itself, {bits} bits: {native}");
             let own = format!("value {name} ");
             let there: Vec<&str> = values(native).into_iter().filter(|l| l.starts_with(&own)).collect();
-            let same = values(&text) == there || text.contains(&format!("skip {name}:")) || native.contains(&format!("skip {name}:"));
+            let same = values(&text) == there
+                || text.contains(&format!("skip {name}:"))
+                || native.contains(&format!("skip {name}:"));
             assert!(same, "{bits} bits: the host has {there:?}\n{text}");
         }
     }

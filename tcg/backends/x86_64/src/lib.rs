@@ -26,9 +26,10 @@ mod stubs;
 mod tests;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
-use mimus_tcg_ir::backend::{BackendConfig, Emitted, HostBackend, Optimise, Stubs};
-use mimus_tcg_ir::{Block, SLOTS, Slot};
+use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Optimise, Stubs};
+use mimus_tcg_ir::{Block, SLOTS, Size, Slot};
 use std::fmt::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Host registers for pinned slots, in the order in which they are given out; the first [`CALLEE_SAVED`] are
 /// preserved by the C functions that stubs call.
@@ -54,6 +55,8 @@ pub struct X86_64 {
     /// Vector register of each slot, or [`UNPINNED`].
     fp_pin: [u8; SLOTS],
     stubs: stubs::Addresses,
+    /// Range entries that have been given to accesses.
+    ranges: AtomicU32,
 }
 
 /// Refuses hosts without the instructions that generated code uses.
@@ -127,7 +130,8 @@ impl HostBackend for X86_64 {
             config.fp_pin_order.clear();
         }
         let fp_pin = fp_pins(&config);
-        let mut backend = X86_64 { config, pin, pinned, fp_pin, stubs: stubs::Addresses::default() };
+        let mut backend =
+            X86_64 { config, pin, pinned, fp_pin, stubs: stubs::Addresses::default(), ranges: AtomicU32::new(0) };
         let (stubs, addresses) = stubs::emit(&backend, out)?;
         backend.stubs = addresses;
         Ok((backend, stubs))
@@ -176,6 +180,11 @@ impl X86_64 {
     #[inline]
     fn fp_pin_of(&self, slot: Slot) -> Option<u8> {
         self.fp_pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// A range entry for an access.
+    fn new_range(&self, size: Size, write: bool, parts: bool) -> u32 {
+        ContextLayout::range(self.ranges.fetch_add(1, Ordering::Relaxed), size, write, parts)
     }
 
     /// Whether vector registers hold guest state at times.

@@ -9,8 +9,9 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mprotect, mremap, munmap,
+};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -45,12 +46,16 @@ impl CodeMapping {
     pub fn new(code_len: usize, tables: usize, code_align: u32) -> io::Result<CodeMapping> {
         let code_align = code_align as usize;
         let tables_len = tables * (PAGE / code_align * 4);
-        let fd = memfd_create("mimus-code", MemfdFlags::CLOEXEC)?;
-        ftruncate(&fd, code_len as u64)?;
         let base = reserve_low(code_len + tables_len)?;
         // SAFETY: replaces a part of the reservation just made, which nothing else knows of.
+        // No file: `perf` looks for names of generated code (perf.rs) in anonymous memory only.
         let exec = unsafe {
-            mmap(base.cast(), code_len, ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)?
+            mmap_anonymous(
+                base.cast(),
+                code_len,
+                ProtFlags::READ | ProtFlags::EXEC,
+                MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
+            )?
         };
         // SAFETY: as above, the reservation's second part.
         let tables = unsafe {
@@ -61,9 +66,12 @@ impl CodeMapping {
                 MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
             )?
         };
-        // SAFETY: a fresh mapping wherever the kernel likes.
+        // SAFETY: an old size of 0 makes another mapping of the same shared memory (mremap(2)), wherever the kernel
+        // likes; nothing knows of it yet, so its protection can change.
         let write = unsafe {
-            mmap(std::ptr::null_mut(), code_len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)?
+            let write = mremap(exec, 0, code_len, MremapFlags::MAYMOVE)?;
+            mprotect(write, code_len, MprotectFlags::READ | MprotectFlags::WRITE)?;
+            write
         };
         let non_null = |p: *mut std::ffi::c_void| NonNull::new(p.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory);
         Ok(CodeMapping {

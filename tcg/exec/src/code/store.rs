@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mimus_core::memory::PAGE_CODE;
-use mimus_tcg_ir::backend::{Emitted, FaultEntry, LinkSite};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
@@ -116,6 +116,7 @@ pub struct Translated {
 
 #[derive(Default)]
 struct Inner {
+    hints: PageMap<Hints>,
     translated: Translated,
     bump: usize,
     tables_used: usize,
@@ -136,6 +137,7 @@ pub struct CodeStore {
     mapping: CodeMapping,
     /// End of the stubs.
     first_block: usize,
+    optimise: Optimise,
     inner: Mutex<Inner>,
 }
 
@@ -172,10 +174,11 @@ impl Resolved {
 
 impl CodeStore {
     /// A store over `mapping`, whose first `stubs` bytes are taken.
-    pub fn new(mapping: CodeMapping, stubs: usize) -> CodeStore {
+    /// `optimise`: whether code is taken to run often from the first, or never.
+    pub fn new(mapping: CodeMapping, stubs: usize, optimise: Optimise) -> CodeStore {
         let first_block = stubs.next_multiple_of(64);
         let inner = Inner { bump: first_block, ..Inner::default() };
-        CodeStore { mapping, first_block, inner: Mutex::new(inner) }
+        CodeStore { mapping, first_block, optimise, inner: Mutex::new(inner) }
     }
 
     /// The memory underneath.
@@ -250,6 +253,10 @@ impl CodeStore {
         }
         let at = inner.bump.next_multiple_of(16);
         let (code, info) = buffers;
+        match inner.hints.get(&page) {
+            Some(hints) => info.hints.clone_from(hints),
+            None => info.hints = Hints { hot: self.optimise == Optimise::Forced, ..Hints::default() },
+        }
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
             return Published::Full;
@@ -257,8 +264,9 @@ impl CodeStore {
         self.mapping.write_code(at, code);
         if (at + code.len()) / SETTLE != inner.bump / SETTLE {
             let end = inner.bump / SETTLE * SETTLE;
-            // All of it again: late links have faulted pages in.
-            self.mapping.settle(0, end);
+            // Now and then all of it again: late links have faulted pages in.
+            let all = (end / SETTLE).is_multiple_of(4);
+            self.mapping.settle(if all { 0 } else { end.saturating_sub(SETTLE) }, end);
         }
         inner.bump = at + code.len();
         let all = &mut inner.translated;
@@ -294,7 +302,7 @@ impl CodeStore {
             }
         }
         let p = inner.pages.entry(page).or_default();
-        p.granules |= granules(start, end.min(4096));
+        p.granules |= granules(start, end.min(4096)) | block.granules;
         p.blocks.push(number);
         if next_table != 0 {
             p.next_table = next_table;
@@ -373,6 +381,8 @@ impl CodeStore {
             let keys = keys.to_vec();
             for key in keys {
                 self.withdraw(inner, key);
+                // What is there now is another program's.
+                inner.hints.remove(&key);
             }
             code = 0;
         }
@@ -396,11 +406,46 @@ impl CodeStore {
 
     /// Withdraws all blocks of a page in one mode; a translation begun before is stale.
     pub fn withdraw_page(&self, page: PageKey) {
+        self.withdraw_and_outdate(&mut self.lock(), page);
+    }
+
+    /// A vCPU was seen in code of the page with this entry table: from now on it is made for running often.
+    pub fn sampled(&self, table: u32) {
+        if self.optimise != Optimise::Usual {
+            return;
+        }
+        let Some(page) = self.page_of(table) else { return };
         let mut inner = self.lock();
+        let hints = inner.hints.entry(page).or_default();
+        if !std::mem::replace(&mut hints.hot, true) {
+            self.withdraw_and_outdate(&mut inner, page);
+        }
+    }
+
+    /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
+    /// parts, then without any.
+    pub fn scattered(&self, ret: usize) {
+        if self.optimise != Optimise::Usual {
+            return;
+        }
+        let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
+        let mut inner = self.lock();
+        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
+        let BlockRecord { page, live, .. } = inner.blocks[number];
+        let hints = inner.hints.entry(page).or_insert_with(|| Hints { hot: true, ..Hints::default() });
+        let pc = pc.0 as u16;
+        let list = if hints.parted.contains(&pc) { &mut hints.scattered } else { &mut hints.parted };
+        if live && !list.contains(&pc) {
+            list.push(pc);
+            self.withdraw_and_outdate(&mut inner, page);
+        }
+    }
+
+    fn withdraw_and_outdate(&self, inner: &mut Inner, page: PageKey) {
         if let Some(p) = inner.pages.get_mut(&page) {
             p.stores = p.stores.wrapping_add(1);
         }
-        self.withdraw(&mut inner, page);
+        self.withdraw(inner, page);
     }
 
     fn withdraw(&self, inner: &mut Inner, page: PageKey) {
@@ -488,11 +533,11 @@ mod tests {
     use super::*;
 
     fn store() -> CodeStore {
-        CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100)
+        CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Usual)
     }
 
     fn block(start: u16, len: u16) -> Block {
-        Block { ops: Vec::new(), start, len, insns: 1 }
+        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
     }
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
@@ -603,6 +648,46 @@ mod tests {
         let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 16];
         let result = s.publish((page, stamp), None, &block(0, 4), emit, &mut Default::default());
         assert_eq!(result, Published::Stale);
+    }
+
+    #[test]
+    fn what_is_found_out_withdraws_code_once_and_goes_with_it() {
+        let s = store();
+        let page = PageKey::new(0x7000, 3);
+        let emitted = |offset: u16| {
+            let mut told = Hints::default();
+            let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+                *code = vec![0; 16];
+                info.sites.clear();
+                info.faults = vec![FaultEntry { host: 8, pc: PagePc(i32::from(offset) + 4), len: 4, left: 0 }];
+                told = info.hints.clone();
+            };
+            let stamp = s.begin(page, &AtomicU8::new(0));
+            let Published::At(at) = s.publish((page, stamp), None, &block(offset, 8), emit, &mut Default::default())
+            else {
+                panic!("there is room")
+            };
+            (at, told)
+        };
+        let table = s.table(page).unwrap();
+        assert!(!emitted(0x100).1.hot);
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), None);
+        let (at, told) = emitted(0x100);
+        assert!(told.hot && told.scattered.is_empty());
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), Some(at), "it is known already");
+        s.scattered(at + 8);
+        assert_eq!(s.find(table, 0x100), None);
+        let (again, told) = emitted(0x100);
+        assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[][..]));
+        s.scattered(at + 8);
+        assert_eq!(s.find(table, 0x100), Some(again), "by a vCPU that is still in the old code");
+        s.scattered(again + 8);
+        let (_, told) = emitted(0x100);
+        assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
+        s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
+        assert!(!emitted(0x100).1.hot, "another program's");
     }
 
     #[test]

@@ -297,9 +297,7 @@ fn to_outer<H: Host + ?Sized>(
         check_stack(ss, d, cpl, Exception::gp_sel)?;
         segment::mark_accessed(h, ss, d)?.segment(ss)
     };
-    h.set_cpl(cpl);
-    set_segment(h, SS, stack_segment);
-    set_segment(h, CS, code);
+    segment::change_level(h, cpl, code, Some(stack_segment));
     let sp_mask = h.st().stack_mask();
     let sp = sp.wrapping_add(release);
     let old = h.gpr(4);

@@ -95,6 +95,18 @@ fn pieces(va: u64, bytes: u32, wide: bool, mut f: impl FnMut(u32, u64, Size) -> 
     Ok(())
 }
 
+/// The size of an access that is a single one and leaves no page.
+fn in_page(va: u64, bytes: u32) -> Option<Size> {
+    let size = match bytes {
+        1 => Size::B1,
+        2 => Size::B2,
+        4 => Size::B4,
+        8 => Size::B8,
+        _ => return None,
+    };
+    (va & 4095 <= 4096 - u64::from(bytes)).then_some(size)
+}
+
 pub(crate) fn taken(cpu: &mut X86Cpu, va: u64) -> Exception {
     cpu.guest.fault.take().unwrap_or(Exception::page(0, va))
 }
@@ -214,6 +226,10 @@ impl Host for X86Cpu {
         if user != self.user() {
             return default_read(self, va, bytes, user);
         }
+        if let Some(size) = in_page(va, bytes) {
+            let at = self.wrap(va);
+            return self.try_load(at, size).map_err(|_| taken(self, at));
+        }
         let mut value = 0;
         let wide = self.guest.st.long();
         pieces(va, bytes, wide, |done, at, size| {
@@ -229,6 +245,10 @@ impl Host for X86Cpu {
     fn lin_write(&mut self, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
         if user != self.user() {
             return default_write(self, va, bytes, value, user);
+        }
+        if let Some(size) = in_page(va, bytes) {
+            let at = self.wrap(va);
+            return self.try_store(at, value, size).map_err(|_| taken(self, at));
         }
         let wide = self.guest.st.long();
         if va & 4095 > 4096 - u64::from(bytes) {
@@ -386,9 +406,9 @@ fn walked(cpu: &mut X86Cpu, va: u64, access: Access) -> std::result::Result<pagi
 impl GuestFrontend for X86 {
     type State = X86Guest;
     const ARCH: GuestArch = GuestArch::X86_64;
-    /// By how often compiled code uses them.
+    /// By how often compiled code uses them, but that RDX and RCX come where instructions have them implied.
     const PIN_ORDER: &'static [Slot] = &{
-        const ORDER: [u8; 16] = [0, 4, 2, 1, 7, 6, 3, 5, 8, 9, 12, 13, 10, 14, 15, 11];
+        const ORDER: [u8; 16] = [0, 4, 5, 6, 7, 2, 1, 3, 8, 9, 12, 13, 10, 14, 15, 11];
         let mut slots = [Slot(0); 16];
         let mut i = 0;
         while i < 16 {
@@ -492,7 +512,9 @@ impl GuestFrontend for X86 {
                 write: leaf.write,
                 local: !leaf.global,
                 mapping_size: leaf.size,
-                cacheable: true,
+                // Code of 32 bits compares addresses before it truncates them (`Block::narrow`). Beyond 4 GiB are
+                // tables that the processor reads for itself in compatibility mode.
+                cacheable: va >> 32 == 0 || cpu.guest.st.is_64bit(),
             }),
             Err(exception) => {
                 cpu.guest.fault = Some(exception);

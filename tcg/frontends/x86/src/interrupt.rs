@@ -297,8 +297,7 @@ fn enter<H: Host + ?Sized>(h: &mut H, code: Segment, cpl: u8, ip: u64, interrupt
         clear |= RFLAGS_IF;
     }
     h.set_rflags(0, clear);
-    h.set_cpl(cpl);
-    set_segment(h, CS, code);
+    segment::change_level(h, cpl, code, None);
     h.set_ip(ip);
 }
 

@@ -135,6 +135,24 @@ pub fn set_segment<H: Host + ?Sized>(h: &mut H, seg: usize, segment: Segment) {
     }
 }
 
+/// Goes to privilege level `cpl` with another code segment and, if the stack's changes too, stack segment: all at once,
+/// since what depends on them is found anew each time.
+pub fn change_level<H: Host + ?Sized>(h: &mut H, cpl: u8, code: Segment, stack: Option<Segment>) {
+    let st = h.st_mut();
+    let old = (st.cpl, st.seg[CS], st.seg[SS]);
+    let new = (cpl, code, stack.unwrap_or(old.2));
+    if old == new {
+        return;
+    }
+    (st.cpl, st.seg[CS], st.seg[SS]) = new;
+    for (seg, old, new) in [(CS, old.1, new.1), (SS, old.2, new.2)] {
+        if old.base != new.base {
+            h.base_changed(seg);
+        }
+    }
+    h.mode_changed();
+}
+
 /// Loads a segment register with a selector, as MOV, POP and LxS do. Not CS.
 ///
 /// # Errors

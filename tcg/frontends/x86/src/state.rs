@@ -17,6 +17,8 @@ pub const SS: usize = 2;
 pub const DS: usize = 3;
 pub const FS: usize = 4;
 pub const GS: usize = 5;
+/// How many there are.
+pub const SEGMENTS: usize = 6;
 
 /// The flags that arithmetic sets: they are in a slot, the others in [`State::flags`].
 pub const ARITH: u64 = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF;
@@ -97,7 +99,7 @@ pub struct State {
     /// [`SYSTEM`] flags.
     pub flags: u64,
     /// ES, CS, SS, DS, FS, GS. Their bases are also in slots.
-    pub seg: [Segment; 6],
+    pub seg: [Segment; SEGMENTS],
     pub ldtr: Segment,
     pub tr: Segment,
     pub gdtr: TableRegister,
@@ -453,5 +455,9 @@ pub const fn sext(value: u64, bytes: u32) -> u64 {
 }
 
 fn ticks(ns: u64, khz: u32) -> u64 {
-    (u128::from(ns) * u128::from(khz) / 1_000_000) as u64
+    // Without the long division in the first hours.
+    match ns.checked_mul(khz.into()) {
+        Some(product) => product / 1_000_000,
+        None => (u128::from(ns) * u128::from(khz) / 1_000_000) as u64,
+    }
 }

@@ -7,8 +7,8 @@ use mimus_arch::x86::state::{Segment, attr};
 
 use crate::exception::{Exception, Result};
 use crate::host::Host;
-use crate::segment::set_segment;
-use crate::state::{CS, Mode, SS};
+use crate::segment::change_level;
+use crate::state::Mode;
 
 const CODE: u32 = attr::CODE;
 const DATA: u32 = attr::DATA;
@@ -34,9 +34,8 @@ pub fn syscall<H: Host + ?Sized>(h: &mut H, next: u64) -> Result<()> {
     h.set_gpr(RCX, next);
     h.set_gpr(R11, flags & !RFLAGS_RF);
     h.set_rflags(0, fmask | RFLAGS_RF);
-    h.set_cpl(0);
-    set_segment(h, CS, flat(selector & !3, CODE | attr::L, 0));
-    set_segment(h, SS, flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0));
+    let stack = flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0);
+    change_level(h, 0, flat(selector & !3, CODE | attr::L, 0), Some(stack));
     h.set_ip(target);
     Ok(())
 }
@@ -63,9 +62,7 @@ pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
         flat(selector | 3, CODE | attr::DB, 3)
     };
     h.set_rflags(flags, !(RFLAGS_RF | RFLAGS_VM));
-    h.set_cpl(3);
-    set_segment(h, CS, code);
-    set_segment(h, SS, flat(selector.wrapping_add(8) | 3, DATA | attr::DB, 3));
+    change_level(h, 3, code, Some(flat(selector.wrapping_add(8) | 3, DATA | attr::DB, 3)));
     h.set_ip(if wide { target } else { target & 0xffff_ffff });
     Ok(())
 }
@@ -83,10 +80,9 @@ pub fn sysenter<H: Host + ?Sized>(h: &mut H) -> Result<()> {
     let long = st.long();
     let (ip, sp) = (st.msrs.sysenter_eip, st.msrs.sysenter_esp);
     h.set_rflags(0, RFLAGS_VM | RFLAGS_IF | RFLAGS_RF);
-    h.set_cpl(0);
     let size = if long { attr::L } else { attr::DB };
-    set_segment(h, CS, flat(selector & !3, CODE | size, 0));
-    set_segment(h, SS, flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0));
+    let stack = flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0);
+    change_level(h, 0, flat(selector & !3, CODE | size, 0), Some(stack));
     let bits = if long { !0 } else { 0xffff_ffff };
     h.set_gpr(RSP, sp & bits);
     h.set_ip(ip & bits);
@@ -109,9 +105,8 @@ pub fn sysexit<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
     }
     let (code, stack) = if wide { (32, 40) } else { (16, 24) };
     let size = if wide { attr::L } else { attr::DB };
-    h.set_cpl(3);
-    set_segment(h, CS, flat(selector.wrapping_add(code) | 3, CODE | size, 3));
-    set_segment(h, SS, flat(selector.wrapping_add(stack) | 3, DATA | attr::DB, 3));
+    let stack = flat(selector.wrapping_add(stack) | 3, DATA | attr::DB, 3);
+    change_level(h, 3, flat(selector.wrapping_add(code) | 3, CODE | size, 3), Some(stack));
     let bits = if wide { !0 } else { 0xffff_ffff };
     h.set_gpr(RSP, sp & bits);
     h.set_ip(ip & bits);

@@ -127,10 +127,10 @@ fn set_flags_of<H: InterpHost>(host: &mut H, op: FlagOp, size: Size, b: u64, new
 ///
 /// # Errors
 /// The access faulted; then nothing has changed.
-pub(super) fn access<H: InterpHost>(op: &Op, host: &mut H) -> Result<(), Fault> {
+pub(super) fn access<H: InterpHost>(op: &Op, narrow: bool, host: &mut H) -> Result<(), Fault> {
     match *op {
         Op::Rmw { op, size, lock, old, src, base, off } => {
-            let (va, src, before) = (address(host, base, off), value(host, src), get(host));
+            let (va, src, before) = (address(host, narrow, base, off), value(host, src), get(host));
             let eval = |memory: u64| match op {
                 RmwOp::Swap => (src, before),
                 RmwOp::F(op) => {
@@ -147,7 +147,7 @@ pub(super) fn access<H: InterpHost>(op: &Op, host: &mut H) -> Result<(), Fault> 
             }
         }
         Op::CmpXchg { d, size, expected, new, base, off } => {
-            let va = address(host, base, off);
+            let va = address(host, narrow, base, off);
             let (expected, new) = (extend(value(host, expected), size, Ext::Zero), value(host, new));
             let memory = host.rmw(va, size, true, &mut |old| if old == expected { new } else { old })?;
             host.set_slot(d, memory);

@@ -81,9 +81,10 @@ fn parse_header(mut c: Cursor<'_>) -> Parsed<Block> {
         c.ranged(0, u16::MAX.into(), "a number below 65536").map(|v| v as u16)
     };
     let (start, len, insns) = (field("start")?, field("len")?, field("insns")?);
+    let narrow = c.eat("narrow");
     c.expect("{")?;
     c.end()?;
-    Ok(Block { ops: Vec::new(), start, len, insns })
+    Ok(Block { ops: Vec::new(), start, len, insns, narrow, granules: 0 })
 }
 
 /// Reads one operation, leaving what follows it on the line.

@@ -9,7 +9,8 @@ use crate::verify::{fp_arity, is_unary};
 
 impl Display for Block {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "block start={:#x} len={} insns={} {{", self.start, self.len, self.insns)?;
+        let narrow = if self.narrow { "narrow " } else { "" };
+        writeln!(f, "block start={:#x} len={} insns={} {narrow}{{", self.start, self.len, self.insns)?;
         for op in &self.ops {
             writeln!(f, "  {op}")?;
         }

@@ -72,7 +72,15 @@ pub fn run(mut command: Command, files: &guests::Bench, options: &Options) -> an
                 go_on(&mut input)?;
             }
             ["END", name, value @ ..] => {
-                rows.push(((*name).to_owned(), cpu_seconds(pid)? - began.0, Some(value.join(" "))));
+                if value.is_empty() && options.set == Set::Job {
+                    bail!("{name} failed in the guest:\n{}", last.join("\n"));
+                }
+                // A program's times are before its value.
+                let value = match options.set {
+                    Set::Job => Some(value.join(" ")),
+                    _ => value.last().map(|v| (*v).to_owned()),
+                };
+                rows.push(((*name).to_owned(), cpu_seconds(pid)? - began.0, value));
                 if options.set.has_wall_rows(options.smp) {
                     rows.push((format!("{name}{WALL}"), (at - began.1).as_secs_f64(), None));
                 }

@@ -220,6 +220,9 @@ impl PciFunction for VirtioPci {
         lock(&self.config).read(offset, size)
     }
 
+    fn bar_lens(&self) -> [u64; 6] {
+        lock(&self.config).bar_lens()
+    }
     fn config_write(&self, offset: u16, size: AccessSize, value: u32) {
         lock(&self.config).write(offset, size, value);
         if self.is_cfg_data(offset)

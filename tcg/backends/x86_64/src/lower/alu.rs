@@ -8,8 +8,12 @@ use super::{Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, RDX, Rm, Shift, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
+use mimus_tcg_ir::backend::Optimise;
 use mimus_tcg_ir::interp;
-use mimus_tcg_ir::{AluOp, PagePc, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Op, PagePc, SLOTS, Slot, Ty, UnOp, Val};
+
+/// Where the other half of a division is kept: the last temporary, which no instruction has use for.
+const KEPT: Slot = Slot((SLOTS - 1) as u8);
 
 /// Whether the lowering of `op` takes its operands as they are before it changes `rax`.
 pub fn reads_operands_first(op: AluOp) -> bool {
@@ -387,8 +391,22 @@ impl Lower<'_> {
     }
 
     /// Division with RISC-V's results for a zero divisor and for overflow (chapter M): a divisor of −1 negates.
+    ///
+    /// The host's instruction gives quotient and remainder: if the other of the two comes soon, it is kept.
     fn div(&mut self, ty: Ty, d: Slot, a: Val, b: Val, signed: bool, rem: bool) {
         let w = ty == Ty::I64;
+        let kept = self.be.slot_disp(KEPT);
+        if self.kept_half == Some(self.next) {
+            let t = self.target(d);
+            self.mov(t, Opnd::Mem(kept));
+            if ty == Ty::U32 {
+                self.mov32(t, Opnd::Reg(t));
+            }
+            return self.finish_ty(d, ty);
+        }
+        let keep = self.other_half(ty, d, [a, b], signed, rem);
+        self.kept_half = keep;
+        let keep = keep.is_some();
         let (a, b) = (self.home_val(a), self.home_val(b));
         self.mov(RAX, a);
         self.mov(R14, b);
@@ -405,22 +423,31 @@ impl Lower<'_> {
             (false, true) => dynasm!(self.asm ; .arch x64 ; xor edx, edx ; div r14),
             (false, false) => dynasm!(self.asm ; .arch x64 ; xor edx, edx ; div r14d),
         }
+        if keep {
+            self.asm.mov_rm_r(true, Rm::Env(kept), if rem { RAX } else { RDX });
+        }
         if rem {
             self.mov(RAX, Opnd::Reg(RDX));
         }
         let done = self.asm.jmp_short();
         if let Some(minus_one) = minus_one {
             self.asm.bind_short(minus_one);
-            if rem {
-                dynasm!(self.asm ; .arch x64 ; xor eax, eax);
-            } else {
+            if !rem || keep {
                 self.asm.ins(Map::Base, w, 0xf7, 3, Rm::Reg(RAX));
             }
+            if keep && !rem {
+                self.asm.mov_rm_i(true, Rm::Env(kept), 0);
+            } else if keep {
+                self.asm.mov_rm_r(true, Rm::Env(kept), RAX);
+            }
+            if rem {
+                dynasm!(self.asm ; .arch x64 ; xor eax, eax);
+            }
             let done = self.asm.jmp_short();
-            self.zero_divisor(zero, rem);
+            self.zero_divisor(zero, rem, keep);
             self.asm.bind_short(done);
         } else {
-            self.zero_divisor(zero, rem);
+            self.zero_divisor(zero, rem, keep);
         }
         self.asm.bind_short(done);
         if ty == Ty::U32 {
@@ -430,9 +457,44 @@ impl Lower<'_> {
         self.finish_with_rdx(d, ty);
     }
 
+    /// One more than the index of the operation that computes the other half of a division, if it comes soon and
+    /// nothing is in its way.
+    fn other_half(&self, ty: Ty, d: Slot, operands: [Val; 2], signed: bool, rem: bool) -> Option<usize> {
+        let changes = |op: &Op| {
+            let operand = |val: &Val| matches!(val, Val::Slot(slot) if super::writes(op, *slot));
+            operands.iter().any(operand) || super::writes(op, KEPT) || super::reads(op, KEPT)
+        };
+        if self.be.config.optimise == Optimise::Off || operands.contains(&Val::Slot(d)) {
+            return None;
+        }
+        let wanted = match (signed, rem) {
+            (true, true) => AluOp::DivS,
+            (true, false) => AluOp::RemS,
+            (false, true) => AluOp::DivU,
+            (false, false) => AluOp::RemU,
+        };
+        for (i, next) in self.ops.iter().enumerate().skip(self.next).take(12) {
+            match *next {
+                Op::Alu { op, ty: t, a, b, .. } if op == wanted && t == ty && [a, b] == operands => return Some(i + 1),
+                Op::Call { .. } => return None,
+                // It would be kept in the same place.
+                Op::Alu { op: AluOp::DivS | AluOp::DivU | AluOp::RemS | AluOp::RemU, .. } => return None,
+                _ if changes(next) => return None,
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// A quotient of all ones; the remainder, the dividend, is in `rax` already.
-    fn zero_divisor(&mut self, from: crate::asm::ShortFixup, rem: bool) {
+    fn zero_divisor(&mut self, from: crate::asm::ShortFixup, rem: bool, keep: bool) {
         self.asm.bind_short(from);
+        let kept = Rm::Env(self.be.slot_disp(KEPT));
+        match (keep, rem) {
+            (true, true) => self.asm.mov_rm_i(true, kept, -1),
+            (true, false) => self.asm.mov_rm_r(true, kept, RAX),
+            _ => {}
+        }
         if !rem {
             dynasm!(self.asm ; .arch x64 ; or rax, BYTE -1);
         }

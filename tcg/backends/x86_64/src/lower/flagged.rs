@@ -216,6 +216,12 @@ impl Lower<'_> {
                 self.test_f(size, a, b);
                 nowhere
             }
+            // How registers are cleared.
+            (Alu::Xor, Some(d)) if (a, b) == (Opnd::Imm(0), Opnd::Imm(0)) && size >= Size::B4 => {
+                let t = self.be.pin_of(d).unwrap_or(RAX);
+                self.asm.alu_r_rm(Alu::Xor, false, t, Rm::Reg(t));
+                Rm::Reg(t)
+            }
             _ => {
                 let commutes = !matches!(op, Alu::Sub | Alu::Sbb);
                 let home = d.map(|d| self.home(d));

@@ -296,7 +296,8 @@ impl Lower<'_> {
         }
         if matches!(op, Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. }) {
             self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
-        } else if !(produces(op) || only_looks(op) || keeps_host(op) && self.kept) {
+        } else if !(produces(op) || only_looks(op) || keeps_host(op) && (self.kept || self.keep_flags())) {
+            // (Flags that the operation has brought there itself are kept too.)
             self.flags.in_host = Flags::NONE;
         }
     }
@@ -385,7 +386,8 @@ impl Lower<'_> {
         debug_assert!(self.flags.in_slot.contains(wanted), "flags {wanted} are nowhere: {:?}", self.flags);
         let disp = self.flags_disp();
         if wanted == Flags::CF {
-            dynasm!(self.asm ; .arch x64 ; bt DWORD [rbp + disp], 8);
+            // As wide as the store before it: a wider load would wait until that has left the store buffer.
+            dynasm!(self.asm ; .arch x64 ; bt WORD [rbp + disp], 8);
             self.flags.in_host = Flags::CF;
         } else {
             self.restore_flags();
@@ -573,7 +575,7 @@ impl Lower<'_> {
         let size = recipe.size;
         if recipe.carry_in_slot {
             let disp = self.flags_disp();
-            dynasm!(self.asm ; .arch x64 ; bt DWORD [rbp + disp], 8);
+            dynasm!(self.asm ; .arch x64 ; bt WORD [rbp + disp], 8);
         }
         match recipe.how {
             How::Test => match from {

@@ -124,7 +124,7 @@ impl Lower<'_> {
     #[inline]
     pub(super) fn adjust_group(&mut self, op: &Op) {
         if let Some(group) = &mut self.group
-            && let Some(by) = adjustment(op, group.base)
+            && let Some(by) = adjustment(op, group.base, self.narrow)
         {
             group.delta = group.delta.wrapping_add(by);
         }
@@ -163,13 +163,14 @@ impl Lower<'_> {
                 _ => break,
             }
             if writes(op, base) {
-                match adjustment(op, base) {
+                match adjustment(op, base, self.narrow) {
                     Some(by) => delta += i64::from(by),
                     None => break,
                 }
             }
         }
-        let enough = if self.be.config.optimise == Optimise::Forced { 1 } else { 2 };
+        // Not all of them: groups would hide range entries.
+        let enough = if self.be.config.optimise == Optimise::Forced && first.is_multiple_of(2) { 1 } else { 2 };
         extent.filter(|_| accesses >= enough).map(|extent| (base, extent))
     }
 
@@ -240,21 +241,29 @@ fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     }
 }
 
-/// What an operation adds to `base`, if that is all it does to it.
-fn adjustment(op: &Op, base: Slot) -> Option<i32> {
+/// What an operation adds to `base`, if that is all it does to it. `narrow`: modulo 2^32, which makes no difference
+/// to a group's accesses: their range does not wrap.
+fn adjustment(op: &Op, base: Slot, narrow: bool) -> Option<i32> {
     let same = Val::Slot(base);
+    let (whole_size, whole_ty) = if narrow { (Size::B4, Ty::U32) } else { (Size::B8, Ty::I64) };
     let by = match *op {
-        Op::Lea { d, base: a, index: Val::Imm(0), disp, size: Size::B8, .. } if d == base && a == same => disp.into(),
-        Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a, b: Val::Imm(imm) } if d == base && a == same => imm,
-        Op::Alu { op: AluOp::Sub, ty: Ty::I64, d, a, b: Val::Imm(imm) } if d == base && a == same => imm.wrapping_neg(),
-        Op::AluF { op, size: Size::B8, d, a, b: Val::Imm(imm) } if d == Some(base) && a == same => match op {
+        Op::Lea { d, base: a, index: Val::Imm(0), disp, size, .. } if d == base && a == same && size == whole_size => {
+            disp.into()
+        }
+        Op::Alu { op, ty, d, a, b: Val::Imm(imm) } if d == base && a == same && ty == whole_ty => match op {
+            AluOp::Add => imm,
+            AluOp::Sub => imm.wrapping_neg(),
+            _ => return None,
+        },
+        Op::AluF { op, size, d, a, b: Val::Imm(imm) } if d == Some(base) && a == same && size == whole_size => match op
+        {
             FlagOp::Add => imm,
             FlagOp::Sub => imm.wrapping_neg(),
             _ => return None,
         },
         _ => return None,
     };
-    i32::try_from(by).ok()
+    if narrow { Some(by as i32) } else { i32::try_from(by).ok() }
 }
 
 /// Whether a constant, and its negative (subtractions are additions), is an instruction's.

@@ -106,11 +106,14 @@ impl Lower<'_> {
     /// The address is behind the trace's end until the access has been made: one that faults leaves nothing.
     pub(super) fn trace_access(&mut self, head: u32, base: Val, off: i32) {
         match self.val(base) {
-            Opnd::Imm(imm) => self.asm.mov_ri(R15, imm.wrapping_add(i64::from(off))),
+            Opnd::Imm(imm) => {
+                let at = self.constant_address(imm, off);
+                self.asm.mov_ri(R15, at);
+            }
             from => {
                 let reg = self.in_reg(from, R15);
                 if off != 0 {
-                    self.asm.lea(true, R15, reg, off);
+                    self.asm.lea(!self.narrow, R15, reg, off);
                 } else {
                     self.mov(R15, Opnd::Reg(reg));
                 }

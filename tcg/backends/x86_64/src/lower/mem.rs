@@ -3,6 +3,9 @@
 //! An access looks its page up in the context's direct-mapped arrays: `va ^ tag` is the offset in the page on
 //! a hit and huge otherwise, so one compare finds misses and accesses that leave the page. The address stays
 //! in the base register throughout; the arrays' `addend` makes it a host address.
+//!
+//! In code that runs often, an access has a range entry of its own instead, as long as it seldom leaves its range:
+//! no load of a tag or an addend then waits for the address. What misses is served by the runtime, which fills the entry.
 
 use super::flags::Routine;
 use super::fuse::Fused;
@@ -10,6 +13,7 @@ use super::{Cold, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
+use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT};
 use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
@@ -33,6 +37,15 @@ pub(super) struct Slow {
     flags: Routine,
     /// What is done with the value in its stead.
     fused: Option<Fused>,
+    /// The number of its range entry.
+    range: Option<u32>,
+}
+
+impl Slow {
+    /// The bits of the runtime's descriptor that name the range entry.
+    fn range_bits(&self) -> u32 {
+        self.range.map_or(0, |range| (range + 1) << RANGE_SHIFT)
+    }
 }
 
 /// A guest address: `base + off`, and the slot in memory that was loaded to `base` (`rax`), if one was.
@@ -48,7 +61,8 @@ impl Lower<'_> {
     pub(super) fn address(&mut self, base: Val, off: i32) -> Address {
         match (base, self.val(base)) {
             (Val::Imm(imm), _) => {
-                self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
+                let at = self.constant_address(imm, off);
+                self.asm.mov_ri(RAX, at);
                 Address { base: RAX, off: 0, slot: None }
             }
             (_, Opnd::Reg(base)) => {
@@ -60,6 +74,12 @@ impl Lower<'_> {
                 Address { base: RAX, off, slot: Some(slot) }
             }
         }
+    }
+
+    /// A constant base with its offset.
+    pub(super) fn constant_address(&self, imm: i64, off: i32) -> i64 {
+        let at = imm.wrapping_add(i64::from(off));
+        if self.narrow { i64::from(at as u32) } else { at }
     }
 
     /// Looks an address up in the tags at `tag` and leaves `va ^ tag` in `r15`, the array index in `r14`.
@@ -76,13 +96,57 @@ impl Lower<'_> {
         );
     }
 
-    /// Looks up an access of `size`; `r14` is the addend after it.
-    fn translate(&mut self, at: Address, size: Size, tag: i32) -> Fixup {
-        let addend = self.be.config.context.addend;
-        self.look_up(at, tag);
+    /// Looks up an access of `size`; `r14` is the addend after it. Gives where it goes on if that is not to be had,
+    /// and its range entry.
+    fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
+        let context = self.be.config.context;
+        if self.stays_in_range() {
+            let parts = self.info.hints.parted.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
+            let range = self.be.new_range(size, write, parts);
+            return (self.compare_range(at, range, size), Some(range));
+        }
+        self.look_up(at, if write { context.write_tag } else { context.read_tag });
         dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
         let miss = self.asm.jcc(Cc::A);
-        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
+        (miss, None)
+    }
+
+    /// Whether the instruction's access is to have a range entry.
+    fn stays_in_range(&self) -> bool {
+        let hints = &self.info.hints;
+        hints.hot && !hints.scattered.iter().any(|&pc| i32::from(pc) == self.insn.pc.0)
+    }
+
+    /// Compares an address with a range entry; `r14` is the addend after it.
+    fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
+        let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
+        if at.off == 0 {
+            self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));
+        } else {
+            self.asm.lea(true, R15, at.base, at.off);
+        }
+        if ContextLayout::range_has_parts(range) {
+            // The address waits for no more than a compare and a move.
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r14, [DWORD entry + 16]
+                ; gs cmp r15, [DWORD entry + 24]
+                ; gs cmovae r14, [DWORD entry + 32]
+                ; gs sub r15, [DWORD entry]
+            );
+            if size != Size::B1 {
+                let log2 = size as i8;
+                dynasm!(self.asm ; .arch x64 ; ror r15, log2);
+            }
+            dynasm!(self.asm ; .arch x64 ; gs cmp r15, [DWORD entry + 8]);
+            return self.asm.jcc(Cc::Ae);
+        }
+        dynasm!(self.asm ; .arch x64
+            ; gs sub r15, [DWORD entry]
+            ; gs cmp r15, [DWORD entry + 8]
+        );
+        let miss = self.asm.jcc(Cc::Ae);
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
         miss
     }
 
@@ -100,7 +164,7 @@ impl Lower<'_> {
             return;
         }
         let at = self.address(base, off);
-        let from = self.translate(at, size, self.be.config.context.read_tag);
+        let (from, range) = self.translate(at, size, false);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         let xmm = self.fp_pin_to_load(d, size, ext);
@@ -125,6 +189,7 @@ impl Lower<'_> {
             reload,
             flags,
             fused: None,
+            range,
         }));
     }
 
@@ -136,7 +201,7 @@ impl Lower<'_> {
         } else {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
-            let from = self.translate(at, size, self.be.config.context.read_tag);
+            let (from, range) = self.translate(at, size, false);
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             self.cold.push(Cold::Load(Slow {
                 from,
@@ -151,6 +216,7 @@ impl Lower<'_> {
                 reload: None,
                 flags,
                 fused: Some(fused),
+                range,
             }));
         }
         self.flags_lost();
@@ -203,9 +269,9 @@ impl Lower<'_> {
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(true, R15, slow.base, slow.off);
+        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
-        self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8));
+        self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
         match slow.value {
@@ -237,7 +303,7 @@ impl Lower<'_> {
         // `rax` may have been overwritten by the base.
         let value =
             if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) { cached } else { self.home_val(src) };
-        let from = self.translate(at, size, self.be.config.context.write_tag);
+        let (from, range) = self.translate(at, size, true);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
@@ -257,6 +323,7 @@ impl Lower<'_> {
             reload,
             flags,
             fused: None,
+            range,
         }));
     }
 
@@ -301,10 +368,10 @@ impl Lower<'_> {
 
     pub(super) fn slow_store(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(true, R15, slow.base, slow.off);
+        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.mov(RAX, slow.value);
-        self.asm.mov_ri(R14, i64::from(slow.size as u32));
+        self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));
         self.asm.call_abs(self.be.stubs.store);
         self.fault_entry(slow.insn);
         if let Some(disp) = slow.reload {

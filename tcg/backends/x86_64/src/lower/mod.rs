@@ -177,8 +177,10 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         flags: flags::FlagState::default(),
         kept: false,
         skip: 0,
+        kept_half: None,
         routines: Vec::new(),
         looped,
+        narrow: block.narrow,
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
@@ -231,10 +233,15 @@ struct Lower<'a> {
     kept: bool,
     /// Operations with lower numbers have been lowered.
     skip: usize,
+    /// One more than the index of a division whose result a division before it has kept.
+    kept_half: Option<usize>,
     /// Offsets of the routines that save flags, by number.
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
+    /// address modulo 2^32.
+    narrow: bool,
 }
 
 impl Lower<'_> {

@@ -38,13 +38,14 @@ pub(super) struct Slow {
 const FRAME: Rm = Rm::Mem { base: crate::asm::RSP, index: None, disp: 8 };
 
 impl Lower<'_> {
-    /// The address of an access, not from what `rax` held.
+    /// The address of an access.
     fn rmw_address(&mut self, base: Val, off: i32) -> Address {
         if let Val::Imm(imm) = base {
-            self.asm.mov_ri(RAX, imm.wrapping_add(i64::from(off)));
+            let at = self.constant_address(imm, off);
+            self.asm.mov_ri(RAX, at);
             return Address { base: RAX, off: 0, slot: None };
         }
-        let from = self.home_val(base);
+        let from = self.val(base);
         Address { base: self.in_reg(from, RAX), off, slot: None }
     }
 
@@ -213,7 +214,7 @@ impl Lower<'_> {
 
     pub(super) fn slow_rmw(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(true, R15, slow.base, slow.off);
+        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         if let Some(new) = slow.new {
             let new = self.in_reg(new, R14);

@@ -167,7 +167,7 @@ impl Lower<'_> {
     pub(super) fn slow_unit(&mut self, slow: Slow) {
         let Slow { from, back, base, off, unit, reg, insn, reload, flags } = slow;
         self.asm.bind(from);
-        self.asm.lea(true, R15, base, off);
+        self.asm.lea(!self.narrow, R15, base, off);
         self.save_at_fault(flags);
         if unit.aligned {
             dynasm!(self.asm ; .arch x64 ; test r15b, BYTE unit.bytes as i8 - 1);

@@ -23,7 +23,8 @@ impl Lower<'_> {
     pub(super) fn mul_wide(&mut self, signed: bool, size: Size, (lo, hi): (Slot, Slot), a: Val, b: Val) {
         self.flags_for(&Op::MulWideF { signed, size, lo, hi, a, b });
         let (a, b) = (self.home_val(a), self.home_val(b));
-        if size != Size::B1 {
+        let replaces_rdx = size >= Size::B4 && self.be.pin_of(hi) == Some(RDX);
+        if size != Size::B1 && !replaces_rdx {
             self.save_rdx();
         }
         // A constant must be in a register, and what is in rax is about to go.

@@ -237,6 +237,7 @@ impl Machine {
         // expects, and nothing else on this host uses the gs base.
         unsafe {
             DATA_PTR.set(self.data);
+            CONTEXT_PTR.set(self.context);
             asm!("wrgsbase {}", in(reg) self.context);
             asm!("ldmxcsr [{}]", in(reg) &status);
             let enter: extern "C" fn(*mut Env, usize) = std::mem::transmute(enter);
@@ -255,6 +256,7 @@ impl Machine {
 
 thread_local! {
     static DATA_PTR: std::cell::Cell<*mut u8> = const { std::cell::Cell::new(std::ptr::null_mut()) };
+    static CONTEXT_PTR: std::cell::Cell<*mut u8> = const { std::cell::Cell::new(std::ptr::null_mut()) };
 }
 
 impl Guest {
@@ -550,6 +552,27 @@ fn ext_of(n: u32) -> Ext {
     [Ext::Zero, Ext::Sign, Ext::Ones][n as usize]
 }
 
+/// After an access that missed its range entry, if it has one: makes it the first `pages` of guest memory.
+fn fill_range(va: u64, desc: u32, pages: u64) {
+    let size = u64::from(size_of_log2(desc & 0xff).bytes());
+    let limit = pages * 4096 - size + 1;
+    let Some(number) = (desc >> RANGE_SHIFT).checked_sub(1).filter(|_| va.wrapping_sub(DATA) < limit) else { return };
+    let at = ContextLayout::STANDARD.ranges as usize + number as usize * ContextLayout::RANGE_BYTES;
+    // SAFETY: an entry in the context's mapping, which only this thread uses.
+    unsafe {
+        let entry = CONTEXT_PTR.get().add(at).cast::<[u64; 5]>();
+        let addend = (DATA_PTR.get() as u64).wrapping_sub(DATA);
+        if ContextLayout::range_has_parts(number) {
+            // All of it is one part or the other, and the other leads nowhere.
+            let limit = pages * 4096 / size;
+            let parts = if va & 8 == 0 { [addend, !0, !0] } else { [!0, DATA, addend] };
+            entry.write([DATA, limit, parts[0], parts[1], parts[2]]);
+        } else {
+            entry.write([DATA, limit, addend, 0, 0]);
+        }
+    }
+}
+
 /// Overwrites the registers that a C function may, as compiled ones seldom all do.
 fn clobber() {
     // SAFETY: declared clobbers only.
@@ -564,15 +587,18 @@ fn clobber() {
 extern "C" fn load(env: *mut Env, va: u64, desc: u32, ret: u64) -> u64 {
     // SAFETY: called by generated code with its environment.
     let env = unsafe { env_of(env) };
-    let value = env.slow(ret, |a| a.load(va, size_of_log2(desc & 0xff), ext_of(desc >> 8)));
+    let size = size_of_log2(desc & 0xff);
+    let value = env.slow(ret, |a| a.load(va, size, ext_of(desc >> 8 & 0xff)));
+    fill_range(va, desc, 3);
     clobber();
     value.unwrap_or(0xbad)
 }
 
-extern "C" fn store(env: *mut Env, va: u64, value: u64, size: u32, ret: u64) {
+extern "C" fn store(env: *mut Env, va: u64, value: u64, desc: u32, ret: u64) {
     // SAFETY: as above.
     let env = unsafe { env_of(env) };
-    env.slow(ret, |a| a.store(va, value, size_of_log2(size)));
+    env.slow(ret, |a| a.store(va, value, size_of_log2(desc & 0xff)));
+    fill_range(va, desc, 2);
     clobber();
 }
 

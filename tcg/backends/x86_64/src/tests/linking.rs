@@ -45,7 +45,7 @@ impl Program {
 
     /// Translates a block of page `page` and enters it in the page's table; gives its host address.
     fn block(&mut self, page: u64, start: u16, insns: u16, ops: Vec<Op>, guard: Option<u32>) -> usize {
-        let block = Block { ops, start, len: insns * 4, insns };
+        let block = Block { ops, start, len: insns * 4, insns, narrow: false, granules: 0 };
         let (mut out, mut info) = (Vec::new(), Emitted::default());
         let at = self.next;
         self.m.backend.emit(&block, at, guard, &mut out, &mut info);

@@ -181,6 +181,22 @@ impl Generator<'_> {
                 let op = if self.rng.chance(40) { self.rng.one(&ALU_OPS[..11]) } else { op };
                 let (d, a, b) = (self.dest(), self.val(), self.val());
                 self.push(Op::Alu { op, ty, d, a, b });
+                // Both halves of a division, with or without something between.
+                let other = match op {
+                    AluOp::DivS => AluOp::RemS,
+                    AluOp::RemS => AluOp::DivS,
+                    AluOp::DivU => AluOp::RemU,
+                    AluOp::RemU => AluOp::DivU,
+                    _ => return,
+                };
+                if self.rng.chance(60) {
+                    if self.rng.chance(50) {
+                        let (op, d, a) = (self.rng.one(&UN_OPS), self.dest(), self.val());
+                        self.push(Op::Un { op, ty: Ty::I64, d, a });
+                    }
+                    let d = self.dest();
+                    self.push(Op::Alu { op: other, ty, d, a, b });
+                }
             }
             10..13 => {
                 let (op, d, a) = (self.rng.one(&UN_OPS), self.dest(), self.val());
@@ -356,6 +372,16 @@ pub fn check(
     // With every start address modulo 16.
     let at = m.blocks_at + rng.below(16) as usize;
     let print = PrintOnPanic(block);
+    scratch.1.hints.hot = rng.chance(50);
+    scratch.1.hints.scattered.clear();
+    scratch.1.hints.parted.clear();
+    if rng.chance(50) {
+        scratch.1.hints.parted.extend((0..24).map(|_| block.start + 2 * rng.below(48) as u16));
+    }
+    if rng.chance(20) {
+        // One or the other in a block may be served by the page entries all the same.
+        scratch.1.hints.scattered.extend((0..4).map(|_| block.start + 2 * rng.below(16) as u16));
+    }
     m.backend.emit(block, at, None, &mut scratch.0, &mut scratch.1);
     drop(print);
     m.write_code(at, &scratch.0);

@@ -8,7 +8,7 @@ use mimus_tcg_ir::{FlagOp, Size};
 
 use super::Exec;
 use crate::exception::{Exception, Result};
-use crate::frontend::taken;
+use crate::frontend::{X86Cpu, taken};
 use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
@@ -273,6 +273,24 @@ fn pop_all(x: &mut Exec<'_>) -> Result<()> {
     Ok(())
 }
 
+/// POP to a segment register, not CS.
+pub(super) fn pop_segment(cpu: &mut X86Cpu, seg: usize, bytes: u32) -> Result<()> {
+    let mut stack = Stack::current(cpu);
+    let value = stack.pop(cpu, bytes)?;
+    load_popped(cpu, seg, value as u16, stack)
+}
+
+/// Loads a segment register, and then the stack pointer.
+fn load_popped(cpu: &mut X86Cpu, seg: usize, selector: u16, after: Stack) -> Result<()> {
+    segment::load(cpu, seg, selector)?;
+    after.commit(cpu);
+    if seg == SS {
+        cpu.guest.st.shadow = true;
+        Host::check_events(cpu);
+    }
+    Ok(())
+}
+
 fn pop(x: &mut Exec<'_>) -> Result<()> {
     let bytes = x.insn.stack_pointer_increment().unsigned_abs();
     let mut stack = Stack::current(x.cpu);
@@ -280,15 +298,7 @@ fn pop(x: &mut Exec<'_>) -> Result<()> {
     if x.insn.op_kind(0) == OpKind::Register {
         let r = x.insn.op_register(0);
         if r.is_segment_register() {
-            let seg = segment_number(r);
-            let before = stack;
-            segment::load(x.cpu, seg, value as u16)?;
-            before.commit(x.cpu);
-            if seg == SS {
-                x.cpu.guest.st.shadow = true;
-                Host::check_events(x.cpu);
-            }
-            return Ok(());
+            return load_popped(x.cpu, segment_number(r), value as u16, stack);
         }
         stack.commit(x.cpu);
         x.set_reg(r, value);

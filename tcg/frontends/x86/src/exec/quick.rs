@@ -6,7 +6,7 @@ use mimus_arch::x86::regs::RFLAGS_IF;
 use crate::exception::Result;
 use crate::frontend::{X86Cpu, ip_of, raise};
 use crate::host::Host;
-use crate::state::GS;
+use crate::state::{GS, SEGMENTS};
 use crate::{far, syscall};
 
 /// What [`quick`] does: its first argument.
@@ -23,11 +23,18 @@ pub(crate) enum Quick {
     Sysenter,
     Sysexit,
     Iretd,
+    /// Loads the segment register that the second argument names with the third.
+    Segment,
+    /// Pops to the segment register that the second argument names, as many bytes as the third says.
+    PopSegment,
+    /// Pops the flags, as many bytes as the second argument says.
+    Popf,
+    Rdtsc,
 }
 
-const ALL: [Quick; 9] = {
+const ALL: [Quick; 13] = {
     use Quick::*;
-    [Cli, Sti, Swapgs, Syscall, Sysret, Iretq, Sysenter, Sysexit, Iretd]
+    [Cli, Sti, Swapgs, Syscall, Sysret, Iretq, Sysenter, Sysexit, Iretd, Segment, PopSegment, Popf, Rdtsc]
 };
 
 impl Quick {
@@ -44,29 +51,30 @@ impl Quick {
             Mnemonic::Sysenter => Some(Quick::Sysenter),
             Mnemonic::Sysexit => Some(Quick::Sysexit),
             Mnemonic::Iretd if bits == 32 => Some(Quick::Iretd),
+            Mnemonic::Rdtsc => Some(Quick::Rdtsc),
             _ => None,
         }
     }
 }
 
 /// Executes one of them.
-pub(super) fn quick(cpu: &mut X86Cpu, what: u64, _: u64, _: u64) -> u64 {
+pub(super) fn quick(cpu: &mut X86Cpu, what: u64, a: u64, b: u64) -> u64 {
     let (pc, len) = cpu.current_insn();
     let after = cpu.wrap(pc.wrapping_add(u64::from(len)));
     cpu.guest.leave = false;
     let Some(what) = ALL.get(what as usize) else { return 0 };
-    let result = run(cpu, *what, after);
+    let result = run(cpu, *what, after, (a, b));
     cpu.guest.st.update_guards();
     if let Err(exception) = result {
         let pc = cpu.wrap(pc);
         raise(cpu, exception, pc);
-    } else if cpu.head.exit_request == 0 && cpu.guest.leave {
+    } else if cpu.head.exit_request == 0 && (cpu.guest.leave | cpu.code_changed()) {
         cpu.jump(after);
     }
     0
 }
 
-fn run(cpu: &mut X86Cpu, what: Quick, after: u64) -> Result<()> {
+fn run(cpu: &mut X86Cpu, what: Quick, after: u64, (a, b): (u64, u64)) -> Result<()> {
     match what {
         Quick::Cli => cpu.guest.st.flags &= !RFLAGS_IF,
         Quick::Sti => {
@@ -94,6 +102,10 @@ fn run(cpu: &mut X86Cpu, what: Quick, after: u64) -> Result<()> {
             let next = ip_of(cpu, after);
             return far::iret(cpu, 4, next);
         }
+        Quick::Segment => return super::system::load_segment(cpu, a as usize % SEGMENTS, b as u16),
+        Quick::PopSegment => return super::legacy::pop_segment(cpu, a as usize % SEGMENTS, b as u32),
+        Quick::Popf => return super::system::pop_flags(cpu, a as u32),
+        Quick::Rdtsc => return super::system::read_tsc(cpu),
     }
     Ok(())
 }

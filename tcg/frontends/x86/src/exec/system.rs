@@ -329,9 +329,14 @@ fn mov_to_segment(x: &mut Exec<'_>) -> Result<()> {
         return Err(Exception::UD);
     }
     let selector = x.read(1, 2)? as u16;
-    segment::load(x.cpu, seg, selector)?;
+    load_segment(x.cpu, seg, selector)
+}
+
+/// MOV to a segment register, not CS.
+pub(super) fn load_segment(cpu: &mut X86Cpu, seg: usize, selector: u16) -> Result<()> {
+    segment::load(cpu, seg, selector)?;
     if seg == SS {
-        inhibit(x.cpu);
+        inhibit(cpu);
     }
     Ok(())
 }
@@ -461,40 +466,52 @@ fn pushf(x: &mut Exec<'_>) -> Result<()> {
 
 fn popf(x: &mut Exec<'_>) -> Result<()> {
     let bytes = x.insn.stack_pointer_increment().unsigned_abs();
-    let virtualised = virtual_flags(x, bytes)?;
-    let mut stack = Stack::current(x.cpu);
-    let flags = stack.pop(x.cpu, bytes)?;
-    if virtualised {
+    if virtual_flags(x, bytes)? {
+        let mut stack = Stack::current(x.cpu);
+        let flags = stack.pop(x.cpu, bytes)?;
         interrupt::set_virtual_flags(x.cpu, flags)?;
         stack.commit(x.cpu);
         return Ok(());
     }
-    stack.commit(x.cpu);
-    let cpl = x.cpu.guest.st.cpl;
-    let mut bits = far::writable_flags(x.cpu, cpl, bytes);
-    if x.mode() == Mode::Real {
+    pop_flags(x.cpu, bytes)
+}
+
+/// POPF, its privilege checked, of all flags that there are.
+pub(super) fn pop_flags(cpu: &mut X86Cpu, bytes: u32) -> Result<()> {
+    let mut stack = Stack::current(cpu);
+    let flags = stack.pop(cpu, bytes)?;
+    stack.commit(cpu);
+    let cpl = cpu.guest.st.cpl;
+    let mut bits = far::writable_flags(cpu, cpl, bytes);
+    if cpu.guest.st.mode() == Mode::Real {
         bits |= (RFLAGS_IOPL | RFLAGS_IF) & crate::state::mask(bytes);
     }
     if bytes > 2 {
         bits |= RFLAGS_RF;
     }
-    x.cpu.set_rflags(flags & !RFLAGS_RF, bits);
+    cpu.set_rflags(flags & !RFLAGS_RF, bits);
     Ok(())
 }
 
 fn rdtsc(x: &mut Exec<'_>) -> Result<()> {
-    let st = &x.cpu.guest.st;
-    if st.cr4 & CR4_TSD != 0 && st.cpl != 0 {
-        return Err(Exception::GP0);
-    }
-    let now = x.cpu.now();
-    let value = x.cpu.guest.st.tsc(now);
-    x.set_reg(Register::EAX, value);
-    x.set_reg(Register::EDX, value >> 32);
+    read_tsc(x.cpu)?;
     if x.insn.mnemonic() == Mnemonic::Rdtscp {
         let aux = x.cpu.guest.st.msrs.tsc_aux;
         x.set_reg(Register::ECX, aux);
     }
+    Ok(())
+}
+
+/// RDTSC.
+pub(super) fn read_tsc(cpu: &mut X86Cpu) -> Result<()> {
+    let st = &cpu.guest.st;
+    if st.cr4 & CR4_TSD != 0 && st.cpl != 0 {
+        return Err(Exception::GP0);
+    }
+    let now = cpu.now();
+    let value = cpu.guest.st.tsc(now);
+    cpu.set_gpr(RAX, value & 0xffff_ffff);
+    cpu.set_gpr(RDX, value >> 32);
     Ok(())
 }
 

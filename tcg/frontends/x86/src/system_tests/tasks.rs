@@ -5,8 +5,8 @@ use crate::exception::Exception;
 use crate::far;
 use crate::host::Host;
 use crate::interrupt;
-use crate::syscall;
 use crate::state::Mode;
+use crate::syscall;
 use crate::task::{Switch, switch};
 
 /// Where the other tasks are, and what names them.
@@ -123,7 +123,11 @@ fn what_no_task_can_be() {
 /// What is wrong with the new task's segments is an exception of the new task (section 9.3, step 11 on).
 #[test]
 fn faults_behind_the_switch_are_the_new_tasks() {
-    let cases = [(0x50, CODE0, Exception::ts(CODE0)), (0x4c, DATA0, Exception::ts(DATA0)), (0x48, ABSENT, Exception::np(ABSENT))];
+    let cases = [
+        (0x50, CODE0, Exception::ts(CODE0)),
+        (0x4c, DATA0, Exception::ts(DATA0)),
+        (0x48, ABSENT, Exception::np(ABSENT)),
+    ];
     for (at, selector, exception) in cases {
         let mut h = tasked();
         h.put(OTHER_AT + at, 4, selector.into());

@@ -12,6 +12,7 @@
 //! in 64-bit mode, that the address is canonical. Jumps in 16-bit code wrap at 64 KiB.
 
 mod arith;
+mod dead;
 mod flow;
 mod moves;
 mod operands;
@@ -22,10 +23,10 @@ pub(crate) use operands::{is_high, segment as segment_number, segment_of};
 
 use std::mem::offset_of;
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use mimus_arch::x86::state::Segment;
 use mimus_tcg_exec::frontend::{CodeWindow, TranslateMode};
-use mimus_tcg_ir::{Block, CallKind, Cond, Ext, Op, PagePc, Size, Slot, Val};
+use mimus_tcg_ir::{Block, CallKind, Cond, Ext, Op, PagePc, Size, Slot, Ty, Val};
 
 use crate::decode::{self, MAX_LEN, Packed, fetch, maker_options, pack};
 use crate::exec::quick::Quick;
@@ -87,6 +88,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let limited = bits != 64 && !code_mode.flat();
     let mut at = u32::from(start);
     let mut guards = 0;
+    block.narrow = bits != 64;
     // For all but what may reach into the next page.
     let within = code.page_from(start);
     let mut decoder = decode::decoder(within, bits, u64::from(at), &state.features);
@@ -141,6 +143,10 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             break;
         }
     }
+    // A limit is checked where a block begins: flags would be seen there.
+    if !careful && !limited {
+        dead::mark(block, code, bits, &state.features);
+    }
     if limited && !careful {
         let last = PagePc(i32::from(block.start) + i32::from(block.len) - 1);
         if let Some(Op::GetPc { pc, .. }) = block.ops.get_mut(1) {
@@ -178,6 +184,20 @@ impl Tr<'_> {
             self.guards = 0;
         }
         self.block.ops.push(op);
+    }
+
+    /// Whether accesses to a segment without a base of its own are accesses at their offset: nothing to add or check.
+    fn is_plain(&self) -> bool {
+        !self.aligned && (self.bits == 64 || self.flat)
+    }
+
+    /// Whether the stack pointer is an address as it is, and how wide: 4 or 8 bytes.
+    fn plain_stack(&self) -> Option<(Size, Ty)> {
+        match (self.is_plain(), self.bits, self.stack) {
+            (true, 64, 8) => Some((Size::B8, Ty::I64)),
+            (true, 32 | 16, 4) => Some((Size::B4, Ty::U32)),
+            _ => None,
+        }
     }
 
     /// A fresh temporary.
@@ -252,12 +272,14 @@ impl Tr<'_> {
 
     /// Leaves the instruction to the helper.
     fn execute(&mut self) -> Flow {
-        if let Some(what) = Quick::of(&self.insn, self.bits, self.kernel, self.goes_on()) {
+        let nothing = [Val::Imm(0), Val::Imm(0)];
+        let quick = Quick::of(&self.insn, self.bits, self.kernel, self.goes_on()).map(|what| (what, nothing));
+        if let Some((what, [a, b])) = quick.or_else(|| self.quick_with_operand()) {
             self.op(Op::Call {
                 helper: helper_ids::QUICK,
                 kind: CallKind::MayExit,
                 ret: None,
-                args: [Val::Imm(what as i64), Val::Imm(0), Val::Imm(0)],
+                args: [Val::Imm(what as i64), a, b],
             });
             return self.after_helper();
         }
@@ -274,6 +296,26 @@ impl Tr<'_> {
             args: [Val::Imm(low as i64), Val::Imm(high as i64), offset],
         });
         self.after_helper()
+    }
+
+    /// Loads of segment registers and flags.
+    fn quick_with_operand(&mut self) -> Option<(Quick, [Val; 2])> {
+        let insn = self.insn;
+        let bytes = insn.stack_pointer_increment().unsigned_abs();
+        let to = if insn.op_kind(0) == OpKind::Register { insn.op_register(0) } else { Register::None };
+        let loaded = to.is_segment_register() && to != Register::CS;
+        let seg = Val::Imm(segment_number(to) as i64);
+        match insn.mnemonic() {
+            Mnemonic::Mov if loaded => {
+                let selector = self.read(1, 2);
+                Some((Quick::Segment, [seg, selector]))
+            }
+            Mnemonic::Pop if loaded => Some((Quick::PopSegment, [seg, Val::Imm(bytes.into())])),
+            Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq if !self.real => {
+                Some((Quick::Popf, [Val::Imm(bytes.into()), Val::Imm(0)]))
+            }
+            _ => None,
+        }
     }
 
     fn after_helper(&mut self) -> Flow {

@@ -128,11 +128,9 @@ impl Tr<'_> {
             return None;
         }
         if from.is_segment_register() {
-            let off = offset_of!(State, seg) + segment(from) * size_of::<Segment>() + offset_of!(Segment, selector);
-            let d = self.temp();
-            self.op(Op::LoadEnv { d, off: off as i32, size: Size::B2, ext: Ext::Zero });
+            let selector = self.selector(from);
             let bytes = if self.is_memory(0) { 2 } else { self.bytes(0) };
-            self.write(0, bytes, Val::Slot(d));
+            self.write(0, bytes, selector);
             return Some(Flow::Next);
         }
         if matches!(self.insn.op_kind(0), OpKind::Memory) && self.insn.op_kind(1) == OpKind::Memory {
@@ -147,6 +145,14 @@ impl Tr<'_> {
         let a = self.read(1, bytes);
         self.write(0, bytes, a);
         Some(Flow::Next)
+    }
+
+    /// What a segment register was loaded with.
+    fn selector(&mut self, from: Register) -> Val {
+        let off = offset_of!(State, seg) + segment(from) * size_of::<Segment>() + offset_of!(Segment, selector);
+        let d = self.temp();
+        self.op(Op::LoadEnv { d, off: off as i32, size: Size::B2, ext: Ext::Zero });
+        Val::Slot(d)
     }
 
     fn lea(&mut self) {
@@ -254,15 +260,9 @@ impl Tr<'_> {
     /// Stores below the stack pointer, then moves it.
     pub(crate) fn push(&mut self, bytes: u32, a: Val) {
         let sp = Slot(RSP as u8);
-        if self.stack == 8 && !self.aligned {
+        if let Some((_, ty)) = self.plain_stack() {
             self.op(Op::Store { src: a, base: Val::Slot(sp), off: -(bytes as i32), size: size(bytes) });
-            return self.op(Op::Alu {
-                op: AluOp::Add,
-                ty: Ty::I64,
-                d: sp,
-                a: Val::Slot(sp),
-                b: Val::Imm(-i64::from(bytes)),
-            });
+            return self.op(Op::Alu { op: AluOp::Add, ty, d: sp, a: Val::Slot(sp), b: Val::Imm(-i64::from(bytes)) });
         }
         let new = self.temp();
         self.op(Op::Lea {
@@ -280,7 +280,7 @@ impl Tr<'_> {
 
     /// What is on the stack `skip` bytes above the stack pointer.
     pub(crate) fn peek(&mut self, bytes: u32) -> Val {
-        let mem = if self.stack == 8 && !self.aligned {
+        let mem = if self.plain_stack().is_some() {
             Mem { base: Val::Slot(Slot(RSP as u8)), off: 0 }
         } else {
             self.stack_memory(bytes)
@@ -301,8 +301,9 @@ impl Tr<'_> {
     /// Moves the stack pointer up.
     pub(crate) fn release(&mut self, bytes: i64) {
         let sp = Slot(RSP as u8);
-        if self.stack == 8 {
-            return self.op(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: sp, a: Val::Slot(sp), b: Val::Imm(bytes) });
+        if self.stack >= 4 {
+            let ty = if self.stack == 8 { Ty::I64 } else { Ty::U32 };
+            return self.op(Op::Alu { op: AluOp::Add, ty, d: sp, a: Val::Slot(sp), b: Val::Imm(bytes) });
         }
         let new = self.alu(AluOp::Add, Ty::U32, Val::Slot(sp), Val::Imm(bytes));
         self.set_sp(new);
@@ -322,9 +323,9 @@ impl Tr<'_> {
     fn push_operand(&mut self) -> Option<Flow> {
         let bytes = self.stack_item();
         let a = match self.insn.op_kind(0) {
+            // With zeros above, as processors of the later kind do.
             OpKind::Register if self.insn.op_register(0).is_segment_register() => {
-                // A segment's selector leaves the upper half of the stack's word alone on some processors.
-                return None;
+                self.selector(self.insn.op_register(0))
             }
             // SP is pushed as it was.
             OpKind::Register => self.read_reg(self.insn.op_register(0)),
@@ -341,10 +342,13 @@ impl Tr<'_> {
         }
         let bytes = self.stack_item();
         let to = self.insn.op_register(0);
-        if self.stack == 8 && !self.aligned && bytes == 8 && to != Register::RSP {
+        if let Some((whole, _)) = self.plain_stack()
+            && whole == size(bytes)
+            && gpr(to) != Slot(RSP as u8)
+        {
             let base = Val::Slot(Slot(RSP as u8));
-            self.op(Op::Load { d: gpr(to), base, off: 0, size: Size::B8, ext: Ext::Zero });
-            self.release(8);
+            self.op(Op::Load { d: gpr(to), base, off: 0, size: whole, ext: Ext::Zero });
+            self.release(bytes.into());
             return Some(Flow::Next);
         }
         let a = self.peek(bytes);
@@ -354,12 +358,15 @@ impl Tr<'_> {
     }
 
     fn leave(&mut self) -> Option<Flow> {
-        if self.stack != 8 || self.aligned || self.insn.code() != Code::Leaveq {
-            return None;
-        }
+        let (_, ty) = self.plain_stack()?;
+        let bytes = match (self.insn.code(), ty) {
+            (Code::Leaveq, Ty::I64) => 8,
+            (Code::Leaved, Ty::U32) => 4,
+            _ => return None,
+        };
         let (sp, bp) = (Slot(RSP as u8), Slot(RBP as u8));
-        let a = self.load(Mem { base: Val::Slot(bp), off: 0 }, 8);
-        self.op(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: sp, a: Val::Slot(bp), b: Val::Imm(8) });
+        let a = self.load(Mem { base: Val::Slot(bp), off: 0 }, bytes);
+        self.op(Op::Alu { op: AluOp::Add, ty, d: sp, a: Val::Slot(bp), b: Val::Imm(bytes.into()) });
         self.op(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: bp, a });
         Some(Flow::Next)
     }
@@ -394,7 +401,7 @@ impl Tr<'_> {
     }
 }
 
-fn is_cmov(m: Mnemonic) -> bool {
+pub(super) fn is_cmov(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
@@ -417,7 +424,7 @@ fn is_cmov(m: Mnemonic) -> bool {
     )
 }
 
-fn is_setcc(m: Mnemonic) -> bool {
+pub(super) fn is_setcc(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,

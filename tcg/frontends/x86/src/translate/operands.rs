@@ -207,11 +207,11 @@ impl Tr<'_> {
     /// The memory operand of an access of `bytes`, checked where segments are not flat.
     pub(crate) fn memory(&mut self, bytes: u32, write: bool) -> Mem {
         let seg = segment_of(&self.insn, self.bits == 64);
-        let simple = self.bits == 64
-            && !self.aligned
+        let simple = self.is_plain()
             && seg != FS
             && seg != GS
-            && self.address_bytes() == 8
+            && (self.bits == 64 || !write || seg != CS)
+            && self.address_bytes() == if self.bits == 64 { 8 } else { 4 }
             && self.insn.memory_index() == Register::None
             && self.insn.memory_base() != Register::None
             && !self.insn.is_ip_rel_memory_operand();

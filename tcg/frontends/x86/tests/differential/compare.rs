@@ -71,10 +71,19 @@ pub fn run(job: &Job) -> Result<(), String> {
                 handles.iter().for_each(|h| h.kick());
             }
         });
-        let result = all(job, Engines { host, amd: crate::select::features().amd, guests });
-        done.store(true, Ordering::Relaxed);
-        result
+        // Also if an engine panics.
+        let _end = End(&done);
+        all(job, Engines { host, amd: crate::select::host_is_amd(), guests })
     })
+}
+
+/// Ends the watchdog.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn all(job: &Job, mut engines: Engines) -> Result<(), String> {

@@ -59,12 +59,15 @@ impl Class {
     }
 }
 
+pub fn host_is_amd() -> bool {
+    let host = std::arch::x86_64::__cpuid(0);
+    [host.ebx, host.edx, host.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+}
+
 /// Everything the translator has, of the host's maker.
 pub fn model() -> CpuModel {
     let CpuModel::X86(mut model) = CpuModel::parse(GuestArch::X86_64, "max").unwrap() else { unreachable!() };
-    let host = std::arch::x86_64::__cpuid(0);
-    let amd = [host.ebx, host.edx, host.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
-    model.vendor = if amd { Vendor::Amd } else { Vendor::Intel };
+    model.vendor = if host_is_amd() { Vendor::Amd } else { Vendor::Intel };
     CpuModel::X86(model)
 }
 

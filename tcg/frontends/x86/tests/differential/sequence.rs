@@ -1,6 +1,7 @@
 //! Sequences: items that can be left out one by one, each a few instructions at any address.
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter};
+use mimus_tcg_frontend_x86::decode::maker_options;
 
 use crate::layout::CODE;
 use crate::regs::ARITHMETIC;
@@ -51,7 +52,7 @@ impl Sequence {
 
     fn instructions(&self) -> Vec<Instruction> {
         let code = self.code();
-        let mut decoder = Decoder::with_ip(self.bits, &code, self.start, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.bits, &code, self.start, maker_options(crate::select::host_is_amd()));
         let mut all = Vec::new();
         while decoder.can_decode() {
             let insn = decoder.decode();

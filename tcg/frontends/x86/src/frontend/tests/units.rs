@@ -238,3 +238,23 @@ fn flags_at_a_fault_in_a_loop_are_those_of_the_round_before() {
         assert_eq!((s.gpr[RSI], s.gpr[RDX], s.gpr[RAX], s.gpr[RCX]), (DATA + 0x2000, 0x200, 0, 1));
     });
 }
+
+/// FCMOV finds the flags computed anew; they are still there when what they are computed from is gone.
+#[test]
+fn flags_that_a_unit_has_looked_at_are_kept() {
+    both(|mut g| {
+        g.long();
+        // or esi, r14d; mov edx, [rbx]; fcmovne st0, st3; movzx si, r14w; adc al, r10b; hlt
+        let code = [0x44, 0x09, 0xf6, 0x8b, 0x13, 0xdb, 0xcb, 0x66, 0x41, 0x0f, 0xb7, 0xf6, 0x41, 0x12, 0xc2, 0xf4];
+        g.put(CODE, &code);
+        g.change(|s| {
+            s.rflags |= RFLAGS_CF;
+            s.gpr[RBX] = DATA;
+            s.gpr[RSI] = 0xf0f0_f0f0;
+            s.gpr[R14] = 0x0f0f_0f0f;
+            (s.gpr[RAX], s.gpr[R10]) = (0x20, 0x03);
+        });
+        let s = g.run();
+        assert_eq!((s.rip, s.gpr[RAX], s.gpr[RSI]), (CODE + code.len() as u64, 0x23, 0xffff_0f0f));
+    });
+}

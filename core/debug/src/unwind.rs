@@ -1,0 +1,386 @@
+//! The calls that led to an instruction, frame by frame, each by the surest method there is: call frame information
+//! (DWARF's CFI), the kernel's own ORC tables, frame pointers; across exceptions by the registers that their handlers
+//! saved.
+//!
+//! Specifications: DWARF 5 section 6.4; RISC-V and x86 psABIs; Documentation/arch/x86/orc-unwinder.rst. CFI expressions are
+//! left out: a frame that needs one is tried by the next method.
+
+use gimli::{
+    BaseAddresses, CfaRule, DebugFrame, EhFrame, EndianSlice, Register, RegisterRule, RunTimeEndian, UnwindContext,
+    UnwindSection,
+};
+use mimus_arch::CpuState;
+
+use crate::look::View;
+use crate::orc::{self, Orc};
+use crate::registers;
+use crate::symbols::Frames;
+use crate::target::read_number;
+
+/// How a frame was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// It is where the vCPU is.
+    Pc,
+    /// The register that a call leaves the return address in.
+    Link,
+    FramePointer,
+    /// The function has just been entered: its return address is on top of the stack.
+    Entry,
+    Cfi,
+    Orc,
+    /// Registers that a handler saved: this is what was interrupted.
+    Exception,
+    /// A task that waits: the kernel switched away from it here.
+    Switch,
+}
+
+impl Method {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Pc => "pc",
+            Method::Link => "link register",
+            Method::FramePointer => "frame pointer",
+            Method::Entry => "top of stack",
+            Method::Cfi => "CFI",
+            Method::Orc => "ORC",
+            Method::Exception => "saved registers",
+            Method::Switch => "where it was switched from",
+        }
+    }
+}
+
+/// A function that has not returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where it is, or goes on.
+    pub pc: u64,
+    pub method: Method,
+}
+
+/// What is known of a frame's registers, by DWARF's numbers.
+#[derive(Clone)]
+struct Regs {
+    pc: u64,
+    r: [Option<u64>; 33],
+    /// `pc` is an instruction that was to be executed, not one behind a call.
+    exact: bool,
+}
+
+/// Numbers of the stack and frame pointer, and of the return address's column.
+#[derive(Clone, Copy)]
+struct Numbers {
+    sp: usize,
+    fp: usize,
+    link: Option<usize>,
+    word: u64,
+}
+
+const RISCV: Numbers = Numbers { sp: 2, fp: 8, link: Some(1), word: 8 };
+const X86_64: Numbers = Numbers { sp: 7, fp: 6, link: None, word: 8 };
+const I386: Numbers = Numbers { sp: 4, fp: 5, link: None, word: 4 };
+/// DWARF's number of each register of x86-64 in encoding order.
+const X86_64_ORDER: [usize; 16] = [0, 2, 1, 3, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15];
+
+struct Unwinder<'a> {
+    view: &'a View<'a>,
+    n: Numbers,
+}
+
+/// This function and those that called it, at most so many.
+pub fn frames(view: &View<'_>, most: usize) -> Vec<Frame> {
+    let Some((n, regs)) = start(view.cpu) else {
+        return vec![Frame { pc: registers::pc(view.cpu), method: Method::Pc }];
+    };
+    chain(&Unwinder { view, n }, regs, Method::Pc, most)
+}
+
+/// What a task that does not run was about to go on with, and the calls that led there: from the registers that the kernel
+/// kept of it, by DWARF's numbers.
+pub fn frames_of_task(view: &View<'_>, pc: u64, kept: &[(usize, u64)], most: usize) -> Vec<Frame> {
+    let n = match view.cpu {
+        CpuState::Riscv(_) => RISCV,
+        CpuState::X86(s) if s.efer & 1 << 10 != 0 => X86_64,
+        _ => I386,
+    };
+    let mut r = [None; 33];
+    for (register, value) in kept {
+        r[*register] = Some(*value);
+    }
+    chain(&Unwinder { view, n }, Regs { pc, r, exact: false }, Method::Switch, most)
+}
+
+fn chain(unwinder: &Unwinder<'_>, mut regs: Regs, method: Method, most: usize) -> Vec<Frame> {
+    let n = unwinder.n;
+    let mut found = vec![Frame { pc: regs.pc, method }];
+    while found.len() < most {
+        let Some((next, method)) = unwinder.caller(&regs, found.len() == 1 && regs.exact) else { break };
+        // A stack only grows towards its begin, but for exceptions that change it.
+        let (before, after) = (regs.r[n.sp].unwrap_or(0), next.r[n.sp].unwrap_or(u64::MAX));
+        let backwards = after < before || after == before && method != Method::Link && next.pc == regs.pc;
+        if next.pc == 0 || backwards && method != Method::Exception {
+            break;
+        }
+        found.push(Frame { pc: next.pc, method });
+        regs = next;
+    }
+    found
+}
+
+fn start(cpu: &CpuState) -> Option<(Numbers, Regs)> {
+    let mut r = [None; 33];
+    let n = match cpu {
+        CpuState::Riscv(s) => {
+            (1..32).for_each(|i| r[i] = Some(s.x[i]));
+            RISCV
+        }
+        CpuState::X86(s) if registers::bits(cpu) == 64 => {
+            (0..16).for_each(|i| r[X86_64_ORDER[i]] = Some(s.gpr[i]));
+            X86_64
+        }
+        CpuState::X86(s) if registers::bits(cpu) == 32 => {
+            (0..8).for_each(|i| r[i] = Some(s.gpr[i] & 0xffff_ffff));
+            I386
+        }
+        // Segments of real mode have no frames that anybody could tell.
+        _ => return None,
+    };
+    Some((n, Regs { pc: registers::pc(cpu), r, exact: true }))
+}
+
+impl Unwinder<'_> {
+    fn load(&self, at: u64) -> Option<u64> {
+        let at = if self.n.word == 4 { at & 0xffff_ffff } else { at };
+        read_number(self.view.target, self.view.vcpu, at, self.n.word as usize)
+    }
+
+    fn caller(&self, regs: &Regs, first: bool) -> Option<(Regs, Method)> {
+        let handled = self.riscv_exception(regs).map(|r| (r, Method::Exception));
+        handled
+            .or_else(|| self.cfi(regs).map(|r| (r, Method::Cfi)))
+            .or_else(|| self.orc(regs))
+            .or_else(|| self.by_frame_pointer(regs, first))
+    }
+
+    /// Where a lookup of a frame's function is made: a call may be a function's last instruction.
+    fn place(regs: &Regs) -> u64 {
+        if regs.exact { regs.pc } else { regs.pc.wrapping_sub(1) }
+    }
+
+    fn cfi(&self, regs: &Regs) -> Option<Regs> {
+        let (frames, bias) = self.view.symbols.frames()?;
+        let endian = if frames.big_endian { RunTimeEndian::Big } else { RunTimeEndian::Little };
+        let bytes = EndianSlice::new(&frames.bytes, endian);
+        let at = Self::place(regs).wrapping_sub(bias);
+        if frames.eh {
+            let mut section = EhFrame::from(bytes);
+            section.set_address_size(self.n.word as u8);
+            self.cfi_in(&section, frames, at, regs)
+        } else {
+            let mut section = DebugFrame::from(bytes);
+            section.set_address_size(self.n.word as u8);
+            self.cfi_in(&section, frames, at, regs)
+        }
+    }
+
+    fn cfi_in<'b, S>(&self, section: &S, frames: &Frames, at: u64, regs: &Regs) -> Option<Regs>
+    where
+        S: UnwindSection<EndianSlice<'b, RunTimeEndian>>,
+    {
+        let bases = BaseAddresses::default().set_eh_frame(frames.address);
+        let fde = section.fde_for_address(&bases, at, S::cie_from_offset).ok()?;
+        let mut context = UnwindContext::new();
+        let row = fde.unwind_info_for_address(section, &bases, &mut context, at).ok()?;
+        let cfa = match row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                (*regs.r.get(usize::from(register.0))?)?.wrapping_add(*offset as u64)
+            }
+            CfaRule::Expression(_) => return None,
+        };
+        let mut next = Regs { exact: fde.is_signal_trampoline(), ..regs.clone() };
+        for (i, value) in next.r.iter_mut().enumerate() {
+            *value = match row.register(Register(i as u16)) {
+                // What nobody says anything of is kept, if it is one of those that functions keep.
+                None => regs.r[i].filter(|_| self.callee_saved(i)),
+                Some(RegisterRule::SameValue) => regs.r[i],
+                Some(RegisterRule::Offset(offset)) => self.load(cfa.wrapping_add(offset as u64)),
+                Some(RegisterRule::ValOffset(offset)) => Some(cfa.wrapping_add(offset as u64)),
+                Some(RegisterRule::Register(other)) => regs.r.get(usize::from(other.0)).copied().flatten(),
+                Some(_) => None,
+            };
+        }
+        let column = usize::from(fde.cie().return_address_register().0);
+        next.pc = match row.register(Register(column as u16)) {
+            // A leaf function's is still in the register that the call left it in.
+            None => (*regs.r.get(column)?).filter(|_| self.n.link == Some(column))?,
+            Some(_) => next.r.get(column).copied().flatten()?,
+        };
+        next.r[self.n.sp] = Some(cfa);
+        Some(next)
+    }
+
+    /// The psABIs' registers that a function leaves as they were.
+    fn callee_saved(&self, register: usize) -> bool {
+        match (self.n.link.is_some(), self.n.word) {
+            (true, _) => matches!(register, 3 | 4 | 8 | 9 | 18..=27),
+            (false, 8) => matches!(register, 3 | 6 | 12..=15),
+            _ => matches!(register, 3 | 5..=7),
+        }
+    }
+
+    fn orc(&self, regs: &Regs) -> Option<(Regs, Method)> {
+        if self.n.word != 8 || self.n.link.is_some() {
+            return None;
+        }
+        let at = Self::place(regs);
+        let from_file = self.view.symbols.orc().and_then(|(orc, bias)| orc.find(at.wrapping_sub(bias)));
+        let entry = from_file.or_else(|| self.view.orc.and_then(|orc: &Orc| orc.find(at)))?;
+        let base = |register: orc::Base| match register {
+            orc::Base::Sp => regs.r[7],
+            orc::Base::Bp => regs.r[6],
+            orc::Base::Dwarf(n) => regs.r[n],
+        };
+        let sp = match entry.sp {
+            orc::Sp::At(register, offset) => base(register)?.wrapping_add(offset as u64),
+            orc::Sp::In(register, offset, after) => {
+                self.load(base(register)?.wrapping_add(offset as u64))?.wrapping_add(after as u64)
+            }
+            orc::Sp::None => return None,
+        };
+        let mut next = Regs { pc: 0, r: [None; 33], exact: false };
+        let method = match entry.kind {
+            orc::Kind::Call => {
+                next.pc = self.load(sp.wrapping_sub(8))?;
+                next.r[7] = Some(sp);
+                Method::Orc
+            }
+            orc::Kind::Regs => {
+                next = self.x86_64_saved(sp)?;
+                Method::Exception
+            }
+            orc::Kind::Partial => {
+                next.pc = self.load(sp)?;
+                next.r[7] = Some(self.load(sp.wrapping_add(24))?);
+                next.exact = true;
+                Method::Exception
+            }
+        };
+        next.r[6] = match entry.bp {
+            orc::Bp::Same => next.r[6].or(regs.r[6]),
+            orc::Bp::AtSp(offset) => self.load(sp.wrapping_add(offset as u64)),
+            orc::Bp::AtBp(offset) => self.load(regs.r[6]?.wrapping_add(offset as u64)),
+        };
+        Some((next, method))
+    }
+
+    /// Linux's `struct pt_regs` of x86-64: r15 to r12, rbp, rbx, r11 to r8, rax, rcx, rdx, rsi, rdi, the error code, and
+    /// what the processor pushed.
+    fn x86_64_saved(&self, at: u64) -> Option<Regs> {
+        const ORDER: [usize; 15] = [15, 14, 13, 12, 6, 3, 11, 10, 9, 8, 0, 2, 1, 4, 5];
+        let word = |i: u64| self.load(at.wrapping_add(8 * i));
+        let mut r = [None; 33];
+        for (i, register) in ORDER.into_iter().enumerate() {
+            r[register] = word(i as u64);
+        }
+        r[7] = word(19);
+        Some(Regs { pc: word(16)?, r, exact: true })
+    }
+
+    /// Linux's `struct pt_regs` of i386: ebx, ecx, edx, esi, edi, ebp, eax, segments, the error code, and what the
+    /// processor pushed, the stack pointer only if the privilege changed.
+    fn i386_saved(&self, at: u64) -> Option<Regs> {
+        const ORDER: [usize; 7] = [3, 1, 2, 6, 7, 5, 0];
+        let word = |i: u64| self.load(at.wrapping_add(4 * i));
+        let mut r = [None; 33];
+        for (i, register) in ORDER.into_iter().enumerate() {
+            r[register] = word(i as u64);
+        }
+        let from_user = word(13)? & 3 == 3;
+        r[4] = if from_user { word(15) } else { Some(at.wrapping_add(60)) };
+        Some(Regs { pc: word(12)?, r, exact: true })
+    }
+
+    /// A function of RISC-V's Linux that was called by the code which saved all registers on the stack: `epc`, then x1 to
+    /// x31.
+    fn riscv_exception(&self, regs: &Regs) -> Option<Regs> {
+        self.n.link?;
+        let handler = |at: u64| {
+            let name = self.view.symbols.function(at).unwrap_or_default();
+            matches!(name.as_str(), "handle_exception" | "ret_from_exception")
+        };
+        if regs.exact || !handler(regs.pc) && !handler(regs.pc.wrapping_sub(1)) {
+            return None;
+        }
+        let at = regs.r[2]?;
+        let mut r = [None; 33];
+        for (i, register) in r.iter_mut().enumerate().take(32).skip(1) {
+            *register = self.load(at.wrapping_add(8 * i as u64));
+        }
+        Some(Regs { pc: self.load(at)?, r, exact: true })
+    }
+
+    fn by_frame_pointer(&self, regs: &Regs, first: bool) -> Option<(Regs, Method)> {
+        let (n, fp) = (self.n, regs.r[self.n.fp]?);
+        if first && let Some(found) = self.not_saved_yet(regs, fp) {
+            return Some(found);
+        }
+        if let Some(saved) = self.encoded(fp) {
+            return Some((saved, Method::Exception));
+        }
+        // RISC-V: return address and caller's frame pointer are below the frame, x86: above it (psABIs).
+        let (ra, next_fp, sp) = match n.link {
+            Some(_) => (fp.wrapping_sub(8), fp.wrapping_sub(16), fp),
+            None => (fp.wrapping_add(n.word), fp, fp.wrapping_add(2 * n.word)),
+        };
+        if !fp.is_multiple_of(n.word) {
+            return None;
+        }
+        let mut next = Regs { pc: self.load(ra)?, r: [None; 33], exact: false };
+        next.r[n.sp] = Some(sp);
+        next.r[n.fp] = self.load(next_fp);
+        // The same stack.
+        let above = regs.r[n.sp].is_some_and(|old| sp >= old && sp - old <= 1 << 20);
+        above.then_some((next, Method::FramePointer))
+    }
+
+    /// The caller of a function that has not made its frame yet, or never will.
+    fn not_saved_yet(&self, regs: &Regs, fp: u64) -> Option<(Regs, Method)> {
+        let n = self.n;
+        let mut next = Regs { exact: false, ..regs.clone() };
+        if let Some(link) = n.link {
+            let same = |a: u64, b: u64| match (self.view.symbols.lookup(a), self.view.symbols.lookup(b)) {
+                (Some((x, _)), Some((y, _))) => x.address == y.address,
+                _ => false,
+            };
+            let ra = regs.r[link].filter(|ra| *ra != 0)?;
+            if Some(ra) == self.load(fp.wrapping_sub(8)) || same(ra, regs.pc) {
+                return None;
+            }
+            next.pc = ra;
+            return Some((next, Method::Link));
+        }
+        let (_, offset) = self.view.symbols.lookup(regs.pc)?;
+        if offset != 0 {
+            return None;
+        }
+        let sp = regs.r[n.sp]?;
+        next.pc = self.load(sp)?;
+        next.r[n.sp] = Some(sp.wrapping_add(n.word));
+        Some((next, Method::Entry))
+    }
+
+    /// Linux's entry code for x86 leaves a mark in the frame pointer that says: here are saved registers. It is bit 0, in
+    /// 32-bit kernels a cleared bit 31.
+    fn encoded(&self, fp: u64) -> Option<Regs> {
+        match (self.n.link, self.n.word) {
+            (None, 8) if fp & 1 != 0 && fp >> 63 != 0 => self.x86_64_saved(fp - 1),
+            (None, 4) if fp >> 31 == 0 && fp > 0x1000 && self.view.cpu_is_kernel() => self.i386_saved(fp | 1 << 31),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "unwind_tests.rs"]
+mod tests;
