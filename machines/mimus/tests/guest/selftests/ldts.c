@@ -6,12 +6,15 @@ static WATCHED int signal_was;
 static WATCHED unsigned trap, error;
 /* Where a faulting access goes on. */
 static WATCHED uint32_t resume;
+/* The program's own code segment, whatever ran when it faulted. */
+static uint16_t flat_code;
 
 static void on_fault(int signal, struct siginfo *info, struct ucontext *uc)
 {
     (void)info;
     signal_was = signal, trap = uc->regs.trap, error = uc->regs.err;
     uc->regs.ip = resume;
+    uc->regs.cs = flat_code;
 }
 
 static long set(struct segment s)
@@ -208,6 +211,7 @@ void ldts(void)
     for (int i = 0; i < 0x10000; i++)
         area[i] = (uint8_t)(i * 7 + (i >> 8));
     alternate_stack();
+    __asm__("mov %%cs, %0" : "=r"(flat_code));
     catch(SIGSEGV, on_fault, ON_STACK);
     catch(SIGBUS, on_fault, ON_STACK);
     bases_and_rights();
