@@ -7,6 +7,7 @@
 use crate::clock::clocks::ClockListener;
 use crate::clock::{ClockKind, Clocks, InstructionClock, Shift, Timer, TimerQueue};
 use crate::error::HostError;
+use crate::inputs::Inputs;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -271,6 +272,11 @@ impl IoThreadHandle {
             }
             fired
         });
+    }
+
+    /// What inputs pass through that come at times of the virtual clock.
+    pub fn inputs(&self) -> Arc<Inputs> {
+        Inputs::new(self.queues.virt.clone())
     }
 
     /// The machine's clocks.
