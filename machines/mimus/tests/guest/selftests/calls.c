@@ -183,7 +183,8 @@ void calls(void)
 #else
     compare("int 0x80", enter_int80);
     vdso_entry = vdso();
-    if (vdso_entry)
+    /* Under a 64-bit kernel it may be SYSCALL in compatibility mode, which is not there. */
+    if (vdso_entry && !kernel_is_64())
         compare("the kernel's entry", enter_vdso);
     alternate_stack();
     catch(SIGSEGV, on_fault, ON_STACK);

@@ -343,8 +343,6 @@ step_avx:
     i mov $0, %edx
     i xsave (R(DI))
     i xrstor (R(DI))
-    i mov $0, %ecx
-    i xgetbv
     i vzeroall
     .globl step_avx_end
 step_avx_end:
