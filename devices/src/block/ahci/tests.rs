@@ -372,9 +372,9 @@ fn rubbish_does_no_harm() {
         for _ in 0..60 {
             let word = rng.next();
             let place = [LIST, RECEIVED, TABLES, TABLES + 0x80][(word >> 60 & 3) as usize] + (word >> 40 & 0xff8);
-            let near = [rng.next(), TABLES, BUFFER | 0x2000_0000_0000 * (word & 1)][(word >> 58) as usize % 3];
+            let near = [rng.next(), TABLES, BUFFER | (0x2000_0000_0000 * (word & 1))][(word >> 58) as usize % 3];
             b.m.memory.put(place, &near.to_le_bytes());
-            let at = word >> 8 & 0xff | 0x100 * (word >> 16 & 1) & 0x17c;
+            let at = word >> 8 & 0xff | ((0x100 * (word >> 16 & 1)) & 0x17c);
             match word & 7 {
                 0..=2 => b.set_port(word >> 20 & 2, 0x38, (word >> 32) as u32),
                 3 => b.command(word >> 24 & 31, &fis((word >> 32) as u8, word >> 50, 3), &[], &[(BUFFER, 0x800)]),
