@@ -10,6 +10,7 @@
 //! * [`device`] - what a device is, how one is described, configured and built.
 //! * [`io_thread`] - the event loop host I/O and timers run on; workers for blocking calls.
 //! * [`backend`] - traits of the host side: disks, networks, character devices.
+//! * [`inputs`] - the one place that what comes from outside passes through where time is counted in instructions.
 //! * [`outside`] - chance and the time of day, repeatable with a seed.
 //! * [`snapshot`] - saved state: schemas, payloads, the file.
 //!
@@ -22,6 +23,7 @@ pub mod bus;
 pub mod clock;
 pub mod device;
 pub mod error;
+pub mod inputs;
 pub mod io_thread;
 pub mod irq;
 pub mod memory;

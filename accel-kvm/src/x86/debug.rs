@@ -12,7 +12,9 @@ use crate::x86::vcpu::KvmVcpu;
 use kvm_bindings::*;
 use mimus_arch::StateGroups;
 use mimus_arch::x86::regs::{VECTOR_BP, VECTOR_DB};
-use mimus_core::accel::{AccelError, Access, DebugCaps, DebugStop, Vcpu, VcpuDebug, VcpuExit, WatchKind};
+use mimus_core::accel::{
+    AccelError, Access, Catch, Caught, DebugCaps, DebugStop, Vcpu, VcpuDebug, VcpuExit, WatchKind,
+};
 use mimus_core::bus::{GuestPhys, GuestVirt};
 use std::collections::BTreeMap;
 
@@ -52,6 +54,9 @@ pub struct Debug {
     lifted: Option<GuestVirt>,
     /// Where the step that is being made began.
     step_from: u64,
+    /// Accesses to ports and devices to stop at: those that leave the kernel.
+    catches: Vec<Catch>,
+    caught: Option<Caught>,
 }
 
 /// The aligned powers of two, up to 8, that `len` bytes at `va` are.
@@ -65,6 +70,18 @@ fn pieces(va: GuestVirt, len: u64) -> impl Iterator<Item = (GuestVirt, u64)> {
 }
 
 impl Debug {
+    /// A port or device is accessed.
+    pub(super) fn note(&mut self, access: Caught) {
+        if self.catches.iter().any(|c| c.matches(&access)) {
+            self.caught.get_or_insert(access);
+        }
+    }
+
+    /// What of that the vCPU is to stop for.
+    pub(super) fn take_caught(&mut self) -> Option<Caught> {
+        self.caught.take()
+    }
+
     fn active(&self) -> bool {
         self.step || self.lifted.is_some() || !self.hardware.is_empty() || !self.software.is_empty()
     }
@@ -407,6 +424,23 @@ impl VcpuDebug for KvmVcpu {
             all &= self.remove_hardware(Point { va, len, watch: Some(kind) })?;
         }
         if all { Ok(()) } else { Err(AccelError::Other(format!("kvm: there is no watchpoint at {va}"))) }
+    }
+
+    fn insert_catch(&mut self, catch: Catch) -> Result<(), AccelError> {
+        if !matches!(catch, Catch::Port { .. } | Catch::Device { .. }) {
+            let reason = "the processor tells of ports and devices only (and of handlers' first instructions)";
+            return Err(AccelError::Other(format!("kvm: this cannot be caught: {reason}; use -accel tcg")));
+        }
+        self.debug.catches.push(catch);
+        Ok(())
+    }
+
+    fn remove_catch(&mut self, catch: Catch) -> Result<(), AccelError> {
+        let at = self.debug.catches.iter().position(|c| *c == catch);
+        let at = at.ok_or_else(|| AccelError::Other("kvm: nothing of the kind is caught".to_owned()))?;
+        self.debug.catches.remove(at);
+        self.debug.caught = None;
+        Ok(())
     }
 
     fn hide_breakpoints(&self, pa: GuestPhys, bytes: &mut [u8]) {

@@ -12,8 +12,8 @@ use mimus_arch::x86::state::{Exception, Msr};
 use mimus_arch::x86::{MpState, msr};
 use mimus_arch::{CpuState, StateGroups};
 use mimus_core::accel::{
-    AccelError, Access, CpuIo, EmulationFailure, IrqChipMode, ResetCause, ResetKind, ShutdownCause, StartRequest,
-    StateError, SysReg, TranslateFault, Translation, Vcpu, VcpuDebug, VcpuExit, VcpuHandle,
+    AccelError, Access, Caught, CpuIo, DebugStop, EmulationFailure, IrqChipMode, ResetCause, ResetKind, ShutdownCause,
+    StartRequest, StateError, SysReg, TranslateFault, Translation, Vcpu, VcpuDebug, VcpuExit, VcpuHandle,
 };
 use mimus_core::bus::{AccessSize, GuestPhys, GuestVirt, MemTxAttrs};
 use mimus_core::memory::PAGE_SIZE;
@@ -338,11 +338,16 @@ impl KvmVcpu {
         let access = page.io();
         let size = AccessSize::from_bytes(access.size.into()).unwrap_or(AccessSize::B1);
         for i in 0..access.count {
-            if access.write {
-                io.pio_write(self.core.index, access.port, size, page.io_value(&access, i));
+            let value = if access.write {
+                let value = page.io_value(&access, i);
+                io.pio_write(self.core.index, access.port, size, value);
+                value
             } else {
-                page.set_io_value(&access, i, io.pio_read(self.core.index, access.port, size));
-            }
+                let value = io.pio_read(self.core.index, access.port, size);
+                page.set_io_value(&access, i, value);
+                value
+            };
+            self.debug.note(Caught::Port { port: access.port, writes: access.write, value });
         }
         self.pending = true;
     }
@@ -359,15 +364,19 @@ impl KvmVcpu {
             let bytes = if left.is_power_of_two() { left } else { left.next_power_of_two() / 2 };
             let size = AccessSize::from_bytes(bytes).unwrap_or(AccessSize::B1);
             let (pa, at) = (GuestPhys(access.addr.wrapping_add(done)), done as usize);
-            if access.write {
+            let value = if access.write {
                 let mut data = [0; 8];
                 data[..bytes as usize].copy_from_slice(&access.data[at..at + bytes as usize]);
+                let value = u64::from_le_bytes(data);
                 // Nobody on a PC tells the processor that a write went nowhere.
-                let _ = io.mem_write(index, pa, size, attrs, u64::from_le_bytes(data));
+                let _ = io.mem_write(index, pa, size, attrs, value);
+                value
             } else {
                 let (value, _) = io.mem_read(index, pa, size, attrs);
                 access.data[at..at + bytes as usize].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
-            }
+                value
+            };
+            self.debug.note(Caught::Device { pa: pa.0, writes: access.write, value });
             done += bytes;
         }
         if !access.write {
@@ -494,6 +503,12 @@ impl KvmVcpu {
             self.after_entry();
             if let Some(exit) = self.after_run(result, io) {
                 return exit;
+            }
+            if let Some(caught) = self.debug.take_caught() {
+                let exit = self.finish_pending(io);
+                // Another part of the same access.
+                self.debug.take_caught();
+                return exit.unwrap_or(VcpuExit::Debug(DebugStop::Caught(caught)));
             }
             if self.pending && self.stepping() {
                 let exit = self.finish_pending(io).or_else(|| self.step_after_access());

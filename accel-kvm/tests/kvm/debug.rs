@@ -275,3 +275,19 @@ fn the_guests_own_step_and_debug_registers() {
     let s = g.state(0);
     assert_eq!((s.gpr[1], s.dr[2], s.gpr[2]), (0x1234_5678_9abc, 0x1234_5678_9abc, 0x400));
 }
+
+#[test]
+fn ports_are_caught_after_the_access() {
+    let Some(mut g) = Setup::default().build("ports_are_caught_after_the_access") else { return };
+    program(&mut g);
+    let catch = Catch::Port { first: 0x70, last: 0x71, kind: WatchKind::Write };
+    debug(&mut g).insert_catch(catch).unwrap();
+    for round in 1..=3u64 {
+        assert_eq!(stop(&mut g), DebugStop::Caught(Caught::Port { port: 0x70, writes: true, value: 10 * round }));
+        assert_eq!((g.state(0).rip, g.state(0).gpr[0]), (CODE + 22, 10 * round));
+    }
+    let refused = debug(&mut g).insert_catch(Catch::Exception(None)).unwrap_err().to_string();
+    assert!(refused.contains("-accel tcg"), "{refused}");
+    debug(&mut g).remove_catch(catch).unwrap();
+    assert!(debug(&mut g).remove_catch(catch).is_err());
+}

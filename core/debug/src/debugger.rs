@@ -4,14 +4,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mimus_arch::CpuState;
-use mimus_core::accel::WatchKind;
+use mimus_core::accel::{Catch, Caught, WatchKind};
 
+use crate::catch;
 use crate::expr::{self, Values};
 use crate::info;
 use crate::linux::{Linux, modules};
 use crate::look;
 use crate::registers;
 use crate::report;
+use crate::steps::StepKind;
 use crate::symbols::Symbols;
 use crate::target::{Point, Stop, Target, read_number, read_virtual, write_virtual};
 
@@ -25,14 +27,19 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     ("find", "ADDRESS BYTES VALUE|\"TEXT\"", "where in BYTES of memory from ADDRESS on a value or text is"),
     ("dump", "FILE ADDRESS BYTES", "writes memory to a file of the host"),
     ("backtrace", "[PID]", "the calls that led here, or of a task that waits, and how each was found (short: bt)"),
-    ("step", "[N]", "executes N instructions (short: s)"),
+    ("step", "[N] [branch|call|return|exception]", "executes N instructions, or up to the N-th such (short: s)"),
     ("next", "", "executes an instruction, over a call (short: n)"),
     ("finish", "", "runs until the function returns"),
     ("until", "EXPR", "steps until the expression is not 0, at most 10 million instructions"),
     ("continue", "", "lets the machine run until it stops (short: c)"),
     ("stop", "", "stops the machine"),
     ("break", "PLACE [if EXPR]", "stops before a place: address, symbol, FILE:LINE (short: b)"),
-    ("catch", "exception|interrupt N [if EXPR]", "stops when the handler of an exception or interrupt is entered"),
+    (
+        "catch",
+        "EVENT [if EXPR]",
+        "stops at an exception [N], interrupt [N], csr|msr|cr NAME [r|w|rw], port|device RANGE [r|w|rw], mode [NAME], \
+         process [ROOT]; conditions may use $_value, $_address, $_cause",
+    ),
     ("watch", "ADDRESS [BYTES] [r|w|rw] [if EXPR]", "stops after an access"),
     ("delete", "[NUMBER]", "removes breakpoints and watchpoints, or all (short: d)"),
     ("vcpu", "[N]", "the current vCPU, or another"),
@@ -83,6 +90,8 @@ struct State {
     /// When it stopped the time before.
     before: Option<CpuState>,
     shown: Option<CpuState>,
+    /// What was caught last.
+    caught: Option<Caught>,
     /// The Linux that runs, once it was looked for.
     linux: Option<Linux>,
     /// The registers when it was looked for: with others, the machine has run since.
@@ -122,10 +131,15 @@ struct Context<'a> {
     vcpu: u32,
     state: &'a CpuState,
     symbols: &'a Symbols,
+    caught: Option<Caught>,
 }
 
 impl Values for Context<'_> {
     fn register(&self, name: &str) -> Option<u64> {
+        if catch::is_variable(name) {
+            // Where nothing was caught, as at the moment a condition is given, they are 0.
+            return Some(self.caught.and_then(|c| catch::variable(&c, name)).unwrap_or(0));
+        }
         registers::get(self.state, name)
     }
     fn symbol(&self, name: &str) -> Result<u64, String> {
@@ -244,7 +258,7 @@ impl Debugger {
         let vcpu = state.vcpu;
         let cpu = self.target.state(vcpu)?;
         let view = state.view(&*self.target, vcpu, &cpu);
-        let number = |text: &str| self.eval(text, &cpu, vcpu, &state.symbols);
+        let number = |text: &str| self.eval(text, &cpu, &state);
         match name {
             "registers" if rest.is_empty() => {
                 let text = registers::show(&cpu, state.before.as_ref());
@@ -300,15 +314,16 @@ impl Debugger {
         }
     }
 
-    fn eval(&self, text: &str, cpu: &CpuState, vcpu: u32, symbols: &Symbols) -> Result<u64, String> {
-        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols })
+    fn eval(&self, text: &str, cpu: &CpuState, state: &State) -> Result<u64, String> {
+        let (vcpu, symbols, caught) = (state.vcpu, &state.symbols, state.caught);
+        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols, caught })
     }
 
     /// The value of an expression now.
     fn value(&self, text: &str) -> Result<u64, String> {
         let state = self.lock();
         let cpu = self.target.state(state.vcpu)?;
-        self.eval(text, &cpu, state.vcpu, &state.symbols)
+        self.eval(text, &cpu, &state)
     }
 
     /// A place: an expression, or `FILE:LINE`.
@@ -349,33 +364,23 @@ impl Debugger {
 
     fn add_catch(&self, rest: &str) -> Result<String, String> {
         let (what, condition) = condition(rest);
-        let (kind, n) = what.split_once(' ').ok_or("catch exception N or catch interrupt N")?;
-        let interrupt = match kind {
-            "exception" => false,
-            "interrupt" => true,
-            _ => return Err(format!("catch {kind}: there are exception and interrupt")),
-        };
-        let n = self.value(n)?;
         let (vcpu, cpu) = {
             let state = self.lock();
             (state.vcpu, self.target.state(state.vcpu)?)
         };
-        let (va, cause) = match &cpu {
-            CpuState::Riscv(s) => {
-                let cause = if interrupt { 1 << 63 | n } else { n };
-                let delegated = (if interrupt { s.mideleg } else { s.medeleg }) >> (n & 63) & 1 != 0;
-                let (vector, name) = if delegated { (s.stvec, "scause") } else { (s.mtvec, "mcause") };
-                let offset = if interrupt && vector & 3 == 1 { 4 * n } else { 0 };
-                ((vector & !3) + offset, Some(format!("${name} == {cause:#x}")))
+        let wanted = catch::parse(what, &cpu, &|text| self.value(text))?;
+        let added = self.add(Point::Catch(wanted), condition.clone(), format!("catch {rest}"));
+        // Where nobody tells of exceptions, the handler that is installed now has a beginning.
+        let handler = match (&added, &cpu, wanted) {
+            (Err(_), CpuState::X86(s), Catch::Exception(Some(n)) | Catch::Interrupt(Some(n))) => {
+                look::x86_handler(&*self.target, vcpu, s, n)
             }
-            CpuState::X86(s) => (look::x86_handler(&*self.target, vcpu, s, n).ok_or("the IDT has no such gate")?, None),
-            _ => return Err("this architecture's handlers are not known".to_owned()),
+            _ => None,
         };
-        let both = match (cause, condition) {
-            (Some(a), Some(b)) => Some(format!("{a} && ({b})")),
-            (a, b) => a.or(b),
-        };
-        self.add(Point::Break { va }, both, format!("catch {rest} at {va:#x}"))
+        match handler {
+            Some(va) => self.add(Point::Break { va }, condition, format!("catch {rest} at {va:#x}")),
+            None => added,
+        }
     }
 
     fn add_watch(&self, rest: &str) -> Result<String, String> {
@@ -481,13 +486,16 @@ impl Debugger {
     /// Whether a stop is one that a condition has the machine go on from.
     fn goes_on(&self, stop: Stop) -> Result<bool, String> {
         let vcpu = match stop {
-            Stop::Breakpoint { vcpu } | Stop::Watch { vcpu, .. } => vcpu,
+            Stop::Breakpoint { vcpu } | Stop::Watch { vcpu, .. } | Stop::Caught { vcpu, .. } => vcpu,
             _ => return Ok(false),
         };
         let cpu = self.target.state(vcpu)?;
         let pc = registers::pc(&cpu);
         let mut state = self.lock();
         state.vcpu = vcpu;
+        if let Stop::Caught { caught, .. } = stop {
+            state.caught = Some(caught);
+        }
         let mut hit = false;
         let mut conditional = false;
         for i in 0..state.spots.len() {
@@ -495,6 +503,7 @@ impl Debugger {
             let here = match (spot.point, stop) {
                 (Point::Break { va }, Stop::Breakpoint { .. }) => va == pc,
                 (Point::Watch { va, len, .. }, Stop::Watch { va: at, .. }) => at.wrapping_sub(va) < len,
+                (Point::Catch(catch), Stop::Caught { caught, .. }) => catch.matches(&caught),
                 _ => false,
             };
             if !here {
@@ -503,7 +512,7 @@ impl Debugger {
             let holds = match &spot.condition {
                 Some(text) => {
                     conditional = true;
-                    self.eval(text, &cpu, vcpu, &state.symbols).is_ok_and(|v| v != 0)
+                    self.eval(text, &cpu, &state).is_ok_and(|v| v != 0)
                 }
                 None => true,
             };
@@ -520,10 +529,41 @@ impl Debugger {
     }
 
     fn step(&self, rest: &str) -> Result<String, String> {
-        let n = if rest.is_empty() { 1 } else { self.value(rest)? };
+        let (n, word) = match rest.rsplit_once(' ') {
+            Some((n, word)) if word == "exception" || StepKind::by_name(word).is_some() => (n, word),
+            Some(_) => (rest, "insn"),
+            None if rest == "exception" || StepKind::by_name(rest).is_some() => ("", rest),
+            None => (rest, "insn"),
+        };
+        let n = if n.is_empty() { 1 } else { self.value(n)? };
+        if word == "exception" {
+            return self.to_exception(n);
+        }
+        let kind = StepKind::by_name(word).unwrap_or(StepKind::Instruction);
         self.remember()?;
         let vcpu = self.lock().vcpu;
-        let stop = self.target.step(vcpu, n, Box::new(|_| false))?;
+        let stop = self.target.step(vcpu, n, kind)?;
+        self.stopped(stop)
+    }
+
+    /// Runs until the `n`-th exception or interrupt.
+    fn to_exception(&self, n: u64) -> Result<String, String> {
+        self.remember()?;
+        let points = [Catch::Exception(None), Catch::Interrupt(None)].map(Point::Catch);
+        self.target.insert(points[0])?;
+        let second = self.target.insert(points[1]);
+        let (mut stop, mut left) = (Stop::Paused, n);
+        while second.is_ok() && left > 0 {
+            stop = self.target.go();
+            match stop {
+                Stop::Caught { caught: Caught::Exception { .. }, .. } => left -= 1,
+                _ if self.goes_on(stop)? => {}
+                _ => break,
+            }
+        }
+        self.target.remove(points[0])?;
+        second?;
+        self.target.remove(points[1])?;
         self.stopped(stop)
     }
 
@@ -532,7 +572,7 @@ impl Debugger {
         self.remember()?;
         let vcpu = self.lock().vcpu;
         for _ in 0..UNTIL {
-            let stop = self.target.step(vcpu, 1, Box::new(|_| false))?;
+            let stop = self.target.step(vcpu, 1, StepKind::Instruction)?;
             if !matches!(stop, Stop::Step { .. }) || self.value(rest)? != 0 {
                 return self.stopped(stop);
             }
@@ -609,10 +649,21 @@ impl Debugger {
                 state.vcpu = vcpu;
                 format!("vCPU {vcpu}: {va:#x} was accessed\n")
             }
+            Stop::Caught { vcpu, .. } => {
+                state.vcpu = vcpu;
+                String::new()
+            }
             Stop::Paused => "stopped\n".to_owned(),
         };
         let vcpu = state.vcpu;
         let cpu = self.target.state(vcpu)?;
+        let why = match stop {
+            Stop::Caught { caught, .. } => {
+                state.caught = Some(caught);
+                format!("vCPU {vcpu}: {}\n", catch::describe(&caught, &cpu))
+            }
+            _ => why,
+        };
         let view = state.view(&*self.target, vcpu, &cpu);
         Ok(format!("{why}{}", view.disassemble(registers::pc(&cpu), 1)))
     }

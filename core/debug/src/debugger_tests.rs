@@ -83,13 +83,16 @@ impl Target for Fake {
         Stop::Paused
     }
     fn resume(&self) {}
-    fn step(&self, vcpu: u32, n: u64, _: Box<dyn FnMut(u64) -> bool + Send>) -> Result<Stop, String> {
+    fn step(&self, vcpu: u32, n: u64, _: StepKind) -> Result<Stop, String> {
         (0..n).for_each(|_| self.advance());
         Ok(Stop::Step { vcpu })
     }
     fn pause(&self) {}
     fn recent(&self, _: u32) -> Vec<RecentEvent> {
         vec![RecentEvent { cause: 13, pc: 0x102, value: 0xdead }]
+    }
+    fn jumps(&self, _: u32) -> Vec<u64> {
+        vec![0x100, 0x200, 0x300, 0x200, 0x300, 0x200, 0x300, 0x104]
     }
     fn disassemble(&self, _: u8, _: &[u8], _: u64) -> (String, usize) {
         ("c.nop".to_owned(), 2)
@@ -123,7 +126,12 @@ fn stepping_and_breaking() {
     assert!(run(&d, "break nobody").contains("no symbols"));
     assert!(run(&d, "delete 77").contains("no such breakpoint"));
     run(&d, "catch exception 13");
-    assert!(fake.points.lock().unwrap().contains(&Point::Break { va: 0x40 }));
+    assert!(fake.points.lock().unwrap().contains(&Point::Catch(Catch::Exception(Some(13)))));
+    assert!(run(&d, "catch csr satp w if $_value != 0").contains("catch csr satp"));
+    assert!(run(&d, "catch port 1-0").contains("before the first"));
+    assert!(
+        run(&d, "s 2 call").contains("=>") && run(&d, "s return").contains("=>") && run(&d, "s 1 + 2").contains("=>")
+    );
     run(&d, "watch 0x200 4 rw");
     assert!(fake.points.lock().unwrap().contains(&Point::Watch { va: 0x200, len: 4, kind: WatchKind::ReadWrite }));
 }
@@ -145,6 +153,10 @@ fn looking() {
     assert!(run(&d, "bt").contains("#1  0000000000001111"), "{}", run(&d, "bt"));
     assert!(run(&d, "walk 5").contains("paging is off"));
     assert!(run(&d, "info mtree").contains("ram"));
+    let jumps = run(&d, "info jumps");
+    let at = |va: u64| format!("{va:016x}");
+    let wanted = [at(0x100), at(0x200), at(0x300), "  (these 2 3 times)".to_owned(), at(0x104)];
+    assert_eq!(jumps.lines().collect::<Vec<_>>(), wanted);
     assert!(run(&d, "info exceptions").contains("exception 13 (load page fault) at 0000000000000102"));
     let report = run(&d, "report");
     assert!(report.contains("walk 0xdead") && report.contains("calls:"), "{report}");

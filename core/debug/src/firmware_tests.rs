@@ -40,11 +40,14 @@ impl Target for Flat {
         crate::target::Stop::Paused
     }
     fn resume(&self) {}
-    fn step(&self, _: u32, _: u64, _: Box<dyn FnMut(u64) -> bool + Send>) -> Result<crate::target::Stop, String> {
+    fn step(&self, _: u32, _: u64, _: crate::steps::StepKind) -> Result<crate::target::Stop, String> {
         Err("it stands".to_owned())
     }
     fn pause(&self) {}
     fn recent(&self, _: u32) -> Vec<RecentEvent> {
+        Vec::new()
+    }
+    fn jumps(&self, _: u32) -> Vec<u64> {
         Vec::new()
     }
     fn disassemble(&self, _: u8, _: &[u8], _: u64) -> (String, usize) {

@@ -1,10 +1,11 @@
 //! Debugging: traces of what the guest executes, symbols, views of the machine, the debugger's commands.
 //!
 //! * [`debugger`]: the commands; [`look`], [`walk`], [`report`]: what they show; [`expr`]: addresses and conditions;
-//!   [`registers`]: names; [`target`]: what is asked of a machine;
+//!   [`registers`]: names; [`catch`], [`steps`]: events and steps to stop at; [`target`]: what is asked of a machine;
 //! * [`symbols`]: names and source lines of addresses;
 //! * [`trace`]: the file that a trace is, and what can be asked of it.
 
+pub mod catch;
 pub mod debugger;
 pub mod devices;
 pub mod expr;
@@ -16,6 +17,7 @@ pub mod orc;
 pub mod pci;
 pub mod registers;
 pub mod report;
+pub mod steps;
 pub mod symbols;
 pub mod target;
 pub mod trace;

@@ -277,6 +277,25 @@ impl View<'_> {
         out
     }
 
+    /// Where indirect jumps, returns and traps led last, oldest first; what repeats is counted.
+    pub fn jumps(&self, most: usize) -> String {
+        let all = self.target.jumps(self.vcpu);
+        let mut out = String::new();
+        let mut rest = &all[all.len().saturating_sub(most)..];
+        while !rest.is_empty() {
+            let (period, times) = repeats(rest);
+            for &at in &rest[..period] {
+                let _ = writeln!(out, "{at:016x}{}", self.named(at));
+            }
+            if times > 1 {
+                let these = if period == 1 { String::new() } else { format!("these {period} ") };
+                let _ = writeln!(out, "  ({these}{times} times)");
+            }
+            rest = &rest[period * times..];
+        }
+        if out.is_empty() { "none is remembered (only the translator remembers them)\n".to_owned() } else { out }
+    }
+
     /// The physical address space.
     pub fn regions(&self) -> String {
         let line = |r: crate::target::Region| {
@@ -345,6 +364,13 @@ fn cause_name(riscv: bool, interrupt: bool, n: u64) -> &'static str {
         _ => &[],
     };
     names.get(n as usize).copied().unwrap_or("")
+}
+
+/// How what `list` begins with repeats: the length that covers most, and how often it comes.
+fn repeats(list: &[u64]) -> (usize, usize) {
+    let times = |period: usize| 1 + list[period..].chunks_exact(period).take_while(|c| *c == &list[..period]).count();
+    let candidates = (1..=list.len().min(8)).map(|period| (period, times(period)));
+    candidates.filter(|(_, times)| *times > 1).max_by_key(|(period, times)| period * times).unwrap_or((1, 1))
 }
 
 fn units(at: u64, bytes: &[u8], unit: usize, format: char) -> String {

@@ -1,7 +1,9 @@
 //! What a debugger needs of a machine.
 
 use mimus_arch::CpuState;
-use mimus_core::accel::{RecentEvent, WatchKind};
+use mimus_core::accel::{Catch, Caught, RecentEvent, WatchKind};
+
+use crate::steps::StepKind;
 
 use crate::devices::DeviceState;
 use crate::pci::PciFunction;
@@ -13,6 +15,8 @@ pub enum Point {
     Break { va: u64 },
     /// After an access to these bytes.
     Watch { va: u64, len: u64, kind: WatchKind },
+    /// At an event.
+    Catch(Catch),
 }
 
 /// Why a vCPU stopped.
@@ -28,6 +32,11 @@ pub enum Stop {
     Watch {
         vcpu: u32,
         va: u64,
+    },
+    /// Something that was to be caught.
+    Caught {
+        vcpu: u32,
+        caught: Caught,
     },
     /// The machine was paused, or ended.
     Paused,
@@ -77,13 +86,14 @@ pub trait Target: Send + Sync {
     fn go(&self) -> Stop;
     /// Lets it run without waiting.
     fn resume(&self);
-    /// Executes up to `n` instructions of the vCPU, the others standing; `until` is asked after each, with the
-    /// vCPU's program counter.
-    fn step(&self, vcpu: u32, n: u64, until: Box<dyn FnMut(u64) -> bool + Send>) -> Result<Stop, String>;
+    /// Makes `n` steps of the vCPU, the others standing.
+    fn step(&self, vcpu: u32, n: u64, kind: StepKind) -> Result<Stop, String>;
     /// Pauses it.
     fn pause(&self);
     /// The last exceptions and interrupts, oldest first.
     fn recent(&self, vcpu: u32) -> Vec<RecentEvent>;
+    /// Where its indirect jumps, returns and traps led last, oldest first.
+    fn jumps(&self, vcpu: u32) -> Vec<u64>;
     /// Text and length of the instruction that `bytes` begin with; `bits` is 0 for RISC-V.
     fn disassemble(&self, bits: u8, bytes: &[u8], pc: u64) -> (String, usize);
     /// What is where in physical memory.

@@ -252,7 +252,7 @@ impl Server {
             Err(e) => return log::warn!("gdb: {e}"),
         };
         *self.lock() = Some(tx);
-        let was_running = target.running();
+        let was_running = target.settle(STOP_TIME) && target.running();
         let mut session = Session::new(target.clone());
         let mut ended = false;
         if reader.is_ok()
@@ -269,10 +269,8 @@ impl Server {
             }
             let go_on = was_running || session.continued();
             session.end(go_on);
-            let until = Instant::now() + END_TIME;
-            while go_on && !target.running() && Instant::now() < until {
-                let _ = rx.recv_timeout(Duration::from_millis(5));
-            }
+            // The next finds it as this one leaves it.
+            target.settle(STOP_TIME);
         }
         *self.lock() = None;
         self.changed.notify_all();
@@ -322,18 +320,20 @@ fn read(from: &mut dyn Stream, to: &Sender<Message>, credit: &Credit) {
 }
 
 /// Stops the machine for a client; what that sent meanwhile, and in how many chunks. `None`: it does not stop, or the
-/// client has gone.
+/// client has gone. What others have asked of the machine is done before: a stop of theirs is not taken for this one.
 fn wait_stopped(target: &dyn Target, messages: &Receiver<Message>) -> Option<(Vec<u8>, usize)> {
-    let (mut sent, mut chunks) = (Vec::new(), 0);
-    if !target.running() {
-        return Some((sent, chunks));
+    let mut settled = target.settle(STOP_TIME);
+    if settled && target.running() {
+        target.stop();
+        settled = target.settle(STOP_TIME);
     }
-    target.stop();
-    let until = Instant::now() + STOP_TIME;
-    let mut gone = false;
-    while let Ok(message) = messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+    if !settled || target.running() {
+        log::warn!("gdb: the machine does not stop");
+        return None;
+    }
+    let (mut sent, mut chunks, mut gone) = (Vec::new(), 0, false);
+    for message in messages.try_iter() {
         match message {
-            Message::Event(Event::Stopped) => return (!gone).then_some((sent, chunks)),
             Message::Event(Event::Ended) => return None,
             Message::Event(_) => {}
             Message::Bytes(bytes) => {
@@ -343,8 +343,7 @@ fn wait_stopped(target: &dyn Target, messages: &Receiver<Message>) -> Option<(Ve
             Message::Gone => gone = true,
         }
     }
-    log::warn!("gdb: the machine does not stop");
-    None
+    (!gone).then_some((sent, chunks))
 }
 
 /// Serves a client until it is done with; true if the machine is over.

@@ -507,7 +507,7 @@ impl Session {
                 pc.is_ok_and(|va| self.points.contains(&Point::Break { va }))
             }
             DebugStop::Step => false,
-            DebugStop::Watch { .. } => true,
+            DebugStop::Watch { .. } | DebugStop::Caught(_) => true,
         });
         self.stops = stops;
     }
@@ -516,7 +516,7 @@ impl Session {
 fn stop_reply(vcpu: u32, stop: DebugStop) -> String {
     let thread = vcpu + 1;
     match stop {
-        DebugStop::Step => format!("T05thread:{thread:x};"),
+        DebugStop::Step | DebugStop::Caught(_) => format!("T05thread:{thread:x};"),
         DebugStop::Breakpoint => format!("T05thread:{thread:x};swbreak:;"),
         DebugStop::Watch { va, kind } => {
             let kind = match kind {

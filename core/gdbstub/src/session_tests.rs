@@ -81,6 +81,9 @@ impl Target for Fake {
     fn stop(&self) {
         self.note("stop");
     }
+    fn settle(&self, _: std::time::Duration) -> bool {
+        true
+    }
     fn running(&self) -> bool {
         false
     }

@@ -3,6 +3,7 @@
 use crate::registers::Model;
 use mimus_arch::CpuState;
 use mimus_core::accel::WatchKind;
+use std::time::Duration;
 
 /// Something to stop at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub trait Target: Send + Sync {
     fn release(&self);
     /// Asks it to stop. An [`Event`](crate::Event) tells when it has.
     fn stop(&self);
+    /// Waits until it has done what it was asked for so far; false if that takes longer than `limit`, or it is over.
+    fn settle(&self, limit: Duration) -> bool;
     /// Whether it runs.
     fn running(&self) -> bool;
     /// Ends it.

@@ -8,8 +8,9 @@ use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs, MemTxResult};
 use mimus_core::memory::{AddressSpace, FlatKind};
 use mimus_core::vcpu::VcpuThreads;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Whoever starts and stops the machine. Calls return at once.
+/// Whoever starts and stops the machine. Calls but `settle` return at once.
 pub trait Operator: Send + Sync {
     /// Whether it runs.
     fn running(&self) -> bool;
@@ -17,6 +18,8 @@ pub trait Operator: Send + Sync {
     fn resume(&self);
     /// Has it stop.
     fn stop(&self);
+    /// Waits until what was asked for so far has been done; false if it takes longer than `limit`.
+    fn settle(&self, limit: Duration) -> bool;
     /// Ends it.
     fn kill(&self);
     /// A command of the monitor; what it prints.
@@ -213,6 +216,10 @@ impl Target for Vm {
 
     fn stop(&self) {
         self.operator.stop();
+    }
+
+    fn settle(&self, limit: Duration) -> bool {
+        self.operator.settle(limit)
     }
 
     fn running(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Why a vCPU left `run`.
 
 use super::accelerator::AccelError;
+use super::catch::Caught;
 use crate::bus::GuestVirt;
 
 /// Why a vCPU left `run`.
@@ -64,6 +65,8 @@ pub enum DebugStop {
         /// What was watched for.
         kind: WatchKind,
     },
+    /// Something it was to be stopped at.
+    Caught(Caught),
 }
 
 /// What a watchpoint watches for.

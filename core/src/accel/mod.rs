@@ -1,6 +1,7 @@
 //! The boundary between the machine and whatever runs guest code.
 
 pub mod accelerator;
+pub mod catch;
 pub mod cpu_io;
 pub mod emulation;
 pub mod exit;
@@ -11,6 +12,7 @@ pub mod trace;
 pub mod vcpu;
 
 pub use accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Names, Unavailable, VmConfig};
+pub use catch::{Catch, Caught, SystemRegister};
 pub use cpu_io::{CpuIo, HypercallResult, SysReg};
 pub use emulation::{Done, EmulationFailure, EmulationFallback, FailedInstruction, Finished, StatePart, StateSource};
 pub use exit::{DebugStop, ResetCause, ShutdownCause, VcpuExit, WatchKind};

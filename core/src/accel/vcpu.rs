@@ -1,6 +1,7 @@
 //! vCPUs: what their own thread may do with them, and what any thread may.
 
 use super::accelerator::AccelError;
+use super::catch::Catch;
 use super::cpu_io::CpuIo;
 use super::emulation::EmulationFailure;
 use super::exit::{VcpuExit, WatchKind};
@@ -61,6 +62,11 @@ pub trait Vcpu: Send {
 
     /// The last exceptions and interrupts, oldest first, if they are remembered.
     fn recent_events(&self) -> Vec<RecentEvent> {
+        Vec::new()
+    }
+
+    /// Where indirect jumps, returns and traps led last, oldest first, if that is remembered.
+    fn recent_jumps(&self) -> Vec<u64> {
         Vec::new()
     }
 
@@ -305,6 +311,25 @@ pub trait VcpuDebug {
     fn insert_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
     /// No longer.
     fn remove_watchpoint(&mut self, va: GuestVirt, len: u64, kind: WatchKind) -> Result<(), AccelError>;
+    /// Stop at what `catch` says.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    fn insert_catch(&mut self, catch: Catch) -> Result<(), AccelError> {
+        let _ = catch;
+        Err(AccelError::Other("this accelerator is not told of such events; use -accel tcg".to_owned()))
+    }
+    /// No longer.
+    fn remove_catch(&mut self, catch: Catch) -> Result<(), AccelError> {
+        self.insert_catch(catch)
+    }
+    /// While single steps are on: how many to make beyond the next before stopping for them. Any other stop ends them,
+    /// that at a breakpoint too. Accelerators without that stop after each.
+    fn set_more_steps(&mut self, _steps: u64) {}
+    /// How many of those are left.
+    fn more_steps(&self) -> u64 {
+        0
+    }
     /// `bytes` were read from memory at `pa`: what breakpoints replaced is put back in them.
     fn hide_breakpoints(&self, _pa: GuestPhys, _bytes: &mut [u8]) {}
     /// `bytes` are to be written at `pa`: what breakpoints replace in them is remembered, and the breakpoints put in.

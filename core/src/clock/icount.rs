@@ -9,7 +9,7 @@
 //! block of translated code that has begun can run past it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::clocks::VirtualClock;
@@ -47,6 +47,8 @@ pub struct InstructionClock {
     moved: AtomicBool,
     timers: Weak<TimerQueue>,
     fire: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Has the vCPU look up, also if it waits.
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// `auto`: when it was looked at last, in host time and guest time.
     auto: Option<std::sync::Mutex<(Instant, u64)>>,
 }
@@ -73,6 +75,7 @@ impl InstructionClock {
             moved: AtomicBool::new(false),
             timers: Arc::downgrade(timers),
             fire: Box::new(fire),
+            wake: OnceLock::new(),
             auto,
         });
     }
@@ -91,8 +94,16 @@ impl InstructionClock {
         self.now.store(ns, Ordering::Release);
     }
 
+    /// Says how to have the vCPU look up, also if it waits, when a deadline has moved. Called on any thread.
+    pub fn set_wake(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.wake.set(Box::new(wake));
+    }
+
     pub(crate) fn deadline_moved(&self) {
         self.moved.store(true, Ordering::Release);
+        if let Some(wake) = self.wake.get() {
+            wake();
+        }
     }
 
     fn first_deadline(&self) -> Option<u64> {

@@ -165,6 +165,11 @@ impl Timer {
         Some(self.0.slot.deadline.load(Ordering::Acquire)).filter(|&d| d != NEVER)
     }
 
+    /// Whether the timer's clock stands still: it does not fire then.
+    pub fn stands(&self) -> bool {
+        !self.0.queue.clock.is_running()
+    }
+
     /// Now on the timer's clock, in ns.
     pub fn now(&self) -> u64 {
         self.0.queue.clock.now()

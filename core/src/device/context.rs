@@ -8,12 +8,13 @@ use crate::backend::{BlockBackend, CharBackend, NetBackend};
 use crate::bus::AccessRules;
 use crate::clock::{ClockKind, Clocks, Timer};
 use crate::error::HostError;
+use crate::inputs::Inputs;
 use crate::io_thread::IoThreadHandle;
 use crate::irq::{IrqLine, MsiTarget};
 use crate::memory::{AddressSpace, DmaHandle, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamError, RegionHandle};
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Why a device cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,7 @@ impl<T: ?Sized> Table<T> {
         !self.entries.contains_key(id) && self.entries.insert(id.to_owned(), (backend, None)).is_none()
     }
 
-    fn claim(&mut self, id: &str, path: &str) -> Result<Arc<T>, BuildError> {
+    fn claim(&mut self, id: &str, path: &str, wrap: impl FnOnce(Arc<T>) -> Arc<T>) -> Result<Arc<T>, BuildError> {
         let kind = self.kind;
         let (path_, id_) = (path.to_owned(), id.to_owned());
         let hint = did_you_mean(id, self.entries.keys().map(String::as_str));
@@ -70,6 +71,9 @@ impl<T: ?Sized> Table<T> {
                 Err(BuildError::BackendInUse { path: path_, kind, id: id_, user: user.clone() })
             }
             Some((backend, user)) => {
+                if user.is_none() {
+                    *backend = wrap(backend.clone());
+                }
                 *user = Some(path_);
                 Ok(backend.clone())
             }
@@ -86,11 +90,17 @@ pub struct Backends {
     block: Mutex<Table<dyn BlockBackend>>,
     char: Mutex<Table<dyn CharBackend>>,
     net: Mutex<Table<dyn NetBackend>>,
+    inputs: OnceLock<Arc<Inputs>>,
 }
 
 impl Default for Backends {
     fn default() -> Self {
-        Self { block: Table::new("block"), char: Table::new("character"), net: Table::new("network") }
+        Self {
+            block: Table::new("block"),
+            char: Table::new("character"),
+            net: Table::new("network"),
+            inputs: OnceLock::new(),
+        }
     }
 }
 
@@ -117,6 +127,16 @@ impl Backends {
     /// None yet.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// What devices get from backends passes through `inputs` from now on: before any is claimed.
+    pub fn set_inputs(&self, inputs: Arc<Inputs>) {
+        let _ = self.inputs.set(inputs);
+    }
+
+    /// What they pass through, if anything.
+    pub fn inputs(&self) -> Option<&Arc<Inputs>> {
+        self.inputs.get()
     }
 
     backends! {
@@ -327,17 +347,32 @@ impl<'a> DeviceContext<'a> {
 
     /// The block backend `id`, for this device alone.
     pub fn block_backend(&self, id: &str) -> Result<Arc<dyn BlockBackend>, BuildError> {
-        lock(&self.services.backends.block).claim(id, &self.path)
+        let inputs = self.services.backends.inputs.get();
+        let wrap = |b| match inputs {
+            Some(i) => i.disk(b),
+            None => b,
+        };
+        lock(&self.services.backends.block).claim(id, &self.path, wrap)
     }
 
     /// The character backend `id`, for this device alone.
     pub fn char_backend(&self, id: &str) -> Result<Arc<dyn CharBackend>, BuildError> {
-        lock(&self.services.backends.char).claim(id, &self.path)
+        let inputs = self.services.backends.inputs.get();
+        let wrap = |b| match inputs {
+            Some(i) => i.char(id, b),
+            None => b,
+        };
+        lock(&self.services.backends.char).claim(id, &self.path, wrap)
     }
 
     /// The network backend `id`, for this device alone.
     pub fn net_backend(&self, id: &str) -> Result<Arc<dyn NetBackend>, BuildError> {
-        lock(&self.services.backends.net).claim(id, &self.path)
+        let inputs = self.services.backends.inputs.get();
+        let wrap = |b| match inputs {
+            Some(i) => i.net(id, b),
+            None => b,
+        };
+        lock(&self.services.backends.net).claim(id, &self.path, wrap)
     }
 
     /// What the bus attached, by type.

@@ -7,6 +7,7 @@
 use crate::clock::clocks::ClockListener;
 use crate::clock::{ClockKind, Clocks, InstructionClock, Shift, Timer, TimerQueue};
 use crate::error::HostError;
+use crate::inputs::Inputs;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use std::collections::HashMap;
@@ -331,6 +332,11 @@ impl IoThreadHandle {
             }
             fired
         });
+    }
+
+    /// What inputs pass through that come at times of the virtual clock.
+    pub fn inputs(&self) -> Arc<Inputs> {
+        Inputs::new(self.queues.virt.clone())
     }
 
     /// The machine's clocks.

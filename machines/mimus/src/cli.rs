@@ -128,6 +128,12 @@ pub struct SystemArgs {
     /// What all chance follows from: with -icount shift=N, runs repeat exactly
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// With -icount shift=N: writes down what comes from outside, for -replay
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub record: Option<PathBuf>,
+    /// Runs again as it was recorded; other options as then
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
     /// Names of addresses for the monitor and the debugger: ELF (vmlinux) or System.map
     #[arg(long, value_name = "FILE")]
     pub symbols: Vec<PathBuf>,
@@ -198,6 +204,7 @@ impl SystemArgs {
         config.rtc = self.rtc.as_deref().map(Rtc::parse).transpose()?.unwrap_or_default();
         config.icount = self.icount.as_deref().map(Icount::parse).transpose()?;
         config.seed = self.seed;
+        (config.record, config.replay) = (self.record.clone(), self.replay.clone());
         config.trace = self.trace.clone();
         config.symbols = self.symbols.clone();
         crate::tracing::check(&config)?;

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use mimus_core::accel::{
-    AccelError, Access, CpuIo, DebugStop, RecentEvent, RememberedTranslation, Vcpu, VcpuDebug, VcpuExit, VcpuIndex,
+    AccelError, Access, CpuIo, DebugStop, RecentEvent, RememberedTranslation, Vcpu, VcpuDebug, VcpuIndex,
 };
 use mimus_core::arch::{CpuState, StateGroups};
 use mimus_core::bus::{GuestPhys, GuestVirt, MemTxAttrs, MemTxResult};
@@ -14,6 +14,7 @@ use mimus_core::vcpu::VcpuThreads;
 use mimus_debug::debugger::Debugger;
 use mimus_debug::devices::DeviceState;
 use mimus_debug::pci::PciFunction;
+use mimus_debug::steps::StepKind;
 use mimus_debug::target::{Point, Region, Stop, Target, TlbEntry};
 use mimus_machines::machine::{Machine, MachineControl, Notice, Request, RunState};
 use rustyline::completion::Completer;
@@ -24,6 +25,7 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{Context, Editor, Helper};
 
+use crate::stepping::Steps;
 use crate::views::Views;
 
 /// A machine.
@@ -33,6 +35,8 @@ pub struct Live {
     io: Arc<dyn CpuIo + Send + Sync>,
     control: MachineControl,
     stops: Mutex<Receiver<Stop>>,
+    /// Steps are to end.
+    interrupted: Arc<AtomicBool>,
     views: Views,
 }
 
@@ -46,10 +50,19 @@ impl Live {
             io: machine.io(),
             control: machine.control(),
             stops: Mutex::new(stops),
+            interrupted: Arc::default(),
             views: Views::new(machine),
         };
         follow(&live.control, sender);
-        Arc::new(live)
+        let live = Arc::new(live);
+        let _ = LIVE.set(Arc::downgrade(&live));
+        live
+    }
+
+    /// Ends steps that are being made.
+    fn end_steps(&self) {
+        self.interrupted.store(true, Ordering::SeqCst);
+        (0..self.vcpus()).filter_map(|i| self.threads.handle(VcpuIndex(i))).for_each(|h| h.kick());
     }
 
     fn on<R: Send + 'static>(
@@ -86,10 +99,11 @@ fn follow(control: &MachineControl, sender: Sender<Stop>) {
     });
 }
 
-fn stop_of(vcpu: u32, stop: DebugStop) -> Stop {
+pub(crate) fn stop_of(vcpu: u32, stop: DebugStop) -> Stop {
     match stop {
         DebugStop::Breakpoint => Stop::Breakpoint { vcpu },
         DebugStop::Watch { va, .. } => Stop::Watch { vcpu, va: va.0 },
+        DebugStop::Caught(caught) => Stop::Caught { vcpu, caught },
         _ => Stop::Step { vcpu },
     }
 }
@@ -127,12 +141,14 @@ impl Target for Live {
         self.each(move |d| match point {
             Point::Break { va } => d.insert_breakpoint(GuestVirt(va)),
             Point::Watch { va, len, kind } => d.insert_watchpoint(GuestVirt(va), len, kind),
+            Point::Catch(catch) => d.insert_catch(catch),
         })
     }
     fn remove(&self, point: Point) -> Result<(), String> {
         self.each(move |d| match point {
             Point::Break { va } => d.remove_breakpoint(GuestVirt(va)),
             Point::Watch { va, len, kind } => d.remove_watchpoint(GuestVirt(va), len, kind),
+            Point::Catch(catch) => d.remove_catch(catch),
         })
     }
     fn running(&self) -> bool {
@@ -147,12 +163,15 @@ impl Target for Live {
     fn resume(&self) {
         self.control.request(Request::Continue);
     }
-    fn step(&self, vcpu: u32, n: u64, mut until: Box<dyn FnMut(u64) -> bool + Send>) -> Result<Stop, String> {
+    fn step(&self, vcpu: u32, n: u64, kind: StepKind) -> Result<Stop, String> {
         if self.running() {
             return Err("the machine runs; stop it first".to_owned());
         }
+        self.interrupted.store(false, Ordering::SeqCst);
+        let (memory, interrupted) = (self.memory.clone(), self.interrupted.clone());
+        let steps = Steps { vcpu, count: n, kind, memory, interrupted };
         let io = self.io.clone();
-        let (end, event) = self.on(vcpu, move |v| step_on(v, &*io, vcpu, n, &mut *until))?;
+        let (end, event) = self.on(vcpu, move |v| steps.make(v, &*io))?;
         if let Some(request) = event {
             self.control.request(request);
         }
@@ -168,6 +187,9 @@ impl Target for Live {
     }
     fn recent(&self, vcpu: u32) -> Vec<RecentEvent> {
         self.on(vcpu, |v| v.recent_events()).unwrap_or_default()
+    }
+    fn jumps(&self, vcpu: u32) -> Vec<u64> {
+        self.on(vcpu, |v| v.recent_jumps()).unwrap_or_default()
     }
     fn disassemble(&self, bits: u8, bytes: &[u8], pc: u64) -> (String, usize) {
         mimus_tcg::disassemble(bits, bytes, pc)
@@ -207,50 +229,6 @@ impl Target for Live {
         };
         Ok(found.into_iter().map(entry).collect())
     }
-}
-
-/// Steps on the vCPU's thread, the machine standing. Also what the guest asked the machine for meanwhile.
-fn step_on(
-    v: &mut dyn Vcpu,
-    io: &dyn CpuIo,
-    vcpu: u32,
-    n: u64,
-    until: &mut dyn FnMut(u64) -> bool,
-) -> (Result<Stop, String>, Option<Request>) {
-    let Some(debug) = v.debug() else {
-        return (Err("the accelerator has no single steps".to_owned()), None);
-    };
-    debug.set_step_interrupts(true);
-    debug.set_single_step(true);
-    let (mut stop, mut event, mut left) = (Ok(Stop::Step { vcpu }), None, n);
-    while left > 0 {
-        match v.run(io) {
-            VcpuExit::Debug(DebugStop::Step) => left -= 1,
-            VcpuExit::Debug(other) => {
-                stop = Ok(stop_of(vcpu, other));
-                break;
-            }
-            // Asked to look up, for this very work.
-            VcpuExit::Kicked => continue,
-            VcpuExit::Halted => {
-                stop = Err("the vCPU waits for an interrupt, and time stands: continue".to_owned());
-                break;
-            }
-            VcpuExit::Shutdown(cause) => event = Some(Request::Shutdown(cause)),
-            VcpuExit::Reset(cause) => event = Some(Request::Reset(cause)),
-            VcpuExit::Failed(error) => stop = Err(error.to_string()),
-        }
-        if event.is_some() || stop.is_err() {
-            break;
-        }
-        if left > 0 && until(left) {
-            break;
-        }
-    }
-    if let Some(debug) = v.debug() {
-        debug.set_single_step(false);
-    }
-    (stop, event)
 }
 
 /// `mimus debug`: the debugger's prompt, on a thread of its own.
@@ -329,12 +307,16 @@ fn read_lines(debugger: &Arc<Debugger>, control: &MachineControl) -> Result<(), 
 /// A command of the debugger is being executed: Ctrl-C stops the machine then, and does not end mimus.
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static CONTROL: OnceLock<MachineControl> = OnceLock::new();
+static LIVE: OnceLock<Weak<Live>> = OnceLock::new();
 
 /// A Ctrl-C: stops the machine if it runs for the debugger; false if it is not the debugger's.
 pub fn interrupt() -> bool {
     let running = RUNNING.load(Ordering::SeqCst);
     if let Some(control) = CONTROL.get().filter(|_| running) {
         control.request(Request::Stop);
+        if let Some(live) = LIVE.get().and_then(Weak::upgrade) {
+            live.end_steps();
+        }
     }
     running
 }

@@ -1,6 +1,7 @@
 //! `-gdb` and `-s`: the machine as a debugger's target.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mimus_core::accel::VcpuIndex;
 use mimus_gdbstub::registers::Model;
@@ -63,6 +64,9 @@ impl vm::Operator for Debugged {
     }
     fn stop(&self) {
         self.0.control.request(Request::Stop);
+    }
+    fn settle(&self, limit: Duration) -> bool {
+        self.0.control.settle(limit)
     }
     fn kill(&self) {
         self.0.control.request(Request::Quit(QuitCause::Monitor));

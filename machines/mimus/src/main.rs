@@ -21,6 +21,7 @@ mod qemu_options;
 mod registers;
 mod run;
 mod signals;
+mod stepping;
 mod system;
 mod terminal;
 mod trace_tool;

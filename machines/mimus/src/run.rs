@@ -38,7 +38,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     let accel = accels::choose(&config)?;
     let debugger = gdb::listen(&config)?;
     let io = HostIo::new()?;
-    io.repeatable(&config);
+    io.repeatable(&config)?;
     backends::open(&config, io.backends())?;
     let consoles = Consoles::open(&config, &io)?;
     let serials = consoles.serials.clone();
@@ -90,6 +90,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     }
     let traced = tracing.stop();
     machine.end();
+    let recorded = machine.services().backends.inputs().map_or(Ok(()), |inputs| inputs.finish());
     if let Some(debugger) = debugger {
         debugger.end();
     }
@@ -97,6 +98,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     if let Some(text) = traced? {
         eprintln!("mimus: {text}");
     }
+    recorded.map_err(|e| anyhow::anyhow!("-record: {e}"))?;
     exit_status(end)
 }
 

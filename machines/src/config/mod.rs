@@ -102,6 +102,12 @@ pub struct MachineConfig {
     /// `-icount`: time by counting instructions.
     #[serde(default)]
     pub icount: Option<Icount>,
+    /// `-record`: where to write what comes from outside.
+    #[serde(default)]
+    pub record: Option<PathBuf>,
+    /// `-replay`: what came from outside, to come again.
+    #[serde(default)]
+    pub replay: Option<PathBuf>,
     /// `-trace`: where to, and what, as written.
     #[serde(default)]
     pub trace: Option<String>,
@@ -173,6 +179,8 @@ impl MachineConfig {
             accels: Vec::new(),
             rtc: Rtc::default(),
             icount: None,
+            record: None,
+            replay: None,
             seed: None,
             trace: None,
             symbols: Vec::new(),
@@ -207,7 +215,20 @@ impl MachineConfig {
                 return Err(ConfigError::new(option, &format!("chardev:{id}"), reason));
             }
         }
+        self.validate_journal()?;
         self.validate_stdio()
+    }
+
+    /// Inputs are noted and repeated by numbers of instructions.
+    fn validate_journal(&self) -> Result<(), ConfigError> {
+        let named = [("-record", &self.record), ("-replay", &self.replay)];
+        let Some((option, Some(file))) = named.iter().find(|(_, file)| file.is_some()) else { return Ok(()) };
+        let fails = |why: &str| Err(ConfigError::new(option, &file.display().to_string(), why));
+        match (&self.icount, &self.replay) {
+            (_, Some(_)) if self.record.is_some() => fails("a run that is repeated is not recorded: give one of both"),
+            (Some(Icount { shift: Some(_), .. }), _) => Ok(()),
+            _ => fails("it needs time that is instructions: add -icount shift=0 (or another number)"),
+        }
     }
 
     /// Only one thing can read the terminal (the monitor may share with a serial port).

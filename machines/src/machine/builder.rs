@@ -16,6 +16,7 @@ use mimus_core::io_thread::{IoThread, IoThreadHandle};
 use mimus_core::memory::{
     AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock, RamLock, RamOptions, RamSource,
 };
+use mimus_core::vcpu::thread::current_vcpu;
 use mimus_core::vcpu::{PinTimers, VcpuThreads};
 use mimus_devices::pci::PciBus;
 
@@ -84,14 +85,36 @@ impl HostIo {
     }
 
     /// Has time and chance follow from the instructions executed and the seed, as far as the user wants that.
-    pub fn repeatable(&self, config: &crate::config::MachineConfig) {
+    ///
+    /// # Errors
+    /// The file of `-record` or `-replay`.
+    pub fn repeatable(&self, config: &crate::config::MachineConfig) -> Result<(), MachineError> {
+        let mut seed = config.seed;
         if let Some(icount) = &config.icount {
             let shift = icount.shift.map_or(Shift::Auto, Shift::Fixed);
             self.handle().count_instructions(shift, icount.sleep);
+            if icount.shift.is_some() {
+                seed = self.pass_inputs(config)?.or(seed);
+            }
         }
-        if let Some(number) = config.seed {
+        if let Some(number) = seed {
             mimus_core::outside::seed(number, &self.clocks.virt);
         }
+        Ok(())
+    }
+
+    /// Has what comes from outside come at instructions' numbers. The seed of a run that is recorded or replayed.
+    fn pass_inputs(&self, config: &crate::config::MachineConfig) -> Result<Option<u64>, MachineError> {
+        let inputs = self.handle().inputs();
+        self.backends.set_inputs(inputs.clone());
+        if let Some(file) = &config.replay {
+            let failed = |e| MachineError::Other(format!("-replay: {e}"));
+            return inputs.replay(file).map(Some).map_err(failed);
+        }
+        let Some(file) = &config.record else { return Ok(None) };
+        let seed = config.seed.unwrap_or(1);
+        let failed = |e| MachineError::Other(format!("-record {}: {e}", file.display()));
+        inputs.record(file, seed).map(|()| Some(seed)).map_err(failed)
     }
 
     /// Disks, networks and character devices by name.
@@ -157,6 +180,17 @@ impl MachineBuilder {
             vcpus.iter_mut().for_each(|v| v.set_emulation_failure(hook.clone()));
         }
         let handles: Vec<_> = vcpus.iter().map(|v| v.handle()).collect();
+        if let (Some(counted), Some(first)) = (clocks.virt.counted(), handles.first()) {
+            let first = Arc::downgrade(first);
+            counted.set_wake(move || {
+                // On its own thread it sees to it by itself.
+                if current_vcpu().is_none()
+                    && let Some(vcpu) = first.upgrade()
+                {
+                    vcpu.kick();
+                }
+            });
+        }
         let (control, requests) = MachineControl::new();
         let events = control.clone();
         let threads = VcpuThreads::new(handles.clone(), move |event| events.vcpu_event(event));

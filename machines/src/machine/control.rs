@@ -1,8 +1,9 @@
 //! Requests to a machine, from any thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use mimus_core::accel::{AccelError, DebugStop, ResetCause, ShutdownCause, VcpuIndex};
 use mimus_core::vcpu::{VcpuEvent, VcpuThreads};
@@ -63,6 +64,8 @@ pub enum Request {
     Failed(VcpuIndex, AccelError),
     /// A vCPU stopped for a debugger.
     Debug(VcpuIndex, DebugStop),
+    /// Say so when all that was asked before has been carried out.
+    Answer(SyncSender<()>),
 }
 
 /// Who ends a run from outside.
@@ -167,6 +170,14 @@ impl MachineControl {
     /// Asks for something. Lost if the machine is gone.
     pub fn request(&self, request: Request) {
         let _ = self.0.requests.send(request);
+    }
+
+    /// Waits until everything asked for so far has been carried out; false if that takes longer than `limit`, or the
+    /// machine is gone. Not on the machine's thread.
+    pub fn settle(&self, limit: Duration) -> bool {
+        let (done, answer) = sync_channel(1);
+        self.request(Request::Answer(done));
+        answer.recv_timeout(limit).is_ok()
     }
 
     /// A request of the guest, from a vCPU or device. The vCPUs stop soon; when the

@@ -179,6 +179,10 @@ impl Machine {
         }
         p.services.clocks.virt.stop();
         p.services.io_thread.barrier();
+        // Where time is instructions, requests of disks would wait for those that are not executed now.
+        if p.services.backends.inputs().is_some() {
+            p.services.backends.list_block().iter().for_each(|(_, disk, _)| disk.drain());
+        }
         let drain = Drain::new();
         p.devices.iter().for_each(|d| d.1.stop(&drain));
         if !drain.wait(DRAIN_TIME) {
@@ -300,6 +304,11 @@ impl Machine {
             Request::Failed(vcpu, error) => {
                 self.stop_as(RunState::InternalError);
                 Some(RunEnd::Failed(format!("vCPU {vcpu} cannot go on: {error}")))
+            }
+            Request::Answer(done) => {
+                // Whoever asked may have given up.
+                let _ = done.try_send(());
+                None
             }
             Request::Debug(vcpu, stop) => {
                 self.parts.control.notify(Notice::Debug(vcpu, stop));

@@ -168,6 +168,22 @@ impl<F: GuestFrontend> Cpu<F> {
         if self.watched(va, len, kinds, pc) { Err(Trapped) } else { Ok(()) }
     }
 
+    /// Before an access: `Trapped` if it is one of a device that is caught.
+    #[inline]
+    fn catch_at(&mut self, pc: At, place: &Place, writes: bool) -> Result<(), Trapped> {
+        match *place {
+            Place::Io(pa) if self.device_caught(writes, pa) => {
+                let pc = match pc {
+                    At::Pc(pc) => pc,
+                    At::Return(ret) => self.guest_pc(ret),
+                };
+                self.do_carefully(pc);
+                Err(Trapped)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn fault(&mut self, pc: At, va: u64, access: Access, fault: MemFault) -> Trapped {
         self.head.pc = match pc {
             At::Pc(pc) => pc,
@@ -240,10 +256,9 @@ impl<F: GuestFrontend> Cpu<F> {
         if va & (PAGE - 1) > PAGE - bytes {
             return self.load_across(pc, va, size).map(|v| extend(v, size, ext));
         }
-        let value = self
-            .locate(va, Access::Load)
-            .and_then(|place| self.load_at(place, va, size))
-            .map_err(|fault| self.fault(pc, va, Access::Load, fault))?;
+        let place = self.locate(va, Access::Load).map_err(|fault| self.fault(pc, va, Access::Load, fault))?;
+        self.catch_at(pc, &place, false)?;
+        let value = self.load_at(place, va, size).map_err(|fault| self.fault(pc, va, Access::Load, fault))?;
         Ok(extend(value, size, ext))
     }
 
@@ -303,6 +318,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let place = self.locate(va, Access::Store).map_err(|f| self.fault(pc, va, Access::Store, f))?;
         self.check_own_code(pc, &place, size.bytes())?;
+        self.catch_at(pc, &place, true)?;
         self.store_at(place, va, value, size).map_err(|f| self.fault(pc, va, Access::Store, f))
     }
 

@@ -20,7 +20,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mimus_core::accel::{AccelError, DebugCaps, DebugStop, VcpuDebug, WatchKind};
+use mimus_core::accel::{AccelError, Catch, DebugCaps, DebugStop, VcpuDebug, WatchKind};
 use mimus_core::bus::GuestVirt;
 use mimus_tcg_ir::{Block, Op, PagePc};
 
@@ -147,6 +147,9 @@ pub(crate) struct DebugState {
     recorded: Option<DebugStop>,
     /// A reason to leave `run`.
     stop: Option<DebugStop>,
+    /// Steps to make before stopping for one.
+    more_steps: u64,
+    pub(crate) catches: crate::catch::Catches,
 }
 
 impl DebugState {
@@ -154,6 +157,30 @@ impl DebugState {
     pub fn forget_pending(&mut self) {
         self.watch_hit = false;
         self.stop = None;
+    }
+
+    /// A stop that has not been told is not wanted any more.
+    pub fn drop_stop(&mut self) {
+        self.stop = None;
+    }
+
+    /// The guest is to stop for `stop`, if not for something before.
+    pub fn stop_for(&mut self, stop: DebugStop) {
+        self.stop.get_or_insert(stop);
+    }
+
+    /// Whether the guest is about to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_some() || self.catches.moved
+    }
+
+    /// An instruction is executed carefully, and stopped after if it does what is recorded.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    pub fn record(&mut self, stop: DebugStop) {
+        self.recorded.get_or_insert(stop);
     }
 
     /// The access of the current instruction did not happen.
@@ -201,12 +228,19 @@ impl<F: GuestFrontend> Cpu<F> {
             self.debug.recorded.get_or_insert(stop);
             return false;
         }
-        self.head.pc = pc(self);
+        let pc = pc(self);
+        self.do_carefully(pc);
+        true
+    }
+
+    /// Abandons the instruction at `pc`, which has changed nothing; it is then executed carefully, and the guest stops
+    /// after it if it does what is recorded.
+    pub(crate) fn do_carefully(&mut self, pc: u64) {
+        self.head.pc = pc;
         self.head.exit_request = 1;
         self.give_back(true);
         self.debug.watch_hit = true;
         self.check_events();
-        true
     }
 
     /// At an access by a helper, which goes on: if it is watched, the guest stops after the instruction.
@@ -263,11 +297,14 @@ impl<F: GuestFrontend> Cpu<F> {
         self.debug.recorded = None;
         F::step(self);
         self.debug.recording = false;
-        self.debug.recorded.take()
+        self.settle_space();
+        // What its exception was caught for is told now too.
+        self.debug.recorded.take().or_else(|| self.debug.stop.take())
     }
 
     /// Before guest code runs, with no kick to serve: does a step if one is to be done. A stop is a reason to leave.
     pub(crate) fn debug_before(&mut self) -> Option<DebugStop> {
+        self.settle_space();
         if let Some(stop) = self.debug.stop.take() {
             return Some(stop);
         }
@@ -278,9 +315,10 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         if self.debug.stepping {
             if !self.debug.mask_interrupts && F::accept_interrupt(self) {
-                return Some(DebugStop::Step);
+                self.settle_space();
+                return self.debug.stop.take().or_else(|| self.stepped());
             }
-            return self.step_recording().or(Some(DebugStop::Step));
+            return self.step_recording().or_else(|| self.stepped());
         }
         if over {
             return self.step_recording();
@@ -288,11 +326,23 @@ impl<F: GuestFrontend> Cpu<F> {
         None
     }
 
+    /// A step is done: the stop, if it was the last of several.
+    fn stepped(&mut self) -> Option<DebugStop> {
+        if self.debug.more_steps == 0 || self.halted {
+            return Some(DebugStop::Step);
+        }
+        if self.stops_at_breakpoint() {
+            return self.debug.stop.take();
+        }
+        self.debug.more_steps -= 1;
+        None
+    }
+
     /// Whether [`Cpu::debug_before`] has anything to do.
     #[inline]
     pub(crate) fn debug_due(&self) -> bool {
         let d = &self.debug;
-        d.stepping || d.watch_hit || d.stop.is_some() || d.resume_over.is_some()
+        d.stepping || d.watch_hit || d.stop.is_some() || d.resume_over.is_some() || d.catches.moved
     }
 
     /// Instead of [`Cpu::step_careful`] where a breakpoint may be meant.
@@ -363,6 +413,22 @@ impl<F: GuestFrontend> VcpuDebug for Cpu<F> {
 
     fn set_step_interrupts(&mut self, on: bool) {
         self.debug.mask_interrupts = !on;
+    }
+
+    fn set_more_steps(&mut self, steps: u64) {
+        self.debug.more_steps = steps;
+    }
+
+    fn more_steps(&self) -> u64 {
+        self.debug.more_steps
+    }
+
+    fn insert_catch(&mut self, catch: Catch) -> Result<(), AccelError> {
+        self.add_catch(catch)
+    }
+
+    fn remove_catch(&mut self, catch: Catch) -> Result<(), AccelError> {
+        self.drop_catch(catch)
     }
 
     fn insert_breakpoint(&mut self, va: GuestVirt) -> Result<(), AccelError> {

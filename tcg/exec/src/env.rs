@@ -67,6 +67,8 @@ pub struct EnvHead {
     /// Where `unit_probe` was asked about.
     pub(crate) unit_va: u64,
     pub(crate) unit_buffer: UnitBuffer,
+    /// See `jumps`.
+    pub(crate) jumps: crate::jumps::Jumps,
 }
 
 /// See `EnvLayout::unit_buffer`.
@@ -198,6 +200,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 host_mxcsr: hostfp::HOST_DEFAULT,
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
+                jumps: Default::default(),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -252,6 +255,8 @@ impl<F: GuestFrontend> Cpu<F> {
             trace_next: at(offset_of!(EnvHead, trace_next)),
             trace_limit: at(offset_of!(EnvHead, trace_limit)),
             trace_page: at(offset_of!(EnvHead, trace_page)),
+            jumps: at(offset_of!(EnvHead, jumps.places)),
+            jumps_at: at(offset_of!(EnvHead, jumps.at)),
         }
     }
 

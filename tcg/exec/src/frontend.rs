@@ -20,7 +20,7 @@
 //! * While a vCPU runs, accrued FP flags and rounding mode are in the host's MXCSR: [`crate::hostfp`].
 
 use mimus_arch::{CpuModel, CpuState, GuestArch};
-use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, VcpuIndex};
+use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegister, VcpuIndex};
 use mimus_tcg_ir::backend::VectorLayout;
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot, Val};
@@ -241,6 +241,17 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
 
     /// For traces: the root of the page tables as its register has it, and the privilege (RISC-V: 0, 1, 3; x86: CPL).
     fn address_space(cpu: &Cpu<Self>) -> (u64, u8);
+
+    /// The mode as debuggers number it: see [`Caught::Mode`](mimus_core::accel::Caught).
+    fn operating_mode(cpu: &Cpu<Self>) -> u32 {
+        Self::address_space(cpu).1.into()
+    }
+
+    /// Whether accesses to a system register are told by [`Cpu::note_register`].
+    ///
+    /// # Errors
+    /// One line: why not.
+    fn can_catch(register: SystemRegister) -> Result<(), String>;
 
     /// For traces: the size in bits that code is decoded for in `mode`; 0 where there is only one.
     fn code_bits(mode: u16) -> u8 {

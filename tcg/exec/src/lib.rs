@@ -16,6 +16,7 @@
 
 mod access;
 pub use access::Trapped;
+mod catch;
 pub use mimus_tcg_ir::backend::Optimise;
 pub mod code;
 pub mod context;
@@ -28,6 +29,7 @@ mod guestmem;
 pub mod hostfp;
 mod instrument;
 mod interp;
+mod jumps;
 pub mod lent;
 pub mod mmu;
 mod perf;

@@ -82,8 +82,14 @@ impl<F: GuestFrontend> Cpu<F> {
         }
     }
 
+    /// For frontends: the root of the page tables has been written, and the context stays.
+    pub fn root_written(&mut self) {
+        self.trace_space();
+    }
+
     /// The address space or privilege may have changed.
     pub(crate) fn trace_space(&mut self) {
+        self.catch_space();
         if self.tracing.is_none() {
             return;
         }
@@ -100,6 +106,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// An exception or interrupt is taken at `pc`: see [`words::EXCEPTION`]. For frontends.
     pub fn note_exception(&mut self, cause: u64, pc: u64, value: u64) {
         self.recent.push(mimus_core::accel::RecentEvent { cause, pc, value });
+        self.catch_exception(cause, pc, value);
         if self.tracing.as_ref().is_none_or(|t| !t.trace.kinds.exceptions) {
             return;
         }
@@ -144,11 +151,13 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// An access to a device.
     pub(crate) fn trace_device(&mut self, writes: bool, pa: GuestPhys, size: Size, value: u64) {
+        self.catch_device(writes, pa, value);
         self.trace_io(words::DEVICE, writes, pa.0, size, value);
     }
 
     /// An access to an x86 port. For frontends.
     pub fn trace_port(&mut self, writes: bool, port: u16, size: Size, value: u64) {
+        self.catch_port(writes, port, value);
         self.trace_io(words::PORT, writes, port.into(), size, value);
     }
 

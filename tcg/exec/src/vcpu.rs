@@ -104,6 +104,11 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
         unsafe { &*self.peer.cell.as_ptr() }.recent.list()
     }
 
+    fn recent_jumps(&self) -> Vec<u64> {
+        // SAFETY: as in `cpu`.
+        unsafe { &*self.peer.cell.as_ptr() }.head.jumps.list()
+    }
+
     fn remembered_translations(&mut self) -> Option<Vec<accel::RememberedTranslation>> {
         let view = self.machine.memory.view();
         Some(self.cpu().mmu.list(&view))
@@ -206,7 +211,7 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
             }
         }
         F::take_interrupt(cpu);
-        if cpu.budget_spent() {
+        if cpu.budget_spent() || cpu.debug.is_stopping() {
             continue;
         }
         if cpu.step_at.take() == Some(cpu.head.pc) {
@@ -262,6 +267,7 @@ impl<F: GuestFrontend> Cpu<F> {
 fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
     cpu.head.page_base = cpu.head.pc & !4095;
     cpu.head.exit_request = 0;
+    cpu.head.jumps.enter(cpu.head.pc);
     let entry = cpu.machine.stubs.enter;
     // SAFETY: the backend put a function of this signature at `enter`; `code` is a block's entry in the code
     // cache, which the gate keeps from being emptied; the environment is laid out as the backend was told.
@@ -307,6 +313,7 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         cpu.head.page_base = pc & !4095;
         cpu.head.exit_request = 0;
         cpu.code_changed = false;
+        cpu.head.jumps.push(pc);
         match run(&block, cpu) {
             Outcome::Next(va) => cpu.head.pc = va,
             Outcome::Careful(va) => {

@@ -51,6 +51,10 @@ pub struct EnvLayout {
     pub trace_limit: i32,
     /// u64: the page of the block that was traced last.
     pub trace_page: i32,
+    /// 256 of u64: a ring of the addresses that jumps which look their target up led to; 0: there is none.
+    pub jumps: i32,
+    /// u8: where in it the next goes.
+    pub jumps_at: i32,
 }
 
 /// The words of the trace that generated code writes into a buffer, 4 bytes each.

@@ -22,7 +22,9 @@ use std::sync::Arc;
 
 use mimus_arch::riscv::RiscvState;
 use mimus_arch::{CpuModel, CpuState, GuestArch, StateGroups};
-use mimus_core::accel::{CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, Vcpu, VcpuExit, VcpuIndex};
+use mimus_core::accel::{
+    CpuIo, CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegister, Vcpu, VcpuExit, VcpuIndex,
+};
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::{AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
@@ -195,6 +197,9 @@ impl GuestFrontend for Bytes {
     }
     fn address_space(_: &Cpu<Self>) -> (u64, u8) {
         (0, 0)
+    }
+    fn can_catch(_: SystemRegister) -> Result<(), String> {
+        Err("it has none".to_owned())
     }
 
     fn walk(_: &mut Cpu<Self>, va: u64, _: Access) -> Result<Leaf, MemFault> {

@@ -9,18 +9,18 @@ use mimus_tests::cpus::{ENGINES, Engine, RAM, Solo, alone, open_pmp};
 use mimus_tests::riscv::reg::*;
 use mimus_tests::riscv::*;
 
-const CODE: u64 = RAM + 0x1000;
-const TRAPPED: u64 = RAM + 0x8000;
-const DATA: u64 = RAM + 0x20000;
-const LIMIT: Duration = Duration::from_secs(20);
+pub const CODE: u64 = RAM + 0x1000;
+pub const TRAPPED: u64 = RAM + 0x8000;
+pub const DATA: u64 = RAM + 0x20000;
+pub const LIMIT: Duration = Duration::from_secs(20);
 
-fn on_both(test: impl Fn(Engine)) {
+pub fn on_both(test: impl Fn(Engine)) {
     let _alone = alone();
     ENGINES.into_iter().for_each(test);
 }
 
 /// A hart about to run `a`, whose traps end at [`TRAPPED`].
-fn solo(engine: Engine, a: &mut Asm) -> Solo {
+pub fn solo(engine: Engine, a: &mut Asm) -> Solo {
     let mut solo = Solo::new(engine);
     solo.base.put(CODE, &a.finish());
     solo.base.put_code(TRAPPED, &[csrrw(0, 0x304, 0), insn::WFI]);
@@ -32,7 +32,7 @@ fn solo(engine: Engine, a: &mut Asm) -> Solo {
     solo
 }
 
-fn debug(solo: &mut Solo) -> &mut dyn VcpuDebug {
+pub fn debug(solo: &mut Solo) -> &mut dyn VcpuDebug {
     solo.vcpu.debug().expect("the translator debugs")
 }
 
@@ -44,7 +44,7 @@ fn stop(solo: &mut Solo) -> DebugStop {
 }
 
 /// A loop of `n` rounds: calls a function, stores and loads, traps on an `ecall`, and comes back.
-fn busy(n: u64) -> Asm {
+pub fn busy(n: u64) -> Asm {
     let mut asm = Asm::new(CODE);
     let a = &mut asm;
     a.li(S0, DATA).li(A2, n).op([addi(A0, 0, 0)]).la(T0, "handler").op([csrrw(0, 0x305, T0)]);
@@ -61,7 +61,7 @@ fn busy(n: u64) -> Asm {
 }
 
 /// All but what depends on time.
-fn timeless(mut s: RiscvState) -> RiscvState {
+pub fn timeless(mut s: RiscvState) -> RiscvState {
     (s.mcycle, s.minstret) = (0, 0);
     s
 }
@@ -88,6 +88,32 @@ fn a_long_single_step_run_ends_as_the_free_run() {
         assert_eq!(timeless(s.state()), wanted, "{engine:?}");
         assert_eq!(s.base.bytes(DATA, 64), memory);
     });
+}
+
+/// A million steps, a thousand at a time.
+#[test]
+fn a_million_steps_end_as_the_free_run() {
+    let _alone = alone();
+    let rounds = 60_000;
+    let mut free = solo(Engine::Jit, &mut busy(rounds));
+    let wanted = timeless(free.run(LIMIT).expect("an end"));
+    let memory = free.base.bytes(DATA, 64);
+    drop(free);
+    let mut s = solo(Engine::Jit, &mut busy(rounds));
+    debug(&mut s).set_single_step(true);
+    let (begun, mut steps) = (Instant::now(), 0u64);
+    loop {
+        debug(&mut s).set_more_steps(999);
+        match s.exit(LIMIT) {
+            VcpuExit::Debug(DebugStop::Step) => steps += 1000 - debug(&mut s).more_steps(),
+            VcpuExit::Halted => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("{:.0} steps/s", steps as f64 / begun.elapsed().as_secs_f64());
+    assert!(steps > 900_000, "{steps}");
+    assert_eq!(timeless(s.state()), wanted);
+    assert_eq!(s.base.bytes(DATA, 64), memory);
 }
 
 #[test]

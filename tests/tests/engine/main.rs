@@ -1,6 +1,7 @@
 //! Guest code on the translator, without a machine.
 
 mod bytes;
+mod catches;
 mod code_changes;
 mod debug;
 mod float;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mimus_gdbstub::packet::{Framer, Incoming, encode};
 use mimus_gdbstub::{Address, Listener, Server};
-use mimus_machines::machine::{Request, RunState};
+use mimus_machines::machine::{Notice, Request, RunState};
 use mimus_tests::cpus::alone;
 
 use crate::harness::{Debuggee, Engine, LIMIT, Setup, event_of};
@@ -152,6 +152,23 @@ fn come_and_go_riscv64() {
     let at = program.address("again");
     let guest = Setup::new("riscv64", "virt", 2).kernel(&kernel, false).start(Engine::Jit);
     come_and_go(guest, visits(), at, &[programs::riscv::JIFFIES, programs::riscv::JIFFIES + 8]);
+}
+
+/// Debuggers are quicker than the machine's own thread: what one has asked for and not waited for is not taken for
+/// what the next asks for.
+#[test]
+fn come_and_go_while_the_machine_is_slow() {
+    let _one = alone();
+    let mut program = programs::riscv::two_harts();
+    let kernel = program.finish();
+    let at = program.address("again");
+    let guest = Setup::new("riscv64", "virt", 2).kernel(&kernel, false).start(Engine::Jit);
+    guest.control.observe(|notice| {
+        if matches!(notice, Notice::State(RunState::Running)) {
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    });
+    come_and_go(guest, 26, at, &[programs::riscv::JIFFIES, programs::riscv::JIFFIES + 8]);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -122,6 +122,9 @@ impl vm::Operator for Operator {
     fn stop(&self) {
         self.0.request(Request::Stop);
     }
+    fn settle(&self, limit: Duration) -> bool {
+        self.0.settle(limit)
+    }
     fn kill(&self) {
         self.0.request(Request::Quit(QuitCause::Monitor));
     }

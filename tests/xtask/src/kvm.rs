@@ -204,7 +204,7 @@ fn cpu_time(mut command: Command) -> anyhow::Result<f64> {
 }
 
 /// CPU seconds of children that have ended.
-fn children_time() -> anyhow::Result<f64> {
+pub fn children_time() -> anyhow::Result<f64> {
     // Fields 16 and 17, in ticks of 10 ms (proc_pid_stat(5)).
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let fields: Vec<&str> = stat.rsplit_once(')').map_or(Vec::new(), |(_, rest)| rest.split_whitespace().collect());

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's own tasks.
 
 mod bench;
+mod debugging;
 mod deps;
 mod fuzz;
 mod guests;
@@ -27,6 +28,8 @@ usage: cargo xtask <task>
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
   bench kvm                           what exits and starts cost under KVM, beside qemu-system-x86_64
+  bench debug [riscv64|x86_64]        what breakpoints, traces and steps cost, beside QEMU's
+      [--runs N] [--rows WORD,…] [--only mimus]
   fuzz x86 [--count N] [--seed N]     random sequences by the x86 translator and by the host; see fuzz x86 --help
   ci                                  check-deps, lint, and the whole test suite
 ";
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         ["lint"] => lint::run(),
         ["guests"] => guests::fetch(),
         ["bench", "kvm", rest @ ..] => kvm::bench(rest),
+        ["bench", "debug", rest @ ..] => debugging::run(rest),
         ["bench", rest @ ..] => bench::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["ci"] => ci(),

@@ -91,11 +91,14 @@ impl Target for Ram {
         Stop::Paused
     }
     fn resume(&self) {}
-    fn step(&self, vcpu: u32, _: u64, _: Box<dyn FnMut(u64) -> bool + Send>) -> Result<Stop, String> {
+    fn step(&self, vcpu: u32, _: u64, _: crate::steps::StepKind) -> Result<Stop, String> {
         Ok(Stop::Step { vcpu })
     }
     fn pause(&self) {}
     fn recent(&self, _: u32) -> Vec<RecentEvent> {
+        Vec::new()
+    }
+    fn jumps(&self, _: u32) -> Vec<u64> {
         Vec::new()
     }
     fn disassemble(&self, _: u8, _: &[u8], _: u64) -> (String, usize) {

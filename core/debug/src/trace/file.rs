@@ -6,7 +6,7 @@ use mimus_core::accel::{TraceKinds, TracedCode};
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"MIMUSTRC";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// No section is longer.
 const MAX_SECTION: u32 = 64 << 20;
 

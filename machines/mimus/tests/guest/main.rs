@@ -4,6 +4,7 @@
 //! uses. Where they are not to be had, a test says `SKIPPED (name): reason`.
 
 mod boot;
+mod debugger;
 mod disk;
 mod end;
 mod firmware;

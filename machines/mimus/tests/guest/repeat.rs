@@ -42,3 +42,32 @@ fn x86_64_repeats() {
     let Some(c) = x86_64_commands("x86_64_repeats") else { return };
     repeats("x86_64_repeats", &c.kernel, &["system", "x86_64", "-M", "q35", "-accel", "tcg"]);
 }
+
+/// What was typed comes again at the same instructions, and nothing else does.
+#[test]
+fn recorded_input_comes_again() {
+    let Some(c) = commands("recorded_input_comes_again") else { return };
+    let dir = Dir::new("recorded_input");
+    let inputs = dir.path("inputs");
+    let run = |option: &str, trace: &str| {
+        let traced = format!("{trace},what=blocks,space=0x1234567");
+        let mut guest = c.boot(&["-icount", "shift=0", option, &inputs, "-trace", &traced]);
+        if option == "-record" {
+            assert_eq!(guest.run("echo $((6 * 7))"), "42");
+            guest.send("poweroff -f\n");
+        } else {
+            guest.send("echo wrong\n");
+        }
+        guest.end_well();
+        let text = guest.transcript();
+        let printed = text.split("mimus: trace").next().unwrap_or_default().to_owned();
+        (printed, std::fs::read(trace).unwrap())
+    };
+    let first = run("-record", &dir.path("first.trc"));
+    let again = run("-replay", &dir.path("again.trc"));
+    let noted = std::fs::read_to_string(&inputs).unwrap();
+    assert!(noted.starts_with("mimus-inputs 1 seed=1\n") && noted.lines().count() > 1, "{noted}");
+    assert!(first.0.contains("42") && first.0 == again.0, "{}\n{}", first.0, again.0);
+    assert!(first.1 == again.1, "the traces have {} and {} bytes", first.1.len(), again.1.len());
+    assert!(first.1.len() > 10_000);
+}

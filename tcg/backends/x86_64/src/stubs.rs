@@ -227,6 +227,16 @@ impl Emitter<'_> {
             ; cmp DWORD [rbp + kick], 0
             ; jne >kicked
             ; mov rax, [rbp + pc]
+        );
+        if env.jumps != 0 {
+            let (ring, at) = (self.env(env.jumps), self.env(env.jumps_at));
+            dynasm!(self.ops ; .arch x64
+                ; movzx r14d, BYTE [rbp + at]
+                ; mov [rbp + r14*8 + ring], rax
+                ; inc BYTE [rbp + at]
+            );
+        }
+        dynasm!(self.ops ; .arch x64
             ; mov r14d, eax
             ; shr r14d, 12
             ; mov r15, rax

@@ -9,7 +9,7 @@ use mimus_arch::riscv::models::RiscvModel;
 use mimus_arch::riscv::state::Privilege;
 use mimus_arch::riscv::{Ext, Features, RiscvState};
 use mimus_arch::{CpuModel, CpuState, GuestArch};
-use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, VcpuIndex};
+use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegister, VcpuIndex};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_exec::hostfp;
@@ -303,6 +303,17 @@ impl GuestFrontend for Riscv {
 
     fn address_space(cpu: &Cpu<Self>) -> (u64, u8) {
         (cpu.guest.hart.satp, cpu.guest.hart.privilege as u8)
+    }
+
+    fn can_catch(register: SystemRegister) -> Result<(), String> {
+        match register {
+            // Read and written without a call.
+            SystemRegister::Csr(mimus_arch::riscv::csr::number::FFLAGS) => {
+                Err("accesses to fflags are not caught: they are the host's own flags; fcsr is".to_owned())
+            }
+            SystemRegister::Csr(0..4096) => Ok(()),
+            _ => Err("a RISC-V hart has CSRs only, numbered below 0x1000".to_owned()),
+        }
     }
 
     fn walk(cpu: &mut Cpu<Self>, va: u64, access: Access) -> Result<Leaf, MemFault> {

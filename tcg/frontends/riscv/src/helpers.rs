@@ -5,7 +5,7 @@
 //! not what would execute, leaves the block through [`Cpu::jump`].
 
 use mimus_arch::riscv::Privilege;
-use mimus_core::accel::HypercallResult;
+use mimus_core::accel::{HypercallResult, SystemRegister};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, GuestFrontend, Helper};
 use mimus_tcg_exec::hostfp;
@@ -121,7 +121,14 @@ fn csr_access(cpu: &mut RiscvCpu, what: u64, source: u64, raw: u64) -> u64 {
     if env.cleared != 0 {
         cpu.change_pins(env.cleared, 0);
     }
-    if apply_effects(cpu) {
+    let (writes, value) = match op {
+        CsrOp::Read => (false, old),
+        CsrOp::Write => (true, source),
+        CsrOp::Set => (true, old | source),
+        CsrOp::Clear => (true, old & !source),
+    };
+    let stops = cpu.note_register(SystemRegister::Csr(csr), writes, value);
+    if apply_effects(cpu) || stops {
         // Leaving the block skips the assignment of the result.
         let rd = (raw >> 7 & 31) as u8;
         if rd != 0 {

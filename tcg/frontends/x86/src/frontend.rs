@@ -6,7 +6,9 @@ use iced_x86::{Formatter, NasmFormatter};
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::{MpState, X86State};
 use mimus_arch::{CpuModel, CpuState, GuestArch};
-use mimus_core::accel::{CpuPin, RemoteFence, ResetCause, ResetKind, StartRequest, SysReg, VcpuExit, VcpuIndex};
+use mimus_core::accel::{
+    CpuPin, RemoteFence, ResetCause, ResetKind, StartRequest, SysReg, SystemRegister, VcpuExit, VcpuIndex, catch,
+};
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_ir::backend::VectorLayout;
@@ -28,7 +30,7 @@ use crate::native::Native;
 use crate::paging;
 use crate::segment;
 use crate::smm;
-use crate::state::{CS, CodeMode, GUARD_AVX, GUARD_SSE, State, key_pcid, mask};
+use crate::state::{CS, CodeMode, GUARD_AVX, GUARD_SSE, Mode, State, key_pcid, mask};
 use crate::translate::{self, BASE0};
 
 #[cfg(test)]
@@ -498,6 +500,26 @@ impl GuestFrontend for X86 {
 
     fn address_space(cpu: &Cpu<Self>) -> (u64, u8) {
         (cpu.guest.st.cr3, cpu.guest.st.cpl)
+    }
+
+    fn operating_mode(cpu: &Cpu<Self>) -> u32 {
+        let st = &cpu.guest.st;
+        let kind = match st.mode() {
+            Mode::Real => catch::MODE_REAL,
+            Mode::V86 => catch::MODE_V86,
+            Mode::Long => catch::MODE_LONG,
+            Mode::Protected if st.long() => catch::MODE_COMPATIBILITY,
+            Mode::Protected => catch::MODE_PROTECTED,
+        };
+        kind | u32::from(st.cpl) | if st.smm { catch::MODE_SMM } else { 0 }
+    }
+
+    fn can_catch(register: SystemRegister) -> std::result::Result<(), String> {
+        match register {
+            SystemRegister::Msr(_) | SystemRegister::Control(0 | 2 | 3 | 4 | 8) => Ok(()),
+            SystemRegister::Control(n) => Err(format!("there is no control register {n}: 0, 2, 3, 4 and 8")),
+            SystemRegister::Csr(_) => Err("an x86 processor has MSRs and control registers, no CSRs".to_owned()),
+        }
     }
 
     fn code_bits(mode: u16) -> u8 {

@@ -188,6 +188,14 @@ impl Lower<'_> {
         let page_base = self.be.env(self.be.config.env.page_base);
         let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         let code_base = self.be.config.code_base as i32;
+        if self.be.config.env.jumps != 0 {
+            let (ring, at) = (self.be.env(self.be.config.env.jumps), self.be.env(self.be.config.env.jumps_at));
+            dynasm!(self.asm ; .arch x64
+                ; movzx r14d, BYTE [rbp + at]
+                ; mov [rbp + r14*8 + ring], rax
+                ; inc BYTE [rbp + at]
+            );
+        }
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
             ; mov r15, rax

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use mimus_arch::x86::regs::*;
+use mimus_core::accel::SystemRegister;
 use mimus_core::bus::AccessSize;
 use mimus_tcg_ir::Size;
 use mimus_tcg_ir::flags::Flags;
@@ -33,12 +34,15 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             let n = x.insn.op_register(0).number() as u8;
             let value = wide_register(x, 1);
             control::write_cr(x.cpu, n, value)?;
+            x.cpu.note_register(SystemRegister::Control(n), true, value);
+            x.cpu.root_written();
             x.cpu.guest.leave = true;
             Ok(())
         },
         M::Mov if is(1, Register::is_cr) => |x| {
             let n = x.insn.op_register(1).number() as u8;
             let value = control::read_cr(x.cpu, n)?;
+            x.cpu.note_register(SystemRegister::Control(n), false, value);
             let to = x.insn.op_register(0);
             x.set_reg(to, value);
             Ok(())
@@ -143,14 +147,18 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         M::Pushf | M::Pushfd | M::Pushfq => pushf,
         M::Popf | M::Popfd | M::Popfq => popf,
         M::Rdmsr => |x| {
-            let value = msr::read(x.cpu, x.reg(Register::ECX) as u32)?;
+            let index = x.reg(Register::ECX) as u32;
+            let value = msr::read(x.cpu, index)?;
+            x.cpu.note_register(SystemRegister::Msr(index), false, value);
             x.set_reg(Register::EAX, value);
             x.set_reg(Register::EDX, value >> 32);
             Ok(())
         },
         M::Wrmsr => |x| {
             let value = x.reg(Register::EAX) | x.reg(Register::EDX) << 32;
-            msr::write(x.cpu, x.reg(Register::ECX) as u32, value)?;
+            let index = x.reg(Register::ECX) as u32;
+            msr::write(x.cpu, index, value)?;
+            x.cpu.note_register(SystemRegister::Msr(index), true, value);
             x.cpu.guest.leave = true;
             Ok(())
         },

@@ -1,6 +1,7 @@
 //! Guest programs of a few instructions, run by the interpreter and by the host backend, and random instructions
 //! against the host's own processor.
 
+mod catches;
 mod debug;
 mod debug_exceptions;
 mod limits;
