@@ -1,12 +1,13 @@
 //! Every device model of this program: what `-device` can name.
 
 use mimus_core::device::{ModelEntry, Registry, UnknownModel};
+use mimus_devices::block::sata;
 use mimus_devices::{isa, virtio};
 
 use crate::machine::boot_list::is_bootable;
 
 /// The models, by class.
-pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS]);
+pub const DEVICES: Registry = Registry::new(&[virtio::models::MODELS, isa::MODELS, sata::MODELS]);
 
 /// Short names, as QEMU has them.
 const ALIASES: &[(&str, &str)] = &[

@@ -167,6 +167,8 @@ pub fn events_to(state: &mut X86State, e: &kvm_vcpu_events) {
         interrupt: (i.injected != 0).then_some(Interrupt { vector: i.nr, soft: i.soft != 0 }),
         shadow_sti: shadow & KVM_X86_SHADOW_INT_STI != 0,
         shadow_mov_ss: shadow & KVM_X86_SHADOW_INT_MOV_SS != 0,
+        // The kernel does not tell.
+        held_breakpoints: 0,
         intr,
         nmi_injected: e.nmi.injected != 0,
         nmi_pending: e.nmi.pending != 0,

@@ -9,11 +9,12 @@ use crate::clock::{ClockKind, Clocks, InstructionClock, Shift, Timer, TimerQueue
 use crate::error::HostError;
 use crate::inputs::Inputs;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{JoinHandle, ThreadId};
 
 /// Which readiness a registration wants.
@@ -85,10 +86,25 @@ struct Shared {
     next_token: AtomicU64,
     after: Mutex<Option<Hook>>,
     thread: Mutex<Option<ThreadId>>,
+    /// One for each queue of timers.
+    alarms: Vec<Alarm>,
+}
+
+/// Ends the loop's sleep at a deadline that came up meanwhile. Who arms a timer sets it: waking the loop to have it sleep
+/// less would be two wake-ups for each timer.
+struct Alarm {
+    timer: OwnedFd,
+    queue: OnceLock<Weak<TimerQueue>>,
+    /// Held from the look at the queue to the setting, so that the last who sets it has seen the first deadline.
+    setting: Mutex<()>,
 }
 
 /// epoll data of the eventfd.
 const WAKE_TOKEN: u64 = 0;
+/// epoll data of the first alarm.
+const ALARM_TOKEN: u64 = 1;
+/// Alarms there are.
+const ALARMS: usize = 3;
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -101,6 +117,41 @@ impl Shared {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
     }
+
+    /// A queue has an earlier deadline.
+    fn deadline_moved(&self, queue: usize) {
+        // The loop itself looks before it sleeps.
+        if *lock(&self.thread) == Some(std::thread::current().id()) {
+            return;
+        }
+        let Some(alarm) = self.alarms.get(queue) else { return self.wake() };
+        let _setting = lock(&alarm.setting);
+        let Some(queue) = alarm.queue.get().and_then(Weak::upgrade) else { return self.wake() };
+        // `None`: the clock stands, and tells when it goes on; or somebody else has disarmed it.
+        let Some(ns) = queue.wait_ns() else { return };
+        if ns == 0 || alarm.set(ns).is_err() {
+            self.wake();
+        }
+    }
+}
+
+impl Alarm {
+    fn new() -> rustix::io::Result<Alarm> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        Ok(Alarm { timer, queue: OnceLock::new(), setting: Mutex::default() })
+    }
+
+    /// To go off in `ns`, which is not 0; forgets what it was set to before.
+    fn set(&self, ns: u64) -> rustix::io::Result<()> {
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let time = Itimerspec { it_interval: zero, it_value: timespec(ns) };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time).map(|_| ())
+    }
+}
+
+fn timespec(ns: u64) -> Timespec {
+    Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ }
 }
 
 impl ClockListener for Shared {
@@ -142,6 +193,10 @@ impl IoThread {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(host)?;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE_TOKEN), epoll::EventFlags::IN).map_err(host)?;
+        let alarms = (0..ALARMS).map(|_| Alarm::new()).collect::<Result<Vec<_>, _>>().map_err(host)?;
+        for (token, alarm) in (ALARM_TOKEN..).zip(&alarms) {
+            epoll::add(&epoll, &alarm.timer, epoll::EventData::new_u64(token), epoll::EventFlags::IN).map_err(host)?;
+        }
         let shared = Arc::new(Shared {
             epoll,
             wake,
@@ -149,22 +204,27 @@ impl IoThread {
             stop: AtomicBool::new(false),
             tasks: Mutex::new(Some(Vec::new())),
             watches: Mutex::default(),
-            next_token: AtomicU64::new(WAKE_TOKEN + 1),
+            next_token: AtomicU64::new(ALARM_TOKEN + ALARMS as u64),
             after: Mutex::default(),
             thread: Mutex::default(),
+            alarms,
         });
-        let queue = |kind| {
+        let queue = |number, kind| {
             let waker = Arc::downgrade(&shared);
-            TimerQueue::new(clocks.get(kind), move || {
+            let queue = TimerQueue::new(clocks.get(kind), move || {
                 if let Some(s) = waker.upgrade() {
-                    s.wake();
+                    s.deadline_moved(number);
                 }
-            })
+            });
+            if let Some(alarm) = shared.alarms.get(number) {
+                let _ = alarm.queue.set(Arc::downgrade(&queue));
+            }
+            queue
         };
         let queues = Arc::new(Queues {
-            virt: queue(ClockKind::Virtual),
-            host: queue(ClockKind::Host),
-            realtime: queue(ClockKind::Realtime),
+            virt: queue(0, ClockKind::Virtual),
+            host: queue(1, ClockKind::Host),
+            realtime: queue(2, ClockKind::Realtime),
         });
         let weak: Weak<Shared> = Arc::downgrade(&shared);
         clocks.virt.add_listener(weak);
@@ -378,7 +438,7 @@ fn timeout(handle: &IoThreadHandle) -> Option<Timespec> {
     let stopping = handle.shared.stop.load(Ordering::SeqCst);
     let waits = handle.queues.all().into_iter().filter_map(|q| q.wait_ns());
     let ns = if stopping { Some(0) } else { waits.min() }?;
-    Some(Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ })
+    Some(timespec(ns))
 }
 
 fn dispatch(shared: &Shared, event: &epoll::Event) {
@@ -389,6 +449,12 @@ fn dispatch(shared: &Shared, event: &epoll::Event) {
         // Cleared after the read and before the queues are looked at: what is queued
         // after this wakes the loop again.
         shared.woken.store(false, Ordering::SeqCst);
+        return;
+    }
+    if let Some(alarm) = token.checked_sub(ALARM_TOKEN).and_then(|n| shared.alarms.get(n as usize)) {
+        // What it is for is found in the queues.
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&alarm.timer, &mut count);
         return;
     }
     let Some(watch) = lock(&shared.watches).get(&token).cloned() else {
@@ -416,6 +482,41 @@ mod tests {
     use std::time::Duration;
 
     const SOON: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn deadlines_come_up_while_the_loop_sleeps() {
+        const LIMIT: Duration = Duration::from_secs(120);
+        let clocks = Clocks::new();
+        clocks.virt.start();
+        let io = IoThread::spawn("io-test", &clocks).unwrap();
+        let h = io.handle();
+        let (tx, rx) = mpsc::channel();
+        let kinds = [ClockKind::Virtual, ClockKind::Host, ClockKind::Realtime];
+        let timers: Vec<Timer> = kinds.iter().chain(&kinds).map(|kind| h.timer(*kind)).collect();
+        for (number, timer) in timers.iter().enumerate() {
+            let (tx, at) = (tx.clone(), timer.clone());
+            timer.bind(move || tx.send((number, at.now())).unwrap());
+        }
+        for round in 0..50u64 {
+            h.barrier();
+            // One far off and given up, then others nearer and nearer; the last of them is due before the first.
+            timers[0].arm(timers[0].now() + 1_000_000_000_000);
+            let deadline = |number: u64| timers[number as usize].now() + (7 - number) * (round % 5) * 100_000;
+            let deadlines: Vec<u64> = (0..6).map(deadline).collect();
+            for (timer, deadline) in timers.iter().zip(&deadlines) {
+                timer.arm(*deadline);
+            }
+            let mut fired: Vec<usize> = (0..6)
+                .map(|_| {
+                    let (number, at) = rx.recv_timeout(LIMIT).expect("all of them fire");
+                    assert!(at >= deadlines[number], "not before");
+                    number
+                })
+                .collect();
+            fired.sort_unstable();
+            assert_eq!(fired, [0, 1, 2, 3, 4, 5]);
+        }
+    }
 
     #[test]
     fn tasks_timers_and_fds() {

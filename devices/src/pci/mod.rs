@@ -23,7 +23,7 @@ use std::str::FromStr;
 
 /// What the functions of a PC's chip set have in common: the subsystem by which SeaBIOS knows that it does not run on
 /// the real one, and where to find its configuration.
-const CHIPSET: PciIds =
+pub(crate) const CHIPSET: PciIds =
     PciIds { vendor: 0, device: 0, revision: 0, class: 0, subsystem_vendor: 0x1af4, subsystem: 0x1100 };
 
 /// Device and function number on a bus, written `1f.3`.

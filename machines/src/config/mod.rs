@@ -376,6 +376,8 @@ pub enum DriveInterface {
     Virtio,
     /// Nothing: a `-device` names it by id.
     None,
+    /// A port of the board's SATA controller.
+    Ide,
     /// A bank of the board's CFI flash.
     Pflash,
 }

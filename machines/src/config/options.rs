@@ -152,14 +152,17 @@ impl Drive {
         let interface = match kv.take("if").as_deref() {
             None | Some("virtio") => DriveInterface::Virtio,
             Some("none") => DriveInterface::None,
+            Some("ide") => DriveInterface::Ide,
             Some("pflash") => DriveInterface::Pflash,
-            Some(other @ ("ide" | "scsi" | "sd" | "mtd" | "floppy" | "xen")) => {
+            Some(other @ ("scsi" | "sd" | "mtd" | "floppy" | "xen")) => {
                 return Err(kv.error(format!(
-                    "if={other} is an interface this machine does not have: use if=virtio, if=none or if=pflash"
+                    "if={other} is an interface this machine does not have: use if=virtio, if=ide, if=none or if=pflash"
                 )));
             }
             Some(other) => {
-                return Err(kv.error(format!("there is no interface '{other}': use if=virtio, if=none or if=pflash")));
+                return Err(
+                    kv.error(format!("there is no interface '{other}': use if=virtio, if=ide, if=none or if=pflash"))
+                );
             }
         };
         let format = kv.take("format");

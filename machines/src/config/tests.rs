@@ -78,7 +78,7 @@ fn drives() {
     assert_eq!(d.file.as_deref(), Some(std::path::Path::new("a,b.img")));
     assert!(d.read_only && d.snapshot && d.cache == Some(CacheMode::None));
     assert_eq!(Drive::parse("if=pflash,file=x").unwrap().interface, DriveInterface::Pflash);
-    says(Drive::parse("file=x,if=ide"), &["if=virtio"]);
+    says(Drive::parse("file=x,if=scsi"), &["if=virtio"]);
     says(Drive::parse("file=x,format=qcow2"), &["qemu-img convert"]);
     assert_eq!(Drive::parse("file=x,bootindex=3").unwrap().boot_index, Some(3));
     says(Drive::parse("file=x,bootindex=first"), &["bootindex=first", "whole number"]);

@@ -44,6 +44,56 @@ pub const X86_64_KERNEL: GuestSpec = kernel!("x86_64-kernel", "linux-image-cloud
 /// Debian's kernel for PCs.
 pub const X86_64_GENERIC: GuestSpec = kernel!("x86_64-generic", "linux-image-amd64", "amd64");
 
+/// The same kernel with the modules of SATA disks and CD-ROM drives.
+pub const X86_64_SATA: GuestSpec = GuestSpec {
+    name: "x86_64-sata",
+    parts: &[(
+        Package {
+            name: "linux-image-amd64",
+            architecture: Some("amd64"),
+            suites: SUITES,
+            dependency: Some("linux-image-"),
+        },
+        &[
+            Keep { path_ends: "boot/vmlinuz-*", name: "vmlinuz" },
+            Keep { path_ends: "scsi/scsi_common.ko*", name: "scsi_common.ko" },
+            Keep { path_ends: "scsi/scsi_mod.ko*", name: "scsi_mod.ko" },
+            Keep { path_ends: "ata/libata.ko*", name: "libata.ko" },
+            Keep { path_ends: "ata/libahci.ko*", name: "libahci.ko" },
+            Keep { path_ends: "ata/ahci.ko*", name: "ahci.ko" },
+            Keep { path_ends: "crypto/crct10dif_common.ko*", name: "crct10dif_common.ko" },
+            Keep { path_ends: "crypto/crct10dif_generic.ko*", name: "crct10dif_generic.ko" },
+            Keep { path_ends: "lib/crc-t10dif.ko*", name: "crc-t10dif.ko" },
+            Keep { path_ends: "lib/crc64.ko*", name: "crc64.ko" },
+            Keep { path_ends: "crypto/crc64_rocksoft_generic.ko*", name: "crc64_rocksoft_generic.ko" },
+            Keep { path_ends: "lib/crc64-rocksoft.ko*", name: "crc64-rocksoft.ko" },
+            Keep { path_ends: "block/t10-pi.ko*", name: "t10-pi.ko" },
+            Keep { path_ends: "scsi/sd_mod.ko*", name: "sd_mod.ko" },
+            Keep { path_ends: "cdrom/cdrom.ko*", name: "cdrom.ko" },
+            Keep { path_ends: "scsi/sr_mod.ko*", name: "sr_mod.ko" },
+        ],
+    )],
+};
+
+/// Modules of [`X86_64_SATA`], each after those it needs.
+pub const SATA_MODULES: &[&str] = &[
+    "scsi_common.ko",
+    "scsi_mod.ko",
+    "libata.ko",
+    "libahci.ko",
+    "ahci.ko",
+    "crct10dif_common.ko",
+    "crct10dif_generic.ko",
+    "crc-t10dif.ko",
+    "crc64.ko",
+    "crc64_rocksoft_generic.ko",
+    "crc64-rocksoft.ko",
+    "t10-pi.ko",
+    "sd_mod.ko",
+    "cdrom.ko",
+    "sr_mod.ko",
+];
+
 /// Debian's kernel for 32-bit PCs without PAE.
 pub const I386_KERNEL: GuestSpec = kernel!("i386-kernel", "linux-image-686", "i386");
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mimus_core::backend::MacAddress;
 use mimus_core::device::{DeviceContext, Options};
 use mimus_core::irq::IrqLine;
+use mimus_devices::block::ahci::Ahci;
 use mimus_devices::isa::IsaBus;
 use mimus_devices::pci::PciBus;
 use mimus_devices::virtio::console::VirtioConsole;
@@ -90,6 +91,8 @@ pub struct Peripherals {
     pub pci: Option<Arc<PciBus>>,
     /// Its ISA bus.
     pub isa: Option<IsaBus>,
+    /// Its SATA controller.
+    pub sata: Option<Arc<Ahci>>,
     /// What disks and network cards without a model become: `device` or `pci`.
     virtio: &'static str,
     /// The console a `virtconsole` is plugged into.
@@ -103,12 +106,30 @@ pub struct Peripherals {
 impl Peripherals {
     /// A board whose own virtio devices are on virtio-mmio.
     pub fn mmio(slots: MmioSlots, pci: Option<Arc<PciBus>>) -> Self {
-        Self { slots: Some(slots), pci, isa: None, virtio: "device", console: None, count: 0, boot_list: None }
+        Self {
+            slots: Some(slots),
+            pci,
+            isa: None,
+            sata: None,
+            virtio: "device",
+            console: None,
+            count: 0,
+            boot_list: None,
+        }
     }
 
     /// A board whose own virtio devices are on PCI.
     pub fn pci(bus: Arc<PciBus>) -> Self {
-        Self { slots: None, pci: Some(bus), isa: None, virtio: "pci", console: None, count: 0, boot_list: None }
+        Self {
+            slots: None,
+            pci: Some(bus),
+            isa: None,
+            sata: None,
+            virtio: "pci",
+            console: None,
+            count: 0,
+            boot_list: None,
+        }
     }
 
     /// The board tells its firmware of `bootindex=`.
@@ -125,11 +146,17 @@ impl Peripherals {
     /// Adds all that `config` asks for.
     pub fn add_configured(&mut self, builder: &mut MachineBuilder, config: &MachineConfig) -> Result<(), MachineError> {
         for (i, drive) in config.drives.iter().enumerate() {
-            // Others are a device's, or a bank of flash.
-            if drive.interface != DriveInterface::Virtio {
-                continue;
-            }
+            let driver = match drive.interface {
+                DriveInterface::Virtio => format!("virtio-blk-{}", self.virtio),
+                DriveInterface::Ide if drive.cdrom => "ide-cd".to_owned(),
+                DriveInterface::Ide => "ide-hd".to_owned(),
+                // A device's, or a bank of flash.
+                DriveInterface::None | DriveInterface::Pflash => continue,
+            };
             let mut options = Options::new();
+            if let Some(index) = drive.index.filter(|_| drive.interface == DriveInterface::Ide) {
+                options.set("bus", &format!("ide.{index}"))?;
+            }
             options.set("drive", &drive_id(i, drive))?;
             if let Some(serial) = &drive.serial {
                 options.set("serial", serial)?;
@@ -137,7 +164,7 @@ impl Peripherals {
             if let Some(index) = drive.boot_index {
                 options.set("bootindex", &index.to_string())?;
             }
-            self.add(builder, "-drive", &format!("virtio-blk-{}", self.virtio), options)?;
+            self.add(builder, "-drive", &driver, options)?;
         }
         for text in &config.devices {
             let (driver, options) = Options::parse_with_first(text, "driver")?;
@@ -192,6 +219,9 @@ impl Peripherals {
         if let Some(bus) = &self.isa {
             ctx = ctx.with_attachment(bus.clone());
         }
+        if let Some(controller) = &self.sata {
+            ctx = ctx.with_attachment(controller.clone());
+        }
         match &self.pci {
             Some(bus) => ctx = ctx.with_attachment(bus.clone()),
             None if model.name.ends_with("-pci") => {
@@ -210,6 +240,12 @@ impl Peripherals {
             let slot = slots.take(options.take("bus").as_deref()).map_err(|e| fail(&e))?;
             ctx = ctx.with_irq("irq", slots.irqs[slot as usize].clone());
             address = Some(slots.address(slot));
+        } else if model.name.starts_with("ide-") {
+            if let Some(bus) = options.take("bus") {
+                let port = bus.strip_prefix("ide.").filter(|n| n.parse::<u32>().is_ok());
+                let port = port.ok_or_else(|| fail(&format!("bus={bus}: the buses are ide.0, ide.1 and so on")))?;
+                options.set("port", port)?;
+            }
         } else {
             self.check_bus(options.take("bus").as_deref()).map_err(|e| fail(&e))?;
         }

@@ -11,6 +11,7 @@ use mimus_core::device::lock;
 use mimus_core::irq::{IrqLine, OrGate};
 use mimus_core::memory::{DmaHandle, MemoryRegion};
 use mimus_devices::acpi::pm::{self, AcpiPm, PmLayout, PmLines};
+use mimus_devices::block::ahci::Ahci;
 use mimus_devices::input::i8042::{self, I8042, I8042Lines};
 use mimus_devices::misc::i8257::{self, I8257};
 use mimus_devices::misc::port92::{self, Port92};
@@ -75,6 +76,11 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     add_legacy(&mut b, &options, &ints)?;
     let mut peripherals = Peripherals::pci(bus.clone()).with_boot_list();
     peripherals.isa = Some(isa::bus(&b, &ints));
+    if kind == Kind::Q35 {
+        let sata = Ahci::new(&bus).map_err(|e| MachineError::other(e.to_string()))?;
+        b.add_device("/machine/sata", sata.clone())?;
+        peripherals.sata = Some(sata);
+    }
     peripherals.add_configured(&mut b, config)?;
     let boot_list = peripherals.take_boot_list();
 

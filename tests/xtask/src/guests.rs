@@ -65,6 +65,7 @@ pub fn fetch() -> anyhow::Result<()> {
         &guests::RISCV64_FIRMWARE,
         &x86::X86_64_KERNEL,
         &x86::X86_64_GENERIC,
+        &x86::X86_64_SATA,
         &x86::X86_64_BUSYBOX,
         &x86::I386_KERNEL,
         &x86::I386_PAE,

@@ -188,6 +188,9 @@ pub struct Events {
     pub shadow_sti: bool,
     /// The same after a load of SS.
     pub shadow_mov_ss: bool,
+    /// Data breakpoints (DR6 bits) that a load of SS met: held back until after the next instruction.
+    #[serde(default)]
+    pub held_breakpoints: u8,
     /// The level of the INTR input; false with a local APIC that the accelerator runs, unless a
     /// PIC outside of it drives INTR.
     pub intr: bool,

@@ -31,7 +31,7 @@ fn grub_config(root: &str) -> String {
 
 /// A disk that a BIOS boots: GRUB in its boot sector and behind it, kernel and initrd in a FAT partition. `None` after
 /// saying so if GRUB's program does not run here.
-fn grub_disk(test: &str, dir: &Dir, c: &Commands) -> Option<String> {
+pub fn grub_disk(test: &str, dir: &Dir, c: &Commands) -> Option<String> {
     let modules = ["biosdisk", "part_msdos", "fat", "linux", "normal", "configfile", "serial", "terminal"];
     let grub = grub_core(test, dir, &modules, None)?;
     let path = dir.path("disk.img");

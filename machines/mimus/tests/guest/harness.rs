@@ -222,6 +222,13 @@ pub fn generic_commands(test: &str) -> Option<Commands> {
     commands_of(test, &["x86_64"], specs, "vmlinuz", x86::MODULES, &INITRD)
 }
 
+/// The same with the modules of SATA disks only.
+pub fn sata_commands(test: &str) -> Option<Commands> {
+    static INITRD: OnceLock<PathBuf> = OnceLock::new();
+    let specs = [&x86::X86_64_SATA, &x86::X86_64_BUSYBOX];
+    commands_of(test, &["x86_64"], specs, "vmlinuz", x86::SATA_MODULES, &INITRD)
+}
+
 /// The same for a 32-bit PC without PAE.
 pub fn i386_commands(test: &str) -> Option<Commands> {
     static INITRD: OnceLock<PathBuf> = OnceLock::new();

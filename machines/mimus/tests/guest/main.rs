@@ -12,6 +12,8 @@ mod gdb;
 mod harness;
 mod network;
 mod repeat;
+mod sata;
+mod selftests;
 mod terminal;
 mod views;
 mod x86;

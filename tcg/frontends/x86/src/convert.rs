@@ -38,6 +38,7 @@ pub fn to_arch(st: &State, regs: &Registers, now: u64) -> X86State {
         .collect();
     out.events = Events {
         shadow_sti: st.shadow,
+        held_breakpoints: (st.held_back & 0xf) as u8,
         nmi_masked: st.nmi_masked,
         nmi_pending: st.nmi_pending,
         smm: st.smm,
@@ -179,6 +180,7 @@ pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers,
     }
     st.set_tsc(now, from.tsc);
     st.shadow = from.events.shadow_sti || from.events.shadow_mov_ss;
+    st.held_back = u64::from(from.events.held_breakpoints & 0xf);
     st.nmi_masked = from.events.nmi_masked;
     st.nmi_pending = from.events.nmi_pending;
     st.smm = from.events.smm;

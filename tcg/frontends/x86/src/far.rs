@@ -337,7 +337,10 @@ pub fn writable_flags<H: Host + ?Sized>(h: &H, cpl: u8, bytes: u32) -> u64 {
 /// # Errors
 /// As the manual says.
 pub fn iret<H: Host + ?Sized>(h: &mut H, bytes: u32, next: u64) -> Result<()> {
-    h.st_mut().nmi_masked = false;
+    if std::mem::take(&mut h.st_mut().nmi_masked) {
+        // One may wait, and comes right behind this.
+        h.check_events();
+    }
     let mode = h.st().mode();
     if matches!(mode, Mode::Real | Mode::V86) {
         return iret_real(h, bytes, mode);

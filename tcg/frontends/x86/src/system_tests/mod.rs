@@ -4,6 +4,7 @@ mod control;
 mod events;
 mod pages;
 mod smm;
+mod tasks;
 mod transfers;
 
 use crate::state::{CS, DS, ES, SS};

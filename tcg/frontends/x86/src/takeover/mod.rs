@@ -121,6 +121,7 @@ impl Takeover<'_> {
         st.phys_bits = PHYS_BITS;
         st.apic_base = from.apic_base;
         st.shadow = from.events.shadow_sti || from.events.shadow_mov_ss;
+        st.held_back = 0;
         st.nmi_masked = from.events.nmi_masked;
         (st.nmi_pending, st.smm) = (false, false);
         (st.dr6, st.dr7) = (DR6_FIXED, DR7_FIXED);

@@ -90,6 +90,8 @@ impl Tr<'_> {
             M::Xadd => self.exchange_add(),
             M::Xchg => self.exchange(),
             M::Cmpxchg if self.is_memory(0) => self.compare_exchange(),
+            // In 64-bit code registers keep their upper halves if memory was as expected.
+            M::Cmpxchg8b if self.bits != 64 => self.compare_exchange_8(),
             _ => return None,
         }
         Some(Flow::Next)
@@ -298,6 +300,33 @@ impl Tr<'_> {
         } else {
             self.op(Op::CMovF { cond: CondF::Ne, size: Size::B8, d: accumulator, a: Val::Slot(d) });
         }
+    }
+
+    /// CMPXCHG8B, by which 32-bit programs do all that is atomic at 64 bits.
+    fn compare_exchange_8(&mut self) {
+        let [eax, ecx, edx, ebx] = [0, 1, 2, 3].map(Slot);
+        let (expected, new) = (self.pair(edx, eax), self.pair(ecx, ebx));
+        let Mem { base, off } = self.memory(8, true);
+        let d = self.temp();
+        self.op(Op::CmpXchg { d, size: Size::B8, expected, new, base, off });
+        let zero = self.temp();
+        let mut next = |op, a, b| self.op(Op::Alu { op, ty: Ty::I64, d: zero, a, b });
+        next(AluOp::Xor, Val::Slot(d), expected);
+        next(AluOp::SetLtU, Val::Slot(zero), Val::Imm(1));
+        next(AluOp::Shl, Val::Slot(zero), Val::Imm(6));
+        self.op(Op::SetFlags { a: Val::Slot(zero), mask: Flags::ZF });
+        // If it was as expected, they have these values.
+        self.op(Op::Un { op: UnOp::ZextW, ty: Ty::I64, d: eax, a: Val::Slot(d) });
+        self.op(Op::Alu { op: AluOp::Shr, ty: Ty::I64, d: edx, a: Val::Slot(d), b: Val::Imm(32) });
+    }
+
+    /// `high:low`, 32 bits each.
+    fn pair(&mut self, high: Slot, low: Slot) -> Val {
+        let low = self.un(UnOp::ZextW, Ty::I64, Val::Slot(low));
+        let d = self.temp();
+        self.op(Op::Alu { op: AluOp::Shl, ty: Ty::I64, d, a: Val::Slot(high), b: Val::Imm(32) });
+        self.op(Op::Alu { op: AluOp::Or, ty: Ty::I64, d, a: Val::Slot(d), b: low });
+        Val::Slot(d)
     }
 
     /// Flags that are only moved around.

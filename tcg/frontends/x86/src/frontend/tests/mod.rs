@@ -7,6 +7,7 @@ mod debug_exceptions;
 mod limits;
 mod native;
 mod programs;
+mod rules;
 mod smm;
 mod strings;
 mod units;

@@ -45,6 +45,33 @@ fn real_mode_jumps_wrap_at_64k() {
 }
 
 #[test]
+fn eight_bytes_are_compared_and_exchanged_in_32_bit_code() {
+    for (stored, flags) in [(0x1122_3344_5566_7788u64, 0x8d7), (0x1122_3344_5566_7789, 0x897)] {
+        both(|mut g| {
+            g.tables();
+            g.protected();
+            g.change(|s| {
+                (s.gpr[RDX], s.gpr[RAX]) = (0x1122_3344, 0x5566_7788);
+                (s.gpr[RCX], s.gpr[RBX]) = (0x99aa_bbcc, 0xddee_ff00);
+                (s.gpr[RSI], s.gpr[RSP]) = (DATA, 0x8_0000);
+            });
+            g.put_u64(DATA + 4, stored);
+            // push 0x8d7 (or without ZF, which is replaced); popfd; lock cmpxchg8b [esi+4]; pushfd; pop edi; hlt
+            let mut code = vec![0x68, 0xd7 ^ (flags as u8 & 0x40), 0x08, 0x00, 0x00, 0x9d];
+            code.extend([0xf0, 0x0f, 0xc7, 0x4e, 0x04, 0x9c, 0x5f, 0xf4]);
+            g.put(CODE, &code);
+            let s = g.run();
+            let same = stored == 0x1122_3344_5566_7788;
+            let expected = if same { 0x99aa_bbcc_ddee_ff00 } else { stored };
+            assert_eq!(g.u64_at(DATA + 4), expected);
+            assert_eq!((s.gpr[RDX], s.gpr[RAX]), (0x1122_3344, stored & 0xffff_ffff));
+            assert_eq!((s.gpr[RCX], s.gpr[RBX]), (0x99aa_bbcc, 0xddee_ff00));
+            assert_eq!(s.gpr[RDI] & 0x8d5, flags & 0x8d5);
+        });
+    }
+}
+
+#[test]
 fn to_protected_mode_and_back() {
     both(|mut g| {
         g.tables();
