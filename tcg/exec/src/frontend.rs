@@ -69,6 +69,8 @@ pub enum MemFault {
 pub struct CodeWindow<'a> {
     pub(crate) page: &'a CodePage,
     pub(crate) next: Option<&'a CodePage>,
+    /// What there is of `page`.
+    copied: (u16, u16),
     /// Nothing is read from this offset on.
     pub(crate) end: u32,
     mode: u16,
@@ -80,7 +82,17 @@ pub type CodePage = [u8; 4096];
 impl<'a> CodeWindow<'a> {
     /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
     pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
-        CodeWindow { page, next, end: u32::MAX, mode: 0 }
+        CodeWindow { page, next, copied: (0, 4096), end: u32::MAX, mode: 0 }
+    }
+
+    /// The same window, of whose page only the bytes from offset `from` to before `to` are there.
+    pub(crate) fn copied(self, from: usize, to: usize) -> CodeWindow<'a> {
+        CodeWindow { copied: (from as u16, to as u16), ..self }
+    }
+
+    /// The offsets of the page that may be read.
+    fn readable(&self) -> std::ops::Range<u32> {
+        u32::from(self.copied.0)..self.end.min(u32::from(self.copied.1))
     }
 
     /// The same window, but that a block is to end before offset `cut`.
@@ -102,7 +114,8 @@ impl<'a> CodeWindow<'a> {
     /// what may be read.
     pub fn bytes<'b>(&self, offset: u32, buffer: &'b mut [u8]) -> &'b [u8] {
         let len = buffer.len();
-        let inside = offset.saturating_add(len as u32) <= self.end.min(4096);
+        let (all, end) = (self.readable(), offset.saturating_add(len as u32));
+        let inside = all.start <= offset && end <= all.end;
         if let Some(bytes) = self.page.get(offset as usize..offset as usize + len).filter(|_| inside) {
             buffer.copy_from_slice(bytes);
             return buffer;
@@ -118,14 +131,16 @@ impl<'a> CodeWindow<'a> {
 
     /// What of the page may be read from `offset` on.
     pub fn page_from(&self, offset: u16) -> &'a [u8] {
-        let end = self.end.min(4096) as usize;
-        self.page.get(offset.into()..end).unwrap_or(&[])
+        let all = self.readable();
+        let from = if all.start <= offset.into() { offset.into() } else { all.end as usize };
+        self.page.get(from..all.end as usize).unwrap_or(&[])
     }
 
     /// The byte at `offset` from the page's start; `None` past what may be read.
     pub fn byte(&self, offset: u32) -> Option<u8> {
         match offset {
             _ if offset >= self.end => None,
+            0..4096 if !self.readable().contains(&offset) => None,
             0..4096 => self.page.get(offset as usize).copied(),
             4096..8192 => self.next?.get(offset as usize - 4096).copied(),
             _ => None,
@@ -137,6 +152,7 @@ impl<'a> CodeWindow<'a> {
         let at = (offset & 0xffe) as usize;
         let page = match offset {
             _ if offset >= self.end => return None,
+            0..4096 if !self.readable().contains(&offset) => return None,
             0..4096 => self.page,
             4096..8192 => self.next?,
             _ => return None,

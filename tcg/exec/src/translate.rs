@@ -17,8 +17,10 @@ use crate::trace;
 use mimus_core::memory::PAGE_CODE;
 
 const PAGE_MASK: u64 = 4095;
-/// Bytes of guest code that a block may have: what is looked at beyond is not part of it.
+/// Bytes of guest code that a block may have.
 const MOST_CODE: usize = 1536;
+/// Bytes before a block that its translation may look at: the heads of loops that it is the end of.
+const LOOK_BACK: usize = 512;
 /// Longer than any block takes.
 const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
@@ -28,6 +30,8 @@ const LONGEST: usize = MAX_INSN_LEN as usize + 1;
 pub(crate) struct Scratch {
     pub block: Block,
     page: Box<CodePage>,
+    /// The bytes of `page` that are of this translation.
+    copied: (usize, usize),
     next: Box<CodePage>,
     buffers: (Vec<u8>, Emitted),
 }
@@ -37,6 +41,7 @@ impl Default for Scratch {
         Scratch {
             block: Block::default(),
             page: Box::new([0; 4096]),
+            copied: (0, 0),
             next: Box::new([0; 4096]),
             buffers: Default::default(),
         }
@@ -190,8 +195,10 @@ impl<F: GuestFrontend> Cpu<F> {
         let first = usize::from(start);
         // Blocks made ahead may begin anywhere.
         let all = self.machine.optimise == Optimise::Forced;
-        let (from, end) = if all { (0, 4096) } else { (first, (first + MOST_CODE).min(4096)) };
+        let around = (first.saturating_sub(LOOK_BACK), (first + MOST_CODE).min(4096));
+        let (from, end) = if all { (0, 4096) } else { around };
         copy_code(host, from, &mut scratch.page[from..end]);
+        scratch.copied = (from, end);
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
         if let (Ok(code), Optimise::Forced) = (&result, self.machine.optimise) {
             self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
@@ -254,7 +261,8 @@ impl<F: GuestFrontend> Cpu<F> {
             }
             next = Some((fetched, stamp));
         }
-        let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).with_mode(mode);
+        let (from, end) = scratch.copied;
+        let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).copied(from, end).with_mode(mode);
         if cut_here {
             cut_block(&mut scratch.block, start);
         } else {
@@ -316,7 +324,8 @@ impl<F: GuestFrontend> Cpu<F> {
             }
         }
         if result.is_ok() {
-            let window = CodeWindow::new(&scratch.page, has_next.then_some(&*scratch.next)).with_mode(mode);
+            let next = has_next.then_some(&*scratch.next);
+            let window = CodeWindow::new(&scratch.page, next).copied(start.into(), end).with_mode(mode);
             F::translate(&self.guest, window, start, TranslateMode::Careful, &mut scratch.block);
         }
         self.scratch = Some(scratch);
