@@ -221,10 +221,20 @@ fn firmware_call(cpu: &mut RiscvCpu) -> bool {
     }
     let mut regs: [u64; 8] = std::array::from_fn(|i| cpu.slot(Slot(A0 + i as u8)));
     let index = cpu.index();
+    // With Sstc a firmware's timer is `stimecmp` too (SBI, section 6.1): whichever was set last counts.
+    let own_timer = (cpu.guest.hart.sstc_enabled() && is_set_timer(regs[7], regs[6])).then_some(regs[0]);
+    if own_timer.is_some() {
+        regs[0] = u64::MAX;
+    }
     let result = cpu.io_outside_guest(|io| io.hypercall(index, &mut regs));
     match result {
         None | Some(HypercallResult::NotHandled) => return false,
-        Some(HypercallResult::Done) => {}
+        Some(HypercallResult::Done) => {
+            if let Some(deadline) = own_timer {
+                cpu.guest.hart.stimecmp = deadline;
+                arm_timer(cpu);
+            }
+        }
         Some(HypercallResult::Leave) => cpu.leave_run_loop(),
         Some(HypercallResult::Wait) => cpu.halt(),
     }
@@ -233,6 +243,12 @@ fn firmware_call(cpu: &mut RiscvCpu) -> bool {
     }
     leave_after(cpu);
     true
+}
+
+/// Whether an SBI call sets the timer: the TIME extension's, or the legacy one.
+const fn is_set_timer(extension: u64, function: u64) -> bool {
+    const TIME: u64 = 0x5449_4d45;
+    extension == 0 || extension == TIME && function == 0
 }
 
 fn ebreak(cpu: &mut RiscvCpu, _: u64, _: u64, _: u64) -> u64 {
