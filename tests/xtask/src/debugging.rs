@@ -88,7 +88,7 @@ const ROWS: [Row; 10] = {
         Row { qemu_less: 20, ..both("1 breakpoint in the hot page", debugged(1, None)) },
         Row { qemu_less: 5000, ..both("1,000 breakpoints there", debugged(1000, None)) },
         both("watchpoint on another page", debugged(0, Some(4096))),
-        Row { less: 2, qemu_less: 4, ..both("watchpoint on a page in use", debugged(0, Some(2048))) },
+        Row { less: 2, qemu_less: 4, ..both("watchpoint on a page in use", debugged(0, Some(3072))) },
         Row {
             name: "block trace (QEMU: -d exec,nochain)",
             mimus: Some(How::With(&["-trace", TRACE])),
