@@ -230,6 +230,10 @@ impl Bench {
         let before = children_time()?;
         let mut child = match how {
             How::With(options) => {
+                // Of several accelerators QEMU takes the first.
+                if !options.contains(&"-accel") {
+                    command.args(["-accel", "tcg"]);
+                }
                 let named = |o: &&str| o.replace(TRACE, &trace.display().to_string());
                 Running(command.args(options.iter().map(named)).spawn()?)
             }
@@ -344,7 +348,7 @@ fn command(guest: &Guest, who: Who, image: &Path) -> Command {
             c
         }
     };
-    command.args(["-accel", "tcg"]).args(guest.board).args(["-m", "64", "-nographic", "-kernel"]).arg(image);
+    command.args(guest.board).args(["-m", "64", "-nographic", "-kernel"]).arg(image);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -377,7 +381,11 @@ impl Gdb {
     /// Starts the emulator, stopped, and connects to it.
     fn start(mut command: Command, socket: &Path) -> anyhow::Result<(Running, Gdb)> {
         let _ = std::fs::remove_file(socket);
-        command.arg("-S").arg("-gdb").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        command
+            .args(["-accel", "tcg"])
+            .arg("-S")
+            .arg("-gdb")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()));
         let mut child = Running(command.spawn().with_context(|| format!("{command:?}"))?);
         let end = Instant::now() + LIMIT;
         let stream = loop {
