@@ -88,7 +88,7 @@ const ROWS: [Row; 10] = {
         Row { qemu_less: 20, ..both("1 breakpoint in the hot page", debugged(1, None)) },
         Row { qemu_less: 5000, ..both("1,000 breakpoints there", debugged(1000, None)) },
         both("watchpoint on another page", debugged(0, Some(4096))),
-        Row { less: 2, qemu_less: 4, ..both("watchpoint on a page in use", debugged(0, Some(2048))) },
+        Row { less: 2, qemu_less: 4, ..both("watchpoint on a page in use", debugged(0, Some(3072))) },
         Row {
             name: "block trace (QEMU: -d exec,nochain)",
             mimus: Some(How::With(&["-trace", TRACE])),
@@ -230,6 +230,10 @@ impl Bench {
         let before = children_time()?;
         let mut child = match how {
             How::With(options) => {
+                // Of several accelerators QEMU takes the first.
+                if !options.contains(&"-accel") {
+                    command.args(["-accel", "tcg"]);
+                }
                 let named = |o: &&str| o.replace(TRACE, &trace.display().to_string());
                 Running(command.args(options.iter().map(named)).spawn()?)
             }
@@ -344,7 +348,7 @@ fn command(guest: &Guest, who: Who, image: &Path) -> Command {
             c
         }
     };
-    command.args(["-accel", "tcg"]).args(guest.board).args(["-m", "64", "-nographic", "-kernel"]).arg(image);
+    command.args(guest.board).args(["-m", "64", "-nographic", "-kernel"]).arg(image);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -377,7 +381,11 @@ impl Gdb {
     /// Starts the emulator, stopped, and connects to it.
     fn start(mut command: Command, socket: &Path) -> anyhow::Result<(Running, Gdb)> {
         let _ = std::fs::remove_file(socket);
-        command.arg("-S").arg("-gdb").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        command
+            .args(["-accel", "tcg"])
+            .arg("-S")
+            .arg("-gdb")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()));
         let mut child = Running(command.spawn().with_context(|| format!("{command:?}"))?);
         let end = Instant::now() + LIMIT;
         let stream = loop {
