@@ -19,7 +19,7 @@ use mimus_machines::registry;
 use crate::console::{Console, Sharing};
 use crate::debugger::{self, Live};
 use crate::monitor::{self, Control};
-use crate::tracing::Tracing;
+use crate::tracing::{Tracing, on_full_disk};
 use crate::{accels, gdb, registers, signals, terminal};
 
 /// The text of `-device help` (`None`) or `-device NAME,help`.
@@ -98,7 +98,10 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     if let Some(text) = traced? {
         eprintln!("mimus: {text}");
     }
-    recorded.map_err(|e| anyhow::anyhow!("-record: {e}"))?;
+    recorded.map_err(|e| {
+        let file = config.record.as_deref().unwrap_or("".as_ref()).display();
+        anyhow::anyhow!("-record {file}: {e}{}", on_full_disk(&e))
+    })?;
     exit_status(end)
 }
 

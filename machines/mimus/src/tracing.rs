@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{anyhow, bail};
 use mimus_core::accel::{AccelVm, TraceKinds, TraceSink, VcpuIndex};
 use mimus_core::vcpu::VcpuThreads;
-use mimus_debug::trace::{Filter, Header, TraceWriter};
+use mimus_debug::trace::{Filter, Header, TraceError, TraceWriter};
 use mimus_machines::config::keyval::nearest;
 use mimus_machines::config::{KeyValues, MachineConfig};
 
@@ -45,7 +45,7 @@ fn parse(text: &str) -> anyhow::Result<Wanted> {
             Some(result) => result.map_err(|e| anyhow!("-trace {key}={value}: {e}"))?,
             None => {
                 let near = nearest(&key, KEYS.into_iter()).map_or(String::new(), |n| format!("; did you mean {n}?"));
-                bail!("-trace {key}={value}: there is no such key{near} There are {}", KEYS.join(", "));
+                bail!("-trace {key}={value}: there is no such key{near}; there are {}", KEYS.join(", "));
             }
         }
         filters.push(format!("{key}={value}"));
@@ -110,8 +110,19 @@ impl Tracing {
         tracer.stop_trace();
         self.sync()?;
         let path = writer.path().display();
-        let written = writer.finish().map_err(|e| anyhow!("trace {path}: {e}"))?;
+        let written = writer.finish().map_err(|e| {
+            let advice = if let TraceError::Io(e) = &e { on_full_disk(e) } else { "" };
+            anyhow!("trace {path}: {e}{advice}")
+        })?;
         Ok(Some(format!("trace {path}: {} words in {} bytes", written.words, written.bytes)))
+    }
+}
+
+/// What to do about an error of writing, where that is known.
+pub fn on_full_disk(e: &std::io::Error) -> &'static str {
+    match e.kind() {
+        std::io::ErrorKind::StorageFull => "; free some space, or name a file on a larger disk",
+        _ => "",
     }
 }
 
