@@ -12,7 +12,7 @@ use mimus_core::arch::x86::msr;
 use mimus_machines::machine::RunEnd;
 use mimus_tcg::TcgFallback;
 
-use crate::harness::{Setup, bzimage, skipped};
+use crate::harness::{Setup, bzimage, handle_interrupts, skipped};
 
 const ENTRY: u64 = 0x10_0200;
 const IDT: u64 = 0x30_0000;
@@ -44,18 +44,7 @@ fn program(rounds: u32, ticks: u32) -> Vec<u8> {
         a.cpuid()?;
         a.test(ecx, 1 << 24)?;
         a.je(end)?;
-        a.lea(rax, ptr(handler))?;
-        // Low word, selector and type, middle word, high half of the gate.
-        a.mov(ebx, (IDT + VECTOR * 16) as u32)?;
-        a.mov(word_ptr(rbx), ax)?;
-        a.shr(rax, 16)?;
-        a.mov(dword_ptr(rbx + 2), 0x8e00_0010u32 as i32)?;
-        a.mov(word_ptr(rbx + 6), ax)?;
-        a.mov(qword_ptr(rbx + 8), 0)?;
-        a.mov(ebx, IDTR as u32)?;
-        a.lidt(ptr(rbx))?;
-        a.mov(ebx, LAPIC as u32)?;
-        a.mov(dword_ptr(rbx + 0xf0), 0x1ff)?;
+        handle_interrupts(&mut a, handler, IDT, IDTR, VECTOR)?;
         a.mov(dword_ptr(rbx + 0x320), 0x4_0000 | VECTOR as i32)?;
         // esi: interrupts that must have come.
         a.xor(esi, esi)?;

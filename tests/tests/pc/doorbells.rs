@@ -11,7 +11,7 @@ use mimus_core::arch::GuestArch;
 use mimus_machines::machine::RunEnd;
 use mimus_tcg::TcgFallback;
 
-use crate::harness::{Pc, Setup, bzimage, skipped};
+use crate::harness::{Pc, Setup, bzimage, handle_interrupts, skipped};
 
 const DESC: u64 = 0x30_0000;
 const AVAIL: u64 = 0x30_1000;
@@ -63,18 +63,7 @@ fn program(w: &Wiring, rounds: u32) -> Vec<u8> {
             (a.create_label(), a.create_label(), a.create_label(), a.create_label());
         let mut count = a.create_label();
         a.mov(rsp, STACK)?;
-        a.lea(rax, ptr(handler))?;
-        // Low word, selector and type, middle word, high half of the gate.
-        a.mov(ebx, (IDT + VECTOR * 16) as u32)?;
-        a.mov(word_ptr(rbx), ax)?;
-        a.shr(rax, 16)?;
-        a.mov(dword_ptr(rbx + 2), 0x8e00_0010u32 as i32)?;
-        a.mov(word_ptr(rbx + 6), ax)?;
-        a.mov(qword_ptr(rbx + 8), 0)?;
-        a.mov(ebx, IDTR as u32)?;
-        a.lidt(ptr(rbx))?;
-        a.mov(ebx, LAPIC as u32)?;
-        a.mov(dword_ptr(rbx + 0xf0), 0x1ff)?;
+        handle_interrupts(&mut a, handler, IDT, IDTR, VECTOR)?;
         if w.level.is_some() {
             a.mov(ebx, IOAPIC as u32)?;
             for (register, value) in [(0x11 + SLOT_PIN * 2, 0), (0x10 + SLOT_PIN * 2, 0x8000 | VECTOR as u32)] {

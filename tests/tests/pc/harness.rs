@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 use mimus_core::accel::{Accelerator, CpuIo, EmulationFallback, NullAccelerator, VcpuIndex};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
 use mimus_devices::char::host::RingBuf;
@@ -245,4 +247,30 @@ pub fn acpi_tables(pc: &Pc) -> Vec<(String, Vec<u8>)> {
     let fadt = out.iter().find(|t| t.0 == "FACP").expect("a FADT").1.clone();
     out.push(table(number(&fadt, 140, 8)));
     out
+}
+
+/// The LAPIC's registers.
+const LAPIC: u64 = 0xfee0_0000;
+
+/// Code that gives `vector` a gate to `handler` in the table at `idt`, loads that (its pointer is at `idtr`), and turns
+/// the local APIC on, whose address it leaves in RBX. Spoils RAX.
+pub fn handle_interrupts(
+    a: &mut CodeAssembler,
+    handler: CodeLabel,
+    idt: u64,
+    idtr: u64,
+    vector: u64,
+) -> Result<(), IcedError> {
+    a.lea(rax, ptr(handler))?;
+    // Low word, selector and type, middle word, high half of the gate.
+    a.mov(ebx, (idt + vector * 16) as u32)?;
+    a.mov(word_ptr(rbx), ax)?;
+    a.shr(rax, 16)?;
+    a.mov(dword_ptr(rbx + 2), 0x8e00_0010u32 as i32)?;
+    a.mov(word_ptr(rbx + 6), ax)?;
+    a.mov(qword_ptr(rbx + 8), 0)?;
+    a.mov(ebx, idtr as u32)?;
+    a.lidt(ptr(rbx))?;
+    a.mov(ebx, LAPIC as u32)?;
+    a.mov(dword_ptr(rbx + 0xf0), 0x1ff)
 }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mimus_machines::guests::cpio::Archive;
@@ -17,6 +18,7 @@ pub struct Mimus {
     child: Child,
     input: Option<ChildStdin>,
     output: Arc<Output>,
+    readers: [JoinHandle<()>; 2],
     /// Bytes of the output that waits have passed.
     seen: usize,
 }
@@ -58,11 +60,11 @@ impl Mimus {
         let mut child = piped.spawn().expect("mimus starts");
         let output = Arc::<Output>::default();
         let (stdout, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        for stream in [Box::new(stdout) as Box<dyn Read + Send>, Box::new(errors)] {
+        let readers = [Box::new(stdout) as Box<dyn Read + Send>, Box::new(errors)].map(|stream| {
             let output = output.clone();
-            std::thread::spawn(move || output.collect(stream));
-        }
-        Self { input: child.stdin.take(), child, output, seen: 0 }
+            std::thread::spawn(move || output.collect(stream))
+        });
+        Self { input: child.stdin.take(), child, output, readers, seen: 0 }
     }
 
     /// Starts `mimus system riscv64` with the usual options, then `args`.
@@ -124,7 +126,9 @@ impl Mimus {
     pub fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + LIMIT;
         loop {
-            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+            let status = self.child.try_wait().expect("it can be waited for");
+            // What it said last may still be on its way.
+            if let Some(status) = status.filter(|_| self.readers.iter().all(JoinHandle::is_finished)) {
                 return status;
             }
             assert!(Instant::now() < deadline, "it does not end:\n{}", self.transcript());
