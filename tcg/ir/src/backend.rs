@@ -235,6 +235,9 @@ pub struct RuntimeFns {
     pub unit_probe: usize,
     /// `(env, bytes: u32)`: stores them from [`EnvLayout::unit_buffer`] to where `unit_probe` was asked about last.
     pub unit_store: usize,
+    /// `(env, va: u64, size_log2 | range << RANGE_SHIFT: u32, return_address)`: the range entry of an access that is
+    /// made some other way than by `load` and `store` did not serve it; it is filled if the page is known.
+    pub note: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
     /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
@@ -335,6 +338,8 @@ pub struct Emitted {
     pub faults: Vec<FaultEntry>,
     /// Not produced, but told the backend.
     pub hints: Hints,
+    /// Told as well: the address of the entry table of the block's page; 0 if it has none.
+    pub table: u32,
 }
 
 /// Which of the optimisations are used that can be left out.

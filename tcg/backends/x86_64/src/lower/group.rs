@@ -5,8 +5,8 @@
 //! If the range that they span is not all in one page, or the page is not in the TLB, a copy of the operations
 //! runs in which each access is checked by itself.
 
-use super::{Cold, Insn, Lower, Opnd, writes};
-use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
+use super::{Cold, Fixups, Insn, Lower, Opnd, writes};
+use crate::asm::{Alu, Cc, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::Optimise;
@@ -36,7 +36,8 @@ pub(super) struct Group {
 /// The copy with checks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    from: Fixup,
+    from: Fixups,
+    lent: Option<Lent>,
     back: u32,
     /// The operations, by index.
     first: usize,
@@ -46,6 +47,15 @@ pub(super) struct Slow {
     boxed: u64,
     fp_alive: bool,
     flags: super::flags::FlagState,
+}
+
+/// The range entry that a group is compared with: that of one of its accesses, which fills it in the copy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lent {
+    /// The access, by its operation's index.
+    pub op: usize,
+    pub range: u32,
+    size: Size,
 }
 
 /// What a group spans.
@@ -67,14 +77,23 @@ impl Lower<'_> {
         let Some((base, extent)) = self.find_group(first) else {
             return;
         };
-        // The copy starts without knowing what `rax` holds.
+        // The copy starts without knowing what `rax` holds; of a temporary that the first access stores, nothing else
+        // may know it.
+        if let (Some(t), Some(&Op::Store { src, .. })) = (self.cached, self.ops.get(first))
+            && t.0 >= FIRST_TEMP
+            && src == Val::Slot(t)
+        {
+            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(t)), RAX);
+        }
         self.cached = None;
         self.last = None;
-        let from = self.check_group(base, extent);
+        let lent = self.lend_range(first, base, extent);
+        let from = self.check_group(base, extent, lent);
         self.flags_lost();
         let slow = self.groups.len() as u32;
         self.groups.push(Slow {
             from,
+            lent,
             back: 0,
             first,
             end: extent.end,
@@ -174,12 +193,35 @@ impl Lower<'_> {
         extent.filter(|_| accesses >= enough).map(|extent| (base, extent))
     }
 
+    /// The range entry for a group's check, in code that runs often.
+    fn lend_range(&self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
+        // Of guests with flags, who may write may read.
+        if extent.reads && extent.writes && !self.be.config.flags {
+            return None;
+        }
+        let mut pc = self.insn.pc;
+        for (op, what) in self.ops.iter().enumerate().take(extent.end).skip(first) {
+            if let Op::Insn { pc: at, .. } = *what {
+                pc = at;
+            }
+            match access(what) {
+                Some((b, _, bytes, write)) if b == base && write == extent.writes && self.stays_in_range(pc.0) => {
+                    let size = size_within(bytes);
+                    return Some(Lent { op, range: self.be.new_range(size, write, false), size });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// Looks the page up for the whole range; `r14` is the base's host address after it.
-    fn check_group(&mut self, base: Slot, extent: Extent) -> Fixup {
+    fn check_group(&mut self, base: Slot, extent: Extent, lent: Option<Lent>) -> Fixups {
         let context = self.be.config.context;
         let home = self.home(base);
         // Offsets are those of instructions: their span and bounds fit 32 bits.
-        let low = extent.low as i32;
+        let extra = lent.map_or(0, |lent| extent.high - extent.low - i64::from(lent.size.bytes()));
+        let low = (extent.low + extra) as i32;
         match home {
             Opnd::Reg(r) => self.asm.lea(true, R15, r, low),
             _ => {
@@ -188,6 +230,11 @@ impl Lower<'_> {
                     self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), low);
                 }
             }
+        }
+        if let Some(Lent { range, .. }) = lent {
+            let miss = self.compare_span(range, extra as i32);
+            self.alu_r(Alu::Add, true, R14, home);
+            return miss;
         }
         if extent.reads && extent.writes {
             self.mov(RAX, Opnd::Reg(R15));
@@ -207,13 +254,14 @@ impl Lower<'_> {
         let miss = self.asm.jcc(Cc::A);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
         self.alu_r(Alu::Add, true, R14, home);
-        miss
+        Fixups::one(miss)
     }
 
     /// The copy of a group with a check per access.
     pub(super) fn slow_group(&mut self, number: u32) {
         let Some(&slow) = self.groups.get(number as usize) else { return };
-        self.asm.bind(slow.from);
+        self.bind(slow.from);
+        self.lent = slow.lent;
         (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         self.fp_alive = slow.fp_alive;
         (self.cached, self.last) = (None, None);
@@ -225,7 +273,18 @@ impl Lower<'_> {
                 self.op(op);
             }
         }
+        self.lent = None;
         self.asm.jmp_back(slow.back);
+    }
+}
+
+/// The largest size of an integer that has no more bytes.
+pub(super) fn size_within(bytes: u32) -> Size {
+    match bytes {
+        0 | 1 => Size::B1,
+        2 | 3 => Size::B2,
+        4..=7 => Size::B4,
+        _ => Size::B8,
     }
 }
 

@@ -9,7 +9,7 @@
 
 use super::flags::Routine;
 use super::fuse::Fused;
-use super::{Cold, Insn, Lower, Opnd};
+use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
@@ -98,11 +98,9 @@ impl Lower<'_> {
 
     /// Looks up an access of `size`; `r14` is the addend after it. Gives where it goes on if that is not to be had,
     /// and its range entry.
-    fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
+    pub(super) fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
         let context = self.be.config.context;
-        if self.stays_in_range() {
-            let parts = self.info.hints.parted.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
-            let range = self.be.new_range(size, write, parts);
+        if let Some(range) = self.range_for(size, write) {
             return (self.compare_range(at, range, size), Some(range));
         }
         self.look_up(at, if write { context.write_tag } else { context.read_tag });
@@ -112,14 +110,53 @@ impl Lower<'_> {
         (miss, None)
     }
 
-    /// Whether the instruction's access is to have a range entry.
-    fn stays_in_range(&self) -> bool {
+    /// The range entry for the access being lowered, if it is to have one.
+    pub(super) fn range_for(&mut self, size: Size, write: bool) -> Option<u32> {
         let hints = &self.info.hints;
-        hints.hot && !hints.scattered.iter().any(|&pc| i32::from(pc) == self.insn.pc.0)
+        let listed = |list: &[u16]| list.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
+        if !hints.hot || listed(&hints.scattered) {
+            return None;
+        }
+        let lent = self.lent.filter(|lent| lent.op + 1 == self.next);
+        lent.map(|lent| lent.range).or_else(|| Some(self.be.new_range(size, write, listed(&hints.parted))))
+    }
+
+    /// Whether the access of the instruction at `pc` is to have a range entry of one part.
+    pub(super) fn stays_in_range(&self, pc: i32) -> bool {
+        let hints = &self.info.hints;
+        hints.hot && !hints.scattered.iter().chain(&hints.parted).any(|&other| i32::from(other) == pc)
+    }
+
+    /// Compares all of an access with a range entry that is for fewer bytes, by `extra`: `r15` is the last address at which
+    /// one of those may begin. `r14` is the addend after it.
+    pub(super) fn compare_span(&mut self, range: u32, extra: i32) -> Fixups {
+        let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
+        dynasm!(self.asm ; .arch x64
+            ; gs sub r15, [DWORD entry]
+            ; gs cmp r15, [DWORD entry + 8]
+        );
+        let mut miss = Fixups::one(self.asm.jcc(Cc::Ae));
+        if extra != 0 {
+            dynasm!(self.asm ; .arch x64 ; cmp r15, extra);
+            miss.add(self.asm.jcc(Cc::B));
+        }
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
+        miss
+    }
+
+    /// In cold code, of an access at `r15` that is not made by the load or store stub: tells the runtime that its range
+    /// entry did not serve it. Clobbers `rax` and `r14`.
+    pub(super) fn note_miss(&mut self, range: Option<u32>, size: Size, insn: Insn) {
+        let Some(range) = range else { return };
+        dynasm!(self.asm ; .arch x64 ; mov [rsp + 8], r15);
+        self.asm.mov_ri(R14, i64::from(size as u32 | (range + 1) << RANGE_SHIFT));
+        self.asm.call_abs(self.be.stubs.note);
+        self.fault_entry(insn);
+        dynasm!(self.asm ; .arch x64 ; mov r15, [rsp + 8]);
     }
 
     /// Compares an address with a range entry; `r14` is the addend after it.
-    fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
+    pub(super) fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
         let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
         if at.off == 0 {
             self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));

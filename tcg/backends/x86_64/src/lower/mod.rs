@@ -106,6 +106,22 @@ enum Cold {
         from: Fixup,
         to: PagePc,
     },
+    /// The look-up of an indirect jump's target that is not in the block's page.
+    Probe {
+        from: Fixup,
+        unchecked: Option<control::Unchecked>,
+    },
+    /// An indirect jump on its way to a stub: its target has to be checked first.
+    Check {
+        from: Fixup,
+        unchecked: control::Unchecked,
+        stub: usize,
+    },
+    /// The taken side of a branch that saves the flags.
+    SaveAndGo {
+        from: Fixup,
+        to: PagePc,
+    },
     /// Exit to execute an instruction in careful mode.
     Careful {
         from: Fixups,
@@ -181,6 +197,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         routines: Vec::new(),
         looped,
         narrow: block.narrow,
+        unchecked: None,
+        lent: None,
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
@@ -242,6 +260,10 @@ struct Lower<'a> {
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
+    /// The check of an indirect jump's target that has been put off.
+    unchecked: Option<control::Unchecked>,
+    /// The range entry of an access that its group has compared too.
+    lent: Option<group::Lent>,
 }
 
 impl Lower<'_> {
@@ -532,12 +554,17 @@ impl Lower<'_> {
                 return false;
             };
             rest = after;
+            let index = self.ops.len() - rest.len() - 1;
+            if self.puts_check_off(index) {
+                continue;
+            }
             if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
                 break next;
             }
         };
         let index = self.ops.len() - rest.len() - 1;
-        if !self.reads_from_rax(index, next, d) {
+        // What saves flags clobbers it.
+        if !self.reads_from_rax(index, next, d) || (self.next..=index).contains(&self.flags.save_before()) {
             return false;
         }
         if next.is_terminal() || writes(next, d) {
@@ -578,7 +605,8 @@ impl Lower<'_> {
             Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
             Op::Un { a, .. } => a == v,
             Op::Load { base, .. } => base == v,
-            Op::Store { src, base, .. } => base == v && src != v,
+            Op::Store { src, base: Val::Slot(base), .. } if src == v => self.be.pin_of(base).is_some(),
+            Op::Store { base, .. } => base == v,
             Op::Branch { a, b, .. } | Op::Guard { a, b, .. } => a == v || b == v,
             Op::GuardFits { a, .. } => a == v,
             Op::JumpReg { base, .. } => base == d,
@@ -643,6 +671,12 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
+                Cold::Probe { from, unchecked } => {
+                    self.asm.bind(from);
+                    self.probe(unchecked);
+                }
+                Cold::SaveAndGo { from, to } => self.save_and_go(from, to),
+                Cold::Check { from, unchecked, stub } => self.check_late(from, unchecked, stub),
                 Cold::Careful { from, insn, flags } => {
                     self.bind(from);
                     self.save_at_fault(flags);

@@ -7,8 +7,7 @@ use super::flagged::{Form, form_of};
 use super::flags::Routine;
 use super::mem::Address;
 use super::{Cold, Insn, Lower, Opnd};
-use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, RCX, Rm, fits32};
-use dynasm::dynasm;
+use crate::asm::{Fixup, Map, R14, R15, RAX, RCX, Rm, fits32};
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{RMW_LOCK, rmw_kind};
 use mimus_tcg_ir::verify::has_count;
@@ -32,6 +31,9 @@ pub(super) struct Slow {
     flags: Routine,
     /// The flags are wanted in the host's afterwards.
     restore: bool,
+    /// The number of its range entry.
+    range: Option<u32>,
+    size: Size,
 }
 
 /// Place in the frame for a fourth argument.
@@ -50,19 +52,15 @@ impl Lower<'_> {
     }
 
     /// Looks the page up for a store, and gives the host's place. `r15` is free after it, and the register `free`.
-    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> (Fixup, Rm) {
-        let (tag, addend) = (self.be.config.context.write_tag, self.be.config.context.addend);
-        self.look_up(at, tag);
-        dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
-        let miss = self.asm.jcc(Cc::A);
-        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
+    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> (Fixup, Rm, Option<u32>) {
+        let (miss, range) = self.translate(at, size, true);
         self.flags_lost();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         if Some(at.base) != free {
-            return (miss, place);
+            return (miss, place, range);
         }
         self.asm.ins(Map::Base, true, 0x8d, R14, place);
-        (miss, Rm::Mem { base: R14, index: None, disp: 0 })
+        (miss, Rm::Mem { base: R14, index: None, disp: 0 }, range)
     }
 
     pub(super) fn rmw(&mut self, whole: &Op) {
@@ -80,7 +78,7 @@ impl Lower<'_> {
             // For the flags before it.
             _ => Some(RAX).filter(|_| self.carries(whole)),
         };
-        let (miss, place) = self.rmw_translate(at, size, free);
+        let (miss, place, range) = self.rmw_translate(at, size, free);
         self.flags_for(whole);
         match op {
             RmwOp::Swap => {
@@ -119,6 +117,8 @@ impl Lower<'_> {
             insn,
             flags,
             restore,
+            range,
+            size,
         }));
     }
 
@@ -189,7 +189,7 @@ impl Lower<'_> {
         let (expected, new) = (self.home_val(expected), self.home_val(new));
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
-        let (miss, place) = self.rmw_translate(at, size, Some(RAX));
+        let (miss, place, range) = self.rmw_translate(at, size, Some(RAX));
         self.mov(RAX, expected);
         let reg = self.in_reg(new, R15);
         self.lock(true);
@@ -209,6 +209,8 @@ impl Lower<'_> {
             insn,
             flags,
             restore: false,
+            range,
+            size,
         }));
     }
 
@@ -216,6 +218,7 @@ impl Lower<'_> {
         self.asm.bind(slow.from);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
+        self.note_miss(slow.range, slow.size, slow.insn);
         if let Some(new) = slow.new {
             let new = self.in_reg(new, R14);
             self.asm.mov_rm_r(true, FRAME, new);
