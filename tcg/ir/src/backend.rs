@@ -155,17 +155,23 @@ impl ContextLayout {
     /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
     /// share one at least agree on what it says.
     pub const RANGES: usize = 1 << 15;
-    /// Range entries of one kind, size and direction.
-    pub const RANGE_SHARE: u32 = Self::RANGES as u32 / 16;
+    /// Kinds of range entries: by size, direction, and whether they have parts.
+    pub const RANGE_KINDS: usize = 16;
+    /// Range entries of one kind.
+    pub const RANGE_SHARE: u32 = (Self::RANGES / Self::RANGE_KINDS) as u32;
     /// Bytes of a range entry.
     pub const RANGE_BYTES: usize = 64;
     /// Bytes of address space a context takes.
     pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES;
 
+    /// The kind of a range entry, below [`ContextLayout::RANGE_KINDS`].
+    pub const fn range_kind(size: Size, write: bool, parts: bool) -> u32 {
+        size as u32 | (write as u32) << 2 | (parts as u32) << 3
+    }
+
     /// The `n`th range entry for accesses of this kind; they are used in turn.
     pub const fn range(n: u32, size: Size, write: bool, parts: bool) -> u32 {
-        let kind = size as u32 | (write as u32) << 2 | (parts as u32) << 3;
-        kind * Self::RANGE_SHARE + n % Self::RANGE_SHARE
+        Self::range_kind(size, write, parts) * Self::RANGE_SHARE + n % Self::RANGE_SHARE
     }
 
     /// Whether a range entry is for stores.

@@ -28,9 +28,9 @@ pub(super) struct Group {
     delta: i32,
     /// An alignment that has been checked, and the offset that has it.
     aligned: Option<(u8, i32)>,
-    /// Its end, and the number of its copy in [`Lower::groups`].
+    /// Its end, and the number of its copy in [`Lower::groups`]; a stretch has a copy of its own.
     end: u32,
-    slow: u32,
+    slow: Option<u32>,
 }
 
 /// The copy with checks.
@@ -55,7 +55,7 @@ pub(super) struct Lent {
     /// The access, by its operation's index.
     pub op: usize,
     pub range: u32,
-    size: Size,
+    pub size: Size,
 }
 
 /// What a group spans.
@@ -77,19 +77,21 @@ impl Lower<'_> {
         let Some((base, extent)) = self.find_group(first) else {
             return;
         };
-        // The copy starts without knowing what `rax` holds; of a temporary that the first access stores, nothing else
-        // may know it.
-        if let (Some(t), Some(&Op::Store { src, .. })) = (self.cached, self.ops.get(first))
-            && t.0 >= FIRST_TEMP
-            && src == Val::Slot(t)
-        {
-            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(t)), RAX);
+        if self.is_stretched(base) {
+            return;
         }
+        self.keep_stored(first);
+        // The copy starts without knowing what `rax` holds.
         self.cached = None;
         self.last = None;
         let lent = self.lend_range(first, base, extent);
         let from = self.check_group(base, extent, lent);
         self.flags_lost();
+        // The check may have overwritten `rax`.
+        if self.divert(first, None, from) {
+            self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow: None });
+            return;
+        }
         let slow = self.groups.len() as u32;
         self.groups.push(Slow {
             from,
@@ -102,7 +104,7 @@ impl Lower<'_> {
             fp_alive: self.fp_alive,
             flags: self.flags,
         });
-        self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow });
+        self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow: Some(slow) });
     }
 
     /// Ends the group if operation `next` is the first after it.
@@ -111,19 +113,38 @@ impl Lower<'_> {
             && group.end as usize == next
         {
             self.group = None;
-            // What a load has left in rax is there in both copies.
-            let last = self.ops.get(next.wrapping_sub(1));
-            self.cached = self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot));
-            if let Some(slow) = self.groups.get_mut(group.slow as usize) {
-                slow.back = self.asm.pos();
+            self.cached = self.cached_behind(next);
+            let Some(slow) = group.slow else { return };
+            if let Some(copy) = self.groups.get_mut(slow as usize) {
+                copy.back = self.asm.pos();
             }
-            self.cold.push(Cold::Group(group.slow));
+            self.cold.push(Cold::Group(slow));
+        }
+    }
+
+    /// The slot that `rax` holds in both copies of the code before operation `next`.
+    pub(super) fn cached_behind(&self, next: usize) -> Option<Slot> {
+        // What a load has left there.
+        let last = self.ops.get(next.wrapping_sub(1));
+        self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot))
+    }
+
+    /// Before code is emitted twice: a temporary that the first operation stores is put into its memory if it is in `rax`
+    /// alone.
+    pub(super) fn keep_stored(&mut self, first: usize) {
+        if let (Some(t), Some(&Op::Store { src, .. })) = (self.cached, self.ops.get(first))
+            && t.0 >= FIRST_TEMP
+            && src == Val::Slot(t)
+        {
+            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(t)), RAX);
         }
     }
 
     /// Where an access at `base + off` is, if it belongs to the group.
-    pub(super) fn grouped(&self, base: Val, off: i32) -> Option<Rm> {
-        let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
+    pub(super) fn grouped(&mut self, base: Val, off: i32) -> Option<Rm> {
+        let Some(group) = self.group.filter(|group| Val::Slot(group.base) == base) else {
+            return self.in_stretch(base, off);
+        };
         debug_assert!(self.next <= group.end as usize);
         Some(Rm::Mem { base: R14, index: None, disp: off.wrapping_add(group.delta) })
     }
@@ -194,7 +215,7 @@ impl Lower<'_> {
     }
 
     /// The range entry for a group's check, in code that runs often.
-    fn lend_range(&self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
+    fn lend_range(&mut self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
         // Of guests with flags, who may write may read.
         if extent.reads && extent.writes && !self.be.config.flags {
             return None;
@@ -207,7 +228,12 @@ impl Lower<'_> {
             match access(what) {
                 Some((b, _, bytes, write)) if b == base && write == extent.writes && self.stays_in_range(pc.0) => {
                     let size = size_within(bytes);
-                    return Some(Lent { op, range: self.be.new_range(size, write, false), size });
+                    let given = self.given_range(op);
+                    let range = given.unwrap_or_else(|| self.be.new_range(size, write, false));
+                    if given.is_none() {
+                        self.give_range(op, range);
+                    }
+                    return Some(Lent { op, range, size });
                 }
                 _ => {}
             }
@@ -289,7 +315,7 @@ pub(super) fn size_within(bytes: u32) -> Size {
 }
 
 /// A load's or store's base, offset, size in bytes, and whether it writes.
-fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
+pub(super) fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     match *op {
         Op::Load { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), false)),
         Op::Store { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), true)),
@@ -302,7 +328,7 @@ fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
 
 /// What an operation adds to `base`, if that is all it does to it. `narrow`: modulo 2^32, which makes no difference
 /// to a group's accesses: their range does not wrap.
-fn adjustment(op: &Op, base: Slot, narrow: bool) -> Option<i32> {
+pub(super) fn adjustment(op: &Op, base: Slot, narrow: bool) -> Option<i32> {
     let same = Val::Slot(base);
     let (whole_size, whole_ty) = if narrow { (Size::B4, Ty::U32) } else { (Size::B8, Ty::I64) };
     let by = match *op {
@@ -335,7 +361,7 @@ fn small(val: Val) -> bool {
 
 impl Lower<'_> {
     /// Whether lowering an operation leaves `r14` alone, calls nothing and does not jump on.
-    fn keeps_r14(&self, op: &Op) -> bool {
+    pub(super) fn keeps_r14(&self, op: &Op) -> bool {
         match *op {
             Op::Insn { .. }
             | Op::GetPc { .. }

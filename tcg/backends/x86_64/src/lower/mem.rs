@@ -117,8 +117,14 @@ impl Lower<'_> {
         if !hints.hot || listed(&hints.scattered) {
             return None;
         }
-        let lent = self.lent.filter(|lent| lent.op + 1 == self.next);
-        lent.map(|lent| lent.range).or_else(|| Some(self.be.new_range(size, write, listed(&hints.parted))))
+        let op = self.next.wrapping_sub(1);
+        let lent = self.lent.filter(|lent| lent.op == op).map(|lent| lent.range);
+        if let Some(range) = lent.or_else(|| self.given_range(op)) {
+            return Some(range);
+        }
+        let range = self.be.new_range(size, write, listed(&hints.parted));
+        self.give_range(op, range);
+        Some(range)
     }
 
     /// Whether the access of the instruction at `pc` is to have a range entry of one part.
@@ -210,6 +216,9 @@ impl Lower<'_> {
             Opnd::Mem(_) if xmm.is_none() => None,
             _ => self.keep_base(at),
         };
+        if self.divert(self.next - 1, self.before, Fixups::one(from)) {
+            return;
+        }
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();
@@ -240,7 +249,7 @@ impl Lower<'_> {
             let flags = self.flags_at_fault();
             let (from, range) = self.translate(at, size, false);
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
-            self.cold.push(Cold::Load(Slow {
+            let slow = Slow {
                 from,
                 back: self.asm.pos(),
                 base: at.base,
@@ -254,7 +263,10 @@ impl Lower<'_> {
                 flags,
                 fused: Some(fused),
                 range,
-            }));
+            };
+            if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
+                self.cold.push(Cold::Load(slow));
+            }
         }
         self.flags_lost();
         self.next += 1;
@@ -344,6 +356,9 @@ impl Lower<'_> {
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
+        if self.divert(self.next - 1, self.before, Fixups::one(from)) {
+            return;
+        }
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();

@@ -15,6 +15,7 @@ mod loops;
 mod mem;
 mod rep;
 mod rmw;
+mod stretch;
 mod unit;
 mod wide;
 
@@ -95,6 +96,8 @@ enum Cold {
     },
     /// The operations of a group, each with a check of its own.
     Group(u32),
+    /// Those of a stretch.
+    Copy(u32),
     /// Exit because of the kick word; continue at `to`.
     Kick {
         from: Fixup,
@@ -186,6 +189,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
+        before: None,
         group: None,
         groups: Vec::new(),
         flagged: !needs.is_empty(),
@@ -199,6 +203,9 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         narrow: block.narrow,
         unchecked: None,
         lent: None,
+        stretch: None,
+        in_copy: None,
+        copies: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
@@ -237,6 +244,8 @@ struct Lower<'a> {
     cached: Option<Slot>,
     /// The same after the operation before it.
     last: Option<Slot>,
+    /// The same before the operation being lowered, and what comes with it.
+    before: Option<Slot>,
     /// Accesses that were checked together, while among them.
     group: Option<group::Group>,
     /// The groups' copies.
@@ -264,6 +273,10 @@ struct Lower<'a> {
     unchecked: Option<control::Unchecked>,
     /// The range entry of an access that its group has compared too.
     lent: Option<group::Lent>,
+    /// The stretch being lowered, the number of the one whose copy is, and all copies.
+    stretch: Option<stretch::Stretch>,
+    in_copy: Option<usize>,
+    copies: Vec<stretch::Copy>,
 }
 
 impl Lower<'_> {
@@ -272,11 +285,15 @@ impl Lower<'_> {
     fn lower_at(&mut self, i: usize) {
         if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
             self.flags_before(i);
+            self.join_copy(i);
+            self.before = self.cached;
+            self.enter_stretch(i);
             self.enter_group(i);
             self.next = i + 1;
             self.op(op);
         }
         self.leave_group(i + 1);
+        self.leave_stretch(i + 1);
     }
 
     #[inline]
@@ -370,6 +387,9 @@ impl Lower<'_> {
         }
         if self.group.is_some() {
             self.adjust_group(op);
+        }
+        if self.stretch.is_some() {
+            self.adjust_stretch(op);
         }
         if let Some(d) = self.boxes(op) {
             self.boxed |= boxed_bit(d);
@@ -661,6 +681,7 @@ impl Lower<'_> {
                 Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
+                Cold::Copy(number) => self.slow_stretch(number as usize),
                 Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
                 Cold::Kick { from, to, flags } => {
                     self.asm.bind(from);

@@ -6,7 +6,7 @@
 use super::flagged::{Form, form_of};
 use super::flags::Routine;
 use super::mem::Address;
-use super::{Cold, Insn, Lower, Opnd};
+use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Fixup, Map, R14, R15, RAX, RCX, Rm, fits32};
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{RMW_LOCK, rmw_kind};
@@ -105,6 +105,9 @@ impl Lower<'_> {
         }
         let descriptor = size as u32 | rmw_kind(op) << 16 | if lock { RMW_LOCK } else { 0 };
         let insn = self.insn;
+        if self.divert(self.next - 1, self.before, Fixups::one(miss)) {
+            return;
+        }
         self.cold.push(Cold::Rmw(Slow {
             from: miss,
             back,

@@ -131,18 +131,10 @@ impl Lower<'_> {
             let reload = if at.base == RAX && d.is_none() { self.keep_base(at) } else { None };
             let back = self.asm.pos();
             let (base, off, guest) = (at.base, at.off, self.insn);
-            self.cold.push(Cold::Unit(Slow {
-                from,
-                range,
-                back,
-                base,
-                off,
-                unit: insn,
-                reg,
-                insn: guest,
-                reload,
-                flags,
-            }));
+            let slow = Slow { from, range, back, base, off, unit: insn, reg, insn: guest, reload, flags };
+            if !self.divert(self.next - 1, self.before, from) {
+                self.cold.push(Cold::Unit(slow));
+            }
         }
         if let Some(d) = d {
             self.finish(d);
