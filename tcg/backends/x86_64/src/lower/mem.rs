@@ -5,7 +5,8 @@
 //! in the base register throughout; the arrays' `addend` makes it a host address.
 //!
 //! In code that runs often, an access has a range entry of its own instead, as long as it seldom leaves its range:
-//! no load of a tag or an addend then waits for the address. What misses is served by the runtime, which fills the entry.
+//! no load of a tag or an addend then waits for the address. What misses looks its page up out of line, and now and then
+//! asks the runtime to fill the entry.
 
 use super::flags::Routine;
 use super::fuse::Fused;
@@ -20,6 +21,8 @@ use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
     from: Fixup,
+    /// Where the access begins, with the addend in `r14`.
+    access: u32,
     back: u32,
     /// The address is `base + off`.
     base: u8,
@@ -99,15 +102,20 @@ impl Lower<'_> {
     /// Looks up an access of `size`; `r14` is the addend after it. Gives where it goes on if that is not to be had,
     /// and its range entry.
     pub(super) fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
-        let context = self.be.config.context;
         if let Some(range) = self.range_for(size, write) {
             return (self.compare_range(at, range, size), Some(range));
         }
+        (self.translate_by_page(at, size, write), None)
+    }
+
+    /// The same by the page arrays.
+    pub(super) fn translate_by_page(&mut self, at: Address, size: Size, write: bool) -> Fixup {
+        let context = self.be.config.context;
         self.look_up(at, if write { context.write_tag } else { context.read_tag });
         dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
         let miss = self.asm.jcc(Cc::A);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
-        (miss, None)
+        miss
     }
 
     /// The range entry for the access being lowered, if it is to have one.
@@ -136,7 +144,7 @@ impl Lower<'_> {
     /// Compares all of an access with a range entry that is for fewer bytes, by `extra`: `r15` is the last address at which
     /// one of those may begin. `r14` is the addend after it.
     pub(super) fn compare_span(&mut self, range: u32, extra: i32) -> Fixups {
-        let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
+        let entry = self.range_entry(range);
         dynasm!(self.asm ; .arch x64
             ; gs sub r15, [DWORD entry]
             ; gs cmp r15, [DWORD entry + 8]
@@ -150,20 +158,63 @@ impl Lower<'_> {
         miss
     }
 
-    /// In cold code, of an access at `r15` that is not made by the load or store stub: tells the runtime that its range
-    /// entry did not serve it. Clobbers `rax` and `r14`.
-    pub(super) fn note_miss(&mut self, range: Option<u32>, size: Size, insn: Insn) {
-        let Some(range) = range else { return };
+    /// The address to `r15`, out of line, where an access is not served that is not made by the load or store stub: one that
+    /// has a range entry first has `look_up` look its page up, and goes on at `access` if that serves it, unless the runtime
+    /// is to be told. Clobbers `r14`, and `rax` if it is not the base.
+    pub(super) fn not_served_here(
+        &mut self,
+        (base, off): (u8, i32),
+        (range, size): (Option<u32>, Size),
+        access: u32,
+        insn: Insn,
+        look_up: impl FnOnce(&mut Self, Address) -> Fixup,
+    ) {
+        let Some(range) = range else {
+            self.asm.lea(!self.narrow, R15, base, off);
+            return;
+        };
+        let told = self.tell(range);
+        let miss = look_up(self, Address { base, off, slot: None });
+        self.asm.jmp_back(access);
+        self.asm.bind(told);
+        self.asm.lea(!self.narrow, R15, base, off);
         dynasm!(self.asm ; .arch x64 ; mov [rsp + 8], r15);
         self.asm.mov_ri(R14, i64::from(size as u32 | (range + 1) << RANGE_SHIFT));
         self.asm.call_abs(self.be.stubs.note);
         self.fault_entry(insn);
         dynasm!(self.asm ; .arch x64 ; mov r15, [rsp + 8]);
+        let over = self.asm.jmp();
+        self.asm.bind(miss);
+        self.asm.lea(!self.narrow, R15, base, off);
+        self.asm.bind(over);
+    }
+
+    /// Counts a miss; jumps if the runtime is to be told of it.
+    fn tell(&mut self, range: u32) -> Fixup {
+        let patience = self.range_entry(range) + ContextLayout::RANGE_PATIENCE as i32;
+        dynasm!(self.asm ; .arch x64 ; gs sub DWORD [DWORD patience], 1);
+        self.asm.jcc(Cc::B)
+    }
+
+    fn range_entry(&self, range: u32) -> i32 {
+        self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32
+    }
+
+    /// Out of line, where an access is not served: one that has a range entry looks its page up, unless the runtime is
+    /// to be told. What comes next is where that does not serve it either.
+    fn not_served(&mut self, slow: &Slow, write: bool) {
+        self.asm.bind(slow.from);
+        let Some(range) = slow.range else { return };
+        let told = self.tell(range);
+        let miss = self.translate_by_page(Address { base: slow.base, off: slow.off, slot: None }, slow.size, write);
+        self.asm.jmp_back(slow.access);
+        self.asm.bind(told);
+        self.asm.bind(miss);
     }
 
     /// Compares an address with a range entry; `r14` is the addend after it.
-    pub(super) fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
-        let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
+    fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
+        let entry = self.range_entry(range);
         if at.off == 0 {
             self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));
         } else {
@@ -208,6 +259,7 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         let (from, range) = self.translate(at, size, false);
+        let access = self.asm.pos();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         let xmm = self.fp_pin_to_load(d, size, ext);
@@ -224,6 +276,7 @@ impl Lower<'_> {
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Load(Slow {
             from,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -248,9 +301,11 @@ impl Lower<'_> {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
             let (from, range) = self.translate(at, size, false);
+            let access = self.asm.pos();
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             let slow = Slow {
                 from,
+                access,
                 back: self.asm.pos(),
                 base: at.base,
                 off: at.off,
@@ -317,7 +372,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
-        self.asm.bind(slow.from);
+        self.not_served(&slow, false);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
@@ -353,6 +408,7 @@ impl Lower<'_> {
         let value =
             if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) { cached } else { self.home_val(src) };
         let (from, range) = self.translate(at, size, true);
+        let access = self.asm.pos();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
@@ -364,6 +420,7 @@ impl Lower<'_> {
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Store(Slow {
             from,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -419,7 +476,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn slow_store(&mut self, slow: Slow) {
-        self.asm.bind(slow.from);
+        self.not_served(&slow, true);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.mov(RAX, slow.value);

@@ -17,6 +17,8 @@ use mimus_tcg_ir::{FlagOp, Op, RmwOp, Size, Slot, Val};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
     from: Fixup,
+    /// Where it goes on with the addend in `r14`.
+    access: u32,
     back: u32,
     base: u8,
     off: i32,
@@ -52,8 +54,9 @@ impl Lower<'_> {
     }
 
     /// Looks the page up for a store, and gives the host's place. `r15` is free after it, and the register `free`.
-    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> (Fixup, Rm, Option<u32>) {
+    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> ((Fixup, u32), Rm, Option<u32>) {
         let (miss, range) = self.translate(at, size, true);
+        let miss = (miss, self.asm.pos());
         self.flags_lost();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         if Some(at.base) != free {
@@ -78,7 +81,7 @@ impl Lower<'_> {
             // For the flags before it.
             _ => Some(RAX).filter(|_| self.carries(whole)),
         };
-        let (miss, place, range) = self.rmw_translate(at, size, free);
+        let ((miss, access), place, range) = self.rmw_translate(at, size, free);
         self.flags_for(whole);
         match op {
             RmwOp::Swap => {
@@ -110,6 +113,7 @@ impl Lower<'_> {
         }
         self.cold.push(Cold::Rmw(Slow {
             from: miss,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -192,7 +196,7 @@ impl Lower<'_> {
         let (expected, new) = (self.home_val(expected), self.home_val(new));
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
-        let (miss, place, range) = self.rmw_translate(at, size, Some(RAX));
+        let ((miss, access), place, range) = self.rmw_translate(at, size, Some(RAX));
         self.mov(RAX, expected);
         let reg = self.in_reg(new, R15);
         self.lock(true);
@@ -202,6 +206,7 @@ impl Lower<'_> {
         let insn = self.insn;
         self.cold.push(Cold::Rmw(Slow {
             from: miss,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -219,9 +224,11 @@ impl Lower<'_> {
 
     pub(super) fn slow_rmw(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
+        let Slow { base, off, size, .. } = slow;
+        self.not_served_here((base, off), (slow.range, size), slow.access, slow.insn, |l, at| {
+            l.translate_by_page(at, size, true)
+        });
         self.save_at_fault(slow.flags);
-        self.note_miss(slow.range, slow.size, slow.insn);
         if let Some(new) = slow.new {
             let new = self.in_reg(new, R14);
             self.asm.mov_rm_r(true, FRAME, new);

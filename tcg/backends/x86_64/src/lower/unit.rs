@@ -20,6 +20,8 @@ use mimus_tcg_ir::{Op, Slot, Val};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
     from: Fixups,
+    /// Where the access begins, with the addend in `r14`.
+    access: u32,
     /// The number of its range entry.
     range: Option<u32>,
     back: u32,
@@ -126,12 +128,13 @@ impl Lower<'_> {
             let at = self.address(a, off);
             let flags = self.flags_at_fault();
             let (from, range) = self.unit_translate(&insn, at);
+            let access = self.asm.pos();
             self.flags_lost();
             self.asm.unit(&insn, reg, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             let reload = if at.base == RAX && d.is_none() { self.keep_base(at) } else { None };
             let back = self.asm.pos();
             let (base, off, guest) = (at.base, at.off, self.insn);
-            let slow = Slow { from, range, back, base, off, unit: insn, reg, insn: guest, reload, flags };
+            let slow = Slow { from, access, range, back, base, off, unit: insn, reg, insn: guest, reload, flags };
             if !self.divert(self.next - 1, self.before, from) {
                 self.cold.push(Cold::Unit(slow));
             }
@@ -146,7 +149,6 @@ impl Lower<'_> {
 
     /// Looks up the memory operand; `r14` is the addend after it.
     fn unit_translate(&mut self, insn: &UnitInsn, at: Address) -> (Fixups, Option<u32>) {
-        let context = self.be.config.context;
         let load = insn.memory == UnitMemory::Load;
         let bytes = i32::from(insn.bytes);
         if self.stays_in_range(self.insn.pc.0)
@@ -168,7 +170,14 @@ impl Lower<'_> {
             }
             return (self.compare_span(range, extra), Some(range));
         }
-        self.look_up(at, if load { context.read_tag } else { context.write_tag });
+        (Fixups::one(self.unit_by_page(insn, at)), None)
+    }
+
+    /// The same by the page arrays.
+    fn unit_by_page(&mut self, insn: &UnitInsn, at: Address) -> Fixup {
+        let context = self.be.config.context;
+        let bytes = i32::from(insn.bytes);
+        self.look_up(at, if insn.memory == UnitMemory::Load { context.read_tag } else { context.write_tag });
         let from = if insn.aligned {
             // An aligned offset in the page has no other bits than these.
             let offset = 0x1000 - bytes;
@@ -179,7 +188,7 @@ impl Lower<'_> {
             self.asm.jcc(Cc::A)
         };
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
-        (Fixups::one(from), None)
+        from
     }
 
     /// In a group, whose check is not for alignment: leaves to careful mode if the operand at `place` is not aligned.
@@ -197,9 +206,10 @@ impl Lower<'_> {
     }
 
     pub(super) fn slow_unit(&mut self, slow: Slow) {
-        let Slow { from, range, back, base, off, unit, reg, insn, reload, flags } = slow;
+        let Slow { from, access, range, back, base, off, unit, reg, insn, reload, flags } = slow;
         self.bind(from);
-        self.asm.lea(!self.narrow, R15, base, off);
+        let size = size_within(unit.bytes.into());
+        self.not_served_here((base, off), (range, size), access, insn, |l, at| l.unit_by_page(&unit, at));
         self.save_at_fault(flags);
         if unit.aligned {
             dynasm!(self.asm ; .arch x64 ; test r15b, BYTE unit.bytes as i8 - 1);
@@ -207,7 +217,6 @@ impl Lower<'_> {
             // The flags are saved already.
             self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
         }
-        self.note_miss(range, size_within(unit.bytes.into()), insn);
         self.asm.mov_ri(R14, i64::from(unit.bytes));
         let store = unit.memory == UnitMemory::Store;
         self.asm.call_abs(if store { self.be.stubs.unit_probe } else { self.be.stubs.unit_load });
