@@ -201,7 +201,7 @@ fn indirect_jumps_go_through_the_context() {
 fn indirect_jumps_of_hot_code_go_through_the_pages_own_table() {
     let mut p = Program::new();
     p.hot = true;
-    let jump = |at: u16| vec![insn(at), Op::JumpReg { base: S1, off: 0, link: None, hint: JumpHint::None }];
+    let jump = |at: i32| vec![insn(at), Op::JumpReg { base: S1, off: 0, link: None, hint: JumpHint::None }];
     let start = p.block(0, 0x300, 1, jump(0x300), None);
     p.block(0, 0x340, 1, vec![insn(0x340), add(COUNT, COUNT, 1), Op::Jump { to: END }], None);
     p.block(1, 0x10, 1, vec![insn(0x10), add(COUNT, COUNT, 2), Op::Jump { to: END }], None);
