@@ -8,6 +8,7 @@ use mimus_arch::x86::regs::*;
 use mimus_tcg_frontend_x86::cpuid::Features;
 
 use crate::layout::*;
+use crate::modify;
 use crate::random::Random;
 use crate::regs::{Regs, Roles};
 use crate::select::{self, Class};
@@ -32,7 +33,7 @@ pub struct Place<'a> {
 }
 
 /// General register `n` of `bytes` bytes; `high`: AH to BH for 4 to 7.
-fn gpr(n: usize, bytes: usize, high: bool) -> Register {
+pub fn gpr(n: usize, bytes: usize, high: bool) -> Register {
     let n = n as u32;
     match bytes {
         1 if high && (4..8).contains(&n) => Register::AH + (n - 4),
@@ -298,9 +299,9 @@ impl Generator {
         Generator { features, info: InstructionInfoFactory::new(), codes }
     }
 
-    /// How many instructions are tried, of 32-bit and of 64-bit code.
-    pub fn forms(&self) -> [usize; 2] {
-        [0, 1].map(|i| self.codes[i].0.len() + self.codes[i].1.len())
+    /// What the model has.
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// A sequence of about `length` instructions, and the registers before it.
@@ -313,7 +314,8 @@ impl Generator {
         let mut place = Place { r, bits, roles, regs: &regs };
         let mut count = 0;
         while count < length {
-            if let Some(item) = self.item(&mut place) {
+            let item = if place.r.below(48) == 0 { modify::item(&mut place) } else { self.item(&mut place) };
+            if let Some(item) = item {
                 count += item.count;
                 sequence.items.push(item);
             }
@@ -461,7 +463,8 @@ impl Generator {
                 roles.contains(n) || n == RSP && !stack
             }
         });
-        if spoils && !faults {
+        // A far pointer may be a good one.
+        if spoils && (!faults || select::loads_far(insn.mnemonic())) {
             return false;
         }
         if stack && insn.op_count() > 0 && insn.op_kind(0) == OpKind::Register {
@@ -565,7 +568,6 @@ impl Generator {
             M::Pop if insn.op_kind(0) == OpKind::Register && insn.op_register(0).full_register() == Register::RSP => {
                 return None;
             }
-            M::Popa | M::Popad => return None,
             _ => {}
         }
         if insn.is_vsib() {
@@ -632,7 +634,7 @@ impl Generator {
         insn.set_op0_kind(near);
         let length = encode(p.bits, &insn)?.0.len();
         set_branch(&mut insn, (length + inside.len()) as u64);
-        let mut item = Item::default();
+        let mut item = Item { skips: true, leaves: near == OpKind::NearBranch16, ..Item::default() };
         item.add(&encode(p.bits, &insn)?.0);
         item.add(&inside);
         Some(item)
@@ -670,6 +672,10 @@ impl Generator {
         if p.bits == 32 {
             return indirect_32(p, code, n as u8);
         }
+        if matches!(code, Jmp_rm16 | Call_rm16 | Retnw | Retnw_imm16) {
+            // Of those who heed the prefix.
+            return (self.features.amd && p.r.chance(10)).then(|| indirect_narrow(code, n as u8));
+        }
         let tail: Vec<u8> = match code {
             Jmp_rm64 => {
                 let insn = Instruction::with1(code, gpr(n, 8, false)).ok()?;
@@ -699,6 +705,7 @@ impl Generator {
             let to = p.r.pick(&W_VALUE);
             load(&mut item, 64, n, to);
             item.add(&tail);
+            item.leaves = true;
             return Some(item);
         }
         // lea n, [rip + what follows]
@@ -712,15 +719,42 @@ impl Generator {
 fn narrow_branch(p: &mut Place<'_>, code: Code) -> Option<Item> {
     let op = code.op_code();
     let mut bytes = vec![0x66];
+    if op.address_size() == 32 {
+        bytes.push(0x67);
+    }
     if op.table() == iced_x86::OpCodeTableKind::T0F {
         bytes.push(0x0f);
     }
     bytes.push(op.op_code() as u8);
     let short = op.op_kind(0) == OpCodeOperandKind::br16_1;
     bytes.extend(if short { vec![p.r.below(16) as u8] } else { vec![p.r.below(16) as u8, 0] });
-    let mut item = Item::default();
+    let mut item = Item { leaves: true, ..Item::default() };
     item.add(&bytes);
     Some(item)
+}
+
+/// A near jump, call or return in 64-bit code to an address of 16 bits, where nothing is.
+fn indirect_narrow(code: Code, n: u8) -> Item {
+    use Code::*;
+    let mut item = Item { leaves: true, ..Item::default() };
+    let with_register = |opcode: &[u8], form: u8| {
+        let mut bytes = vec![0x66];
+        if n >= 8 {
+            bytes.push(0x41);
+        }
+        bytes.extend(opcode);
+        bytes.push(form | n & 7);
+        bytes
+    };
+    match code {
+        Jmp_rm16 => item.add(&with_register(&[0xff], 0xe0)),
+        Call_rm16 => item.add(&with_register(&[0xff], 0xd0)),
+        _ => {
+            item.add(&with_register(&[], 0x50));
+            item.add(if code == Retnw { &[0x66, 0xc3] } else { &[0x66, 0xc2, 4, 0] });
+        }
+    }
+    item
 }
 
 /// A near jump, call or return in 32-bit code, to the next instruction, whose address a call tells.
@@ -734,14 +768,15 @@ fn indirect_32(p: &mut Place<'_>, code: Code, n: u8) -> Option<Item> {
         Retnd => vec![vec![0x50 | n], vec![0xc3]],
         Retnd_imm16 => vec![vec![0x50 | n], vec![0xc2, 4, 0]],
         Retnw => vec![vec![0x66, 0x50 | n], vec![0x66, 0xc3]],
+        Retnw_imm16 => vec![vec![0x66, 0x50 | n], vec![0x66, 0xc2, 4, 0]],
         _ => return None,
     };
     // Those of 16 bits lead to where nothing is.
-    if matches!(code, Jmp_rm16 | Call_rm16 | Retnw) && !p.r.chance(10) {
+    if matches!(code, Jmp_rm16 | Call_rm16 | Retnw | Retnw_imm16) && !p.r.chance(10) {
         return None;
     }
     let length: usize = tail.iter().map(|t| t.len()).sum();
-    let mut item = Item::default();
+    let mut item = Item { leaves: matches!(code, Jmp_rm16 | Call_rm16 | Retnw | Retnw_imm16), ..Item::default() };
     item.add(&[0xe8, 0, 0, 0, 0]);
     item.add(&[0x58 | n]);
     item.add(&[0x83, 0xc0 | n, 4 + length as u8]);

@@ -36,6 +36,62 @@ const LEAVE_VECTOR: u8 = 0x82;
 /// A sequence that has not ended by then never does.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// Where debug exceptions are handled that do not end a sequence, and what the handler knows: how many there were, the
+/// manner ([`STEPPED`], [`WATCHED`]), and where they came from.
+const DEBUG: u64 = 0x9000;
+const DEBUG_COUNT: u64 = 0xa000;
+const DEBUG_MANNER: u64 = 0xa008;
+const DEBUG_TRAIL: u64 = 0xa010;
+const STEPPED: u64 = 1;
+const WATCHED: u64 = 2;
+
+/// ```text
+///       push rax
+///       push rcx
+///       mov rax, dr6
+///       mov ecx, 0xffff0ff0
+///       mov dr6, rcx
+///       cmp byte [MANNER], STEPPED
+///       je count
+///       test ah, 0x40                    ; a single step is the sequence's own
+///       jnz out
+///       or dword [rsp + 32], 0x10000     ; RF: on from a breakpoint
+/// count:
+///       mov rcx, [COUNT]
+///       inc qword [COUNT]
+///       cmp rcx, 0x200
+///       jae full
+///       mov rax, [rsp + 16]
+///       mov [TRAIL + rcx * 8], rax
+/// full: pop rcx
+///       pop rax
+///       iretq
+/// out:  pop rcx
+///       pop rax
+///       jmp HANDLERS + 0x15
+/// ```
+#[rustfmt::skip]
+const DEBUG_HANDLER: [u8; 85] = [
+    0x50, 0x51, 0x0f, 0x21, 0xf0, 0xb9, 0xf0, 0x0f, 0xff, 0xff, 0x0f, 0x23, 0xf1, 0x80, 0x3c, 0x25,
+    0x08, 0xa0, 0x00, 0x80, 0x01, 0x74, 0x0d, 0xf6, 0xc4, 0x40, 0x75, 0x32, 0x81, 0x4c, 0x24, 0x20,
+    0x00, 0x00, 0x01, 0x00, 0x48, 0x8b, 0x0c, 0x25, 0x00, 0xa0, 0x00, 0x80, 0x48, 0xff, 0x04, 0x25,
+    0x00, 0xa0, 0x00, 0x80, 0x48, 0x81, 0xf9, 0x00, 0x02, 0x00, 0x00, 0x73, 0x0d, 0x48, 0x8b, 0x44,
+    0x24, 0x10, 0x48, 0x89, 0x04, 0xcd, 0x10, 0xa0, 0x00, 0x80, 0x59, 0x58, 0x48, 0xcf, 0x59, 0x58,
+    0xe9, 0xc0, 0xef, 0xff, 0xff,
+];
+
+/// How a sequence is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manner {
+    Plain,
+    /// With CR0.TS, which no program of the host's can have.
+    Switched,
+    /// With RFLAGS.TF, and a handler that goes on.
+    Stepped,
+    /// With breakpoints: addresses, and DR7.
+    Watched([u64; 4], u64),
+}
+
 struct Io {
     clock: Arc<VirtualClock>,
     memory: Arc<AddressSpace>,
@@ -130,7 +186,8 @@ impl Guest {
             self.put_u64(table(3) + 8 * i, no_execute | (DATA_AT + 0x1000 * i) | 5 | write);
         }
         for i in 0..CODE_LEN as u64 / 0x1000 {
-            self.put_u64(table(4) + 8 * i, (CODE_AT + 0x1000 * i) | 5);
+            let write = if CODE + 0x1000 * i >= LEAVE & !0xfff { 0 } else { 2 };
+            self.put_u64(table(4) + 8 * i, (CODE_AT + 0x1000 * i) | 5 | write);
         }
         // Where Linux has them: 0x08 to 0x18 the kernel's, 0x20 to 0x30 the user's, 0x40 TSS, 0x78 the processor's number.
         let entries = [
@@ -155,6 +212,7 @@ impl Guest {
             self.put_u64(IDT + 16 * v + 8, offset >> 32);
             self.put(HANDLERS + 16 * v, &[0xf4]);
         }
+        self.put(DEBUG, &DEBUG_HANDLER);
         self.put_u64(TSS + 4, KERNEL + STACK);
         self.put(TSS + 0x66, &[0x68, 0]);
     }
@@ -177,17 +235,44 @@ impl Guest {
         s.xsave.resize(AREA.max(s.xsave.len()), 0);
     }
 
-    /// Runs a sequence that was laid out at `start`; `switched`: with CR0.TS.
-    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], switched: bool) -> Outcome {
+    /// What handles debug exceptions.
+    fn handle_debug(&self, manner: Manner) {
+        let debug = match manner {
+            Manner::Plain | Manner::Switched => 0,
+            Manner::Stepped => STEPPED,
+            Manner::Watched(..) => WATCHED,
+        };
+        self.put_u64(DEBUG_COUNT, 0);
+        if self.u64_at(DEBUG_MANNER) == debug {
+            return;
+        }
+        self.put_u64(DEBUG_MANNER, debug);
+        let slot = HANDLERS + 16;
+        if debug == 0 {
+            self.put(slot, &[0xf4]);
+        } else {
+            let to = (DEBUG - slot - 5) as u32;
+            self.put(slot, &[&[0xe9][..], &to.to_le_bytes(), &[0xf4]].concat());
+        }
+    }
+
+    /// Runs a sequence that was laid out at `start`.
+    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], manner: Manner) -> Outcome {
+        self.handle_debug(manner);
         self.put(DATA_AT, memory);
         let mut text = code.to_vec();
         text.extend([0xcd, LEAVE_VECTOR]);
         self.put(CODE_AT + (start - CODE), &text);
         let mut s = self.template.clone();
-        s.cr0 |= if switched { CR0_TS } else { 0 };
         s.gpr = before.gpr;
         s.rip = start;
         s.rflags = before.flags;
+        match manner {
+            Manner::Plain => {}
+            Manner::Switched => s.cr0 |= CR0_TS,
+            Manner::Stepped => s.rflags |= RFLAGS_TF,
+            Manner::Watched(addresses, control) => (s.dr, s.dr7) = (addresses, control),
+        }
         s.cs = if bits == 64 {
             Segment::flat(CODE64, attr::CODE | attr::L | 3 << attr::DPL_SHIFT)
         } else {
@@ -233,8 +318,10 @@ impl Guest {
         };
         regs.area.copy_from_slice(&s.xsave[..AREA]);
         let vector = s.rip.wrapping_sub(KERNEL + HANDLERS) / 16;
+        let steps = self.u64_at(DEBUG_COUNT);
+        let trail = (0..steps.min(TRAIL as u64)).map(|i| self.u64_at(DEBUG_TRAIL + 8 * i)).collect();
         if !halted || vector > 255 {
-            return Outcome { regs, memory, exit: Exit::Never };
+            return Outcome { regs, memory, exit: Exit::Never, steps, trail };
         }
         let mut frame = s.gpr[RSP].wrapping_sub(KERNEL);
         let mut error = 0;
@@ -253,6 +340,6 @@ impl Guest {
         } else if let (Exit::Exception { address, .. }, 14) = (&mut exit, vector) {
             *address = s.cr2;
         }
-        Outcome { regs, memory, exit }
+        Outcome { regs, memory, exit, steps, trail }
     }
 }

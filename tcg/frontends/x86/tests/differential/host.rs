@@ -8,7 +8,7 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-use mimus_arch::x86::regs::{RFLAGS_IF, VECTOR_PF};
+use mimus_arch::x86::regs::{RFLAGS_IF, RFLAGS_TF, VECTOR_PF};
 
 use crate::layout::*;
 use crate::regs::{AREA, Exit, Outcome, Regs};
@@ -35,7 +35,10 @@ struct Control {
     out_gs_base: u64,
     _pad1: [u64; 11],
     /// 0x200: the host's own.
-    saved: [u64; 8],
+    saved: [u64; 6],
+    /// 0x230: whether single steps are counted; how many there were.
+    stepping: u64,
+    steps: u64,
     _pad2: [u64; 24],
     /// 0x300
     signal: [u64; 32],
@@ -44,6 +47,9 @@ struct Control {
     _pad3: [u8; 1024 - AREA],
     /// 0x800
     out_area: [u8; AREA],
+    _pad4: [u8; 0x800 - AREA],
+    /// 0x1000: where the steps led.
+    trail: [u64; TRAIL],
 }
 
 const _: () = {
@@ -53,6 +59,9 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, signal) == 0x300);
     assert!(std::mem::offset_of!(Control, area) == 0x400);
     assert!(std::mem::offset_of!(Control, out_area) == 0x800);
+    assert!(std::mem::offset_of!(Control, stepping) == 0x230);
+    assert!(std::mem::offset_of!(Control, trail) == 0x1000);
+    assert!(TRAIL == 0x200 && LEAVE == 0x2000_3f00);
     assert!(std::mem::size_of::<Control>() <= CONTROL_LEN);
     assert!(CONTROL == 0x3000_0000);
 };
@@ -194,6 +203,41 @@ global_asm!(
     "syscall",
     "6: .ascii \"differential: an exception outside a sequence\\n\"",
     "5:",
+    // A single step that is to be counted: SIGTRAP, vector 1.
+    "cmp dword ptr ds:[0x30000230], 0",
+    "je 7f",
+    "cmp edi, 5",
+    "jne 7f",
+    "cmp qword ptr [rdx + 200], 1",
+    "jne 7f",
+    "mov rcx, qword ptr [rdx + 168]",
+    "mov eax, dword ptr ds:[0x30000238]",
+    // The code that enters is stepped too: nothing counts before the sequence is reached.
+    "cmp eax, -1",
+    "jne 10f",
+    "cmp rcx, qword ptr ds:[0x30000088]",
+    "jne 9f",
+    "10:",
+    "cmp rcx, 0x20003f00",
+    "je 8f",
+    "inc dword ptr ds:[0x30000238]",
+    "cmp eax, 0x200",
+    "jae 9f",
+    "mov qword ptr [rax * 8 + 0x30001000], rcx",
+    "9:",
+    // The kernel's way back keeps NT and ID, and loads the rest.
+    "mov eax, dword ptr [rdx + 176]",
+    "and eax, 0x204000",
+    "or eax, 2",
+    "push rax",
+    "popfq",
+    "ret",
+    // The last one, on the way out: from here without them.
+    "8:",
+    "and dword ptr [rdx + 176], 0xfffffeff",
+    "mov dword ptr ds:[0x30000230], 2",
+    "jmp 9b",
+    "7:",
     "lea rsi, [rdx + 40]",
     "mov edi, 0x30000300",
     "mov ecx, 23",
@@ -221,7 +265,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// `prot` of the whole; of the pages from `read_only` on, reading only.
+    /// `prot` of the whole; of the pages from `read_only` on, without writing.
     fn new(at: u64, len: usize, prot: i32, read_only: Option<u64>) -> Result<Pages, String> {
         // SAFETY: plain system calls; MAP_FIXED_NOREPLACE takes only addresses that nothing has.
         unsafe {
@@ -244,7 +288,7 @@ impl Pages {
                 return Err(format!("{at:#x} is taken"));
             }
             if let Some(from) = read_only {
-                libc::mprotect(from as *mut _, (at + len as u64 - from) as usize, libc::PROT_READ);
+                libc::mprotect(from as *mut _, (at + len as u64 - from) as usize, prot & !libc::PROT_WRITE);
             }
             let alias = NonNull::new(alias.cast()).ok_or("mapped at 0")?;
             Ok(Pages { at, alias, len })
@@ -297,7 +341,7 @@ impl Host {
         let both = libc::PROT_READ | libc::PROT_WRITE;
         let mut host = Host {
             data: Pages::new(DATA, DATA_LEN, both, Some(READ_ONLY))?,
-            code: Pages::new(CODE, CODE_LEN, libc::PROT_READ | libc::PROT_EXEC, None)?,
+            code: Pages::new(CODE, CODE_LEN, both | libc::PROT_EXEC, Some(LEAVE & !0xfff))?,
             control: Pages::new(CONTROL, CONTROL_LEN, both, None)?,
             // SAFETY: all zeros are valid ones.
             old: unsafe { std::mem::zeroed() },
@@ -326,8 +370,8 @@ impl Host {
         Ok(host)
     }
 
-    /// Runs a sequence that was laid out at `start`.
-    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8]) -> Outcome {
+    /// Runs a sequence that was laid out at `start`; `stepped`: one instruction at a time.
+    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], stepped: bool) -> Outcome {
         self.data.bytes().copy_from_slice(memory);
         let at = (start - CODE) as usize;
         let end = at + code.len();
@@ -347,7 +391,8 @@ impl Host {
         // sequence does to registers.
         unsafe {
             (*c).gpr = before.gpr;
-            (*c).flags = before.flags;
+            (*c).flags = before.flags | if stepped { RFLAGS_TF } else { 0 };
+            ((*c).stepping, (*c).steps) = (u64::from(stepped), u64::from(u32::MAX));
             (*c).entry = start;
             (*c).far = [start as u16, (start >> 16) as u16, CODE32, 0];
             ((*c).fs_base, (*c).gs_base) = (before.fs_base, before.gs_base);
@@ -383,7 +428,12 @@ fn outcome(c: &Control, end: u64, memory: Vec<u8>) -> Outcome {
         let hidden = u32::from(address >= (1 << 47) - 4096);
         exit = Exit::Exception { vector, error: s[19] as u32 & !hidden, address };
     }
-    Outcome { regs, memory, exit }
+    if c.stepping == 2 {
+        regs.flags |= RFLAGS_TF;
+    }
+    let steps = if c.stepping == 0 { 0 } else { c.steps };
+    let trail = c.trail[..TRAIL.min(steps as usize)].to_vec();
+    Outcome { regs, memory, exit, steps, trail }
 }
 
 impl Drop for Host {

@@ -4,14 +4,16 @@
 pub const DATA: u64 = 0x1000_0000;
 pub const DATA_LEN: usize = 0x4000;
 pub const READ_ONLY: u64 = DATA + 0x3000;
-/// Pages of code: executed and read.
+/// Pages of code, which code may write to; the last it may not.
 pub const CODE: u64 = 0x2000_0000;
 pub const CODE_LEN: usize = 0x4000;
 /// On the host: how to leave a sequence.
 pub const LEAVE: u64 = CODE + 0x3f00;
 /// On the host: registers before and after.
 pub const CONTROL: u64 = 0x3000_0000;
-pub const CONTROL_LEN: usize = 0x1000;
+pub const CONTROL_LEN: usize = 0x2000;
+/// Addresses of single steps that are remembered.
+pub const TRAIL: usize = 0x200;
 /// About where the register that points into the data points.
 pub const P_VALUE: u64 = DATA + 0x1000;
 /// Addresses that are not canonical, or are and lead nowhere.

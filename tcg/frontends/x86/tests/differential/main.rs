@@ -22,9 +22,11 @@
 
 mod build;
 mod compare;
+mod coverage;
 mod guest;
 mod host;
 mod layout;
+mod modify;
 mod random;
 mod regs;
 mod select;

@@ -274,9 +274,12 @@ pub enum Exit {
 }
 
 /// What running a sequence made of registers and memory.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Outcome {
     pub regs: Regs,
     pub memory: Vec<u8>,
     pub exit: Exit,
+    /// Debug exceptions whose handler went on, and where they came from (the first [`crate::layout::TRAIL`]).
+    pub steps: u64,
+    pub trail: Vec<u64>,
 }

@@ -1,9 +1,9 @@
 //! Instructions that need more around them: images of the units' state, transfers to other segments.
 
-use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind};
 use mimus_arch::x86::regs::*;
 
-use crate::build::{Generator, Place, encode, load};
+use crate::build::{Generator, Place, encode, gpr, load};
 use crate::layout::*;
 use crate::sequence::Item;
 
@@ -18,6 +18,8 @@ fn is_image(m: Mnemonic) -> bool {
             | M::Xsave64
             | M::Xsavec
             | M::Xsavec64
+            | M::Xsaveopt
+            | M::Xsaveopt64
             | M::Xrstor
             | M::Xrstor64
             | M::Fxsave
@@ -47,7 +49,16 @@ fn is_far(code: Code) -> bool {
 
 /// Whether [`Generator::special`] makes its items.
 pub fn is_special(code: Code) -> bool {
-    is_image(code.mnemonic()) || is_far(code)
+    is_image(code.mnemonic())
+        || is_far(code)
+        || is_unpredictable(code.mnemonic())
+        || matches!(code, Code::Popaw | Code::Popad)
+}
+
+/// Identification, clocks, randomness.
+fn is_unpredictable(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(m, M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid | M::Rdrand | M::Rdseed | M::Xgetbv)
 }
 
 /// `mov dword [at], value`, or of two bytes.
@@ -62,8 +73,87 @@ fn store(item: &mut Item, bits: u32, at: u64, bytes: usize, value: u32) {
 impl Generator {
     /// An item around such an instruction.
     pub fn special(&mut self, p: &mut Place<'_>, code: Code) -> Option<Item> {
-        if is_image(code.mnemonic()) { image(p, code) } else { far(p, code) }
+        if is_image(code.mnemonic()) {
+            image(p, code)
+        } else if is_far(code) {
+            far(p, code)
+        } else if matches!(code, Code::Popaw | Code::Popad) {
+            all_registers(p, code)
+        } else {
+            unpredictable(p, code)
+        }
     }
+}
+
+/// PUSHA, a change of what it has stored, and POPA.
+fn all_registers(p: &mut Place<'_>, code: Code) -> Option<Item> {
+    let wide = code == Code::Popad;
+    let bytes = if wide { 4 } else { 2 };
+    let n = p.r.below(8) as usize;
+    if p.roles.contains(n) {
+        return None;
+    }
+    let mut item = Item::default();
+    let prefixed = |opcode: u8| if wide { vec![opcode] } else { vec![0x66, opcode] };
+    item.add(&prefixed(0x60));
+    // What is stored of ESP is not loaded.
+    let value = p.r.value() as u32;
+    on_stack(&mut item, (bytes * (7 - n)) as u8, bytes, value);
+    item.add(&prefixed(0x61));
+    Some(item)
+}
+
+/// An instruction of which only the registers and flags that it leaves alone are known: others are loaded after it.
+fn unpredictable(p: &mut Place<'_>, code: Code) -> Option<Item> {
+    use Mnemonic as M;
+    let mut item = Item::default();
+    let mut insn = Instruction::default();
+    insn.set_code(code);
+    let mut results: &[usize] = &[RAX, RDX];
+    let one;
+    match code.mnemonic() {
+        M::Rdpid | M::Rdrand | M::Rdseed => {
+            one = [p.r.below(if p.bits == 64 { 16 } else { 8 }) as usize];
+            results = &one;
+            let bytes = match code {
+                Code::Rdrand_r16 | Code::Rdseed_r16 => 2,
+                Code::Rdrand_r32 | Code::Rdseed_r32 | Code::Rdpid_r32 => 4,
+                _ => 8,
+            };
+            insn.set_op_kind(0, OpKind::Register);
+            insn.set_op_register(0, gpr(one[0], bytes, false));
+        }
+        M::Cpuid => results = &[RAX, RCX, RDX, RBX],
+        M::Rdtscp => results = &[RAX, RCX, RDX],
+        _ => {}
+    }
+    if results.iter().any(|&n| p.roles.contains(n) || n == RSP) {
+        return None;
+    }
+    match code.mnemonic() {
+        M::Cpuid => {
+            let leaf = p.r.pick(&[0, 1, 7, 0xd, 0x8000_0000, 0x8000_0001, 0x4000_0000]);
+            load(&mut item, p.bits, RAX, leaf);
+        }
+        // Another register than there is: #GP.
+        M::Xgetbv if p.roles.contains(RCX) => return None,
+        M::Xgetbv => {
+            let register = if p.r.chance(90) { 0 } else { 2 + p.r.below(0x1000) };
+            load(&mut item, p.bits, RCX, register);
+        }
+        _ => {}
+    }
+    item.add(&encode(p.bits, &insn)?.0);
+    item.random = results.to_vec();
+    for &n in results {
+        let value = p.r.value();
+        load(&mut item, p.bits, n, value);
+    }
+    if matches!(code.mnemonic(), M::Rdrand | M::Rdseed) {
+        // There may be none: clc
+        item.add(&[0xf8]);
+    }
+    Some(item)
 }
 
 /// An image of the state is stored, what processors store differently is cleared, and it is loaded again; or one is
@@ -95,6 +185,15 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
         (0..words).for_each(|i| store(&mut item, p.bits, at + 512 + 4 * i, 4, 0));
     }
     let operand = MemoryOperand::with_displ(at, p.bits / 8);
+    // What has been modified since the last XRSTOR, only the processor knows: the same is there already.
+    let before = match m {
+        M::Xsaveopt => Some(Code::Xsave_mem),
+        M::Xsaveopt64 => Some(Code::Xsave64_mem),
+        _ => None,
+    };
+    if let Some(before) = before {
+        item.add(&encode(p.bits, &Instruction::with1(before, operand).ok()?)?.0);
+    }
     item.add(&encode(p.bits, &Instruction::with1(code, operand).ok()?)?.0);
     if !stores {
         return Some(item);
@@ -106,7 +205,7 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
     if !p.r.chance(50) {
         return Some(item);
     }
-    let wide = matches!(m, M::Xsave64 | M::Xsavec64 | M::Fxsave64);
+    let wide = matches!(m, M::Xsave64 | M::Xsavec64 | M::Xsaveopt64 | M::Fxsave64);
     let back = match (fx, wide) {
         (true, false) => Code::Fxrstor_m512byte,
         (true, true) => Code::Fxrstor64_m512byte,
