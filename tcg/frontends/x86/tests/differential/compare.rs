@@ -20,7 +20,7 @@ use crate::sequence::Sequence;
 #[derive(Clone, Debug)]
 pub struct Job {
     pub class: Class,
-    /// Code size; 0: 32 and 64 in turn.
+    /// Code size; 0: all in turn.
     pub bits: u32,
     /// Instructions.
     pub count: u64,
@@ -62,7 +62,11 @@ pub fn run(job: &Job) -> Result<(), String> {
             return Ok(());
         }
     };
-    let guests = vec![("generated code", Guest::new(false)), ("interpreter", Guest::new(true))];
+    if job.bits == 16 && !host.local {
+        println!("SKIPPED (16-bit code): the host's kernel has no local descriptors");
+        return Ok(());
+    }
+    let guests = vec![("generated code", Guest::new(false, host.local)), ("interpreter", Guest::new(true, host.local))];
     let handles: Vec<_> = guests.iter().map(|(_, g)| g.handle()).collect();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -99,7 +103,8 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
             break;
         }
         let mut r = Random::new(job.seed.wrapping_add(n));
-        let bits = if job.bits == 0 { r.pick(&[32, 64, 64]) } else { job.bits };
+        let all: &[u32] = if engines.host.local { &[16, 32, 32, 64, 64, 64] } else { &[32, 64, 64] };
+        let bits = if job.bits == 0 { r.pick(all) } else { job.bits };
         let (sequence, before) = generator.sequence(&mut r, bits, job.length);
         let manner = manner(&mut r, &sequence);
         let case = Case { sequence, before, memory: memory(&mut r), manner };
@@ -146,7 +151,7 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
             .collect::<String>(),
     );
     if job.class == Class::All {
-        for bits in [32, 64] {
+        for bits in [16, 32, 64] {
             if job.bits != 0 && job.bits != bits {
                 continue;
             }

@@ -18,8 +18,8 @@ struct Count {
 
 /// Counts of a run.
 pub struct Coverage {
-    /// By code size (32, 64) and code.
-    counts: [Vec<Count>; 2],
+    /// By code size (16, 32, 64) and code.
+    counts: [Vec<Count>; 3],
     /// Instructions that were completed.
     pub completed: u64,
     /// Exceptions that ended a sequence, by vector.
@@ -29,12 +29,12 @@ pub struct Coverage {
 impl Coverage {
     pub fn new() -> Coverage {
         let codes = Code::values().count();
-        Coverage { counts: [(); 2].map(|()| vec![Count::default(); codes]), completed: 0, exceptions: [0; 32] }
+        Coverage { counts: [(); 3].map(|()| vec![Count::default(); codes]), completed: 0, exceptions: [0; 32] }
     }
 
     /// Notes what a sequence has executed, as far as it is certain: not what a branch may have skipped.
     pub fn note(&mut self, sequence: &Sequence, outcome: &Outcome) {
-        let counts = &mut self.counts[usize::from(sequence.bits == 64)];
+        let counts = &mut self.counts[sequence.bits as usize / 32];
         let rip = outcome.regs.rip;
         let fault = match outcome.exit {
             Exit::Exception { vector, .. } => {
@@ -75,15 +75,17 @@ impl Coverage {
 
     /// Instructions of the model that have been neither executed nor tried.
     fn missing(&self, bits: u32, features: &Features) -> Vec<Code> {
-        let counts = &self.counts[usize::from(bits == 64)];
+        let counts = &self.counts[bits as usize / 32];
         let mut codes = select::advertised(bits, features);
-        codes.retain(|&c| select::tried(c, features) && counts[c as usize].completed + counts[c as usize].faulted == 0);
+        codes.retain(|&c| {
+            select::tried(c, bits, features) && counts[c as usize].completed + counts[c as usize].faulted == 0
+        });
         codes
     }
 
     /// A paragraph for code of `bits` bits, and how many instructions are missing.
     pub fn report(&self, bits: u32, features: &Features) -> (String, usize) {
-        let counts = &self.counts[usize::from(bits == 64)];
+        let counts = &self.counts[bits as usize / 32];
         let advertised = select::advertised(bits, features);
         let missing = self.missing(bits, features);
         let of = |wanted: &dyn Fn(Code) -> bool| -> Vec<Code> {
@@ -94,7 +96,7 @@ impl Coverage {
         let faulted = of(&|c| count(c).completed == 0 && count(c).faulted != 0);
         let both = of(&|c| count(c).completed != 0 && count(c).faulted != 0);
         let not_tried: BTreeSet<String> =
-            of(&|c| !select::tried(c, features)).iter().map(|c| format!("{:?}", c.mnemonic())).collect();
+            of(&|c| !select::tried(c, bits, features)).iter().map(|c| format!("{:?}", c.mnemonic())).collect();
         let fewest = completed.iter().map(|&c| count(c).completed).min().unwrap_or(0);
         let mut text = format!(
             "{bits}-bit code: the model advertises {} instructions; {} completed (the rarest {fewest} times), {} of them \

@@ -23,7 +23,9 @@ struct Control {
     far: [u16; 4],
     fs_base: u64,
     gs_base: u64,
-    _pad0: [u64; 11],
+    /// 0xa8: DS, ES, SS, and SS on the way out.
+    data: [u16; 4],
+    _pad0: [u64; 10],
     /// 0x100
     out_gpr: [u64; 16],
     out_flags: u64,
@@ -86,9 +88,9 @@ global_asm!(
     "stmxcsr dword ptr ds:[0x30000218]",
     "mov dword ptr ds:[0x30000220], edi",
     "mov dword ptr ds:[0x30000224], 1",
-    "mov eax, 0x2b",
-    "mov ds, eax",
-    "mov es, eax",
+    "mov ds, word ptr ds:[0x300000a8]",
+    "mov es, word ptr ds:[0x300000aa]",
+    "mov ss, word ptr ds:[0x300000ac]",
     "xor eax, eax",
     "mov fs, eax",
     "mov gs, eax",
@@ -160,6 +162,7 @@ global_asm!(
     "4:",
     "push 2",
     "popfq",
+    "mov ss, word ptr ds:[0x300000ae]",
     "mov word ptr ds:[0x30000190], ds",
     "mov word ptr ds:[0x30000192], es",
     "mov word ptr ds:[0x30000194], fs",
@@ -313,12 +316,25 @@ impl Drop for Pages {
 
 const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
 
+/// Puts a descriptor into the process's local table; false if the kernel knows of none.
+fn local_descriptor(i: usize, local: &Local) -> bool {
+    let contents = if local.code { 2 } else { u32::from(local.down) };
+    // `struct user_desc`: its number, base and limit, and bits.
+    let bits = u32::from(local.wide) | contents << 1 | u32::from(!local.full) << 3 | u32::from(!local.present) << 5;
+    let description = [i as u32, local.base as u32, local.limit, bits];
+    const WRITE: i32 = 0x11;
+    // SAFETY: reads the 16 bytes.
+    unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, description.as_ptr(), 16) == 0 }
+}
+
 /// The host.
 pub struct Host {
     data: Pages,
     code: Pages,
     control: Pages,
     old: [libc::sigaction; SIGNALS.len()],
+    /// Whether the kernel lets programs have local descriptors.
+    pub local: bool,
     _stack: Vec<u8>,
     old_stack: libc::stack_t,
     /// Alternate stacks are a thread's.
@@ -345,6 +361,7 @@ impl Host {
             control: Pages::new(CONTROL, CONTROL_LEN, both, None)?,
             // SAFETY: all zeros are valid ones.
             old: unsafe { std::mem::zeroed() },
+            local: false,
             _stack: vec![0; 1 << 16],
             // SAFETY: as above.
             old_stack: unsafe { std::mem::zeroed() },
@@ -362,6 +379,7 @@ impl Host {
                 libc::sigaction(signal, &action, old);
             }
         }
+        host.local = LOCAL.iter().enumerate().all(|(i, local)| local_descriptor(i, local));
         let leave = (mimus_differential_leave as *const () as usize as u64).to_le_bytes();
         let at = (LEAVE - CODE) as usize;
         // jmp [rip + 2], and the address, aligned.
@@ -378,14 +396,16 @@ impl Host {
         let text = self.code.bytes();
         text[at..end].copy_from_slice(code);
         let after = start + code.len() as u64;
+        let mut way_out = Vec::new();
         if bits == 64 {
-            text[end] = 0xe9;
-            text[end + 1..end + 5].copy_from_slice(&((LEAVE - after - 5) as u32).to_le_bytes());
+            way_out.push(0xe9);
+            way_out.extend(((LEAVE - after - 5) as u32).to_le_bytes());
         } else {
-            text[end] = 0xea;
-            text[end + 1..end + 5].copy_from_slice(&(LEAVE as u32).to_le_bytes());
-            text[end + 5..end + 7].copy_from_slice(&CODE64.to_le_bytes());
+            way_out.extend(if bits == 16 { &[0x66, 0xea][..] } else { &[0xea] });
+            way_out.extend((LEAVE as u32).to_le_bytes());
+            way_out.extend(CODE64.to_le_bytes());
         }
+        text[end..end + way_out.len()].copy_from_slice(&way_out);
         let c = self.control.bytes().as_mut_ptr().cast::<Control>();
         // SAFETY: the control page is one `Control`; the assembly keeps to the calling convention, whatever the
         // sequence does to registers.
@@ -393,17 +413,20 @@ impl Host {
             (*c).gpr = before.gpr;
             (*c).flags = before.flags | if stepped { RFLAGS_TF } else { 0 };
             ((*c).stepping, (*c).steps) = (u64::from(stepped), u64::from(u32::MAX));
-            (*c).entry = start;
-            (*c).far = [start as u16, (start >> 16) as u16, CODE32, 0];
+            let entry = start - code_base(bits);
+            let (code, data) = if bits == 16 { (CODE16, DATA16) } else { (CODE32, DATA32) };
+            (*c).entry = entry;
+            (*c).far = [entry as u16, (entry >> 16) as u16, code, 0];
+            (*c).data = [data, data, data, DATA32];
             ((*c).fs_base, (*c).gs_base) = (before.fs_base, before.gs_base);
             (*c).area = before.area;
-            mimus_differential_enter(u32::from(bits == 32));
-            outcome(&*c, after, self.data.bytes().to_vec())
+            mimus_differential_enter(u32::from(bits != 64));
+            outcome(&*c, after, code_base(bits), self.data.bytes().to_vec())
         }
     }
 }
 
-fn outcome(c: &Control, end: u64, memory: Vec<u8>) -> Outcome {
+fn outcome(c: &Control, end: u64, base: u64, memory: Vec<u8>) -> Outcome {
     let mut regs = Regs {
         gpr: c.out_gpr,
         rip: end,
@@ -421,7 +444,7 @@ fn outcome(c: &Control, end: u64, memory: Vec<u8>) -> Outcome {
         for (i, n) in ORDER.into_iter().enumerate() {
             regs.gpr[n] = s[i];
         }
-        (regs.rip, regs.flags) = (s[16], s[17]);
+        (regs.rip, regs.flags) = (s[16].wrapping_add(base), s[17]);
         let vector = s[20] as u8;
         let address = if vector == VECTOR_PF { s[22] } else { 0 };
         // Linux hides which of its own pages there are.

@@ -170,7 +170,11 @@ pub fn advertised(bits: u32, features: &Features) -> Vec<Code> {
         .filter(|&code| {
             let op = code.op_code();
             let decodes = if features.amd { op.amd_decoder64() } else { op.intel_decoder64() };
-            let modes = if bits == 64 { op.mode64() && decodes } else { op.mode32() };
+            let modes = match bits {
+                64 => op.mode64() && decodes,
+                32 => op.mode32(),
+                _ => op.mode16(),
+            };
             let encoding = matches!(op.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
             op.is_instruction() && modes && encoding && available(code, features) && !never_decoded(code, features)
         })
@@ -178,19 +182,21 @@ pub fn advertised(bits: u32, features: &Features) -> Vec<Code> {
 }
 
 /// Whether it is tried: by this test, on this host.
-pub fn tried(code: Code, features: &Features) -> bool {
+pub fn tried(code: Code, bits: u32, features: &Features) -> bool {
     use Mnemonic as M;
     // Others' processors have these in compatibility mode.
     let entry = matches!(code.mnemonic(), M::Sysenter | M::Sysexit | M::Sysexitq) && !features.amd;
     // Without CR4.PKE they are none, as with the guest's.
     let keys = matches!(code.mnemonic(), M::Rdpkru | M::Wrpkru) && has_keys();
-    !excluded(code.mnemonic()) && !disputed(code, features) && !entry && !keys
+    // Transfers to other segments are those of 32-bit code.
+    let far = bits == 16 && crate::special::is_far(code);
+    !excluded(code.mnemonic()) && !disputed(code, features) && !entry && !keys && !far
 }
 
 /// The advertised that are tried, in two parts: those that go on, and those that fault.
 pub fn instructions(class: Class, bits: u32, features: &Features) -> (Vec<Code>, Vec<Code>) {
     let mut all = advertised(bits, features);
-    all.retain(|&code| tried(code, features));
+    all.retain(|&code| tried(code, bits, features));
     if class != Class::All {
         all.retain(|&code| class.has(code));
     }

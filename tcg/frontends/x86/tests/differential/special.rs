@@ -8,7 +8,7 @@ use crate::layout::*;
 use crate::sequence::Item;
 
 /// Selectors that code cannot be in, of all kinds.
-const BAD: [u8; 8] = [0, 3, 0x10, 0x18, 0x2b, 0x43, 0x0f, 0x7b];
+const BAD: [u8; 9] = [0, 3, 0x10, 0x18, 0x2b, 0x43, 0x0f, 0x7b, 0x47];
 
 fn is_image(m: Mnemonic) -> bool {
     use Mnemonic as M;
@@ -29,7 +29,7 @@ fn is_image(m: Mnemonic) -> bool {
     )
 }
 
-fn is_far(code: Code) -> bool {
+pub fn is_far(code: Code) -> bool {
     use Code::*;
     matches!(code.mnemonic(), Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
         || matches!(
@@ -63,9 +63,13 @@ fn is_unpredictable(m: Mnemonic) -> bool {
 
 /// `mov dword [at], value`, or of two bytes.
 fn store(item: &mut Item, bits: u32, at: u64, bytes: usize, value: u32) {
-    let mut code = if bytes == 2 { vec![0x66, 0xc7] } else { vec![0xc7] };
-    code.extend(if bits == 64 { &[0x04, 0x25][..] } else { &[0x05][..] });
-    code.extend((at as u32).to_le_bytes());
+    let mut code = if (bytes == 2) != (bits == 16) { vec![0x66, 0xc7] } else { vec![0xc7] };
+    match bits {
+        64 => code.extend([0x04, 0x25]),
+        32 => code.push(0x05),
+        _ => code.push(0x06),
+    }
+    code.extend(&(at as u32).to_le_bytes()[..if bits == 16 { 2 } else { 4 }]);
     code.extend(&value.to_le_bytes()[..bytes]);
     item.add(&code);
 }
@@ -94,11 +98,18 @@ fn all_registers(p: &mut Place<'_>, code: Code) -> Option<Item> {
         return None;
     }
     let mut item = Item::default();
-    let prefixed = |opcode: u8| if wide { vec![opcode] } else { vec![0x66, opcode] };
+    let narrow = p.bits == 16;
+    let prefixed = |opcode: u8| if wide != narrow { vec![opcode] } else { vec![0x66, opcode] };
     item.add(&prefixed(0x60));
     // What is stored of ESP is not loaded.
     let value = p.r.value() as u32;
-    on_stack(&mut item, (bytes * (7 - n)) as u8, bytes, value);
+    if narrow {
+        // mov bp, sp; mov word [bp + at], value
+        item.add(&[0x89, 0xe5]);
+        item.add(&[0xc7, 0x46, (bytes * (7 - n)) as u8, value as u8, (value >> 8) as u8]);
+    } else {
+        on_stack(&mut item, (bytes * (7 - n)) as u8, bytes, value);
+    }
     item.add(&prefixed(0x61));
     Some(item)
 }
@@ -167,7 +178,7 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
     let fx = matches!(m, M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64);
     let stores = !matches!(m, M::Xrstor | M::Xrstor64 | M::Fxrstor | M::Fxrstor64);
     let misaligned = if p.r.chance(8) { 1 + p.r.below(63) } else { 0 };
-    let at = DATA + 0x800 + 64 * p.r.below(64) + misaligned;
+    let at = DATA - data_base(p.bits) + 0x800 + 64 * p.r.below(64) + misaligned;
     let mut item = Item::default();
     let components = if p.r.chance(60) { 7 } else { p.r.below(8) };
     if !fx {
