@@ -145,7 +145,7 @@ impl Place<'_> {
     /// A memory operand with a 16-bit address.
     fn short_memory(&mut self, insn: &mut Instruction, target: u64) {
         let mut parts = 0;
-        let form = self.r.below(8);
+        let form = self.r.below(8) & if self.roles.x == RDX { !2 } else { !0 };
         if form & 1 != 0 {
             insn.set_memory_base(gpr(self.roles.p, 2, false));
             parts += self.regs.gpr[self.roles.p];

@@ -52,8 +52,13 @@ impl Roles {
     pub fn random(r: &mut Random, bits: u32) -> Roles {
         if bits == 16 {
             // What 16-bit addresses are made of.
-            let (p, x) = (r.pick(&[RBX, RBP]), r.pick(&[RSI, RDI]));
-            let w = r.pick(&[RAX, RCX, RDX, RBX ^ RBP ^ p, RSI ^ RDI ^ x]);
+            let (p, x) = (r.pick(&[RBX, RBP]), r.pick(&[RSI, RDI, RSI, RDI, RDX]));
+            // SI and DI are at times no addresses, which strings want, and so are RAX to RBX.
+            let w = if x == RDX {
+                r.pick(&[RAX, RCX, RBX ^ RBP ^ p])
+            } else {
+                r.pick(&[RAX, RCX, RBX ^ RBP ^ p, RSI ^ RDI ^ x])
+            };
             return Roles { p, x, w };
         }
         let count = if bits == 64 { 16 } else { 8 };
