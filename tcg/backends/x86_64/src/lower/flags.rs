@@ -369,17 +369,17 @@ impl Lower<'_> {
             return cc;
         }
         // Those that depend on one flag being set, or one of two.
-        let (byte, bits) = match cond {
-            CondF::O | CondF::No => (0, 1),
-            CondF::L | CondF::Ge | CondF::Le | CondF::G => (0, 0),
-            _ => (1, (wanted.pack() >> 8) as i8 & !2),
+        let bits = match cond {
+            CondF::L | CondF::Ge | CondF::Le | CondF::G => 0,
+            _ => slot_bits(wanted) as i16,
         };
         if bits == 0 || !self.flags.in_slot.contains(wanted) {
             self.flags_to_host(wanted, true);
             return cc;
         }
-        let disp = self.flags_disp() + byte;
-        dynasm!(self.asm ; .arch x64 ; test BYTE [rbp + disp], bits);
+        let disp = self.flags_disp();
+        // As wide as the store before it: half of it would wait until that has left the store buffer.
+        dynasm!(self.asm ; .arch x64 ; test WORD [rbp + disp], bits);
         self.flags.in_host = Flags::NONE;
         // The even condition of each pair is the one that a set flag makes true, but for `a` and the like.
         let set = (cond as u8) & 1 == 0;
