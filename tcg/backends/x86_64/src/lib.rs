@@ -7,7 +7,7 @@
 //! | `rbp` | the environment's address + 128, which puts its first 256 bytes within a byte's displacement |
 //! | `rbx r12 r13 rsi rdi rdx rcx r8–r11` | the guest slots that [`BackendConfig::pin_order`] names first |
 //! | `rax r14 r15 xmm0 xmm1` | scratch, dead between blocks |
-//! | `xmm2`–`xmm15` | copies of the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says not |
+//! | `xmm2`–`xmm15` | the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says that they are in memory |
 //! | `gs` base | the current TLB context |
 //! | `rsp` | 16-byte aligned; `[rsp]` and `[rsp+8]` are the code's to use |
 //! | MXCSR | the guest's rounding mode and sticky flags (with vector registers: while they are here) |

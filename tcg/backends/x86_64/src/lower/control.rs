@@ -60,7 +60,20 @@ impl Lower<'_> {
     }
 
     pub(super) fn branch(&mut self, cond: Cond, a: Val, b: Val, to: PagePc) {
-        let cc = self.compare(cc_of(cond), a, b);
+        let known = match (cond, a, b) {
+            (Cond::Ne | Cond::Eq, Val::Slot(d), Val::Imm(0)) => self.still_compared(d),
+            _ => None,
+        };
+        let cc = match known {
+            Some(cc) => {
+                if cond == Cond::Ne {
+                    cc
+                } else {
+                    cc.invert()
+                }
+            }
+            None => self.compare(cc_of(cond), a, b),
+        };
         // A compare leaves every register alone.
         self.cached = self.last;
         self.branch_on(cc, to);
@@ -286,6 +299,9 @@ impl Lower<'_> {
             // The frontend's table does not have it: leave before the instruction.
             return self.exit_at(self.insn.pc, self.be.stubs.careful);
         };
+        if self.fp_flags_in_line(helper, kind, ret, args) {
+            return;
+        }
         if kind == CallKind::MayExit {
             let word = pack_insn(self.insn.pc, self.insn.len) as i32;
             let cur_insn = Rm::Env(self.be.env(self.be.config.env.cur_insn));

@@ -23,7 +23,7 @@ pub use fp::result_is_float;
 
 use self::flags::Routine;
 use crate::X86_64;
-use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
+use crate::asm::{Alu, Asm, Cc, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
@@ -132,6 +132,13 @@ enum Cold {
         packed: u64,
         back: u32,
     },
+    /// The helper for floating-point flags changes them: to `r14`.
+    FpFlags {
+        from: Fixup,
+        stub: usize,
+        revive: bool,
+        back: u32,
+    },
     /// The canonical NaN to vector register `t`.
     Nan {
         from: Fixup,
@@ -139,7 +146,7 @@ enum Cold {
         t: u8,
         back: u32,
     },
-    /// Loads vector registers with what their slots hold.
+    /// Loads vector registers with what their slots' memory holds.
     ReviveFp {
         from: Fixup,
         back: u32,
@@ -167,6 +174,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         counting: false,
         boxed: 0,
         fp_alive: false,
+        compared: None,
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
@@ -212,8 +220,10 @@ struct Lower<'a> {
     counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
     boxed: u64,
-    /// Whether vector registers are known to hold what their slots do.
+    /// Whether vector registers are known to hold the values of their slots.
     fp_alive: bool,
+    /// A slot that was computed by a condition of the host's flags, and the index behind that operation.
+    compared: Option<(Slot, Cc, usize)>,
     has_fp_pins: bool,
     /// The slot whose value `rax` also holds after the operation being lowered.
     cached: Option<Slot>,
@@ -289,7 +299,7 @@ impl Lower<'_> {
     }
 
     fn lower(&mut self, op: &Op) {
-        let reload = self.has_fp_pins && self.writes_fp_pins(op);
+        let reload = self.has_fp_pins && self.settle_fp_pins(op);
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
@@ -659,6 +669,7 @@ impl Lower<'_> {
                     self.call_fp(packed);
                     self.asm.jmp_back(back);
                 }
+                Cold::FpFlags { from, stub, revive, back } => self.change_fp_flags(from, stub, revive, back),
                 Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),
                 Cold::ReviveFp { from, back } => {
                     self.asm.bind(from);

@@ -150,6 +150,7 @@ impl Machine {
             pin_order,
             vector: None,
             fp_pin_order: if code_align == 2 { (34..48).map(Slot).collect() } else { Vec::new() },
+            fp_flags: None,
             code_align,
             optimise,
             flags: code_align == 1,

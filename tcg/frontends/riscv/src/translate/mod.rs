@@ -145,8 +145,8 @@ struct Translator<'a> {
     /// A register known to hold an address relative to the page, from `auipc`; 0 if none.
     pc_reg: u8,
     pc_value: PagePc,
-    /// Bits of `HOT_FP_BAD` known to be clear.
-    fp_known: u8,
+    /// `HOT_FP_BAD` is known to be clear.
+    fp_known: bool,
     /// `HOT_FP_DIRTY` is known to be set.
     fp_dirty: bool,
 }
@@ -164,7 +164,7 @@ impl<'a> Translator<'a> {
             exits: 0,
             pc_reg: 0,
             pc_value: PagePc(0),
-            fp_known: 0,
+            fp_known: false,
             fp_dirty: false,
         }
     }
@@ -260,7 +260,7 @@ impl<'a> Translator<'a> {
     /// A helper call that may leave the block, after which nothing is known about the hart's state.
     fn call(&mut self, helper: u16, ret: Option<Slot>, args: [Val; 3]) {
         self.emit(Op::Call { helper, kind: CallKind::MayExit, ret, args });
-        self.fp_known = 0;
+        self.fp_known = false;
         self.fp_dirty = false;
         self.pc_reg = 0;
     }
