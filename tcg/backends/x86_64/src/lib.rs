@@ -26,7 +26,7 @@ mod stubs;
 mod tests;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
-use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Optimise, Stubs};
+use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, Hints, HostBackend, Optimise, Stubs};
 use mimus_tcg_ir::{Block, SLOTS, Size, Slot};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -185,6 +185,15 @@ impl X86_64 {
     /// A range entry for an access.
     fn new_range(&self, size: Size, write: bool, parts: bool) -> u32 {
         ContextLayout::range(self.ranges.fetch_add(1, Ordering::Relaxed), size, write, parts)
+    }
+
+    /// Whether the loops of blocks without flags are to be copied.
+    fn copies_loops(&self, hints: &Hints) -> bool {
+        match self.config.optimise {
+            Optimise::Off => false,
+            Optimise::Usual => hints.hot,
+            Optimise::Forced => true,
+        }
     }
 
     /// Whether vector registers hold guest state at times.

@@ -244,7 +244,7 @@ impl GuestFrontend for Riscv {
 
     /// In the order in which compilers take them: arguments from the last on, then temporaries.
     const FP_PIN_ORDER: &'static [Slot] = &{
-        const ORDER: [u8; 14] = [15, 14, 13, 12, 11, 10, 0, 1, 2, 3, 4, 5, 6, 7];
+        const ORDER: [u8; 14] = [15, 14, 13, 12, 11, 10, 0, 1, 2, 3, 8, 9, 18, 19];
         let mut slots = [Slot(0); ORDER.len()];
         let mut i = 0;
         while i < ORDER.len() {

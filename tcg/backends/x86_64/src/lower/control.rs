@@ -6,6 +6,7 @@ use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
+use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
 
 /// The host's condition behind a compare.
@@ -34,7 +35,7 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
         let insn = Insn { pc: self.start, len: 0, left: 0 };
-        self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
+        self.put_off(Cold::Careful { from, insn, flags: Routine::NONE });
     }
 
     /// `cmp dword [kick], 0`.
@@ -76,14 +77,19 @@ impl Lower<'_> {
         };
         // A compare leaves every register alone.
         self.cached = self.last;
-        self.branch_on(cc, to);
+        if !self.loop_branch(cc, to, Flags::ALL) {
+            self.branch_on(cc, to);
+        }
     }
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if !to.same_page() {
+        if self.homed {
             let from = self.asm.jcc(cc);
-            self.cold.push(Cold::Cross { from, to });
+            self.put_off(Cold::LeaveLoop { from, to });
+        } else if !to.same_page() {
+            let from = self.asm.jcc(cc);
+            self.put_off(Cold::Cross { from, to });
         } else if self.is_backward(to) || self.is_self(to) {
             let over = self.asm.jcc_short(cc.invert());
             self.jump_back(to);
@@ -101,10 +107,10 @@ impl Lower<'_> {
         if self.is_self(to) {
             self.asm.jcc_back(Cc::E, 0);
             let from = self.asm.jmp();
-            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
+            self.put_off(Cold::Kick { from, to, flags: Routine::NONE });
         } else {
             let from = self.asm.jcc(Cc::Ne);
-            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
+            self.put_off(Cold::Kick { from, to, flags: Routine::NONE });
             self.site_jump(to);
         }
     }
@@ -117,7 +123,7 @@ impl Lower<'_> {
     }
 
     fn link_site(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
-        self.cold.push(Cold::Link { from, site, guard, to });
+        self.put_off(Cold::Link { from, site, guard, to });
     }
 
     /// The cold code of a link site, entered at `unlinked` from the jump and by `from` from its checks.
@@ -168,7 +174,7 @@ impl Lower<'_> {
         from.add(self.asm.jcc(Cc::Ne));
         self.test_kick();
         let kicked = self.asm.jcc(Cc::Ne);
-        self.cold.push(Cold::Kick { from: kicked, to, flags: Routine::NONE });
+        self.put_off(Cold::Kick { from: kicked, to, flags: Routine::NONE });
         self.asm.mov_rm_r(true, Rm::Env(page_base), RAX);
         self.asm.pad_jump(1);
         let site = self.asm.jmp();
@@ -187,7 +193,7 @@ impl Lower<'_> {
             }
         }
         if let Some((d, pc)) = link {
-            let t = self.be.pin_of(d).unwrap_or(R14);
+            let t = self.pin_of(d).unwrap_or(R14);
             self.page_va(t, pc);
             self.set(d, t);
         }
@@ -234,22 +240,29 @@ impl Lower<'_> {
     }
 
     pub(super) fn set_env_byte(&mut self, off: i32, val: u8) {
+        self.cached = self.last;
+        if self.guarded_by_loop() && !self.be.config.flags {
+            return;
+        }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xc6, 0, place);
         self.asm.push(val);
-        self.cached = self.last;
     }
 
     pub(super) fn guard_env(&mut self, off: i32, mask: u8) {
         if self.be.config.vector.is_some_and(|v| off == v.guard && mask & v.vector != 0) {
             return self.guard_vectors(mask);
         }
+        if self.guarded_by_loop() && !self.be.config.flags {
+            self.cached = self.last;
+            return;
+        }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
         self.cached = self.last;
     }
 
@@ -259,7 +272,7 @@ impl Lower<'_> {
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(cc));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
     }
 
     /// Leaves to careful mode unless `a` is the sign extension of its low bits.
@@ -280,7 +293,7 @@ impl Lower<'_> {
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
     }
 
     /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction
@@ -326,6 +339,8 @@ impl Lower<'_> {
     /// Calls the runtime's floating-point function.
     pub(super) fn call_fp(&mut self, packed: u64) {
         self.asm.mov_ri(R14, packed as i64);
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.fp);
+        self.return_home();
     }
 }

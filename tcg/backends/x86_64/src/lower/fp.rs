@@ -108,7 +108,7 @@ impl Lower<'_> {
             FpOp::ToU32 | FpOp::ToU64 | FpOp::Class => return true,
             _ => false,
         };
-        let pinned = |slot| self.be.pin_of(slot).is_some();
+        let pinned = |slot| self.pin_of(slot).is_some();
         let operands = match op {
             FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt => false,
             FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => pinned(a) || pinned(b) || pinned(c),
@@ -145,7 +145,7 @@ impl Lower<'_> {
     fn soften(&mut self, from: Fixups, packed: u64) {
         let back = self.asm.pos();
         if from.0.iter().any(Option::is_some) {
-            self.cold.push(Cold::Fp { from, packed, back });
+            self.put_off(Cold::Fp { from, packed, back });
         }
     }
 
@@ -216,7 +216,7 @@ impl Lower<'_> {
         self.asm.push(0);
         let from = self.asm.jcc(Cc::Ne);
         let back = self.asm.pos();
-        self.cold.push(Cold::ReviveFp { from, back });
+        self.put_off(Cold::ReviveFp { from, back });
     }
 
     /// Before an operation: puts the slots that it reads from memory there. Answers whether [`Lower::reload_fp`] is to
@@ -315,7 +315,7 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; and r14d, 31 ; cmp eax, r14d);
             let from = self.asm.jcc(Cc::Ne);
             let back = self.asm.pos();
-            self.cold.push(Cold::FpFlags { from, stub, revive: self.fp_alive, back });
+            self.put_off(Cold::FpFlags { from, stub, revive: self.fp_alive, back });
         }
         if let Some(ret) = ret {
             self.set(ret, RAX);
@@ -346,7 +346,7 @@ impl Lower<'_> {
     fn canonicalize(&mut self, fmt: FpFmt, t: u8) {
         let from = self.nan_jump(fmt, t);
         let back = self.asm.pos();
-        self.cold.push(Cold::Nan { from, fmt, t, back });
+        self.put_off(Cold::Nan { from, fmt, t, back });
     }
 
     pub(super) fn canonical_nan(&mut self, from: Fixup, fmt: FpFmt, t: u8, back: u32) {
@@ -445,7 +445,7 @@ impl Lower<'_> {
     }
 
     fn fp_compare(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b]: [Slot; 2]) {
-        if let (FpOp::Lt | FpOp::Le, FpFmt::F64, Some(t)) = (op, fmt, self.be.pin_of(d)) {
+        if let (FpOp::Lt | FpOp::Le, FpFmt::F64, Some(t)) = (op, fmt, self.pin_of(d)) {
             return self.fp_less(op, d, t, [a, b]);
         }
         let from = self.check_boxes(fmt, &[a, b]);
@@ -502,7 +502,7 @@ impl Lower<'_> {
     /// Ends an operation that computed an integer in [`Lower::target`]. Where software may have put it in the
     /// slot's memory, `rax` is not known to hold it.
     fn put_int(&mut self, d: Slot) {
-        if self.be.pin_of(d).is_none() {
+        if self.pin_of(d).is_none() {
             self.asm.mov_rm_r(true, Place::Env(self.be.slot_disp(d)), RAX);
         }
     }
@@ -575,7 +575,7 @@ impl Lower<'_> {
         if !wide {
             self.asm.movsxd(RAX, Place::Reg(RAX));
         }
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(t) => self.mov(t, Opnd::Reg(RAX)),
             None => self.put_int(d),
         }

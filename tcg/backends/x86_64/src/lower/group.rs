@@ -98,7 +98,7 @@ impl Lower<'_> {
             if let Some(slow) = self.groups.get_mut(group.slow as usize) {
                 slow.back = self.asm.pos();
             }
-            self.cold.push(Cold::Group(group.slow));
+            self.put_off(Cold::Group(group.slow));
         }
     }
 
@@ -304,7 +304,7 @@ impl Lower<'_> {
                 simple && small(a)
             }
             Op::Lea { base, index, .. } => {
-                let pinned = |slot| self.be.pin_of(slot).is_some();
+                let pinned = |slot| self.pin_of(slot).is_some();
                 matches!(base, Val::Slot(_))
                     && match index {
                         Val::Slot(slot) => pinned(slot),

@@ -176,7 +176,7 @@ impl Lower<'_> {
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Load(Slow {
+        self.put_off(Cold::Load(Slow {
             from,
             back,
             base: at.base,
@@ -203,7 +203,7 @@ impl Lower<'_> {
             let flags = self.flags_at_fault();
             let (from, range) = self.translate(at, size, false);
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
-            self.cold.push(Cold::Load(Slow {
+            self.put_off(Cold::Load(Slow {
                 from,
                 back: self.asm.pos(),
                 base: at.base,
@@ -272,8 +272,10 @@ impl Lower<'_> {
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
+        self.return_home();
         match slow.value {
             Opnd::Reg(t) => self.mov(t, Opnd::Reg(RAX)),
             Opnd::Mem(disp) => self.asm.mov_rm_r(true, Rm::Env(disp), RAX),
@@ -317,7 +319,7 @@ impl Lower<'_> {
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Store(Slow {
+        self.put_off(Cold::Store(Slow {
             from,
             back,
             base: at.base,
@@ -346,7 +348,7 @@ impl Lower<'_> {
         let (from, range) = self.translate(at, size, true);
         self.asm.vex(code, false, xmm, 0, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
-        self.cold.push(Cold::Store(Slow {
+        self.put_off(Cold::Store(Slow {
             from,
             back: self.asm.pos(),
             base: at.base,
@@ -411,8 +413,10 @@ impl Lower<'_> {
             None => self.mov(RAX, slow.value),
         }
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.store);
         self.fault_entry(slow.insn);
+        self.return_home();
         if let Some(disp) = slow.reload {
             self.mov(RAX, Opnd::Mem(disp));
         }

@@ -22,12 +22,12 @@ mod wide;
 pub use fp::result_is_float;
 
 use self::flags::Routine;
-use crate::X86_64;
 use crate::asm::{Alu, Asm, Cc, Fixup, RAX, Rm, fits32};
+use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +101,11 @@ enum Cold {
         to: PagePc,
         flags: Routine,
     },
+    /// The taken side of a branch out of a loop with homes of its own.
+    LeaveLoop {
+        from: Fixup,
+        to: PagePc,
+    },
     /// The taken side of a branch to another page.
     Cross {
         from: Fixup,
@@ -159,7 +164,11 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     info.faults.clear();
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off;
-    let looped = if loops && start.same_page() { loops::find(&block.ops, start) } else { None };
+    let looped = match (start.same_page(), loops) {
+        (true, true) => loops::find(&block.ops, start),
+        (true, false) if be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
+        _ => None,
+    };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
     let mut l = Lower {
@@ -169,6 +178,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         ops: &block.ops,
         next: 0,
         cold: Vec::with_capacity(block.ops.len() + 4),
+        pin: be.pin,
+        homed: false,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
@@ -213,7 +224,12 @@ struct Lower<'a> {
     ops: &'a [Op],
     /// Index of the operation after the one being lowered.
     next: usize,
-    cold: Vec<Cold>,
+    /// What was put off, and whether registers have the loop's homes there.
+    cold: Vec<(Cold, bool)>,
+    /// Host register of each slot, or [`UNPINNED`].
+    pin: [u8; SLOTS],
+    /// Registers have the homes of the loop.
+    homed: bool,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
@@ -373,13 +389,25 @@ impl Lower<'_> {
             Op::Load { d, size: Size::B4, ext: Ext::Ones, .. } => d,
             _ => return None,
         };
-        Some(d).filter(|d| self.be.pin_of(*d).is_none())
+        Some(d).filter(|d| self.pin_of(*d).is_none())
+    }
+
+    /// The host register of a slot, if it has one.
+    #[inline]
+    fn pin_of(&self, slot: Slot) -> Option<u8> {
+        self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// Emits something behind the block's body.
+    #[inline]
+    fn put_off(&mut self, cold: Cold) {
+        self.cold.push((cold, self.homed));
     }
 
     /// Where a slot lives.
     #[inline]
     fn rm(&self, slot: Slot) -> Rm {
-        match self.be.pin_of(slot) {
+        match self.pin_of(slot) {
             Some(reg) => Rm::Reg(reg),
             None => Rm::Env(self.be.slot_disp(slot)),
         }
@@ -475,12 +503,12 @@ impl Lower<'_> {
     /// The register in which to compute a slot's new value.
     #[inline]
     fn target(&self, d: Slot) -> u8 {
-        self.be.pin_of(d).unwrap_or(RAX)
+        self.pin_of(d).unwrap_or(RAX)
     }
 
     /// Ends an operation that computed `d` in [`Lower::target`].
     fn finish(&mut self, d: Slot) {
-        if self.be.pin_of(d).is_some() {
+        if self.pin_of(d).is_some() {
             return;
         }
         self.cached = Some(d);
@@ -500,7 +528,7 @@ impl Lower<'_> {
 
     /// A register's value to a slot.
     fn set(&mut self, d: Slot, from: u8) {
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(reg) => self.mov(reg, Opnd::Reg(from)),
             None => {
                 self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), from);
@@ -513,7 +541,7 @@ impl Lower<'_> {
 
     /// A constant to a slot.
     fn set_imm(&mut self, d: Slot, imm: i64) {
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(reg) if imm == 0 && !self.kept => {
                 self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg));
             }
@@ -566,7 +594,7 @@ impl Lower<'_> {
 
     /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.
     fn keeps_rax(&self, op: &Op) -> bool {
-        let pinned = |d: Slot| self.be.pin_of(d).is_some();
+        let pinned = |d: Slot| self.pin_of(d).is_some();
         // Other guests are not worth the time.
         if !self.flagged {
             return false;
@@ -625,8 +653,9 @@ impl Lower<'_> {
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
         let mut i = 0;
-        while let Some(&cold) = self.cold.get(i) {
+        while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;
+            self.have_homes(homed);
             match cold {
                 Cold::Load(slow) => self.slow_load(slow),
                 Cold::Store(slow) => self.slow_store(slow),
@@ -647,7 +676,14 @@ impl Lower<'_> {
                 Cold::Kick { from, to, flags } => {
                     self.asm.bind(from);
                     self.save_at_fault(flags);
+                    self.leave_homes();
                     self.exit_at(to, self.be.stubs.kicked);
+                }
+                Cold::LeaveLoop { from, to } => {
+                    self.asm.bind(from);
+                    self.leave_homes();
+                    self.have_homes(false);
+                    self.jump(to);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);
@@ -656,6 +692,7 @@ impl Lower<'_> {
                 Cold::Careful { from, insn, flags } => {
                     self.bind(from);
                     self.save_at_fault(flags);
+                    self.leave_homes();
                     self.leave_carefully(insn);
                 }
                 Cold::Budget { from } => {
