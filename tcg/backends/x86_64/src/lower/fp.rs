@@ -299,6 +299,9 @@ impl Lower<'_> {
         if ret.is_some_and(|ret| self.be.fp_pin_of(ret).is_some()) {
             return false;
         }
+        if self.restored.is_some_and(|index| index + 1 == self.next) {
+            return true;
+        }
         let scratch = self.be.env(self.be.config.env.mxcsr);
         let flags = self.be.env(self.be.config.env.guest.wrapping_add(own.flags));
         let table = self.be.stubs.fp_flags as i32;
@@ -325,12 +328,16 @@ impl Lower<'_> {
 
     pub(super) fn change_fp_flags(&mut self, from: Fixup, stub: usize, revive: bool, back: u32) {
         self.asm.bind(from);
+        self.change_flags_to_r14(stub, revive);
+        self.asm.jmp_back(back);
+    }
+
+    fn change_flags_to_r14(&mut self, stub: usize, revive: bool) {
         dynasm!(self.asm ; .arch x64 ; mov eax, 1 ; xor r15d, r15d);
         self.asm.call_abs(stub);
         if revive {
             self.asm.call_abs(self.be.stubs.revive);
         }
-        self.asm.jmp_back(back);
     }
 
     /// Jumps if what is in `t` is a NaN.
@@ -489,14 +496,53 @@ impl Lower<'_> {
         let cc = if op == FpOp::Lt { Cc::A } else { Cc::Ae };
         self.asm.setcc(cc, t);
         self.compared = Some((d, cc, self.next));
+        if let Some((index, was, stub)) = self.restores_flags(d) {
+            // Nothing but "invalid", for unordered operands, can have been added to the flags.
+            let from = self.asm.jcc(Cc::P);
+            let back = self.asm.pos();
+            let was = self.home(was);
+            self.put_off(Cold::RestoreFpFlags { from, was, stub, back });
+            self.restored = Some(index);
+        }
+    }
+
+    /// If the flags were read right before the comparison being lowered, to `d`, and are written back right behind it: the
+    /// index of the operation that does so, the slot with the flags, and the helper's stub.
+    fn restores_flags(&self, d: Slot) -> Option<(usize, Slot, usize)> {
+        let own = self.be.config.fp_flags?;
+        let between = |op: &&(usize, &Op)| !matches!(op.1, Op::Insn { .. } | Op::SetEnvByte { .. });
+        let all = || self.ops.iter().enumerate();
+        let (_, before) = all().take(self.next.checked_sub(1)?).rev().take(4).find(|op| between(&op))?;
+        let (index, behind) = all().skip(self.next).take(4).find(|op| between(&op))?;
+        match (before, behind) {
+            (
+                &Op::Call { helper: read, kind: CallKind::Pure, ret: Some(was), args: [Val::Imm(0), ..] },
+                &Op::Call { helper: write, kind: CallKind::Pure, ret: None, args: [Val::Imm(1), Val::Slot(new), _] },
+            ) if read == own.helper && write == own.helper && was == new && was != d => {
+                let stub = *self.be.stubs.helpers_pure.get(usize::from(own.helper))?;
+                Some((index, was, stub))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn restore_fp_flags(&mut self, from: Fixup, was: Opnd, stub: usize, back: u32) {
+        self.asm.bind(from);
+        self.mov(R14, was);
+        self.change_flags_to_r14(stub, self.has_fp_pins);
+        // Unordered operands compare as neither less nor equal.
+        dynasm!(self.asm ; .arch x64 ; stc);
+        self.asm.jmp_back(back);
     }
 
     /// The condition that is in the host's flags, if they still say whether `d` is other than zero.
     pub(super) fn still_compared(&self, d: Slot) -> Option<Cc> {
         let (slot, cc, index) = self.compared?;
         let between = self.ops.get(index..self.next.checked_sub(1)?)?;
-        let keeps_flags = |op: &Op| matches!(op, Op::Insn { .. } | Op::SetEnvByte { .. });
-        (slot == d && between.iter().all(keeps_flags)).then_some(cc)
+        let keeps_flags = |(i, op): (usize, &Op)| {
+            matches!(op, Op::Insn { .. } | Op::SetEnvByte { .. }) || self.restored == Some(index + i)
+        };
+        (slot == d && between.iter().enumerate().all(keeps_flags)).then_some(cc)
     }
 
     /// Ends an operation that computed an integer in [`Lower::target`]. Where software may have put it in the

@@ -255,6 +255,10 @@ impl Lower<'_> {
         }
         self.leave_homes();
         self.have_homes(false);
+        if let (Some(l), false) = (&mut self.looped, self.flagged) {
+            // What is behind the loop has not been executed.
+            l.in_copy = false;
+        }
         if self.is_as_behind(behind) {
             self.asm.jmp_back(behind.at);
         } else {

@@ -378,10 +378,12 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         let (from, range) = self.translate(at, size, true);
+        let access = self.asm.pos();
         self.asm.vex(code, false, xmm, 0, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
         self.put_off(Cold::Store(Slow {
             from,
+            access,
             back: self.asm.pos(),
             base: at.base,
             off: at.off,

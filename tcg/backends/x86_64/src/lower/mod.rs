@@ -144,6 +144,13 @@ enum Cold {
         revive: bool,
         back: u32,
     },
+    /// Floating-point flags become those in `was` again, behind a comparison of unordered operands.
+    RestoreFpFlags {
+        from: Fixup,
+        was: Opnd,
+        stub: usize,
+        back: u32,
+    },
     /// The canonical NaN to vector register `t`.
     Nan {
         from: Fixup,
@@ -186,6 +193,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         boxed: 0,
         fp_alive: false,
         compared: None,
+        restored: None,
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
@@ -240,6 +248,8 @@ struct Lower<'a> {
     fp_alive: bool,
     /// A slot that was computed by a condition of the host's flags, and the index behind that operation.
     compared: Option<(Slot, Cc, usize)>,
+    /// Index of the write of floating-point flags that the comparison before it has done already.
+    restored: Option<usize>,
     has_fp_pins: bool,
     /// The slot whose value `rax` also holds after the operation being lowered.
     cached: Option<Slot>,
@@ -707,6 +717,7 @@ impl Lower<'_> {
                     self.asm.jmp_back(back);
                 }
                 Cold::FpFlags { from, stub, revive, back } => self.change_fp_flags(from, stub, revive, back),
+                Cold::RestoreFpFlags { from, was, stub, back } => self.restore_fp_flags(from, was, stub, back),
                 Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),
                 Cold::ReviveFp { from, back } => {
                     self.asm.bind(from);

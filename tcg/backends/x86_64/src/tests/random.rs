@@ -261,6 +261,24 @@ impl Generator<'_> {
                 let to = self.target();
                 self.push(Op::Branch { cond, a, b, to });
             }
+            39 if self.rng.chance(60) => {
+                // As compilers compare without flags; now and then not quite so.
+                let [was, d] = [self.dest(), self.dest()];
+                let call = |ret, args| Op::Call { helper: HELPER_FP_FLAGS, kind: CallKind::Pure, ret, args };
+                let zero = Val::Imm(0);
+                let ret = if self.rng.chance(90) { Some(was) } else { None };
+                self.push(call(ret, [zero, zero, zero]));
+                let op = self.rng.one(&[FpOp::Lt, FpOp::Le, FpOp::Eq, FpOp::Lt]);
+                let (a, b) = (self.fp_slot(), self.fp_slot());
+                self.push(Op::Fp { op, fmt: FpFmt::F64, rm: Rm::NearestEven, d, a, b, c: a });
+                let new = if self.rng.chance(90) { was.into() } else { self.val() };
+                let ret = if self.rng.chance(10) { Some(self.dest()) } else { None };
+                self.push(call(ret, [Val::Imm(1), new, zero]));
+                if self.rng.chance(50) {
+                    let (cond, to) = (self.rng.one(&[Cond::Eq, Cond::Ne]), self.target());
+                    self.push(Op::Branch { cond, a: d.into(), b: zero, to });
+                }
+            }
             _ => {
                 let op = self.rng.one(&FP_OPS);
                 let fmt = self.rng.one(&[FpFmt::F32, FpFmt::F64]);

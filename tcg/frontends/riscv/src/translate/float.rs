@@ -35,10 +35,11 @@ impl Translator<'_> {
             self.call(helper_ids::FP_CHECK, None, args);
             return;
         }
-        // Both at once: most blocks need both, and modes that the host cannot round in are rare.
-        if !self.fp_known {
-            self.emit(Op::GuardEnv { off: HOT_FP_BAD, mask: FP_BAD_OFF | FP_BAD_FRM });
-            self.fp_known = true;
+        let mask = if dynamic { FP_BAD_OFF | FP_BAD_FRM } else { FP_BAD_OFF };
+        let unknown = mask & !self.fp_known;
+        if unknown != 0 {
+            self.emit(Op::GuardEnv { off: HOT_FP_BAD, mask: unknown });
+            self.fp_known |= mask;
         }
     }
 
