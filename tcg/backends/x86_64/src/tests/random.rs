@@ -445,7 +445,7 @@ pub fn check(
     scratch: &mut (Vec<u8>, Emitted),
 ) {
     let kicked = self_loops || rng.chance(30);
-    check_how(m, block, start, kicked, rng, scratch, |block, oracle| interp::run(block, oracle));
+    check_how(m, block, start, kicked, rng, scratch, interp::run);
 }
 
 /// The same; `interpret` runs it the other way.
