@@ -11,6 +11,7 @@ use crate::control::set_pkru;
 use crate::cpuid::compacted_size;
 use crate::exception::{Exception, Result};
 use crate::fpu;
+use crate::frontend::taken;
 use crate::host::Host;
 use crate::native::Unit;
 use crate::state::FxArea;
@@ -129,6 +130,19 @@ fn environment_bytes(x: &Exec<'_>) -> usize {
     }
 }
 
+/// Faults if one of these bytes may not be accessed. Images are looked at in places first, whose order is the processor's
+/// affair (as measured on AMD's): the first byte and the last, but for FXSAVE and FXRSTOR the last comes first.
+fn look_at(x: &mut Exec<'_>, places: &[u64], write: bool) -> Result<()> {
+    for &place in places {
+        let at = x.cpu.wrap(place);
+        let there = if write { x.cpu.host_for_store(at).is_ok() } else { x.cpu.host_for_load(at).is_ok() };
+        if !there {
+            return Err(taken(x.cpu, at));
+        }
+    }
+    Ok(())
+}
+
 fn store_environment(x: &mut Exec<'_>) -> Result<()> {
     check_unit(x, Unit::X87)?;
     let image = fpu::image(&x.cpu.guest);
@@ -156,6 +170,7 @@ fn store_environment(x: &mut Exec<'_>) -> Result<()> {
         }
     }
     let at = x.aligned_address(total as u32, step as u32, true)?;
+    look_at(x, &[at, at.wrapping_add(total as u64 - 1)], true)?;
     store(x, at, &out[..total])?;
     if saves {
         fpu::init(&mut x.cpu.guest);
@@ -173,6 +188,7 @@ fn load_environment(x: &mut Exec<'_>) -> Result<()> {
     let total = if restores { bytes + 80 } else { bytes };
     let step = bytes / 7;
     let at = x.aligned_address(total as u32, step as u32, false)?;
+    look_at(x, &[at, at.wrapping_add(total as u64 - 1)], false)?;
     let mut from = [0u8; 108];
     load(x, at, &mut from[..total])?;
     let word = |i: usize| fpu::word(&from, i * step);
@@ -285,6 +301,7 @@ fn fxsave(x: &mut Exec<'_>) -> Result<()> {
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at.wrapping_add(511), at], true)?;
     let mut image = x87_region(x);
     put_mxcsr(x, &mut image.0);
     put_xmm(x, &mut image.0);
@@ -323,6 +340,7 @@ fn fxrstor(x: &mut Exec<'_>) -> Result<()> {
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at.wrapping_add(511), at], false)?;
     let mut area = [0; 512];
     load(x, at, &mut area)?;
     let mxcsr = mxcsr_of(x, &area)?;
@@ -369,6 +387,7 @@ fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at, at.wrapping_add(u64::from(total) - 1)], true)?;
     let image = x87_region(x);
     let mut used = in_use(x, &image);
     if compact && x.cpu.guest.st.mxcsr != MXCSR_RESET {
@@ -430,9 +449,13 @@ fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at, at.wrapping_add(HEADER as u64)], false)?;
     let mut area = [0; 832];
     load(x, at, &mut area[..576])?;
     let (bv, compact) = (get_word(&area, HEADER), get_word(&area, HEADER + 8));
+    let total =
+        if compact >> 63 != 0 { compacted_size(wanted & compact) } else { x.cpu.guest.st.features.xsave_size(wanted) };
+    look_at(x, &[at.wrapping_add(u64::from(total) - 1)], false)?;
     let st = &x.cpu.guest.st;
     let (format_ok, reserved) = if compact >> 63 != 0 {
         let known = bv & !compact == 0 && compact & !(1 << 63) & !st.xcr0 == 0;
