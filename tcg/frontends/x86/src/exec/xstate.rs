@@ -143,6 +143,20 @@ fn look_at(x: &mut Exec<'_>, places: &[u64], write: bool) -> Result<()> {
     Ok(())
 }
 
+/// The linear address of an FNSTENV or FNSAVE image of words of `step` bytes, all of which may be accessed. The first word
+/// is looked at before anything of the last byte.
+fn environment_address(x: &mut Exec<'_>, total: u32, step: u32, write: bool) -> Result<u64> {
+    let whole = x.aligned_address(total, step, write);
+    let at = x.aligned_address(step, step, write)?;
+    let end = x.cpu.wrap(at.wrapping_add(u64::from(step) - 1));
+    // Over a page's end, the next page's beginning is the address.
+    let second = if end & !4095 == at & !4095 { at } else { end & !4095 };
+    look_at(x, &[at, second], write)?;
+    let at = whole?;
+    look_at(x, &[at.wrapping_add(u64::from(total) - 1)], write)?;
+    Ok(at)
+}
+
 fn store_environment(x: &mut Exec<'_>) -> Result<()> {
     check_unit(x, Unit::X87)?;
     let image = fpu::image(&x.cpu.guest);
@@ -169,8 +183,7 @@ fn store_environment(x: &mut Exec<'_>) -> Result<()> {
             out[bytes + 10 * i..bytes + 10 * i + 10].copy_from_slice(&image.0[at..at + 10]);
         }
     }
-    let at = x.aligned_address(total as u32, step as u32, true)?;
-    look_at(x, &[at, at.wrapping_add(total as u64 - 1)], true)?;
+    let at = environment_address(x, total as u32, step as u32, true)?;
     store(x, at, &out[..total])?;
     if saves {
         fpu::init(&mut x.cpu.guest);
@@ -187,8 +200,7 @@ fn load_environment(x: &mut Exec<'_>) -> Result<()> {
     let restores = x.insn.mnemonic() == Mnemonic::Frstor;
     let total = if restores { bytes + 80 } else { bytes };
     let step = bytes / 7;
-    let at = x.aligned_address(total as u32, step as u32, false)?;
-    look_at(x, &[at, at.wrapping_add(total as u64 - 1)], false)?;
+    let at = environment_address(x, total as u32, step as u32, false)?;
     let mut from = [0u8; 108];
     load(x, at, &mut from[..total])?;
     let word = |i: usize| fpu::word(&from, i * step);
