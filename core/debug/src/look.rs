@@ -153,10 +153,11 @@ impl View<'_> {
             return Err("there is nothing to find".to_owned());
         }
         let mut out = String::new();
-        let (mut done, mut found) = (0, 0);
+        let (mut done, mut found, mut holes) = (0, 0, 0);
         // By pages, each with the begin of the next.
         while done < len && found < 100 {
             let page = read_virtual(self.target, self.vcpu, at.wrapping_add(done), 4096 + pattern.len() - 1);
+            holes += u64::from(page.is_empty());
             for (i, window) in page.windows(pattern.len()).enumerate().take(4096) {
                 if window == pattern && done + (i as u64) < len && found < 100 {
                     let place = at.wrapping_add(done + i as u64);
@@ -166,7 +167,13 @@ impl View<'_> {
             }
             done += 4096;
         }
-        Ok(if found == 0 { "not found\n".to_owned() } else { out })
+        Ok(match (found, holes * 4096) {
+            (0, missing) if missing >= len => return Err(format!("there is no memory at {at:#x} and behind it")),
+            (0, 0) => "not found\n".to_owned(),
+            (0, missing) => format!("not found; {} KiB of it are no memory\n", missing >> 10),
+            (100, _) => out + "(and more, perhaps)\n",
+            _ => out,
+        })
     }
 
     /// `dump FILE ADDRESS BYTES`
@@ -177,8 +184,12 @@ impl View<'_> {
         };
         let (at, len) = (number(at)?, number(len)?.min(MOST_BYTES));
         let bytes = read_virtual(self.target, self.vcpu, at, len as usize);
+        if bytes.is_empty() && len != 0 {
+            return Err(format!("there is no memory at {at:#x}"));
+        }
         std::fs::write(file, &bytes).map_err(|e| format!("{file}: {e}"))?;
-        Ok(format!("{} bytes\n", bytes.len()))
+        let end = if (bytes.len() as u64) < len { "; there is no more memory" } else { "" };
+        Ok(format!("{} bytes written to {file}{end}\n", bytes.len()))
     }
 
     /// This function and its callers.
@@ -209,7 +220,9 @@ impl View<'_> {
             ));
         }
         let (pc, kept) = tasks::kept(&m, linux, task)?;
-        Ok(self.calls(unwind::frames_of_task(self, pc, &kept, 64)))
+        let root = tasks::page_tables(&m, linux, task);
+        let space = walk::scheme(self.cpu).zip(root).map(|(scheme, root)| scheme.with_root(root));
+        Ok(self.calls(unwind::frames_of_task(self, (pc, &kept), space, 64)))
     }
 
     fn calls(&self, frames: Vec<Frame>) -> String {
@@ -233,7 +246,8 @@ impl View<'_> {
         }
     }
 
-    fn entry(&self) -> impl Fn(u64, usize) -> Option<u64> + '_ {
+    /// Reads page-table entries.
+    pub fn entry(&self) -> impl Fn(u64, usize) -> Option<u64> + '_ {
         |at, bytes| {
             let mut buffer = [0; 8];
             self.target.read(at, &mut buffer[..bytes]).then(|| u64::from_le_bytes(buffer))
@@ -261,18 +275,23 @@ impl View<'_> {
         out
     }
 
-    /// What is mapped.
-    pub fn mappings(&self, most: usize) -> String {
+    /// What is mapped between two addresses.
+    pub fn mappings(&self, most: usize, (first, last): (u64, u64)) -> String {
         let Some(scheme) = walk::scheme(self.cpu) else { return "paging is off\n".to_owned() };
         let mut out = format!("{}\n", scheme.name);
-        let ranges = scheme.ranges(&self.entry(), most);
-        for m in ranges.iter().take(most) {
+        // Those before the first are counted too by who makes the list.
+        let ranges = scheme.ranges(&self.entry(), if first == 0 { most } else { 1 << 20 });
+        let wanted = ranges.iter().filter(|m| m.va <= last && m.va.wrapping_add(m.len - 1) >= first);
+        let mut shown = 0;
+        for m in wanted {
+            if shown == most {
+                let _ = writeln!(out, "(and more: info mem {:#x} shows what is from there on)", m.va);
+                break;
+            }
+            shown += 1;
             let last = m.va.wrapping_add(m.len - 1);
             let _ =
                 writeln!(out, "{:016x}-{last:016x} {:>10} KiB {} physical {:#x}", m.va, m.len >> 10, m.rights, m.pa);
-        }
-        if ranges.len() > most {
-            let _ = writeln!(out, "(and more)");
         }
         out
     }
