@@ -640,7 +640,9 @@ impl Debugger {
             Stop::Paused => "stopped\n".to_owned(),
         };
         let vcpu = state.vcpu;
-        let cpu = self.target.state(vcpu)?;
+        let Ok(cpu) = self.target.state(vcpu) else {
+            return Ok(format!("{why}the machine has come to its end\n"));
+        };
         let why = match stop {
             Stop::Caught { caught, .. } => {
                 state.caught = Some(caught);

@@ -23,8 +23,7 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     (
         "catch",
         "EVENT [if EXPR]",
-        "stops at an exception [N], interrupt [N], csr|msr|cr NAME [r|w|rw], port|device RANGE [r|w|rw], mode [NAME], \
-         process [ROOT]; conditions may use $_value, $_address, $_cause",
+        "stops at exceptions, interrupts, accesses to CSRs, MSRs, ports, devices, changes of mode, process",
     ),
     ("watch", "ADDRESS [BYTES] [r|w|rw] [if EXPR]", "stops after an access"),
     ("delete", "[NUMBER]", "removes breakpoints and watchpoints, or all (short: d)"),
@@ -152,6 +151,9 @@ pub fn about(topic: &str) -> String {
     }
     for example in EXAMPLES.iter().find(|e| e.0 == *name).map_or(&[][..], |e| e.1) {
         out.push_str(&format!("    {example}\n"));
+    }
+    if *name == "catch" {
+        out.push_str(&format!("  {}\n  Conditions may use $_value, $_address and $_cause.\n", crate::catch::USAGE));
     }
     if arguments.contains("EXPR") || arguments.contains("ADDRESS") || arguments.contains("PLACE") {
         out.push_str(

@@ -282,13 +282,11 @@ impl View<'_> {
         // Those before the first are counted too by who makes the list.
         let ranges = scheme.ranges(&self.entry(), if first == 0 { most } else { 1 << 20 });
         let wanted = ranges.iter().filter(|m| m.va <= last && m.va.wrapping_add(m.len - 1) >= first);
-        let mut shown = 0;
-        for m in wanted {
+        for (shown, m) in wanted.enumerate() {
             if shown == most {
                 let _ = writeln!(out, "(and more: info mem {:#x} shows what is from there on)", m.va);
                 break;
             }
-            shown += 1;
             let last = m.va.wrapping_add(m.len - 1);
             let _ =
                 writeln!(out, "{:016x}-{last:016x} {:>10} KiB {} physical {:#x}", m.va, m.len >> 10, m.rights, m.pa);
@@ -334,12 +332,12 @@ impl View<'_> {
             let kind = if interrupt { "interrupt" } else { "exception" };
             let _ = writeln!(out, "{kind} {n} {name} at {:016x}{} value {:#x}", e.pc, self.named(e.pc), e.value);
         }
-        if out.is_empty() { "none is remembered\n".to_owned() } else { out }
+        if out.is_empty() { "none is remembered (under KVM, the processor tells of none)\n".to_owned() } else { out }
     }
 }
 
 /// A cause in words.
-fn cause_name(riscv: bool, interrupt: bool, n: u64) -> &'static str {
+pub fn cause_name(riscv: bool, interrupt: bool, n: u64) -> &'static str {
     const RISCV: [&str; 16] = [
         "(instruction address misaligned)",
         "(instruction access fault)",

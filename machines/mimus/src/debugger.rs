@@ -237,7 +237,9 @@ impl Target for Live {
         self.control.state() == RunState::Running
     }
     fn go(&self) -> Stop {
-        self.stops.after(|| self.control.request(Request::Continue), || false)
+        let stop = self.stops.after(|| self.control.request(Request::Continue), || false);
+        self.interrupted.store(false, Ordering::SeqCst);
+        stop
     }
     fn resume(&self) {
         self.control.request(Request::Continue);
@@ -246,13 +248,19 @@ impl Target for Live {
         if self.running() {
             return Err("the machine runs; stop it first".to_owned());
         }
-        self.interrupted.store(false, Ordering::SeqCst);
+        // It may have come between two steps of one command.
+        if self.interrupted.swap(false, Ordering::SeqCst) {
+            return Ok(Stop::Paused);
+        }
         let (memory, interrupted) = (self.memory.clone(), self.interrupted.clone());
         let steps = Steps { vcpu, count: n, kind, memory, interrupted };
         let io = self.io.clone();
         let (end, event) = self.on(vcpu, move |v| steps.make(v, &*io))?;
         if let Some(request) = event {
             self.control.request(request);
+        }
+        if matches!(end, Ok(Stop::Paused)) {
+            self.interrupted.store(false, Ordering::SeqCst);
         }
         end
     }

@@ -60,7 +60,9 @@ fn ports_and_modes_of_a_pc() {
     std::fs::write(&rom, bytes).unwrap();
     let machine = ["-M", "pc", "-m", "16M", "-nic", "none", "-serial", "none", "-bios", &rom];
     let mut guest = Mimus::start(&[&["debug", "x86_64", "-accel", "tcg"][..], &machine].concat());
-    guest.wait_for("000000000000fff0");
+    // The address, not the offset in a segment.
+    guest.wait_for("=> 00000000fffffff0");
+    guest.wait_for("jmp");
     guest.send("catch port 0x3f8 w\ncatch mode protected\ncatch msr efer\nstep branch\n");
     guest.wait_for("=> 00000000000f0000");
     guest.send("continue\n");
