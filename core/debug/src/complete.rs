@@ -23,7 +23,8 @@ impl Debugger {
         let before = line.trim_start();
         let lead = line.len() - before.len();
         let Some((command, rest)) = before.split_once([' ', '/']) else {
-            let all = COMMANDS.iter().map(|c| c.0).chain(more.iter().copied());
+            let others = more.iter().map(|m| m.split(' ').next().unwrap_or_default());
+            let all = COMMANDS.iter().map(|c| c.0).chain(others);
             return (lead, begin(before, all.map(str::to_owned)));
         };
         let command = SHORT.iter().find(|(short, _)| *short == command).map_or(command, |(_, long)| long);

@@ -144,13 +144,9 @@ impl Debugger {
     pub fn load_symbols(&self, path: &Path, bias: u64) -> Result<String, String> {
         let mut symbols = Symbols::open(path).map_err(|e| e.to_string())?;
         symbols.set_bias(bias);
-        let text = format!("{} symbols from {}\n", symbols.len(), path.display());
+        let text = format!("{} from {}\n", symbols.contents(), path.display());
         let mut state = self.lock();
-        if state.symbols.is_empty() {
-            state.symbols = symbols
-        } else {
-            state.symbols.add(symbols)
-        }
+        state.symbols.add(symbols);
         Ok(text)
     }
 

@@ -208,6 +208,21 @@ impl Symbols {
         self.guest.is_some()
     }
 
+    /// What there is, in words.
+    pub fn contents(&self) -> String {
+        let frames = || self.frames().next().is_some();
+        let lines = || {
+            self.files.iter().any(|f| {
+                f.lines
+                    .as_ref()
+                    .is_some_and(|l| l.find_location_range(0, u64::MAX).is_ok_and(|mut r| r.next().is_some()))
+            })
+        };
+        let others = [(lines(), "source lines"), (frames(), "call frames"), (self.orc().next().is_some(), "ORC")];
+        let others: String = others.iter().filter(|(there, _)| *there).map(|(_, name)| format!(", {name}")).collect();
+        format!("{} symbols{others}", self.len())
+    }
+
     /// The guest's own names as a System.map.
     pub fn guest_map(&self) -> String {
         let all = self.guest.iter().flat_map(|g| g.sorted.iter());

@@ -177,7 +177,7 @@ impl Unwinder<'_> {
     }
 
     fn caller(&self, regs: &Regs, first: bool) -> Option<(Regs, Method)> {
-        let handled = self.riscv_exception(regs).map(|r| (r, Method::Exception));
+        let handled = self.called_by_entry(regs).map(|r| (r, Method::Exception));
         handled
             .or_else(|| self.cfi(regs).map(|r| (r, Method::Cfi)))
             .or_else(|| self.orc(regs))
@@ -373,18 +373,22 @@ impl Unwinder<'_> {
         Some(Regs { pc: word(12)?, r, exact: true })
     }
 
-    /// A function of RISC-V's Linux that was called by the code which saved all registers on the stack: `epc`, then x1 to
-    /// x31.
-    fn riscv_exception(&self, regs: &Regs) -> Option<Regs> {
-        self.n.link?;
-        let handler = |at: u64| {
-            let name = self.view.symbols.function(at).unwrap_or_default();
-            matches!(name.as_str(), "handle_exception" | "ret_from_exception")
+    /// A function of Linux that was called by the code which saved all registers on the stack. RISC-V: `epc`, then x1 to
+    /// x31. i386 leaves no mark in the frame pointer at system calls; what is on top of the stack then are the registers.
+    fn called_by_entry(&self, regs: &Regs) -> Option<Regs> {
+        let entries: &[&str] = match (self.n.link, self.n.word) {
+            (Some(_), _) => &["handle_exception", "ret_from_exception"],
+            (None, 4) => &["entry_SYSENTER_32", "entry_INT80_32"],
+            _ => return None,
         };
-        if regs.exact || !handler(regs.pc) && !handler(regs.pc.wrapping_sub(1)) {
+        let is_entry = |at: u64| self.view.symbols.function(at).is_some_and(|name| entries.contains(&name.as_str()));
+        if regs.exact || !is_entry(regs.pc) && !is_entry(regs.pc.wrapping_sub(1)) {
             return None;
         }
-        let at = regs.r[2]?;
+        let at = regs.r[self.n.sp]?;
+        if self.n.link.is_none() {
+            return self.i386_saved(at);
+        }
         let mut r = [None; 33];
         for (i, register) in r.iter_mut().enumerate().take(32).skip(1) {
             *register = self.load(at.wrapping_add(8 * i as u64));
