@@ -8,7 +8,7 @@ use mimus_arch::x86::X86State;
 use crate::linux::{Linux, tasks};
 use crate::orc::Orc;
 use crate::registers;
-use crate::symbols::Symbols;
+use crate::symbols::{Symbols, shown};
 use crate::target::{Target, read_number, read_virtual};
 use crate::unwind::{self, Frame, Method};
 use crate::walk::{self, End};
@@ -79,7 +79,7 @@ impl View<'_> {
             let (text, len) = self.target.disassemble(bits, &bytes, at);
             let named = self.symbols.lookup(at).filter(|(_, off)| i == 0 || *off == 0);
             if let Some((symbol, off)) = named {
-                let line = self.symbols.source_line(at).map_or(String::new(), |(f, l)| format!(" {f}:{l}"));
+                let line = self.symbols.source_line(at).map_or(String::new(), |(f, l)| format!(" {}:{l}", shown(&f)));
                 let _ = writeln!(out, "{}+{off:#x}:{line}", symbol.name);
             }
             let mark = if at == pc { "=>" } else { "  " };
@@ -230,7 +230,7 @@ impl View<'_> {
         for (i, Frame { pc, method }) in frames.into_iter().enumerate() {
             let exact = matches!(method, Method::Pc | Method::Exception);
             let line = self.symbols.source_line(if exact { pc } else { pc.wrapping_sub(1) });
-            let line = line.map_or(String::new(), |(f, l)| format!(" at {f}:{l}"));
+            let line = line.map_or(String::new(), |(f, l)| format!(" at {}:{l}", shown(&f)));
             let name = if exact { self.named(pc) } else { self.returning(pc) };
             let _ = writeln!(out, "#{i:<2} {pc:016x}{name}{line}  [{}]", method.name());
         }

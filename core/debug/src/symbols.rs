@@ -370,6 +370,12 @@ impl Symbols {
     }
 }
 
+/// A source file for people: without the folder one is in.
+pub fn shown(path: &str) -> &str {
+    let here = std::env::current_dir().unwrap_or_default();
+    Path::new(path).strip_prefix(here).ok().and_then(Path::to_str).unwrap_or(path)
+}
+
 fn path_ends_with(path: &str, end: &str) -> bool {
     path.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
 }

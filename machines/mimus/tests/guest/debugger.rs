@@ -137,7 +137,8 @@ fn long_mode(test: &str, accel: &str) {
         ],
     );
     ask(&mut guest, "info mem 0x200000 0x200000", &["4-level paging\n0000000000200000-"]);
-    ask(&mut guest, "info irqchip", &["LVT Timer", "the other 24 are masked"]);
+    ask(&mut guest, "info irqchip", &["the other 24 are masked"]);
+    ask(&mut guest, "info lapic", &["LVT Timer"]);
     ask(&mut guest, "info pci", &["host bridge [0600] 8086:1237"]);
     ask(&mut guest, "info device rtc", &["/machine/rtc (mc146818)"]);
     ask(&mut guest, "info mtree", &["ram    ram"]);
@@ -171,4 +172,25 @@ fn long_mode_under_kvm() {
         return skipped("long_mode_under_kvm", &format!("/dev/kvm: {e}"));
     }
     long_mode("debugger-long-mode-kvm", "kvm");
+}
+
+/// A guest that tells of its panic gets a report.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_panic_is_reported() {
+    let dir = Dir::new("a_panic_is_reported");
+    let rom = dir.path("rom");
+    let mut bytes = vec![0xf4; 0x1_0000];
+    // mov dx, 0x505; mov al, 1; out dx, al
+    bytes[..6].copy_from_slice(&[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee]);
+    bytes[0xfff0..0xfff5].copy_from_slice(&[0xea, 0, 0, 0x00, 0xf0]);
+    std::fs::write(&rom, bytes).unwrap();
+    let machine = ["-M", "pc", "-m", "16M", "-nic", "none", "-display", "none", "-serial", "none", "-monitor", "none"];
+    let args = [&["system", "x86_64", "-accel", "tcg"], &machine[..], &["-device", "pvpanic", "-bios", &rom]].concat();
+    let mut guest = Mimus::start(&args);
+    assert_eq!(guest.end().code(), Some(1));
+    let said = guest.transcript();
+    for text in ["---- vCPU 0 ----", "real-address mode", "00000000000f0005  ee", "what to try:", "the guest crashed"] {
+        assert!(said.contains(text), "{text}: {said}");
+    }
 }
