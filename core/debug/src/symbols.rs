@@ -246,7 +246,11 @@ impl Symbols {
 
     /// The name at or before an address, and how far before.
     pub fn lookup(&self, address: u64) -> Option<(&Symbol, u64)> {
-        let known = self.files.iter().filter_map(|f| f.names.lookup(address.wrapping_sub(f.bias)));
+        let known = self.files.iter().filter_map(|f| {
+            let at = address.wrapping_sub(f.bias);
+            // A name without a size does not reach into what is loaded behind the file.
+            f.image.is_none_or(|(from, to)| (from..to).contains(&at)).then(|| f.names.lookup(at)).flatten()
+        });
         known.min_by_key(|(_, off)| *off).or_else(|| self.guest.as_ref()?.lookup(address))
     }
 

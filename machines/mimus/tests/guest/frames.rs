@@ -47,6 +47,7 @@ _start: .cfi_startproc
         li      a0, 0
         li      a1, 0
         li      a2, 0
+        li      a3, 0
         ecall
         j       1b
         .cfi_endproc

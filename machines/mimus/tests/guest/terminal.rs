@@ -133,9 +133,8 @@ fn the_monitor_has_editing_history_and_completion() {
     terminal.keys("\x03inf statuss\x1b[D\x7f\x01\x01\x1b[C\x1b[C\x1b[Co\r", "VM status: running");
     terminal.keys("\x1b[A\r", "VM status: running");
     // A breakpoint is told when it is hit, and what waits for the machine leaves the keyboard free.
-    terminal.keys("break 0x8000000c\r", "1: break");
-    terminal.wait_for("vCPU 0: breakpoint");
-    terminal.keys("delete\r", "(mimus) ");
+    terminal.keys("break 0x8000000c\r", "vCPU 0: breakpoint");
+    terminal.keys("delete\r", "delete\r\n(mimus) ");
     terminal.keys("until $a0 == 77\r", "until");
     terminal.keys("\x03", "stopped");
     terminal.keys("print $pc\r", "0x8000000c ");
