@@ -155,9 +155,18 @@ pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::i
     };
     let session = Arc::new(Session::start(move || control.clone(), print)?);
     device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
-    let typed_at = session.clone();
+    // Completion asks vCPUs, and this is called on the thread that devices wait for.
+    let (keys, typed) = channel::<Vec<u8>>();
+    let typed_at = Arc::downgrade(&session);
+    std::thread::Builder::new().name("monitor-keys".into()).spawn(move || {
+        for bytes in typed {
+            let Some(session) = typed_at.upgrade() else { return };
+            session.typed(&bytes);
+        }
+    })?;
+    let keys = Mutex::new(keys);
     device.set_receiver(Box::new(move |typed| {
-        typed_at.typed(typed);
+        let _ = keys.lock().unwrap_or_else(|e| e.into_inner()).send(typed.to_vec());
         typed.len()
     }));
     Ok(session)

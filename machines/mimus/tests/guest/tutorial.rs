@@ -111,7 +111,7 @@ fn the_trace_tells_who_wrote_it() {
         assert!(said.contains("breaks off"), "{command}: {said}");
     }
     for (text, says) in [
-        (&bytes[..10], "short"),
+        (&bytes[..10], "the trace breaks off"),
         (&b"hello, this is no trace at all, but long enough for a header"[..], "this is no trace"),
     ] {
         std::fs::write(&short, text).unwrap();
