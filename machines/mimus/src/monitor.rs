@@ -157,11 +157,10 @@ pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::i
     device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
     // Completion asks vCPUs, and this is called on the thread that devices wait for.
     let (keys, typed) = channel::<Vec<u8>>();
-    let typed_at = Arc::downgrade(&session);
+    let typed_at = session.clone();
     std::thread::Builder::new().name("monitor-keys".into()).spawn(move || {
         for bytes in typed {
-            let Some(session) = typed_at.upgrade() else { return };
-            session.typed(&bytes);
+            typed_at.typed(&bytes);
         }
     })?;
     let keys = Mutex::new(keys);
