@@ -142,6 +142,7 @@ impl Machine {
                 unit_load: 0,
                 unit_probe: 0,
                 unit_store: 0,
+                note: note as *const () as usize,
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
                 trace_full: 0,
@@ -552,6 +553,13 @@ fn ext_of(n: u32) -> Ext {
     [Ext::Zero, Ext::Sign, Ext::Ones][n as usize]
 }
 
+/// An access that is not made by `load` or `store` missed its range entry.
+extern "C" fn note(_: *mut Env, va: u64, desc: u32) {
+    let number = (desc >> RANGE_SHIFT).wrapping_sub(1);
+    fill_range(va, desc, if ContextLayout::range_is_write(number) { 2 } else { 3 });
+    clobber();
+}
+
 /// After an access that missed its range entry, if it has one: makes it the first `pages` of guest memory.
 fn fill_range(va: u64, desc: u32, pages: u64) {
     let size = u64::from(size_of_log2(desc & 0xff).bytes());
@@ -562,6 +570,8 @@ fn fill_range(va: u64, desc: u32, pages: u64) {
     unsafe {
         let entry = CONTEXT_PTR.get().add(at).cast::<[u64; 5]>();
         let addend = (DATA_PTR.get() as u64).wrapping_sub(DATA);
+        // Every other miss is to be told.
+        entry.byte_add(ContextLayout::RANGE_PATIENCE).cast::<u32>().write(1);
         if ContextLayout::range_has_parts(number) {
             // All of it is one part or the other, and the other leads nowhere.
             let limit = pages * 4096 / size;
