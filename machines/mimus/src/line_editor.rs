@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn completion() {
-        assert_eq!(lines(b"i\tme\t\r"), ["info mem "]);
+        assert_eq!(lines(b"i\te\t\r"), ["info mem "]);
         assert_eq!(lines(b"sto\t\rx\t\t\r"), ["stop ", "x"]);
         assert_eq!(screen(b"s\t\t\t"), ("> st".to_owned(), 4), "drawn again below the list");
         assert_eq!(screen(b"info m\x0c"), ("> info m".to_owned(), 8));

@@ -150,7 +150,7 @@ fn each(reader: &mut FileReader, filter: &Filter, file: &str, mut f: impl FnMut(
 
 fn warn_if_incomplete(reader: &FileReader, file: &str) {
     if !reader.complete {
-        log::warn!("{file} breaks off: what was written last is missing");
+        eprintln!("mimus: warning: {file} breaks off: what was written last is missing");
     }
 }
 

@@ -190,7 +190,7 @@ fn a_panic_is_reported() {
     let mut guest = Mimus::start(&args);
     assert_eq!(guest.end().code(), Some(1));
     let said = guest.transcript();
-    for text in ["---- vCPU 0 ----", "real-address mode", "00000000000f0005  ee", "what to try:", "the guest crashed"] {
+    for text in ["---- vCPU 0 ----", "real-address mode", "eip 00000006", "what to try:", "the guest crashed"] {
         assert!(said.contains(text), "{text}: {said}");
     }
 }
