@@ -342,8 +342,8 @@ impl Flame {
         let top = self.nodes[at as usize];
         let at = match self.last.get(&record.vcpu) {
             Some(Transfer::Call) => self.child(at, function),
-            // To where the function is that it returns to, if it is on the stack.
-            Some(Transfer::Return) => self.caller(at, function).unwrap_or_else(|| self.child(top.parent, function)),
+            // To where the function is that it returns to; if it is not on the stack, it is another task's.
+            Some(Transfer::Return) => self.caller(at, function).unwrap_or_else(|| self.child(0, function)),
             // Another function without a call: a tail call, an exception, or the first of all.
             _ if top.name != function => self.child(top.parent, function),
             _ => at,
