@@ -304,6 +304,13 @@ const VIRTIO: &[R] = &[
 
 /// What devices are whose states are shown by their own names.
 pub const OTHERS: &[(&str, &str)] = &[
+    ("acpi-ged", "generic event device (ACPI 6.5, 5.6.9)"),
+    ("debugcon", "what is written to a port goes to the host (QEMU's debug console)"),
+    ("isa-debug-exit", "what is written ends the machine with a status"),
+    ("pvpanic", "tells of the guest's panic (QEMU's pvpanic)"),
+    ("sata-drive", "SATA drive; see: info device of its controller"),
+    ("virtconsole", "port of a virtio console (virtio 1.2, 5.3)"),
+    ("virtual-clock", "the machine's clock"),
     ("sifive-test", "test finisher: what is written ends or resets the machine (SiFive FU540)"),
     ("pci-host-bridge", "PCI Express host bridge (PCI Express 5.0, 7.2.2); see: info pci"),
     ("q35-host", "memory controller (Intel 82Q35); see: info pci"),
