@@ -71,7 +71,7 @@ fn x86(view: &View<'_>, s: &X86State, recent: &[RecentEvent], out: &mut Vec<Stri
         let which = if doubled { "came before the double fault" } else { "came last" };
         let more = match fault.cause {
             14 => format!(", at address {0:#x}; see: walk {0:#x}", fault.value),
-            13 | 10..=12 if fault.value != 0 => format!(", error code {:#x}", fault.value),
+            10..=13 if fault.value != 0 => format!(", error code {:#x}", fault.value),
             _ => String::new(),
         };
         out.push(format!("exception {} {name} {which}, of the instruction at {:#x}{more}", fault.cause, fault.pc));
