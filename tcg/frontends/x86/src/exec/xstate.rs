@@ -467,7 +467,6 @@ fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     let (bv, compact) = (get_word(&area, HEADER), get_word(&area, HEADER + 8));
     let total =
         if compact >> 63 != 0 { compacted_size(wanted & compact) } else { x.cpu.guest.st.features.xsave_size(wanted) };
-    look_at(x, &[at.wrapping_add(u64::from(total) - 1)], false)?;
     let st = &x.cpu.guest.st;
     let (format_ok, reserved) = if compact >> 63 != 0 {
         let known = bv & !compact == 0 && compact & !(1 << 63) & !st.xcr0 == 0;
@@ -479,7 +478,9 @@ fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     if !format_ok || reserved || bv & !st.xcr0 != 0 {
         return Err(Exception::GP0);
     }
-    // Only what is loaded is looked at.
+    look_at(x, &[at.wrapping_add(u64::from(total) - 1)], false)?;
+    // Only what is loaded is read.
+    let st = &x.cpu.guest.st;
     let pkru_at = if compact >> 63 != 0 { compacted_size(compact) - 8 } else { st.features.pkru_offset() };
     let loaded = wanted & bv;
     if loaded & XCR0_AVX != 0 {
