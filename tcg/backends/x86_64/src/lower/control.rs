@@ -6,7 +6,7 @@ use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
-use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
+use mimus_tcg_ir::{CallKind, Cond, JumpHint, PagePc, Slot, Val};
 
 /// The host's condition behind a compare.
 fn cc_of(cond: Cond) -> Cc {
@@ -163,7 +163,7 @@ impl Lower<'_> {
     }
 
     /// Indirect jump: the context's code arrays give the page's entry table, which gives the code.
-    pub(super) fn jump_reg(&mut self, base: Slot, off: i32, link: Option<(Slot, PagePc)>) {
+    pub(super) fn jump_reg(&mut self, base: Slot, off: i32, link: Option<(Slot, PagePc)>, hint: JumpHint) {
         match self.val(Val::Slot(base)) {
             Opnd::Reg(r) if off != 0 && r != RAX => self.asm.lea(true, RAX, r, off),
             from => {
@@ -180,15 +180,17 @@ impl Lower<'_> {
         }
         self.test_kick();
         self.asm.jcc_abs(Cc::Ne, self.be.stubs.kicked);
-        self.probe();
+        // A return leads to where it was called from, and there are as many as calls: to remember them costs a program
+        // that does little else a quarter of its speed.
+        self.probe(hint != JumpHint::Return);
     }
 
     /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
-    fn probe(&mut self) {
+    fn probe(&mut self, remember: bool) {
         let page_base = self.be.env(self.be.config.env.page_base);
         let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         let code_base = self.be.config.code_base as i32;
-        if self.be.config.env.jumps != 0 {
+        if remember && self.be.config.env.jumps != 0 {
             let (ring, at) = (self.be.env(self.be.config.env.jumps), self.be.env(self.be.config.env.jumps_at));
             dynasm!(self.asm ; .arch x64
                 ; movzx r14d, BYTE [rbp + at]
