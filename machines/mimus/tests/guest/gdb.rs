@@ -214,14 +214,16 @@ mod golden {
         line.split_once('$')?.1.rsplit_once('#').map(|(body, _)| body)
     }
 
-    /// Addresses of this kernel by name; others as such, with how long an instruction is there.
+    /// Addresses of this kernel by name, others as such; how long the instruction at a breakpoint is, is the kernel's affair.
     fn named(text: &str, names: &[(u64, &str)]) -> String {
+        let is_breakpoint = ["Z0,", "Z1,", "z0,", "z1,"].iter().any(|k| text.starts_with(k));
+        let text = if is_breakpoint { text.rsplit_once(',').map_or(text, |(place, _)| place) } else { text };
         let known = names.iter().find(|(at, _)| text.contains(&format!("{at:x}")));
         if let Some((at, name)) = known {
             return text.replace(&format!("0x{at:x}"), name).replace(&format!("{at:x}"), &format!("{{{name}}}"));
         }
         match text.split_once(',') {
-            Some((kind, _)) if kind.len() == 2 && kind.starts_with(['Z', 'z']) => format!("{kind},{{address}}"),
+            Some((kind, _)) if is_breakpoint => format!("{kind},{{address}}"),
             _ => text.to_owned(),
         }
     }
