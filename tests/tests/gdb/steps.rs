@@ -54,7 +54,7 @@ fn steps_end_as_the_free_run(arch: &str) {
         set.unwrap();
         let stop = stepped.go();
         let left = stepped.threads.run_on_sync(VcpuIndex(0), |v| v.debug().expect("it debugs").more_steps());
-        steps += AT_ONCE - left.unwrap();
+        steps += AT_ONCE - left.unwrap().expect("the translator counts them");
         match stop {
             DebugStop::Step => {}
             DebugStop::Breakpoint => break,
