@@ -43,6 +43,7 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         unit_load: unit_load::<F> as *const () as usize,
         unit_probe: unit_probe::<F> as *const () as usize,
         unit_store: unit_store::<F> as *const () as usize,
+        note: note::<F> as *const () as usize,
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
         trace_full: trace_full::<F> as *const () as usize,
@@ -99,7 +100,9 @@ impl<F: GuestFrontend> Cpu<F> {
     fn note_range(&mut self, ret: usize, va: u64, desc: u32) {
         let size = size_from(desc);
         let crosses = va & 4095 > 4096 - u64::from(size.bytes());
-        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size);
+        // A nanosecond for an instruction.
+        let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
+        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
         if scattered && self.machine.optimise == Optimise::Usual {
             self.machine.store.scattered(ret);
             // The code goes on to jump to itself until it is left.
@@ -182,6 +185,14 @@ extern "C" fn unit_store<F: GuestFrontend>(cpu: *mut Cpu<F>, bytes: u32) {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
     cpu.store_unit(bytes.min(32));
+}
+
+extern "C" fn note<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    if desc >> RANGE_SHIFT != 0 {
+        cpu.note_range(ret, va, desc);
+    }
 }
 
 fn amo_from(op: u32) -> AmoOp {

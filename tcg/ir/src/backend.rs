@@ -51,7 +51,7 @@ pub struct EnvLayout {
     pub trace_limit: i32,
     /// u64: the page of the block that was traced last.
     pub trace_page: i32,
-    /// 256 of u64: a ring of the addresses that jumps which look their target up led to; 0: there is none.
+    /// 256 of u64: a ring of the addresses that jumps which look their target up led to, but for returns; 0: there is none.
     pub jumps: i32,
     /// u8: where in it the next goes.
     pub jumps_at: i32,
@@ -157,8 +157,10 @@ impl ContextLayout {
     /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
     /// share one at least agree on what it says.
     pub const RANGES: usize = 1 << 15;
-    /// Range entries of one kind, size and direction.
-    pub const RANGE_SHARE: u32 = Self::RANGES as u32 / 16;
+    /// Kinds of range entries: by size, direction, and whether they have parts.
+    pub const RANGE_KINDS: usize = 16;
+    /// Range entries of one kind.
+    pub const RANGE_SHARE: u32 = (Self::RANGES / Self::RANGE_KINDS) as u32;
     /// Bytes of a range entry.
     pub const RANGE_BYTES: usize = 64;
     /// Where the counter of misses is in a range entry.
@@ -166,10 +168,14 @@ impl ContextLayout {
     /// Bytes of address space a context takes.
     pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES;
 
+    /// The kind of a range entry, below [`ContextLayout::RANGE_KINDS`].
+    pub const fn range_kind(size: Size, write: bool, parts: bool) -> u32 {
+        size as u32 | (write as u32) << 2 | (parts as u32) << 3
+    }
+
     /// The `n`th range entry for accesses of this kind; they are used in turn.
     pub const fn range(n: u32, size: Size, write: bool, parts: bool) -> u32 {
-        let kind = size as u32 | (write as u32) << 2 | (parts as u32) << 3;
-        kind * Self::RANGE_SHARE + n % Self::RANGE_SHARE
+        Self::range_kind(size, write, parts) * Self::RANGE_SHARE + n % Self::RANGE_SHARE
     }
 
     /// Whether a range entry is for stores.
@@ -239,6 +245,9 @@ pub struct RuntimeFns {
     pub unit_probe: usize,
     /// `(env, bytes: u32)`: stores them from [`EnvLayout::unit_buffer`] to where `unit_probe` was asked about last.
     pub unit_store: usize,
+    /// `(env, va: u64, size_log2 | range << RANGE_SHIFT: u32, return_address)`: the range entry of an access that is
+    /// made some other way than by `load` and `store` did not serve it; it is filled if the page is known.
+    pub note: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
     /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
@@ -339,6 +348,8 @@ pub struct Emitted {
     pub faults: Vec<FaultEntry>,
     /// Not produced, but told the backend.
     pub hints: Hints,
+    /// Told as well: the address of the entry table of the block's page; 0 if it has none.
+    pub table: u32,
 }
 
 /// Which of the optimisations are used that can be left out.
@@ -373,6 +384,17 @@ impl Optimise {
     }
 }
 
+/// The frontend's pure helper for the accrued floating-point flags, RISC-V's `fflags`: those in a byte or those of the
+/// host's unit. Its first argument says whether it writes them, the second what; it gives what they were. A backend may
+/// do the same in line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FpFlagsHelper {
+    /// Its number.
+    pub helper: u16,
+    /// u8: the flags in the guest's hot state.
+    pub flags: i32,
+}
+
 /// Everything a backend needs to know before the first block.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
@@ -388,6 +410,7 @@ pub struct BackendConfig {
     /// Floating-point slots in the order in which they deserve a host register of their own. For guests
     /// with neither `vector` nor `flags`.
     pub fp_pin_order: Vec<Slot>,
+    pub fp_flags: Option<FpFlagsHelper>,
     /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
     pub code_align: u32,
     pub optimise: Optimise,

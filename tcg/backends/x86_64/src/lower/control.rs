@@ -6,7 +6,8 @@ use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
-use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
+use mimus_tcg_ir::flags::Flags;
+use mimus_tcg_ir::{AluOp, CallKind, Cond, JumpHint, Op, PagePc, Slot, Ty, Val};
 
 /// The host's condition behind a compare.
 fn cc_of(cond: Cond) -> Cc {
@@ -18,6 +19,16 @@ fn cc_of(cond: Cond) -> Cc {
         Cond::LtU => Cc::B,
         Cond::GeU => Cc::Ae,
     }
+}
+
+/// An indirect jump whose target is checked only where no page of code is found there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unchecked {
+    insn: Insn,
+    /// Bits of an address.
+    bits: u8,
+    /// What the instruction has added to a register before it jumps.
+    added: Option<(Slot, i32)>,
 }
 
 impl Lower<'_> {
@@ -34,7 +45,7 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
         let insn = Insn { pc: self.start, len: 0, left: 0 };
-        self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
+        self.put_off(Cold::Careful { from, insn, flags: Routine::NONE });
     }
 
     /// `cmp dword [kick], 0`.
@@ -60,17 +71,35 @@ impl Lower<'_> {
     }
 
     pub(super) fn branch(&mut self, cond: Cond, a: Val, b: Val, to: PagePc) {
-        let cc = self.compare(cc_of(cond), a, b);
+        let known = match (cond, a, b) {
+            (Cond::Ne | Cond::Eq, Val::Slot(d), Val::Imm(0)) => self.still_compared(d),
+            _ => None,
+        };
+        let cc = match known {
+            Some(cc) => {
+                if cond == Cond::Ne {
+                    cc
+                } else {
+                    cc.invert()
+                }
+            }
+            None => self.compare(cc_of(cond), a, b),
+        };
         // A compare leaves every register alone.
         self.cached = self.last;
-        self.branch_on(cc, to);
+        if !self.loop_branch(cc, to, Flags::ALL) {
+            self.branch_on(cc, to);
+        }
     }
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if !to.same_page() {
+        if self.homed {
             let from = self.asm.jcc(cc);
-            self.cold.push(Cold::Cross { from, to });
+            self.put_off(Cold::LeaveLoop { from, to });
+        } else if !to.same_page() {
+            let from = self.asm.jcc(cc);
+            self.put_off(Cold::Cross { from, to });
         } else if self.is_backward(to) || self.is_self(to) {
             let over = self.asm.jcc_short(cc.invert());
             self.jump_back(to);
@@ -82,16 +111,40 @@ impl Lower<'_> {
         }
     }
 
+    /// The same, with the flags going to their slot on that side.
+    pub(super) fn branch_and_save(&mut self, cc: Cc, to: PagePc) {
+        if to.same_page() && (self.is_backward(to) || self.is_self(to)) {
+            let over = self.asm.jcc_short(cc.invert());
+            self.save_at_exit();
+            self.jump_back(to);
+            self.asm.bind_short(over);
+        } else {
+            let from = self.asm.jcc(cc);
+            self.put_off(Cold::SaveAndGo { from, to });
+        }
+    }
+
+    /// The taken side of a branch for which flags are saved.
+    pub(super) fn save_and_go(&mut self, from: Fixup, to: PagePc) {
+        self.asm.bind(from);
+        self.save_at_exit();
+        if to.same_page() {
+            self.site_jump(to);
+        } else {
+            self.cross_page(to);
+        }
+    }
+
     /// A jump that closes a loop.
     fn jump_back(&mut self, to: PagePc) {
         self.test_kick();
         if self.is_self(to) {
             self.asm.jcc_back(Cc::E, 0);
             let from = self.asm.jmp();
-            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
+            self.put_off(Cold::Kick { from, to, flags: Routine::NONE });
         } else {
             let from = self.asm.jcc(Cc::Ne);
-            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
+            self.put_off(Cold::Kick { from, to, flags: Routine::NONE });
             self.site_jump(to);
         }
     }
@@ -104,7 +157,7 @@ impl Lower<'_> {
     }
 
     fn link_site(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
-        self.cold.push(Cold::Link { from, site, guard, to });
+        self.put_off(Cold::Link { from, site, guard, to });
     }
 
     /// The cold code of a link site, entered at `unlinked` from the jump and by `from` from its checks.
@@ -155,7 +208,7 @@ impl Lower<'_> {
         from.add(self.asm.jcc(Cc::Ne));
         self.test_kick();
         let kicked = self.asm.jcc(Cc::Ne);
-        self.cold.push(Cold::Kick { from: kicked, to, flags: Routine::NONE });
+        self.put_off(Cold::Kick { from: kicked, to, flags: Routine::NONE });
         self.asm.mov_rm_r(true, Rm::Env(page_base), RAX);
         self.asm.pad_jump(1);
         let site = self.asm.jmp();
@@ -163,7 +216,7 @@ impl Lower<'_> {
     }
 
     /// Indirect jump: the context's code arrays give the page's entry table, which gives the code.
-    pub(super) fn jump_reg(&mut self, base: Slot, off: i32, link: Option<(Slot, PagePc)>) {
+    pub(super) fn jump_reg(&mut self, base: Slot, off: i32, link: Option<(Slot, PagePc)>, hint: JumpHint) {
         match self.val(Val::Slot(base)) {
             Opnd::Reg(r) if off != 0 && r != RAX => self.asm.lea(true, RAX, r, off),
             from => {
@@ -174,20 +227,38 @@ impl Lower<'_> {
             }
         }
         if let Some((d, pc)) = link {
-            let t = self.be.pin_of(d).unwrap_or(R14);
+            let t = self.pin_of(d).unwrap_or(R14);
             self.page_va(t, pc);
             self.set(d, t);
         }
+        let unchecked = self.unchecked.take();
         self.test_kick();
-        self.asm.jcc_abs(Cc::Ne, self.be.stubs.kicked);
-        self.probe();
+        self.leave_for(unchecked, self.be.stubs.kicked);
+        // A return leads to where it was called from, and there are as many as calls: to remember them costs a program
+        // that does little else a quarter of its speed.
+        if hint != JumpHint::Return {
+            self.note_jump();
+        }
+        if self.info.hints.hot && self.info.table != 0 {
+            self.jump_in_page(unchecked);
+        } else {
+            self.probe(unchecked);
+        }
     }
 
-    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
-    fn probe(&mut self) {
-        let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
-        let code_base = self.be.config.code_base as i32;
+    /// Goes to `stub` if the host's condition is `ne`; an address that has not been checked is checked before.
+    fn leave_for(&mut self, unchecked: Option<Unchecked>, stub: usize) {
+        match unchecked {
+            None => self.asm.jcc_abs(Cc::Ne, stub),
+            Some(unchecked) => {
+                let from = self.asm.jcc(Cc::Ne);
+                self.put_off(Cold::Check { from, unchecked, stub });
+            }
+        }
+    }
+
+    /// Remembers where an indirect jump leads: `rax`.
+    fn note_jump(&mut self) {
         if self.be.config.env.jumps != 0 {
             let (ring, at) = (self.be.env(self.be.config.env.jumps), self.be.env(self.be.config.env.jumps_at));
             dynasm!(self.asm ; .arch x64
@@ -196,6 +267,34 @@ impl Lower<'_> {
                 ; inc BYTE [rbp + at]
             );
         }
+    }
+
+    /// Continues at the address in `rax`, by the page's own entry table if it is in the block's page. Such a jump needs no
+    /// look-up of the page, for the same reason as linked jumps within it.
+    fn jump_in_page(&mut self, unchecked: Option<Unchecked>) {
+        let page_base = Rm::Env(self.be.env(self.be.config.env.page_base));
+        let (table, code_base) = (self.info.table as i32, self.be.config.code_base as i32);
+        self.asm.mov_r_rm(true, R14, Rm::Reg(RAX));
+        self.asm.alu_r_rm(Alu::Sub, true, R14, page_base);
+        self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), 4096);
+        let from = self.asm.jcc(Cc::Ae);
+        self.put_off(Cold::Probe { from, unchecked });
+        if self.be.config.code_align == 1 {
+            dynasm!(self.asm ; .arch x64 ; mov eax, [r14*4 + table]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; and r14d, 0xffe ; mov eax, [r14*2 + table]);
+        }
+        dynasm!(self.asm ; .arch x64
+            ; add eax, code_base
+            ; jmp rax
+        );
+    }
+
+    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
+    pub(super) fn probe(&mut self, unchecked: Option<Unchecked>) {
+        let page_base = self.be.env(self.be.config.env.page_base);
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        let code_base = self.be.config.code_base as i32;
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
             ; mov r15, rax
@@ -203,7 +302,7 @@ impl Lower<'_> {
             ; and r15, -4096
             ; gs cmp r15, [r14*8 + tag]
         );
-        self.asm.jcc_abs(Cc::Ne, self.be.stubs.probe_miss);
+        self.leave_for(unchecked, self.be.stubs.probe_miss);
         self.asm.mov_rm_r(true, Rm::Env(page_base), R15);
         dynasm!(self.asm ; .arch x64
             ; gs mov r15d, [r14*8 + table]
@@ -220,23 +319,68 @@ impl Lower<'_> {
         );
     }
 
+    /// Leaves an indirect jump for `stub`, or to careful mode before the instruction if the address in `rax` is none.
+    pub(super) fn check_late(&mut self, from: Fixup, unchecked: Unchecked, stub: usize) {
+        self.asm.bind(from);
+        let unused = 64 - unchecked.bits;
+        self.asm.mov_r_rm(true, R14, Rm::Reg(RAX));
+        self.asm.shift_i(Shift::Shl, true, Rm::Reg(R14), unused);
+        self.asm.shift_i(Shift::Sar, true, Rm::Reg(R14), unused);
+        self.asm.alu_r_rm(Alu::Cmp, true, R14, Rm::Reg(RAX));
+        self.asm.jcc_abs(Cc::E, stub);
+        if let Some((slot, added)) = unchecked.added {
+            let place = self.rm(slot);
+            self.asm.alu_rm_i(Alu::Sub, true, place, added);
+        }
+        self.leave_carefully(unchecked.insn);
+    }
+
+    /// The check of operation `index`, if it can be put off until no code is found where the jump leads: nothing but a
+    /// register that is added to changes before the jump. Flags are in their slot at jumps.
+    fn late_check(&self, index: usize) -> Option<(u8, Option<(Slot, i32)>)> {
+        let [Op::GuardFits { a: Val::Slot(a), bits }, rest @ ..] = self.ops.get(index..)? else { return None };
+        match rest {
+            [Op::JumpReg { base, off: 0, link: None, .. }, ..] if base == a => Some((*bits, None)),
+            [
+                Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: Val::Slot(from), b: Val::Imm(by) },
+                Op::JumpReg { base, off: 0, link: None, .. },
+                ..,
+            ] if base == a && d == from && d != a && self.pin_of(*d).is_some() => {
+                Some((*bits, Some((*d, i32::try_from(*by).ok()?))))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether operation `index` is a check that is put off.
+    pub(super) fn puts_check_off(&self, index: usize) -> bool {
+        self.late_check(index).is_some()
+    }
+
     pub(super) fn set_env_byte(&mut self, off: i32, val: u8) {
+        self.cached = self.last;
+        if self.guarded_by_loop() && !self.be.config.flags {
+            return;
+        }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xc6, 0, place);
         self.asm.push(val);
-        self.cached = self.last;
     }
 
     pub(super) fn guard_env(&mut self, off: i32, mask: u8) {
         if self.be.config.vector.is_some_and(|v| off == v.guard && mask & v.vector != 0) {
             return self.guard_vectors(mask);
         }
+        if self.guarded_by_loop() && !self.be.config.flags {
+            self.cached = self.last;
+            return;
+        }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
         self.cached = self.last;
     }
 
@@ -246,11 +390,16 @@ impl Lower<'_> {
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(cc));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
     }
 
     /// Leaves to careful mode unless `a` is the sign extension of its low bits.
     pub(super) fn guard_fits(&mut self, a: Val, bits: u8) {
+        if let Some((bits, added)) = self.late_check(self.next.wrapping_sub(1)) {
+            self.unchecked = Some(Unchecked { insn: self.insn, bits, added });
+            self.cached = self.last;
+            return;
+        }
         let a = self.val(a);
         let unused = 64 - bits;
         self.mov(R14, a);
@@ -267,7 +416,7 @@ impl Lower<'_> {
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
     }
 
     /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction
@@ -286,6 +435,9 @@ impl Lower<'_> {
             // The frontend's table does not have it: leave before the instruction.
             return self.exit_at(self.insn.pc, self.be.stubs.careful);
         };
+        if self.fp_flags_in_line(helper, kind, ret, args) {
+            return;
+        }
         if kind == CallKind::MayExit {
             let word = pack_insn(self.insn.pc, self.insn.len) as i32;
             let cur_insn = Rm::Env(self.be.env(self.be.config.env.cur_insn));
@@ -310,6 +462,8 @@ impl Lower<'_> {
     /// Calls the runtime's floating-point function.
     pub(super) fn call_fp(&mut self, packed: u64) {
         self.asm.mov_ri(R14, packed as i64);
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.fp);
+        self.return_home();
     }
 }

@@ -30,7 +30,7 @@ impl Lower<'_> {
     /// The operation after the load of `size` bytes to `d` being lowered, if it can take them from memory and nothing
     /// else wants them.
     pub(super) fn fusable(&self, d: Slot, size: Size) -> Option<(Op, Fused)> {
-        if d.0 < FIRST_TEMP || self.be.pin_of(d).is_some() || self.be.config.optimise == Optimise::Off {
+        if d.0 < FIRST_TEMP || self.be.config.optimise == Optimise::Off {
             return None;
         }
         let (next, rest) = self.ops.get(self.next..)?.split_first()?;
@@ -40,14 +40,14 @@ impl Lower<'_> {
             return None;
         }
         let reg = |v: Val| match v {
-            Val::Slot(slot) => self.be.pin_of(slot),
+            Val::Slot(slot) => self.pin_of(slot),
             Val::Imm(_) => None,
         };
         let how = match (op, to, a, b) {
             (FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor, Some(to), a, b)
                 if a == Val::Slot(to) && b == loaded =>
             {
-                How::ToReg(self.be.pin_of(to)?)
+                How::ToReg(self.pin_of(to)?)
             }
             // Looking the address up leaves no flags that a product would leave alone.
             (FlagOp::Mul, Some(to), a, b)
@@ -56,7 +56,7 @@ impl Lower<'_> {
                     && size > Size::B1
                     && self.carried_at(self.next, next).is_empty() =>
             {
-                How::ToReg(self.be.pin_of(to)?)
+                How::ToReg(self.pin_of(to)?)
             }
             (FlagOp::Sub, None, a, b) if b == loaded => How::OfReg(reg(a)?),
             (FlagOp::And, None, a, b) if b == loaded => How::WithReg(reg(a)?),

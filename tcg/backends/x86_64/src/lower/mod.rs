@@ -15,6 +15,7 @@ mod loops;
 mod mem;
 mod rep;
 mod rmw;
+mod stretch;
 mod unit;
 mod wide;
 
@@ -22,12 +23,12 @@ mod wide;
 pub use fp::result_is_float;
 
 use self::flags::Routine;
-use crate::X86_64;
-use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
+use crate::asm::{Alu, Asm, Cc, Fixup, RAX, Rm, fits32};
+use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,14 +96,37 @@ enum Cold {
     },
     /// The operations of a group, each with a check of its own.
     Group(u32),
+    /// Those of a stretch.
+    Copy(u32),
     /// Exit because of the kick word; continue at `to`.
     Kick {
         from: Fixup,
         to: PagePc,
         flags: Routine,
     },
+    /// The taken side of a branch out of a loop with homes of its own.
+    LeaveLoop {
+        from: Fixup,
+        to: PagePc,
+    },
     /// The taken side of a branch to another page.
     Cross {
+        from: Fixup,
+        to: PagePc,
+    },
+    /// The look-up of an indirect jump's target that is not in the block's page.
+    Probe {
+        from: Fixup,
+        unchecked: Option<control::Unchecked>,
+    },
+    /// An indirect jump on its way to a stub: its target has to be checked first.
+    Check {
+        from: Fixup,
+        unchecked: control::Unchecked,
+        stub: usize,
+    },
+    /// The taken side of a branch that saves the flags.
+    SaveAndGo {
         from: Fixup,
         to: PagePc,
     },
@@ -132,6 +156,20 @@ enum Cold {
         packed: u64,
         back: u32,
     },
+    /// The helper for floating-point flags changes them: to `r14`.
+    FpFlags {
+        from: Fixup,
+        stub: usize,
+        revive: bool,
+        back: u32,
+    },
+    /// Floating-point flags become those in `was` again, behind a comparison of unordered operands.
+    RestoreFpFlags {
+        from: Fixup,
+        was: Opnd,
+        stub: usize,
+        back: u32,
+    },
     /// The canonical NaN to vector register `t`.
     Nan {
         from: Fixup,
@@ -139,7 +177,7 @@ enum Cold {
         t: u8,
         back: u32,
     },
-    /// Loads vector registers with what their slots hold.
+    /// Loads vector registers with what their slots' memory holds.
     ReviveFp {
         from: Fixup,
         back: u32,
@@ -152,7 +190,11 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     info.faults.clear();
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off;
-    let looped = if loops && start.same_page() { loops::find(&block.ops, start) } else { None };
+    let looped = match (start.same_page(), loops) {
+        (true, true) => loops::find(&block.ops, start),
+        (true, false) if be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
+        _ => None,
+    };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
     let mut l = Lower {
@@ -162,14 +204,19 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         ops: &block.ops,
         next: 0,
         cold: Vec::with_capacity(block.ops.len() + 4),
+        pin: be.pin,
+        homed: false,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
         boxed: 0,
         fp_alive: false,
+        compared: None,
+        restored: None,
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
+        before: None,
         group: None,
         groups: Vec::new(),
         flagged: !needs.is_empty(),
@@ -177,10 +224,16 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         flags: flags::FlagState::default(),
         kept: false,
         skip: 0,
+        product: false,
         kept_half: None,
         routines: Vec::new(),
         looped,
         narrow: block.narrow,
+        unchecked: None,
+        lent: None,
+        stretch: None,
+        in_copy: None,
+        copies: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
@@ -205,20 +258,31 @@ struct Lower<'a> {
     ops: &'a [Op],
     /// Index of the operation after the one being lowered.
     next: usize,
-    cold: Vec<Cold>,
+    /// What was put off, and whether registers have the loop's homes there.
+    cold: Vec<(Cold, bool)>,
+    /// Host register of each slot, or [`UNPINNED`].
+    pin: [u8; SLOTS],
+    /// Registers have the homes of the loop.
+    homed: bool,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
     counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
     boxed: u64,
-    /// Whether vector registers are known to hold what their slots do.
+    /// Whether vector registers are known to hold the values of their slots.
     fp_alive: bool,
+    /// A slot that was computed by a condition of the host's flags, and the index behind that operation.
+    compared: Option<(Slot, Cc, usize)>,
+    /// Index of the write of floating-point flags that the comparison before it has done already.
+    restored: Option<usize>,
     has_fp_pins: bool,
     /// The slot whose value `rax` also holds after the operation being lowered.
     cached: Option<Slot>,
     /// The same after the operation before it.
     last: Option<Slot>,
+    /// The same before the operation being lowered, and what comes with it.
+    before: Option<Slot>,
     /// Accesses that were checked together, while among them.
     group: Option<group::Group>,
     /// The groups' copies.
@@ -233,6 +297,8 @@ struct Lower<'a> {
     kept: bool,
     /// Operations with lower numbers have been lowered.
     skip: usize,
+    /// The operation being lowered is a product of which only OF is kept.
+    product: bool,
     /// One more than the index of a division whose result a division before it has kept.
     kept_half: Option<usize>,
     /// Offsets of the routines that save flags, by number.
@@ -242,6 +308,14 @@ struct Lower<'a> {
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
+    /// The check of an indirect jump's target that has been put off.
+    unchecked: Option<control::Unchecked>,
+    /// The range entry of an access that its group has compared too.
+    lent: Option<group::Lent>,
+    /// The stretch being lowered, the number of the one whose copy is, and all copies.
+    stretch: Option<stretch::Stretch>,
+    in_copy: Option<usize>,
+    copies: Vec<stretch::Copy>,
 }
 
 impl Lower<'_> {
@@ -250,11 +324,15 @@ impl Lower<'_> {
     fn lower_at(&mut self, i: usize) {
         if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
             self.flags_before(i);
+            self.join_copy(i);
+            self.before = self.cached;
+            self.enter_stretch(i);
             self.enter_group(i);
             self.next = i + 1;
             self.op(op);
         }
         self.leave_group(i + 1);
+        self.leave_stretch(i + 1);
     }
 
     #[inline]
@@ -289,7 +367,7 @@ impl Lower<'_> {
     }
 
     fn lower(&mut self, op: &Op) {
-        let reload = self.has_fp_pins && self.writes_fp_pins(op);
+        let reload = self.has_fp_pins && self.settle_fp_pins(op);
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
@@ -336,7 +414,7 @@ impl Lower<'_> {
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
             Op::Jump { to } => self.jump(to),
-            Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
+            Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
             Op::TraceBlock { id, entry } => self.trace_block(id, entry),
@@ -348,6 +426,9 @@ impl Lower<'_> {
         }
         if self.group.is_some() {
             self.adjust_group(op);
+        }
+        if self.stretch.is_some() {
+            self.adjust_stretch(op);
         }
         if let Some(d) = self.boxes(op) {
             self.boxed |= boxed_bit(d);
@@ -363,13 +444,25 @@ impl Lower<'_> {
             Op::Load { d, size: Size::B4, ext: Ext::Ones, .. } => d,
             _ => return None,
         };
-        Some(d).filter(|d| self.be.pin_of(*d).is_none())
+        Some(d).filter(|d| self.pin_of(*d).is_none())
+    }
+
+    /// The host register of a slot, if it has one.
+    #[inline]
+    fn pin_of(&self, slot: Slot) -> Option<u8> {
+        self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// Emits something behind the block's body.
+    #[inline]
+    fn put_off(&mut self, cold: Cold) {
+        self.cold.push((cold, self.homed));
     }
 
     /// Where a slot lives.
     #[inline]
     fn rm(&self, slot: Slot) -> Rm {
-        match self.be.pin_of(slot) {
+        match self.pin_of(slot) {
             Some(reg) => Rm::Reg(reg),
             None => Rm::Env(self.be.slot_disp(slot)),
         }
@@ -465,12 +558,12 @@ impl Lower<'_> {
     /// The register in which to compute a slot's new value.
     #[inline]
     fn target(&self, d: Slot) -> u8 {
-        self.be.pin_of(d).unwrap_or(RAX)
+        self.pin_of(d).unwrap_or(RAX)
     }
 
     /// Ends an operation that computed `d` in [`Lower::target`].
     fn finish(&mut self, d: Slot) {
-        if self.be.pin_of(d).is_some() {
+        if self.pin_of(d).is_some() {
             return;
         }
         self.cached = Some(d);
@@ -490,7 +583,7 @@ impl Lower<'_> {
 
     /// A register's value to a slot.
     fn set(&mut self, d: Slot, from: u8) {
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(reg) => self.mov(reg, Opnd::Reg(from)),
             None => {
                 self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), from);
@@ -503,7 +596,7 @@ impl Lower<'_> {
 
     /// A constant to a slot.
     fn set_imm(&mut self, d: Slot, imm: i64) {
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(reg) if imm == 0 && !self.kept => {
                 self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg));
             }
@@ -532,12 +625,17 @@ impl Lower<'_> {
                 return false;
             };
             rest = after;
+            let index = self.ops.len() - rest.len() - 1;
+            if self.puts_check_off(index) {
+                continue;
+            }
             if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
                 break next;
             }
         };
         let index = self.ops.len() - rest.len() - 1;
-        if !self.reads_from_rax(index, next, d) {
+        // What saves flags clobbers it.
+        if !self.reads_from_rax(index, next, d) || (self.next..=index).contains(&self.flags.save_before()) {
             return false;
         }
         if next.is_terminal() || writes(next, d) {
@@ -556,7 +654,7 @@ impl Lower<'_> {
 
     /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.
     fn keeps_rax(&self, op: &Op) -> bool {
-        let pinned = |d: Slot| self.be.pin_of(d).is_some();
+        let pinned = |d: Slot| self.pin_of(d).is_some();
         // Other guests are not worth the time.
         if !self.flagged {
             return false;
@@ -578,7 +676,8 @@ impl Lower<'_> {
             Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
             Op::Un { a, .. } => a == v,
             Op::Load { base, .. } => base == v,
-            Op::Store { src, base, .. } => base == v && src != v,
+            Op::Store { src, base: Val::Slot(base), .. } if src == v => self.pin_of(base).is_some(),
+            Op::Store { base, .. } => base == v,
             Op::Branch { a, b, .. } | Op::Guard { a, b, .. } => a == v || b == v,
             Op::GuardFits { a, .. } => a == v,
             Op::JumpReg { base, .. } => base == d,
@@ -615,8 +714,9 @@ impl Lower<'_> {
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
         let mut i = 0;
-        while let Some(&cold) = self.cold.get(i) {
+        while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;
+            self.have_homes(homed);
             match cold {
                 Cold::Load(slow) => self.slow_load(slow),
                 Cold::Store(slow) => self.slow_store(slow),
@@ -633,19 +733,34 @@ impl Lower<'_> {
                 Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
+                Cold::Copy(number) => self.slow_stretch(number as usize),
                 Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
                 Cold::Kick { from, to, flags } => {
                     self.asm.bind(from);
                     self.save_at_fault(flags);
+                    self.leave_homes();
                     self.exit_at(to, self.be.stubs.kicked);
+                }
+                Cold::LeaveLoop { from, to } => {
+                    self.asm.bind(from);
+                    self.leave_homes();
+                    self.have_homes(false);
+                    self.jump(to);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
+                Cold::Probe { from, unchecked } => {
+                    self.asm.bind(from);
+                    self.probe(unchecked);
+                }
+                Cold::SaveAndGo { from, to } => self.save_and_go(from, to),
+                Cold::Check { from, unchecked, stub } => self.check_late(from, unchecked, stub),
                 Cold::Careful { from, insn, flags } => {
                     self.bind(from);
                     self.save_at_fault(flags);
+                    self.leave_homes();
                     self.leave_carefully(insn);
                 }
                 Cold::Budget { from } => {
@@ -659,6 +774,8 @@ impl Lower<'_> {
                     self.call_fp(packed);
                     self.asm.jmp_back(back);
                 }
+                Cold::FpFlags { from, stub, revive, back } => self.change_fp_flags(from, stub, revive, back),
+                Cold::RestoreFpFlags { from, was, stub, back } => self.restore_fp_flags(from, was, stub, back),
                 Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),
                 Cold::ReviveFp { from, back } => {
                     self.asm.bind(from);
