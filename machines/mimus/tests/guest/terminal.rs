@@ -141,10 +141,14 @@ fn the_monitor_has_editing_history_and_completion() {
     terminal.keys("print $pc\r", "0x8000000c ");
     // It goes on soon.
     terminal.keys("continue\r", "(mimus) ");
-    while {
+    let deadline = Instant::now() + LIMIT;
+    loop {
         terminal.send("info status\r");
-        !terminal.wait_for("\r\n(mimus) ").contains("running")
-    } {}
+        if terminal.wait_for("\r\n(mimus) ").contains("running") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it does not go on");
+    }
     terminal.send("\x01x");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
