@@ -224,6 +224,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         flags: flags::FlagState::default(),
         kept: false,
         skip: 0,
+        product: false,
         kept_half: None,
         routines: Vec::new(),
         looped,
@@ -296,6 +297,8 @@ struct Lower<'a> {
     kept: bool,
     /// Operations with lower numbers have been lowered.
     skip: usize,
+    /// The operation being lowered is a product of which only OF is kept.
+    product: bool,
     /// One more than the index of a division whose result a division before it has kept.
     kept_half: Option<usize>,
     /// Offsets of the routines that save flags, by number.
