@@ -92,7 +92,7 @@ fn follow(control: &MachineControl, sender: Sender<Stop>) {
         let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
         match notice {
             Notice::Debug(VcpuIndex(vcpu), stop) => *why = Some(stop_of(vcpu, stop)),
-            Notice::State(RunState::Running) => *why = None,
+            Notice::State(state) if state.runs() => *why = None,
             Notice::State(_) => _ = sender.send(why.take().unwrap_or(Stop::Paused)),
             Notice::TripleFault => {}
         }
@@ -152,7 +152,7 @@ impl Target for Live {
         })
     }
     fn running(&self) -> bool {
-        self.control.state() == RunState::Running
+        self.control.state().runs()
     }
     fn go(&self) -> Stop {
         let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);

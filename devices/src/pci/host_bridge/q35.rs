@@ -23,6 +23,7 @@ use mimus_core::device::{Lifecycle, ResetPhase, lock};
 use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::{MemoryRegion, RegionHandle};
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const SCHEMA: Schema = Schema::new("q35-host", 1);
@@ -76,6 +77,8 @@ pub struct Q35 {
     /// Device-level lock.
     config: Mutex<ConfigSpace>,
     regions: PcRegions,
+    /// See [`Self::keep_shadow`].
+    keep_shadow: AtomicBool,
     ecam: [RegionHandle; 3],
 }
 
@@ -104,7 +107,7 @@ impl Q35 {
         });
         let ports = ConfigPorts::new(&bus, reset);
         map_ports(name, memory, &ports);
-        let this = Arc::new(Self { slot, bus, ports, config, regions, ecam });
+        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_shadow: AtomicBool::new(false), ecam });
         this.slot.plug(this.clone());
         Ok(this)
     }
@@ -117,6 +120,12 @@ impl Q35 {
     /// Configuration ports and reset control: a device to be reset and saved.
     pub fn ports(&self) -> &Arc<ConfigPorts> {
         &self.ports
+    }
+
+    /// The next reset leaves the segments below 1 MiB as they are: a system wakes through its firmware, which is in RAM
+    /// there with its variables.
+    pub fn keep_shadow(&self) {
+        self.keep_shadow.store(true, Ordering::Relaxed);
     }
 
     /// What CPUs in SMM see on top of memory.
@@ -200,7 +209,12 @@ impl Lifecycle for Q35 {
     fn reset(&self, phase: ResetPhase) {
         let mut config = lock(&self.config);
         match phase {
-            ResetPhase::Enter => config.reset(),
+            ResetPhase::Enter => {
+                let kept = self.keep_shadow.swap(false, Ordering::Relaxed);
+                let pam = if kept { config.bytes(PAM0, PAM_REGISTERS).to_vec() } else { Vec::new() };
+                config.reset();
+                (PAM0..).zip(pam).for_each(|(at, byte)| config.set_register(at, byte));
+            }
             ResetPhase::Hold => self.apply(&config),
             ResetPhase::Exit => {}
         }

@@ -14,6 +14,7 @@ mod network;
 mod repeat;
 mod sata;
 mod selftests;
+mod sleep;
 mod terminal;
 mod views;
 mod x86;
