@@ -69,7 +69,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let firmware = rom::add(&mut b, config, &window, rom::PC_BIOS)?;
     let smm = smm::wanted(&b, &options, &firmware)?;
     let pm = add_pm(&mut b, kind, &ints, smm)?;
-    let (bus, keep_shadow) = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
+    let (bus, keep_map) = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;
     let cmos = super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order);
     let (rtc, rtc_irq) = isa::add_rtc(&mut b, &ints, config, &cmos)?;
@@ -109,7 +109,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let pirq_of = if kind == Kind::Q35 { q35::pirq_of } else { i440fx::pirq_of };
     let setup = PciSetup { kind, bus, pm: pm.clone(), mmio32, pirq_of };
     let pic = ints.pic.clone();
-    let sleep = sleep(&pm, &rtc, keep_shadow);
+    let sleep = sleep(&pm, &rtc, keep_map);
     let board = PcBoard {
         kind,
         config: config.clone(),
@@ -138,7 +138,7 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
 }
 
 /// How it sleeps with its memory kept, and wakes.
-fn sleep(pm: &Arc<Mutex<AcpiPm>>, rtc: &Arc<Mutex<Mc146818>>, keep_shadow: KeepShadow) -> Sleep {
+fn sleep(pm: &Arc<Mutex<AcpiPm>>, rtc: &Arc<Mutex<Mc146818>>, keep_map: KeepMap) -> Sleep {
     /// The shutdown status byte of CMOS RAM, and what has firmware resume the system.
     const RESUME: (u8, u8) = (0x0f, 0xfe);
     let (asleep, pm, rtc) = (pm.clone(), pm.clone(), rtc.clone());
@@ -147,7 +147,7 @@ fn sleep(pm: &Arc<Mutex<AcpiPm>>, rtc: &Arc<Mutex<Mc146818>>, keep_shadow: KeepS
         waking: Box::new(move || {
             lock(&rtc).set_ram(RESUME.0, RESUME.1);
             lock(&pm).wake();
-            keep_shadow();
+            keep_map();
         }),
     }
 }
@@ -201,8 +201,8 @@ fn add_pm(
     Ok(device)
 }
 
-/// Has the host bridge keep, at the next reset, where firmware is in RAM.
-type KeepShadow = Box<dyn Fn() + Send>;
+/// Has the host bridge keep, at the next reset, what firmware counts on when it wakes a system.
+type KeepMap = Box<dyn Fn() + Send>;
 
 /// Host bridge and south bridge.
 #[allow(clippy::too_many_arguments)]
@@ -214,7 +214,7 @@ fn add_pci(
     memory: Memory,
     rom: &MemoryRegion,
     smm: bool,
-) -> Result<(Arc<PciBus>, KeepShadow), MachineError> {
+) -> Result<(Arc<PciBus>, KeepMap), MachineError> {
     let fail = |e: mimus_devices::pci::PciError| MachineError::other(e.to_string());
     let requests = GuestRequests::new(b);
     let reset = move || requests.reset();
@@ -235,7 +235,7 @@ fn add_pci(
         b.add_device("/machine/pcie.0/ports", bridge.ports().clone())?;
         b.add_device("/machine/pcie.0", bridge.clone())?;
         b.add_device("/machine/lpc", Ich9Lpc::new(&bus, system.root(), &pirqs, pm).map_err(fail)?)?;
-        return Ok((bus, Box::new(move || bridge.keep_shadow())));
+        return Ok((bus, Box::new(move || bridge.keep_map())));
     }
     let pirqs = PirqRouter::new(piix::PIRQS, isa, Vec::new());
     let bridge = I440fx::new("pci.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
@@ -248,7 +248,7 @@ fn add_pci(
     b.add_device("/machine/pci.0", bridge.clone())?;
     b.add_device("/machine/isa-bridge", Piix3::new(&bus, &pirqs).map_err(fail)?)?;
     b.add_device("/machine/pm-function", Piix4Pm::new(&bus, pm, smm).map_err(fail)?)?;
-    Ok((bus, Box::new(move || bridge.keep_shadow())))
+    Ok((bus, Box::new(move || bridge.keep_map())))
 }
 
 fn add_hpet(

@@ -51,8 +51,8 @@ pub struct I440fx {
     /// Device-level lock.
     config: Mutex<ConfigSpace>,
     regions: PcRegions,
-    /// See [`Self::keep_shadow`].
-    keep_shadow: AtomicBool,
+    /// See [`Self::keep_map`].
+    keep_map: AtomicBool,
 }
 
 impl I440fx {
@@ -73,7 +73,7 @@ impl I440fx {
         let regions = PcRegions::new(name, memory, &bus);
         let ports = ConfigPorts::new(&bus, reset);
         map_ports(name, memory, &ports);
-        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_shadow: AtomicBool::new(false) });
+        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_map: AtomicBool::new(false) });
         this.slot.plug(this.clone());
         Ok(this)
     }
@@ -88,10 +88,10 @@ impl I440fx {
         &self.ports
     }
 
-    /// The next reset leaves the segments below 1 MiB as they are: a system wakes through its firmware, which is in RAM
-    /// there with its variables.
-    pub fn keep_shadow(&self) {
-        self.keep_shadow.store(true, Ordering::Relaxed);
+    /// The next reset leaves the segments below 1 MiB as they are: a system wakes through its
+    /// firmware, which is in RAM there with its variables.
+    pub fn keep_map(&self) {
+        self.keep_map.store(true, Ordering::Relaxed);
     }
 
     /// What CPUs in SMM see on top of memory.
@@ -145,7 +145,7 @@ impl Lifecycle for I440fx {
         let mut config = lock(&self.config);
         match phase {
             ResetPhase::Enter => {
-                let kept = self.keep_shadow.swap(false, Ordering::Relaxed);
+                let kept = self.keep_map.swap(false, Ordering::Relaxed);
                 let pam = if kept { config.bytes(PAM0, PAM_REGISTERS).to_vec() } else { Vec::new() };
                 config.reset();
                 (PAM0..).zip(pam).for_each(|(at, byte)| config.set_register(at, byte));

@@ -23,6 +23,7 @@ use mimus_core::device::{Lifecycle, ResetPhase, lock};
 use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::{MemoryRegion, RegionHandle};
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -44,6 +45,9 @@ const PCIEXBAR: usize = 0x60;
 const PAM0: usize = 0x90;
 const SMRAM: usize = 0x9d;
 const ESMRAMC: usize = 0x9e;
+
+/// See [`Q35::keep_map`].
+const KEPT_AWAKE: [Range<usize>; 2] = [PCIEXBAR..PCIEXBAR + 8, PAM0..PAM0 + PAM_REGISTERS];
 
 const PCIEXBAR_ENABLE: u64 = 1;
 /// Bits 2:1 say how many buses: 256, 128, 64.
@@ -77,8 +81,8 @@ pub struct Q35 {
     /// Device-level lock.
     config: Mutex<ConfigSpace>,
     regions: PcRegions,
-    /// See [`Self::keep_shadow`].
-    keep_shadow: AtomicBool,
+    /// See [`Self::keep_map`].
+    keep_map: AtomicBool,
     ecam: [RegionHandle; 3],
 }
 
@@ -107,7 +111,7 @@ impl Q35 {
         });
         let ports = ConfigPorts::new(&bus, reset);
         map_ports(name, memory, &ports);
-        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_shadow: AtomicBool::new(false), ecam });
+        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_map: AtomicBool::new(false), ecam });
         this.slot.plug(this.clone());
         Ok(this)
     }
@@ -122,10 +126,10 @@ impl Q35 {
         &self.ports
     }
 
-    /// The next reset leaves the segments below 1 MiB as they are: a system wakes through its firmware, which is in RAM
-    /// there with its variables.
-    pub fn keep_shadow(&self) {
-        self.keep_shadow.store(true, Ordering::Relaxed);
+    /// The next reset leaves the segments below 1 MiB and PCIEXBAR as they are: a system wakes through its
+    /// firmware, which is in RAM there with its variables, and finds configuration space where it has put it.
+    pub fn keep_map(&self) {
+        self.keep_map.store(true, Ordering::Relaxed);
     }
 
     /// What CPUs in SMM see on top of memory.
@@ -210,10 +214,12 @@ impl Lifecycle for Q35 {
         let mut config = lock(&self.config);
         match phase {
             ResetPhase::Enter => {
-                let kept = self.keep_shadow.swap(false, Ordering::Relaxed);
-                let pam = if kept { config.bytes(PAM0, PAM_REGISTERS).to_vec() } else { Vec::new() };
+                let kept = if self.keep_map.swap(false, Ordering::Relaxed) { &KEPT_AWAKE[..] } else { &[] };
+                let bytes = |range: &Range<usize>| config.bytes(range.start, range.len()).to_vec();
+                let kept: Vec<_> = kept.iter().map(|range| (range.start, bytes(range))).collect();
                 config.reset();
-                (PAM0..).zip(pam).for_each(|(at, byte)| config.set_register(at, byte));
+                let bytes = kept.into_iter().flat_map(|(at, bytes)| (at..).zip(bytes));
+                bytes.for_each(|(at, byte)| config.set_register(at, byte));
             }
             ResetPhase::Hold => self.apply(&config),
             ResetPhase::Exit => {}
