@@ -23,7 +23,6 @@ use mimus_core::device::{Lifecycle, ResetPhase, lock};
 use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::{MemoryRegion, RegionHandle};
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -46,14 +45,14 @@ const PAM0: usize = 0x90;
 const SMRAM: usize = 0x9d;
 const ESMRAMC: usize = 0x9e;
 
-/// See [`Q35::keep_map`].
-const KEPT_AWAKE: [Range<usize>; 2] = [PCIEXBAR..PCIEXBAR + 8, PAM0..PAM0 + PAM_REGISTERS];
-
 const PCIEXBAR_ENABLE: u64 = 1;
 /// Bits 2:1 say how many buses: 256, 128, 64.
 const ECAM_LEN: [u64; 3] = [256 * ECAM_BUS_LEN, 128 * ECAM_BUS_LEN, 64 * ECAM_BUS_LEN];
 /// Where firmware puts it: what a board without firmware says in its tables.
 pub const ECAM_BASE: u64 = 0xb000_0000;
+/// What PCIEXBAR is when a system wakes, if it was off: SeaBIOS sets configuration space up again through its own window,
+/// whose first write there turns it off, and counts on it at the next waking.
+const ECAM_AWAKE: u64 = ECAM_BASE | PCIEXBAR_ENABLE;
 
 const ESMRAMC_TSEG_SIZE: u8 = 3 << 1;
 /// Enables above 1 MiB and cacheability of the copies at 0xfeda0000, which are not there.
@@ -214,12 +213,15 @@ impl Lifecycle for Q35 {
         let mut config = lock(&self.config);
         match phase {
             ResetPhase::Enter => {
-                let kept = if self.keep_map.swap(false, Ordering::Relaxed) { &KEPT_AWAKE[..] } else { &[] };
-                let bytes = |range: &Range<usize>| config.bytes(range.start, range.len()).to_vec();
-                let kept: Vec<_> = kept.iter().map(|range| (range.start, bytes(range))).collect();
+                let kept = self.keep_map.swap(false, Ordering::Relaxed);
+                let pam = config.bytes(PAM0, PAM_REGISTERS).to_vec();
+                let ecam: [u8; 8] = config.bytes(PCIEXBAR, 8).try_into().unwrap_or_default();
                 config.reset();
-                let bytes = kept.into_iter().flat_map(|(at, bytes)| (at..).zip(bytes));
-                bytes.for_each(|(at, byte)| config.set_register(at, byte));
+                if kept {
+                    (PAM0..).zip(pam).for_each(|(at, byte)| config.set_register(at, byte));
+                    let ecam = if ecam[0] & PCIEXBAR_ENABLE as u8 != 0 { ecam } else { ECAM_AWAKE.to_le_bytes() };
+                    (PCIEXBAR..).zip(ecam).for_each(|(at, byte)| config.set_register(at, byte));
+                }
             }
             ResetPhase::Hold => self.apply(&config),
             ResetPhase::Exit => {}
