@@ -80,6 +80,7 @@ programs! {
     seabios_comes_to_its_boot_line,
     a_boot_sector_from_a_disk,
     the_first_of_the_boot_order,
+    the_first_of_the_boot_order_on_sata,
     interrupt_controllers_in_every_mode,
     a_kernel_through_the_bios,
     firmware_goes_on_in_another_machine,
@@ -160,6 +161,22 @@ fn the_first_of_the_boot_order(engine: Engine) {
             setup.config.drives.push(Drive::parse(&text).unwrap());
         }
         let Some(mut pc) = on(engine, "the_first_of_the_boot_order", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
+        assert!(pc.output_text().contains(&format!("from disk {first}\r\n")), "{}", pc.output_text());
+    }
+}
+
+/// The same of disks on the SATA controller, beside a virtio one that is last.
+fn the_first_of_the_boot_order_on_sata(engine: Engine) {
+    for first in [0u32, 1] {
+        let mut setup = Setup::new("q35").device("isa-debug-exit");
+        for disk in [0, 1, 2] {
+            let file = setup.file(&format!("{disk}.img"), &boot_sector(&format!("from disk {disk}\r\n")));
+            let (index, interface) = if disk == 2 { (2, "virtio") } else { (disk ^ first, "ide") };
+            let text = format!("file={},format=raw,if={interface},bootindex={index}", file.display());
+            setup.config.drives.push(Drive::parse(&text).unwrap());
+        }
+        let Some(mut pc) = on(engine, "the_first_of_the_boot_order_on_sata", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
         assert!(pc.output_text().contains(&format!("from disk {first}\r\n")), "{}", pc.output_text());
     }
