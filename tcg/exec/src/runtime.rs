@@ -43,6 +43,7 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         unit_load: unit_load::<F> as *const () as usize,
         unit_probe: unit_probe::<F> as *const () as usize,
         unit_store: unit_store::<F> as *const () as usize,
+        note: note::<F> as *const () as usize,
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
         trace_full: trace_full::<F> as *const () as usize,
@@ -182,6 +183,14 @@ extern "C" fn unit_store<F: GuestFrontend>(cpu: *mut Cpu<F>, bytes: u32) {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
     cpu.store_unit(bytes.min(32));
+}
+
+extern "C" fn note<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    if desc >> RANGE_SHIFT != 0 {
+        cpu.note_range(ret, va, desc);
+    }
 }
 
 fn amo_from(op: u32) -> AmoOp {
