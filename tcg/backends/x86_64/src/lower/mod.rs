@@ -414,7 +414,7 @@ impl Lower<'_> {
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
             Op::Jump { to } => self.jump(to),
-            Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
+            Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
             Op::TraceBlock { id, entry } => self.trace_block(id, entry),
