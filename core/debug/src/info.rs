@@ -26,7 +26,7 @@ pub const VIEWS: &[Info] = &[
     info("mtree", "", "the physical address space", false, |_, v, _| Ok(v.regions())),
     info("tlb", "[ADDRESS]", "translations that the accelerator remembers", false, tlb),
     info("exceptions", "", "the last exceptions and interrupts", false, |_, v, _| Ok(v.recent(32))),
-    info("jumps", "", "where the last indirect jumps, returns and traps led", false, |_, v, _| Ok(v.jumps(256))),
+    info("jumps", "", "where the last jumps and calls by pointer and traps led", false, |_, v, _| Ok(v.jumps(256))),
     info("irqchip", "", "interrupt controllers", false, |_, v, _| devices::irqchips(&v.target.devices()?)),
     info("devices", "", "devices, by path", false, |_, v, _| Ok(devices::list(&v.target.devices()?))),
     info("device", "PATH", "registers of a device", false, |path, v, _| devices::show(path, &v.target.devices()?)),

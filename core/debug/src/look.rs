@@ -294,7 +294,7 @@ impl View<'_> {
         out
     }
 
-    /// Where indirect jumps, returns and traps led last, oldest first; what repeats is counted.
+    /// Where jumps and calls by pointer and traps led last, oldest first; what repeats is counted.
     pub fn jumps(&self, most: usize) -> String {
         let all = self.target.jumps(self.vcpu);
         let mut out = String::new();

@@ -13,7 +13,7 @@ pub fn text(view: &View<'_>) -> String {
     let pc = registers::pc(view.cpu);
     let advice: String = advice(view).into_iter().map(|a| format!("* {a}\n")).collect();
     format!(
-        "---- vCPU {} ----\n{}\ncode at the program counter:\n{}\ncalls:\n{}\nlast exceptions and interrupts, oldest first:\n{}\nlast indirect jumps, returns and traps, oldest first:\n{}\nwhat to try:\n{advice}",
+        "---- vCPU {} ----\n{}\ncode at the program counter:\n{}\ncalls:\n{}\nlast exceptions and interrupts, oldest first:\n{}\nlast jumps and calls by pointer and traps, oldest first:\n{}\nwhat to try:\n{advice}",
         view.vcpu,
         registers::show(view.cpu, None),
         view.disassemble(pc, 8),

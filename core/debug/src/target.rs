@@ -92,7 +92,7 @@ pub trait Target: Send + Sync {
     fn pause(&self);
     /// The last exceptions and interrupts, oldest first.
     fn recent(&self, vcpu: u32) -> Vec<RecentEvent>;
-    /// Where its indirect jumps, returns and traps led last, oldest first.
+    /// Where its jumps and calls by pointer and its traps led last, oldest first.
     fn jumps(&self, vcpu: u32) -> Vec<u64>;
     /// Text and length of the instruction that `bytes` begin with; `bits` is 0 for RISC-V.
     fn disassemble(&self, bits: u8, bytes: &[u8], pc: u64) -> (String, usize);

@@ -65,7 +65,7 @@ pub trait Vcpu: Send {
         Vec::new()
     }
 
-    /// Where indirect jumps, returns and traps led last, oldest first, if that is remembered.
+    /// Where jumps and calls by pointer and traps led last, oldest first, if that is remembered.
     fn recent_jumps(&self) -> Vec<u64> {
         Vec::new()
     }

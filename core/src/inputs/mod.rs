@@ -5,9 +5,10 @@
 //! the virtual clock, so that each reaches its device between two instructions that have numbers. A journal can note
 //! which ([`Inputs::record`]), and a later run be given the same at the same instructions ([`Inputs::replay`]): then it
 //! executes the same instructions to the end. A disk needs no journal: a request takes a fixed time of the guest, and
-//! the guest waits for the host where that is slower.
+//! the guest waits for the host where that is slower; its data go by a copy, made and given back at instructions' numbers.
+//! Whether the host takes output is kept from the guest: what it does not take waits here.
 //!
-//! Left out: when a host's terminal, pipe or socket is ready for output.
+//! Left out: what is done to the machine by the monitor (resets, keys of a display, cables, sizes of disks).
 
 mod journal;
 mod wrap;
@@ -79,7 +80,8 @@ impl Inputs {
 
     /// A character device whose input passes through here; `id` tells it from the others.
     pub fn char(self: &Arc<Self>, id: &str, char: Arc<dyn CharBackend>) -> Arc<dyn CharBackend> {
-        wrap::Char::new(char, wrap::Line::new(self, &format!("char:{id}")))
+        let line = |id: String| wrap::Line::new(self, &id);
+        wrap::Char::new(char, line(format!("char:{id}")), line(format!("char:{id}:events")))
     }
 
     /// A network whose frames pass through here.

@@ -4,8 +4,9 @@ use std::sync::{Condvar, OnceLock};
 
 use super::*;
 use crate::backend::block::{BlockBuffer, BlockCompletion, BlockOp, BlockRequest};
-use crate::backend::char::CharReceiver;
+use crate::backend::char::{CharEvent, CharReceiver};
 use crate::clock::VirtualClock;
+use crate::memory::{GuestRam, RamBacking, RamSlice};
 
 #[derive(Default)]
 struct Keyboard(OnceLock<CharReceiver>);
@@ -110,6 +111,100 @@ fn files_that_are_none() {
     }
 }
 
+/// A terminal that takes what it is told to.
+#[derive(Default)]
+struct Terminal {
+    room: Mutex<usize>,
+    shown: Mutex<String>,
+    writable: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    events: OnceLock<Box<dyn Fn(CharEvent) + Send + Sync>>,
+}
+
+impl CharBackend for Terminal {
+    fn write(&self, data: &[u8]) -> usize {
+        let mut room = self.room.lock().unwrap();
+        let n = data.len().min(*room);
+        *room -= n;
+        self.shown.lock().unwrap().push_str(std::str::from_utf8(&data[..n]).unwrap());
+        n
+    }
+    fn set_receiver(&self, _: CharReceiver) {}
+    fn input_ready(&self) {}
+    fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.writable.set(listener);
+    }
+    fn set_event_listener(&self, listener: Box<dyn Fn(CharEvent) + Send + Sync>) {
+        let _ = self.events.set(listener);
+    }
+}
+
+impl Terminal {
+    fn has_room(&self, n: usize) {
+        *self.room.lock().unwrap() = n;
+        self.writable.get().unwrap()();
+    }
+    fn shows(&self, text: &str) -> bool {
+        *self.shown.lock().unwrap() == text
+    }
+}
+
+#[test]
+fn a_slow_terminal_is_kept_from_the_guest() {
+    let setup = Setup::new();
+    let terminal = Arc::<Terminal>::default();
+    let port = setup.inputs.char("serial0", terminal.clone());
+    let told = Arc::<Mutex<u32>>::default();
+    let count = told.clone();
+    port.set_writable_listener(Box::new(move || *count.lock().unwrap() += 1));
+    assert_eq!(port.write(b"one "), 4);
+    assert!(terminal.shows(""));
+    terminal.has_room(2);
+    assert!(terminal.shows("on"));
+    assert_eq!(port.write(b"two "), 4);
+    terminal.has_room(3);
+    assert!(terminal.shows("one t"));
+    terminal.has_room(100);
+    assert_eq!(port.write(b"three"), 5);
+    assert!(terminal.shows("one two three"));
+    assert_eq!(*told.lock().unwrap(), 0, "it was never refused");
+    // Without bound it is not.
+    *terminal.room.lock().unwrap() = 0;
+    let much = vec![b'x'; 1 << 20];
+    let taken: usize = (0..20).map(|_| port.write(&much)).sum();
+    assert_eq!(taken, 16 << 20);
+    terminal.has_room(1);
+    assert_eq!(*told.lock().unwrap(), 1);
+    assert_eq!(port.write(b"yz"), 1);
+}
+
+#[test]
+fn a_break_comes_at_its_time_and_comes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("inputs");
+    let run = |setup: &Setup, breaks: bool| {
+        let terminal = Arc::<Terminal>::default();
+        let port = setup.inputs.char("serial0", terminal.clone());
+        let seen = Arc::<Mutex<Vec<(u64, CharEvent)>>>::default();
+        let (log, clock) = (seen.clone(), setup.clock.clone());
+        port.set_event_listener(Box::new(move |event| log.lock().unwrap().push((clock.now(), event))));
+        setup.clock.advance(100);
+        if breaks {
+            terminal.events.get().unwrap()(CharEvent::Break);
+        }
+        assert!(seen.lock().unwrap().is_empty());
+        setup.clock.advance(20);
+        setup.queue.fire();
+        seen.lock().unwrap().clone()
+    };
+    let first = Setup::new();
+    first.inputs.record(&file, 7).unwrap();
+    assert_eq!(run(&first, true), [(120, CharEvent::Break)]);
+    first.inputs.finish().unwrap();
+    let again = Setup::new();
+    again.inputs.replay(&file).unwrap();
+    assert_eq!(run(&again, false), [(120, CharEvent::Break)]);
+}
+
 /// A disk that answers when it is told to.
 #[derive(Default)]
 struct Slow {
@@ -185,4 +280,76 @@ fn a_disk_takes_a_fixed_time() {
     slow.answer_all();
     disk.drain();
     assert_eq!(done.lock().unwrap().len(), 4);
+}
+
+/// A disk whose contents are one sector, and which does what it is asked when it is told to.
+#[derive(Default)]
+struct Sector {
+    bytes: Mutex<Vec<u8>>,
+    waiting: Mutex<Vec<(BlockRequest, BlockCompletion)>>,
+}
+
+impl BlockBackend for Sector {
+    fn submit(&self, request: BlockRequest, done: BlockCompletion) {
+        self.waiting.lock().unwrap().push((request, done));
+    }
+    fn capacity(&self) -> u64 {
+        512
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+}
+
+impl Sector {
+    fn work(&self) {
+        for (mut request, done) in self.waiting.lock().unwrap().drain(..) {
+            let mut disk = self.bytes.lock().unwrap();
+            match (&mut request.buffer, request.op) {
+                (BlockBuffer::Owned(to), BlockOp::Read) => to.copy_from_slice(&disk),
+                (BlockBuffer::Owned(from), BlockOp::Write) => disk.clone_from(from),
+                other => panic!("{other:?}"),
+            }
+            drop(disk);
+            done(Ok(()), request.buffer);
+        }
+    }
+}
+
+#[test]
+fn data_of_a_disk_move_when_requests_begin_and_end() {
+    let setup = Setup::new();
+    let sector = Arc::<Sector>::default();
+    let disk = setup.inputs.disk(sector.clone());
+    let all = GuestRam::new();
+    let ram = all.add_block("ram", 0x2000, RamBacking::Private).unwrap();
+    let slices = || vec![RamSlice::new(ram.clone(), 0x1000, 500).unwrap(), RamSlice::new(ram.clone(), 0, 12).unwrap()];
+    let submit = |op| {
+        let done = |result: Result<(), _>, buffer| {
+            assert!(result.is_ok() && matches!(&buffer, BlockBuffer::Ram(slices) if slices.len() == 2));
+        };
+        disk.submit(BlockRequest::transfer(op, 0, BlockBuffer::Ram(slices())), Box::new(done));
+    };
+    let end = || {
+        setup.clock.advance(DISK_TIME);
+        setup.queue.fire();
+    };
+    setup.clock.advance(0);
+    assert!(ram.fill(0, 0x2000, 7));
+    submit(BlockOp::Write);
+    // The guest changes its mind too late, however slow the host is.
+    assert!(ram.fill(0, 0x2000, 8));
+    sector.work();
+    end();
+    assert_eq!(*sector.bytes.lock().unwrap(), vec![7; 512]);
+    submit(BlockOp::Read);
+    sector.work();
+    let byte = |at| {
+        let mut byte = [0];
+        assert!(ram.read(at, &mut byte));
+        byte[0]
+    };
+    assert_eq!([byte(0x1000), byte(0)], [8, 8], "the host is quicker than the guest may see");
+    end();
+    assert_eq!([byte(0x1000), byte(0x11f3), byte(0), byte(11), byte(12), byte(0x11f4)], [7, 7, 7, 7, 8, 8]);
 }

@@ -5,14 +5,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::journal::{Event, Journal};
 use super::{DISK_TIME, Inputs};
-use crate::backend::block::{BlockBuffer, BlockCompletion, BlockError, BlockRequest};
+use crate::backend::block::{BlockBuffer, BlockCompletion, BlockError, BlockOp, BlockRequest};
 use crate::backend::char::{CharEvent, CharReceiver};
 use crate::backend::net::NetReceiver;
 use crate::backend::{BlockBackend, CharBackend, NetBackend};
 use crate::clock::Timer;
+use crate::memory::RamSlice;
 
 /// Most bytes or frames that wait for the guest.
 const MOST: usize = 4096;
+/// Most bytes of output that wait for the host. Beyond, the guest is told, and what it does then is no more repeatable.
+const MOST_OUTPUT: usize = 16 << 20;
+/// Longest request of a disk whose data are kept apart from the guest's memory while it is on its way.
+const MOST_COPIED: u64 = 64 << 20;
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,12 +119,29 @@ pub struct Char {
     inner: Arc<dyn CharBackend>,
     line: Line,
     receiver: OnceLock<CharReceiver>,
+    /// What happens besides data, a byte each.
+    events: Line,
+    event_listener: OnceLock<Box<dyn Fn(CharEvent) + Send + Sync>>,
+    output: Mutex<Output>,
+    writable_listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
     this: Weak<Char>,
 }
 
+/// What the device has sent and the host has not taken. The device knows nothing of it: a host that is slow now may be
+/// quick when the run is repeated.
+#[derive(Default)]
+struct Output {
+    bytes: VecDeque<u8>,
+    /// The device has been told that there is no room.
+    full: bool,
+}
+
+/// What happens to a character device besides data, as the journal has it.
+const EVENTS: [(CharEvent, u8); 3] = [(CharEvent::Opened, 0), (CharEvent::Closed, 1), (CharEvent::Break, 2)];
+
 impl Char {
-    pub fn new(inner: Arc<dyn CharBackend>, line: Line) -> Arc<Char> {
-        Arc::new_cyclic(|this: &Weak<Char>| {
+    pub fn new(inner: Arc<dyn CharBackend>, line: Line, events: Line) -> Arc<Char> {
+        let char = Arc::new_cyclic(|this: &Weak<Char>| {
             let weak = this.clone();
             line.timer.bind(move || {
                 if let Some(char) = weak.upgrade()
@@ -128,14 +150,79 @@ impl Char {
                     char.line.fired(&|bytes| receiver(bytes));
                 }
             });
-            Char { inner, line, receiver: OnceLock::new(), this: this.clone() }
-        })
+            let weak = this.clone();
+            events.timer.bind(move || {
+                if let Some(char) = weak.upgrade()
+                    && let Some(listener) = char.event_listener.get()
+                {
+                    char.events.fired(&|bytes| {
+                        let known = bytes.iter().filter_map(|b| EVENTS.iter().find(|(_, code)| code == b));
+                        known.for_each(|(event, _)| listener(*event));
+                        bytes.len()
+                    });
+                }
+            });
+            Char {
+                inner,
+                line,
+                receiver: OnceLock::new(),
+                events,
+                event_listener: OnceLock::new(),
+                output: Mutex::default(),
+                writable_listener: OnceLock::new(),
+                this: this.clone(),
+            }
+        });
+        let weak = Arc::downgrade(&char);
+        char.inner.set_writable_listener(Box::new(move || {
+            if let Some(char) = weak.upgrade() {
+                char.writable();
+            }
+        }));
+        char
+    }
+
+    /// Sends what waits, as much as the host takes.
+    fn send(&self, output: &mut Output) {
+        while !output.bytes.is_empty() {
+            let taken = self.inner.write(output.bytes.as_slices().0);
+            if taken == 0 {
+                break;
+            }
+            output.bytes.drain(..taken.min(output.bytes.len()));
+        }
+    }
+
+    /// The host takes more.
+    fn writable(&self) {
+        let mut output = lock(&self.output);
+        self.send(&mut output);
+        let tell = output.full && output.bytes.len() < MOST_OUTPUT;
+        output.full &= !tell;
+        drop(output);
+        if let (true, Some(listener)) = (tell, self.writable_listener.get()) {
+            listener();
+        }
     }
 }
 
 impl CharBackend for Char {
     fn write(&self, data: &[u8]) -> usize {
-        self.inner.write(data)
+        let mut output = lock(&self.output);
+        self.send(&mut output);
+        let sent = if output.bytes.is_empty() { self.inner.write(data).min(data.len()) } else { 0 };
+        let room = MOST_OUTPUT.saturating_sub(output.bytes.len());
+        let kept = room.min(data.len() - sent);
+        output.bytes.extend(&data[sent..sent + kept]);
+        if sent + kept < data.len() && !output.full {
+            output.full = true;
+            log::warn!(
+                "{}: {} MiB of output wait for the host: from here on the run does not repeat exactly",
+                self.inner.describe(),
+                MOST_OUTPUT >> 20
+            );
+        }
+        sent + kept
     }
     fn set_receiver(&self, receiver: CharReceiver) {
         let _ = self.receiver.set(receiver);
@@ -151,13 +238,29 @@ impl CharBackend for Char {
         self.inner.input_ready();
     }
     fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
-        self.inner.set_writable_listener(listener);
+        let _ = self.writable_listener.set(listener);
     }
     fn set_event_listener(&self, listener: Box<dyn Fn(CharEvent) + Send + Sync>) {
-        self.inner.set_event_listener(listener);
+        let _ = self.event_listener.set(listener);
+        let this = self.this.clone();
+        self.inner.set_event_listener(Box::new(move |event| {
+            if let Some(char) = this.upgrade()
+                && let Some((_, code)) = EVENTS.iter().find(|(known, _)| *known == event)
+            {
+                char.events.came(&[*code]);
+            }
+        }));
     }
     fn flush(&self) {
-        self.inner.flush();
+        let mut output = lock(&self.output);
+        loop {
+            let before = output.bytes.len();
+            self.send(&mut output);
+            self.inner.flush();
+            if output.bytes.is_empty() || output.bytes.len() == before {
+                break;
+            }
+        }
     }
     fn describe(&self) -> String {
         self.inner.describe()
@@ -222,6 +325,8 @@ struct Answer {
 struct Pending {
     due: u64,
     answer: Arc<Answer>,
+    /// The guest's memory, of whose contents the request has a copy; and whether it is to get the copy's.
+    ram: Option<(Vec<RamSlice>, bool)>,
     done: BlockCompletion,
 }
 
@@ -229,15 +334,59 @@ impl Pending {
     /// Waits for the host and tells the device.
     fn complete(self) {
         let mut answer = lock(&self.answer.answer);
-        let (result, buffer) = loop {
+        let (result, mut buffer) = loop {
             match answer.take() {
                 Some(came) => break came,
                 None => answer = self.answer.came.wait(answer).unwrap_or_else(PoisonError::into_inner),
             }
         };
         drop(answer);
+        if let Some((slices, read)) = self.ram {
+            if let (true, true, BlockBuffer::Owned(bytes)) = (read, result.is_ok(), &buffer) {
+                scatter(bytes, &slices);
+            }
+            buffer = BlockBuffer::Ram(slices);
+        }
         (self.done)(result, buffer);
     }
+}
+
+fn scatter(bytes: &[u8], slices: &[RamSlice]) {
+    let mut rest = bytes;
+    for slice in slices {
+        let (piece, more) = rest.split_at(rest.len().min(usize::try_from(slice.len()).unwrap_or(usize::MAX)));
+        rest = more;
+        // A slice holds its own length.
+        let _ = slice.write(0, piece);
+    }
+}
+
+fn gather(slices: &[RamSlice]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for slice in slices {
+        let at = bytes.len();
+        bytes.resize(at + usize::try_from(slice.len()).unwrap_or(0), 0);
+        let _ = slice.read(0, &mut bytes[at..]);
+    }
+    bytes
+}
+
+/// Puts a copy in the place of guest memory: what the guest sees of a request, and the disk of the guest, does not
+/// depend on when the host gets round to it.
+fn keep_apart(request: &mut BlockRequest) -> Option<(Vec<RamSlice>, bool)> {
+    let read = match request.op {
+        BlockOp::Read => true,
+        BlockOp::Write => false,
+        _ => return None,
+    };
+    let len = request.buffer.len();
+    if !matches!(request.buffer, BlockBuffer::Ram(_)) || len > MOST_COPIED {
+        return None;
+    }
+    let BlockBuffer::Ram(slices) = std::mem::replace(&mut request.buffer, BlockBuffer::None) else { return None };
+    let copy = if read { vec![0; usize::try_from(len).unwrap_or(0)] } else { gather(&slices) };
+    request.buffer = BlockBuffer::Owned(copy);
+    Some((slices, read))
 }
 
 /// A disk.
@@ -277,16 +426,17 @@ impl Disk {
 }
 
 impl BlockBackend for Disk {
-    fn submit(&self, request: BlockRequest, done: BlockCompletion) {
+    fn submit(&self, mut request: BlockRequest, done: BlockCompletion) {
         // No instruction is executed meanwhile: flash is read while its machine is being built.
         if self.timer.stands() {
             return self.inner.submit(request, done);
         }
+        let ram = keep_apart(&mut request);
         let answer = Arc::<Answer>::default();
         let due = self.timer.now().saturating_add(DISK_TIME);
         let first = {
             let mut pending = lock(&self.pending);
-            pending.push_back(Pending { due, answer: answer.clone(), done });
+            pending.push_back(Pending { due, answer: answer.clone(), ram, done });
             pending.len() == 1
         };
         let told = move |result, buffer| {

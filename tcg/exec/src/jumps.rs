@@ -1,5 +1,6 @@
-//! Where a vCPU's indirect jumps, returns and traps led last, always remembered. Generated code writes it: three
-//! instructions at a jump that looks its target up, nothing at one that is linked.
+//! Where a vCPU's jumps and calls by pointer and its traps led last, always remembered. Generated code writes it: three
+//! instructions at a jump that looks its target up, nothing at one that is linked, nor at a return: that is here if its
+//! target was not found at once.
 
 /// How many: the index is a byte.
 const KEPT: usize = 256;

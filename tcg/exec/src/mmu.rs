@@ -89,10 +89,11 @@ impl Mmu {
         self.entries[self.current].context.fill_code(va, table, local, mapping_size);
     }
 
-    /// See [`Context::fill_range`]; for the current context.
-    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size) -> bool {
+    /// See [`Context::fill_range`]; for the current context. `counted`: the time, in microseconds, of a vCPU whose time is its
+    /// instructions.
+    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size, counted: Option<u32>) -> bool {
         let began = self.began;
-        let now = || began.elapsed().as_micros() as u32;
+        let now = || counted.unwrap_or_else(|| began.elapsed().as_micros() as u32);
         self.entries[self.current].context.fill_range(number, va, size, now)
     }
 

@@ -100,7 +100,9 @@ impl<F: GuestFrontend> Cpu<F> {
     fn note_range(&mut self, ret: usize, va: u64, desc: u32) {
         let size = size_from(desc);
         let crosses = va & 4095 > 4096 - u64::from(size.bytes());
-        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size);
+        // A nanosecond for an instruction.
+        let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
+        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
         if scattered && self.machine.optimise == Optimise::Usual {
             self.machine.store.scattered(ret);
             // The code goes on to jump to itself until it is left.

@@ -253,9 +253,11 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
 
 impl<F: GuestFrontend> Cpu<F> {
     /// After generated code was left: if what made it leave came from outside, as timers do, where the vCPU is says
-    /// something about where it spends its time.
+    /// something about where it spends its time. Not if it counts: when something comes is the host's affair, and what is
+    /// made of the code, which a trace shows, has to be the same when the run is repeated.
     fn sample(&mut self) {
-        if self.head.exit_code == ExitCode::Kicked as u32
+        if !self.counting.on
+            && self.head.exit_code == ExitCode::Kicked as u32
             && self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF) == KICK_EVENT
             && let Some(table) = self.mmu.context().code_table(self.head.pc)
         {

@@ -51,7 +51,7 @@ pub struct EnvLayout {
     pub trace_limit: i32,
     /// u64: the page of the block that was traced last.
     pub trace_page: i32,
-    /// 256 of u64: a ring of the addresses that jumps which look their target up led to; 0: there is none.
+    /// 256 of u64: a ring of the addresses that jumps which look their target up led to, but for returns; 0: there is none.
     pub jumps: i32,
     /// u8: where in it the next goes.
     pub jumps_at: i32,

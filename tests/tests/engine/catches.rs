@@ -117,7 +117,7 @@ fn steps_in_one_go() {
     });
 }
 
-/// Returns and traps are remembered, without anybody having asked.
+/// Traps are remembered, without anybody having asked.
 #[test]
 fn the_last_jumps_are_remembered() {
     on_both(|engine| {

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mimus_core::accel::{Accelerator, VcpuIndex};
+use mimus_core::accel::{Accelerator, DebugStop, VcpuIndex};
 use mimus_core::bus::{GuestPhys, MemTxAttrs};
 use mimus_core::memory::AddressSpace;
+use mimus_core::vcpu::VcpuThreads;
 use mimus_gdbstub::packet::{Framer, Incoming, encode};
 use mimus_gdbstub::registers::Model;
 use mimus_gdbstub::session::Session;
@@ -138,6 +139,7 @@ pub struct Debuggee {
     pub control: MachineControl,
     pub target: Arc<dyn Target>,
     pub memory: Arc<AddressSpace>,
+    pub threads: VcpuThreads,
     /// What stops it, and where events go.
     events: Arc<Mutex<Option<Receiver<Event>>>>,
     thread: Option<JoinHandle<Machine>>,
@@ -147,6 +149,7 @@ pub struct Debuggee {
 impl Debuggee {
     fn new(mut machine: Machine, files: tempfile::TempDir) -> Self {
         let (control, memory) = (machine.control(), machine.services().memory.clone());
+        let threads = machine.threads().clone();
         let operator = Arc::new(Operator(control.clone()));
         let target = vm::Vm::new(Model::of(machine.cpu()), machine.threads().clone(), memory.clone(), operator);
         let (tell, events) = channel();
@@ -164,7 +167,7 @@ impl Debuggee {
             machine
         });
         let events = Arc::new(Mutex::new(Some(events)));
-        Self { control, target: Arc::new(target), memory, events, thread: Some(thread), _files: files }
+        Self { control, target: Arc::new(target), memory, threads, events, thread: Some(thread), _files: files }
     }
 
     /// A client of it; one at a time.
@@ -173,6 +176,22 @@ impl Debuggee {
         // What happened before it came.
         while events.try_recv().is_ok() {}
         Client { session: Session::new(self.target.clone()), events, framer: Framer::default() }
+    }
+
+    /// Lets it run until a vCPU has a reason to stop, and all have.
+    pub fn go(&self) -> DebugStop {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = events.as_ref().expect("no client has them");
+        while events.try_recv().is_ok() {}
+        self.control.request(Request::Continue);
+        let mut why = None;
+        loop {
+            match events.recv_timeout(LIMIT).expect("it stops") {
+                Event::Stop(_, stop) => why = Some(stop),
+                Event::Stopped if why.is_some() => return why.expect("a reason"),
+                _ => {}
+            }
+        }
     }
 
     /// A doubleword of physical memory.

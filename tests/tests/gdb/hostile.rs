@@ -1,6 +1,7 @@
 //! Packets that make no sense, or too much, to a machine that is one.
 //!
-//! `MIMUS_FUZZ_PACKETS` says how many packets instead of the few of an ordinary test run.
+//! `cargo xtask fuzz gdb` sends ten millions: `MIMUS_FUZZ_PACKETS` says how many packets all machines together get instead of
+//! the few of an ordinary test run, `MIMUS_FUZZ_SEED` where their random numbers begin.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,19 @@ use mimus_tests::random::Random;
 use crate::harness::{Debuggee, Engine, Setup};
 use crate::programs;
 
+/// Packets to each machine in an ordinary test run.
 const PACKETS: u64 = 4000;
+/// Machines that get them.
+const MACHINES: u64 = 3;
+/// How often a long run says where it is.
+const TELL: u64 = 500_000;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|v| v.parse().ok())
+}
 
 fn packets() -> u64 {
-    std::env::var("MIMUS_FUZZ_PACKETS").ok().and_then(|v| v.parse().ok()).unwrap_or(PACKETS)
+    number("MIMUS_FUZZ_PACKETS").map_or(PACKETS, |all| all.div_ceil(MACHINES))
 }
 
 const HEADS: &[&str] = &[
@@ -129,13 +139,18 @@ fn packet(random: &mut Random) -> Vec<u8> {
 }
 
 /// Everything is answered or not, and the guest is there afterwards.
-fn torment(guest: &Debuggee, packets: u64, seed: u64) {
+fn torment(name: &str, guest: &Debuggee, packets: u64, seed: u64) {
+    let seed = number("MIMUS_FUZZ_SEED").unwrap_or(seed);
+    println!("{name}: {packets} packets, MIMUS_FUZZ_SEED={seed}");
     let mut random = Random::new(seed);
     let mut session = guest.client().session;
     let begun = Instant::now();
     let mut longest = (Duration::ZERO, Vec::new());
     let mut running = false;
-    for _ in 0..packets {
+    for n in 0..packets {
+        if n % TELL == TELL - 1 {
+            println!("{name}: {n} packets in {:.0?}", begun.elapsed());
+        }
         let body = packet(&mut random);
         // Its end is not what is tried here.
         if matches!(body.first(), Some(b'k')) || body.starts_with(b"vKill") {
@@ -170,8 +185,9 @@ fn torment(guest: &Debuggee, packets: u64, seed: u64) {
         }
     }
     println!(
-        "{packets} packets in {:?}; the longest took {:?}: {:?}",
+        "{name}: {packets} packets in {:?}, {:.0} a second; the longest took {:?}: {:?}",
         begun.elapsed(),
+        packets as f64 / begun.elapsed().as_secs_f64(),
         longest.0,
         String::from_utf8_lossy(&longest.1)
     );
@@ -186,12 +202,10 @@ fn torment(guest: &Debuggee, packets: u64, seed: u64) {
 fn stop(guest: &Debuggee) {
     let deadline = Instant::now() + crate::harness::LIMIT;
     guest.control.request(Request::Stop);
-    // What was asked before may come first.
-    let mut still = 0;
-    while still < 3 {
+    // What was asked before comes first; a guest that resets itself goes on of itself.
+    while !guest.control.settle(crate::harness::LIMIT) || guest.control.state() == RunState::Running {
         assert!(Instant::now() < deadline, "it does not stop");
-        still = if guest.control.state() == RunState::Running { 0 } else { still + 1 };
-        std::thread::sleep(Duration::from_micros(50));
+        guest.control.request(Request::Stop);
     }
 }
 
@@ -200,13 +214,21 @@ fn a_machine_of_two_harts() {
     let _one = alone();
     let kernel = programs::riscv::two_harts().finish();
     let guest = Setup::new("riscv64", "virt", 2).kernel(&kernel, false).start(Engine::Jit);
-    torment(&guest, packets(), 0x1d3f);
+    torment("riscv64", &guest, packets(), 0x1d3f);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn a_pc() {
+fn a_pc_of_64_bits() {
     let _one = alone();
     let guest = Setup::new("x86_64", "pc", 1).rom(&programs::x86::rom(true)).start(Engine::Jit);
-    torment(&guest, packets(), 0x77a1);
+    torment("x86_64", &guest, packets(), 0x77a1);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_pc_of_32_bits() {
+    let _one = alone();
+    let guest = Setup::new("i386", "pc", 1).rom(&programs::x86::rom(false)).start(Engine::Jit);
+    torment("i386", &guest, packets(), 0x3386);
 }

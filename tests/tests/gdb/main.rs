@@ -5,3 +5,5 @@ mod golden;
 mod harness;
 mod hostile;
 mod programs;
+#[cfg(target_arch = "x86_64")]
+mod steps;

@@ -15,9 +15,101 @@ pub mod x86 {
     const GDT: usize = 0x80;
     const GDT_POINTER: usize = 0xb0;
 
+    pub const BUSY: u64 = 0x400;
+    /// Where [`busy`] ends.
+    pub const END: u64 = 0x5f0;
+    const HANDLER: u64 = 0x600;
+    const IDT_POINTER: usize = 0x620;
+    const IDT: usize = 0x1000;
+
     pub const ROM: u64 = 0xf_0000;
+    /// What [`busy`] works on, and how much of it.
+    pub const DATA: u64 = 0x1_0000;
+    pub const DATA_LEN: usize = 0x1000;
     /// What the loops count in; in 64-bit mode virtual addresses from 2 MiB on are those from 0 again.
     pub const JIFFIES: u64 = 0x508;
+
+    /// [`rom`] whose loop gives way to one of `rounds` rounds, at [`BUSY`]: arithmetic with flags, calls, x87 and SSE
+    /// instructions, string instructions and software interrupts. It ends at [`END`].
+    pub fn busy(long: bool, rounds: u32) -> Vec<u8> {
+        let mut rom = rom(long);
+        let mut put = |at: u64, bytes: &[u8]| rom[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+        let handler = (ROM + HANDLER) as u32;
+        // One gate, for interrupt 0x80.
+        let gate = u64::from(handler & 0xffff) | u64::from(handler >> 16) << 48 | 0x8e00_u64 << 32;
+        let (selector, size) = if long { (0x18, 16) } else { (8, 8) };
+        put((IDT + 0x80 * size) as u64, &(gate | selector << 16).to_le_bytes());
+        if long {
+            put((IDT + 0x80 * size + 8) as u64, &0u64.to_le_bytes());
+        }
+        let limit = (0x81 * size - 1) as u16;
+        let base = ROM + IDT as u64;
+        put(IDT_POINTER as u64, &[&limit.to_le_bytes()[..], &base.to_le_bytes()[..]].concat());
+        macro_rules! program {
+            ($bits:literal, $ptr:ident, $iret:ident, $ax:ident $bx:ident $dx:ident) => {{
+                let code = assemble($bits, ROM + BUSY, |a| {
+                    let (mut again, mut odd, mut function, mut past) =
+                        (a.create_label(), a.create_label(), a.create_label(), a.create_label());
+                    a.mov($ax, cr4)?;
+                    a.or($ax, 0x600)?;
+                    a.mov(cr4, $ax)?;
+                    a.lidt(ptr(ROM + IDT_POINTER as u64))?;
+                    a.mov(ebp, rounds as i32)?;
+                    a.fninit()?;
+                    a.set_label(&mut again)?;
+                    a.inc(dword_ptr(DATA))?;
+                    a.mov($ax, $ptr(DATA))?;
+                    a.imul_3($ax, $ax, 0x123_4567)?;
+                    a.ror($ax, 7)?;
+                    a.adc($bx, $ax)?;
+                    a.jnp(odd)?;
+                    a.sbb($dx, $bx)?;
+                    a.set_label(&mut odd)?;
+                    a.call(function)?;
+                    a.cvtsi2sd(xmm0, eax)?;
+                    a.addsd(xmm1, xmm0)?;
+                    a.shufpd(xmm2, xmm1, 1)?;
+                    a.fild(dword_ptr(DATA))?;
+                    a.fldpi()?;
+                    a.fmulp(st1, st0)?;
+                    a.fstp(qword_ptr(DATA + 16))?;
+                    a.int(0x80)?;
+                    a.mov(esi, DATA as i32)?;
+                    a.mov(edi, DATA as i32 + 0x100)?;
+                    a.mov(ecx, 3)?;
+                    a.rep().movsd()?;
+                    a.dec(ebp)?;
+                    a.jnz(again)?;
+                    a.jmp(past)?;
+                    a.set_label(&mut function)?;
+                    a.push($bx)?;
+                    a.lea($bx, $ptr($bx + $ax * 4))?;
+                    a.xchg($ptr(DATA + 8), $bx)?;
+                    a.pop($bx)?;
+                    a.ret()?;
+                    a.set_label(&mut past)?;
+                    a.jmp(ROM + END)
+                });
+                let handler = assemble($bits, ROM + HANDLER, |a| {
+                    a.add(dword_ptr(DATA + 32), 3)?;
+                    a.$iret()
+                });
+                assert!(BUSY + code.len() as u64 <= END);
+                (code, handler)
+            }};
+        }
+        let (code, handler) = if long {
+            program!(64, qword_ptr, iretq, rax rbx rdx)
+        } else {
+            program!(32, dword_ptr, iretd, eax ebx edx)
+        };
+        put(BUSY, &code);
+        put(HANDLER, &handler);
+        put(END, &[0xeb, 0xfe]);
+        let (at, bits) = if long { (LOOP64, 64) } else { (LOOP32, 32) };
+        put(at, &assemble(bits, ROM + at, |a| a.jmp(ROM + BUSY)));
+        rom
+    }
 
     fn assemble(bits: u32, at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
         let mut a = CodeAssembler::new(bits).expect("an assembler");

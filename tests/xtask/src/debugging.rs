@@ -30,7 +30,7 @@ struct Guest {
     qemu: &'static [&'static str],
 }
 
-const GUESTS: [Guest; 2] = [
+const GUESTS: [Guest; 3] = [
     Guest {
         arch: "riscv64",
         compiler: &["riscv64-linux-gnu-gcc", "-mcmodel=medany"],
@@ -43,6 +43,14 @@ const GUESTS: [Guest; 2] = [
         arch: "x86_64",
         compiler: &["x86_64-linux-gnu-gcc", "-mno-red-zone", "-mno-sse"],
         package: "gcc (on another host: gcc-x86-64-linux-gnu)",
+        base: 0x10_0000,
+        board: &["-M", "q35", "-nic", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"],
+        qemu: &["-vga", "none"],
+    },
+    Guest {
+        arch: "i386",
+        compiler: &["i686-linux-gnu-gcc", "-mno-sse"],
+        package: "gcc-i686-linux-gnu",
         base: 0x10_0000,
         board: &["-M", "q35", "-nic", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"],
         qemu: &["-vga", "none"],
@@ -116,7 +124,7 @@ const ROWS: [Row; 10] = {
 
 /// Steps of the longer runs.
 const OWN_STEPS: u64 = 4_000_000;
-const GDB_STEPS: u64 = 20_000;
+const GDB_STEPS: u64 = 4_000;
 
 struct Bench {
     dir: PathBuf,
@@ -125,7 +133,7 @@ struct Bench {
     qemu: bool,
 }
 
-/// `bench debug [riscv64|x86_64] [--runs N] [--rows WORD,…] [--only mimus]`
+/// `bench debug [riscv64|x86_64|i386] [--runs N] [--rows WORD,…] [--only mimus]`
 pub fn run(words: &[&str]) -> anyhow::Result<()> {
     let mut bench = Bench {
         dir: std::env::temp_dir().join(format!("mimus-bench-debug-{}", std::process::id())),
@@ -143,7 +151,7 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
             "--only" if *value()? == "mimus" => bench.qemu = false,
             name => match GUESTS.iter().find(|g| g.arch == name) {
                 Some(guest) => guests.push(guest),
-                None => bail!("bench debug [riscv64|x86_64] [--runs N] [--rows WORD,…] [--only mimus]: {name}?"),
+                None => bail!("bench debug [riscv64|x86_64|i386] [--runs N] [--rows WORD,…] [--only mimus]: {name}?"),
             },
         }
     }

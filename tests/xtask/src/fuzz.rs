@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz x86`: the differential test of the x86 translator against the host, at length.
+//! `cargo xtask fuzz`: tests with random input, at length.
 
 use std::process::Command;
 
@@ -6,7 +6,28 @@ use anyhow::{Context, bail};
 
 use crate::root;
 
-const USAGE: &str = "\
+/// Options of a kind and the variables of its tests that they set.
+type Options = &'static [(&'static str, &'static str)];
+
+struct Kind {
+    name: &'static str,
+    usage: &'static str,
+    /// What `cargo test` is told; behind it comes what the tests are told.
+    test: &'static [&'static str],
+    filter: &'static [&'static str],
+    options: Options,
+    /// Variables that are set without an option.
+    usual: Options,
+    /// Everything optimised.
+    release: bool,
+    failed: &'static str,
+}
+
+const KINDS: [Kind; 2] = [
+    // See tcg/frontends/x86/tests/differential.
+    Kind {
+        name: "x86",
+        usage: "\
 cargo xtask fuzz x86 [OPTION...]   random sequences, by generated code, interpreter and host
 
   --count N        instructions (default 10000000)
@@ -16,39 +37,66 @@ cargo xtask fuzz x86 [OPTION...]   random sequences, by generated code, interpre
   --length N       instructions of a sequence (default 16)
   --keep-going N   report N differences before stopping (default 1)
   --debug          do not optimise
-";
+",
+        test: &["-p", "mimus-tcg-frontend-x86", "--test", "differential"],
+        filter: &["fuzz"],
+        options: &[
+            ("--count", "MIMUS_FUZZ_COUNT"),
+            ("--seed", "MIMUS_FUZZ_SEED"),
+            ("--class", "MIMUS_FUZZ_CLASS"),
+            ("--bits", "MIMUS_FUZZ_BITS"),
+            ("--length", "MIMUS_FUZZ_LENGTH"),
+            ("--keep-going", "MIMUS_FUZZ_KEEP_GOING"),
+        ],
+        usual: &[("MIMUS_FUZZ_COUNT", "10000000")],
+        release: true,
+        failed: "the engines differ",
+    },
+    // See tests/tests/gdb/hostile.rs and clients.rs.
+    Kind {
+        name: "gdb",
+        usage: "\
+cargo xtask fuzz gdb [OPTION...]   a debugger's packets that make no sense, to machines of each guest; and debuggers
+                                   that come and go while the guest works
 
-/// Options and the variables of the test that they set (see tcg/frontends/x86/tests/differential).
-const OPTIONS: [(&str, &str); 6] = [
-    ("--count", "MIMUS_FUZZ_COUNT"),
-    ("--seed", "MIMUS_FUZZ_SEED"),
-    ("--class", "MIMUS_FUZZ_CLASS"),
-    ("--bits", "MIMUS_FUZZ_BITS"),
-    ("--length", "MIMUS_FUZZ_LENGTH"),
-    ("--keep-going", "MIMUS_FUZZ_KEEP_GOING"),
+  --count N        packets, of all machines together (default 10000000)
+  --seed N         where to begin (default: the clock); what is printed reproduces it
+  --visits N       debuggers that come and go, for each guest and engine (default 1000)
+",
+        test: &["-p", "mimus-tests", "--test", "gdb"],
+        filter: &["hostile", "come_and_go"],
+        options: &[("--count", "MIMUS_FUZZ_PACKETS"), ("--seed", "MIMUS_FUZZ_SEED"), ("--visits", "MIMUS_GDB_VISITS")],
+        usual: &[("MIMUS_FUZZ_PACKETS", "10000000"), ("MIMUS_GDB_VISITS", "1000")],
+        release: false,
+        failed: "the debugger's server or its guest did not stand it",
+    },
 ];
 
 /// Runs it.
 pub fn run(args: &[&str]) -> anyhow::Result<()> {
-    let Some((&"x86", rest)) = args.split_first() else {
-        print!("{USAGE}");
-        bail!("what to fuzz: x86");
+    let (kind, rest) = match args.split_first() {
+        Some((name, rest)) => (KINDS.iter().find(|k| k.name == *name), rest),
+        None => (None, args),
     };
-    let mut variables = vec![("MIMUS_FUZZ_COUNT", "10000000".to_owned())];
+    let Some(kind) = kind else {
+        KINDS.iter().for_each(|k| println!("{}", k.usage));
+        bail!("what to fuzz: x86 or gdb");
+    };
+    let mut variables: Vec<(&str, String)> = kind.usual.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_secs());
     variables.push(("MIMUS_FUZZ_SEED", (clock << 24).to_string()));
-    let mut release = true;
+    let mut release = kind.release;
     let mut words = rest.iter();
     while let Some(&word) = words.next() {
         match word {
-            "--debug" => release = false,
+            "--debug" if kind.release => release = false,
             "--help" | "-h" => {
-                print!("{USAGE}");
+                print!("{}", kind.usage);
                 return Ok(());
             }
             _ => {
-                let Some((_, variable)) = OPTIONS.iter().find(|(option, _)| *option == word) else {
-                    bail!("there is no option '{word}'; see cargo xtask fuzz x86 --help");
+                let Some((_, variable)) = kind.options.iter().find(|(option, _)| *option == word) else {
+                    bail!("there is no option '{word}'; see cargo xtask fuzz {} --help", kind.name);
                 };
                 let value = words.next().with_context(|| format!("{word} wants a value"))?;
                 if word != "--class" {
@@ -60,13 +108,14 @@ pub fn run(args: &[&str]) -> anyhow::Result<()> {
     }
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
-    command.args(["test", "-p", "mimus-tcg-frontend-x86", "--test", "differential"]).current_dir(root());
+    command.arg("test").args(kind.test).current_dir(root());
     if release {
         command.arg("--release");
     }
-    let status = command.args(["fuzz", "--", "--nocapture"]).envs(variables).status().context("cargo")?;
+    command.arg("--").args(kind.filter).arg("--nocapture");
+    let status = command.envs(variables).status().context("cargo")?;
     if !status.success() {
-        bail!("the engines differ");
+        bail!("{}", kind.failed);
     }
     Ok(())
 }

@@ -28,9 +28,10 @@ usage: cargo xtask <task>
       [--rows NAME,NAME]                only these
       [--only qemu|mimus] [--no-native] [--cpu MODEL] [--kernel FILE]
   bench kvm                           what exits and starts cost under KVM, beside qemu-system-x86_64
-  bench debug [riscv64|x86_64]        what breakpoints, traces and steps cost, beside QEMU's
+  bench debug [riscv64|x86_64|i386]   what breakpoints, traces and steps cost, beside QEMU's
       [--runs N] [--rows WORD,…] [--only mimus]
   fuzz x86 [--count N] [--seed N]     random sequences by the x86 translator and by the host; see fuzz x86 --help
+  fuzz gdb [--count N] [--seed N]     packets that make no sense, debuggers that come and go; see fuzz gdb --help
   ci                                  check-deps, lint, and the whole test suite
 ";
 

@@ -110,8 +110,9 @@ impl Linux {
             let reader = symbol(&mut guest, "get_jiffies_64");
             operand(&gdb(&dir, &format!("target remote {socket}\nx/20i {reader:#x}\ndetach\n")))
         };
+        let log = dir.path("packets");
         let script = format!(
-            "target remote {socket}\ninfo threads\nmonitor system_reset\nmaintenance flush register-cache\n\
+            "set remotelogfile {log}\ntarget remote {socket}\ninfo threads\nmonitor system_reset\nmaintenance flush register-cache\n\
              hbreak *{start:#x}\ncontinue\nprintf \"at %lx mode {format}\\n\", $pc, {mode}\ndelete\nx/2i $pc\n\
              stepi 100\nprintf \"moved %d\\n\", $pc != {start:#x}\n\
              printf \"virtual %x\\n\", *(unsigned int*){start:#x}\n\
@@ -141,6 +142,8 @@ impl Linux {
         );
         let word = |kind: &str| text.split(kind).nth(1).and_then(|t| t.split_whitespace().next()).map(str::to_owned);
         assert_eq!(word("virtual "), word("physical "), "{text}");
+        let names = [(start, "start_kernel"), (physical, "start_kernel (physical)"), (jiffies, "jiffies")];
+        golden::compare(self.arch, &std::fs::read_to_string(&log).unwrap(), &names);
         // It goes on as if nothing had been.
         guest.wait_for("<<ready>>");
         assert_eq!(guest.run("echo $((6 * 7))"), "42");
@@ -196,6 +199,89 @@ fn a_session_with_gdb_i386() {
         mode: ("$cr0", "%x"),
     }
     .session();
+}
+
+/// What gdb and the machine say to each other in that session, beside what is known to be right.
+mod golden {
+    use std::fmt::Write;
+    use std::path::Path;
+    use std::process::Command;
+
+    use crate::harness::skipped;
+
+    /// A packet's body, of what is noted behind `$`.
+    fn body(line: &str) -> Option<&str> {
+        line.split_once('$')?.1.rsplit_once('#').map(|(body, _)| body)
+    }
+
+    /// Addresses of this kernel by name, others as such; how long the instruction at a breakpoint is, is the kernel's affair.
+    fn named(text: &str, names: &[(u64, &str)]) -> String {
+        let is_breakpoint = ["Z0,", "Z1,", "z0,", "z1,"].iter().any(|k| text.starts_with(k));
+        let text = if is_breakpoint { text.rsplit_once(',').map_or(text, |(place, _)| place) } else { text };
+        let known = names.iter().find(|(at, _)| text.contains(&format!("{at:x}")));
+        if let Some((at, name)) = known {
+            return text.replace(&format!("0x{at:x}"), name).replace(&format!("{at:x}"), &format!("{{{name}}}"));
+        }
+        match text.split_once(',') {
+            Some((kind, _)) if is_breakpoint => format!("{kind},{{address}}"),
+            _ => text.to_owned(),
+        }
+    }
+
+    fn text_of(hex: &str) -> String {
+        let digits = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap_or_default());
+        let bytes: Option<Vec<u8>> = digits.map(|d| u8::from_str_radix(d, 16).ok()).collect();
+        bytes.map_or(hex.to_owned(), |b| format!("{:?}", String::from_utf8_lossy(&b)))
+    }
+
+    /// The commands, the packets that set, run, and ask for, and their replies. What is the same several times over is
+    /// there once: steps.
+    pub fn transcript(log: &str, names: &[(u64, &str)]) -> String {
+        let mut groups: Vec<String> = Vec::new();
+        let mut group = String::new();
+        let mut lines = log.lines().peekable();
+        while let Some(line) = lines.next() {
+            if let Some(command) = line.strip_prefix("c ") {
+                groups.push(std::mem::take(&mut group));
+                groups.push(format!("(gdb) {}\n", named(command, names)));
+                continue;
+            }
+            let Some(packet) = line.strip_prefix("w ").and_then(body) else { continue };
+            let is = |kinds: &[&str]| kinds.iter().any(|k| packet.starts_with(k));
+            if !is(&["Z", "z", "vCont;", "D", "Qqemu", "qRcmd"]) || packet == "vCont?" {
+                continue;
+            }
+            let reply = lines.next_if(|l| l.starts_with("r ")).and_then(body).unwrap_or("(none)");
+            let (packet, reply) = match packet.strip_prefix("qRcmd,") {
+                Some(command) if reply != "OK" => (format!("qRcmd,{}", text_of(command)), text_of(reply)),
+                Some(command) => (format!("qRcmd,{}", text_of(command)), reply.to_owned()),
+                None => (named(packet, names), named(reply, names)),
+            };
+            if packet.starts_with("Z") && group.contains("\n> z") || packet.starts_with("vCont;s") {
+                groups.push(std::mem::take(&mut group));
+            }
+            let _ = writeln!(group, "> {packet}\n< {reply}");
+        }
+        groups.push(group);
+        groups.dedup();
+        groups.concat()
+    }
+
+    pub fn compare(arch: &str, log: &str, names: &[(u64, &str)]) {
+        let version = Command::new("gdb-multiarch").arg("--version").output().expect("gdb runs").stdout;
+        let version = String::from_utf8_lossy(&version).into_owned();
+        let first = version.lines().next().unwrap_or_default();
+        if first.rsplit(' ').next().is_none_or(|v| !v.starts_with("13.")) {
+            return skipped(&format!("golden packets of {arch}"), &format!("they are gdb 13's: {first}"));
+        }
+        let got = transcript(log, names);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/guest/golden/gdb-{arch}.txt"));
+        if std::env::var("MIMUS_GOLDEN").is_ok_and(|v| v == "write") {
+            return std::fs::write(path, got).unwrap();
+        }
+        let wanted = std::fs::read_to_string(path).unwrap();
+        assert!(got == wanted, "{arch}: wanted\n{wanted}\ngot\n{got}");
+    }
 }
 
 /// A boot sector: `cli; xor ax, ax; mov ds, ax; mov word [0x600], 0x1234; again: inc word [0x600]; jmp again`.
@@ -312,9 +398,10 @@ fn a_session_with_lldb() {
     rom[0xfff0..0xfff3].copy_from_slice(&[0x40, 0xeb, 0xfd]);
     let bios = dir.path("rom");
     std::fs::write(&bios, rom).unwrap();
-    let guests: [(&[&str], &str, u64, &str); 2] = [
+    let guests: [(&[&str], &str, u64, &str); 3] = [
         (&["riscv64", "-M", "virt", "-bios", "none", "-kernel", &kernel], "a0", 0x8000_0000, "pc = 0x0000000000001004"),
         (&["x86_64", "-M", "pc", "-accel", "tcg", "-bios", &bios], "rax", 0xffff_fff0, "rip = 0x00000000fffffff1"),
+        (&["i386", "-M", "pc", "-accel", "tcg", "-bios", &bios], "eax", 0xffff_fff0, "eip = 0xfffffff1"),
     ];
     for (args, register, start, after_a_step) in guests {
         let mut all = vec!["system"];
@@ -333,7 +420,8 @@ fn a_session_with_lldb() {
         let out = Command::new("timeout").args(["60", "lldb", "--batch", "-s", &script]).output().expect("lldb runs");
         let text = said(&out);
         let status = hex(b"VM status: paused");
-        says(&text, &["stop reason = breakpoint", &format!("frame #0: 0x{start:016x}"), after_a_step, &status]);
+        let frame = format!("frame #0: 0x{start:0width$x}", width = if args[0] == "i386" { 8 } else { 16 });
+        says(&text, &["stop reason = breakpoint", &frame, after_a_step, &status]);
         machine.end_well();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::{Dir, Mimus, commands, skipped, x86_64_commands};
+use crate::harness::{Commands, Dir, Mimus, commands, i386_commands, skipped, x86_64_commands};
 
 /// Boots a kernel without a root file system twice: it panics, and resets. Both runs' order of pages and address
 /// spaces is the same to the end, and so is what they print.
@@ -43,17 +43,31 @@ fn x86_64_repeats() {
     repeats("x86_64_repeats", &c.kernel, &["system", "x86_64", "-M", "q35", "-accel", "tcg"]);
 }
 
-/// What was typed comes again at the same instructions, and nothing else does.
 #[test]
-fn recorded_input_comes_again() {
-    let Some(c) = commands("recorded_input_comes_again") else { return };
-    let dir = Dir::new("recorded_input");
-    let inputs = dir.path("inputs");
+fn i386_repeats() {
+    let Some(c) = i386_commands("i386_repeats") else { return };
+    repeats("i386_repeats", &c.kernel, &["system", "i386", "-M", "pc", "-accel", "tcg"]);
+}
+
+/// A Linux with a disk that is read and written, from its first instruction to its last: what was typed comes again at the
+/// same instructions, and nothing else does; what the disk answers comes at the same instructions of itself.
+fn recorded_input_comes_again(test: &str, c: Option<Commands>, args: &[&str]) {
+    let Some(c) = c else { return };
+    let dir = Dir::new(test);
+    let (inputs, disk) = (dir.path("inputs"), dir.path("disk"));
+    let contents: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    std::fs::write(&disk, contents).unwrap();
+    let drive = format!("file={disk},format=raw,if=virtio");
     let run = |option: &str, trace: &str| {
         let traced = format!("{trace},what=blocks,space=0x1234567");
-        let mut guest = c.boot(&["-icount", "shift=0", option, &inputs, "-trace", &traced]);
+        let own = ["-icount", "shift=0", option, &inputs, "-trace", &traced, "-drive", &drive, "-snapshot"];
+        let mut guest = c.boot(&[args, &own].concat());
         if option == "-record" {
             assert_eq!(guest.run("echo $((6 * 7))"), "42");
+            let sum = guest.run("md5sum < /dev/vda");
+            guest.run("dd if=/dev/vda of=/dev/vda bs=4k count=64 seek=100 conv=notrunc,fsync 2>/dev/null");
+            guest.run("echo 3 > /proc/sys/vm/drop_caches");
+            assert_ne!(guest.run("md5sum < /dev/vda"), sum);
             guest.send("poweroff -f\n");
         } else {
             guest.send("echo wrong\n");
@@ -70,4 +84,22 @@ fn recorded_input_comes_again() {
     assert!(first.0.contains("42") && first.0 == again.0, "{}\n{}", first.0, again.0);
     assert!(first.1 == again.1, "the traces have {} and {} bytes", first.1.len(), again.1.len());
     assert!(first.1.len() > 10_000);
+}
+
+#[test]
+fn recorded_input_comes_again_riscv64() {
+    let test = "recorded_input_comes_again_riscv64";
+    recorded_input_comes_again(test, commands(test), &[]);
+}
+
+#[test]
+fn recorded_input_comes_again_x86_64() {
+    let test = "recorded_input_comes_again_x86_64";
+    recorded_input_comes_again(test, x86_64_commands(test), &["-M", "q35", "-accel", "tcg"]);
+}
+
+#[test]
+fn recorded_input_comes_again_i386() {
+    let test = "recorded_input_comes_again_i386";
+    recorded_input_comes_again(test, i386_commands(test), &["-M", "pc", "-accel", "tcg"]);
 }

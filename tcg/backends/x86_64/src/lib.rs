@@ -9,7 +9,7 @@
 //! | `rax r14 r15 xmm0 xmm1` | scratch, dead between blocks |
 //! | `xmm2`–`xmm15` | the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says that they are in memory |
 //! | `gs` base | the current TLB context |
-//! | `rsp` | 16-byte aligned; `[rsp]` and `[rsp+8]` are the code's to use |
+//! | `rsp` | 16-byte aligned; 24 bytes at it are the code's to use |
 //! | MXCSR | the guest's rounding mode and sticky flags (with vector registers: while they are here) |
 //!
 //! Slots without a register are memory operands. [`asm`] is the sink, [`stubs`] the code that is emitted once,

@@ -55,7 +55,12 @@ enum How {
     UndoAnd(FlagOp),
     /// `test` of the result.
     Test,
+    /// A product's: CF and OF are in the frame ([`PRODUCT`]), the others in the slot as they were before it.
+    Product,
 }
+
+/// Where in the frame a product's OF is, which is its CF too.
+const PRODUCT: i32 = 16;
 
 /// A routine that saves the flags, by its number in [`Lower::routines`]; or none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -216,6 +221,9 @@ fn only_looks(op: &Op) -> bool {
 }
 
 impl Recipe {
+    const PRODUCT: Recipe =
+        Recipe { how: How::Product, size: Size::B4, from: Val::Imm(0), b: Val::Imm(0), carry_in_slot: false };
+
     /// The recipe for the flags of an operation, if there is one. `carry_in_slot`: whether the slot has the CF that
     /// was before it (or nobody needs it).
     fn of(op: &Op, carry_in_slot: bool) -> Option<Recipe> {
@@ -321,8 +329,24 @@ impl Lower<'_> {
     /// Before an operation: gets the flags that it uses, or leaves alone and somebody needs, into the host's.
     /// Clobbers `rax`, and `r14` but for an [`Op::Rmw`].
     pub(super) fn flags_for(&mut self, op: &Op) {
+        if self.only_faults_want(op) {
+            self.product = true;
+            return;
+        }
         let wanted = self.carried(op, self.needs_now());
         self.flags_to_host(wanted, !matches!(op, Op::Rmw { .. }));
+    }
+
+    /// Whether an operation is a product whose flags only faults look at, with the flags that it leaves alone in the slot.
+    fn only_faults_want(&self, op: &Op) -> bool {
+        if !matches!(op, Op::AluF { op: FlagOp::Mul, .. } | Op::MulWideF { .. }) {
+            return false;
+        }
+        let (after, (_, must)) = (self.needs_now(), flags_written(op));
+        after.hard.is_empty()
+            && after.soft.intersects(must)
+            && self.flags.in_slot.contains(after.any().without(must))
+            && self.plan(Some(Recipe::PRODUCT), Flags::ALL) == usize::MAX
     }
 
     /// The flags that operation `index` needs in the host's before it.
@@ -345,17 +369,17 @@ impl Lower<'_> {
             return cc;
         }
         // Those that depend on one flag being set, or one of two.
-        let (byte, bits) = match cond {
-            CondF::O | CondF::No => (0, 1),
-            CondF::L | CondF::Ge | CondF::Le | CondF::G => (0, 0),
-            _ => (1, (wanted.pack() >> 8) as i8 & !2),
+        let bits = match cond {
+            CondF::L | CondF::Ge | CondF::Le | CondF::G => 0,
+            _ => slot_bits(wanted) as i16,
         };
         if bits == 0 || !self.flags.in_slot.contains(wanted) {
             self.flags_to_host(wanted, true);
             return cc;
         }
-        let disp = self.flags_disp() + byte;
-        dynasm!(self.asm ; .arch x64 ; test BYTE [rbp + disp], bits);
+        let disp = self.flags_disp();
+        // As wide as the store before it: half of it would wait until that has left the store buffer.
+        dynasm!(self.asm ; .arch x64 ; test WORD [rbp + disp], bits);
         self.flags.in_host = Flags::NONE;
         // The even condition of each pair is the one that a set flag makes true, but for `a` and the like.
         let set = (cond as u8) & 1 == 0;
@@ -400,6 +424,12 @@ impl Lower<'_> {
         let (may, must) = flags_written(op);
         let after = self.needs_now();
         let before = self.flags;
+        if std::mem::take(&mut self.product) {
+            dynasm!(self.asm ; .arch x64 ; seto BYTE [rsp + PRODUCT]);
+            let in_slot = before.in_slot.without(may);
+            self.flags = FlagState { in_slot, recipe: Some(Recipe::PRODUCT), ..FlagState::default() };
+            return;
+        }
         let wanted = after.any().intersects(may);
         if !wanted {
             // Nobody looks at them; whatever is in the slot is as good.
@@ -560,7 +590,11 @@ impl Lower<'_> {
         }
         // The frame's second word, behind the return address.
         dynasm!(self.asm ; .arch x64 ; mov [rsp + 16], rax);
-        self.follow(recipe);
+        if recipe.how == How::Product {
+            self.product_to_host(PRODUCT + 8);
+        } else {
+            self.follow(recipe);
+        }
         let disp = self.flags_disp();
         dynasm!(self.asm ; .arch x64
             ; lahf
@@ -571,7 +605,22 @@ impl Lower<'_> {
         );
     }
 
-    /// Computes flags by a recipe. Clobbers `r14`.
+    /// A product's flags to the host's; `at`: where its OF is. Clobbers `rax` and `r14`.
+    fn product_to_host(&mut self, at: i32) {
+        let disp = self.flags_disp();
+        let kept = !slot_bits(Flags::CF.union(Flags::OF));
+        dynasm!(self.asm ; .arch x64
+            ; movzx eax, WORD [rbp + disp]
+            ; and eax, kept
+            ; movzx r14d, BYTE [rsp + at]
+            ; imul r14d, r14d, 0x101
+            ; or eax, r14d
+            ; add al, 127
+            ; sahf
+        );
+    }
+
+    /// Computes flags by a recipe. Clobbers `r14`, and for a product's `rax`.
     fn follow(&mut self, recipe: Recipe) {
         let (from, b) = (self.home_val(recipe.from), self.home_val(recipe.b));
         let size = recipe.size;
@@ -580,6 +629,7 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; bt WORD [rbp + disp], 8);
         }
         match recipe.how {
+            How::Product => self.product_to_host(PRODUCT),
             How::Test => match from {
                 Opnd::Reg(r) => self.asm.sized(Map::Base, size, 0x84, r, Rm::Reg(r)),
                 from => {

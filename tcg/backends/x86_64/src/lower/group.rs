@@ -220,25 +220,32 @@ impl Lower<'_> {
         if extent.reads && extent.writes && !self.be.config.flags {
             return None;
         }
+        let lender = self.find_lender(first, base, (extent.end, extent.writes))?;
+        let given = self.given_range(lender.op);
+        if given.is_none() {
+            self.give_range(lender.op, lender.range);
+        }
+        Some(Lent { range: given.unwrap_or(lender.range), ..lender })
+    }
+
+    /// The first access off `base` of this kind in operations `first` to `end`; none if any of them does not stay in a
+    /// range: the others would not either.
+    pub(super) fn find_lender(&self, first: usize, base: Slot, (end, writes): (usize, bool)) -> Option<Lent> {
         let mut pc = self.insn.pc;
-        for (op, what) in self.ops.iter().enumerate().take(extent.end).skip(first) {
+        let mut lender = None;
+        for (op, what) in self.ops.iter().enumerate().take(end).skip(first) {
             if let Op::Insn { pc: at, .. } = *what {
                 pc = at;
             }
-            match access(what) {
-                Some((b, _, bytes, write)) if b == base && write == extent.writes && self.stays_in_range(pc.0) => {
-                    let size = size_within(bytes);
-                    let given = self.given_range(op);
-                    let range = given.unwrap_or_else(|| self.be.new_range(size, write, false));
-                    if given.is_none() {
-                        self.give_range(op, range);
-                    }
-                    return Some(Lent { op, range, size });
-                }
-                _ => {}
+            let Some((_, _, bytes, write)) = access(what).filter(|(b, ..)| *b == base) else { continue };
+            if !self.stays_in_range(pc.0) {
+                return None;
+            }
+            if lender.is_none() && write == writes {
+                lender = Some((op, size_within(bytes)));
             }
         }
-        None
+        lender.map(|(op, size)| Lent { op, range: self.be.new_range(size, writes, false), size })
     }
 
     /// Looks the page up for the whole range; `r14` is the base's host address after it.

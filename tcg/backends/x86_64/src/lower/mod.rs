@@ -224,6 +224,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         flags: flags::FlagState::default(),
         kept: false,
         skip: 0,
+        product: false,
         kept_half: None,
         routines: Vec::new(),
         looped,
@@ -296,6 +297,8 @@ struct Lower<'a> {
     kept: bool,
     /// Operations with lower numbers have been lowered.
     skip: usize,
+    /// The operation being lowered is a product of which only OF is kept.
+    product: bool,
     /// One more than the index of a division whose result a division before it has kept.
     kept_half: Option<usize>,
     /// Offsets of the routines that save flags, by number.
@@ -411,7 +414,7 @@ impl Lower<'_> {
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
             Op::Jump { to } => self.jump(to),
-            Op::JumpReg { base, off, link, .. } => self.jump_reg(base, off, link),
+            Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
             Op::TraceBlock { id, entry } => self.trace_block(id, entry),

@@ -7,7 +7,7 @@
 //! on. So no cold code leads back into the stretch: an access that misses goes on in a copy of it, before the operation it
 //! belongs to, in which each access is checked by itself, with the same range entries.
 
-use super::group::{Lent, access, adjustment, size_within};
+use super::group::{Lent, access, adjustment};
 use super::{Cold, Fixups, Insn, Lower, writes};
 use crate::PIN_REGS;
 use crate::asm::{Alu, Fixup, R14, R15, RAX, RSP, Rm, fits32};
@@ -76,7 +76,7 @@ impl Lower<'_> {
             return;
         }
         let Some((base, extent)) = self.find_stretch(first) else { return };
-        let Some(lent) = self.lend_to_stretch(first, base, extent) else { return };
+        let Some(lent) = self.find_lender(first, base, (extent.end, extent.writes)) else { return };
         self.keep_stored(first);
         (self.cached, self.last) = (None, None);
         let from = self.check_stretch(base, extent, lent);
@@ -205,24 +205,6 @@ impl Lower<'_> {
         // By instructions: a run's check, against one check and what gets at the place.
         let cost = 8 + if self.spare().is_some() { 0 } else { extent.accesses };
         (extent.runs >= 2 && 5 * extent.runs > cost).then_some((base, extent))
-    }
-
-    /// The range entry for a stretch's check.
-    fn lend_to_stretch(&self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
-        let mut pc = self.insn.pc;
-        for (op, what) in self.ops.iter().enumerate().take(extent.end).skip(first) {
-            if let Op::Insn { pc: at, .. } = *what {
-                pc = at;
-            }
-            match access(what) {
-                Some((b, _, bytes, write)) if b == base && write == extent.writes && self.stays_in_range(pc.0) => {
-                    let size = size_within(bytes);
-                    return Some(Lent { op, range: self.be.new_range(size, write, false), size });
-                }
-                _ => {}
-            }
-        }
-        None
     }
 
     /// Compares all of the stretch's accesses with the range, and keeps what is added to the base.
