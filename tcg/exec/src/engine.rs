@@ -260,11 +260,16 @@ impl<F: GuestFrontend> Machine<F> {
         for peer in peers.iter() {
             peer.post(Request::FlushAll);
         }
-        // Every vCPU leaves guest code because it was kicked, and finds the request before it re-enters.
+        // Every vCPU leaves guest code because it was kicked.
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let (bytes, blocks, pages) = self.store.statistics();
         log::debug!("code cache full: {bytes} bytes, {blocks} blocks, {pages} pages dropped");
         self.store.clear();
+        // One that has done what it was asked above may have looked up code since, before the gate closed. It may look at
+        // that again, but is kicked before it enters any.
+        for peer in peers.iter() {
+            peer.post(Request::FlushAll);
+        }
     }
 
     /// Counters with their names: what is in the code cache, what has been translated in all, and how long that took.

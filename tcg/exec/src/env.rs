@@ -374,7 +374,11 @@ impl<F: GuestFrontend> Cpu<F> {
         for request in self.mailbox.clone().take() {
             match request {
                 Request::RevokeWrite(host) => self.mmu.revoke_write(host),
-                Request::FlushAll => self.mmu.flush_all(),
+                Request::FlushAll => {
+                    self.mmu.flush_all();
+                    // They are known by where their code was.
+                    self.interp_blocks.clear();
+                }
                 Request::Fence(fence) => F::remote_fence(self, fence),
             }
         }

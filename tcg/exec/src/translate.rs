@@ -83,8 +83,11 @@ impl<F: GuestFrontend> Cpu<F> {
                     let page = self.machine.store.page_of(table).unwrap_or(PageKey::new(0, 0));
                     return Ok(Code { host, page });
                 }
-                let Some(key) = self.machine.store.page_of(table) else { return Err(self.later(KICK_SELF)) };
-                (table, key)
+                match self.machine.store.page_of(table) {
+                    Some(key) => (table, key),
+                    // The code cache has been emptied since.
+                    None => self.fetch_page(va, va).map(|page| (page.table, page.key))?,
+                }
             }
             None => {
                 let page = self.fetch_page(va, va)?;
