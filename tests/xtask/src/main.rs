@@ -66,8 +66,8 @@ fn main() -> ExitCode {
 
 /// What there is of one task: its lines of [`USAGE`], with those that belong to them.
 fn help(task: &str, rest: &[&str]) -> anyhow::Result<()> {
-    if task == "fuzz" {
-        return fuzz::run(&["x86", "--help"]);
+    if task == "fuzz" && rest.first().is_some_and(|kind| !kind.starts_with('-')) {
+        return fuzz::run(rest);
     }
     let which = rest.iter().copied().find(|w| matches!(*w, "kvm" | "debug"));
     let text = usage_of(task, which);
@@ -141,7 +141,8 @@ mod tests {
             ("lint", None, "file lengths", 1),
             ("bench", Some("kvm"), "under KVM", 1),
             ("bench", Some("debug"), "--only mimus", 2),
-            ("fuzz", None, "random sequences", 1),
+            ("fuzz", Some("x86"), "random sequences", 1),
+            ("fuzz", None, "--help", 2),
         ] {
             let text = usage_of(task, which);
             assert!(text.contains(says) && text.lines().count() == lines, "{task}: {text}");
