@@ -5,11 +5,12 @@
 //! and 13.7 (APM ports); the same registers are those of the PIIX4 at other places.
 //! Modelled: timer, power and sleep button, general-purpose events, SCI, power-off by SLP_EN, SCI_EN directly and by
 //! APM command, SMI on APM commands.
-//! Not modelled: sleeping: other states than soft-off are refused by waking at once; bus master and global status,
+//! Sleep with memory kept (S3) where the board can, until a button or the RTC's alarm wakes it; S4 is power-off.
+//! Not modelled: other sleep states, which are refused by waking at once; bus master and global status,
 //! SMIs of other sources, the TCO watchdog.
 //! Checked with: its tests; register sequences of Linux's ACPI driver, SeaBIOS and OVMF.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use mimus_core::bus::{AccessRules, AccessSize, BusFault, PioAccess};
 use mimus_core::clock::Timer;
@@ -39,6 +40,10 @@ pub const ACPI_ENABLE: u8 = 2;
 pub const ACPI_DISABLE: u8 = 3;
 /// SLP_TYP of soft-off (`_S5`).
 pub const SLEEP_TYPE_OFF: u8 = 0;
+/// SLP_TYP of suspend to RAM (`_S3`).
+pub const SLEEP_TYPE_RAM: u8 = 1;
+/// SLP_TYP of suspend to disk (`_S4`): the system has saved itself, and is turned off.
+pub const SLEEP_TYPE_DISK: u8 = 2;
 /// Places in the block of the registers that the FADT names.
 pub const PM1_EVENT: u64 = 0;
 /// PM1 control.
@@ -101,6 +106,9 @@ pub struct State {
     apm_status: u8,
     /// Changes of the timer's highest bit up to the last look.
     toggles: u64,
+    /// The system sleeps, with its memory kept.
+    #[serde(default)]
+    asleep: bool,
 }
 
 /// How the block is wired.
@@ -112,6 +120,16 @@ pub struct PmLines {
     pub smi: Option<IrqLine>,
     /// The guest turns the machine off. With the block locked: must not wait.
     pub power_off: Box<dyn Fn() + Send>,
+    /// How it sleeps; `None`: it cannot.
+    pub suspend: Option<Suspend>,
+}
+
+/// What the block asks of the machine around a sleep. Called with the block locked: must not wait.
+pub struct Suspend {
+    /// Stop the processors, and let time and devices go on.
+    pub sleep: Box<dyn Fn() + Send>,
+    /// Wake: if the block still sleeps then ([`AcpiPm::is_asleep`]), [`AcpiPm::wake`], and a reset.
+    pub wake: Box<dyn Fn() + Send>,
 }
 
 /// The fixed hardware.
@@ -122,6 +140,10 @@ pub struct AcpiPm {
     timer: Timer,
     /// See [`AcpiPm::set_smi_lock`].
     smi_lock: bool,
+    /// The reset that comes is a waking.
+    waking: bool,
+    /// The RTC's interrupt, as last seen.
+    rtc: bool,
 }
 
 /// General-purpose events: pin `n` is event `n`.
@@ -131,7 +153,8 @@ impl AcpiPm {
     /// A block of this layout whose timer counts `timer`'s clock, the virtual one.
     pub fn new(layout: PmLayout, lines: PmLines, timer: Timer) -> Arc<Mutex<AcpiPm>> {
         let s = reset_state(&layout, lines.smi.is_some());
-        let pm = Arc::new(Mutex::new(AcpiPm { s, layout, lines, timer: timer.clone(), smi_lock: false }));
+        let pm = AcpiPm { s, layout, lines, timer: timer.clone(), smi_lock: false, waking: false, rtc: false };
+        let pm = Arc::new(Mutex::new(pm));
         let weak = Arc::downgrade(&pm);
         timer.bind(move || {
             if let Some(pm) = weak.upgrade() {
@@ -156,6 +179,40 @@ impl AcpiPm {
     pub fn press_sleep_button(&mut self) {
         self.s.status |= STS_SLEEP_BUTTON;
         self.update();
+    }
+
+    /// A line for the RTC's interrupt, whose rise is an event and wakes.
+    pub fn alarm(pm: &Arc<Mutex<AcpiPm>>) -> IrqLine {
+        IrqLine::new(Arc::new(Alarm(Arc::downgrade(pm))), 0)
+    }
+
+    /// Whether the system sleeps with its memory kept.
+    pub fn is_asleep(&self) -> bool {
+        self.s.asleep
+    }
+
+    /// The reset that comes now wakes the system, if it sleeps: it finds why in the status register.
+    pub fn wake(&mut self) {
+        self.waking = self.s.asleep;
+    }
+
+    fn set_rtc(&mut self, level: bool) {
+        if level && !std::mem::replace(&mut self.rtc, level) {
+            self.s.status |= STS_RTC;
+            self.update();
+        }
+        self.rtc = level;
+    }
+
+    fn event(&self) -> bool {
+        let (status, enable) = self.s.gpe.split_at(self.s.gpe.len() / 2);
+        status.iter().zip(enable).any(|(s, e)| s & e != 0)
+    }
+
+    /// What ends a sleep: a button always, other events if they are enabled (ACPI 6.5 section 4.8.3.1.1).
+    fn wakes(&self) -> bool {
+        let button = self.s.status & (STS_POWER_BUTTON | STS_SLEEP_BUTTON) != 0;
+        button || self.event() || self.s.status & self.s.enable & STS_RTC != 0
     }
 
     /// Hands ACPI to the operating system as firmware's handler would, or takes it back: SCI_EN.
@@ -184,9 +241,7 @@ impl AcpiPm {
     }
 
     fn sci(&self) -> bool {
-        let (status, enable) = self.s.gpe.split_at(self.s.gpe.len() / 2);
-        let event = status.iter().zip(enable).any(|(s, e)| s & e != 0);
-        self.s.control & CNT_SCI_EN != 0 && (self.s.status & self.s.enable & ENABLE_BITS != 0 || event)
+        self.s.control & CNT_SCI_EN != 0 && (self.s.status & self.s.enable & ENABLE_BITS != 0 || self.event())
     }
 
     /// Notices what the timer did, drives the SCI, arms the timer.
@@ -195,6 +250,9 @@ impl AcpiPm {
         if toggles != self.s.toggles {
             self.s.toggles = toggles;
             self.s.status |= STS_TIMER;
+        }
+        if let Some(suspend) = self.lines.suspend.as_ref().filter(|_| self.s.asleep && self.wakes()) {
+            (suspend.wake)();
         }
         self.lines.sci.set_level(self.sci());
         let wanted = self.s.enable & !self.s.status & STS_TIMER != 0;
@@ -270,8 +328,13 @@ impl AcpiPm {
             return;
         }
         let sleep_type = ((value & CNT_TYPE) >> CNT_TYPE_SHIFT) as u8;
-        if sleep_type == SLEEP_TYPE_OFF {
-            return (self.lines.power_off)();
+        match (sleep_type, &self.lines.suspend) {
+            (SLEEP_TYPE_OFF, _) | (SLEEP_TYPE_DISK, Some(_)) => return (self.lines.power_off)(),
+            (SLEEP_TYPE_RAM, Some(suspend)) => {
+                self.s.asleep = true;
+                return (suspend.sleep)();
+            }
+            _ => {}
         }
         log::warn!("the guest asks for sleep type {sleep_type}, which its tables do not name; it is woken at once");
         self.s.status |= STS_WAKE;
@@ -330,6 +393,24 @@ fn reset_state(layout: &PmLayout, smm: bool) -> State {
         apm_control: 0,
         apm_status: 0,
         toggles: 0,
+        asleep: false,
+    }
+}
+
+/// The RTC's interrupt, as an event.
+struct Alarm(Weak<Mutex<AcpiPm>>);
+
+impl IrqController for Alarm {
+    fn set_input(&self, _pin: u32, level: bool) {
+        if let Some(pm) = self.0.upgrade() {
+            lock(&pm).set_rtc(level);
+        }
+    }
+
+    fn import_input(&self, _pin: u32, level: bool) {
+        if let Some(pm) = self.0.upgrade() {
+            lock(&pm).rtc = level;
+        }
     }
 }
 
@@ -384,7 +465,11 @@ impl MutLifecycle for AcpiPm {
             ResetPhase::Enter => {
                 let lines = std::mem::take(&mut self.s.gpe_lines);
                 let toggles = self.ticks() >> TOGGLE_SHIFT;
-                let fresh = reset_state(&self.layout, self.lines.smi.is_some());
+                let mut fresh = reset_state(&self.layout, self.lines.smi.is_some());
+                if std::mem::take(&mut self.waking) {
+                    let why = self.s.status & (STS_POWER_BUTTON | STS_SLEEP_BUTTON | STS_RTC);
+                    fresh.status = why | STS_WAKE;
+                }
                 self.s = State { gpe_lines: lines, toggles, ..fresh };
             }
             ResetPhase::Hold => self.update(),
@@ -413,6 +498,9 @@ impl SaveRestore for AcpiPm {
         }
         if state.enable & !ENABLE_BITS != 0 || state.control & !(CNT_SCI_EN | CNT_BM_RLD | CNT_TYPE) != 0 {
             return invalid("enable, control", format!("{:#06x}, {:#06x}", state.enable, state.control));
+        }
+        if state.asleep && self.lines.suspend.is_none() {
+            return invalid("asleep", "this machine does not sleep".to_owned());
         }
         self.s = state;
         self.timer.disarm();

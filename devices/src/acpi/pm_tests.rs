@@ -22,7 +22,7 @@ impl Pc {
         let (bench, levels, offs) = (Bench::new(), Levels::new(), Arc::new(AtomicU32::new(0)));
         let o = offs.clone();
         let power_off = Box::new(move || _ = o.fetch_add(1, Ordering::Relaxed));
-        let lines = PmLines { sci: levels.line(SCI), smi: smm.then(|| levels.line(SMI)), power_off };
+        let lines = PmLines { sci: levels.line(SCI), smi: smm.then(|| levels.line(SMI)), power_off, suspend: None };
         let pm = AcpiPm::new(layout, lines, bench.timer());
         Pc { bench, levels, offs, pm }
     }
@@ -233,4 +233,93 @@ fn random_accesses() {
     let other = Pc::with(ICH9, true);
     other.bench.advance(pc.bench.clock.now());
     assert_round_trip(&pc.pm, &other.pm);
+}
+
+struct Sleeper {
+    pc: Pc,
+    sleeps: Arc<AtomicU32>,
+    wakes: Arc<AtomicU32>,
+}
+
+impl Sleeper {
+    fn new() -> Self {
+        let (bench, levels, offs) = (Bench::new(), Levels::new(), Arc::new(AtomicU32::new(0)));
+        let (sleeps, wakes) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let count = |n: &Arc<AtomicU32>| -> Box<dyn Fn() + Send> {
+            let n = n.clone();
+            Box::new(move || _ = n.fetch_add(1, Ordering::Relaxed))
+        };
+        let suspend = Some(Suspend { sleep: count(&sleeps), wake: count(&wakes) });
+        let lines = PmLines { sci: levels.line(SCI), smi: None, power_off: count(&offs), suspend };
+        let pm = AcpiPm::new(ICH9, lines, bench.timer());
+        Self { pc: Pc { bench, levels, offs, pm }, sleeps, wakes }
+    }
+
+    fn sleep(&self, sleep_type: u8) {
+        self.pc.w16(PM1_CONTROL, CNT_SLP_EN | u16::from(sleep_type) << CNT_TYPE_SHIFT);
+    }
+
+    /// Sleeps, wakings asked for, power-offs.
+    fn counts(&self) -> [u32; 3] {
+        [&self.sleeps, &self.wakes, &self.pc.offs].map(|n| n.load(Ordering::Relaxed))
+    }
+}
+
+/// A sleep is left by a button, or by what is enabled; what woke it is in the status after the reset, which ends it.
+#[test]
+fn sleep_and_waking() {
+    let m = Sleeper::new();
+    let pc = &m.pc;
+    let alarm = AcpiPm::alarm(&pc.pm);
+    // The alarm does nothing unless it is enabled.
+    m.sleep(SLEEP_TYPE_RAM);
+    assert!(lock(&pc.pm).is_asleep());
+    alarm.set_level(true);
+    assert_eq!(m.counts(), [1, 0, 0]);
+    alarm.set_level(false);
+    // A state that is saved asleep is so again, on a machine that sleeps.
+    let other = Sleeper::new();
+    assert_round_trip(&pc.pm, &other.pc.pm);
+    assert!(lock(&other.pc.pm).is_asleep());
+    assert!(restore_with(&Pc::with(ICH9, false).pm, "/asleep", true).is_err());
+    lock(&pc.pm).press_power_button();
+    assert_eq!((m.counts()[0], m.counts()[1] > 0), (1, true));
+    lock(&pc.pm).wake();
+    reset(&*pc.pm);
+    assert!(!lock(&pc.pm).is_asleep());
+    assert_eq!(pc.r16(PM1_EVENT), STS_WAKE | STS_POWER_BUTTON | STS_RTC);
+    // Once more, by the alarm; a line that was high before is none. Any other reset is none that wakes.
+    pc.w16(PM1_EVENT, u16::MAX);
+    pc.w16(PM1_EVENT + 2, STS_RTC);
+    m.sleep(SLEEP_TYPE_RAM);
+    let before = m.counts()[1];
+    alarm.import_level(true);
+    alarm.set_level(true);
+    assert_eq!(m.counts()[1], before);
+    alarm.set_level(false);
+    alarm.set_level(true);
+    assert!(m.counts()[1] > before);
+    reset(&*pc.pm);
+    assert!(!lock(&pc.pm).is_asleep());
+    assert_eq!(pc.r16(PM1_EVENT), 0);
+    // One that does not sleep is not woken.
+    lock(&pc.pm).wake();
+    reset(&*pc.pm);
+    assert_eq!(pc.r16(PM1_EVENT), 0);
+    // A general-purpose event, if it is enabled.
+    m.sleep(SLEEP_TYPE_RAM);
+    let before = m.counts()[1];
+    IrqLine::new(AcpiPm::events(&pc.pm), 3).raise();
+    assert_eq!(m.counts()[1], before);
+    pc.w(REGION_BLOCK, GPE_ENABLE, AccessSize::B1, 1 << 3);
+    assert!(m.counts()[1] > before);
+}
+
+#[test]
+fn suspend_to_disk_turns_off() {
+    let m = Sleeper::new();
+    m.sleep(SLEEP_TYPE_DISK);
+    assert_eq!(m.counts(), [0, 0, 1]);
+    m.sleep(3);
+    assert_eq!((m.counts(), m.pc.r16(PM1_EVENT)), ([0, 0, 1], STS_WAKE), "no such state");
 }

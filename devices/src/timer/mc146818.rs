@@ -107,6 +107,8 @@ struct Replaced(Weak<Mutex<Mc146818>>);
 pub struct Mc146818 {
     s: State,
     irq: IrqLine,
+    /// Follows the interrupt, whoever drives its line.
+    alarm: IrqLine,
     timer: Timer,
 }
 
@@ -123,7 +125,7 @@ impl Mc146818 {
         (cmos[REG_A], cmos[REG_B], cmos[REG_D]) = (A_DEFAULT, B_24_HOURS, D_VRT);
         let seen_ns = timer.now();
         let s = State { cmos, index: NMI_MASK, offset_s, phase_ns, weekday_shift: 0, seen_ns, replaced: false };
-        let rtc = Arc::new(Mutex::new(Mc146818 { s, irq, timer: timer.clone() }));
+        let rtc = Arc::new(Mutex::new(Mc146818 { s, irq, alarm: IrqLine::disconnected(), timer: timer.clone() }));
         let weak = Arc::downgrade(&rtc);
         timer.bind(move || {
             if let Some(rtc) = weak.upgrade() {
@@ -131,6 +133,11 @@ impl Mc146818 {
             }
         });
         rtc
+    }
+
+    /// Has power management told of the interrupt too: by a line that an HPET does not take away.
+    pub fn connect_alarm(&mut self, line: IrqLine) {
+        self.alarm = line;
     }
 
     /// A line that, while high, takes the interrupt away: an HPET drives a clone of this clock's line instead.
@@ -313,6 +320,7 @@ impl Mc146818 {
         let c = self.s.cmos[REG_C] & FLAGS;
         let request = c & self.s.cmos[REG_B] & FLAGS != 0;
         self.s.cmos[REG_C] = c | if request { C_IRQF } else { 0 };
+        self.alarm.set_level(request);
         if !self.s.replaced {
             self.irq.set_level(request);
         }
@@ -486,8 +494,10 @@ impl SaveRestore for Mc146818 {
         }
         self.s = state;
         self.timer.disarm();
+        let request = self.s.cmos[REG_C] & self.s.cmos[REG_B] & FLAGS != 0;
+        self.alarm.import_level(request);
         if !self.s.replaced {
-            self.irq.import_level(self.s.cmos[REG_C] & self.s.cmos[REG_B] & FLAGS != 0);
+            self.irq.import_level(request);
         }
         Ok(())
     }

@@ -333,6 +333,9 @@ mod tests {
         fn cont(&self) {}
         fn reset(&self) {}
         fn powerdown(&self) {}
+        fn wakeup(&self) -> String {
+            String::new()
+        }
         fn sync(&self) {}
         fn registers(&self) -> String {
             String::new()

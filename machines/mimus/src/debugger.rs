@@ -169,7 +169,7 @@ fn follow(control: &MachineControl, stops: Arc<Stops>, unawaited: Sender<Stop>) 
         let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
         match notice {
             Notice::Debug(VcpuIndex(vcpu), stop) => *why = Some(stop_of(vcpu, stop)),
-            Notice::State(RunState::Running) => *why = None,
+            Notice::State(state) if state.runs() => *why = None,
             Notice::State(_) => {
                 let stop = why.take().unwrap_or(Stop::Paused);
                 if stops.tell(stop) {
@@ -234,7 +234,7 @@ impl Target for Live {
         })
     }
     fn running(&self) -> bool {
-        self.control.state() == RunState::Running
+        self.control.state().runs()
     }
     fn go(&self) -> Stop {
         let stop = self.stops.after(|| self.control.request(Request::Continue), || false);

@@ -44,7 +44,7 @@ pub fn serve(listener: Listener, machine: &Machine, operator: &Arc<Operator>) ->
     machine.control().observe(move |notice| {
         told.event(match notice {
             Notice::Debug(VcpuIndex(vcpu), stop) => Event::Stop(vcpu, stop),
-            Notice::State(RunState::Running) => Event::Running,
+            Notice::State(state) if state.runs() => Event::Running,
             // Told by `Server::end`, which waits until the client knows.
             Notice::State(RunState::Ended) | Notice::TripleFault => return,
             Notice::State(_) => Event::Stopped,
@@ -57,7 +57,7 @@ struct Debugged(Arc<Operator>);
 
 impl vm::Operator for Debugged {
     fn running(&self) -> bool {
-        self.0.control.state() == RunState::Running
+        self.0.control.state().runs()
     }
     fn resume(&self) {
         self.0.control.request(Request::Continue);

@@ -24,6 +24,8 @@ pub trait Control: Send + Sync {
     fn reset(&self);
     /// Asks the guest to power off.
     fn powerdown(&self);
+    /// Wakes a guest that sleeps; what to say if it does not.
+    fn wakeup(&self) -> String;
     /// Writes out what disks have pending.
     fn sync(&self);
     /// Ends the run.
@@ -63,6 +65,7 @@ const COMMANDS: &[(&[&str], &str, Action)] = &[
     (&["cont", "c", "continue"], "let it go on; where it stops at a breakpoint is said then", |c| quietly(|| c.cont())),
     (&["system_reset"], "reset the machine", |c| quietly(|| c.reset())),
     (&["system_powerdown"], "ask the guest to power off", |c| quietly(|| c.powerdown())),
+    (&["system_wakeup"], "wake a guest that sleeps", |c| c.wakeup()),
     (&["quit", "q"], "end mimus", |c| quietly(|| c.quit())),
 ];
 
@@ -276,6 +279,10 @@ mod tests {
         fn powerdown(&self) {
             self.0.lock().unwrap().push("powerdown");
         }
+        fn wakeup(&self) -> String {
+            self.0.lock().unwrap().push("wakeup");
+            String::new()
+        }
         fn sync(&self) {}
         fn quit(&self) {
             self.0.lock().unwrap().push("quit");
@@ -292,10 +299,10 @@ mod tests {
     fn commands() {
         let fake = Fake::default();
         assert_eq!(execute(" info   status ", &fake), "VM status: running\n");
-        for line in ["stop", "c", "system_reset", "system_powerdown", "q"] {
+        for line in ["stop", "c", "system_reset", "system_powerdown", "system_wakeup", "q"] {
             assert_eq!(execute(line, &fake), "");
         }
-        assert_eq!(*fake.0.lock().unwrap(), ["stop", "cont", "reset", "powerdown", "quit"]);
+        assert_eq!(*fake.0.lock().unwrap(), ["stop", "cont", "reset", "powerdown", "wakeup", "quit"]);
         assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));
         assert!(execute("help", &fake).lines().count() > COMMANDS.len());
         assert!(execute("disasemble", &fake).contains("did you mean 'disassemble'?"));
@@ -327,6 +334,9 @@ mod tests {
             fn cont(&self) {}
             fn reset(&self) {}
             fn powerdown(&self) {}
+            fn wakeup(&self) -> String {
+                String::new()
+            }
             fn sync(&self) {}
             fn quit(&self) {}
             fn registers(&self) -> String {

@@ -274,7 +274,7 @@ pub(crate) struct Operator {
 impl Operator {
     /// `trace start FILE,…` and `trace stop`, the machine paused meanwhile.
     fn trace(&self, rest: &str) -> String {
-        let was_running = self.control.state() == RunState::Running;
+        let was_running = self.control.state().runs();
         if was_running {
             self.debugger.execute("stop");
         }
@@ -317,6 +317,15 @@ impl Control for Operator {
     }
     fn powerdown(&self) {
         self.control.request(Request::PowerButton);
+    }
+    fn wakeup(&self) -> String {
+        match self.control.state() {
+            RunState::Suspended => {
+                self.control.request(Request::Wake);
+                String::new()
+            }
+            state => format!("the guest does not sleep: it is {}\n", state.name()),
+        }
     }
     fn sync(&self) {
         self.control.request(Request::Sync);

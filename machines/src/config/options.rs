@@ -201,7 +201,8 @@ impl Drive {
                 None => None,
             },
         };
-        if let Some(n) = drive.boot_index.filter(|_| drive.interface != DriveInterface::Virtio) {
+        let of_a_device = matches!(drive.interface, DriveInterface::None | DriveInterface::Pflash);
+        if let Some(n) = drive.boot_index.filter(|_| of_a_device) {
             return Err(
                 kv.error(format!("bootindex={n} is the device's: -device virtio-blk-pci,drive=ID,bootindex={n}"))
             );

@@ -81,6 +81,7 @@ fn drives() {
     says(Drive::parse("file=x,if=scsi"), &["if=virtio"]);
     says(Drive::parse("file=x,format=qcow2"), &["qemu-img convert"]);
     assert_eq!(Drive::parse("file=x,bootindex=3").unwrap().boot_index, Some(3));
+    assert_eq!(Drive::parse("file=x,if=ide,media=cdrom,bootindex=0").unwrap().boot_index, Some(0));
     says(Drive::parse("file=x,bootindex=first"), &["bootindex=first", "whole number"]);
     says(Drive::parse("file=x,if=none,id=a,bootindex=3"), &["-device virtio-blk-pci"]);
     says(Drive::parse("if=none"), &["file= is missing"]);

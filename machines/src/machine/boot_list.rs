@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use mimus_devices::block::ahci;
 use mimus_devices::pci::DevFn;
 
 /// Where a device is.
@@ -14,6 +15,8 @@ pub enum Place {
     Pci(DevFn),
     /// Behind virtio-mmio registers at this address.
     Mmio(u64),
+    /// On this port of the board's SATA controller.
+    Sata(usize),
 }
 
 /// Those that were given an index.
@@ -53,6 +56,10 @@ pub fn is_bootable(model: &str) -> bool {
 
 /// Name on the bus, and of the thing booted.
 fn kind(model: &str) -> Option<(&'static str, &'static str)> {
+    if matches!(model, "ide-hd" | "ide-cd") {
+        // OVMF tells the controller by this name; SeaBIOS by its place.
+        return Some(("pci8086,2922", "disk@0"));
+    }
     match model.strip_suffix("-pci").or_else(|| model.strip_suffix("-device"))? {
         "virtio-blk" => Some(("scsi", "disk@0,0")),
         "virtio-net" => Some(("ethernet", "ethernet-phy@0")),
@@ -63,6 +70,10 @@ fn kind(model: &str) -> Option<(&'static str, &'static str)> {
 fn path(model: &str, place: Place) -> Option<String> {
     let (name, unit) = kind(model)?;
     Some(match place {
+        Place::Sata(port) => {
+            let (device, function) = (ahci::DEVICE.device(), ahci::DEVICE.function());
+            format!("/pci@i0cf8/{name}@{device:x},{function:x}/drive@{port:x}/{unit}")
+        }
         Place::Mmio(at) => format!("/virtio-mmio@{at:016x}/{unit}"),
         Place::Pci(at) if at.function() == 0 => format!("/pci@i0cf8/{name}@{:x}/{unit}", at.device()),
         Place::Pci(at) => format!("/pci@i0cf8/{name}@{:x},{:x}/{unit}", at.device(), at.function()),
@@ -80,10 +91,14 @@ mod tests {
         list.add(7, "virtio-blk-pci", pci(0x1e, 0)).unwrap();
         list.add(1, "virtio-net-pci", pci(3, 2)).unwrap();
         list.add(2, "virtio-blk-device", Place::Mmio(0xfeb0_0e00)).unwrap();
+        list.add(5, "ide-cd", Place::Sata(3)).unwrap();
+        list.add(4, "ide-hd", Place::Sata(0)).unwrap();
         let paths: Vec<_> = list.paths().collect();
         let expected = [
             "/pci@i0cf8/ethernet@3,2/ethernet-phy@0",
             "/virtio-mmio@00000000feb00e00/disk@0,0",
+            "/pci@i0cf8/pci8086,2922@1f,2/drive@0/disk@0",
+            "/pci@i0cf8/pci8086,2922@1f,2/drive@3/disk@0",
             "/pci@i0cf8/scsi@1e/disk@0,0",
         ];
         assert_eq!(paths, expected);

@@ -16,6 +16,8 @@ pub enum RunState {
     Prelaunch,
     /// Running.
     Running,
+    /// Asleep with its memory kept: no processor runs, time and devices go on.
+    Suspended,
     /// Stopped by the host.
     Paused,
     /// Powered off by the guest, and kept (`-no-shutdown`).
@@ -27,14 +29,27 @@ pub enum RunState {
 }
 
 impl RunState {
-    const ALL: [RunState; 6] =
-        [Self::Prelaunch, Self::Running, Self::Paused, Self::Shutdown, Self::InternalError, Self::Ended];
+    const ALL: [RunState; 7] = [
+        Self::Prelaunch,
+        Self::Running,
+        Self::Suspended,
+        Self::Paused,
+        Self::Shutdown,
+        Self::InternalError,
+        Self::Ended,
+    ];
+
+    /// Whether time and devices go on.
+    pub const fn runs(self) -> bool {
+        matches!(self, Self::Running | Self::Suspended)
+    }
 
     /// The word monitors show.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Prelaunch => "paused (prelaunch)",
             Self::Running => "running",
+            Self::Suspended => "paused (suspended)",
             Self::Paused => "paused",
             Self::Shutdown => "paused (shutdown)",
             Self::InternalError => "paused (internal error)",
@@ -54,6 +69,10 @@ pub enum Request {
     Reset(ResetCause),
     /// Power it off.
     Shutdown(ShutdownCause),
+    /// The guest sleeps, with its memory kept.
+    Sleep,
+    /// Wake it, if it sleeps.
+    Wake,
     /// Press the power button.
     PowerButton,
     /// Write out what disks have pending.

@@ -26,6 +26,19 @@ pub trait Board: Send {
     /// each vCPU starts (missing: off).
     fn boot(&self, services: &Services) -> Result<Vec<PowerOn>, MachineError>;
 
+    /// Whether the guest sleeps with its memory kept.
+    fn asleep(&self) -> bool {
+        false
+    }
+
+    /// The reset that comes wakes it.
+    fn waking(&self) {}
+
+    /// In place of [`Board::boot`] after such a reset: how each vCPU starts, with memory left as it is.
+    fn wake(&self, services: &Services) -> Result<Vec<PowerOn>, MachineError> {
+        self.boot(services)
+    }
+
     /// Presses the power button; false if there is none.
     fn press_power_button(&self) -> bool {
         false
@@ -150,22 +163,57 @@ impl Machine {
     /// Lets it run.
     pub fn resume(&mut self) {
         let p = &self.parts;
-        if self.state() == RunState::Running {
+        if self.state().runs() {
             return;
         }
-        p.control.set_state(RunState::Running);
+        let asleep = p.board.asleep();
+        p.control.set_state(if asleep { RunState::Suspended } else { RunState::Running });
         p.devices.iter().for_each(|d| d.1.start());
         p.services.map.apply_pending();
         p.services.clocks.virt.start();
         if let Some(clock) = p.vm.guest_clock() {
             clock.start();
         }
-        p.threads.resume();
+        if !asleep {
+            p.threads.resume();
+        }
+    }
+
+    /// The guest sleeps: no processor runs until it is woken.
+    fn sleep(&mut self) {
+        self.parts.threads.pause();
+        self.make_collected_writes();
+        self.parts.control.guest_request_done();
+        if self.state() == RunState::Running {
+            self.parts.control.set_state(RunState::Suspended);
+        }
+    }
+
+    /// Wakes it, if it sleeps: a reset that leaves its memory as it is.
+    fn wake(&mut self) -> Result<(), MachineError> {
+        if !self.parts.board.asleep() {
+            return Ok(());
+        }
+        self.parts.board.waking();
+        self.reset_parts(ResetKind::Warm)?;
+        let starts = self.parts.board.wake(&self.parts.services)?;
+        self.start_vcpus(starts)?;
+        self.go_on_after_reset();
+        Ok(())
+    }
+
+    fn go_on_after_reset(&mut self) {
+        if self.state() == RunState::Suspended {
+            self.parts.control.set_state(RunState::Running);
+        }
+        if self.state() == RunState::Running {
+            self.parts.threads.resume();
+        }
     }
 
     /// Pauses it: no vCPU runs, time stands, no device has anything in flight.
     pub fn pause(&mut self) {
-        if self.state() == RunState::Running {
+        if self.state().runs() {
             self.stop_as(RunState::Paused);
         }
     }
@@ -202,15 +250,20 @@ impl Machine {
     /// Resets it. It goes on if it was running.
     pub fn reset(&mut self) -> Result<(), MachineError> {
         self.reset_all(ResetKind::Warm)?;
-        if self.state() == RunState::Running {
-            self.parts.threads.resume();
-        }
+        self.go_on_after_reset();
         Ok(())
     }
 
     /// Three-phase reset of all devices, then the vCPUs, then the boot images. The vCPUs
     /// are left paused.
     fn reset_all(&mut self, kind: ResetKind) -> Result<(), MachineError> {
+        self.reset_parts(kind)?;
+        let starts = self.parts.board.boot(&self.parts.services)?;
+        self.start_vcpus(starts)
+    }
+
+    /// All devices, then the vCPUs, which are powered off.
+    fn reset_parts(&mut self, kind: ResetKind) -> Result<(), MachineError> {
         let p = &self.parts;
         p.threads.pause();
         self.make_collected_writes();
@@ -224,7 +277,11 @@ impl Machine {
             p.threads.power_off(i);
             self.on_vcpu(i, move |v| v.reset(kind, None))?;
         }
-        let starts = p.board.boot(&p.services)?;
+        Ok(())
+    }
+
+    fn start_vcpus(&mut self, starts: Vec<PowerOn>) -> Result<(), MachineError> {
+        let p = &self.parts;
         for (i, start) in (0..).map(VcpuIndex).zip(starts) {
             match start {
                 PowerOn::Off => {}
@@ -290,6 +347,11 @@ impl Machine {
                 self.reset().err().map(|e| RunEnd::Failed(e.to_string()))
             }
             Request::Shutdown(cause) => self.shut_down(cause),
+            Request::Sleep => {
+                self.sleep();
+                None
+            }
+            Request::Wake => self.wake().err().map(|e| RunEnd::Failed(e.to_string())),
             Request::PowerButton => {
                 if !self.parts.board.press_power_button() {
                     log::warn!("this board has no power button: power off in the guest, or quit");
@@ -361,7 +423,7 @@ impl Machine {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        if self.state() == RunState::Running {
+        if self.state().runs() {
             self.stop_as(RunState::Ended);
         }
         self.parts.control.set_state(RunState::Ended);

@@ -250,6 +250,7 @@ impl Peripherals {
             self.check_bus(options.take("bus").as_deref()).map_err(|e| fail(&e))?;
         }
         let before = self.pci.as_ref().map(|bus| bus.list());
+        let ports = self.sata.as_ref().map_or_else(Vec::new, |sata| sata.ports_in_use());
         let device = (model.build)(&options, &mut ctx).map_err(|e| fail(&e))?;
         if let Some((address, registers)) = address.zip(ctx.region("regs").cloned()) {
             registers.map(address);
@@ -257,7 +258,9 @@ impl Peripherals {
         if let Some(index) = boot_index {
             let before = before.unwrap_or_default();
             let new = |bus: &Arc<PciBus>| bus.list().into_iter().find(|d| !before.contains(d));
-            let place = address.map(Place::Mmio).or_else(|| self.pci.as_ref().and_then(new).map(Place::Pci));
+            let port = |sata: &Arc<Ahci>| sata.ports_in_use().into_iter().find(|p| !ports.contains(p));
+            let place = address.map(Place::Mmio).or_else(|| self.sata.as_ref().and_then(port).map(Place::Sata));
+            let place = place.or_else(|| self.pci.as_ref().and_then(new).map(Place::Pci));
             self.add_to_boot_list(index, model.name, place).map_err(|e| fail(&e))?;
         }
         if let Some(console) = virtio_device_of::<VirtioConsole>(&*device) {

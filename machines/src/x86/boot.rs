@@ -5,15 +5,15 @@
 //! read again at each reset, so that no copy of them is kept.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mimus_core::arch::CpuState;
-use mimus_core::arch::x86::msr;
-use mimus_core::bus::GuestPhys;
+use mimus_core::arch::x86::{X86State, msr};
+use mimus_core::bus::{GuestPhys, MemTxAttrs};
 use mimus_core::device::Services;
 use mimus_core::snapshot::SnapshotError;
 
-use super::acpi::TableSet;
+use super::acpi::{self, TableSet};
 use super::layout;
 use super::options::Kind;
 use super::smbios;
@@ -27,10 +27,21 @@ const RSDP: u64 = 0xf_0000;
 /// Where the SMBIOS entry point is.
 const SMBIOS_ANCHOR: u64 = 0xf_0040;
 
+/// Where real mode ends.
+const REAL_MODE_END: u32 = 1 << 20;
+
 /// What firmware would do to the chipset, after a reset and before a kernel.
 pub type SetUpChipset = Box<dyn Fn(&Services) -> Result<(), SnapshotError> + Send>;
 /// Presses the power button; false if nobody listens.
 pub type PressPowerButton = Box<dyn Fn() -> bool + Send>;
+
+/// How a board sleeps with its memory kept.
+pub struct Sleep {
+    /// Whether it does.
+    pub asleep: Box<dyn Fn() -> bool + Send>,
+    /// The reset that comes wakes it.
+    pub waking: Box<dyn Fn() + Send>,
+}
 
 /// Does something at each start but the first.
 pub struct Started {
@@ -71,6 +82,10 @@ pub struct PcBoard {
     pub set_up: SetUpChipset,
     /// The power button.
     pub power_button: PressPowerButton,
+    /// Sleep, if it does.
+    pub sleep: Option<Sleep>,
+    /// Where the FACS is that the tables say, without firmware; 0: nowhere.
+    pub facs: AtomicU64,
     /// All vCPUs are powered on, and the accelerator has them wait.
     pub all_on: bool,
     /// What changes after the first start (`-boot once=`).
@@ -82,14 +97,36 @@ pub struct PcBoard {
 impl Board for PcBoard {
     fn boot(&self, services: &Services) -> Result<Vec<PowerOn>, MachineError> {
         self.started.next();
-        let first = match self.firmware {
+        Ok(self.others_wait(match self.firmware {
             true => PowerOn::AtReset,
             false => PowerOn::With(self.enter_kernel(services)?),
-        };
-        let others = if self.all_on { PowerOn::AtReset } else { PowerOn::Off };
-        let mut out = vec![others; self.config.smp.cpus as usize];
-        out[0] = first;
-        Ok(out)
+        }))
+    }
+
+    fn asleep(&self) -> bool {
+        self.sleep.as_ref().is_some_and(|s| (s.asleep)())
+    }
+
+    fn waking(&self) {
+        if let Some(sleep) = &self.sleep {
+            (sleep.waking)();
+        }
+    }
+
+    /// Firmware finds by itself that it is to resume. Without it the board does what it would: the chipset is set up, and
+    /// the system goes on at its waking vector (ACPI 6.5 section 16.3.2).
+    fn wake(&self, services: &Services) -> Result<Vec<PowerOn>, MachineError> {
+        if self.firmware {
+            return Ok(self.others_wait(PowerOn::AtReset));
+        }
+        let vector = self.waking_vector(services);
+        if !(1..REAL_MODE_END).contains(&vector) {
+            log::warn!("the guest slept with waking vector {vector:#x}, which is none in real mode: it starts anew");
+            return self.boot(services);
+        }
+        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
+        services.map.apply_pending();
+        Ok(self.others_wait(PowerOn::With(resume(vector))))
     }
 
     fn press_power_button(&self) -> bool {
@@ -98,6 +135,23 @@ impl Board for PcBoard {
 }
 
 impl PcBoard {
+    fn others_wait(&self, first: PowerOn) -> Vec<PowerOn> {
+        let others = if self.all_on { PowerOn::AtReset } else { PowerOn::Off };
+        let mut out = vec![others; self.config.smp.cpus as usize];
+        out[0] = first;
+        out
+    }
+
+    /// What the system has written into the FACS.
+    fn waking_vector(&self, services: &Services) -> u32 {
+        let (facs, mut bytes) = (self.facs.load(Ordering::Relaxed), [0; 4]);
+        let at = GuestPhys(facs + acpi::fixed::FACS_WAKING_VECTOR);
+        match facs != 0 && services.memory.read_bytes(at, &mut bytes, MemTxAttrs::default()).is_ok() {
+            true => u32::from_le_bytes(bytes),
+            false => 0,
+        }
+    }
+
     /// Loads a kernel and what belongs to it; returns how the first CPU enters it.
     fn enter_kernel(&self, services: &Services) -> Result<SetUp, MachineError> {
         let Some(path) = &self.config.boot.kernel else {
@@ -159,6 +213,7 @@ impl PcBoard {
             write(services, "the BIOS area", RSDP, &[0; 8])?;
             return Ok(0);
         };
+        self.facs.store(set.facs().map_or(0, |at| base + at as u64), Ordering::Relaxed);
         write(services, "the ACPI tables", base, &set.place(base))?;
         write(services, "the ACPI root pointer", RSDP, &set.rsdp(base))?;
         Ok(RSDP)
@@ -167,11 +222,24 @@ impl PcBoard {
 
 /// The registers at the kernel's entry, and memory types as firmware leaves them.
 fn start(entry: Entry) -> SetUp {
+    with_memory_types(move |s| entry.apply(s))
+}
+
+/// Real mode at the waking vector: "CS = vector >> 4, IP = vector & 0fh".
+fn resume(vector: u32) -> SetUp {
+    with_memory_types(move |s| {
+        s.cs.selector = (vector >> 4) as u16;
+        s.cs.base = u64::from(s.cs.selector) << 4;
+        s.rip = u64::from(vector & 0xf);
+    })
+}
+
+fn with_memory_types(apply: impl Fn(&mut X86State) + Send + Sync + 'static) -> SetUp {
     /// IA32_MTRR_DEF_TYPE: MTRRs on, write-back by default (SDM vol. 3, 12.11.2.1).
     const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
     Arc::new(move |state: &mut CpuState| {
         let Some(s) = state.as_x86_mut() else { return };
-        entry.apply(s);
+        apply(s);
         if s.msr(msr::MTRR_DEF_TYPE).is_some() {
             s.set_msr(msr::MTRR_DEF_TYPE, MTRR_WRITE_BACK);
         }

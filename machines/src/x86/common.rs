@@ -162,6 +162,16 @@ impl GuestRequests {
         self.0.guest_request(Request::Shutdown(ShutdownCause::GuestPowerOff));
     }
 
+    /// The guest sleeps.
+    pub fn sleep(&self) {
+        self.0.guest_request(Request::Sleep);
+    }
+
+    /// Something wakes it.
+    pub fn wake(&self) {
+        self.0.request(Request::Wake);
+    }
+
     /// The guest resets the machine.
     pub fn reset(&self) {
         self.0.guest_request(Request::Reset(ResetCause::Guest));

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use mimus_devices::misc::fw_cfg::{FwCfg, FwCfgError, key};
 
-use super::acpi::{TableSet, loader};
+use super::acpi::{SleepStates, TableSet, loader};
 use super::{kernel_rom, layout, smbios};
 use crate::boot::x86::{CMDLINE, Image, Memory, bzimage, check_cmdline, place};
 use crate::boot::{self, BootError};
@@ -43,6 +43,8 @@ pub struct Contents<'a> {
     pub kernel: bool,
     /// What it is to boot from.
     pub boot_list: BootList,
+    /// Its sleep states.
+    pub sleep: Option<SleepStates>,
 }
 
 /// Fills the device.
@@ -61,6 +63,9 @@ pub fn fill(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
         for (name, data) in loader::files(set) {
             f.add_file(name, data).map_err(fail)?;
         }
+    }
+    if let Some(states) = c.sleep {
+        f.add_file("etc/system-states", states.packed()).map_err(fail)?;
     }
     let rom = if c.kernel { add_kernel(f, c)? } else { None };
     let strict = c.config.firmware.order.strict.then_some("HALT");
@@ -182,6 +187,7 @@ mod tests {
             smbios: &[1, 2, 3],
             kernel: true,
             boot_list: BootList::default(),
+            sleep: None,
         };
         let mut f = lock(&device);
         fill(&mut f, &contents).unwrap();

@@ -1,11 +1,11 @@
 //! The `microvm` board: no PCI, no legacy chips but interrupt controllers, interval timer,
 //! clock and a serial port; virtio-mmio devices; hardware-reduced ACPI with a generic event
-//! device, or the kernel's command line instead.
+//! device, or the kernel's command line instead. It does not sleep (S3): nothing of it but the power button could wake it.
 //!
 //! Addresses and interrupts are those of QEMU's board of that name (its documentation,
 //! `system/i386/microvm`, and its DSDT are the interface).
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use mimus_core::device::lock;
 use mimus_core::memory::MemoryRegion;
@@ -68,8 +68,15 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     let tables = options.acpi.then(|| acpi::build(&description(config, &options, &serials)));
     let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents =
-        Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware, boot_list };
+    let contents = Contents {
+        config,
+        memory,
+        acpi: tables.as_ref(),
+        smbios: &smbios,
+        kernel: starts_firmware,
+        boot_list,
+        sleep: None,
+    };
     common::add_fw_cfg(&mut b, &contents)?;
     let cmdline = match options.acpi || !options.auto_kernel_cmdline {
         true => String::new(),
@@ -92,6 +99,8 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
             }
             None => false,
         }),
+        sleep: None,
+        facs: AtomicU64::new(0),
         all_on: ints.accelerator_starts,
         started: Started::new(|| {}),
         used: AtomicBool::new(false),

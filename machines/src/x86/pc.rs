@@ -3,14 +3,14 @@
 //! Addresses, interrupts and functions are those of QEMU's boards of these names, for
 //! which their firmware is written (SeaBIOS, OVMF).
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use mimus_core::clock::ClockKind;
 use mimus_core::device::lock;
 use mimus_core::irq::{IrqLine, OrGate};
 use mimus_core::memory::{DmaHandle, MemoryRegion};
-use mimus_devices::acpi::pm::{self, AcpiPm, PmLayout, PmLines};
+use mimus_devices::acpi::pm::{self, AcpiPm, PmLayout, PmLines, Suspend};
 use mimus_devices::block::ahci::Ahci;
 use mimus_devices::input::i8042::{self, I8042, I8042Lines};
 use mimus_devices::misc::i8257::{self, I8257};
@@ -22,7 +22,7 @@ use mimus_devices::pci::southbridge::{Ich9Lpc, Piix3, Piix4Pm, PirqRouter, ich9,
 use mimus_devices::timer::hpet::{self, Hpet, HpetLines};
 use mimus_devices::timer::mc146818::Mc146818;
 
-use super::boot::{PcBoard, Started};
+use super::boot::{PcBoard, Sleep, Started};
 use super::common::{self, GuestRequests};
 use super::fw_cfg::Contents;
 use super::interrupts::{GSIS, Interrupts, mask_pic};
@@ -40,6 +40,9 @@ use crate::machine::{CpuHooks, Host, Machine, MachineBuilder, MachineError, Poli
 const IRQ_SCI: u32 = 9;
 /// First input of the I/O APIC that the PIRQs of Q35 are on.
 const GSI_PIRQ: u32 = 16;
+/// SLP_TYP of the sleep states.
+const SLEEP: acpi::SleepStates =
+    acpi::SleepStates { ram: pm::SLEEP_TYPE_RAM, disk: pm::SLEEP_TYPE_DISK, off: pm::SLEEP_TYPE_OFF };
 /// Timers of the HPET.
 const HPET_TIMERS: usize = 3;
 /// Inputs of the I/O APIC that they can be routed to.
@@ -66,10 +69,11 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let firmware = rom::add(&mut b, config, &window, rom::PC_BIOS)?;
     let smm = smm::wanted(&b, &options, &firmware)?;
     let pm = add_pm(&mut b, kind, &ints, smm)?;
-    let bus = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
+    let (bus, keep_map) = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;
     let cmos = super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order);
     let (rtc, rtc_irq) = isa::add_rtc(&mut b, &ints, config, &cmos)?;
+    lock(&rtc).connect_alarm(AcpiPm::alarm(&pm));
     if options.hpet {
         add_hpet(&mut b, &ints, &rtc, rtc_irq)?;
     }
@@ -91,13 +95,21 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let tables = options.acpi.then(|| acpi::build(&acpi::Config { apic_ids, platform }));
     let smbios = common::smbios_tables(kind, config, &b, memory)?;
     let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents =
-        Contents { config, memory, acpi: tables.as_ref(), smbios: &smbios, kernel: starts_firmware, boot_list };
+    let contents = Contents {
+        config,
+        memory,
+        acpi: tables.as_ref(),
+        smbios: &smbios,
+        kernel: starts_firmware,
+        boot_list,
+        sleep: options.acpi.then_some(SLEEP),
+    };
     common::add_fw_cfg(&mut b, &contents)?;
 
     let pirq_of = if kind == Kind::Q35 { q35::pirq_of } else { i440fx::pirq_of };
     let setup = PciSetup { kind, bus, pm: pm.clone(), mmio32, pirq_of };
     let pic = ints.pic.clone();
+    let sleep = sleep(&pm, &rtc, keep_map);
     let board = PcBoard {
         kind,
         config: config.clone(),
@@ -114,6 +126,8 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
             lock(&pm).press_power_button();
             true
         }),
+        sleep: Some(sleep),
+        facs: AtomicU64::new(0),
         all_on: ints.accelerator_starts,
         started: Started::new(boot_order_after_once(rtc, config)),
         used: AtomicBool::new(false),
@@ -121,6 +135,21 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let policy = Policy { no_reboot: config.no_reboot, no_shutdown: config.no_shutdown };
     let hooks = CpuHooks { interrupts: ints.hooks, ..CpuHooks::default() };
     b.finish(Box::new(board), hooks, policy)
+}
+
+/// How it sleeps with its memory kept, and wakes.
+fn sleep(pm: &Arc<Mutex<AcpiPm>>, rtc: &Arc<Mutex<Mc146818>>, keep_map: KeepMap) -> Sleep {
+    /// The shutdown status byte of CMOS RAM, and what has firmware resume the system.
+    const RESUME: (u8, u8) = (0x0f, 0xfe);
+    let (asleep, pm, rtc) = (pm.clone(), pm.clone(), rtc.clone());
+    Sleep {
+        asleep: Box::new(move || lock(&asleep).is_asleep()),
+        waking: Box::new(move || {
+            lock(&rtc).set_ram(RESUME.0, RESUME.1);
+            lock(&pm).wake();
+            keep_map();
+        }),
+    }
 }
 
 /// What `-boot once=` named was tried: from now on it is `order=`.
@@ -156,7 +185,10 @@ fn add_pm(
 ) -> Result<Arc<Mutex<AcpiPm>>, MachineError> {
     let requests = GuestRequests::new(b);
     let smi = smm.then(|| smm::line(b));
-    let lines = PmLines { sci: ints.line(IRQ_SCI), smi, power_off: Box::new(move || requests.power_off()) };
+    let (sleep, wake) = (requests.clone(), requests.clone());
+    let suspend = Suspend { sleep: Box::new(move || sleep.sleep()), wake: Box::new(move || wake.wake()) };
+    let power_off = Box::new(move || requests.power_off());
+    let lines = PmLines { sci: ints.line(IRQ_SCI), smi, power_off, suspend: Some(suspend) };
     let layout = pm_layout(kind);
     let events = layout.gpe_bytes;
     let apart = layout.gpe_offset.is_none();
@@ -169,6 +201,9 @@ fn add_pm(
     Ok(device)
 }
 
+/// Has the host bridge keep, at the next reset, what firmware counts on when it wakes a system.
+type KeepMap = Box<dyn Fn() + Send>;
+
 /// Host bridge and south bridge.
 #[allow(clippy::too_many_arguments)]
 fn add_pci(
@@ -179,7 +214,7 @@ fn add_pci(
     memory: Memory,
     rom: &MemoryRegion,
     smm: bool,
-) -> Result<Arc<PciBus>, MachineError> {
+) -> Result<(Arc<PciBus>, KeepMap), MachineError> {
     let fail = |e: mimus_devices::pci::PciError| MachineError::other(e.to_string());
     let requests = GuestRequests::new(b);
     let reset = move || requests.reset();
@@ -198,9 +233,9 @@ fn add_pci(
             smm::add(b, bridge.smm_overlay());
         }
         b.add_device("/machine/pcie.0/ports", bridge.ports().clone())?;
-        b.add_device("/machine/pcie.0", bridge)?;
+        b.add_device("/machine/pcie.0", bridge.clone())?;
         b.add_device("/machine/lpc", Ich9Lpc::new(&bus, system.root(), &pirqs, pm).map_err(fail)?)?;
-        return Ok(bus);
+        return Ok((bus, Box::new(move || bridge.keep_map())));
     }
     let pirqs = PirqRouter::new(piix::PIRQS, isa, Vec::new());
     let bridge = I440fx::new("pci.0", &parts, pirqs.inputs(), msi, reset).map_err(fail)?;
@@ -210,10 +245,10 @@ fn add_pci(
         smm::add(b, bridge.smm_overlay());
     }
     b.add_device("/machine/pci.0/ports", bridge.ports().clone())?;
-    b.add_device("/machine/pci.0", bridge)?;
+    b.add_device("/machine/pci.0", bridge.clone())?;
     b.add_device("/machine/isa-bridge", Piix3::new(&bus, &pirqs).map_err(fail)?)?;
     b.add_device("/machine/pm-function", Piix4Pm::new(&bus, pm, smm).map_err(fail)?)?;
-    Ok(bus)
+    Ok((bus, Box::new(move || bridge.keep_map())))
 }
 
 fn add_hpet(
@@ -296,5 +331,6 @@ fn description(
         hpet: options.hpet.then(|| (hpet::BASE, hpet::block_id(HPET_TIMERS))),
         serials: [serial(0), serial(1)],
         i8042: options.i8042,
+        sleep: SLEEP,
     })
 }

@@ -263,6 +263,9 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// For traces: the root of the page tables as its register has it, and the privilege (RISC-V: 0, 1, 3; x86: CPL).
     fn address_space(cpu: &Cpu<Self>) -> (u64, u8);
 
+    /// The privilege that [`GuestFrontend::address_space`] gives for programs.
+    const PROGRAMS: u8 = 0;
+
     /// The mode as debuggers number it: see [`Caught::Mode`](mimus_core::accel::Caught).
     fn operating_mode(cpu: &Cpu<Self>) -> u32 {
         Self::address_space(cpu).1.into()

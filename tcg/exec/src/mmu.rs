@@ -26,6 +26,9 @@ pub struct Mmu {
     entries: Vec<Entry>,
     current: usize,
     clock: u64,
+    /// Times that contexts lost entries by the thousand, perhaps; and how many of them there were at the last sample.
+    losses: u64,
+    losses_at_sample: u64,
     /// What times are counted from.
     began: Instant,
 }
@@ -37,7 +40,7 @@ impl Mmu {
     /// The host has no address space left.
     pub fn new(key: u64) -> std::io::Result<Mmu> {
         let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
-        Ok(Mmu { entries, current: 0, clock: 0, began: Instant::now() })
+        Ok(Mmu { entries, current: 0, clock: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
     }
 
     /// Makes the context of `key` current; answers its base for the GS register.
@@ -54,6 +57,7 @@ impl Mmu {
         if let Some(i) = self.entries.iter().position(|e| e.key == key) {
             return i;
         }
+        self.losses += 1;
         if self.entries.len() < CONTEXTS
             && let Ok(context) = Context::new()
         {
@@ -64,6 +68,13 @@ impl Mmu {
         self.entries[oldest].context.flush();
         self.entries[oldest].key = key;
         oldest
+    }
+
+    /// Whether contexts have kept what they had, but for a few times, since this was asked last.
+    pub(crate) fn calm_since_sample(&mut self) -> bool {
+        const FEW: u64 = 4;
+        let before = std::mem::replace(&mut self.losses_at_sample, self.losses);
+        self.losses - before <= FEW
     }
 
     /// The current context's base.
@@ -120,6 +131,7 @@ impl Mmu {
 
     /// Empties every context.
     pub fn flush_all(&mut self) {
+        self.losses += 1;
         for e in &mut self.entries {
             e.context.flush();
         }
@@ -127,6 +139,7 @@ impl Mmu {
 
     /// Empties the contexts whose key `matches`.
     pub fn flush_where(&mut self, matches: impl Fn(u64) -> bool) {
+        self.losses += 1;
         for e in self.entries.iter_mut().filter(|e| matches(e.key)) {
             e.context.flush();
         }
@@ -134,6 +147,7 @@ impl Mmu {
 
     /// Drops the entries filled as local from the contexts whose key `matches`.
     pub fn drop_local_where(&mut self, matches: impl Fn(u64) -> bool) {
+        self.losses += 1;
         for e in self.entries.iter_mut().filter(|e| matches(e.key)) {
             e.context.drop_local();
         }
@@ -167,4 +181,34 @@ fn physical(view: &FlatView, host: u64) -> Option<GuestPhys> {
         let from_begin = host.wrapping_sub(block.host_ptr(offset) as u64);
         (from_begin < r.len).then(|| GuestPhys(r.base.0 + from_begin))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_that_are_emptied_now_and_then_are_calm() {
+        let mut mmu = Mmu::new(0).unwrap();
+        assert!(mmu.calm_since_sample());
+        for _ in 0..2 {
+            mmu.drop_local_where(|_| true);
+            mmu.drop_page_where(0x1000, |_| true);
+            mmu.switch(1);
+            mmu.switch(0);
+        }
+        assert!(mmu.calm_since_sample());
+        for key in 0..10 {
+            mmu.switch(100 + key);
+        }
+        assert!(!mmu.calm_since_sample());
+        for key in 0..10 {
+            mmu.switch(100 + key);
+        }
+        assert!(mmu.calm_since_sample(), "they were there");
+        for _ in 0..10 {
+            mmu.drop_local_where(|_| true);
+        }
+        assert!(!mmu.calm_since_sample());
+    }
 }

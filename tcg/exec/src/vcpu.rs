@@ -255,10 +255,15 @@ impl<F: GuestFrontend> Cpu<F> {
     /// After generated code was left: if what made it leave came from outside, as timers do, where the vCPU is says
     /// something about where it spends its time. Not if it counts: when something comes is the host's affair, and what is
     /// made of the code, which a trace shows, has to be the same when the run is repeated.
+    ///
+    /// Kernels run in every address space: range entries of theirs would be filled in each. So would those of programs that
+    /// live shortly.
     fn sample(&mut self) {
         if !self.counting.on
             && self.head.exit_code == ExitCode::Kicked as u32
             && self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF) == KICK_EVENT
+            && self.mmu.calm_since_sample()
+            && F::address_space(self).1 == F::PROGRAMS
             && let Some(table) = self.mmu.context().code_table(self.head.pc)
         {
             self.machine.store.sampled(table);

@@ -72,6 +72,14 @@ fn boot_order_of_devices() {
     assert_eq!(order("q35", &[], &["if=virtio"]), None);
     let two = ["if=virtio", "if=virtio,bootindex=1"];
     assert_eq!(order("microvm", &[], &two).as_deref(), Some("/virtio-mmio@00000000feb00c00/disk@0,0\0"));
+    let sata = ["if=ide,bootindex=2", "if=ide,index=4,media=cdrom,bootindex=0", "if=none,id=a"];
+    let expected = [
+        "/pci@i0cf8/pci8086,2922@1f,2/drive@4/disk@0",
+        "/pci@i0cf8/pci8086,2922@1f,2/drive@5/disk@0",
+        "/pci@i0cf8/pci8086,2922@1f,2/drive@0/disk@0\0",
+    ];
+    let made = order("q35", &["ide-hd,drive=a,bus=ide.5,bootindex=1"], &sata);
+    assert_eq!(made, Some(expected.join("\n")));
     let refused = |board: &str, device: &str| build(board, &[device], &disks[..1]).err().unwrap().to_string();
     for (device, says) in [
         ("virtio-rng-pci,bootindex=1", "disks and network cards"),

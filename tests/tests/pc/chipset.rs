@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mimus_core::accel::VcpuIndex;
 use mimus_core::arch::StateGroups;
 use mimus_machines::config::Bios;
-use mimus_machines::machine::{Request, RunEnd};
+use mimus_machines::machine::{Request, RunEnd, RunState};
 
 use crate::harness::{Pc, Setup, acpi_tables, bzimage, number};
 
@@ -18,6 +18,11 @@ fn start(board: &str) -> Pc {
 fn config(pc: &Pc, function: u32, register: u32) -> u32 {
     pc.output(0xcf8, 4, (0x8000_0000 | function << 8 | register).into());
     pc.input(0xcfc, 4) as u32
+}
+
+fn set_config(pc: &Pc, function: u32, register: u32, value: u32) {
+    pc.output(0xcf8, 4, (0x8000_0000 | function << 8 | register).into());
+    pc.output(0xcfc, 4, value.into());
 }
 
 const SLOT5: u32 = 5 << 3;
@@ -91,6 +96,99 @@ fn power_management() {
         // SLP_EN with SLP_TYP 0, which `_S5` names.
         pc.output(0x604, 2, 1 << 13 | 1);
         assert_eq!(pc.settle(), Some(RunEnd::PowerOff), "{board}");
+    }
+}
+
+/// Without firmware: SLP_TYP of `_S3` stops the processors; a button wakes them at the FACS' waking vector, with memory kept,
+/// devices reset and the chipset set up again. `_S4` turns off.
+#[test]
+fn sleep_and_waking() {
+    const MEMORY: u64 = 0x8_0000;
+    for board in BOARDS {
+        let mut pc = start(board);
+        pc.machine.resume();
+        let tables = acpi_tables(&pc);
+        let fadt = &tables.iter().find(|t| t.0 == "FACP").unwrap().1;
+        let facs = number(fadt, 36, 4);
+        assert_eq!(pc.bytes(facs, 4), b"FACS", "{board}");
+        for (vector, awake) in [(0x9_1234u64, true), (0, false), (0x10_0000, false)] {
+            pc.store(MEMORY, 8, 0x1122_3344_5566_7788);
+            pc.store(0x10_0200, 1, 0x90);
+            pc.store(facs + 12, 4, vector);
+            pc.outb(0x21, 0x12);
+            // What woke it the last time would do so again.
+            pc.output(0x600, 2, 0xffff);
+            pc.output(0x604, 2, 1 << 13 | 1 << 10 | 1);
+            assert_eq!(pc.settle(), None);
+            assert_eq!(pc.machine.state(), RunState::Suspended, "{board}");
+            // The host stops the machine, and lets it go on.
+            pc.machine.pause();
+            assert_eq!(pc.machine.state(), RunState::Paused, "{board}");
+            pc.machine.resume();
+            assert_eq!(pc.machine.state(), RunState::Suspended, "{board}");
+            pc.machine.control().request(Request::PowerButton);
+            assert_eq!((pc.settle(), pc.settle()), (None, None));
+            assert_eq!(pc.machine.state(), RunState::Running, "{board}");
+            assert_eq!(pc.load(MEMORY, 8), 0x1122_3344_5566_7788, "{board}");
+            assert_eq!(pc.inb(0x21), 0xff, "{board}: the PIC as firmware leaves it");
+            assert_eq!(pc.input(0x604, 2) & 1, 1, "{board}: ACPI is on");
+            assert_eq!(config(&pc, SLOT5, 4) & 2, 2, "{board}: memory is decoded");
+            let state = pc.machine.vcpu_state(VcpuIndex(0), StateGroups::All).unwrap();
+            let s = state.as_x86().unwrap();
+            if awake {
+                assert_eq!((s.cs.selector, s.cs.base, s.rip, s.cr0 & 1), (0x9123, 0x9_1230, 4, 0), "{board}");
+                assert_eq!(pc.load(0x10_0200, 1), 0x90, "{board}: the kernel is not loaded again");
+                assert_eq!(pc.input(0x600, 2), 1 << 15 | 1 << 8, "{board}: what woke it");
+            } else {
+                // There is nowhere to go on: it starts anew.
+                assert_eq!(pc.load(0x10_0200, 1), 0xf4, "{board}");
+            }
+        }
+        pc.output(0x604, 2, 1 << 13 | 2 << 10 | 1);
+        assert_eq!(pc.settle(), Some(RunEnd::PowerOff), "{board}: _S4");
+    }
+}
+
+/// With firmware: it starts at the reset vector, finds in CMOS RAM why, and finds itself in the RAM that shadows the ROM.
+#[test]
+fn waking_through_firmware() {
+    for board in BOARDS {
+        let mut setup = Setup::new(board);
+        let mut rom = vec![0xf4; 64 << 10];
+        rom[0xfff0..0xfff3].copy_from_slice(&[0xf4, 0xeb, 0xfd]);
+        setup.config.boot.bios = Bios::File(setup.file("rom.bin", &rom));
+        let mut pc = setup.start();
+        assert_eq!(pc.fw_cfg_file("etc/system-states"), Some(vec![0x80, 0, 0, 0x81, 0x82, 0x80]), "{board}");
+        pc.machine.resume();
+        // The block's place, and the BIOS area in RAM, as firmware sets them.
+        let (host, power) = if board == "q35" { (0x90, 31 << 3) } else { (0x58, 1 << 3 | 3) };
+        set_config(&pc, power, 0x40, 0x601);
+        set_config(&pc, power, if board == "q35" { 0x44 } else { 0x80 }, if board == "q35" { 0x80 } else { 1 });
+        let pam = if board == "q35" { 0x30 } else { 0x3000 };
+        set_config(&pc, 0, host, pam);
+        pc.store(0xf_0000, 4, 0xfeed_f00d);
+        pc.output(0x604, 2, 1 << 13 | 1 << 10);
+        assert_eq!(pc.settle(), None);
+        assert_eq!(pc.machine.state(), RunState::Suspended, "{board}");
+        pc.machine.control().request(Request::Wake);
+        assert_eq!(pc.settle(), None);
+        assert_eq!(pc.machine.state(), RunState::Running, "{board}");
+        pc.outb(0x70, 0x0f);
+        assert_eq!(pc.inb(0x71), 0xfe, "{board}");
+        assert_eq!(pc.load(0xf_0000, 4), 0xfeed_f00d, "{board}");
+        let state = pc.machine.vcpu_state(VcpuIndex(0), StateGroups::All).unwrap();
+        assert_eq!(state.as_x86().unwrap().cs.base, 0xffff_0000, "{board}");
+        // Any other reset shows the ROM, and nothing to resume.
+        pc.outb(0x71, 0);
+        pc.outb(0xcf9, 2);
+        pc.outb(0xcf9, 6);
+        assert_eq!(pc.settle(), None);
+        assert_eq!(pc.load(0xf_0000, 4), 0xf4f4_f4f4, "{board}");
+        pc.outb(0x70, 0x0f);
+        assert_eq!(pc.inb(0x71), 0, "{board}");
+        // Nobody sleeps: nothing happens.
+        pc.machine.control().request(Request::Wake);
+        assert_eq!((pc.settle(), pc.machine.state()), (None, RunState::Running), "{board}");
     }
 }
 

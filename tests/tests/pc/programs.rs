@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 use mimus_accel_kvm::KvmAccelerator;
 use mimus_core::arch::GuestArch;
 use mimus_machines::config::{Bios, Drive, DriveInterface};
@@ -80,10 +82,12 @@ programs! {
     seabios_comes_to_its_boot_line,
     a_boot_sector_from_a_disk,
     the_first_of_the_boot_order,
+    the_first_of_the_boot_order_on_sata,
     interrupt_controllers_in_every_mode,
     a_kernel_through_the_bios,
     firmware_goes_on_in_another_machine,
     a_kernel_without_firmware,
+    a_pvh_kernel,
     a_guest_resets_itself,
     processors_start_each_other,
 }
@@ -160,6 +164,22 @@ fn the_first_of_the_boot_order(engine: Engine) {
             setup.config.drives.push(Drive::parse(&text).unwrap());
         }
         let Some(mut pc) = on(engine, "the_first_of_the_boot_order", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
+        assert!(pc.output_text().contains(&format!("from disk {first}\r\n")), "{}", pc.output_text());
+    }
+}
+
+/// The same of disks on the SATA controller, beside a virtio one that is last.
+fn the_first_of_the_boot_order_on_sata(engine: Engine) {
+    for first in [0u32, 1] {
+        let mut setup = Setup::new("q35").device("isa-debug-exit");
+        for disk in [0, 1, 2] {
+            let file = setup.file(&format!("{disk}.img"), &boot_sector(&format!("from disk {disk}\r\n")));
+            let (index, interface) = if disk == 2 { (2, "virtio") } else { (disk ^ first, "ide") };
+            let text = format!("file={},format=raw,if={interface},bootindex={index}", file.display());
+            setup.config.drives.push(Drive::parse(&text).unwrap());
+        }
+        let Some(mut pc) = on(engine, "the_first_of_the_boot_order_on_sata", setup) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{}", pc.output_text());
         assert!(pc.output_text().contains(&format!("from disk {first}\r\n")), "{}", pc.output_text());
     }
@@ -251,6 +271,71 @@ fn a_kernel_without_firmware(engine: Engine) {
         let Some(mut pc) = on(engine, "a_kernel_without_firmware", Setup::new(board).kernel(&kernel)) else { return };
         assert_eq!(pc.machine.wait(), RunEnd::PowerOff, "{board}: {}", pc.output_text());
         assert_eq!(pc.output_text(), "OK", "{board}");
+    }
+}
+
+/// An ELF with Xen's note that names a 32-bit entry point (PVH): it finds what the start info says - command line, module
+/// and ACPI's root pointer - and exits with 0x15.
+fn a_pvh_kernel(engine: Engine) {
+    const AT: u64 = 0x10_0000;
+    /// XEN_ELFNOTE_PHYS32_ENTRY.
+    const NOTE: u32 = 18;
+    let code = || -> Result<Vec<u8>, IcedError> {
+        let mut a = CodeAssembler::new(32)?;
+        let mut bad = a.create_label();
+        let mut end = a.create_label();
+        a.cmp(dword_ptr(ebx), 0x336e_c578)?;
+        a.jne(bad)?;
+        a.cmp(dword_ptr(ebx + 12), 1)?;
+        a.jne(bad)?;
+        a.mov(eax, dword_ptr(ebx + 24))?;
+        a.cmp(byte_ptr(eax), i32::from(b'p'))?;
+        a.jne(bad)?;
+        a.mov(eax, dword_ptr(ebx + 16))?;
+        a.mov(eax, dword_ptr(eax))?;
+        a.cmp(byte_ptr(eax), i32::from(b'i'))?;
+        a.jne(bad)?;
+        a.mov(eax, dword_ptr(ebx + 32))?;
+        a.cmp(dword_ptr(eax), i32::from_le_bytes(*b"RSD "))?;
+        a.jne(bad)?;
+        a.mov(al, 0x15)?;
+        a.jmp(end)?;
+        a.set_label(&mut bad)?;
+        a.mov(al, 1)?;
+        a.set_label(&mut end)?;
+        a.out(0xf4, al)?;
+        a.hlt()?;
+        a.assemble(AT)
+    };
+    let code = code().unwrap();
+    let notes: Vec<u8> =
+        [&4u32.to_le_bytes()[..], &4u32.to_le_bytes(), &NOTE.to_le_bytes(), b"Xen\0", &(AT as u32).to_le_bytes()]
+            .concat();
+    // Header, two program headers, notes, code.
+    let (notes_at, code_at) = (176u64, 256u64);
+    let mut elf = vec![0; code_at as usize];
+    let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[2, 0, 62, 0, 1]);
+    put(24, &AT.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0, 2, 0]);
+    for (n, kind, offset, address, len) in
+        [(0, 1u32, code_at, AT, code.len() as u64), (1, 4, notes_at, 0, notes.len() as u64)]
+    {
+        let header: Vec<u8> = [kind, 5].iter().flat_map(|w| w.to_le_bytes()).collect();
+        put(64 + 56 * n, &header);
+        let words: Vec<u8> = [offset, address, address, len, len, 4].iter().flat_map(|w| w.to_le_bytes()).collect();
+        put(72 + 56 * n, &words);
+    }
+    put(notes_at as usize, &notes);
+    elf.extend(code);
+    for board in ["microvm", "pc", "q35"] {
+        let mut setup = Setup::new(board).kernel(&elf).device("isa-debug-exit");
+        setup.config.boot.append = Some("pvh".into());
+        setup.config.boot.initrd = Some(setup.file("initrd", b"initrd"));
+        let Some(mut pc) = on(engine, "a_pvh_kernel", setup) else { return };
+        assert_eq!(pc.machine.wait(), RunEnd::Exit(0x15 << 1 | 1), "{board}");
     }
 }
 

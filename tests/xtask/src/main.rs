@@ -38,7 +38,9 @@ usage: cargo xtask <task>
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let wants_help = words.iter().skip(1).any(|w| matches!(*w, "--help" | "-h"));
     let result = match words.as_slice() {
+        [task, rest @ ..] if wants_help => help(task, rest),
         ["check-deps"] => deps::check(),
         ["lint"] => lint::run(),
         ["guests"] => guests::fetch(),
@@ -60,6 +62,37 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What there is of one task: its lines of [`USAGE`], with those that belong to them.
+fn help(task: &str, rest: &[&str]) -> anyhow::Result<()> {
+    if task == "fuzz" {
+        return fuzz::run(&["x86", "--help"]);
+    }
+    let which = rest.iter().copied().find(|w| matches!(*w, "kvm" | "debug"));
+    let text = usage_of(task, which);
+    if text.is_empty() {
+        bail!("there is no task '{task}'; see cargo xtask help");
+    }
+    print!("usage: cargo xtask <task>\n\n{text}");
+    Ok(())
+}
+
+/// The lines of `task`, or of the variant of it that `which` names.
+fn usage_of(task: &str, which: Option<&str>) -> String {
+    let (mut text, mut inside) = (String::new(), false);
+    for line in USAGE.lines().skip(2) {
+        // A task's options are further in.
+        if !line.starts_with("   ") {
+            let mut words = line.split_whitespace();
+            inside = words.next() == Some(task) && which.is_none_or(|w| words.next() == Some(w));
+        }
+        if inside {
+            text += line;
+            text.push('\n');
+        }
+    }
+    text
 }
 
 fn ci() -> anyhow::Result<()> {
@@ -96,4 +129,25 @@ pub fn metadata() -> anyhow::Result<serde_json::Value> {
         bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_of_each_task() {
+        for (task, which, says, lines) in [
+            ("lint", None, "file lengths", 1),
+            ("bench", Some("kvm"), "under KVM", 1),
+            ("bench", Some("debug"), "--only mimus", 2),
+            ("fuzz", None, "random sequences", 1),
+        ] {
+            let text = usage_of(task, which);
+            assert!(text.contains(says) && text.lines().count() == lines, "{task}: {text}");
+        }
+        let bench = usage_of("bench", None);
+        assert!(bench.contains("--parallel") && bench.contains("bench kvm") && !bench.contains("lint"), "{bench}");
+        assert_eq!(usage_of("nothing", None), "");
+    }
 }

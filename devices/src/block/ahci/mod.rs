@@ -156,6 +156,12 @@ impl Ahci {
         Ok(())
     }
 
+    /// The ports that have drives.
+    pub fn ports_in_use(&self) -> Vec<usize> {
+        let inner = lock(&self.inner);
+        (0..PORTS).filter(|n| inner.ports[*n].drive.is_some()).collect()
+    }
+
     fn read(&self, offset: u64) -> u32 {
         let inner = lock(&self.inner);
         match offset {

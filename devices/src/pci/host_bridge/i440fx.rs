@@ -21,6 +21,7 @@ use mimus_core::device::{Lifecycle, ResetPhase, lock};
 use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::MemoryRegion;
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const SCHEMA: Schema = Schema::new("i440fx-host", 1);
@@ -50,6 +51,8 @@ pub struct I440fx {
     /// Device-level lock.
     config: Mutex<ConfigSpace>,
     regions: PcRegions,
+    /// See [`Self::keep_map`].
+    keep_map: AtomicBool,
 }
 
 impl I440fx {
@@ -70,7 +73,7 @@ impl I440fx {
         let regions = PcRegions::new(name, memory, &bus);
         let ports = ConfigPorts::new(&bus, reset);
         map_ports(name, memory, &ports);
-        let this = Arc::new(Self { slot, bus, ports, config, regions });
+        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_map: AtomicBool::new(false) });
         this.slot.plug(this.clone());
         Ok(this)
     }
@@ -83,6 +86,12 @@ impl I440fx {
     /// Configuration ports and reset control: a device to be reset and saved.
     pub fn ports(&self) -> &Arc<ConfigPorts> {
         &self.ports
+    }
+
+    /// The next reset leaves the segments below 1 MiB as they are: a system wakes through its
+    /// firmware, which is in RAM there with its variables.
+    pub fn keep_map(&self) {
+        self.keep_map.store(true, Ordering::Relaxed);
     }
 
     /// What CPUs in SMM see on top of memory.
@@ -135,7 +144,12 @@ impl Lifecycle for I440fx {
     fn reset(&self, phase: ResetPhase) {
         let mut config = lock(&self.config);
         match phase {
-            ResetPhase::Enter => config.reset(),
+            ResetPhase::Enter => {
+                let kept = self.keep_map.swap(false, Ordering::Relaxed);
+                let pam = if kept { config.bytes(PAM0, PAM_REGISTERS).to_vec() } else { Vec::new() };
+                config.reset();
+                (PAM0..).zip(pam).for_each(|(at, byte)| config.set_register(at, byte));
+            }
             ResetPhase::Hold => self.apply(&config),
             ResetPhase::Exit => {}
         }

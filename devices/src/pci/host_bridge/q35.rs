@@ -23,6 +23,7 @@ use mimus_core::device::{Lifecycle, ResetPhase, lock};
 use mimus_core::irq::{IrqLine, MsiTarget};
 use mimus_core::memory::{MemoryRegion, RegionHandle};
 use mimus_core::snapshot::{Payload, Schema, Snapshot, SnapshotError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const SCHEMA: Schema = Schema::new("q35-host", 1);
@@ -49,6 +50,9 @@ const PCIEXBAR_ENABLE: u64 = 1;
 const ECAM_LEN: [u64; 3] = [256 * ECAM_BUS_LEN, 128 * ECAM_BUS_LEN, 64 * ECAM_BUS_LEN];
 /// Where firmware puts it: what a board without firmware says in its tables.
 pub const ECAM_BASE: u64 = 0xb000_0000;
+/// What PCIEXBAR is when a system wakes, if it was off: SeaBIOS sets configuration space up again through its own window,
+/// whose first write there turns it off, and counts on it at the next waking.
+const ECAM_AWAKE: u64 = ECAM_BASE | PCIEXBAR_ENABLE;
 
 const ESMRAMC_TSEG_SIZE: u8 = 3 << 1;
 /// Enables above 1 MiB and cacheability of the copies at 0xfeda0000, which are not there.
@@ -76,6 +80,8 @@ pub struct Q35 {
     /// Device-level lock.
     config: Mutex<ConfigSpace>,
     regions: PcRegions,
+    /// See [`Self::keep_map`].
+    keep_map: AtomicBool,
     ecam: [RegionHandle; 3],
 }
 
@@ -104,7 +110,7 @@ impl Q35 {
         });
         let ports = ConfigPorts::new(&bus, reset);
         map_ports(name, memory, &ports);
-        let this = Arc::new(Self { slot, bus, ports, config, regions, ecam });
+        let this = Arc::new(Self { slot, bus, ports, config, regions, keep_map: AtomicBool::new(false), ecam });
         this.slot.plug(this.clone());
         Ok(this)
     }
@@ -117,6 +123,12 @@ impl Q35 {
     /// Configuration ports and reset control: a device to be reset and saved.
     pub fn ports(&self) -> &Arc<ConfigPorts> {
         &self.ports
+    }
+
+    /// The next reset leaves the segments below 1 MiB and PCIEXBAR as they are: a system wakes through its
+    /// firmware, which is in RAM there with its variables, and finds configuration space where it has put it.
+    pub fn keep_map(&self) {
+        self.keep_map.store(true, Ordering::Relaxed);
     }
 
     /// What CPUs in SMM see on top of memory.
@@ -200,7 +212,17 @@ impl Lifecycle for Q35 {
     fn reset(&self, phase: ResetPhase) {
         let mut config = lock(&self.config);
         match phase {
-            ResetPhase::Enter => config.reset(),
+            ResetPhase::Enter => {
+                let kept = self.keep_map.swap(false, Ordering::Relaxed);
+                let pam = config.bytes(PAM0, PAM_REGISTERS).to_vec();
+                let ecam: [u8; 8] = config.bytes(PCIEXBAR, 8).try_into().unwrap_or_default();
+                config.reset();
+                if kept {
+                    (PAM0..).zip(pam).for_each(|(at, byte)| config.set_register(at, byte));
+                    let ecam = if ecam[0] & PCIEXBAR_ENABLE as u8 != 0 { ecam } else { ECAM_AWAKE.to_le_bytes() };
+                    (PCIEXBAR..).zip(ecam).for_each(|(at, byte)| config.set_register(at, byte));
+                }
+            }
             ResetPhase::Hold => self.apply(&config),
             ResetPhase::Exit => {}
         }

@@ -331,3 +331,33 @@ impl Pc {
         mimus_core::snapshot::Payload::encode(schema, &State { address, reset_control }).unwrap()
     }
 }
+
+/// A system that wakes finds firmware in RAM, and configuration space open; everything else is as after any reset, and the
+/// next reset keeps nothing.
+#[test]
+fn what_is_kept_for_a_waking_system() {
+    let pc = Pc::new();
+    let bridge = pc.q35();
+    let set = |at: u8, value: u64| {
+        value.to_le_bytes().into_iter().enumerate().for_each(|(n, byte)| pc.set_config(0, at + n as u8, byte));
+    };
+    let get = |at: u8| u64::from_le_bytes(std::array::from_fn(|n| pc.config(0, at + n as u8)));
+    for (pciexbar, kept) in [(0xd000_0001, 0xd000_0001), (0, q35::ECAM_BASE | 1)] {
+        set(0x60, pciexbar);
+        pc.set_config(0, 0x90, 0x30);
+        pc.set_config(0, 0x9d, 0x4a);
+        bridge.keep_map();
+        reset(&*bridge);
+        assert_eq!((get(0x60), pc.config(0, 0x90), pc.config(0, 0x9d)), (kept, 0x30, 2));
+        reset(&*bridge);
+        assert_eq!((get(0x60) & 1, pc.config(0, 0x90)), (0, 0));
+    }
+    let pc = Pc::new();
+    let bridge = pc.i440fx();
+    pc.set_config(0, 0x59, 0x30);
+    bridge.keep_map();
+    reset(&*bridge);
+    assert_eq!(pc.config(0, 0x59), 0x30);
+    reset(&*bridge);
+    assert_eq!(pc.config(0, 0x59), 0);
+}

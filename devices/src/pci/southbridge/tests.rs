@@ -38,7 +38,7 @@ impl Pc {
         map.change(|t| {
             t.map(pio.root(), 0, bus.io());
         });
-        let lines = PmLines { sci: IrqLine::disconnected(), smi: None, power_off: Box::new(|| {}) };
+        let lines = PmLines { sci: IrqLine::disconnected(), smi: None, power_off: Box::new(|| {}), suspend: None };
         let pm = AcpiPm::new(layout, lines, bench.timer());
         Pc { bench, levels, system, pio, bus, pirqs, pirq_lines, pm }
     }

@@ -9,7 +9,7 @@ use mimus_machines::guests::firmware::{GRUB_EFI, GRUB_PC, MEMTEST, OVMF};
 use mimus_machines::guests::x86::SEABIOS;
 
 use crate::boot::partitioned_disk;
-use crate::harness::{Commands, Dir, Mimus, guest, i386_commands, skipped, x86_64_commands};
+use crate::harness::{Commands, Dir, Mimus, generic_commands, guest, i386_commands, skipped, x86_64_commands};
 
 const APPEND: &str = "console=ttyS0 quiet panic=-1";
 /// A machine whose network, a boot device too, firmware does not wait for.
@@ -127,11 +127,12 @@ fn seabios_and_grub_from_a_virtio_disk_on_pc() {
     power_off(&mut guest);
 }
 
-fn seabios_boots(test: &str, commands: Option<Commands>, board: &str, machine: &str) {
+fn seabios_boots(test: &str, commands: Option<Commands>, board: &str, smp: &str, machine: &str) {
     let (Some(c), Some(bios)) = (commands, guest(test, &SEABIOS)) else { return };
     let bios = text(&bios.join("bios-256k.bin"));
-    let mut guest = c.boot(&["-accel", "tcg", "-nic", "none", "-M", board, "-no-reboot", "-bios", &bios]);
+    let mut guest = c.boot(&["-accel", "tcg", "-nic", "none", "-M", board, "-smp", smp, "-no-reboot", "-bios", &bios]);
     assert!(guest.transcript().contains("SeaBIOS"));
+    assert_eq!(guest.run("grep -c ^processor /proc/cpuinfo"), smp);
     assert_eq!(guest.run("uname -m"), machine);
     power_off(&mut guest);
 }
@@ -139,13 +140,25 @@ fn seabios_boots(test: &str, commands: Option<Commands>, board: &str, machine: &
 #[test]
 fn seabios_boots_the_amd64_kernel() {
     let test = "seabios_boots_the_amd64_kernel";
-    seabios_boots(test, x86_64_commands(test), "pc", "x86_64");
+    seabios_boots(test, x86_64_commands(test), "pc", "1", "x86_64");
 }
 
 #[test]
 fn seabios_boots_the_686_kernel() {
     let test = "seabios_boots_the_686_kernel";
-    seabios_boots(test, i386_commands(test), "q35", "i686");
+    seabios_boots(test, i386_commands(test), "q35", "1", "i686");
+}
+
+#[test]
+fn seabios_boots_the_generic_kernel_with_four_vcpus() {
+    let test = "seabios_boots_the_generic_kernel_with_four_vcpus";
+    seabios_boots(test, generic_commands(test), "q35", "4", "x86_64");
+}
+
+#[test]
+fn seabios_boots_the_686_kernel_with_four_vcpus() {
+    let test = "seabios_boots_the_686_kernel_with_four_vcpus";
+    seabios_boots(test, i386_commands(test), "pc", "4", "i686");
 }
 
 /// Both banks, and a copy of the variables.

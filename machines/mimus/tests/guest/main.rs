@@ -15,6 +15,7 @@ mod network;
 mod repeat;
 mod sata;
 mod selftests;
+mod sleep;
 mod terminal;
 mod tutorial;
 mod views;

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::process::Command;
+use std::ops::{Deref, DerefMut};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -16,6 +17,29 @@ struct Terminal {
     /// Keeps the terminal, and its settings, when the program is gone.
     slave: File,
     seen: Vec<u8>,
+}
+
+/// A program that is ended whatever happens.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
 }
 
 impl Terminal {
@@ -34,10 +58,10 @@ impl Terminal {
         tcgetattr(&self.slave).unwrap()
     }
 
-    fn spawn(&self, args: &[&str]) -> std::process::Child {
+    fn spawn(&self, args: &[&str]) -> Running {
         let end = || self.slave.try_clone().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_mimus"));
-        command.args(args).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap()
+        Running(command.args(args).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap())
     }
 
     /// Waits for a text; gives what there is up to and behind it.
@@ -141,10 +165,14 @@ fn the_monitor_has_editing_history_and_completion() {
     terminal.keys("print $pc\r", "0x8000000c ");
     // It goes on soon.
     terminal.keys("continue\r", "(mimus) ");
-    while {
+    let deadline = Instant::now() + LIMIT;
+    loop {
         terminal.send("info status\r");
-        !terminal.wait_for("\r\n(mimus) ").contains("running")
-    } {}
+        if terminal.wait_for("\r\n(mimus) ").contains("running") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it does not go on");
+    }
     terminal.send("\x01x");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -32,7 +32,9 @@ pub fn build(config: &Config) -> Table {
             devices.push(processors);
             table.bytes(&pci::interrupt_model().0);
             table.bytes(&aml::scope("\\_SB_", &devices).0);
-            table.bytes(&sleep_state("\\_S5_", 0).0);
+            for (path, slp_typ) in [("\\_S3_", p.sleep.ram), ("\\_S4_", p.sleep.disk), ("\\_S5_", p.sleep.off)] {
+                table.bytes(&sleep_state(path, slp_typ).0);
+            }
         }
     }
     table

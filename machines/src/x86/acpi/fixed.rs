@@ -111,6 +111,9 @@ fn finish(mut t: Table, sleep_control: Gas, sleep_status: Gas) -> Table {
     t
 }
 
+/// Where in the FACS a system that goes to sleep writes the address at which it wants to wake.
+pub const FACS_WAKING_VECTOR: u64 = 12;
+
 /// The FACS.
 pub fn facs() -> [u8; 64] {
     let mut facs = [0; 64];

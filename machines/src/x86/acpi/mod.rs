@@ -85,6 +85,25 @@ pub enum Chipset {
     Q35,
 }
 
+/// SLP_TYP of S3, S4 and S5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SleepStates {
+    /// With memory kept.
+    pub ram: u8,
+    /// Saved to disk by the system itself.
+    pub disk: u8,
+    /// Soft-off.
+    pub off: u8,
+}
+
+impl SleepStates {
+    /// What firmware is told in `etc/system-states`: a byte for each of S0 to S5, bit 7 if it is there.
+    pub fn packed(self) -> [u8; 6] {
+        const THERE: u8 = 0x80;
+        [THERE, 0, 0, THERE | self.ram, THERE | self.disk, THERE | self.off]
+    }
+}
+
 /// A `pc` or `q35` board.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pc {
@@ -114,6 +133,8 @@ pub struct Pc {
     pub serials: [bool; 2],
     /// There is an 8042.
     pub i8042: bool,
+    /// SLP_TYP of the sleep states there are, by number.
+    pub sleep: SleepStates,
 }
 
 /// Builds the tables.
@@ -127,6 +148,7 @@ pub fn build(config: &Config) -> TableSet {
     let fadt = set.add(fixed::fadt(config));
     if let Some(facs) = facs {
         set.link(fadt + fixed::fadt::FIRMWARE_CTRL, 4, facs);
+        set.set_facs(facs);
     }
     set.link(fadt + fixed::fadt::DSDT, 4, dsdt);
     set.link(fadt + fixed::fadt::X_DSDT, 8, dsdt);

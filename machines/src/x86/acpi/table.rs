@@ -155,6 +155,7 @@ pub struct TableSet {
     /// Offsets of the tables the root tables list.
     listed: Vec<usize>,
     roots: Option<(usize, usize)>,
+    facs: Option<usize>,
 }
 
 impl TableSet {
@@ -234,6 +235,16 @@ impl TableSet {
     /// Its checksums.
     pub fn sums(&self) -> &[Sum] {
         &self.sums
+    }
+
+    /// Says where the FACS is.
+    pub fn set_facs(&mut self, offset: usize) {
+        self.facs = Some(offset);
+    }
+
+    /// Offset of the FACS, if there is one.
+    pub fn facs(&self) -> Option<usize> {
+        self.facs
     }
 
     /// Offsets of RSDT and XSDT.

@@ -20,6 +20,7 @@ pub(crate) fn q35() -> Config {
             hpet: Some((0xfed0_0000, 0x8086_a201)),
             serials: [true, true],
             i8042: true,
+            sleep: SleepStates { ram: 1, disk: 2, off: 0 },
         }),
     }
 }

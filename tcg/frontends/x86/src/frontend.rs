@@ -501,6 +501,8 @@ impl GuestFrontend for X86 {
         cpu.guest.st.context_key()
     }
 
+    const PROGRAMS: u8 = 3;
+
     fn address_space(cpu: &Cpu<Self>) -> (u64, u8) {
         (cpu.guest.st.cr3, cpu.guest.st.cpl)
     }
