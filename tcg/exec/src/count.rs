@@ -95,6 +95,14 @@ impl<F: GuestFrontend> Cpu<F> {
         true
     }
 
+    /// What it waited for has come.
+    pub(crate) fn goes_on(&mut self) {
+        self.halted = false;
+        if self.counting.on {
+            self.io(|io| io.clock().counted().map(|clock| clock.runs()));
+        }
+    }
+
     /// Before the machine is called: its clock is this vCPU's count.
     pub(crate) fn sync_clock(&self, io: &dyn mimus_core::accel::CpuIo) {
         if let Some(clock) = io.clock().counted() {

@@ -195,7 +195,7 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
                 }
                 return VcpuExit::Halted;
             }
-            cpu.halted = false;
+            cpu.goes_on();
         }
         if kick & KICK_LEAVE != 0 {
             return VcpuExit::Kicked;

@@ -10,7 +10,7 @@ struct node {
     word key;
 };
 
-__attribute__((section(".watched"), aligned(4096))) word watched[1024];
+__attribute__((section(".watched"), aligned(4096))) word watched[8192 / sizeof(word)];
 static struct node nodes[1024];
 static unsigned table[4096];
 
