@@ -207,7 +207,7 @@ fn frames(c: &mut Commands, dir: &Dir, args: &[&str], expected: &[&str], sleeps:
     } else {
         assert!(calls.contains("no types (BTF)"), "{calls}");
     }
-    ask(&mut guest, "quit");
+    guest.send("quit\n");
     guest.end_well();
 }
 
