@@ -47,10 +47,8 @@ pub struct InstructionClock {
     moved: AtomicBool,
     timers: Weak<TimerQueue>,
     fire: Box<dyn Fn() -> bool + Send + Sync>,
-    /// The vCPU waits, or is about to. Only then is it woken: one that runs finds out where its slice ends, since whoever has
-    /// it look up in the middle, at a time of the host's, leaves a mark in what a trace says of its code.
-    waits: AtomicBool,
-    /// Has the vCPU look up.
+    /// Ends the vCPU's wait. One that runs finds out where its slice ends: whoever has it look up in the middle, at a time of
+    /// the host's, leaves a mark in what a trace says of its code.
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// `auto`: when it was looked at last, in host time and guest time.
     auto: Option<std::sync::Mutex<(Instant, u64)>>,
@@ -76,7 +74,6 @@ impl InstructionClock {
             base: AtomicU64::new(start),
             since: AtomicU64::new(0),
             moved: AtomicBool::new(false),
-            waits: AtomicBool::new(false),
             timers: Arc::downgrade(timers),
             fire: Box::new(fire),
             wake: OnceLock::new(),
@@ -98,17 +95,14 @@ impl InstructionClock {
         self.now.store(ns, Ordering::Release);
     }
 
-    /// Says how to have the vCPU look up if it waits when a deadline has moved. Called on any thread.
+    /// Says how to end the vCPU's wait, or its next, when a deadline has moved. Called on any thread.
     pub fn set_wake(&self, wake: impl Fn() + Send + Sync + 'static) {
         let _ = self.wake.set(Box::new(wake));
     }
 
     pub(crate) fn deadline_moved(&self) {
         self.moved.store(true, Ordering::Release);
-        // The queue's lock is between: one that is about to wait and is not seen here sees the new deadline.
-        if self.waits.load(Ordering::SeqCst)
-            && let Some(wake) = self.wake.get()
-        {
+        if let Some(wake) = self.wake.get() {
             wake();
         }
     }
@@ -164,15 +158,9 @@ impl InstructionClock {
 
     /// How long the host's time is to pass before [`InstructionClock::skip`]; `None`: nothing will happen by itself.
     pub fn idle(&self, executed: u64) -> Option<Duration> {
-        self.waits.store(true, Ordering::SeqCst);
         self.sync(executed);
         let left = self.first_deadline()?.saturating_sub(self.now());
         Some(if self.sleep { Duration::from_nanos(left) } else { Duration::ZERO })
-    }
-
-    /// The vCPU does not wait any more.
-    pub fn runs(&self) {
-        self.waits.store(false, Ordering::SeqCst);
     }
 
     /// The vCPU waits for an interrupt: goes on to the first deadline and fires what is due then.
@@ -226,9 +214,6 @@ mod tests {
         let q = queue.clone();
         InstructionClock::attach(&clock, (Shift::Fixed(2), false), &queue, move || q.fire_counted());
         let count = clock.counted().unwrap();
-        let woken = Arc::new(AtomicU32::new(0));
-        let w = woken.clone();
-        count.set_wake(move || _ = w.fetch_add(1, Ordering::Relaxed));
         clock.start();
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(clock.now(), 0, "no instruction, no time");
@@ -250,12 +235,6 @@ mod tests {
         assert_eq!(clock.now(), 77);
         count.sync(103);
         assert_eq!(clock.now(), 81);
-        assert_eq!(woken.load(Ordering::Relaxed), 0, "it runs");
         assert_eq!(count.idle(103), None, "no deadline");
-        timer.arm(300);
-        assert_eq!(woken.load(Ordering::Relaxed), 1, "it waits");
-        count.runs();
-        timer.arm(200);
-        assert_eq!(woken.load(Ordering::Relaxed), 1);
     }
 }

@@ -187,7 +187,7 @@ impl MachineBuilder {
                 if current_vcpu().is_none()
                     && let Some(vcpu) = first.upgrade()
                 {
-                    vcpu.kick();
+                    vcpu.signal().wake();
                 }
             });
         }

@@ -82,25 +82,22 @@ impl<F: GuestFrontend> Cpu<F> {
             return false;
         }
         let executed = self.executed();
-        let Some(wait) = self.io(|io| io.clock().counted()?.idle(executed)).flatten() else { return false };
+        let look = |cpu: &Self| cpu.io(|io| io.clock().counted()?.idle(executed)).flatten();
+        let Some(wait) = look(self) else { return false };
         let end = (!wait.is_zero()).then(|| Instant::now() + wait);
         while let Some(left) = end.map(|end| end.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero()) {
             if self.head.kick.load(Ordering::SeqCst) != 0 {
                 return false;
+            }
+            // Something has come from outside.
+            if look(self).is_some_and(|now| now < wait) {
+                return true;
             }
             std::thread::sleep(left.min(Duration::from_millis(1)));
         }
         self.io(|io| io.clock().counted().map(|clock| clock.skip(executed)));
         self.new_budget();
         true
-    }
-
-    /// What it waited for has come.
-    pub(crate) fn goes_on(&mut self) {
-        self.halted = false;
-        if self.counting.on {
-            self.io(|io| io.clock().counted().map(|clock| clock.runs()));
-        }
     }
 
     /// Before the machine is called: its clock is this vCPU's count.

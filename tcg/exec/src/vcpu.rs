@@ -195,7 +195,7 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
                 }
                 return VcpuExit::Halted;
             }
-            cpu.goes_on();
+            cpu.halted = false;
         }
         if kick & KICK_LEAVE != 0 {
             return VcpuExit::Kicked;
