@@ -70,6 +70,13 @@ fn views(c: Option<Commands>, args: &[&str], caller: &str, types: bool) {
     guest.send("\u{1}c");
     guest.wait_for(PROMPT);
     ask(&mut guest, "stop");
+    // Until it idles: its shell may still have something to do.
+    let deadline = std::time::Instant::now() + crate::harness::LIMIT;
+    while !ask(&mut guest, "backtrace").contains(caller) && std::time::Instant::now() < deadline {
+        ask(&mut guest, "cont");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        ask(&mut guest, "stop");
+    }
     linux(&mut guest, &own, caller, types);
     machine(&mut guest, &own);
     // It goes on as if nothing had been.
