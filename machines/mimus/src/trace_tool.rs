@@ -90,8 +90,8 @@ pub fn main(words: Vec<OsString>) -> anyhow::Result<ExitCode> {
     };
     const COMMANDS: [&str; 5] = ["print", "count", "coverage", "flame", "last-write"];
     if !COMMANDS.contains(&command) {
-        let near = nearest(command, COMMANDS.into_iter()).map_or(String::new(), |n| format!("; did you mean {n}?"));
-        bail!("trace {command}: there is no such command{near} There are {}", COMMANDS.join(", "));
+        let near = nearest(command, COMMANDS.into_iter()).map_or(String::new(), |n| format!(" (did you mean {n}?)"));
+        bail!("trace {command}: there is no such command{near}; there are {}", COMMANDS.join(", "));
     }
     let file = words.next().ok_or_else(|| anyhow!("trace {command}: the file is missing"))?;
     let address = words.next().map(number).transpose().map_err(|e| anyhow!("trace {command}: {e}"))?;
