@@ -58,6 +58,11 @@ pub struct Base {
 impl Base {
     /// With `smp` vCPUs to come.
     pub fn new(engine: Engine, smp: u32) -> Base {
+        Base::with_cache(engine, smp, 16)
+    }
+
+    /// With `mib` MiB for translated code.
+    pub fn with_cache(engine: Engine, smp: u32, mib: u32) -> Base {
         let all_ram = GuestRam::new();
         let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).expect("RAM");
         let map = MemoryMap::new();
@@ -74,7 +79,8 @@ impl Base {
             Engine::Plain => ("jit", Some("off")),
         };
         let optimise = optimise.map(|o| ("opt", o));
-        let options = [("engine", name), ("tb-size", "16")]
+        let size = mib.to_string();
+        let options = [("engine", name), ("tb-size", &size)]
             .into_iter()
             .chain(optimise)
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -88,6 +94,17 @@ impl Base {
         };
         let vm = TcgAccelerator.create_vm(&config).expect("the translator");
         Base { ram, memory, clock, vm, _all_ram: all_ram }
+    }
+
+    /// Empties the code cache, as a debugger's thread may at any time.
+    pub fn forget_code(&self) {
+        self.vm.flush_all();
+    }
+
+    /// A counter of the accelerator's.
+    pub fn counter(&self, name: &str) -> u64 {
+        let list = self.vm.statistics();
+        list.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no counter {name}: {list:?}")).1
     }
 
     /// Makes a vCPU.
@@ -320,7 +337,11 @@ pub struct Cluster {
 impl Cluster {
     /// `n` vCPUs in reset; `prepare` sets the state of each.
     pub fn new(engine: Engine, n: u32, prepare: impl Fn(u32, &mut RiscvState)) -> Cluster {
-        let base = Base::new(engine, n);
+        Cluster::over(Base::new(engine, n), n, prepare)
+    }
+
+    /// The same over what there is already.
+    pub fn over(base: Base, n: u32, prepare: impl Fn(u32, &mut RiscvState)) -> Cluster {
         let mut vcpus: Vec<_> = (0..n).map(|i| base.vcpu(i)).collect();
         for (i, vcpu) in vcpus.iter_mut().enumerate() {
             let mut state = riscv_state(&mut **vcpu);
@@ -358,6 +379,17 @@ impl Cluster {
 
     /// Waits until each of the doublewords is not 0.
     pub fn wait_for(&self, what: &str, words: impl Iterator<Item = u64> + Clone, limit: Duration) {
+        self.wait_doing(what, words, limit, || std::thread::sleep(Duration::from_millis(1)));
+    }
+
+    /// The same with `meanwhile` called again and again.
+    pub fn wait_doing(
+        &self,
+        what: &str,
+        words: impl Iterator<Item = u64> + Clone,
+        limit: Duration,
+        mut meanwhile: impl FnMut(),
+    ) {
         let end = Instant::now() + limit;
         loop {
             if words.clone().all(|at| self.base.u64_at(at) != 0) {
@@ -371,7 +403,7 @@ impl Cluster {
                 let where_: Vec<String> = (0..self.threads.count() as u32).map(|i| self.describe(i)).collect();
                 panic!("{what}: not after {limit:?}:\n{}", where_.join("\n"));
             }
-            std::thread::sleep(Duration::from_millis(1));
+            meanwhile();
         }
     }
 
