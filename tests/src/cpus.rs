@@ -379,17 +379,6 @@ impl Cluster {
 
     /// Waits until each of the doublewords is not 0.
     pub fn wait_for(&self, what: &str, words: impl Iterator<Item = u64> + Clone, limit: Duration) {
-        self.wait_doing(what, words, limit, || std::thread::sleep(Duration::from_millis(1)));
-    }
-
-    /// The same with `meanwhile` called again and again.
-    pub fn wait_doing(
-        &self,
-        what: &str,
-        words: impl Iterator<Item = u64> + Clone,
-        limit: Duration,
-        mut meanwhile: impl FnMut(),
-    ) {
         let end = Instant::now() + limit;
         loop {
             if words.clone().all(|at| self.base.u64_at(at) != 0) {
@@ -403,7 +392,7 @@ impl Cluster {
                 let where_: Vec<String> = (0..self.threads.count() as u32).map(|i| self.describe(i)).collect();
                 panic!("{what}: not after {limit:?}:\n{}", where_.join("\n"));
             }
-            meanwhile();
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
