@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mimus_core::memory::PAGE_CODE;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
+use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
@@ -99,6 +100,8 @@ struct BlockRecord {
     live: bool,
     sites: (u32, u32),
     faults: (u32, u32),
+    /// Number of the first of its recipes.
+    recipes: u32,
 }
 
 /// What has been translated since the machine was made, whether it is still there or not.
@@ -130,6 +133,7 @@ struct Inner {
     first_in: Vec<u32>,
     sites: Vec<LinkSite>,
     faults: Vec<FaultEntry>,
+    recipes: Vec<Recipe>,
 }
 
 /// All translated code of a machine.
@@ -255,7 +259,10 @@ impl CodeStore {
         let (code, info) = buffers;
         match inner.hints.get(&page) {
             Some(hints) => info.hints.clone_from(hints),
-            None => info.hints = Hints { hot: self.optimise == Optimise::Forced, ..Hints::default() },
+            None => {
+                let compact = matches!(self.optimise, Optimise::Compact | Optimise::Usual);
+                info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
+            }
         }
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
@@ -281,6 +288,7 @@ impl CodeStore {
         }
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
+        let recipes = append(&mut inner.recipes, &info.recipes).0;
         inner.blocks.push(BlockRecord {
             code: at as u32,
             code_len: code.len() as u32,
@@ -289,6 +297,7 @@ impl CodeStore {
             live: true,
             sites,
             faults,
+            recipes,
         });
         let start = u32::from(block.start);
         let end = start + u32::from(block.len);
@@ -358,6 +367,18 @@ impl CodeStore {
         faults.iter().find(|f| f.host == within).copied()
     }
 
+    /// The same, with how flags are to be computed first.
+    pub fn resolve_access(&self, ret: usize) -> Option<(FaultEntry, Option<Recipe>)> {
+        let inner = self.lock();
+        let offset = self.offset(ret)?;
+        let block = &inner.blocks[inner.block_at(offset)?];
+        let within = offset - block.code;
+        let faults = &inner.faults[block.faults.0 as usize..block.faults.1 as usize];
+        let entry = *faults.iter().find(|f| f.host == within)?;
+        let recipe = (entry.recipe != u16::MAX).then(|| inner.recipes.get(block.recipes as usize + usize::from(entry.recipe)));
+        Some((entry, recipe.flatten().copied()))
+    }
+
     /// A store of `len` bytes at `offset` of the page at `host`, which is marked as code, has been made: withdraws
     /// the page's blocks if it overlaps any, and takes the mark off `flags` once no code is left. Whether it did.
     pub fn store_to_code(&self, host: u64, offset: u32, len: u32, flags: &AtomicU8) -> bool {
@@ -420,6 +441,23 @@ impl CodeStore {
         if !std::mem::replace(&mut hints.hot, true) {
             self.withdraw_and_outdate(&mut inner, page);
         }
+    }
+
+    /// The page of the compact code around host address `ret` runs more than a little: from now on it is made with its
+    /// checks in line. Whether that is news.
+    pub fn warm(&self, ret: usize) -> bool {
+        if self.optimise != Optimise::Usual {
+            return false;
+        }
+        let mut inner = self.lock();
+        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return false };
+        let page = inner.blocks[number].page;
+        if inner.hints.contains_key(&page) {
+            return false;
+        }
+        inner.hints.insert(page, Hints::default());
+        self.withdraw_and_outdate(&mut inner, page);
+        true
     }
 
     /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
@@ -531,6 +569,7 @@ fn granules(start: u32, end: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mimus_tcg_ir::backend::Stored;
 
     fn store() -> CodeStore {
         CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Usual)
@@ -659,7 +698,8 @@ mod tests {
             let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
                 *code = vec![0; 16];
                 info.sites.clear();
-                info.faults = vec![FaultEntry { host: 8, pc: PagePc(i32::from(offset) + 4), len: 4, left: 0 }];
+                let (pc, stored) = (PagePc(i32::from(offset) + 4), Stored::Unknown);
+                info.faults = vec![FaultEntry { host: 8, pc, len: 4, left: 0, stored, recipe: u16::MAX }];
                 told = info.hints.clone();
             };
             let stamp = s.begin(page, &AtomicU8::new(0));

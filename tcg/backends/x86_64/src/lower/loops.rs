@@ -15,7 +15,7 @@ use mimus_tcg_ir::{Op, PagePc, Slot};
 pub(super) struct Loop {
     /// Index of the branch that closes it.
     pub edge: usize,
-    recipe: flags::Recipe,
+    recipe: mimus_tcg_ir::flags::Recipe,
     /// Nothing in it is called: what was guarded stays so.
     guards_hold: bool,
     /// The jump to the copy, once the branch has been lowered.

@@ -1,9 +1,10 @@
 //! Lowering of a block, an operation at a time: [`alu`] integer arithmetic, [`mem`] and [`atomic`] guest
-//! memory, [`fp`] floating point, [`control`] jumps and calls. What seldom runs is put behind the block's
+//! memory, [`fp`] floating point, [`control`] jumps and calls, [`compact`] what is shorter in code that is made first. What seldom runs is put behind the block's
 //! body ([`Cold`]).
 
 mod alu;
 mod atomic;
+mod compact;
 mod control;
 mod flagged;
 mod flags;
@@ -25,7 +26,7 @@ use self::flags::Routine;
 use crate::X86_64;
 use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
 use dynasm::dynasm;
-use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
@@ -83,7 +84,7 @@ enum Cold {
     },
     /// The routine that computes flags and saves them.
     Flags {
-        recipe: flags::Recipe,
+        recipe: mimus_tcg_ir::flags::Recipe,
         number: u32,
     },
     /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
@@ -150,8 +151,14 @@ enum Cold {
 pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
     info.sites.clear();
     info.faults.clear();
+    info.recipes.clear();
+    let compact = match be.config.optimise {
+        Optimise::Compact => true,
+        Optimise::Usual => info.hints.compact,
+        Optimise::Off | Optimise::Forced => false,
+    };
     let start = PagePc(i32::from(block.start));
-    let loops = be.config.flags && be.config.optimise != Optimise::Off;
+    let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
     let looped = if loops && start.same_page() { loops::find(&block.ops, start) } else { None };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
@@ -161,6 +168,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         info,
         ops: &block.ops,
         next: 0,
+        compact,
         cold: Vec::with_capacity(block.ops.len() + 4),
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
@@ -205,6 +213,8 @@ struct Lower<'a> {
     ops: &'a [Op],
     /// Index of the operation after the one being lowered.
     next: usize,
+    /// See [`compact`].
+    compact: bool,
     cold: Vec<Cold>,
     start: PagePc,
     insn: Insn,
@@ -602,7 +612,8 @@ impl Lower<'_> {
     /// Records that the call just emitted belongs to the guest instruction `insn`.
     fn fault_entry(&mut self, insn: Insn) {
         let host = self.asm.pos();
-        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left });
+        let (stored, recipe) = (Stored::Unknown, flags::NOT_NOTED);
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left, stored, recipe });
     }
 
     /// Makes jumps lead here.

@@ -10,7 +10,7 @@ use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::VectorLayout;
+use mimus_tcg_ir::backend::{Stored, VectorLayout};
 use mimus_tcg_ir::unit::{UnitGpr, UnitInsn, UnitMemory};
 use mimus_tcg_ir::{Op, Slot, Val};
 
@@ -118,6 +118,11 @@ impl Lower<'_> {
             self.grouped_alignment(&insn, place);
             self.asm.unit(&insn, reg, place);
             self.cached = self.last.filter(|_| d.is_none());
+        } else if let Some(kind) = self.compact_unit(&insn) {
+            let place = self.compact_place((a, off), insn.bytes, Stored::Unknown, kind);
+            self.flags_lost();
+            self.asm.unit(&insn, reg, place);
+            self.cached = self.cached.filter(|_| d.is_none());
         } else {
             let context = self.be.config.context;
             let tag = if insn.memory == UnitMemory::Load { context.read_tag } else { context.write_tag };
