@@ -26,7 +26,9 @@ impl<F: GuestFrontend> Cpu<F> {
     fn access_of_compact(&mut self, ret: usize, va: u64, word: u32, rax: u64) -> Result<u64, Trapped> {
         let (bytes, write, aligned) = compact_access_of(word);
         let at = At::Return(ret);
-        self.head.heat = self.head.heat.saturating_sub(SLOW_HEAT);
+        if bytes != 0 {
+            self.head.heat = self.head.heat.saturating_sub(SLOW_HEAT);
+        }
         let mut stored = Stored::Unknown;
         if (write || F::FLAGS)
             && let Some((entry, recipe)) = self.machine.store.resolve_access(ret)
@@ -36,6 +38,9 @@ impl<F: GuestFrontend> Cpu<F> {
                 let flags = recipe.flags(|slot| self.slot(slot));
                 self.set_slot(FLAGS, flags.pack());
             }
+        }
+        if bytes == 0 {
+            return Ok(self.guest_pc(ret));
         }
         if aligned && !va.is_multiple_of(bytes.into()) {
             return Err(self.carefully(ret));

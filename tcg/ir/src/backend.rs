@@ -253,7 +253,8 @@ pub struct RuntimeFns {
     pub warm: usize,
 }
 
-/// An access of compact code in a word, for [`RuntimeFns::access`]. One that is `aligned` is made only where its address is a
+/// An access of compact code in a word, for [`RuntimeFns::access`]. Of no bytes: a guard does not hold; the answer is the
+/// instruction's address. One that is `aligned` is made only where its address is a
 /// multiple of its size.
 pub const fn compact_access(bytes: u8, write: bool, aligned: bool) -> u32 {
     bytes as u32 | (write as u32) << 8 | (aligned as u32) << 9
@@ -322,6 +323,11 @@ pub struct LinkSite {
     pub guard: u32,
     /// The target.
     pub to: PagePc,
+}
+
+impl LinkSite {
+    /// In `unlinked`: the jump stays as it is when it is unlinked; its guard keeps it from being reached.
+    pub const STAYS: u32 = u32::MAX;
 }
 
 /// A side-table entry: the instruction a host return address belongs to.

@@ -51,6 +51,20 @@ pub struct Addresses {
     pub link: usize,
     /// Called: the trace's buffer is full.
     pub trace_full: usize,
+    /// The same as `careful` and `kicked` for an offset from the page, in `eax`.
+    careful_at: usize,
+    kicked_at: usize,
+    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned, unless it is to leave.
+    pub indirect: usize,
+    /// Called by a jump to the offset `eax` from the page: returns if the page there has the entry table `r15d`; `page_base`
+    /// is that page's then, and `r14` the whole address. Goes on as [`Addresses::link`] otherwise.
+    pub cross: usize,
+    /// Where such a jump leads before it is linked, in case it is reached because its guard was seen first.
+    pub crossed: usize,
+    /// Called: leaves for careful execution of the instruction that the side table has for the call.
+    pub careful_by_table: usize,
+    /// Called: the same if the guard byte has any of the bits in `r14b`; else as [`Addresses::revive`].
+    pub revive_unless: usize,
     /// Called: see [`Addresses::check`].
     checks: Vec<(u32, usize)>,
     /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
@@ -60,6 +74,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// What to jump to with an offset from the page in `eax` in place of the address in `rax` that `exit` takes.
+    pub fn with_offset(&self, exit: usize) -> usize {
+        if exit == self.kicked { self.kicked_at } else { self.careful_at }
+    }
+
     /// The check of compact code for an access of `bytes`. Called: `r15` address → `r14` the host's. Every register stays
     /// but `r15` and the flags.
     pub fn check(&self, bytes: u8, write: bool, aligned: bool) -> Option<usize> {
@@ -106,6 +125,8 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     e.divide(&mut a);
     e.fp(&mut a);
     e.link(&mut a);
+    e.compact_jumps(&mut a);
+    e.compact_guards(&mut a);
     e.trace_full(&mut a);
     e.helper_calls(&mut a, table);
     let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
@@ -217,6 +238,13 @@ impl Emitter<'_> {
             ; mov [rbp + exit_code], r14d
             ; jmp ->exit
         );
+        let page_base = self.env(self.b.config.env.page_base);
+        a.careful_at = self.here();
+        dynasm!(self.ops ; .arch x64 ; cdqe ; add rax, [rbp + page_base]);
+        self.jump_to(a.careful);
+        a.kicked_at = self.here();
+        dynasm!(self.ops ; .arch x64 ; cdqe ; add rax, [rbp + page_base]);
+        self.jump_to(a.kicked);
     }
 
     /// Continues at `pc`, with every pinned register loaded.
@@ -239,6 +267,7 @@ impl Emitter<'_> {
             ; cmp DWORD [rbp + kick], 0
             ; jne >kicked
             ; mov rax, [rbp + pc]
+            ; ->look_up:
         );
         if env.jumps != 0 {
             let (ring, at) = (self.env(env.jumps), self.env(env.jumps_at));
@@ -318,6 +347,79 @@ impl Emitter<'_> {
                 ; mov r9, [rsp]
             )
         });
+    }
+
+    /// Jumps of compact code to other pages and to addresses.
+    fn compact_jumps(&mut self, a: &mut Addresses) {
+        let env = &self.b.config.env;
+        let (kick, page_base) = (self.env(env.kick), self.env(env.page_base));
+        let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.cross = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; cdqe
+            ; add rax, [rbp + page_base]
+            ; cmp DWORD [rbp + kick], 0
+            ; jne >kicked
+            ; mov r14d, eax
+            ; shr r14d, 12
+            ; gs cmp r15d, [r14*8 + table]
+            ; jne >miss
+            ; mov r15, rax
+            ; and r15, -4096
+            ; gs cmp r15, [r14*8 + tag]
+            ; jne >miss
+            ; mov [rbp + page_base], r15
+            ; mov r14, rax
+            ; ret
+            ; kicked:
+            ; add rsp, 8
+        );
+        self.jump_to(a.kicked);
+        dynasm!(self.ops ; .arch x64 ; miss:);
+        self.jump_to(a.link);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.crossed = self.here();
+        dynasm!(self.ops ; .arch x64 ; mov rax, r14 ; jmp ->look_up);
+        a.indirect = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; cmp DWORD [rbp + kick], 0
+            ; je ->look_up
+        );
+        self.jump_to(a.kicked);
+    }
+
+    /// Guards of compact code that do not hold.
+    fn compact_guards(&mut self, a: &mut Addresses) {
+        let function = self.b.config.fns.access;
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.careful_by_table = self.here();
+        dynasm!(self.ops ; .arch x64 ; ->careful_by_table:);
+        self.save(&self.b.pinned);
+        self.bury_if_alive();
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; xor esi, esi
+            ; xor edx, edx
+            ; xor ecx, ecx
+            ; mov r8, [rsp]
+            ; sub rsp, 8
+            ; mov rax, QWORD function as i64
+            ; call rax
+            // The alignment and the return address both go: the block is left.
+            ; add rsp, 16
+        );
+        self.restore(self.b.caller_saved());
+        self.jump_to(a.careful);
+        if let Some(v) = self.b.config.vector {
+            let guard = self.env(self.b.config.env.guest + v.guard);
+            a.revive_unless = self.here();
+            dynasm!(self.ops ; .arch x64
+                ; test [rbp + guard], r14b
+                ; jne ->careful_by_table
+                ; jmp ->revive
+            );
+        }
     }
 
     /// The checks of compact code.

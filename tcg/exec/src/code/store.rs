@@ -354,7 +354,11 @@ impl CodeStore {
         // The jump first: its guard keeps it closed until it leads somewhere.
         self.mapping.patch(patch as usize, word(field, target));
         self.mapping.patch(guard as usize, page.table);
-        page.incoming.push(PatchPoint { patch, unlinked: base + from.site.unlinked, guard });
+        let unlinked = match from.site.unlinked {
+            LinkSite::STAYS => LinkSite::STAYS,
+            offset => base + offset,
+        };
+        page.incoming.push(PatchPoint { patch, unlinked, guard });
     }
 
     /// The guest instruction a call with return address `ret` belongs to.
@@ -375,7 +379,8 @@ impl CodeStore {
         let within = offset - block.code;
         let faults = &inner.faults[block.faults.0 as usize..block.faults.1 as usize];
         let entry = *faults.iter().find(|f| f.host == within)?;
-        let recipe = (entry.recipe != u16::MAX).then(|| inner.recipes.get(block.recipes as usize + usize::from(entry.recipe)));
+        let recipe =
+            (entry.recipe != u16::MAX).then(|| inner.recipes.get(block.recipes as usize + usize::from(entry.recipe)));
         Some((entry, recipe.flatten().copied()))
     }
 
@@ -503,6 +508,9 @@ impl CodeStore {
             }
             for point in incoming {
                 self.mapping.patch(point.guard as usize, 0);
+                if point.unlinked == LinkSite::STAYS {
+                    continue;
+                }
                 let next = point.patch.wrapping_add(4);
                 self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
             }

@@ -6,11 +6,12 @@
 //! ([`FaultEntry`]). It answers with the guest's memory, or with a buffer: one that has what was loaded, or one that takes
 //! what has been stored already. Checks leave `rax` alone.
 
-use super::{Lower, Opnd};
+use super::{Insn, Lower, Opnd};
 use crate::asm::{R14, R15, RAX, Rm, fits32};
-use mimus_tcg_ir::backend::{FaultEntry, Stored};
+use dynasmrt::DynasmApi;
+use mimus_tcg_ir::backend::{FaultEntry, LinkSite, Stored};
 use mimus_tcg_ir::unit::{UnitInsn, UnitMemory};
-use mimus_tcg_ir::{Ext, Size, Slot, Val};
+use mimus_tcg_ir::{Ext, PagePc, Size, Slot, Val};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,9 +62,46 @@ impl Lower<'_> {
         let check = self.be.stubs.check(bytes, kind.write, kind.aligned);
         debug_assert!(check.is_some(), "a check for {bytes} bytes, {kind:?}");
         self.asm.call_abs(check.unwrap_or(self.be.stubs.dispatch));
-        let (host, insn) = (self.asm.pos(), self.insn);
-        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left, stored, recipe });
+        self.note(self.insn, stored, recipe);
         Rm::Mem { base: R14, index: None, disp: 0 }
+    }
+
+    /// What the call just emitted belongs to.
+    fn note(&mut self, insn: Insn, stored: Stored, recipe: u16) {
+        let host = self.asm.pos();
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left, stored, recipe });
+    }
+
+    /// Leaves for careful execution of `insn`.
+    pub(super) fn careful_by_table(&mut self, insn: Insn, recipe: u16) {
+        self.asm.call_abs(self.be.stubs.careful_by_table);
+        self.note(insn, Stored::Unknown, recipe);
+    }
+
+    /// A linkable jump to another page; see [`Lower::cross_page`]. What must be equal is an operand of the stub that
+    /// compares: nothing but that changes when the jump is unlinked. (Who has passed it by then goes on in withdrawn code,
+    /// as who was there already.)
+    pub(super) fn compact_cross(&mut self, to: PagePc) {
+        self.asm.mov_ri(RAX, i64::from(to.0 as u32));
+        // mov r15d, 0 with the constant, the guard, aligned.
+        self.asm.pad_nop(2);
+        self.asm.push(0x41);
+        self.asm.push(0xbf);
+        let guard = self.asm.pos();
+        self.asm.push_i32(0);
+        self.asm.call_abs(self.be.stubs.cross);
+        let return_offset = self.asm.pos();
+        self.asm.pad_jump(1);
+        self.asm.jmp_abs(self.be.stubs.crossed);
+        let patch = self.asm.pos() - 4;
+        self.info.sites.push(LinkSite { patch, unlinked: LinkSite::STAYS, return_offset, guard, to });
+    }
+
+    /// After a guard found the vector registers in memory, or what is in `mask` forbidden.
+    pub(super) fn compact_revive(&mut self, mask: u8, insn: Insn, recipe: u16) {
+        self.asm.mov_ri(R14, mask.into());
+        self.asm.call_abs(self.be.stubs.revive_unless);
+        self.note(insn, Stored::Unknown, recipe);
     }
 
     pub(super) fn compact_load(&mut self, d: Slot, at: (Val, i32), size: Size, ext: Ext) {

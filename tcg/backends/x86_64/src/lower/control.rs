@@ -45,6 +45,12 @@ impl Lower<'_> {
 
     /// Goes to `exit`, which takes an address in `rax`, with that of `pc`.
     pub(super) fn exit_at(&mut self, pc: PagePc, exit: usize) {
+        if self.compact {
+            // The stub before it takes an offset.
+            self.asm.mov_ri(RAX, i64::from(pc.0 as u32));
+            self.asm.jmp_abs(self.be.stubs.with_offset(exit));
+            return;
+        }
         self.page_va(RAX, pc);
         self.asm.jmp_abs(exit);
     }
@@ -135,6 +141,9 @@ impl Lower<'_> {
     /// A linkable jump to another page: taken if the context still maps that page to the entry table that the
     /// link was made for.
     pub(super) fn cross_page(&mut self, to: PagePc) {
+        if self.compact {
+            return self.compact_cross(to);
+        }
         let page_base = self.be.env(self.be.config.env.page_base);
         let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         self.page_va(RAX, PagePc(to.0 & !0xfff));
@@ -177,6 +186,10 @@ impl Lower<'_> {
             let t = self.be.pin_of(d).unwrap_or(R14);
             self.page_va(t, pc);
             self.set(d, t);
+        }
+        if self.compact {
+            self.asm.jmp_abs(self.be.stubs.indirect);
+            return;
         }
         self.test_kick();
         self.asm.jcc_abs(Cc::Ne, self.be.stubs.kicked);
@@ -235,9 +248,19 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.careful_if(from);
         self.cached = self.last;
+    }
+
+    /// Jumps that leave to careful mode before the instruction.
+    fn careful_if(&mut self, from: Fixups) {
+        let insn = self.insn;
+        let cold = if self.compact && !self.counting {
+            Cold::CarefulByTable { from, insn, recipe: self.recipe_at_fault() }
+        } else {
+            Cold::Careful { from, insn, flags: self.flags_at_fault() }
+        };
+        self.cold.push(cold);
     }
 
     /// Leaves to careful mode if the condition holds.
@@ -245,8 +268,7 @@ impl Lower<'_> {
         let cc = self.compare(cc_of(cond), a, b);
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(cc));
-        let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.careful_if(from);
     }
 
     /// Leaves to careful mode unless `a` is the sign extension of its low bits.
@@ -266,8 +288,7 @@ impl Lower<'_> {
         }
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        let flags = self.flags_at_fault();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.careful_if(from);
     }
 
     /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction

@@ -113,6 +113,12 @@ enum Cold {
         insn: Insn,
         flags: Routine,
     },
+    /// The same in compact code: the side table has the instruction and the recipe for the flags.
+    CarefulByTable {
+        from: Fixups,
+        insn: Insn,
+        recipe: u16,
+    },
     /// The budget is smaller than the block.
     Budget {
         from: Fixup,
@@ -658,6 +664,10 @@ impl Lower<'_> {
                     self.bind(from);
                     self.save_at_fault(flags);
                     self.leave_carefully(insn);
+                }
+                Cold::CarefulByTable { from, insn, recipe } => {
+                    self.bind(from);
+                    self.careful_by_table(insn, recipe);
                 }
                 Cold::Budget { from } => {
                     self.asm.bind(from);

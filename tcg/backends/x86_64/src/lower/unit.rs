@@ -38,6 +38,8 @@ pub(super) struct Revive {
     mask: u8,
     insn: Insn,
     flags: Routine,
+    /// In compact code in place of `flags`.
+    recipe: Option<u16>,
 }
 
 impl Lower<'_> {
@@ -52,15 +54,23 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, dead);
         self.asm.push(mask);
         let from = self.asm.jcc(Cc::Ne);
-        let flags = self.flags_at_fault();
         let (back, insn) = (self.asm.pos(), self.insn);
-        self.cold.push(Cold::Revive(Revive { from, back, mask, insn, flags }));
+        let (flags, recipe) = if self.compact && !self.counting {
+            (Routine::NONE, Some(self.recipe_at_fault()))
+        } else {
+            (self.flags_at_fault(), None)
+        };
+        self.cold.push(Cold::Revive(Revive { from, back, mask, insn, flags, recipe }));
         self.cached = self.last;
     }
 
     pub(super) fn revive(&mut self, revive: Revive, layout: VectorLayout) {
-        let Revive { from, back, mask, insn, flags } = revive;
+        let Revive { from, back, mask, insn, flags, recipe } = revive;
         self.asm.bind(from);
+        if let Some(recipe) = recipe {
+            self.compact_revive(mask, insn, recipe);
+            return self.asm.jmp_back(back);
+        }
         let guard = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(layout.guard)));
         self.asm.ins(Map::Base, false, 0xf6, 0, guard);
         self.asm.push(mask);

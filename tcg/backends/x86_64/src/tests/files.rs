@@ -160,11 +160,14 @@ extern "C" fn access(env: *mut Env, va: u64, word: u32, rax: u64, ret: u64) -> u
     // SAFETY: as above.
     let env = unsafe { env_of(env) };
     let (bytes, write, _) = compact_access_of(word);
-    let size = size(bytes.ilog2());
     let entry = *env.info.faults.iter().find(|e| env.at + u64::from(e.host) == ret).expect("a side-table entry");
     if let Some(recipe) = env.info.recipes.get(usize::from(entry.recipe)) {
         env.slots[usize::from(FLAGS.0)] = recipe.flags(|slot| env.slots[usize::from(slot.0)]).pack();
     }
+    if bytes == 0 {
+        return env.page_base.wrapping_add_signed(entry.pc.0.into());
+    }
+    let size = size(bytes.ilog2());
     let value = match entry.stored {
         Stored::Unknown => None,
         Stored::Scratch => Some(rax),

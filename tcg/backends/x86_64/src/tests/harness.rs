@@ -636,7 +636,6 @@ extern "C" fn access(env: *mut Env, va: u64, word: u32, rax: u64, ret: u64) -> u
     // SAFETY: as above.
     let env = unsafe { env_of(env) };
     let (bytes, write, _) = compact_access_of(word);
-    let size = size_of_log2(bytes.ilog2());
     let (at, info) = env.block_of(ret);
     let entry = *info.faults.iter().find(|e| at + u64::from(e.host) == ret).expect("a side-table entry");
     let slots = env.guest.slots;
@@ -644,6 +643,11 @@ extern "C" fn access(env: *mut Env, va: u64, word: u32, rax: u64, ret: u64) -> u
         let flags = recipe.flags(|slot| slots[usize::from(slot.0)]);
         env.guest.slots[usize::from(FLAGS.0)] = flags.pack();
     }
+    if bytes == 0 {
+        clobber();
+        return env.page_base.wrapping_add_signed(entry.pc.0.into());
+    }
+    let size = size_of_log2(bytes.ilog2());
     let value = match entry.stored {
         Stored::Unknown => None,
         Stored::Scratch => Some(rax),
