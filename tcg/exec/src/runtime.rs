@@ -17,7 +17,7 @@ use crate::translate::NoCode;
 
 /// Accesses that compact code makes between two samples of where it is: a sample costs about as much as it has cost by then
 /// that the code is compact.
-pub(crate) const HEAT: i32 = 4096;
+pub(crate) const HEAT: i32 = 2048;
 /// What an access that the TLB does not serve counts, beyond those that it serves.
 const SLOW_HEAT: i32 = 16;
 

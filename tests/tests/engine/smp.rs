@@ -79,7 +79,7 @@ fn rounds(engine: Engine, n: u64) -> u64 {
     let part = match engine {
         Engine::Jit => 1,
         Engine::Forced => 4,
-        Engine::Interp | Engine::Plain => 10,
+        Engine::Interp | Engine::Plain | Engine::Compact => 10,
     };
     scale() * n / part
 }

@@ -24,6 +24,9 @@ const SETTLE: usize = 1 << 20;
 /// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
 const STRETCH: u32 = 12;
 
+/// Times that a compact block is found running before it is made anew.
+const WARM: u8 = 2;
+
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
 
@@ -76,6 +79,10 @@ struct Page {
     granules: u64,
     /// Linked jumps from other pages into this one.
     incoming: Vec<PatchPoint>,
+    /// Linked jumps within the page to compact blocks.
+    inner_links: Vec<PatchPoint>,
+    /// Where blocks begin that are not to be compact.
+    warm: Vec<u16>,
     /// Pages with a block whose last instruction reaches into this one.
     crossed_from: Vec<PageKey>,
     /// Counts stores to the page while it was marked as code: a translation begun before one is stale.
@@ -89,7 +96,10 @@ struct Page {
 struct PatchPoint {
     patch: u32,
     unlinked: u32,
+    /// See [`LinkSite::guard`].
     guard: u32,
+    /// Number of the block it leads to.
+    to: u32,
 }
 
 struct BlockRecord {
@@ -98,6 +108,9 @@ struct BlockRecord {
     page: PageKey,
     start: u16,
     live: bool,
+    compact: bool,
+    /// Times it was found running, as far as that is counted.
+    heat: u8,
     sites: (u32, u32),
     faults: (u32, u32),
     /// Number of the first of its recipes.
@@ -260,7 +273,12 @@ impl CodeStore {
         match inner.hints.get(&page) {
             Some(hints) => info.hints.clone_from(hints),
             None => {
-                let compact = matches!(self.optimise, Optimise::Compact | Optimise::Usual);
+                let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
+                let compact = match self.optimise {
+                    Optimise::Compact => true,
+                    Optimise::Usual => !warm(),
+                    Optimise::Off | Optimise::Forced => false,
+                };
                 info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
             }
         }
@@ -295,6 +313,8 @@ impl CodeStore {
             page,
             start: block.start,
             live: true,
+            compact: info.hints.compact,
+            heat: 0,
             sites,
             faults,
             recipes,
@@ -342,8 +362,16 @@ impl CodeStore {
         let base = block.code;
         let patch = base + from.site.patch;
         let field = self.mapping.code_base() + patch as usize;
+        // An address in the block, not the end of the one before it.
+        let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
+        let compact = inner.blocks[to].compact;
+        let to = to as u32;
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
+            let point = PatchPoint { patch, unlinked: base + from.site.unlinked, guard: u32::MAX, to };
+            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| compact) {
+                page.inner_links.push(point);
+            }
             return;
         }
         let guard = base + from.site.guard;
@@ -358,7 +386,7 @@ impl CodeStore {
             LinkSite::STAYS => LinkSite::STAYS,
             offset => base + offset,
         };
-        page.incoming.push(PatchPoint { patch, unlinked, guard });
+        page.incoming.push(PatchPoint { patch, unlinked, guard, to });
     }
 
     /// The guest instruction a call with return address `ret` belongs to.
@@ -409,6 +437,9 @@ impl CodeStore {
                 self.withdraw(inner, key);
                 // What is there now is another program's.
                 inner.hints.remove(&key);
+                if let Some(p) = inner.pages.get_mut(&key) {
+                    p.warm.clear();
+                }
             }
             code = 0;
         }
@@ -448,21 +479,48 @@ impl CodeStore {
         }
     }
 
-    /// The page of the compact code around host address `ret` runs more than a little: from now on it is made with its
-    /// checks in line. Whether that is news.
+    /// The compact block around host address `ret` was found running. If that has been so before, it is made anew, with its
+    /// checks in line. Whether it will be.
     pub fn warm(&self, ret: usize) -> bool {
         if self.optimise != Optimise::Usual {
             return false;
         }
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return false };
-        let page = inner.blocks[number].page;
-        if inner.hints.contains_key(&page) {
+        let block = &mut inner.blocks[number];
+        if !block.live || !block.compact {
             return false;
         }
-        inner.hints.insert(page, Hints::default());
-        self.withdraw_and_outdate(&mut inner, page);
+        block.heat += 1;
+        if block.heat < WARM {
+            return false;
+        }
+        block.live = false;
+        let Some(page) = inner.pages.get_mut(&block.page) else { return false };
+        page.warm.push(block.start);
+        self.mapping.set_entry(page.table, u32::from(block.start), 0);
+        for links in [&mut page.incoming, &mut page.inner_links] {
+            links.retain(|point| {
+                let leads_on = point.to != number as u32;
+                if !leads_on {
+                    self.unlink(*point);
+                }
+                leads_on
+            });
+        }
         true
+    }
+
+    /// Undoes a link.
+    fn unlink(&self, point: PatchPoint) {
+        if point.guard != u32::MAX {
+            self.mapping.patch(point.guard as usize, 0);
+        }
+        if point.unlinked != LinkSite::STAYS {
+            let next = point.patch.wrapping_add(4);
+            self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
+        }
     }
 
     /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
@@ -497,6 +555,7 @@ impl CodeStore {
             let Some(p) = inner.pages.get_mut(&key) else { continue };
             let blocks = std::mem::take(&mut p.blocks);
             let incoming = std::mem::take(&mut p.incoming);
+            p.inner_links.clear();
             let table = p.table;
             p.granules = 0;
             p.next_table = 0;
@@ -507,12 +566,7 @@ impl CodeStore {
                 self.mapping.set_entry(table, u32::from(block.start), 0);
             }
             for point in incoming {
-                self.mapping.patch(point.guard as usize, 0);
-                if point.unlinked == LinkSite::STAYS {
-                    continue;
-                }
-                let next = point.patch.wrapping_add(4);
-                self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
+                self.unlink(point);
             }
         }
     }
