@@ -9,7 +9,7 @@
 use memmap2::{MmapMut, MmapOptions};
 use mimus_tcg_ir::backend::ContextLayout;
 
-use crate::ranges::FilledRange;
+use crate::ranges::{FilledRanges, IndexSet};
 
 /// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
 const INVALID: u64 = !0;
@@ -76,9 +76,11 @@ pub struct Context {
     lists: Box<[u32; LISTS]>,
     /// The subset to drop on [`Context::drop_local`].
     local: Vec<u32>,
+    /// The indices of `local`.
+    pub(crate) local_indices: IndexSet,
     large: Vec<LargeRegion>,
-    /// Range entries that are filled.
-    pub(crate) ranges: Vec<FilledRange>,
+    /// Range entries that are filled: those of other pages only, then those that go with local ones.
+    pub(crate) ranges: [FilledRanges; 2],
 }
 
 impl Context {
@@ -93,8 +95,9 @@ impl Context {
             fills: Vec::new(),
             lists: Box::new([0; LISTS]),
             local: Vec::new(),
+            local_indices: IndexSet::new(),
             large: Vec::new(),
-            ranges: Vec::new(),
+            ranges: [FilledRanges::new(), FilledRanges::new()],
         };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
@@ -146,6 +149,7 @@ impl Context {
         self.fills.push(fill);
         if local {
             self.local.push(index as u32);
+            self.local_indices.insert(index);
         }
         if mapping_size > PAGE {
             let base = va & !(mapping_size - 1);
@@ -163,7 +167,7 @@ impl Context {
         let addend = fill.host.wrapping_sub(fill.va);
         let moved = self.get(L.addend, index) != addend;
         if read == fill.va && (moved || !fill.read) || write == fill.va && (moved || !fill.write) {
-            self.drop_ranges_at(index);
+            self.drop_ranges_at(index, 1);
         }
         self.set(L.addend, index, addend);
         // The addend is shared: a tag of another page must not survive it.
@@ -217,7 +221,7 @@ impl Context {
         }
         self.fills = fills;
         self.fills.clear();
-        self.local.clear();
+        self.forget_local();
         self.large.clear();
         self.drop_ranges();
     }
@@ -229,8 +233,15 @@ impl Context {
             self.clear(index as usize);
         }
         self.local = local;
+        self.forget_local();
+        self.drop_local_ranges();
+    }
+
+    fn forget_local(&mut self) {
+        for &index in &self.local {
+            self.local_indices.remove(index as usize);
+        }
         self.local.clear();
-        self.drop_ranges();
     }
 
     /// Whether any local entry is present.
@@ -254,9 +265,9 @@ impl Context {
             if region.size > (2 << 20) {
                 flush_all = true;
             } else {
-                self.drop_ranges();
-                let first = index_of(region.base);
-                for index in first..first + (region.size / PAGE) as usize {
+                let (first, pages) = (index_of(region.base), (region.size / PAGE) as usize);
+                self.drop_ranges_at(first, pages);
+                for index in first..first + pages {
                     self.clear_if_used(index & INDEX_MASK as usize);
                 }
             }
@@ -269,7 +280,7 @@ impl Context {
     /// Drops the page at `va` alone, whatever size the guest's mapping has.
     pub fn drop_entry(&mut self, va: u64) {
         self.clear_if_used(index_of(va));
-        self.drop_ranges_at(index_of(va));
+        self.drop_ranges_at(index_of(va), 1);
     }
 
     /// Clears an index without touching host memory that was never filled.

@@ -11,16 +11,22 @@ use crate::context::{Context, index_of};
 
 const PAGE: u64 = 4096;
 const L: ContextLayout = ContextLayout::STANDARD;
-/// An access that misses this often ...
-const MISSES: u32 = 32;
-/// ... within this many microseconds first has its range made longer, then is better served by the page entries.
-const MICROSECONDS: u32 = 32;
-/// The same for those with long ranges, which take longer to find.
-const MICROSECONDS_LONG: u32 = 1000;
+/// Misses that are served by the page entries before an entry is filled anew, at step 0. Each step doubles them.
+const PATIENCE: u32 = 8;
+/// The step after the last.
+const STEPS: u8 = 13;
+/// Filling an entry again within this many microseconds does not pay: one step up.
+const TOO_SOON: u32 = 1000;
+/// After this long the step is halved ...
+const LATER: u32 = 4 * TOO_SOON;
+/// ... and after this long it is 0.
+const MUCH_LATER: u32 = 100 * TOO_SOON;
+/// An access that strays from its range, and gets to this step, first has its range made longer.
+const STEP_LONG: u8 = 4;
+/// At this step, with a long range, it is better served by the page entries alone.
+const STEP_SCATTERED: u8 = 6;
 /// Pages that are looked at in each direction for a range, and for a long one.
 const REACH: [u64; 2] = [4, 256];
-/// The bit of [`Entry::fills`] that says that ranges are long.
-const LONG: u32 = 1 << 31;
 
 /// A range entry in memory.
 #[derive(Clone, Copy, Default)]
@@ -33,23 +39,111 @@ struct Entry {
     /// Where the second part begins, and what to add there.
     boundary: u64,
     second: u64,
-    /// Bytes of both.
+    /// Misses until the entry is filled again; all ones: now.
+    patience: u32,
+    /// The power of two that [`PATIENCE`] is multiplied with.
+    step: u8,
+    /// Whether ranges are long.
+    long: u8,
+    /// Whether it goes with local pages: which list it is in.
+    local: u8,
+    _free: u8,
+    /// Bytes of both parts.
     len: u64,
-    /// Times it was filled since it was empty, and [`LONG`].
-    fills: u32,
-    /// When that was last a multiple of [`MISSES`].
+    /// When it was filled, in microseconds.
     since: u32,
-    /// Where in [`Context::ranges`] it is, if it is not empty.
+    /// Where in its list it is, if it is not empty.
     place: u32,
 }
 
+const _: () = assert!(
+    size_of::<Entry>() == ContextLayout::RANGE_BYTES
+        && std::mem::offset_of!(Entry, patience) == ContextLayout::RANGE_PATIENCE
+);
+
 /// What a filled range entry spans, for those who look for pages in all of them.
 #[derive(Clone, Copy)]
-pub(crate) struct FilledRange {
+struct FilledRange {
     number: u32,
     /// Index of the first page, and how many there are.
     index: u32,
     pages: u32,
+}
+
+/// A set of indices of pages.
+pub(crate) struct IndexSet(Vec<u64>);
+
+impl IndexSet {
+    pub(crate) fn new() -> IndexSet {
+        IndexSet(vec![0; ContextLayout::ENTRIES / 64])
+    }
+
+    pub(crate) fn insert(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    pub(crate) fn remove(&mut self, index: usize) {
+        self.0[index / 64] &= !(1 << (index % 64));
+    }
+
+    /// Does `f` to the words with `pages` indices from `first` on, which may go round, and to which bits of them.
+    fn words(&mut self, first: usize, pages: usize, mut f: impl FnMut(&mut u64, u64)) {
+        let (mut at, mut left) = (first % ContextLayout::ENTRIES, pages.min(ContextLayout::ENTRIES));
+        while left != 0 {
+            let bit = at % 64;
+            let count = left.min(64 - bit);
+            f(&mut self.0[at / 64], (!0 >> (64 - count)) << bit);
+            (at, left) = ((at + count) % ContextLayout::ENTRIES, left - count);
+        }
+    }
+
+    fn insert_all(&mut self, filled: FilledRange) {
+        self.words(filled.index as usize, filled.pages as usize, |word, bits| *word |= bits);
+    }
+
+    fn contains_any(&mut self, filled: FilledRange) -> bool {
+        let mut any = 0;
+        self.words(filled.index as usize, filled.pages as usize, |word, bits| any |= *word & bits);
+        any != 0
+    }
+
+    /// Whether any was in it.
+    fn remove_all(&mut self, first: usize, pages: usize) -> bool {
+        let mut any = 0;
+        self.words(first, pages, |word, bits| {
+            any |= *word & bits;
+            *word &= !bits;
+        });
+        any != 0
+    }
+}
+
+/// Range entries that are filled.
+pub(crate) struct FilledRanges {
+    list: Vec<FilledRange>,
+    /// Indices of the pages in them, and perhaps of others that were.
+    covered: IndexSet,
+}
+
+impl FilledRanges {
+    pub(crate) fn new() -> FilledRanges {
+        FilledRanges { list: Vec::new(), covered: IndexSet::new() }
+    }
+
+    /// Enters `filled` at `place`, or behind all others if there is none; where it is.
+    fn put(&mut self, place: Option<u32>, filled: FilledRange) -> u32 {
+        self.covered.insert_all(filled);
+        match place.and_then(|place| Some((place, self.list.get_mut(place as usize)?))) {
+            Some((place, at)) => {
+                *at = filled;
+                place
+            }
+            None => {
+                self.list.push(filled);
+                self.list.len() as u32 - 1
+            }
+        }
+    }
 }
 
 /// A range of pages with one addend.
@@ -92,6 +186,26 @@ impl Part {
 }
 
 impl Entry {
+    /// An access missed as often as was allowed, `after` microseconds from the last time: how often it may miss from now on.
+    /// Whether it had better have no range.
+    fn pace(&mut self, after: u32, strayed: bool) -> bool {
+        self.step = match after {
+            0..TOO_SOON => (self.step + 1).min(STEPS - 1),
+            TOO_SOON..LATER => self.step,
+            LATER..MUCH_LATER => self.step / 2,
+            _ => 0,
+        };
+        let mut scattered = false;
+        if strayed && after < TOO_SOON {
+            scattered = self.long != 0 && self.step >= STEP_SCATTERED;
+            if self.long == 0 && self.step >= STEP_LONG {
+                (self.long, self.step) = (1, 0);
+            }
+        }
+        self.patience = (PATIENCE << self.step) - 1;
+        scattered
+    }
+
     /// The parts; an empty one has no length.
     fn parts(&self) -> [Part; 2] {
         if self.limit == 0 {
@@ -122,9 +236,32 @@ impl Context {
         unsafe { self.entry(number).write(entry) }
     }
 
-    /// After an access at `va` that missed range entry `number`: lets it say what the page entries around say.
-    /// `now`: microseconds. Whether the access misses too often.
+    /// Empties an entry. What is known of its access stays.
+    fn empty_entry(&mut self, number: u32) {
+        // SAFETY: as in `read_entry`.
+        unsafe { (&raw mut (*self.entry(number)).limit).write(0) }
+    }
+
+    /// After an access at `va` that missed range entry `number`: if it is time, lets it say what the page entries around
+    /// say. `now`: microseconds. Whether the access misses too often.
     pub fn fill_range(&mut self, number: u32, va: u64, size: Size, now: impl FnOnce() -> u32) -> bool {
+        let old = self.read_entry(number);
+        if old.patience != u32::MAX {
+            return false;
+        }
+        let mut next = Entry { since: now(), ..old };
+        let strayed = old.limit != 0;
+        let scattered = next.pace(next.since.wrapping_sub(old.since), strayed);
+        if let Some((page, found)) = self.range_around(number, va, &old, next.long != 0) {
+            self.enter_range(number, size, (page, found), (old, next));
+        } else {
+            self.write_entry(number, next);
+        }
+        scattered
+    }
+
+    /// The pages around `va` that its access may have and that are one range, as far as is looked; and its page.
+    fn range_around(&self, number: u32, va: u64, old: &Entry, long: bool) -> Option<(u64, Part)> {
         let tags = if ContextLayout::range_is_write(number) { L.write_tag } else { L.read_tag };
         let page = va & !(PAGE - 1);
         let addend = self.get(L.addend, index_of(page));
@@ -133,14 +270,11 @@ impl Context {
             self.get(tags, index) == page && self.get(L.addend, index) == addend
         };
         if !grants(page) {
-            return false;
+            return None;
         }
-        let old = self.read_entry(number);
-        let long = old.fills & LONG != 0;
         let reach = REACH[usize::from(long)];
-        let old_parts = old.parts();
         let (mut first, mut end) = (page, page.wrapping_add(PAGE));
-        match old_parts.iter().find(|part| part.addend == addend && part.len != 0 && part.end() == page) {
+        match old.parts().iter().find(|part| part.addend == addend && part.len != 0 && part.end() == page) {
             Some(part) => first = part.first,
             None => {
                 for _ in 0..reach {
@@ -158,65 +292,91 @@ impl Context {
             }
             end = end.wrapping_add(PAGE);
         }
-        let found = Part { first, len: end.wrapping_sub(first), addend };
+        Some((page, Part { first, len: end.wrapping_sub(first), addend }))
+    }
+
+    /// Fills an entry: `next` is what is known of its access.
+    fn enter_range(&mut self, number: u32, size: Size, (page, found): (u64, Part), (old, next): (Entry, Entry)) {
         let size = u64::from(size.bytes());
         let parts = ContextLayout::range_has_parts(number);
-        let mut entry = if parts { found.beside(&old_parts) } else { found.alone() };
+        let mut entry = if parts { found.beside(&old.parts()) } else { found.alone() };
         entry.limit = if parts { entry.len / size } else { entry.len - (size - 1) };
-        (entry.fills, entry.since) = (old.fills.wrapping_add(1), old.since);
         let filled = FilledRange { number, index: index_of(entry.first) as u32, pages: (entry.len >> 12) as u32 };
-        entry.place = if old.limit == 0 { self.ranges.len() as u32 } else { old.place };
-        match self.ranges.get_mut(entry.place as usize) {
-            Some(place) => *place = filled,
-            None => self.ranges.push(filled),
+        debug_assert!(page.wrapping_sub(entry.first) < entry.len);
+        let local = self.local_indices.contains_any(filled);
+        let stays = old.limit != 0 && (old.local != 0) == local;
+        if old.limit != 0 && !stays {
+            self.unlist(usize::from(old.local != 0), old.place as usize);
         }
-        let mut scattered = false;
-        if old.fills.is_multiple_of(MISSES) {
-            entry.since = now();
-            let too_often = if long { MICROSECONDS_LONG } else { MICROSECONDS };
-            if old.fills != 0 && entry.since.wrapping_sub(old.since) < too_often {
-                scattered = long;
-                entry.fills = LONG | 1;
-            }
-        }
-        self.write_entry(number, entry);
-        scattered
+        let place = self.ranges[usize::from(local)].put(stays.then_some(old.place), filled);
+        let Entry { patience, step, long, since, .. } = next;
+        self.write_entry(number, Entry { patience, step, long, since, local: u8::from(local), place, ..entry });
     }
 
     /// Empties all range entries.
     pub(crate) fn drop_ranges(&mut self) {
-        for filled in std::mem::take(&mut self.ranges) {
-            self.write_entry(filled.number, Entry::default());
-        }
+        self.drop_ranges_in(0);
+        self.drop_ranges_in(1);
     }
 
-    /// Empties those that say something of a page with this index.
-    pub(crate) fn drop_ranges_at(&mut self, index: usize) {
+    /// Empties those that say something of local pages.
+    pub(crate) fn drop_local_ranges(&mut self) {
+        self.drop_ranges_in(1);
+    }
+
+    fn drop_ranges_in(&mut self, list: usize) {
+        let filled = std::mem::take(&mut self.ranges[list].list);
+        for filled in &filled {
+            self.empty_entry(filled.number);
+            self.ranges[list].covered.remove_all(filled.index as usize, filled.pages as usize);
+        }
+        self.ranges[list].list = filled;
+        self.ranges[list].list.clear();
+    }
+
+    /// Empties those that say something of a page with one of `pages` indices from this one on.
+    pub(crate) fn drop_ranges_at(&mut self, index: usize, pages: usize) {
         const MASK: u32 = ContextLayout::ENTRIES as u32 - 1;
-        self.drop_ranges_where(|_, filled| (index as u32).wrapping_sub(filled.index) & MASK < filled.pages);
+        for list in 0..self.ranges.len() {
+            if self.ranges[list].covered.remove_all(index, pages) {
+                let (first, pages) = (index as u32, pages as u32);
+                self.drop_ranges_where(list, |_, filled| {
+                    first.wrapping_sub(filled.index) & MASK < filled.pages
+                        || filled.index.wrapping_sub(first) & MASK < pages
+                });
+            }
+        }
     }
 
     /// Empties those that let stores through to the host page `host`.
     pub(crate) fn drop_writable_ranges(&mut self, host: u64) {
         let maps = |part: &Part| host.wrapping_sub(part.first.wrapping_add(part.addend)) < part.len;
-        self.drop_ranges_where(|context, filled| {
-            ContextLayout::range_is_write(filled.number) && context.read_entry(filled.number).parts().iter().any(maps)
-        });
+        for list in 0..self.ranges.len() {
+            self.drop_ranges_where(list, |context, filled| {
+                ContextLayout::range_is_write(filled.number)
+                    && context.read_entry(filled.number).parts().iter().any(maps)
+            });
+        }
     }
 
-    fn drop_ranges_where(&mut self, goes: impl Fn(&Context, FilledRange) -> bool) {
+    fn drop_ranges_where(&mut self, list: usize, goes: impl Fn(&Context, FilledRange) -> bool) {
         let mut i = 0;
-        while let Some(&filled) = self.ranges.get(i) {
-            if !goes(self, filled) {
+        while let Some(&filled) = self.ranges[list].list.get(i) {
+            if goes(self, filled) {
+                self.empty_entry(filled.number);
+                self.unlist(list, i);
+            } else {
                 i += 1;
-                continue;
             }
-            self.write_entry(filled.number, Entry::default());
-            self.ranges.swap_remove(i);
-            if let Some(moved) = self.ranges.get(i).copied() {
-                let entry = Entry { place: i as u32, ..self.read_entry(moved.number) };
-                self.write_entry(moved.number, entry);
-            }
+        }
+    }
+
+    /// Takes the `i`th out of a list.
+    fn unlist(&mut self, list: usize, i: usize) {
+        self.ranges[list].list.swap_remove(i);
+        if let Some(moved) = self.ranges[list].list.get(i).copied() {
+            let entry = Entry { place: i as u32, ..self.read_entry(moved.number) };
+            self.write_entry(moved.number, entry);
         }
     }
 }
@@ -230,6 +390,12 @@ mod tests {
 
     fn fill(c: &mut Context, va: u64, host: u64) {
         c.fill_data(&DataFill { va, host, read: true, write: true, local: false, mapping_size: PAGE });
+    }
+
+    /// An access that missed and is told the runtime, at once.
+    fn miss(c: &mut Context, number: u32, va: u64, size: Size) -> bool {
+        c.write_entry(number, Entry { patience: u32::MAX, ..c.read_entry(number) });
+        c.fill_range(number, va, size, || 0)
     }
 
     fn load(n: u32) -> u32 {
@@ -254,14 +420,14 @@ mod tests {
         }
         fill(&mut c, 0x8000, HOST);
         assert_eq!(hits(&c, load(0), 0), None, "an empty entry");
-        assert!(!c.fill_range(load(0), 0x6010, Size::B4, || 0));
+        assert!(!miss(&mut c, load(0), 0x6010, Size::B4));
         for va in [0x5000, 0x6ffe, 0x7ffc] {
             assert_eq!(hits(&c, load(0), va), Some(HOST + va));
         }
         for va in [0x4fff, 0x7ffd, 0x8000] {
             assert_eq!(hits(&c, load(0), va), None, "{va:#x}");
         }
-        c.fill_range(load(0), 0x9000, Size::B4, || 0);
+        miss(&mut c, load(0), 0x9000, Size::B4);
         assert_eq!(hits(&c, load(0), 0x6000), Some(HOST + 0x6000), "nothing is known of the page");
     }
 
@@ -270,8 +436,8 @@ mod tests {
         let mut c = Context::new().unwrap();
         fill(&mut c, 0, HOST);
         fill(&mut c, 0u64.wrapping_sub(PAGE), HOST - PAGE);
-        c.fill_range(load(0), 8, Size::B4, || 0);
-        c.fill_range(load(1), !7, Size::B4, || 0);
+        miss(&mut c, load(0), 8, Size::B4);
+        miss(&mut c, load(1), !7, Size::B4);
         assert_eq!((hits(&c, load(0), 0), hits(&c, load(0), !3)), (Some(HOST), None));
         assert_eq!((hits(&c, load(1), !3), hits(&c, load(1), !2)), (Some(HOST - 4), None));
     }
@@ -283,9 +449,9 @@ mod tests {
             for page in [0x5000, 0x6000, 0x20_5000] {
                 fill(c, page, HOST + page);
             }
-            c.fill_range(load(0), 0x5000, Size::B4, || 0);
-            c.fill_range(load(1), 0x20_5000, Size::B4, || 0);
-            c.fill_range(store(0), 0x5000, Size::B4, || 0);
+            miss(c, load(0), 0x5000, Size::B4);
+            miss(c, load(1), 0x20_5000, Size::B4);
+            miss(c, store(0), 0x5000, Size::B4);
             assert!(hits(c, load(0), 0x6000).is_some() && hits(c, store(0), 0x6000).is_some());
         };
         ready(&mut c);
@@ -302,17 +468,29 @@ mod tests {
         c.fill_data(&DataFill { va: 0x6000, host: HOST, read: true, write: false, local: false, mapping_size: PAGE });
         assert_eq!((hits(&c, load(0), 0x5000), hits(&c, store(0), 0x6000)), (None, None), "it has moved");
         for drop in [Context::flush, Context::drop_local] {
-            ready(&mut c);
+            for page in [0x5000, 0x6000, 0x20_5000] {
+                c.fill_data(&DataFill {
+                    va: page,
+                    host: HOST + page,
+                    read: true,
+                    write: true,
+                    local: true,
+                    mapping_size: PAGE,
+                });
+            }
+            miss(&mut c, load(0), 0x5000, Size::B4);
+            miss(&mut c, load(1), 0x20_5000, Size::B4);
+            assert!(hits(&c, load(0), 0x6000).is_some() && hits(&c, load(1), 0x20_5000).is_some());
             drop(&mut c);
             assert_eq!((hits(&c, load(0), 0x5000), hits(&c, load(1), 0x20_5000)), (None, None));
-            assert!(c.ranges.is_empty());
+            assert!(c.ranges.iter().all(|ranges| ranges.list.is_empty()));
         }
         ready(&mut c);
         let large =
             DataFill { va: 0x6000, host: HOST + 0x6000, read: true, write: true, local: false, mapping_size: 2 << 20 };
         c.drop_page(0x6000);
         c.fill_data(&large);
-        c.fill_range(load(0), 0x6000, Size::B4, || 0);
+        miss(&mut c, load(0), 0x6000, Size::B4);
         c.drop_page(0x10_0000);
         assert_eq!(hits(&c, load(0), 0x6000), None, "of a large mapping");
     }
@@ -321,13 +499,13 @@ mod tests {
     fn another_page_of_the_same_index_leaves_a_range_that_can_still_be_dropped() {
         let mut c = Context::new().unwrap();
         fill(&mut c, 0x5000, HOST);
-        c.fill_range(store(0), 0x5000, Size::B4, || 0);
+        miss(&mut c, store(0), 0x5000, Size::B4);
         fill(&mut c, 0x1_0000_5000, HOST + PAGE);
         assert_eq!(hits(&c, store(0), 0x5000), Some(HOST));
         c.revoke_write(HOST);
         assert_eq!(hits(&c, store(0), 0x5000), None);
         fill(&mut c, 0x5000, HOST);
-        c.fill_range(store(0), 0x5000, Size::B4, || 0);
+        miss(&mut c, store(0), 0x5000, Size::B4);
         fill(&mut c, 0x1_0000_5000, HOST + PAGE);
         c.drop_page(0x5000);
         assert_eq!(hits(&c, store(0), 0x5000), None);
@@ -340,13 +518,79 @@ mod tests {
             fill(&mut c, 0x10_0000 + 2 * n * PAGE, HOST + n * PAGE);
         }
         let mut run = |number: u32, microseconds_a_miss: u32| {
-            (0..100).any(|n| {
-                let va = 0x10_0000 + 2 * u64::from(n) * PAGE;
-                c.fill_range(number, va, Size::B4, || n * microseconds_a_miss)
+            (0..2000).any(|n| {
+                let va = 0x10_0000 + 2 * u64::from(n % 100) * PAGE;
+                misses(&mut c, number, va, n * microseconds_a_miss)
             })
         };
         assert!(run(load(0), 0));
         assert!(!run(load(1), 10));
+    }
+
+    /// What generated code does when an access misses, and what comes of it.
+    fn misses(c: &mut Context, number: u32, va: u64, now: u32) -> bool {
+        let entry = c.read_entry(number);
+        let patience = entry.patience.wrapping_sub(1);
+        c.write_entry(number, Entry { patience, ..entry });
+        entry.patience == 0 && c.fill_range(number, va, Size::B4, || now)
+    }
+
+    #[test]
+    fn an_access_whose_range_is_dropped_again_and_again_seldom_fills_it() {
+        let mut c = Context::new().unwrap();
+        fill(&mut c, 0x5000, HOST);
+        let mut filled = 0;
+        // It is dropped after each tenth access, one every microsecond.
+        for n in 0..100_000 {
+            if hits(&c, load(0), 0x5000).is_none() {
+                assert!(!misses(&mut c, load(0), 0x5000, n));
+                filled += u32::from(hits(&c, load(0), 0x5000).is_some());
+            }
+            if n % 10 == 9 {
+                c.drop_page(0x5000);
+                fill(&mut c, 0x5000, HOST);
+            }
+        }
+        assert!((10..200).contains(&filled), "{filled}");
+        // It goes on as one that is not, some time later.
+        let then = 100_000 + MUCH_LATER;
+        let before_filled = (0..10_000).take_while(|n| {
+            misses(&mut c, load(0), 0x5000, then + n);
+            hits(&c, load(0), 0x5000).is_none()
+        });
+        assert!(before_filled.count() < 2000);
+        c.drop_page(0x5000);
+        fill(&mut c, 0x5000, HOST);
+        misses(&mut c, load(0), 0x5000, then + 10_000);
+        assert_eq!(hits(&c, load(0), 0x5000), None);
+        for _ in 0..PATIENCE {
+            misses(&mut c, load(0), 0x5000, then + 10_000);
+        }
+        assert_eq!(hits(&c, load(0), 0x5000), Some(HOST));
+    }
+
+    #[test]
+    fn ranges_of_global_pages_stay_when_local_ones_go() {
+        let mut c = Context::new().unwrap();
+        let local = |va| DataFill { va, host: HOST + va, read: true, write: true, local: true, mapping_size: PAGE };
+        fill(&mut c, 0x5000, HOST + 0x5000);
+        c.fill_data(&local(0x9000));
+        c.fill_data(&local(0xa000));
+        fill(&mut c, 0xb000, HOST + 0xb000);
+        miss(&mut c, load(0), 0x5000, Size::B4);
+        miss(&mut c, load(1), 0x9000, Size::B4);
+        assert_eq!(hits(&c, load(1), 0xb000), Some(HOST + 0xb000));
+        c.drop_local();
+        assert_eq!((hits(&c, load(0), 0x5000), hits(&c, load(1), 0xb000)), (Some(HOST + 0x5000), None));
+        // The access that was in local pages is in others now, and back.
+        c.fill_data(&local(0x9000));
+        miss(&mut c, load(1), 0x9000, Size::B4);
+        miss(&mut c, load(1), 0xb000, Size::B4);
+        c.drop_local();
+        assert_eq!(hits(&c, load(1), 0xb000), Some(HOST + 0xb000));
+        c.drop_page(0xb000);
+        assert_eq!(hits(&c, load(1), 0xb000), None);
+        assert_eq!(hits(&c, load(0), 0x5000), Some(HOST + 0x5000));
     }
 
     /// What generated code does with an entry of two parts.
@@ -365,16 +609,16 @@ mod tests {
         }
         let number = ContextLayout::range(0, Size::B4, true, true);
         assert_eq!(hits_parts(&c, number, 0), None);
-        c.fill_range(number, 0x6010, Size::B4, || 0);
+        miss(&mut c, number, 0x6010, Size::B4);
         assert_eq!(hits_parts(&c, number, 0x7ffc), Some(HOST + 0x4ffc));
         assert_eq!((hits_parts(&c, number, 0x8000), hits_parts(&c, number, 0x5ffc)), (None, None));
         // The one before, then the one behind in its place.
-        c.fill_range(number, 0x5010, Size::B4, || 0);
+        miss(&mut c, number, 0x5010, Size::B4);
         for (va, host) in [(0x5000, HOST + 0x9000), (0x5ffc, HOST + 0x9ffc), (0x6000, HOST + 0x3000)] {
             assert_eq!(hits_parts(&c, number, va), Some(host));
         }
         assert_eq!((hits_parts(&c, number, 0x5ffe), hits_parts(&c, number, 0x8000)), (None, None));
-        c.fill_range(number, 0x8010, Size::B4, || 0);
+        miss(&mut c, number, 0x8010, Size::B4);
         for (va, host) in [(0x6000, HOST + 0x3000), (0x7ffc, HOST + 0x4ffc), (0x8ffc, HOST + 0xffc)] {
             assert_eq!(hits_parts(&c, number, va), Some(host));
         }
@@ -382,8 +626,8 @@ mod tests {
         // Either part takes both along.
         c.revoke_write(HOST + 0x4000);
         assert_eq!(hits_parts(&c, number, 0x8000), None);
-        c.fill_range(number, 0x8010, Size::B4, || 0);
-        c.fill_range(number, 0x6010, Size::B4, || 0);
+        miss(&mut c, number, 0x8010, Size::B4);
+        miss(&mut c, number, 0x6010, Size::B4);
         assert_eq!(hits_parts(&c, number, 0x8000), None, "the page between cannot be written");
         c.drop_page(0x6000);
         assert_eq!(hits_parts(&c, number, 0x6000), None);
@@ -395,7 +639,7 @@ mod tests {
         for n in 0..3000 {
             let page = 0x10_0000 + n * PAGE;
             fill(&mut c, page, HOST + n * PAGE);
-            c.fill_range(load(0), page, Size::B1, || 0);
+            miss(&mut c, load(0), page, Size::B1);
             assert_eq!(hits(&c, load(0), 0x10_0000), Some(HOST));
             assert_eq!(hits(&c, load(0), page + PAGE - 4), Some(HOST + (n + 1) * PAGE - 4));
         }

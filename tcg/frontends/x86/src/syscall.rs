@@ -1,6 +1,7 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT.
 //!
-//! Spec: SDM volume 2; volume 3 section 6.8.7.
+//! Spec: SDM volume 2; volume 3 section 6.8.7. AMD's manual, 24594 rev. 3.36, "SYSCALL" and "SYSRET", for what Intel's
+//! processors have in 64-bit code only.
 
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, attr};
@@ -8,7 +9,7 @@ use mimus_arch::x86::state::{Segment, attr};
 use crate::exception::{Exception, Result};
 use crate::host::Host;
 use crate::segment::change_level;
-use crate::state::Mode;
+use crate::state::{Mode, State};
 
 const CODE: u32 = attr::CODE;
 const DATA: u32 = attr::DATA;
@@ -17,25 +18,38 @@ fn flat(selector: u16, attributes: u32, cpl: u8) -> Segment {
     Segment::flat(selector, attributes | u32::from(cpl) << attr::DPL_SHIFT)
 }
 
+/// Whether SYSCALL and SYSRET exist in code of this kind: in 64-bit code; on AMD's processors in all of protected mode.
+fn exists(st: &State) -> bool {
+    let here = st.is_64bit() || st.features.amd && matches!(st.mode(), Mode::Protected | Mode::Long);
+    st.efer & EFER_SCE != 0 && st.features.syscall && here
+}
+
 /// SYSCALL; `next` is the next instruction's address.
 ///
 /// # Errors
 /// `#UD` where it does not exist.
 pub fn syscall<H: Host + ?Sized>(h: &mut H, next: u64) -> Result<()> {
     let st = h.st();
-    let amd = st.features.syscall;
-    if st.efer & EFER_SCE == 0 || !amd || !st.is_64bit() {
+    if !exists(st) {
         return Err(Exception::UD);
     }
     let msrs = &st.msrs;
-    let (target, fmask) = (msrs.lstar, msrs.fmask);
-    let selector = (msrs.star >> 32) as u16;
-    let flags = h.rflags();
+    let (star, selector) = (msrs.star, (msrs.star >> 32) as u16);
+    let (target, mask, size) = match (st.is_64bit(), st.long()) {
+        (true, _) => (msrs.lstar, msrs.fmask, attr::L),
+        // Compatibility mode has an entry of its own, in 64-bit code.
+        (_, true) => (msrs.cstar, msrs.fmask, attr::L),
+        // Legacy mode has neither mask nor flags in R11.
+        _ => (star & 0xffff_ffff, RFLAGS_VM | RFLAGS_IF, attr::DB),
+    };
+    let (long, flags) = (st.long(), h.rflags());
     h.set_gpr(RCX, next);
-    h.set_gpr(R11, flags & !RFLAGS_RF);
-    h.set_rflags(0, fmask | RFLAGS_RF);
+    if long {
+        h.set_gpr(R11, flags & !RFLAGS_RF);
+    }
+    h.set_rflags(0, mask | RFLAGS_RF);
     let stack = flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0);
-    change_level(h, 0, flat(selector & !3, CODE | attr::L, 0), Some(stack));
+    change_level(h, 0, flat(selector & !3, CODE | size, 0), Some(stack));
     h.set_ip(target);
     Ok(())
 }
@@ -45,8 +59,7 @@ pub fn syscall<H: Host + ?Sized>(h: &mut H, next: u64) -> Result<()> {
 /// # Errors
 /// `#UD`, `#GP(0)`
 pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
-    let st = h.st();
-    if st.efer & EFER_SCE == 0 || !st.is_64bit() {
+    if !exists(h.st()) {
         return Err(Exception::UD);
     }
     h.need_cpl0()?;
@@ -55,13 +68,17 @@ pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
         return Err(Exception::GP0);
     }
     let selector = (h.st().msrs.star >> 48) as u16;
-    let flags = h.gpr(R11);
     let code = if wide {
         flat(selector.wrapping_add(16) | 3, CODE | attr::L, 3)
     } else {
         flat(selector | 3, CODE | attr::DB, 3)
     };
-    h.set_rflags(flags, !(RFLAGS_RF | RFLAGS_VM));
+    if h.st().is_64bit() {
+        let flags = h.gpr(R11);
+        h.set_rflags(flags, !(RFLAGS_RF | RFLAGS_VM));
+    } else {
+        h.set_rflags(RFLAGS_IF, RFLAGS_IF | RFLAGS_RF);
+    }
     change_level(h, 3, code, Some(flat(selector.wrapping_add(8) | 3, DATA | attr::DB, 3)));
     h.set_ip(if wide { target } else { target & 0xffff_ffff });
     Ok(())

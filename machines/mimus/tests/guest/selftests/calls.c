@@ -112,8 +112,11 @@ __asm__(".macro entry name, insn:vararg\n"
         "mov %eax, after\n mov %ebx, after+4\n mov %ecx, after+8\n mov %edx, after+12\n mov %esi, after+16\n mov %edi, after+20\n mov %ebp, after+24\n"
         "popa\n ret\n.endm\n"
         "entry int80, int $0x80\n"
-        "entry vdso, call *vdso_entry\n");
-void enter_int80(void), enter_vdso(void);
+        "entry vdso, call *vdso_entry\n"
+        /* As Linux's own entry does it, which is where the kernel returns to: it pops what is pushed here. */
+        "entry syscall, call syscall_here\n"
+        "syscall_here: push %ecx\n push %edx\n push %ebp\n mov %ecx, %ebp\n syscall\n ud2\n");
+void enter_int80(void), enter_vdso(void), enter_syscall(void);
 ulong vdso_entry;
 
 static void compare(const char *how, void (*enter)(void))
@@ -140,6 +143,22 @@ static ulong vdso(void)
         if (a[0] == 32)
             return a[1];
     return 0;
+}
+
+static int is_amd(void)
+{
+    uint32_t r[4];
+    cpuid(0, 0, r);
+    return r[1] == 0x68747541; /* "Auth" */
+}
+
+/* Elsewhere it is no instruction. */
+static void no_syscall(void)
+{
+    trap = 0;
+    __asm__ volatile("movl $9f, %[resume]\n mov %[getpid], %%eax\n syscall\n 9:\n"
+                     : [resume] "=m"(resume) : [getpid] "i"(SYS_getpid) : "memory", "eax", "ecx");
+    check(trap == 6, "SYSCALL in 32-bit code: trap %d", trap);
 }
 
 /* SYSENTER has its sixth argument on the stack: one that is not there. */
@@ -183,9 +202,13 @@ void calls(void)
 #else
     compare("int 0x80", enter_int80);
     vdso_entry = vdso();
-    /* Under a 64-bit kernel it may be SYSCALL in compatibility mode, which is not there. */
-    if (vdso_entry && !kernel_is_64())
+    if (vdso_entry)
         compare("the kernel's entry", enter_vdso);
+    /* SYSCALL in 32-bit code under a 64-bit kernel: AMD's processors have it. */
+    if (kernel_is_64() && !is_amd())
+        no_syscall();
+    else if (kernel_is_64() && vdso_entry)
+        compare("SYSCALL", enter_syscall);
     alternate_stack();
     catch(SIGSEGV, on_fault, ON_STACK);
     catch(SIGILL, on_fault, ON_STACK);

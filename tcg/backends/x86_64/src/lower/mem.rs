@@ -5,7 +5,8 @@
 //! in the base register throughout; the arrays' `addend` makes it a host address.
 //!
 //! In code that runs often, an access has a range entry of its own instead, as long as it seldom leaves its range:
-//! no load of a tag or an addend then waits for the address. What misses is served by the runtime, which fills the entry.
+//! no load of a tag or an addend then waits for the address. What misses looks its page up out of line, and now and then
+//! asks the runtime to fill the entry.
 
 use super::compact::Kind;
 use super::flags::Routine;
@@ -21,6 +22,8 @@ use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
     from: Fixup,
+    /// Where the access begins, with the addend in `r14`.
+    access: u32,
     back: u32,
     /// The address is `base + off`.
     base: u8,
@@ -100,17 +103,22 @@ impl Lower<'_> {
     /// Looks up an access of `size`; `r14` is the addend after it. Gives where it goes on if that is not to be had,
     /// and its range entry.
     fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
-        let context = self.be.config.context;
         if self.stays_in_range() {
             let parts = self.info.hints.parted.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
             let range = self.be.new_range(size, write, parts);
             return (self.compare_range(at, range, size), Some(range));
         }
+        (self.translate_by_page(at, size, write), None)
+    }
+
+    /// The same by the page arrays.
+    fn translate_by_page(&mut self, at: Address, size: Size, write: bool) -> Fixup {
+        let context = self.be.config.context;
         self.look_up(at, if write { context.write_tag } else { context.read_tag });
         dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
         let miss = self.asm.jcc(Cc::A);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
-        (miss, None)
+        miss
     }
 
     /// Whether the instruction's access is to have a range entry.
@@ -119,9 +127,27 @@ impl Lower<'_> {
         hints.hot && !hints.scattered.iter().any(|&pc| i32::from(pc) == self.insn.pc.0)
     }
 
+    fn range_entry(&self, range: u32) -> i32 {
+        self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32
+    }
+
+    /// Out of line, where an access is not served: one that has a range entry looks its page up, unless the runtime is
+    /// to be told. What comes next is where that does not serve it either.
+    fn not_served(&mut self, slow: &Slow, write: bool) {
+        self.asm.bind(slow.from);
+        let Some(range) = slow.range else { return };
+        let patience = self.range_entry(range) + ContextLayout::RANGE_PATIENCE as i32;
+        dynasm!(self.asm ; .arch x64 ; gs sub DWORD [DWORD patience], 1);
+        let told = self.asm.jcc(Cc::B);
+        let miss = self.translate_by_page(Address { base: slow.base, off: slow.off, slot: None }, slow.size, write);
+        self.asm.jmp_back(slow.access);
+        self.asm.bind(told);
+        self.asm.bind(miss);
+    }
+
     /// Compares an address with a range entry; `r14` is the addend after it.
     fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
-        let entry = self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32;
+        let entry = self.range_entry(range);
         if at.off == 0 {
             self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));
         } else {
@@ -169,6 +195,7 @@ impl Lower<'_> {
         }
         let at = self.address(base, off);
         let (from, range) = self.translate(at, size, false);
+        let access = self.asm.pos();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         let xmm = self.fp_pin_to_load(d, size, ext);
@@ -182,6 +209,7 @@ impl Lower<'_> {
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Load(Slow {
             from,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -209,9 +237,11 @@ impl Lower<'_> {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
             let (from, range) = self.translate(at, size, false);
+            let access = self.asm.pos();
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             self.cold.push(Cold::Load(Slow {
                 from,
+                access,
                 back: self.asm.pos(),
                 base: at.base,
                 off: at.off,
@@ -275,7 +305,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn slow_load(&mut self, slow: Slow) {
-        self.asm.bind(slow.from);
+        self.not_served(&slow, false);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
@@ -314,6 +344,7 @@ impl Lower<'_> {
         let value =
             if cached == Opnd::Reg(RAX) && (at.base != RAX || base == src) { cached } else { self.home_val(src) };
         let (from, range) = self.translate(at, size, true);
+        let access = self.asm.pos();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
@@ -322,6 +353,7 @@ impl Lower<'_> {
         let flags = self.flags_at_fault();
         self.cold.push(Cold::Store(Slow {
             from,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -377,7 +409,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn slow_store(&mut self, slow: Slow) {
-        self.asm.bind(slow.from);
+        self.not_served(&slow, true);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.mov(RAX, slow.value);

@@ -567,6 +567,8 @@ fn fill_range(va: u64, desc: u32, pages: u64) {
     unsafe {
         let entry = CONTEXT_PTR.get().add(at).cast::<[u64; 5]>();
         let addend = (DATA_PTR.get() as u64).wrapping_sub(DATA);
+        // Every other miss is to be told.
+        entry.byte_add(ContextLayout::RANGE_PATIENCE).cast::<u32>().write(1);
         if ContextLayout::range_has_parts(number) {
             // All of it is one part or the other, and the other leads nowhere.
             let limit = pages * 4096 / size;

@@ -118,6 +118,69 @@ fn fast_system_calls() {
     assert_eq!(syscall::syscall(&mut h, 0), Err(Exception::UD));
 }
 
+/// A 32-bit program under a 64-bit kernel: AMD's processors enter at CSTAR, in 64-bit code; Intel's do not know it.
+#[test]
+fn system_calls_from_compatibility_mode() {
+    for amd in [true, false] {
+        let mut h = long();
+        h.st.features.amd = amd;
+        h.st.msrs.star = 0x0b << 32 | 0x18 << 48;
+        (h.st.msrs.lstar, h.st.msrs.cstar) = (0x1111, 0xffff_8000_0000_2000);
+        h.st.msrs.fmask = RFLAGS_IF | RFLAGS_TF;
+        to_user(&mut h);
+        h.st.flags = RFLAGS_IF | RFLAGS_TF | RFLAGS_RF | RFLAGS_NT;
+        h.arith = RFLAGS_CF;
+        (h.gpr[RCX], h.gpr[R11], h.gpr[RSP]) = (!0, !0, 0x5000);
+        let before = (h.ip, h.st.cpl, h.gpr, h.rflags());
+        let result = syscall::syscall(&mut h, 0xffff_fffe);
+        if !amd {
+            assert_eq!(result, Err(Exception::UD));
+            assert_eq!((h.ip, h.st.cpl, h.gpr, h.rflags()), before);
+            continue;
+        }
+        result.unwrap();
+        assert_eq!((h.ip, h.st.cpl, h.st.code_bits()), (0xffff_8000_0000_2000, 0, 64));
+        assert_eq!((h.gpr[RCX], h.gpr[R11]), (0xffff_fffe, RFLAGS_IF | RFLAGS_TF | RFLAGS_NT | RFLAGS_CF | 2));
+        assert_eq!((h.rflags(), h.gpr[RSP]), (RFLAGS_NT | RFLAGS_CF | 2, 0x5000));
+        let (cs, ss) = (h.st.seg[CS], h.st.seg[SS]);
+        assert_eq!((cs.selector, cs.base, cs.limit), (0x08, 0, u32::MAX));
+        assert_eq!((ss.selector, ss.base, ss.limit), (0x10, 0, u32::MAX));
+        // And back to 32-bit code.
+        h.gpr[RCX] |= 1 << 40;
+        syscall::sysret(&mut h, false).unwrap();
+        assert_eq!((h.ip, h.st.cpl, h.st.code_bits()), (0xffff_fffe, 3, 32));
+        assert_eq!(h.rflags(), RFLAGS_IF | RFLAGS_TF | RFLAGS_NT | RFLAGS_CF | 2);
+        assert_eq!((h.st.seg[CS].selector, h.st.seg[SS].selector), (0x1b, 0x23));
+        h.st.efer &= !EFER_SCE;
+        assert_eq!(syscall::syscall(&mut h, 0), Err(Exception::UD));
+    }
+}
+
+/// Without long mode, on AMD's processors: the entry is in STAR, there is no mask, and R11 does not exist.
+#[test]
+fn system_calls_in_legacy_mode() {
+    let mut h = protected();
+    (h.st.efer, h.st.features.amd) = (EFER_SCE, true);
+    (h.st.msrs.star, h.st.msrs.fmask) = (0x9abc_def0 | 0x08 << 32 | 0x18 << 48, !0);
+    to_user(&mut h);
+    h.st.flags = RFLAGS_IF | RFLAGS_DF;
+    h.gpr[R11] = 0x77;
+    syscall::syscall(&mut h, 0x1002).unwrap();
+    assert_eq!((h.ip, h.st.cpl, h.gpr[RCX], h.gpr[R11], h.rflags()), (0x9abc_def0, 0, 0x1002, 0x77, RFLAGS_DF | 2));
+    assert_eq!((h.st.seg[CS].selector, h.st.seg[SS].selector, h.st.code_bits()), (0x08, 0x10, 32));
+    syscall::sysret(&mut h, false).unwrap();
+    assert_eq!((h.ip, h.st.cpl, h.rflags()), (0x1002, 3, RFLAGS_IF | RFLAGS_DF | 2));
+    assert_eq!((h.st.seg[CS].selector, h.st.seg[SS].selector), (0x1b, 0x23));
+    assert_eq!(syscall::sysret(&mut h, false), Err(Exception::GP0), "at level 3");
+    h.st.features.amd = false;
+    assert_eq!(syscall::syscall(&mut h, 0), Err(Exception::UD));
+    assert_eq!(syscall::sysret(&mut h, false), Err(Exception::UD));
+    // Real mode has none.
+    let mut h = TestHost::new();
+    (h.st.efer, h.st.features.amd) = (EFER_SCE, true);
+    assert_eq!(syscall::syscall(&mut h, 0), Err(Exception::UD));
+}
+
 #[test]
 fn sysenter_and_sysexit() {
     let mut h = protected();

@@ -142,6 +142,32 @@ fn user_mode_system_calls_and_back() {
     });
 }
 
+/// The default model is AMD's: 32-bit code enters at CSTAR, and comes back to 32-bit code.
+#[test]
+fn system_calls_from_compatibility_mode_and_back() {
+    both(|mut g| {
+        g.long();
+        // The kernel: mov [DATA], rcx; mov [DATA+8], r11; sysret
+        g.put(0x3000, &[0x48, 0x89, 0x0c, 0x25, 0, 0, 0x10, 0, 0x4c, 0x89, 0x1c, 0x25, 8, 0, 0x10, 0, 0x0f, 0x07]);
+        // User: mov eax,7; syscall; inc ebx (0x43: a prefix in 64-bit code); int3
+        g.put(CODE, &[0xb8, 7, 0, 0, 0, 0x0f, 0x05, 0x43, 0xcc]);
+        g.change(|s| {
+            s.set_msr(mimus_arch::x86::msr::STAR, 0x18 << 32 | 0x28 << 48);
+            s.set_msr(mimus_arch::x86::msr::LSTAR, 0x4000);
+            s.set_msr(mimus_arch::x86::msr::CSTAR, 0x3000);
+            s.set_msr(mimus_arch::x86::msr::FMASK, RFLAGS_IF);
+            s.cs = Segment::flat(0x2b, attr::CODE | attr::DB | 3 << attr::DPL_SHIFT);
+            s.ss = Segment::flat(0x33, attr::DATA | attr::DB | 3 << attr::DPL_SHIFT);
+            s.gpr[RBX] = 8;
+        });
+        let flags = g.state().rflags;
+        let s = g.run();
+        assert_eq!((s.cpl(), s.rip, s.gpr[RBX]), (0, 0xa031, 9));
+        assert_eq!((g.u64_at(DATA), g.u64_at(DATA + 8)), (CODE + 7, flags));
+        assert_eq!((g.u64_at(s.gpr[RSP]), g.u64_at(s.gpr[RSP] + 8)), (CODE + 9, 0x2b));
+    });
+}
+
 #[test]
 fn self_modifying_code() {
     both(|mut g| {
