@@ -793,6 +793,45 @@ mod tests {
     }
 
     #[test]
+    fn compact_blocks_found_running_are_made_anew_one_by_one() {
+        let s = store();
+        let page = PageKey::new(0x7000, 3);
+        let make = |start: u16| {
+            let mut told = Hints::default();
+            let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+                *code = vec![0; 64];
+                told = info.hints.clone();
+                info.sites =
+                    vec![LinkSite { patch: 12, unlinked: 32, return_offset: 40, guard: u32::MAX, to: PagePc(0x100) }];
+            };
+            s.table(page).unwrap();
+            let stamp = s.begin(page, &AtomicU8::new(0));
+            match s.publish((page, stamp), None, &block(start, 4), emit, &mut Default::default()) {
+                Published::At(at) => (at, told.compact),
+                other => panic!("{other:?}"),
+            }
+        };
+        let ((one, compact), (two, _)) = (make(0x100), make(0x200));
+        assert!(compact);
+        let site = s.resolve_site(two + 40).unwrap();
+        s.link(&site, one, page, |field, to| to.wrapping_sub(field) as u32);
+        let linked = |block: usize| s.mapping().patched(block + 12 - s.mapping().code_base());
+        assert_ne!(linked(two), 16);
+        for times in 1..WARM {
+            assert!(!s.warm(one + 8), "{times} times");
+        }
+        assert!(s.warm(one + 8));
+        let table = s.table(page).unwrap();
+        assert_eq!((s.find(table, 0x100), s.find(table, 0x200)), (None, Some(two)));
+        assert_eq!(linked(two), 16, "the jump leads to what links it again");
+        assert!(!s.warm(one + 8), "it is known already");
+        assert!(!make(0x100).1);
+        assert!(make(0x300).1);
+        s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
+        assert!(make(0x100).1, "another program's");
+    }
+
+    #[test]
     fn a_full_store_says_so_and_clears() {
         let s = store();
         let page = PageKey::new(0x7000, 0);
