@@ -70,7 +70,8 @@ impl Accelerator for TcgAccelerator {
     }
 
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
-        let engine = engine_config(config)?;
+        let mut engine = engine_config(config)?;
+        engine.narrow = config.arch == GuestArch::I386;
         match config.arch {
             GuestArch::Riscv64 => create::<Riscv>(config, engine),
             GuestArch::X86_64 | GuestArch::I386 => create::<X86>(config, engine),

@@ -71,6 +71,8 @@ pub struct EngineConfig {
     pub count: bool,
     /// Which optimisations to use.
     pub optimise: Optimise,
+    /// Which registers have host registers: [`GuestFrontend::PIN_ORDER_NARROW`].
+    pub narrow: bool,
     /// Measure how long translation takes.
     pub time_translation: bool,
     /// Tell `perf` what generated code is.
@@ -84,6 +86,7 @@ impl Default for EngineConfig {
             interpret: false,
             count: false,
             optimise: Optimise::from_environment(),
+            narrow: false,
             time_translation: false,
             perf_map: false,
         }
@@ -163,7 +166,7 @@ impl<F: GuestFrontend> Machine<F> {
             context: ContextLayout::STANDARD,
             fns: runtime::functions::<F>(),
             helpers: helpers.iter().map(|h| h.entry).collect(),
-            pin_order: F::PIN_ORDER.to_vec(),
+            pin_order: if config.narrow { F::PIN_ORDER_NARROW } else { F::PIN_ORDER }.to_vec(),
             vector: F::VECTOR,
             fp_pin_order: F::FP_PIN_ORDER.to_vec(),
             code_align: F::CODE_ALIGN,

@@ -192,6 +192,9 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Slots in the order in which they deserve a host register.
     const PIN_ORDER: &'static [Slot];
 
+    /// The same for machines whose processors have no registers but the first half of them.
+    const PIN_ORDER_NARROW: &'static [Slot] = Self::PIN_ORDER;
+
     /// Instructions begin at multiples of this many bytes: 1 or 2.
     const CODE_ALIGN: u32;
 

@@ -126,6 +126,7 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         unit_load: unit_load::<F> as *const () as usize,
         unit_probe: unit_probe::<F> as *const () as usize,
         unit_store: unit_store::<F> as *const () as usize,
+        note: note::<F> as *const () as usize,
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
         trace_full: trace_full::<F> as *const () as usize,
@@ -283,6 +284,14 @@ extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) {
     if cpu.machine.store.warm(ret) {
         // The code goes on to jump to itself until it is left.
         cpu.check_events();
+    }
+}
+
+extern "C" fn note<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    if desc >> RANGE_SHIFT != 0 {
+        cpu.note_range(ret, va, desc);
     }
 }
 

@@ -160,8 +160,10 @@ impl ContextLayout {
     /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
     /// share one at least agree on what it says.
     pub const RANGES: usize = 1 << 15;
-    /// Range entries of one kind, size and direction.
-    pub const RANGE_SHARE: u32 = Self::RANGES as u32 / 16;
+    /// Kinds of range entries: by size, direction, and whether they have parts.
+    pub const RANGE_KINDS: usize = 16;
+    /// Range entries of one kind.
+    pub const RANGE_SHARE: u32 = (Self::RANGES / Self::RANGE_KINDS) as u32;
     /// Bytes of a range entry.
     pub const RANGE_BYTES: usize = 64;
     /// Where the counter of misses is in a range entry.
@@ -169,10 +171,14 @@ impl ContextLayout {
     /// Bytes of address space a context takes.
     pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES;
 
+    /// The kind of a range entry, below [`ContextLayout::RANGE_KINDS`].
+    pub const fn range_kind(size: Size, write: bool, parts: bool) -> u32 {
+        size as u32 | (write as u32) << 2 | (parts as u32) << 3
+    }
+
     /// The `n`th range entry for accesses of this kind; they are used in turn.
     pub const fn range(n: u32, size: Size, write: bool, parts: bool) -> u32 {
-        let kind = size as u32 | (write as u32) << 2 | (parts as u32) << 3;
-        kind * Self::RANGE_SHARE + n % Self::RANGE_SHARE
+        Self::range_kind(size, write, parts) * Self::RANGE_SHARE + n % Self::RANGE_SHARE
     }
 
     /// Whether a range entry is for stores.
@@ -242,6 +248,9 @@ pub struct RuntimeFns {
     pub unit_probe: usize,
     /// `(env, bytes: u32)`: stores them from [`EnvLayout::unit_buffer`] to where `unit_probe` was asked about last.
     pub unit_store: usize,
+    /// `(env, va: u64, size_log2 | range << RANGE_SHIFT: u32, return_address)`: the range entry of an access that is
+    /// made some other way than by `load` and `store` did not serve it; it is filled if the page is known.
+    pub note: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
     /// `(env, return_address) -> host address to go on at`: links the jump whose cold code called, and sets
@@ -386,6 +395,8 @@ pub struct Emitted {
     pub recipes: Vec<Recipe>,
     /// Not produced, but told the backend.
     pub hints: Hints,
+    /// Told as well: the address of the entry table of the block's page; 0 if it has none.
+    pub table: u32,
 }
 
 /// Which of the optimisations are used that can be left out.

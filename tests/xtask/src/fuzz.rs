@@ -12,7 +12,7 @@ cargo xtask fuzz x86 [OPTION...]   random sequences, by generated code, interpre
   --count N        instructions (default 10000000)
   --seed N         where to begin (default: the clock); what a failure prints reproduces it
   --class C        integer, vector, x87 or all (default)
-  --bits N         32, 64, or both (default)
+  --bits N         16, 32, 64, or all (default)
   --length N       instructions of a sequence (default 16)
   --keep-going N   report N differences before stopping (default 1)
   --debug          do not optimise

@@ -55,8 +55,8 @@ pub struct X86_64 {
     /// Vector register of each slot, or [`UNPINNED`].
     fp_pin: [u8; SLOTS],
     stubs: stubs::Addresses,
-    /// Range entries that have been given to accesses.
-    ranges: AtomicU32,
+    /// Range entries that have been given to accesses, of each kind.
+    ranges: [AtomicU32; ContextLayout::RANGE_KINDS],
 }
 
 /// Refuses hosts without the instructions that generated code uses.
@@ -131,7 +131,7 @@ impl HostBackend for X86_64 {
         }
         let fp_pin = fp_pins(&config);
         let mut backend =
-            X86_64 { config, pin, pinned, fp_pin, stubs: stubs::Addresses::default(), ranges: AtomicU32::new(0) };
+            X86_64 { config, pin, pinned, fp_pin, stubs: stubs::Addresses::default(), ranges: Default::default() };
         let (stubs, addresses) = stubs::emit(&backend, out)?;
         backend.stubs = addresses;
         Ok((backend, stubs))
@@ -184,7 +184,9 @@ impl X86_64 {
 
     /// A range entry for an access.
     fn new_range(&self, size: Size, write: bool, parts: bool) -> u32 {
-        ContextLayout::range(self.ranges.fetch_add(1, Ordering::Relaxed), size, write, parts)
+        let kind = ContextLayout::range_kind(size, write, parts);
+        let n = self.ranges.get(kind as usize).map_or(0, |used| used.fetch_add(1, Ordering::Relaxed));
+        ContextLayout::range(n, size, write, parts)
     }
 
     /// Whether vector registers hold guest state at times.

@@ -47,6 +47,8 @@ pub struct Addresses {
     pub unit_probe: usize,
     /// Called: `r14d` bytes.
     pub unit_store: usize,
+    /// Called: `r15` address, `r14d` descriptor: an access missed its range entry.
+    pub note: usize,
     /// Called by the cold code of a link site; does not return to it.
     pub link: usize,
     /// Called: the trace's buffer is full.
@@ -314,6 +316,7 @@ impl Emitter<'_> {
             );
         };
         a.load = self.access(fns.load, load);
+        a.note = self.access(fns.note, load);
         let unit_load = self.access(fns.unit_load, load);
         let unit_probe = self.access(fns.unit_probe, load);
         let unit_store = self.access(fns.unit_store, |e| dynasm!(e.ops ; .arch x64 ; mov esi, r14d));

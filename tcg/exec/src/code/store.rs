@@ -282,6 +282,7 @@ impl CodeStore {
                 info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
             }
         }
+        info.table = inner.pages.get(&page).map_or(0, |p| p.table);
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
             return Published::Full;

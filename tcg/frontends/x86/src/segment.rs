@@ -267,6 +267,20 @@ pub fn linear(st: &State, seg: usize, offset: u64, bytes: u32, write: bool) -> R
     Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
 }
 
+/// As [`linear`], of a byte whose cache line is flushed: code that may only be executed will do, too (SDM and APM volume
+/// 3 "CLFLUSH").
+///
+/// # Errors
+/// `#GP(0)`, `#SS(0)`
+pub fn linear_to_flush(st: &State, seg: usize, offset: u64) -> Result<u64> {
+    let s = &st.seg[seg];
+    let executed = s.attributes & (attr::UNUSABLE | attr::P | 0xa) == attr::P | 8;
+    if st.is_64bit() || !executed {
+        return linear(st, seg, offset, 1, false);
+    }
+    if in_limit(s, offset, 1) { Ok(s.base.wrapping_add(offset) & 0xffff_ffff) } else { Err(Exception::GP0) }
+}
+
 /// Whether `bytes` from `offset` on are inside the limit, for expand-down segments above it.
 pub fn in_limit(s: &Segment, offset: u64, bytes: u32) -> bool {
     let Some(last) = (offset & 0xffff_ffff).checked_add(u64::from(bytes.max(1)) - 1) else { return false };

@@ -87,9 +87,12 @@ pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
 /// SYSENTER
 ///
 /// # Errors
-/// `#GP(0)` without a code segment, or in real mode.
+/// `#GP(0)` without a code segment, or in real mode; `#UD` in AMD's long mode (APM volume 3 "SYSENTER").
 pub fn sysenter<H: Host + ?Sized>(h: &mut H) -> Result<()> {
     let st = h.st();
+    if st.features.amd && st.long() {
+        return Err(Exception::UD);
+    }
     let selector = st.msrs.sysenter_cs as u16;
     if st.mode() == Mode::Real || selector & !3 == 0 {
         return Err(Exception::GP0);

@@ -6,7 +6,7 @@ use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
-use mimus_tcg_ir::{CallKind, Cond, PagePc, Slot, Val};
+use mimus_tcg_ir::{AluOp, CallKind, Cond, Op, PagePc, Slot, Ty, Val};
 
 /// The host's condition behind a compare.
 fn cc_of(cond: Cond) -> Cc {
@@ -18,6 +18,16 @@ fn cc_of(cond: Cond) -> Cc {
         Cond::LtU => Cc::B,
         Cond::GeU => Cc::Ae,
     }
+}
+
+/// An indirect jump whose target is checked only where no page of code is found there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unchecked {
+    insn: Insn,
+    /// Bits of an address.
+    bits: u8,
+    /// What the instruction has added to a register before it jumps.
+    added: Option<(Slot, i32)>,
 }
 
 impl Lower<'_> {
@@ -85,6 +95,30 @@ impl Lower<'_> {
             self.asm.pad_jump(2);
             let site = self.asm.jcc(cc);
             self.link_site(Fixups::default(), site, u32::MAX, to);
+        }
+    }
+
+    /// The same, with the flags going to their slot on that side.
+    pub(super) fn branch_and_save(&mut self, cc: Cc, to: PagePc) {
+        if to.same_page() && (self.is_backward(to) || self.is_self(to)) {
+            let over = self.asm.jcc_short(cc.invert());
+            self.save_at_exit();
+            self.jump_back(to);
+            self.asm.bind_short(over);
+        } else {
+            let from = self.asm.jcc(cc);
+            self.cold.push(Cold::SaveAndGo { from, to });
+        }
+    }
+
+    /// The taken side of a branch for which flags are saved.
+    pub(super) fn save_and_go(&mut self, from: Fixup, to: PagePc) {
+        self.asm.bind(from);
+        self.save_at_exit();
+        if to.same_page() {
+            self.site_jump(to);
+        } else {
+            self.cross_page(to);
         }
     }
 
@@ -191,16 +225,30 @@ impl Lower<'_> {
             self.asm.jmp_abs(self.be.stubs.indirect);
             return;
         }
+        let unchecked = self.unchecked.take();
         self.test_kick();
-        self.asm.jcc_abs(Cc::Ne, self.be.stubs.kicked);
-        self.probe();
+        self.leave_for(unchecked, self.be.stubs.kicked);
+        self.note_jump();
+        if self.info.hints.hot && self.info.table != 0 {
+            self.jump_in_page(unchecked);
+        } else {
+            self.probe(unchecked);
+        }
     }
 
-    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
-    fn probe(&mut self) {
-        let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
-        let code_base = self.be.config.code_base as i32;
+    /// Goes to `stub` if the host's condition is `ne`; an address that has not been checked is checked before.
+    fn leave_for(&mut self, unchecked: Option<Unchecked>, stub: usize) {
+        match unchecked {
+            None => self.asm.jcc_abs(Cc::Ne, stub),
+            Some(unchecked) => {
+                let from = self.asm.jcc(Cc::Ne);
+                self.cold.push(Cold::Check { from, unchecked, stub });
+            }
+        }
+    }
+
+    /// Remembers where an indirect jump leads: `rax`.
+    fn note_jump(&mut self) {
         if self.be.config.env.jumps != 0 {
             let (ring, at) = (self.be.env(self.be.config.env.jumps), self.be.env(self.be.config.env.jumps_at));
             dynasm!(self.asm ; .arch x64
@@ -209,6 +257,34 @@ impl Lower<'_> {
                 ; inc BYTE [rbp + at]
             );
         }
+    }
+
+    /// Continues at the address in `rax`, by the page's own entry table if it is in the block's page. Such a jump needs no
+    /// look-up of the page, for the same reason as linked jumps within it.
+    fn jump_in_page(&mut self, unchecked: Option<Unchecked>) {
+        let page_base = Rm::Env(self.be.env(self.be.config.env.page_base));
+        let (table, code_base) = (self.info.table as i32, self.be.config.code_base as i32);
+        self.asm.mov_r_rm(true, R14, Rm::Reg(RAX));
+        self.asm.alu_r_rm(Alu::Sub, true, R14, page_base);
+        self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), 4096);
+        let from = self.asm.jcc(Cc::Ae);
+        self.cold.push(Cold::Probe { from, unchecked });
+        if self.be.config.code_align == 1 {
+            dynasm!(self.asm ; .arch x64 ; mov eax, [r14*4 + table]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; and r14d, 0xffe ; mov eax, [r14*2 + table]);
+        }
+        dynasm!(self.asm ; .arch x64
+            ; add eax, code_base
+            ; jmp rax
+        );
+    }
+
+    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
+    pub(super) fn probe(&mut self, unchecked: Option<Unchecked>) {
+        let page_base = self.be.env(self.be.config.env.page_base);
+        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
+        let code_base = self.be.config.code_base as i32;
         dynasm!(self.asm ; .arch x64
             ; mov r14d, eax
             ; mov r15, rax
@@ -216,7 +292,7 @@ impl Lower<'_> {
             ; and r15, -4096
             ; gs cmp r15, [r14*8 + tag]
         );
-        self.asm.jcc_abs(Cc::Ne, self.be.stubs.probe_miss);
+        self.leave_for(unchecked, self.be.stubs.probe_miss);
         self.asm.mov_rm_r(true, Rm::Env(page_base), R15);
         dynasm!(self.asm ; .arch x64
             ; gs mov r15d, [r14*8 + table]
@@ -231,6 +307,48 @@ impl Lower<'_> {
             ; add eax, code_base
             ; jmp rax
         );
+    }
+
+    /// Leaves an indirect jump for `stub`, or to careful mode before the instruction if the address in `rax` is none.
+    pub(super) fn check_late(&mut self, from: Fixup, unchecked: Unchecked, stub: usize) {
+        self.asm.bind(from);
+        let unused = 64 - unchecked.bits;
+        self.asm.mov_r_rm(true, R14, Rm::Reg(RAX));
+        self.asm.shift_i(Shift::Shl, true, Rm::Reg(R14), unused);
+        self.asm.shift_i(Shift::Sar, true, Rm::Reg(R14), unused);
+        self.asm.alu_r_rm(Alu::Cmp, true, R14, Rm::Reg(RAX));
+        self.asm.jcc_abs(Cc::E, stub);
+        if let Some((slot, added)) = unchecked.added {
+            let place = self.rm(slot);
+            self.asm.alu_rm_i(Alu::Sub, true, place, added);
+        }
+        self.leave_carefully(unchecked.insn);
+    }
+
+    /// The check of operation `index`, if it can be put off until no code is found where the jump leads: nothing but a
+    /// register that is added to changes before the jump. Flags are in their slot at jumps.
+    fn late_check(&self, index: usize) -> Option<(u8, Option<(Slot, i32)>)> {
+        // The jumps of compact code are a stub.
+        if self.compact {
+            return None;
+        }
+        let [Op::GuardFits { a: Val::Slot(a), bits }, rest @ ..] = self.ops.get(index..)? else { return None };
+        match rest {
+            [Op::JumpReg { base, off: 0, link: None, .. }, ..] if base == a => Some((*bits, None)),
+            [
+                Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: Val::Slot(from), b: Val::Imm(by) },
+                Op::JumpReg { base, off: 0, link: None, .. },
+                ..,
+            ] if base == a && d == from && d != a && self.be.pin_of(*d).is_some() => {
+                Some((*bits, Some((*d, i32::try_from(*by).ok()?))))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether operation `index` is a check that is put off.
+    pub(super) fn puts_check_off(&self, index: usize) -> bool {
+        self.late_check(index).is_some()
     }
 
     pub(super) fn set_env_byte(&mut self, off: i32, val: u8) {
@@ -273,6 +391,11 @@ impl Lower<'_> {
 
     /// Leaves to careful mode unless `a` is the sign extension of its low bits.
     pub(super) fn guard_fits(&mut self, a: Val, bits: u8) {
+        if let Some((bits, added)) = self.late_check(self.next.wrapping_sub(1)) {
+            self.unchecked = Some(Unchecked { insn: self.insn, bits, added });
+            self.cached = self.last;
+            return;
+        }
         let a = self.val(a);
         let unused = 64 - bits;
         self.mov(R14, a);

@@ -503,7 +503,10 @@ impl Lower<'_> {
 
     pub(super) fn branch_f(&mut self, cond: CondF, to: PagePc, dead: flags::Flags) {
         let cc = self.condition(cond);
-        if !self.loop_branch(cc, to, dead) {
+        if self.loop_branch(cc, to, dead) {
+        } else if self.saves_at_exit(dead) {
+            self.branch_and_save(cc, to);
+        } else {
             self.branch_on(cc, to);
         }
     }

@@ -459,7 +459,9 @@ impl Lower<'_> {
             let index = first + i;
             let after = self.needs.get(index).copied().unwrap_or_default();
             let closes = self.looped.is_some_and(|l| l.edge == index);
-            let in_slot = !closes && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
+            // A way out of the block saves them where it is taken.
+            let saves = host && matches!(op, Op::BranchF { .. });
+            let in_slot = !closes && !saves && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
             let in_fault = may_fault(op) && recipe.is_none();
             let in_division =
                 matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
@@ -630,14 +632,29 @@ impl Lower<'_> {
         self.flags.in_host = self.flags.in_slot;
     }
 
-    /// The host's flags to the slot. Clobbers `rax`.
-    fn save_flags(&mut self) {
+    /// Whether flags that are needed where a branch leads, all but `dead`, are in the host's alone.
+    pub(super) fn saves_at_exit(&self, dead: Flags) -> bool {
+        let needed = Flags::ALL.without(dead);
+        if self.flags.in_slot.contains(needed) {
+            return false;
+        }
+        debug_assert!(self.flags.in_host.contains(needed), "flags {needed} are nowhere at a branch: {:?}", self.flags);
+        true
+    }
+
+    /// The host's flags to the slot, on a way that leads out of the block. Clobbers `rax`.
+    pub(super) fn save_at_exit(&mut self) {
         let disp = self.flags_disp();
         dynasm!(self.asm ; .arch x64
             ; lahf
             ; seto al
+            ; mov [rbp + disp], ax
         );
-        self.asm.sized(Map::Base, Size::B2, 0x88, RAX, Rm::Env(disp));
+    }
+
+    /// The host's flags to the slot. Clobbers `rax`.
+    fn save_flags(&mut self) {
+        self.save_at_exit();
         self.flags.in_slot = Flags::ALL;
         self.flags.save_before = usize::MAX;
     }
@@ -739,6 +756,11 @@ pub(super) fn around(ops: &[Op]) -> Option<Recipe> {
 }
 
 impl FlagState {
+    /// Before which operation they will be saved.
+    pub(super) fn save_before(&self) -> usize {
+        self.save_before
+    }
+
     /// The flags are what `recipe` makes, and nowhere.
     pub(super) fn carried(recipe: Recipe) -> FlagState {
         FlagState { in_slot: Flags::NONE, recipe: Some(recipe), ..FlagState::default() }

@@ -30,7 +30,7 @@ impl Lower<'_> {
     /// The operation after the load of `size` bytes to `d` being lowered, if it can take them from memory and nothing
     /// else wants them.
     pub(super) fn fusable(&self, d: Slot, size: Size) -> Option<(Op, Fused)> {
-        if d.0 < FIRST_TEMP || self.be.pin_of(d).is_some() || self.be.config.optimise == Optimise::Off {
+        if d.0 < FIRST_TEMP || self.be.config.optimise == Optimise::Off {
             return None;
         }
         let (next, rest) = self.ops.get(self.next..)?.split_first()?;

@@ -5,8 +5,8 @@
 //! If the range that they span is not all in one page, or the page is not in the TLB, a copy of the operations
 //! runs in which each access is checked by itself.
 
-use super::{Cold, Insn, Lower, Opnd, writes};
-use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, fits32};
+use super::{Cold, Fixups, Insn, Lower, Opnd, writes};
+use crate::asm::{Alu, Cc, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::Optimise;
@@ -28,15 +28,16 @@ pub(super) struct Group {
     delta: i32,
     /// An alignment that has been checked, and the offset that has it.
     aligned: Option<(u8, i32)>,
-    /// Its end, and the number of its copy in [`Lower::groups`].
+    /// Its end, and the number of its copy in [`Lower::groups`]; a stretch has a copy of its own.
     end: u32,
-    slow: u32,
+    slow: Option<u32>,
 }
 
 /// The copy with checks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    from: Fixup,
+    from: Fixups,
+    lent: Option<Lent>,
     back: u32,
     /// The operations, by index.
     first: usize,
@@ -46,6 +47,15 @@ pub(super) struct Slow {
     boxed: u64,
     fp_alive: bool,
     flags: super::flags::FlagState,
+}
+
+/// The range entry that a group is compared with: that of one of its accesses, which fills it in the copy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lent {
+    /// The access, by its operation's index.
+    pub op: usize,
+    pub range: u32,
+    pub size: Size,
 }
 
 /// What a group spans.
@@ -67,14 +77,25 @@ impl Lower<'_> {
         let Some((base, extent)) = self.find_group(first) else {
             return;
         };
+        if self.is_stretched(base) {
+            return;
+        }
+        self.keep_stored(first);
         // The copy starts without knowing what `rax` holds.
         self.cached = None;
         self.last = None;
-        let from = self.check_group(base, extent);
+        let lent = self.lend_range(first, base, extent);
+        let from = self.check_group(base, extent, lent);
         self.flags_lost();
+        // The check may have overwritten `rax`.
+        if self.divert(first, None, from) {
+            self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow: None });
+            return;
+        }
         let slow = self.groups.len() as u32;
         self.groups.push(Slow {
             from,
+            lent,
             back: 0,
             first,
             end: extent.end,
@@ -83,7 +104,7 @@ impl Lower<'_> {
             fp_alive: self.fp_alive,
             flags: self.flags,
         });
-        self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow });
+        self.group = Some(Group { base, delta: 0, aligned: None, end: extent.end as u32, slow: Some(slow) });
     }
 
     /// Ends the group if operation `next` is the first after it.
@@ -92,19 +113,38 @@ impl Lower<'_> {
             && group.end as usize == next
         {
             self.group = None;
-            // What a load has left in rax is there in both copies.
-            let last = self.ops.get(next.wrapping_sub(1));
-            self.cached = self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot));
-            if let Some(slow) = self.groups.get_mut(group.slow as usize) {
-                slow.back = self.asm.pos();
+            self.cached = self.cached_behind(next);
+            let Some(slow) = group.slow else { return };
+            if let Some(copy) = self.groups.get_mut(slow as usize) {
+                copy.back = self.asm.pos();
             }
-            self.cold.push(Cold::Group(group.slow));
+            self.cold.push(Cold::Group(slow));
+        }
+    }
+
+    /// The slot that `rax` holds in both copies of the code before operation `next`.
+    pub(super) fn cached_behind(&self, next: usize) -> Option<Slot> {
+        // What a load has left there.
+        let last = self.ops.get(next.wrapping_sub(1));
+        self.cached.filter(|slot| matches!(last, Some(Op::Load { d, .. }) if d == slot))
+    }
+
+    /// Before code is emitted twice: a temporary that the first operation stores is put into its memory if it is in `rax`
+    /// alone.
+    pub(super) fn keep_stored(&mut self, first: usize) {
+        if let (Some(t), Some(&Op::Store { src, .. })) = (self.cached, self.ops.get(first))
+            && t.0 >= FIRST_TEMP
+            && src == Val::Slot(t)
+        {
+            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(t)), RAX);
         }
     }
 
     /// Where an access at `base + off` is, if it belongs to the group.
-    pub(super) fn grouped(&self, base: Val, off: i32) -> Option<Rm> {
-        let group = self.group.filter(|group| Val::Slot(group.base) == base)?;
+    pub(super) fn grouped(&mut self, base: Val, off: i32) -> Option<Rm> {
+        let Some(group) = self.group.filter(|group| Val::Slot(group.base) == base) else {
+            return self.in_stretch(base, off);
+        };
         debug_assert!(self.next <= group.end as usize);
         Some(Rm::Mem { base: R14, index: None, disp: off.wrapping_add(group.delta) })
     }
@@ -174,12 +214,40 @@ impl Lower<'_> {
         extent.filter(|_| accesses >= enough).map(|extent| (base, extent))
     }
 
+    /// The range entry for a group's check, in code that runs often.
+    fn lend_range(&mut self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
+        // Of guests with flags, who may write may read.
+        if extent.reads && extent.writes && !self.be.config.flags {
+            return None;
+        }
+        let mut pc = self.insn.pc;
+        for (op, what) in self.ops.iter().enumerate().take(extent.end).skip(first) {
+            if let Op::Insn { pc: at, .. } = *what {
+                pc = at;
+            }
+            match access(what) {
+                Some((b, _, bytes, write)) if b == base && write == extent.writes && self.stays_in_range(pc.0) => {
+                    let size = size_within(bytes);
+                    let given = self.given_range(op);
+                    let range = given.unwrap_or_else(|| self.be.new_range(size, write, false));
+                    if given.is_none() {
+                        self.give_range(op, range);
+                    }
+                    return Some(Lent { op, range, size });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// Looks the page up for the whole range; `r14` is the base's host address after it.
-    fn check_group(&mut self, base: Slot, extent: Extent) -> Fixup {
+    fn check_group(&mut self, base: Slot, extent: Extent, lent: Option<Lent>) -> Fixups {
         let context = self.be.config.context;
         let home = self.home(base);
         // Offsets are those of instructions: their span and bounds fit 32 bits.
-        let low = extent.low as i32;
+        let extra = lent.map_or(0, |lent| extent.high - extent.low - i64::from(lent.size.bytes()));
+        let low = (extent.low + extra) as i32;
         match home {
             Opnd::Reg(r) => self.asm.lea(true, R15, r, low),
             _ => {
@@ -188,6 +256,11 @@ impl Lower<'_> {
                     self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), low);
                 }
             }
+        }
+        if let Some(Lent { range, .. }) = lent {
+            let miss = self.compare_span(range, extra as i32);
+            self.alu_r(Alu::Add, true, R14, home);
+            return miss;
         }
         if extent.reads && extent.writes {
             self.mov(RAX, Opnd::Reg(R15));
@@ -207,13 +280,14 @@ impl Lower<'_> {
         let miss = self.asm.jcc(Cc::A);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
         self.alu_r(Alu::Add, true, R14, home);
-        miss
+        Fixups::one(miss)
     }
 
     /// The copy of a group with a check per access.
     pub(super) fn slow_group(&mut self, number: u32) {
         let Some(&slow) = self.groups.get(number as usize) else { return };
-        self.asm.bind(slow.from);
+        self.bind(slow.from);
+        self.lent = slow.lent;
         (self.insn, self.boxed, self.flags) = (slow.insn, slow.boxed, slow.flags);
         self.fp_alive = slow.fp_alive;
         (self.cached, self.last) = (None, None);
@@ -225,12 +299,23 @@ impl Lower<'_> {
                 self.op(op);
             }
         }
+        self.lent = None;
         self.asm.jmp_back(slow.back);
     }
 }
 
+/// The largest size of an integer that has no more bytes.
+pub(super) fn size_within(bytes: u32) -> Size {
+    match bytes {
+        0 | 1 => Size::B1,
+        2 | 3 => Size::B2,
+        4..=7 => Size::B4,
+        _ => Size::B8,
+    }
+}
+
 /// A load's or store's base, offset, size in bytes, and whether it writes.
-fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
+pub(super) fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
     match *op {
         Op::Load { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), false)),
         Op::Store { base: Val::Slot(base), off, size, .. } => Some((base, off, size.bytes(), true)),
@@ -243,7 +328,7 @@ fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
 
 /// What an operation adds to `base`, if that is all it does to it. `narrow`: modulo 2^32, which makes no difference
 /// to a group's accesses: their range does not wrap.
-fn adjustment(op: &Op, base: Slot, narrow: bool) -> Option<i32> {
+pub(super) fn adjustment(op: &Op, base: Slot, narrow: bool) -> Option<i32> {
     let same = Val::Slot(base);
     let (whole_size, whole_ty) = if narrow { (Size::B4, Ty::U32) } else { (Size::B8, Ty::I64) };
     let by = match *op {
@@ -276,7 +361,7 @@ fn small(val: Val) -> bool {
 
 impl Lower<'_> {
     /// Whether lowering an operation leaves `r14` alone, calls nothing and does not jump on.
-    fn keeps_r14(&self, op: &Op) -> bool {
+    pub(super) fn keeps_r14(&self, op: &Op) -> bool {
         match *op {
             Op::Insn { .. }
             | Op::GetPc { .. }

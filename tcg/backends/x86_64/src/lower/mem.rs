@@ -11,7 +11,7 @@
 use super::compact::Kind;
 use super::flags::Routine;
 use super::fuse::Fused;
-use super::{Cold, Insn, Lower, Opnd};
+use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
@@ -102,17 +102,15 @@ impl Lower<'_> {
 
     /// Looks up an access of `size`; `r14` is the addend after it. Gives where it goes on if that is not to be had,
     /// and its range entry.
-    fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
-        if self.stays_in_range() {
-            let parts = self.info.hints.parted.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
-            let range = self.be.new_range(size, write, parts);
+    pub(super) fn translate(&mut self, at: Address, size: Size, write: bool) -> (Fixup, Option<u32>) {
+        if let Some(range) = self.range_for(size, write) {
             return (self.compare_range(at, range, size), Some(range));
         }
         (self.translate_by_page(at, size, write), None)
     }
 
     /// The same by the page arrays.
-    fn translate_by_page(&mut self, at: Address, size: Size, write: bool) -> Fixup {
+    pub(super) fn translate_by_page(&mut self, at: Address, size: Size, write: bool) -> Fixup {
         let context = self.be.config.context;
         self.look_up(at, if write { context.write_tag } else { context.read_tag });
         dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
@@ -121,10 +119,82 @@ impl Lower<'_> {
         miss
     }
 
-    /// Whether the instruction's access is to have a range entry.
-    fn stays_in_range(&self) -> bool {
+    /// The range entry for the access being lowered, if it is to have one.
+    pub(super) fn range_for(&mut self, size: Size, write: bool) -> Option<u32> {
         let hints = &self.info.hints;
-        hints.hot && !hints.scattered.iter().any(|&pc| i32::from(pc) == self.insn.pc.0)
+        let listed = |list: &[u16]| list.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
+        if !hints.hot || listed(&hints.scattered) {
+            return None;
+        }
+        let op = self.next.wrapping_sub(1);
+        let lent = self.lent.filter(|lent| lent.op == op).map(|lent| lent.range);
+        if let Some(range) = lent.or_else(|| self.given_range(op)) {
+            return Some(range);
+        }
+        let range = self.be.new_range(size, write, listed(&hints.parted));
+        self.give_range(op, range);
+        Some(range)
+    }
+
+    /// Whether the access of the instruction at `pc` is to have a range entry of one part.
+    pub(super) fn stays_in_range(&self, pc: i32) -> bool {
+        let hints = &self.info.hints;
+        hints.hot && !hints.scattered.iter().chain(&hints.parted).any(|&other| i32::from(other) == pc)
+    }
+
+    /// Compares all of an access with a range entry that is for fewer bytes, by `extra`: `r15` is the last address at which
+    /// one of those may begin. `r14` is the addend after it.
+    pub(super) fn compare_span(&mut self, range: u32, extra: i32) -> Fixups {
+        let entry = self.range_entry(range);
+        dynasm!(self.asm ; .arch x64
+            ; gs sub r15, [DWORD entry]
+            ; gs cmp r15, [DWORD entry + 8]
+        );
+        let mut miss = Fixups::one(self.asm.jcc(Cc::Ae));
+        if extra != 0 {
+            dynasm!(self.asm ; .arch x64 ; cmp r15, extra);
+            miss.add(self.asm.jcc(Cc::B));
+        }
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
+        miss
+    }
+
+    /// The address to `r15`, out of line, where an access is not served that is not made by the load or store stub: one that
+    /// has a range entry first has `look_up` look its page up, and goes on at `access` if that serves it, unless the runtime
+    /// is to be told. Clobbers `r14`, and `rax` if it is not the base.
+    pub(super) fn not_served_here(
+        &mut self,
+        (base, off): (u8, i32),
+        (range, size): (Option<u32>, Size),
+        access: u32,
+        insn: Insn,
+        look_up: impl FnOnce(&mut Self, Address) -> Fixup,
+    ) {
+        let Some(range) = range else {
+            self.asm.lea(!self.narrow, R15, base, off);
+            return;
+        };
+        let told = self.tell(range);
+        let miss = look_up(self, Address { base, off, slot: None });
+        self.asm.jmp_back(access);
+        self.asm.bind(told);
+        self.asm.lea(!self.narrow, R15, base, off);
+        dynasm!(self.asm ; .arch x64 ; mov [rsp + 8], r15);
+        self.asm.mov_ri(R14, i64::from(size as u32 | (range + 1) << RANGE_SHIFT));
+        self.asm.call_abs(self.be.stubs.note);
+        self.fault_entry(insn);
+        dynasm!(self.asm ; .arch x64 ; mov r15, [rsp + 8]);
+        let over = self.asm.jmp();
+        self.asm.bind(miss);
+        self.asm.lea(!self.narrow, R15, base, off);
+        self.asm.bind(over);
+    }
+
+    /// Counts a miss; jumps if the runtime is to be told of it.
+    fn tell(&mut self, range: u32) -> Fixup {
+        let patience = self.range_entry(range) + ContextLayout::RANGE_PATIENCE as i32;
+        dynasm!(self.asm ; .arch x64 ; gs sub DWORD [DWORD patience], 1);
+        self.asm.jcc(Cc::B)
     }
 
     fn range_entry(&self, range: u32) -> i32 {
@@ -136,9 +206,7 @@ impl Lower<'_> {
     fn not_served(&mut self, slow: &Slow, write: bool) {
         self.asm.bind(slow.from);
         let Some(range) = slow.range else { return };
-        let patience = self.range_entry(range) + ContextLayout::RANGE_PATIENCE as i32;
-        dynasm!(self.asm ; .arch x64 ; gs sub DWORD [DWORD patience], 1);
-        let told = self.asm.jcc(Cc::B);
+        let told = self.tell(range);
         let miss = self.translate_by_page(Address { base: slow.base, off: slow.off, slot: None }, slow.size, write);
         self.asm.jmp_back(slow.access);
         self.asm.bind(told);
@@ -204,6 +272,9 @@ impl Lower<'_> {
             Opnd::Mem(_) if xmm.is_none() => None,
             _ => self.keep_base(at),
         };
+        if self.divert(self.next - 1, self.before, Fixups::one(from)) {
+            return;
+        }
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();
@@ -239,7 +310,7 @@ impl Lower<'_> {
             let (from, range) = self.translate(at, size, false);
             let access = self.asm.pos();
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
-            self.cold.push(Cold::Load(Slow {
+            let slow = Slow {
                 from,
                 access,
                 back: self.asm.pos(),
@@ -254,7 +325,10 @@ impl Lower<'_> {
                 flags,
                 fused: Some(fused),
                 range,
-            }));
+            };
+            if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
+                self.cold.push(Cold::Load(slow));
+            }
         }
         self.flags_lost();
         self.next += 1;
@@ -348,6 +422,9 @@ impl Lower<'_> {
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         self.store_to(place, value, size);
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
+        if self.divert(self.next - 1, self.before, Fixups::one(from)) {
+            return;
+        }
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();

@@ -16,6 +16,7 @@ mod loops;
 mod mem;
 mod rep;
 mod rmw;
+mod stretch;
 mod unit;
 mod wide;
 
@@ -96,6 +97,8 @@ enum Cold {
     },
     /// The operations of a group, each with a check of its own.
     Group(u32),
+    /// Those of a stretch.
+    Copy(u32),
     /// Exit because of the kick word; continue at `to`.
     Kick {
         from: Fixup,
@@ -104,6 +107,22 @@ enum Cold {
     },
     /// The taken side of a branch to another page.
     Cross {
+        from: Fixup,
+        to: PagePc,
+    },
+    /// The look-up of an indirect jump's target that is not in the block's page.
+    Probe {
+        from: Fixup,
+        unchecked: Option<control::Unchecked>,
+    },
+    /// An indirect jump on its way to a stub: its target has to be checked first.
+    Check {
+        from: Fixup,
+        unchecked: control::Unchecked,
+        stub: usize,
+    },
+    /// The taken side of a branch that saves the flags.
+    SaveAndGo {
         from: Fixup,
         to: PagePc,
     },
@@ -184,6 +203,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
+        before: None,
         group: None,
         groups: Vec::new(),
         flagged: !needs.is_empty(),
@@ -195,6 +215,11 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         routines: Vec::new(),
         looped,
         narrow: block.narrow,
+        unchecked: None,
+        lent: None,
+        stretch: None,
+        in_copy: None,
+        copies: Vec::new(),
     };
     if let Some(guard) = entry_guard {
         l.entry_guard(guard);
@@ -235,6 +260,8 @@ struct Lower<'a> {
     cached: Option<Slot>,
     /// The same after the operation before it.
     last: Option<Slot>,
+    /// The same before the operation being lowered, and what comes with it.
+    before: Option<Slot>,
     /// Accesses that were checked together, while among them.
     group: Option<group::Group>,
     /// The groups' copies.
@@ -258,6 +285,14 @@ struct Lower<'a> {
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
+    /// The check of an indirect jump's target that has been put off.
+    unchecked: Option<control::Unchecked>,
+    /// The range entry of an access that its group has compared too.
+    lent: Option<group::Lent>,
+    /// The stretch being lowered, the number of the one whose copy is, and all copies.
+    stretch: Option<stretch::Stretch>,
+    in_copy: Option<usize>,
+    copies: Vec<stretch::Copy>,
 }
 
 impl Lower<'_> {
@@ -266,11 +301,15 @@ impl Lower<'_> {
     fn lower_at(&mut self, i: usize) {
         if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
             self.flags_before(i);
+            self.join_copy(i);
+            self.before = self.cached;
+            self.enter_stretch(i);
             self.enter_group(i);
             self.next = i + 1;
             self.op(op);
         }
         self.leave_group(i + 1);
+        self.leave_stretch(i + 1);
     }
 
     #[inline]
@@ -364,6 +403,9 @@ impl Lower<'_> {
         }
         if self.group.is_some() {
             self.adjust_group(op);
+        }
+        if self.stretch.is_some() {
+            self.adjust_stretch(op);
         }
         if let Some(d) = self.boxes(op) {
             self.boxed |= boxed_bit(d);
@@ -548,12 +590,17 @@ impl Lower<'_> {
                 return false;
             };
             rest = after;
+            let index = self.ops.len() - rest.len() - 1;
+            if self.puts_check_off(index) {
+                continue;
+            }
             if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
                 break next;
             }
         };
         let index = self.ops.len() - rest.len() - 1;
-        if !self.reads_from_rax(index, next, d) {
+        // What saves flags clobbers it.
+        if !self.reads_from_rax(index, next, d) || (self.next..=index).contains(&self.flags.save_before()) {
             return false;
         }
         if next.is_terminal() || writes(next, d) {
@@ -594,7 +641,8 @@ impl Lower<'_> {
             Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
             Op::Un { a, .. } => a == v,
             Op::Load { base, .. } => base == v,
-            Op::Store { src, base, .. } => base == v && src != v,
+            Op::Store { src, base: Val::Slot(base), .. } if src == v => self.be.pin_of(base).is_some(),
+            Op::Store { base, .. } => base == v,
             Op::Branch { a, b, .. } | Op::Guard { a, b, .. } => a == v || b == v,
             Op::GuardFits { a, .. } => a == v,
             Op::JumpReg { base, .. } => base == d,
@@ -650,6 +698,7 @@ impl Lower<'_> {
                 Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),
+                Cold::Copy(number) => self.slow_stretch(number as usize),
                 Cold::Link { from, site, guard, to } => self.unlinked(from, site, guard, to),
                 Cold::Kick { from, to, flags } => {
                     self.asm.bind(from);
@@ -660,6 +709,12 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
+                Cold::Probe { from, unchecked } => {
+                    self.asm.bind(from);
+                    self.probe(unchecked);
+                }
+                Cold::SaveAndGo { from, to } => self.save_and_go(from, to),
+                Cold::Check { from, unchecked, stub } => self.check_late(from, unchecked, stub),
                 Cold::Careful { from, insn, flags } => {
                     self.bind(from);
                     self.save_at_fault(flags);

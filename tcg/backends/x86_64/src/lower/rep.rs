@@ -1,4 +1,4 @@
-//! Repeated moves and stores within pages: the host's own instruction on the host's addresses. What is not so simple is
+//! Repeated moves and stores, page by page: the host's own instruction on the host's addresses. What is not so simple is
 //! the helper's, whose call follows.
 
 use super::{Cold, Fixups, Insn, Lower, Opnd};
@@ -7,7 +7,7 @@ use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::{Op, Rep, Size};
 
-/// Most elements at once: those of a page.
+/// Most elements: bytes of a page.
 const MAX_COUNT: i32 = 4096;
 
 /// The call in place of the instruction.
@@ -35,23 +35,32 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, down);
         self.asm.push(rep.down_mask);
         slow.add(self.asm.jcc(Cc::Ne));
-        // 1 to as many as fit.
+        // 1 to a few pages: more are the helper's.
         self.asm.lea_sib(w, R14, Some(count), None, -1);
         self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), MAX_COUNT - 1);
         slow.add(self.asm.jcc(Cc::A));
+        // Each time as many bytes as are left in both pages.
+        let again = self.asm.pos();
+        self.asm.mov_r_rm(false, R14, Rm::Reg(count));
         if rep.size != Size::B1 {
             self.asm.shift_i(Shift::Shl, false, Rm::Reg(R14), shift);
-            self.asm.alu_rm_i(Alu::Add, false, Rm::Reg(R14), rep.size.bytes() as i32 - 1);
         }
-        // The last byte is in the same page.
         let copies = rep.fill.is_none();
         for pointer in [Some(from).filter(|_| copies), Some(to)].into_iter().flatten() {
             self.asm.mov_r_rm(false, RAX, Rm::Reg(pointer));
-            self.asm.alu_rm_i(Alu::And, false, Rm::Reg(RAX), 0xfff);
-            self.asm.alu_r_rm(Alu::Add, false, RAX, Rm::Reg(R14));
-            self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), 0xfff);
-            slow.add(self.asm.jcc(Cc::A));
+            dynasm!(self.asm ; .arch x64
+                ; or eax, -4096
+                ; neg eax
+                ; cmp r14d, eax
+                ; cmova r14d, eax
+            );
         }
+        if rep.size != Size::B1 {
+            // An element may be in two pages.
+            self.asm.alu_rm_i(Alu::And, false, Rm::Reg(R14), -(rep.size.bytes() as i32));
+            slow.add(self.asm.jcc(Cc::E));
+        }
+        dynasm!(self.asm ; .arch x64 ; mov [rsp + 8], r14);
         if copies {
             self.asm.mov_r_rm(w, RAX, Rm::Reg(from));
             dynasm!(self.asm ; .arch x64
@@ -78,19 +87,23 @@ impl Lower<'_> {
             let value = self.home(fill);
             self.mov(RAX, value);
         }
-        self.asm.mov_r_rm(w, R14, Rm::Reg(count));
+        dynasm!(self.asm ; .arch x64 ; mov r14, [rsp + 8]);
         self.host_rep(rep);
         for pointer in [Some(from).filter(|_| copies), Some(to)].into_iter().flatten() {
-            self.asm.lea_sib(w, pointer, Some(pointer), Some((R14, shift)), 0);
+            self.asm.lea_sib(w, pointer, Some(pointer), Some((R14, 0)), 0);
         }
-        self.asm.alu_r_rm(Alu::Xor, false, count, Rm::Reg(count));
+        if rep.size != Size::B1 {
+            self.asm.shift_i(Shift::Shr, false, Rm::Reg(R14), shift);
+        }
+        self.asm.alu_r_rm(Alu::Sub, w, count, Rm::Reg(R14));
+        self.asm.jcc_back(Cc::Ne, again);
         let back = self.asm.pos();
         self.cold.push(Cold::Rep(Slow { from: slow, back, call: self.next, insn: self.insn }));
         self.next += 1;
         self.skip = self.next;
     }
 
-    /// From `rax` (or what it holds) to `r15`, as many as `r14` says.
+    /// From `rax` (or what it holds) to `r15`, as many bytes as `r14` says.
     fn host_rep(&mut self, rep: &Rep) {
         dynasm!(self.asm ; .arch x64 ; push rsi ; push rdi ; push rcx);
         if rep.fill.is_none() {
@@ -98,6 +111,9 @@ impl Lower<'_> {
         }
         self.mov(RDI, Opnd::Reg(R15));
         self.mov(RCX, Opnd::Reg(R14));
+        if rep.size != Size::B1 {
+            self.asm.shift_i(Shift::Shr, false, Rm::Reg(RCX), rep.size as u8);
+        }
         if rep.size == Size::B2 {
             self.asm.push(0x66);
         }

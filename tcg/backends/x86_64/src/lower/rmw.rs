@@ -7,9 +7,8 @@ use super::compact::Kind;
 use super::flagged::{Form, form_of};
 use super::flags::Routine;
 use super::mem::Address;
-use super::{Cold, Insn, Lower, Opnd};
-use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, RCX, RSP, Rm, fits32};
-use dynasm::dynasm;
+use super::{Cold, Fixups, Insn, Lower, Opnd};
+use crate::asm::{Fixup, Map, R14, R15, RAX, RCX, RSP, Rm, fits32};
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{RMW_LOCK, Stored, rmw_kind};
 use mimus_tcg_ir::verify::has_count;
@@ -19,6 +18,8 @@ use mimus_tcg_ir::{FlagOp, Op, RmwOp, Size, Slot, Val};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
     from: Fixup,
+    /// Where it goes on with the addend in `r14`.
+    access: u32,
     back: u32,
     base: u8,
     off: i32,
@@ -33,6 +34,9 @@ pub(super) struct Slow {
     flags: Routine,
     /// The flags are wanted in the host's afterwards.
     restore: bool,
+    /// The number of its range entry.
+    range: Option<u32>,
+    size: Size,
 }
 
 /// Place in the frame for a fourth argument.
@@ -51,19 +55,16 @@ impl Lower<'_> {
     }
 
     /// Looks the page up for a store, and gives the host's place. `r15` is free after it, and the register `free`.
-    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> (Fixup, Rm) {
-        let (tag, addend) = (self.be.config.context.write_tag, self.be.config.context.addend);
-        self.look_up(at, tag);
-        dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - size.bytes() as i32);
-        let miss = self.asm.jcc(Cc::A);
-        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + addend]);
+    fn rmw_translate(&mut self, at: Address, size: Size, free: Option<u8>) -> ((Fixup, u32), Rm, Option<u32>) {
+        let (miss, range) = self.translate(at, size, true);
+        let miss = (miss, self.asm.pos());
         self.flags_lost();
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         if Some(at.base) != free {
-            return (miss, place);
+            return (miss, place, range);
         }
         self.asm.ins(Map::Base, true, 0x8d, R14, place);
-        (miss, Rm::Mem { base: R14, index: None, disp: 0 })
+        (miss, Rm::Mem { base: R14, index: None, disp: 0 }, range)
     }
 
     pub(super) fn rmw(&mut self, whole: &Op) {
@@ -92,7 +93,7 @@ impl Lower<'_> {
             // For the flags before it.
             _ => Some(RAX).filter(|_| self.carries(whole)),
         };
-        let (miss, place) = self.rmw_translate(at, size, free);
+        let ((miss, access), place, range) = self.rmw_translate(at, size, free);
         self.rmw_at(whole, place, at.base);
         let back = self.asm.pos();
         let restore = self.flags_wanted(whole);
@@ -101,8 +102,12 @@ impl Lower<'_> {
         }
         let descriptor = size as u32 | rmw_kind(op) << 16 | if lock { RMW_LOCK } else { 0 };
         let insn = self.insn;
+        if self.divert(self.next - 1, self.before, Fixups::one(miss)) {
+            return;
+        }
         self.cold.push(Cold::Rmw(Slow {
             from: miss,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -113,6 +118,8 @@ impl Lower<'_> {
             insn,
             flags,
             restore,
+            range,
+            size,
         }));
     }
 
@@ -214,12 +221,13 @@ impl Lower<'_> {
         }
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
-        let (miss, place) = self.rmw_translate(at, size, Some(RAX));
+        let ((miss, access), place, range) = self.rmw_translate(at, size, Some(RAX));
         self.cmpxchg_at(d, size, [expected, new], place);
         let back = self.asm.pos();
         let insn = self.insn;
         self.cold.push(Cold::Rmw(Slow {
             from: miss,
+            access,
             back,
             base: at.base,
             off: at.off,
@@ -230,6 +238,8 @@ impl Lower<'_> {
             insn,
             flags,
             restore: false,
+            range,
+            size,
         }));
     }
 
@@ -243,7 +253,10 @@ impl Lower<'_> {
 
     pub(super) fn slow_rmw(&mut self, slow: Slow) {
         self.asm.bind(slow.from);
-        self.asm.lea(!self.narrow, R15, slow.base, slow.off);
+        let Slow { base, off, size, .. } = slow;
+        self.not_served_here((base, off), (slow.range, size), slow.access, slow.insn, |l, at| {
+            l.translate_by_page(at, size, true)
+        });
         self.save_at_fault(slow.flags);
         if let Some(new) = slow.new {
             let new = self.in_reg(new, R14);

@@ -6,8 +6,10 @@
 //! x87 and MMX registers are the host's all the time.
 
 use super::flags::Routine;
+use super::group::size_within;
+use super::mem::Address;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
-use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{Stored, VectorLayout};
@@ -17,7 +19,11 @@ use mimus_tcg_ir::{Op, Slot, Val};
 /// An access that the TLB did not serve.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    from: Fixup,
+    from: Fixups,
+    /// Where the access begins, with the addend in `r14`.
+    access: u32,
+    /// The number of its range entry.
+    range: Option<u32>,
     back: u32,
     base: u8,
     off: i32,
@@ -134,28 +140,19 @@ impl Lower<'_> {
             self.asm.unit(&insn, reg, place);
             self.cached = self.cached.filter(|_| d.is_none());
         } else {
-            let context = self.be.config.context;
-            let tag = if insn.memory == UnitMemory::Load { context.read_tag } else { context.write_tag };
             let at = self.address(a, off);
             let flags = self.flags_at_fault();
-            self.look_up(at, tag);
-            let bytes = i32::from(insn.bytes);
-            let from = if insn.aligned {
-                // An aligned offset in the page has no other bits than these.
-                let offset = 0x1000 - bytes;
-                dynasm!(self.asm ; .arch x64 ; test r15, !offset);
-                self.asm.jcc(Cc::Ne)
-            } else {
-                dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - bytes);
-                self.asm.jcc(Cc::A)
-            };
-            dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
+            let (from, range) = self.unit_translate(&insn, at);
+            let access = self.asm.pos();
             self.flags_lost();
             self.asm.unit(&insn, reg, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             let reload = if at.base == RAX && d.is_none() { self.keep_base(at) } else { None };
             let back = self.asm.pos();
             let (base, off, guest) = (at.base, at.off, self.insn);
-            self.cold.push(Cold::Unit(Slow { from, back, base, off, unit: insn, reg, insn: guest, reload, flags }));
+            let slow = Slow { from, access, range, back, base, off, unit: insn, reg, insn: guest, reload, flags };
+            if !self.divert(self.next - 1, self.before, from) {
+                self.cold.push(Cold::Unit(slow));
+            }
         }
         if let Some(d) = d {
             self.finish(d);
@@ -163,6 +160,50 @@ impl Lower<'_> {
         if insn.sets_flags {
             self.flags_from(op);
         }
+    }
+
+    /// Looks up the memory operand; `r14` is the addend after it.
+    fn unit_translate(&mut self, insn: &UnitInsn, at: Address) -> (Fixups, Option<u32>) {
+        let load = insn.memory == UnitMemory::Load;
+        let bytes = i32::from(insn.bytes);
+        if self.stays_in_range(self.insn.pc.0)
+            && let Some(range) = self.range_for(size_within(insn.bytes.into()), !load)
+        {
+            // An aligned operand is in the range if its beginning is.
+            let extra = if insn.aligned { 0 } else { bytes - size_within(insn.bytes.into()).bytes() as i32 };
+            self.asm.lea(true, R15, at.base, at.off);
+            if insn.aligned {
+                dynasm!(self.asm ; .arch x64 ; test r15b, BYTE insn.bytes as i8 - 1);
+                let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
+                for other in self.compare_span(range, 0).0.into_iter().flatten() {
+                    from.add(other);
+                }
+                return (from, Some(range));
+            }
+            if extra != 0 {
+                self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), extra);
+            }
+            return (self.compare_span(range, extra), Some(range));
+        }
+        (Fixups::one(self.unit_by_page(insn, at)), None)
+    }
+
+    /// The same by the page arrays.
+    fn unit_by_page(&mut self, insn: &UnitInsn, at: Address) -> Fixup {
+        let context = self.be.config.context;
+        let bytes = i32::from(insn.bytes);
+        self.look_up(at, if insn.memory == UnitMemory::Load { context.read_tag } else { context.write_tag });
+        let from = if insn.aligned {
+            // An aligned offset in the page has no other bits than these.
+            let offset = 0x1000 - bytes;
+            dynasm!(self.asm ; .arch x64 ; test r15, !offset);
+            self.asm.jcc(Cc::Ne)
+        } else {
+            dynasm!(self.asm ; .arch x64 ; cmp r15, 4096 - bytes);
+            self.asm.jcc(Cc::A)
+        };
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [r14*8 + context.addend]);
+        from
     }
 
     /// In a group, whose check is not for alignment: leaves to careful mode if the operand at `place` is not aligned.
@@ -180,9 +221,10 @@ impl Lower<'_> {
     }
 
     pub(super) fn slow_unit(&mut self, slow: Slow) {
-        let Slow { from, back, base, off, unit, reg, insn, reload, flags } = slow;
-        self.asm.bind(from);
-        self.asm.lea(!self.narrow, R15, base, off);
+        let Slow { from, access, range, back, base, off, unit, reg, insn, reload, flags } = slow;
+        self.bind(from);
+        let size = size_within(unit.bytes.into());
+        self.not_served_here((base, off), (range, size), access, insn, |l, at| l.unit_by_page(&unit, at));
         self.save_at_fault(flags);
         if unit.aligned {
             dynasm!(self.asm ; .arch x64 ; test r15b, BYTE unit.bytes as i8 - 1);

@@ -255,6 +255,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             unit_load: 0,
             unit_probe: 0,
             unit_store: 0,
+            note: 0,
             fp: fp as *const () as usize,
             link: link as *const () as usize,
             trace_full: 0,

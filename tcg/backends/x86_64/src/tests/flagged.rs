@@ -444,6 +444,35 @@ fn code_of(text: &str) -> Vec<String> {
 }
 
 #[test]
+fn accesses_off_a_register_are_checked_once_in_hot_code_whatever_is_between() {
+    let text = "block start=0x10 len=16 insns=5 {
+insn +0x10 4
+s0 = load.b4.zero [s4 + 0x8]
+insn +0x14 4
+s1 = load.b4.zero [s6]
+store.b4 [s4 + 0x10], s1
+insn +0x18 3
+s2 = load.b4.zero [s7]
+insn +0x1b 3
+s2 = load.b4.zero [s4 + 0x4]
+jump +0x40
+}";
+    let block = text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    // With a register left, and without.
+    for pinned in [9, 11] {
+        let pins = [3u8, 4, 5, 6, 7, 2, 1, 8, 0, 9, 12].map(Slot);
+        let m = Machine::optimising(pins[..pinned].to_vec(), 1, Optimise::Usual);
+        let (mut out, mut info) = (Vec::new(), Emitted::default());
+        info.hints.hot = true;
+        m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
+        let text = m.backend.disassemble(&out, m.blocks_at);
+        let checks = |text: &str| text.lines().filter(|line| line.contains("sub r15,[gs:")).count();
+        let main = text.split_once("jmp").map_or("", |(main, _)| main);
+        assert_eq!((checks(main), checks(&text)), (3, 3 + 5), "{text}");
+    }
+}
+
+#[test]
 fn dump() {
     for (name, text) in [
         (

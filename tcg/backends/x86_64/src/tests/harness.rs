@@ -144,6 +144,7 @@ impl Machine {
                 unit_load: 0,
                 unit_probe: 0,
                 unit_store: 0,
+                note: note as *const () as usize,
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
                 trace_full: 0,
@@ -555,6 +556,13 @@ fn size_of_log2(n: u32) -> Size {
 
 fn ext_of(n: u32) -> Ext {
     [Ext::Zero, Ext::Sign, Ext::Ones][n as usize]
+}
+
+/// An access that is not made by `load` or `store` missed its range entry.
+extern "C" fn note(_: *mut Env, va: u64, desc: u32) {
+    let number = (desc >> RANGE_SHIFT).wrapping_sub(1);
+    fill_range(va, desc, if ContextLayout::range_is_write(number) { 2 } else { 3 });
+    clobber();
 }
 
 /// After an access that missed its range entry, if it has one: makes it the first `pages` of guest memory.

@@ -17,6 +17,8 @@ struct Program {
     m: Machine,
     env: Env,
     next: usize,
+    /// Code is made for running often.
+    hot: bool,
 }
 
 impl Program {
@@ -25,7 +27,7 @@ impl Program {
         let mut env = Guest::new().env();
         env.dispatch = m.stubs.dispatch;
         let next = m.blocks_at;
-        let p = Program { m, env, next };
+        let p = Program { m, env, next, hot: false };
         p.map_code(0, true);
         p.map_code(1, true);
         p
@@ -47,6 +49,10 @@ impl Program {
     fn block(&mut self, page: u64, start: u16, insns: u16, ops: Vec<Op>, guard: Option<u32>) -> usize {
         let block = Block { ops, start, len: insns * 4, insns, narrow: false, granules: 0 };
         let (mut out, mut info) = (Vec::new(), Emitted::default());
+        if self.hot {
+            info.hints.hot = true;
+            info.table = self.table(page);
+        }
         let at = self.next;
         self.m.backend.emit(&block, at, guard, &mut out, &mut info);
         self.m.write_code(at, &out);
@@ -189,6 +195,69 @@ fn indirect_jumps_go_through_the_context() {
     p.env.guest.slots[11] = CODE + 0x1010 - 2;
     assert_eq!(p.run(call), (ExitCode::Kicked, CODE + 0x1010));
     assert_eq!(p.env.guest.slots[1], CODE + 0x304);
+}
+
+#[test]
+fn indirect_jumps_of_hot_code_go_through_the_pages_own_table() {
+    let mut p = Program::new();
+    p.hot = true;
+    let jump = |at: i32| vec![insn(at), Op::JumpReg { base: S1, off: 0, link: None, hint: JumpHint::None }];
+    let start = p.block(0, 0x300, 1, jump(0x300), None);
+    p.block(0, 0x340, 1, vec![insn(0x340), add(COUNT, COUNT, 1), Op::Jump { to: END }], None);
+    p.block(1, 0x10, 1, vec![insn(0x10), add(COUNT, COUNT, 2), Op::Jump { to: END }], None);
+    // The context is not asked about the page that the block is in.
+    p.map_code(0, false);
+    p.env.guest.slots[11] = CODE + 0x341;
+    assert_eq!(p.run(start), (ExitCode::Lookup, va(END)));
+    assert_eq!((p.env.guest.slots[25], p.env.page_base), (1, CODE));
+    // No block there.
+    p.env.guest.slots[11] = CODE + 0x380;
+    assert_eq!(p.run(start), (ExitCode::Lookup, CODE + 0x380));
+    // Another page's, before and behind; and none.
+    p.env.guest.slots[11] = CODE + 0x1010;
+    assert_eq!(p.run(start), (ExitCode::Lookup, CODE + 0x1000 + END.0 as u64));
+    assert_eq!((p.env.guest.slots[25], p.env.page_base), (3, CODE + 0x1000));
+    p.env.page_base = CODE;
+    p.env.guest.slots[11] = CODE - 2;
+    assert_eq!(p.run(start), (ExitCode::Lookup, CODE - 2));
+    p.env.kick = 1;
+    p.env.guest.slots[11] = CODE + 0x340;
+    assert_eq!(p.run(start), (ExitCode::Kicked, CODE + 0x340));
+}
+
+#[test]
+fn a_targets_check_is_put_off_until_no_code_is_found() {
+    for hot in [false, true] {
+        let mut p = Program::new();
+        p.hot = hot;
+        // A return: the stack pointer has moved when the check is made.
+        let ops = vec![
+            insn(0x300),
+            Op::GuardFits { a: Val::Slot(S1), bits: 48 },
+            add(S2, S2, 16),
+            Op::JumpReg { base: S1, off: 0, link: None, hint: JumpHint::Return },
+        ];
+        let start = p.block(0, 0x300, 1, ops, None);
+        p.block(0, 0x340, 1, vec![insn(0x340), Op::Jump { to: END }], None);
+        p.env.guest.slots[12] = 100;
+        p.env.guest.slots[11] = CODE + 0x340;
+        assert_eq!(p.run(start), (ExitCode::Lookup, va(END)));
+        assert_eq!(p.env.guest.slots[12], 116);
+        for kick in [0, 1] {
+            p.env.kick = kick;
+            p.env.page_base = CODE;
+            for wrong in [1 << 47, 0x1234_5678_0000_0000, !0 << 48, i64::MAX as u64 & !1] {
+                p.env.guest.slots[11] = wrong;
+                assert_eq!(p.run(start), (ExitCode::Careful, CODE + 0x300), "{wrong:#x}");
+                assert_eq!(p.env.guest.slots[12], 116, "as before the instruction");
+            }
+            p.env.guest.slots[11] = !0 << 47;
+            let exit = if kick == 0 { ExitCode::Lookup } else { ExitCode::Kicked };
+            assert_eq!(p.run(start), (exit, !0 << 47));
+            assert_eq!(p.env.guest.slots[12], 132);
+            p.env.guest.slots[12] = 116;
+        }
+    }
 }
 
 #[test]

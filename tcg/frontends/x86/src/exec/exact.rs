@@ -228,15 +228,33 @@ impl Element {
         let unmasked = !(mxcsr >> 7) & MXCSR_FLAGS;
         let zero = if unmasked & UNDERFLOW != 0 { MXCSR_FTZ } else { 0 };
         let (value, mut flags) = self.run(mxcsr & !zero);
-        if unmasked & UNDERFLOW != 0 && !matches!(self.kind, Kind::Half(_)) {
-            // Unmasked, a tiny result is an underflow even if it is exact: flushing to zero shows all of them.
-            flags |= self.run(mxcsr | MXCSR_FTZ).1 & UNDERFLOW;
+        if unmasked & UNDERFLOW != 0 {
+            // Unmasked, a tiny result is an underflow even if it is exact: flushing to zero shows all of them, but not
+            // halves, which are never flushed.
+            flags |= match self.kind {
+                Kind::Half(_) if self.is_tiny_half(mxcsr) => UNDERFLOW,
+                Kind::Half(_) => 0,
+                _ => self.run(mxcsr | MXCSR_FTZ).1 & UNDERFLOW,
+            };
         }
         if flags & unmasked & (OVERFLOW | UNDERFLOW) != 0 {
             let exact = self.is_exact(mxcsr & DENORMALS_ARE_ZEROS != 0);
             flags = flags & !PRECISION | if exact { 0 } else { PRECISION };
         }
         (value, flags)
+    }
+
+    /// Whether the half, rounded as if its exponent had no bounds, is below the smallest normal one, 2^-14.
+    fn is_tiny_half(&self, mxcsr: u32) -> bool {
+        const SMALLEST: u64 = 127 - 14;
+        let magnitude = self.a & 0x7fff_ffff;
+        let exponent = magnitude >> 23;
+        if magnitude == 0 || exponent == 0 && mxcsr & DENORMALS_ARE_ZEROS != 0 {
+            return false;
+        }
+        // Just below, it may be rounded up to it: as one 2^16 times as large is rounded up to 4.
+        let larger = Element { a: self.a + (16 << 23), ..*self };
+        exponent < SMALLEST - 1 || exponent == SMALLEST - 1 && larger.run(mxcsr).0 & 0x7fff < 0x4400
     }
 
     /// Executes the element's instruction with everything masked.
@@ -326,8 +344,7 @@ impl Element {
                 product.plus(if negates_addend { c.negated() } else { c }, digits)
             }
             Kind::Narrow => Number::of(self.a, true, denormals_are_zeros).fits(24),
-            // DAZ has no effect on this one.
-            Kind::Half(_) => Number::of(self.a, false, false).fits(11),
+            Kind::Half(_) => a.fits(11),
         }
     }
 }

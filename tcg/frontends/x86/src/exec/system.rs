@@ -301,7 +301,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         // A hint that may do nothing, whatever its address.
         M::Cldemote => |_| Ok(()),
         M::Clflush | M::Clflushopt | M::Clwb => |x| {
-            let at = x.address(1, false)?;
+            let at = segment::linear_to_flush(&x.cpu.guest.st, x.segment(), x.offset)?;
             x.load(at, 1).map(drop)
         },
         M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs => load_far_pointer,

@@ -281,7 +281,7 @@ fn put_mxcsr(x: &Exec<'_>, area: &mut [u8]) {
 
 fn fxsave(x: &mut Exec<'_>) -> Result<()> {
     check_fx(x)?;
-    let at = x.aligned_address(512, 1, true)?;
+    let at = x.aligned_address(512, 4, true)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
@@ -319,7 +319,7 @@ fn mxcsr_of(x: &Exec<'_>, area: &[u8]) -> Result<u32> {
 
 fn fxrstor(x: &mut Exec<'_>) -> Result<()> {
     check_fx(x)?;
-    let at = x.aligned_address(512, 1, false)?;
+    let at = x.aligned_address(512, 4, false)?;
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }

@@ -1,7 +1,7 @@
 //! Near jumps, calls, returns and loops.
 
 use iced_x86::{Code, Mnemonic, OpKind, Register};
-use mimus_arch::x86::regs::RCX;
+use mimus_arch::x86::regs::{RCX, RSP};
 use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::{AluOp, Cond, CondF, JumpHint, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
@@ -87,7 +87,12 @@ impl Tr<'_> {
         if self.careful || self.limited || canonical && self.aligned {
             return self.check_code(helper_ids::CODE_TARGET, ip);
         }
-        if canonical {
+        if !canonical {
+        } else if self.insn.is_call_near_indirect() && !self.kernel {
+            // No user's code is in the upper half, where careful mode is left to find out. The other check can be put off
+            // where nothing but a register changes before the jump, which is better still.
+            self.op(Op::Guard { cond: Cond::GeU, a: ip, b: Val::Imm(1 << 47) });
+        } else {
             // Canonical with 48 bits; careful mode knows if there are more.
             self.op(Op::GuardFits { a: ip, bits: 48 });
         }
@@ -125,7 +130,10 @@ impl Tr<'_> {
     /// The linear address of an offset in CS, in a temporary.
     fn in_code(&mut self, ip: Val) -> Slot {
         let v = if self.bits == 64 || self.flat {
-            self.un(UnOp::Mov, Ty::I64, ip)
+            match ip {
+                Val::Slot(_) => ip,
+                Val::Imm(_) => self.un(UnOp::Mov, Ty::I64, ip),
+            }
         } else {
             self.alu(AluOp::Add, Ty::U32, ip, Val::Slot(Slot(BASE0 + CS as u8)))
         };
@@ -234,7 +242,9 @@ impl Tr<'_> {
         let v = match bytes {
             2 => self.un(UnOp::ZextH, Ty::I64, v),
             4 => self.un(UnOp::ZextW, Ty::I64, v),
-            _ => self.un(UnOp::Mov, Ty::I64, v),
+            // The push changes RSP before the jump.
+            _ if v == Val::Slot(Slot(RSP as u8)) => self.un(UnOp::Mov, Ty::I64, v),
+            _ => v,
         };
         self.check_target(v, bytes);
         let base = self.in_code(v);

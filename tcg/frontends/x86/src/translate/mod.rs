@@ -173,9 +173,8 @@ fn is_too_long(code: CodeWindow<'_>, at: u32, mode: CodeMode) -> bool {
 /// Whether more bytes could make an instruction of these.
 fn is_truncated(bytes: &[u8], bits: u32, amd: bool) -> bool {
     let mut decoder = iced_x86::Decoder::new(bits, bytes, maker_options(amd));
-    let _ = decoder.decode();
-    // What does not exist may end early.
-    decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && length(bytes, bits, amd).is_none()
+    // What does not exist has a length too, which a processor finds first.
+    decoder.decode().is_invalid() && length(bytes, bits, amd).is_none()
 }
 
 impl Tr<'_> {

@@ -187,6 +187,7 @@ impl Tr<'_> {
             return self.op(Op::Load { d: gpr(to), base, off, size: size(from), ext });
         }
         let a = self.read(1, from);
+        let whole = to.size() == 8 || to.size() == 4 && !signed;
         let op = match (from, signed) {
             (1, false) => UnOp::ZextB,
             (1, true) => UnOp::SextB,
@@ -194,6 +195,9 @@ impl Tr<'_> {
             (2, true) => UnOp::SextH,
             (_, _) => UnOp::SextW,
         };
+        if whole {
+            return self.op(Op::Un { op, ty: Ty::I64, d: gpr(to), a });
+        }
         let v = self.un(op, Ty::I64, a);
         self.write_reg(to, v);
     }

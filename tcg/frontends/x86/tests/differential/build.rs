@@ -8,6 +8,7 @@ use mimus_arch::x86::regs::*;
 use mimus_tcg_frontend_x86::cpuid::Features;
 
 use crate::layout::*;
+use crate::modify;
 use crate::random::Random;
 use crate::regs::{Regs, Roles};
 use crate::select::{self, Class};
@@ -18,8 +19,8 @@ use crate::special;
 pub struct Generator {
     features: Features,
     info: InstructionInfoFactory,
-    /// By code size: 32, 64: instructions that go on, and that fault.
-    codes: [(Vec<Code>, Vec<Code>); 2],
+    /// By code size: 16, 32, 64: instructions that go on, and that fault.
+    codes: [(Vec<Code>, Vec<Code>); 3],
 }
 
 /// One sequence's circumstances.
@@ -32,7 +33,7 @@ pub struct Place<'a> {
 }
 
 /// General register `n` of `bytes` bytes; `high`: AH to BH for 4 to 7.
-fn gpr(n: usize, bytes: usize, high: bool) -> Register {
+pub fn gpr(n: usize, bytes: usize, high: bool) -> Register {
     let n = n as u32;
     match bytes {
         1 if high && (4..8).contains(&n) => Register::AH + (n - 4),
@@ -48,7 +49,7 @@ impl Place<'_> {
     fn register(&mut self, bytes: usize) -> Register {
         let n = self.r.below(if self.bits == 64 { 16 } else { 8 }) as usize;
         // Without REX there are the high halves.
-        let high = self.bits == 32 || self.r.chance(50);
+        let high = self.bits != 64 || self.r.chance(50);
         gpr(n, bytes, high)
     }
 
@@ -60,8 +61,13 @@ impl Place<'_> {
         gpr(n, self.bits as usize / 8, false)
     }
 
-    /// Where an access of `size` bytes goes.
+    /// The offset that an access of `size` bytes goes to.
     fn target(&mut self, size: usize) -> u64 {
+        let offset = self.address(size).wrapping_sub(data_base(self.bits));
+        if self.bits == 16 { offset & 0xffff } else { offset }
+    }
+
+    fn address(&mut self, size: usize) -> u64 {
         let size = size.max(1) as u64;
         if size > 32 || matches!(size, 14 | 28) {
             // Which part faults first is the processor's affair.
@@ -82,6 +88,9 @@ impl Place<'_> {
     /// The memory operand of an access of `size` bytes.
     fn memory(&mut self, insn: &mut Instruction, size: usize, vsib: Option<Register>) {
         let target = self.target(size);
+        if self.bits == 16 && vsib.is_none() && self.r.chance(70) {
+            return self.short_memory(insn, target);
+        }
         let wild = self.r.below(200) == 0;
         let wide = self.bits == 64 && self.r.below(16) != 0;
         let bytes = if wide { 8 } else { 4 };
@@ -99,7 +108,7 @@ impl Place<'_> {
             if self.bits == 64 && self.r.chance(60) {
                 insn.set_memory_base(Register::RIP);
             }
-            insn.set_memory_displ_size(if self.bits == 64 { 8 } else { 4 });
+            insn.set_memory_displ_size(self.bits / 8);
             insn.set_memory_displacement64(displacement);
             return;
         }
@@ -123,9 +132,40 @@ impl Place<'_> {
         let small = displacement as i64 as i8 as i64 == displacement as i64;
         insn.set_memory_displ_size(if small && self.r.chance(50) { 1 } else { bytes as u32 });
         if self.r.below(16) == 0 {
-            let segments = [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
-            let n = if self.bits == 64 { 6 } else { 4 };
-            insn.set_segment_prefix(segments[self.r.below(n) as usize]);
+            self.other_segment(insn);
+        }
+    }
+
+    fn other_segment(&mut self, insn: &mut Instruction) {
+        let segments = [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
+        let n = if self.bits == 64 { 6 } else { 4 };
+        insn.set_segment_prefix(segments[self.r.below(n) as usize]);
+    }
+
+    /// A memory operand with a 16-bit address.
+    fn short_memory(&mut self, insn: &mut Instruction, target: u64) {
+        let mut parts = 0;
+        let form = self.r.below(8) & if self.roles.x == RDX { !2 } else { !0 };
+        if form & 1 != 0 {
+            insn.set_memory_base(gpr(self.roles.p, 2, false));
+            parts += self.regs.gpr[self.roles.p];
+        }
+        if form & 2 != 0 {
+            // Of SI and DI alone, the decoder says base.
+            let x = gpr(self.roles.x, 2, false);
+            if form & 1 != 0 {
+                insn.set_memory_index(x)
+            } else {
+                insn.set_memory_base(x)
+            }
+            parts += self.regs.gpr[self.roles.x];
+        }
+        let displacement = target.wrapping_sub(parts) & 0xffff;
+        insn.set_memory_displacement64(displacement);
+        let small = displacement as i16 as i8 as i16 == displacement as i16;
+        insn.set_memory_displ_size(if form & 3 != 0 && small { 1 } else { 2 });
+        if self.r.below(16) == 0 {
+            self.other_segment(insn);
         }
     }
 
@@ -221,9 +261,15 @@ impl Place<'_> {
                 insn.set_op_kind(i, OpKind::Immediate64);
                 insn.set_immediate64(value);
             }
-            K::seg_rSI => insn.set_op_kind(i, self.implicit(OpKind::MemorySegESI, OpKind::MemorySegRSI)),
-            K::es_rDI => insn.set_op_kind(i, self.implicit(OpKind::MemoryESEDI, OpKind::MemoryESRDI)),
-            K::seg_rDI => insn.set_op_kind(i, self.implicit(OpKind::MemorySegEDI, OpKind::MemorySegRDI)),
+            K::seg_rSI => {
+                insn.set_op_kind(i, self.implicit([OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::MemorySegRSI]))
+            }
+            K::es_rDI => {
+                insn.set_op_kind(i, self.implicit([OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI]))
+            }
+            K::seg_rDI => {
+                insn.set_op_kind(i, self.implicit([OpKind::MemorySegDI, OpKind::MemorySegEDI, OpKind::MemorySegRDI]))
+            }
             K::seg_rBX_al => {
                 insn.set_op_kind(i, OpKind::Memory);
                 insn.set_memory_base(self.whole(RBX));
@@ -258,8 +304,9 @@ impl Place<'_> {
         true
     }
 
-    fn implicit(&self, narrow: OpKind, wide: OpKind) -> OpKind {
-        if self.bits == 64 { wide } else { narrow }
+    /// Of 16, 32 and 64 bits, what code has without prefixes.
+    fn implicit(&self, kinds: [OpKind; 3]) -> OpKind {
+        kinds[self.bits as usize / 32]
     }
 }
 
@@ -294,13 +341,13 @@ fn writes(access: OpAccess) -> bool {
 impl Generator {
     pub fn new(class: Class) -> Generator {
         let features = select::features();
-        let codes = [32, 64].map(|bits| select::instructions(class, bits, &features));
+        let codes = [16, 32, 64].map(|bits| select::instructions(class, bits, &features));
         Generator { features, info: InstructionInfoFactory::new(), codes }
     }
 
-    /// How many instructions are tried, of 32-bit and of 64-bit code.
-    pub fn forms(&self) -> [usize; 2] {
-        [0, 1].map(|i| self.codes[i].0.len() + self.codes[i].1.len())
+    /// What the model has.
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// A sequence of about `length` instructions, and the registers before it.
@@ -313,7 +360,9 @@ impl Generator {
         let mut place = Place { r, bits, roles, regs: &regs };
         let mut count = 0;
         while count < length {
-            if let Some(item) = self.item(&mut place) {
+            let item =
+                if bits != 16 && place.r.below(48) == 0 { modify::item(&mut place) } else { self.item(&mut place) };
+            if let Some(item) = item {
                 count += item.count;
                 sequence.items.push(item);
             }
@@ -323,7 +372,7 @@ impl Generator {
 
     /// Any of all instructions there are; of those that fault, few.
     fn code(&self, p: &mut Place<'_>) -> Code {
-        let which = usize::from(p.bits == 64);
+        let which = p.bits as usize / 32;
         let (go_on, fault) = &self.codes[which];
         if p.r.below(100) == 0 && !fault.is_empty() {
             return p.r.pick(fault);
@@ -379,7 +428,11 @@ impl Generator {
             clear.set_code(code);
             clear.set_op1_kind(if narrow { OpKind::Immediate16 } else { OpKind::Immediate32 });
             clear.set_memory_displacement64(insn.memory_displacement64().wrapping_add(first + step * i));
-            clear.set_memory_displ_size(if insn.memory_displ_size() == 8 { 8 } else { 4 });
+            clear.set_memory_displ_size(match (p.bits, insn.memory_base().size(), insn.memory_displ_size()) {
+                (16, 2, _) | (16, 0, 2) => 2,
+                (_, _, 8) => 8,
+                _ => 4,
+            });
             clear.set_immediate32(0);
             let (bytes, relative) = encode(p.bits, &clear)?;
             let at = item.bytes.len();
@@ -422,9 +475,9 @@ impl Generator {
         }
         let n = if p.r.below(30) == 0 { p.r.below(15) } else { 1 + p.r.below(2) };
         let mut all: Vec<u8> = (0..n)
-            .map(|_| p.r.pick(&[0x66, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0xf0, 0x66, 0x40, 0x48, 0x4f]))
+            .map(|_| p.r.pick(&[0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0xf0, 0x66, 0x40, 0x48, 0x4f]))
             .collect();
-        if p.bits == 32 {
+        if p.bits != 64 {
             all.retain(|b| !matches!(b, 0x40..=0x4f));
         }
         let n = all.len();
@@ -461,7 +514,8 @@ impl Generator {
                 roles.contains(n) || n == RSP && !stack
             }
         });
-        if spoils && !faults {
+        // A far pointer may be a good one.
+        if spoils && (!faults || select::loads_far(insn.mnemonic())) {
             return false;
         }
         if stack && insn.op_count() > 0 && insn.op_kind(0) == OpKind::Register {
@@ -520,10 +574,10 @@ impl Generator {
                     return None;
                 }
                 // lea rbp, [rsp + 64]
-                if p.bits == 64 {
-                    item.add(&[0x48, 0x8d, 0x6c, 0x24, 0x40]);
-                } else {
-                    item.add(&[0x8d, 0x6c, 0x24, 0x40]);
+                match p.bits {
+                    64 => item.add(&[0x48, 0x8d, 0x6c, 0x24, 0x40]),
+                    32 => item.add(&[0x8d, 0x6c, 0x24, 0x40]),
+                    _ => item.add(&[0x66, 0x67, 0x8d, 0x6c, 0x24, 0x40]),
                 }
                 loaded.push(Register::RBP);
             }
@@ -565,13 +619,12 @@ impl Generator {
             M::Pop if insn.op_kind(0) == OpKind::Register && insn.op_register(0).full_register() == Register::RSP => {
                 return None;
             }
-            M::Popa | M::Popad => return None,
             _ => {}
         }
         if insn.is_vsib() {
             // vmovdqu index, [small numbers]
             let wide = matches!(insn.mnemonic(), M::Vpgatherqd | M::Vpgatherqq | M::Vgatherqps | M::Vgatherqpd);
-            let at = if wide { SMALL64 } else { SMALL32 } + p.r.below(8) * 8;
+            let at = if wide { SMALL64 } else { SMALL32 } + p.r.below(8) * 8 - data_base(p.bits);
             let n = insn.memory_index().number() as u32;
             let load = Instruction::with2(
                 Code::VEX_Vmovdqu_ymm_ymmm256,
@@ -616,6 +669,7 @@ impl Generator {
                 return narrow_branch(p, code);
             }
             K::br32_1 | K::br32_4 if !wide => OpKind::NearBranch32,
+            K::br16_1 | K::br16_2 if p.bits == 16 => OpKind::NearBranch16,
             K::br16_1 | K::br16_2 if !wide && p.r.below(20) == 0 => OpKind::NearBranch16,
             _ => return None,
         };
@@ -632,7 +686,7 @@ impl Generator {
         insn.set_op0_kind(near);
         let length = encode(p.bits, &insn)?.0.len();
         set_branch(&mut insn, (length + inside.len()) as u64);
-        let mut item = Item::default();
+        let mut item = Item { skips: true, leaves: near == OpKind::NearBranch16 && p.bits != 16, ..Item::default() };
         item.add(&encode(p.bits, &insn)?.0);
         item.add(&inside);
         Some(item)
@@ -642,7 +696,7 @@ impl Generator {
     fn turns(&mut self, p: &mut Place<'_>, code: Code, near: OpKind, inside: Vec<u8>) -> Option<Item> {
         let body = select::decoded(&inside, p.bits, &self.features);
         let info = self.info.info(&body);
-        if near == OpKind::NearBranch16
+        if near == OpKind::NearBranch16 && p.bits != 16
             || info.used_registers().iter().any(|u| u.register().full_register() == Register::RCX && writes(u.access()))
         {
             return None;
@@ -669,6 +723,13 @@ impl Generator {
         let n = (0..count).find(|&n| !p.roles.contains(n) && n != RSP && p.r.chance(30))?;
         if p.bits == 32 {
             return indirect_32(p, code, n as u8);
+        }
+        if p.bits == 16 {
+            return indirect_16(code, n as u8);
+        }
+        if matches!(code, Jmp_rm16 | Call_rm16 | Retnw | Retnw_imm16) {
+            // Of those who heed the prefix.
+            return (self.features.amd && p.r.chance(10)).then(|| indirect_narrow(code, n as u8));
         }
         let tail: Vec<u8> = match code {
             Jmp_rm64 => {
@@ -699,6 +760,7 @@ impl Generator {
             let to = p.r.pick(&W_VALUE);
             load(&mut item, 64, n, to);
             item.add(&tail);
+            item.leaves = true;
             return Some(item);
         }
         // lea n, [rip + what follows]
@@ -712,15 +774,42 @@ impl Generator {
 fn narrow_branch(p: &mut Place<'_>, code: Code) -> Option<Item> {
     let op = code.op_code();
     let mut bytes = vec![0x66];
+    if op.address_size() == 32 {
+        bytes.push(0x67);
+    }
     if op.table() == iced_x86::OpCodeTableKind::T0F {
         bytes.push(0x0f);
     }
     bytes.push(op.op_code() as u8);
     let short = op.op_kind(0) == OpCodeOperandKind::br16_1;
     bytes.extend(if short { vec![p.r.below(16) as u8] } else { vec![p.r.below(16) as u8, 0] });
-    let mut item = Item::default();
+    let mut item = Item { leaves: true, ..Item::default() };
     item.add(&bytes);
     Some(item)
+}
+
+/// A near jump, call or return in 64-bit code to an address of 16 bits, where nothing is.
+fn indirect_narrow(code: Code, n: u8) -> Item {
+    use Code::*;
+    let mut item = Item { leaves: true, ..Item::default() };
+    let with_register = |opcode: &[u8], form: u8| {
+        let mut bytes = vec![0x66];
+        if n >= 8 {
+            bytes.push(0x41);
+        }
+        bytes.extend(opcode);
+        bytes.push(form | n & 7);
+        bytes
+    };
+    match code {
+        Jmp_rm16 => item.add(&with_register(&[0xff], 0xe0)),
+        Call_rm16 => item.add(&with_register(&[0xff], 0xd0)),
+        _ => {
+            item.add(&with_register(&[], 0x50));
+            item.add(if code == Retnw { &[0x66, 0xc3] } else { &[0x66, 0xc2, 4, 0] });
+        }
+    }
+    item
 }
 
 /// A near jump, call or return in 32-bit code, to the next instruction, whose address a call tells.
@@ -734,15 +823,42 @@ fn indirect_32(p: &mut Place<'_>, code: Code, n: u8) -> Option<Item> {
         Retnd => vec![vec![0x50 | n], vec![0xc3]],
         Retnd_imm16 => vec![vec![0x50 | n], vec![0xc2, 4, 0]],
         Retnw => vec![vec![0x66, 0x50 | n], vec![0x66, 0xc3]],
+        Retnw_imm16 => vec![vec![0x66, 0x50 | n], vec![0x66, 0xc2, 4, 0]],
         _ => return None,
     };
     // Those of 16 bits lead to where nothing is.
-    if matches!(code, Jmp_rm16 | Call_rm16 | Retnw) && !p.r.chance(10) {
+    if matches!(code, Jmp_rm16 | Call_rm16 | Retnw | Retnw_imm16) && !p.r.chance(10) {
         return None;
     }
     let length: usize = tail.iter().map(|t| t.len()).sum();
-    let mut item = Item::default();
+    let mut item = Item { leaves: matches!(code, Jmp_rm16 | Call_rm16 | Retnw | Retnw_imm16), ..Item::default() };
     item.add(&[0xe8, 0, 0, 0, 0]);
+    item.add(&[0x58 | n]);
+    item.add(&[0x83, 0xc0 | n, 4 + length as u8]);
+    tail.iter().for_each(|t| item.add(t));
+    Some(item)
+}
+
+/// A near jump, call or return in 16-bit code, to the next instruction.
+fn indirect_16(code: Code, n: u8) -> Option<Item> {
+    use Code::*;
+    // movzx reg, reg of 16 bits: a wide target is inside the segment.
+    let wide = [0x66, 0x0f, 0xb7, 0xc0 | n << 3 | n];
+    let tail: Vec<Vec<u8>> = match code {
+        Jmp_rm16 => vec![vec![0xff, 0xe0 | n]],
+        Call_rm16 => vec![vec![0xff, 0xd0 | n]],
+        Retnw => vec![vec![0x50 | n], vec![0xc3]],
+        Retnw_imm16 => vec![vec![0x50 | n], vec![0xc2, 2, 0]],
+        Jmp_rm32 => vec![wide.to_vec(), vec![0x66, 0xff, 0xe0 | n]],
+        Call_rm32 => vec![wide.to_vec(), vec![0x66, 0xff, 0xd0 | n]],
+        Retnd => vec![wide.to_vec(), vec![0x66, 0x50 | n], vec![0x66, 0xc3]],
+        Retnd_imm16 => vec![wide.to_vec(), vec![0x66, 0x50 | n], vec![0x66, 0xc2, 4, 0]],
+        _ => return None,
+    };
+    let length: usize = tail.iter().map(|t| t.len()).sum();
+    let mut item = Item::default();
+    // call $+3; pop reg; add reg, what follows
+    item.add(&[0xe8, 0, 0]);
     item.add(&[0x58 | n]);
     item.add(&[0x83, 0xc0 | n, 4 + length as u8]);
     tail.iter().for_each(|t| item.add(t));
@@ -781,15 +897,20 @@ fn examined(p: &mut Place<'_>, insn: &Instruction, item: &mut Item) -> Option<()
     if p.roles.contains(n) || n == RSP {
         return None;
     }
-    let value =
-        p.r.pick(&[0, 3, 8, 0x0b, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2a, 0x2b, 0x30, 0x33, 0x40, 0x43, 0x0f, 0x83]);
+    let value = p.r.pick(&[
+        0, 3, 8, 0x0b, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2a, 0x2b, 0x30, 0x33, 0x40, 0x43, 0x07, 0x0f, 0x1f, 0x27, 0x2f,
+        0x3f, 0x83,
+    ]);
     load(item, p.bits, n, value);
     Some(())
 }
 
 /// Makes the selector that an instruction loads one of those that there are.
 fn selector(p: &mut Place<'_>, insn: &Instruction, item: &mut Item) -> Option<()> {
-    let value = p.r.pick(&[0x2b, 0x2b, 0x2b, 0x28, 0x29, 0x33, 0x23, 0, 3, 0x18, 0x10, 0x4b, 0x83, 0x2f]);
+    let value = p.r.pick(&[
+        0x2b, 0x2b, 0x2b, 0x28, 0x29, 0x33, 0x23, 0, 3, 0x18, 0x10, 0x4b, 0x83, 0x07, 0x0f, 0x17, 0x1f, 0x27, 0x2f,
+        0x37, 0x3f, 0x0e,
+    ]);
     if insn.mnemonic() == Mnemonic::Pop {
         // push imm8
         item.add(&[0x6a, value]);

@@ -4,8 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mimus_arch::x86::regs::RFLAGS_RF;
+
 use crate::build::Generator;
-use crate::guest::Guest;
+use crate::coverage::Coverage;
+use crate::guest::{Guest, Manner};
 use crate::host::Host;
 use crate::layout::*;
 use crate::random::Random;
@@ -17,7 +20,7 @@ use crate::sequence::Sequence;
 #[derive(Clone, Debug)]
 pub struct Job {
     pub class: Class,
-    /// Code size; 0: 32 and 64 in turn.
+    /// Code size; 0: all in turn.
     pub bits: u32,
     /// Instructions.
     pub count: u64,
@@ -34,8 +37,7 @@ struct Case {
     sequence: Sequence,
     before: Regs,
     memory: Vec<u8>,
-    /// With CR0.TS, which no program of the host's can have: the engines against each other.
-    switched: bool,
+    manner: Manner,
 }
 
 struct Engines {
@@ -60,7 +62,11 @@ pub fn run(job: &Job) -> Result<(), String> {
             return Ok(());
         }
     };
-    let guests = vec![("generated code", Guest::new(false)), ("interpreter", Guest::new(true))];
+    if job.bits == 16 && !host.local {
+        println!("SKIPPED (16-bit code): the host's kernel has no local descriptors");
+        return Ok(());
+    }
+    let guests = vec![("generated code", Guest::new(false, host.local)), ("interpreter", Guest::new(true, host.local))];
     let handles: Vec<_> = guests.iter().map(|(_, g)| g.handle()).collect();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -88,26 +94,31 @@ impl Drop for End<'_> {
 
 fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
     let mut generator = Generator::new(job.class);
-    let mut executed = 0u64;
-    let mut exceptions = [0u64; 32];
+    let mut coverage = Coverage::new();
+    let mut manners = [0u64; 4];
     let mut failures = Vec::new();
     let began = Instant::now();
     for n in 0.. {
-        if executed >= job.count {
+        if coverage.completed >= job.count {
             break;
         }
         let mut r = Random::new(job.seed.wrapping_add(n));
-        let bits = if job.bits == 0 { r.pick(&[32, 64, 64]) } else { job.bits };
+        let all: &[u32] = if engines.host.local { &[16, 32, 32, 64, 64, 64] } else { &[32, 64, 64] };
+        let bits = if job.bits == 0 { r.pick(all) } else { job.bits };
         let (sequence, before) = generator.sequence(&mut r, bits, job.length);
-        let case = Case { sequence, before, memory: memory(&mut r), switched: r.below(64) == 0 };
+        let manner = manner(&mut r, &sequence);
+        let case = Case { sequence, before, memory: memory(&mut r), manner };
         if std::env::var_os("TRACE").is_some() {
             eprintln!("{n}\n{}", case.sequence.print());
         }
         let (expected, found) = engines.differences(&case);
-        executed += case.sequence.executed(expected.regs.rip) as u64;
-        if let Exit::Exception { vector, .. } = expected.exit {
-            exceptions[usize::from(vector & 31)] += 1;
-        }
+        coverage.note(&case.sequence, &expected);
+        manners[match manner {
+            Manner::Plain => 0,
+            Manner::Stepped => 1,
+            Manner::Watched(..) => 2,
+            Manner::Switched => 3,
+        }] += 1;
         if found.is_empty() {
             continue;
         }
@@ -121,16 +132,64 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
             break;
         }
     }
-    let forms = generator.forms();
     println!(
-        "{:?}: {executed} instructions of {} 32-bit and {} 64-bit forms in {:.1} s; exceptions by vector: {}",
+        "{:?}: {} instructions in {:.1} s, sequences: {} plain, {} stepped, {} with breakpoints, {} with CR0.TS (engines \
+         against each other); ended by exceptions: {}",
         job.class,
-        forms[0],
-        forms[1],
+        coverage.completed,
         began.elapsed().as_secs_f64(),
-        exceptions.iter().enumerate().filter(|(_, n)| **n != 0).map(|(v, n)| format!("{v}:{n} ")).collect::<String>(),
+        manners[0],
+        manners[1],
+        manners[2],
+        manners[3],
+        coverage
+            .exceptions
+            .iter()
+            .enumerate()
+            .filter(|(_, n)| **n != 0)
+            .map(|(v, n)| format!("{v}:{n} "))
+            .collect::<String>(),
     );
-    if failures.is_empty() { Ok(()) } else { Err(format!("{} differences", failures.len())) }
+    if job.class == Class::All {
+        for bits in [16, 32, 64] {
+            if job.bits != 0 && job.bits != bits {
+                continue;
+            }
+            let (text, missing) = coverage.report(bits, generator.features());
+            print!("{text}");
+            // Each has come several times by then.
+            if missing != 0 && coverage.completed >= 2_000_000 {
+                failures.push(text);
+            }
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// Most sequences are run as they are.
+fn manner(r: &mut Random, sequence: &Sequence) -> Manner {
+    match r.below(64) {
+        0 => Manner::Switched,
+        1 | 2 => Manner::Stepped,
+        3 | 4 => {
+            let places: Vec<u64> = sequence.itemised().iter().map(|(insn, _)| insn.ip()).collect();
+            let mut addresses = [0; 4];
+            // Local ones are on: two of instructions, one of writes, one of reads and writes.
+            let mut control = 0x455;
+            for (i, address) in addresses.iter_mut().enumerate() {
+                if i < 2 {
+                    *address = r.pick(&places);
+                    continue;
+                }
+                let (bytes, code) = r.pick(&[(1, 0), (2, 1), (4, 3), (8, 2)]);
+                *address = (DATA + 0x400 + r.below(0x2000)) & !(bytes - 1);
+                let kind = if i == 2 { 1 } else { 3 };
+                control |= (kind | code << 2) << (16 + 4 * i);
+            }
+            Manner::Watched(addresses, control)
+        }
+        _ => Manner::Plain,
+    }
 }
 
 /// Numbers of all kinds; small ones where gathers find their indices.
@@ -160,9 +219,11 @@ impl Engines {
         let code = case.sequence.code();
         let (bits, start) = (case.sequence.bits, case.sequence.start);
         let mut expected = None;
-        if !case.switched {
-            let mut outcome = self.host.run(bits, start, &code, &case.before, &case.memory);
+        let stepped = case.manner == Manner::Stepped;
+        if case.manner != Manner::Switched {
+            let mut outcome = self.host.run(bits, start, &code, &case.before, &case.memory, stepped);
             outcome.regs.normalize(bits);
+            case.sequence.random(outcome.regs.rip).iter().for_each(|&n| outcome.regs.gpr[n] = 0);
             expected = Some(outcome);
         }
         let end = expected.as_ref().map_or(0, |e| e.regs.rip);
@@ -176,20 +237,32 @@ impl Engines {
         let mut lines = Vec::new();
         let mut first: Option<Outcome> = None;
         for (name, guest) in &mut self.guests {
-            let mut got = guest.run(bits, start, &code, &case.before, &case.memory, case.switched);
+            let mut got = guest.run(bits, start, &code, &case.before, &case.memory, case.manner);
             got.regs.normalize(bits);
+            // A single step may end it before a random number has gone again.
+            let rip = got.regs.rip;
+            case.sequence.random(rip).iter().for_each(|&n| got.regs.gpr[n] = 0);
             if let Some(first) = &first
-                && !(got.exit == first.exit && got.regs == first.regs && got.memory == first.memory)
+                && got != *first
             {
                 let found = different(&got, first, flags, (true, true), "generated code");
                 lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
             }
+            // The host has no breakpoints: they change nothing, but RF when something else is told.
+            let mut expected = expected.clone();
+            let mut flags = flags;
+            if let (Some(expected), Manner::Watched(..)) = (&mut expected, case.manner) {
+                (expected.steps, expected.trail) = (got.steps, got.trail.clone());
+                flags &= !RFLAGS_RF;
+            }
             if let Some(expected) = &expected
-                && (got.exit != expected.exit || got.regs != expected.regs || got.memory != expected.memory)
+                && got != *expected
             {
                 // An exception that waits is that of the last instruction, unless a new control word unmasked an old one.
-                let pointers =
-                    matches!(expected.exit, Exit::Exception { vector: 16, .. }) && !case.sequence.loads_x87();
+                // The host's kernel, which steps go through, loads and stores the unit's state.
+                let pointers = matches!(expected.exit, Exit::Exception { vector: 16, .. })
+                    && !case.sequence.loads_x87()
+                    && !stepped;
                 let settled = case.sequence.settled(expected.regs.rip);
                 let found = different(&got, expected, flags, (pointers, settled), "the host");
                 lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
@@ -201,7 +274,7 @@ impl Engines {
 }
 
 fn never(case: &Case) -> Outcome {
-    Outcome { regs: case.before.clone(), memory: Vec::new(), exit: Exit::Never }
+    Outcome { regs: case.before.clone(), memory: Vec::new(), exit: Exit::Never, steps: 0, trail: Vec::new() }
 }
 
 /// `pointers`, `memory`: whether where the last x87 instruction was, and memory, are compared too.
@@ -213,6 +286,10 @@ fn different(
     whose: &str,
 ) -> Vec<String> {
     let mut lines = Vec::new();
+    if (got.steps, &got.trail) != (expected.steps, &expected.trail) {
+        let at = got.trail.iter().zip(&expected.trail).position(|(a, b)| a != b);
+        lines.push(format!("{} steps, {whose} has {}; first difference: {at:?}", got.steps, expected.steps));
+    }
     if got.exit != expected.exit {
         lines.push(format!("ended by {:?}, {whose} by {:?}", got.exit, expected.exit));
     }
@@ -247,7 +324,8 @@ fn report(engines: &mut Engines, seed: u64, mut case: Case) -> String {
         case = original;
     }
     format!(
-        "MIMUS_FUZZ_SEED={seed}\n{}before:\n{}differences:\n  {}",
+        "MIMUS_FUZZ_SEED={seed}\n{:x?}\n{}before:\n{}differences:\n  {}",
+        case.manner,
         case.sequence.print(),
         case.before.print(),
         lines.join("\n  ")
@@ -263,6 +341,7 @@ fn simplify(engines: &mut Engines, case: &mut Case) {
             *case = other;
         }
     };
+    attempt(&|c| c.manner = Manner::Plain);
     attempt(&|c| c.sequence.start = CODE + 0x100);
     for n in 0..16 {
         attempt(&|c| c.before.gpr[n] = 0);

@@ -24,9 +24,13 @@ const KERNEL: u64 = 0xffff_ffff_8000_0000;
 const RAM_LEN: u64 = 4 << 20;
 /// Physical addresses.
 const GDT: u64 = 0x1000;
+const LDT: u64 = 0x4000;
 const IDT: u64 = 0x2000;
 const TSS: u64 = 0x3000;
 const STACK: u64 = 0x5000;
+/// Where the stack of handlers is seen, of 16-bit code and of others: IRET to a 16-bit stack leaves the upper half of ESP
+/// as it is, so it is that of the sequences' stacks.
+const STACKS: [u64; 2] = [0xffff_ffff_0000_0000, 0xffff_ffff_1000_0000];
 const HANDLERS: u64 = 0x8000;
 const TABLES: u64 = 0x10_0000;
 const DATA_AT: u64 = 0x20_0000;
@@ -35,6 +39,62 @@ const CODE_AT: u64 = 0x30_0000;
 const LEAVE_VECTOR: u8 = 0x82;
 /// A sequence that has not ended by then never does.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Where debug exceptions are handled that do not end a sequence, and what the handler knows: how many there were, the
+/// manner ([`STEPPED`], [`WATCHED`]), and where they came from.
+const DEBUG: u64 = 0x9000;
+const DEBUG_COUNT: u64 = 0xa000;
+const DEBUG_MANNER: u64 = 0xa008;
+const DEBUG_TRAIL: u64 = 0xa010;
+const STEPPED: u64 = 1;
+const WATCHED: u64 = 2;
+
+/// ```text
+///       push rax
+///       push rcx
+///       mov rax, dr6
+///       mov ecx, 0xffff0ff0
+///       mov dr6, rcx
+///       cmp byte [MANNER], STEPPED
+///       je count
+///       test ah, 0x40                    ; a single step is the sequence's own
+///       jnz out
+///       or dword [rsp + 32], 0x10000     ; RF: on from a breakpoint
+/// count:
+///       mov rcx, [COUNT]
+///       inc qword [COUNT]
+///       cmp rcx, 0x200
+///       jae full
+///       mov rax, [rsp + 16]
+///       mov [TRAIL + rcx * 8], rax
+/// full: pop rcx
+///       pop rax
+///       iretq
+/// out:  pop rcx
+///       pop rax
+///       jmp HANDLERS + 0x15
+/// ```
+#[rustfmt::skip]
+const DEBUG_HANDLER: [u8; 85] = [
+    0x50, 0x51, 0x0f, 0x21, 0xf0, 0xb9, 0xf0, 0x0f, 0xff, 0xff, 0x0f, 0x23, 0xf1, 0x80, 0x3c, 0x25,
+    0x08, 0xa0, 0x00, 0x80, 0x01, 0x74, 0x0d, 0xf6, 0xc4, 0x40, 0x75, 0x32, 0x81, 0x4c, 0x24, 0x20,
+    0x00, 0x00, 0x01, 0x00, 0x48, 0x8b, 0x0c, 0x25, 0x00, 0xa0, 0x00, 0x80, 0x48, 0xff, 0x04, 0x25,
+    0x00, 0xa0, 0x00, 0x80, 0x48, 0x81, 0xf9, 0x00, 0x02, 0x00, 0x00, 0x73, 0x0d, 0x48, 0x8b, 0x44,
+    0x24, 0x10, 0x48, 0x89, 0x04, 0xcd, 0x10, 0xa0, 0x00, 0x80, 0x59, 0x58, 0x48, 0xcf, 0x59, 0x58,
+    0xe9, 0xc0, 0xef, 0xff, 0xff,
+];
+
+/// How a sequence is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manner {
+    Plain,
+    /// With CR0.TS, which no program of the host's can have.
+    Switched,
+    /// With RFLAGS.TF, and a handler that goes on.
+    Stepped,
+    /// With breakpoints: addresses, and DR7.
+    Watched([u64; 4], u64),
+}
 
 struct Io {
     clock: Arc<VirtualClock>,
@@ -68,17 +128,42 @@ impl CodeWriteListener for Listener {
     }
 }
 
+/// A local descriptor's type, as Linux makes it: marked as accessed, of privilege level 3.
+fn kind(local: &Local) -> u32 {
+    let contents = if local.code { 2 } else { u32::from(local.down) };
+    contents << 2 | u32::from(local.full) << 1 | 1
+}
+
+fn descriptor(local: &Local) -> u64 {
+    let access = kind(local) | 0x70 | u32::from(local.present) << 7;
+    let (base, limit) = (local.base, u64::from(local.limit));
+    limit & 0xffff
+        | (base & 0xff_ffff) << 16
+        | u64::from(access) << 40
+        | (limit >> 16 & 15) << 48
+        | u64::from(local.wide) << 54
+        | (base >> 24 & 0xff) << 56
+}
+
+/// What loading a local selector gives.
+fn segment(selector: u16) -> Segment {
+    let local = &LOCAL[usize::from(selector >> 3)];
+    let attributes = kind(local) | attr::S | attr::P | 3 << attr::DPL_SHIFT;
+    Segment { selector, base: local.base, limit: local.limit, attributes }
+}
+
 /// The guest.
 pub struct Guest {
     vcpu: TcgVcpu<X86>,
     io: Io,
     ram: Arc<RamBlock>,
+    local: bool,
     template: X86State,
 }
 
 impl Guest {
-    /// With generated code, or the interpreter.
-    pub fn new(interpret: bool) -> Guest {
+    /// With generated code, or the interpreter; `local`: with the local descriptors.
+    pub fn new(interpret: bool, local: bool) -> Guest {
         let all_ram = GuestRam::new();
         let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).unwrap();
         let map = MemoryMap::new();
@@ -92,7 +177,7 @@ impl Guest {
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let mut vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &crate::select::model()).unwrap();
         let CpuState::X86(template) = vcpu.get_state(StateGroups::All) else { unreachable!() };
-        let mut guest = Guest { vcpu, io: Io { clock: VirtualClock::new(), memory }, ram, template: *template };
+        let mut guest = Guest { vcpu, io: Io { clock: VirtualClock::new(), memory }, ram, local, template: *template };
         guest.tables();
         guest.template();
         guest
@@ -121,6 +206,10 @@ impl Guest {
         self.put_u64(table(2) + 8 * (DATA >> 21), table(3) | 7);
         self.put_u64(table(2) + 8 * (CODE >> 21), table(4) | 7);
         self.put_u64(table(5) + 8 * 510, table(6) | 3);
+        self.put_u64(table(5) + 8 * 508, table(7) | 3);
+        for stack in STACKS {
+            self.put_u64(table(7) + 8 * (stack >> 21 & 511), 0x83);
+        }
         for i in 0..2 {
             self.put_u64(table(6) + 8 * i, i << 21 | 0x83);
         }
@@ -130,7 +219,8 @@ impl Guest {
             self.put_u64(table(3) + 8 * i, no_execute | (DATA_AT + 0x1000 * i) | 5 | write);
         }
         for i in 0..CODE_LEN as u64 / 0x1000 {
-            self.put_u64(table(4) + 8 * i, (CODE_AT + 0x1000 * i) | 5);
+            let write = if CODE + 0x1000 * i >= LEAVE & !0xfff { 0 } else { 2 };
+            self.put_u64(table(4) + 8 * i, (CODE_AT + 0x1000 * i) | 5 | write);
         }
         // Where Linux has them: 0x08 to 0x18 the kernel's, 0x20 to 0x30 the user's, 0x40 TSS, 0x78 the processor's number.
         let entries = [
@@ -147,6 +237,9 @@ impl Guest {
         for (i, e) in entries {
             self.put_u64(GDT + 8 * i, e);
         }
+        for (i, local) in LOCAL.iter().enumerate() {
+            self.put_u64(LDT + 8 * i as u64, descriptor(local));
+        }
         for v in 0..256u64 {
             let offset = KERNEL + HANDLERS + 16 * v;
             let dpl = if matches!(v, 3 | 4) || v == u64::from(LEAVE_VECTOR) { 3 } else { 0 };
@@ -155,7 +248,7 @@ impl Guest {
             self.put_u64(IDT + 16 * v + 8, offset >> 32);
             self.put(HANDLERS + 16 * v, &[0xf4]);
         }
-        self.put_u64(TSS + 4, KERNEL + STACK);
+        self.put(DEBUG, &DEBUG_HANDLER);
         self.put(TSS + 0x66, &[0x68, 0]);
     }
 
@@ -170,6 +263,10 @@ impl Guest {
         (s.idtr.base, s.idtr.limit) = (KERNEL + IDT, 0xfff);
         s.tr = Segment { selector: 0x40, base: KERNEL + TSS, limit: 0x67, attributes: attr::P | 0xb };
         s.ldtr = Segment::UNUSABLE;
+        if self.local {
+            let limit = 8 * LOCAL.len() as u32 - 1;
+            s.ldtr = Segment { selector: 0x48, base: KERNEL + LDT, limit, attributes: attr::P | 2 };
+        }
         s.ss = Segment::flat(DATA32, attr::DATA | attr::DB | 3 << attr::DPL_SHIFT);
         (s.ds, s.es) = (s.ss, s.ss);
         (s.fs, s.gs) = (Segment::UNUSABLE, Segment::UNUSABLE);
@@ -177,22 +274,53 @@ impl Guest {
         s.xsave.resize(AREA.max(s.xsave.len()), 0);
     }
 
-    /// Runs a sequence that was laid out at `start`; `switched`: with CR0.TS.
-    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], switched: bool) -> Outcome {
+    /// What handles debug exceptions.
+    fn handle_debug(&self, manner: Manner) {
+        let debug = match manner {
+            Manner::Plain | Manner::Switched => 0,
+            Manner::Stepped => STEPPED,
+            Manner::Watched(..) => WATCHED,
+        };
+        self.put_u64(DEBUG_COUNT, 0);
+        if self.u64_at(DEBUG_MANNER) == debug {
+            return;
+        }
+        self.put_u64(DEBUG_MANNER, debug);
+        let slot = HANDLERS + 16;
+        if debug == 0 {
+            self.put(slot, &[0xf4]);
+        } else {
+            let to = (DEBUG - slot - 5) as u32;
+            self.put(slot, &[&[0xe9][..], &to.to_le_bytes(), &[0xf4]].concat());
+        }
+    }
+
+    /// Runs a sequence that was laid out at `start`.
+    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], manner: Manner) -> Outcome {
+        self.handle_debug(manner);
+        self.put_u64(TSS + 4, STACKS[usize::from(bits != 16)] + STACK);
         self.put(DATA_AT, memory);
         let mut text = code.to_vec();
         text.extend([0xcd, LEAVE_VECTOR]);
         self.put(CODE_AT + (start - CODE), &text);
         let mut s = self.template.clone();
-        s.cr0 |= if switched { CR0_TS } else { 0 };
         s.gpr = before.gpr;
-        s.rip = start;
+        s.rip = start - code_base(bits);
         s.rflags = before.flags;
-        s.cs = if bits == 64 {
-            Segment::flat(CODE64, attr::CODE | attr::L | 3 << attr::DPL_SHIFT)
-        } else {
-            Segment::flat(CODE32, attr::CODE | attr::DB | 3 << attr::DPL_SHIFT)
+        match manner {
+            Manner::Plain => {}
+            Manner::Switched => s.cr0 |= CR0_TS,
+            Manner::Stepped => s.rflags |= RFLAGS_TF,
+            Manner::Watched(addresses, control) => (s.dr, s.dr7) = (addresses, control),
+        }
+        s.cs = match bits {
+            64 => Segment::flat(CODE64, attr::CODE | attr::L | 3 << attr::DPL_SHIFT),
+            32 => Segment::flat(CODE32, attr::CODE | attr::DB | 3 << attr::DPL_SHIFT),
+            _ => segment(CODE16),
         };
+        if bits == 16 {
+            (s.ds, s.es, s.ss) = (segment(DATA16), segment(DATA16), segment(DATA16));
+        }
         (s.fs.base, s.gs.base) = (before.fs_base, before.gs_base);
         s.xsave[..AREA].copy_from_slice(&before.area);
         self.vcpu.set_state(&CpuState::X86(Box::new(s))).unwrap();
@@ -200,7 +328,7 @@ impl Guest {
         let CpuState::X86(s) = self.vcpu.get_state(StateGroups::All) else { unreachable!() };
         let mut memory = vec![0; DATA_LEN];
         assert!(self.ram.read(DATA_AT, &mut memory));
-        self.outcome(&s, halted, memory)
+        self.outcome(&s, code_base(bits), halted, memory)
     }
 
     /// Runs until a handler halts; false if nothing leads there.
@@ -221,7 +349,7 @@ impl Guest {
         self.vcpu.handle()
     }
 
-    fn outcome(&self, s: &X86State, halted: bool, memory: Vec<u8>) -> Outcome {
+    fn outcome(&self, s: &X86State, base: u64, halted: bool, memory: Vec<u8>) -> Outcome {
         let mut regs = Regs {
             gpr: s.gpr,
             rip: s.rip,
@@ -233,17 +361,19 @@ impl Guest {
         };
         regs.area.copy_from_slice(&s.xsave[..AREA]);
         let vector = s.rip.wrapping_sub(KERNEL + HANDLERS) / 16;
+        let steps = self.u64_at(DEBUG_COUNT);
+        let trail = (0..steps.min(TRAIL as u64)).map(|i| self.u64_at(DEBUG_TRAIL + 8 * i)).collect();
         if !halted || vector > 255 {
-            return Outcome { regs, memory, exit: Exit::Never };
+            return Outcome { regs, memory, exit: Exit::Never, steps, trail };
         }
-        let mut frame = s.gpr[RSP].wrapping_sub(KERNEL);
+        let mut frame = s.gpr[RSP] & 0xffff;
         let mut error = 0;
         if matches!(vector, 8 | 10..=14 | 17 | 21) {
             error = self.u64_at(frame) as u32;
             frame += 8;
         }
         let word = |i: u64| self.u64_at(frame + 8 * i);
-        regs.rip = word(0);
+        regs.rip = word(0).wrapping_add(base);
         regs.flags = word(2);
         regs.gpr[RSP] = word(3);
         let mut exit = Exit::Exception { vector: vector as u8, error, address: 0 };
@@ -253,6 +383,6 @@ impl Guest {
         } else if let (Exit::Exception { address, .. }, 14) = (&mut exit, vector) {
             *address = s.cr2;
         }
-        Outcome { regs, memory, exit }
+        Outcome { regs, memory, exit, steps, trail }
     }
 }

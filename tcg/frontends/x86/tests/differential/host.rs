@@ -8,7 +8,7 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-use mimus_arch::x86::regs::{RFLAGS_IF, VECTOR_PF};
+use mimus_arch::x86::regs::{RFLAGS_IF, RFLAGS_TF, VECTOR_PF};
 
 use crate::layout::*;
 use crate::regs::{AREA, Exit, Outcome, Regs};
@@ -23,7 +23,9 @@ struct Control {
     far: [u16; 4],
     fs_base: u64,
     gs_base: u64,
-    _pad0: [u64; 11],
+    /// 0xa8: DS, ES, SS, and SS on the way out.
+    data: [u16; 4],
+    _pad0: [u64; 10],
     /// 0x100
     out_gpr: [u64; 16],
     out_flags: u64,
@@ -35,7 +37,10 @@ struct Control {
     out_gs_base: u64,
     _pad1: [u64; 11],
     /// 0x200: the host's own.
-    saved: [u64; 8],
+    saved: [u64; 6],
+    /// 0x230: whether single steps are counted; how many there were.
+    stepping: u64,
+    steps: u64,
     _pad2: [u64; 24],
     /// 0x300
     signal: [u64; 32],
@@ -44,6 +49,9 @@ struct Control {
     _pad3: [u8; 1024 - AREA],
     /// 0x800
     out_area: [u8; AREA],
+    _pad4: [u8; 0x800 - AREA],
+    /// 0x1000: where the steps led.
+    trail: [u64; TRAIL],
 }
 
 const _: () = {
@@ -53,6 +61,9 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, signal) == 0x300);
     assert!(std::mem::offset_of!(Control, area) == 0x400);
     assert!(std::mem::offset_of!(Control, out_area) == 0x800);
+    assert!(std::mem::offset_of!(Control, stepping) == 0x230);
+    assert!(std::mem::offset_of!(Control, trail) == 0x1000);
+    assert!(TRAIL == 0x200 && LEAVE == 0x2000_3f00);
     assert!(std::mem::size_of::<Control>() <= CONTROL_LEN);
     assert!(CONTROL == 0x3000_0000);
 };
@@ -77,9 +88,9 @@ global_asm!(
     "stmxcsr dword ptr ds:[0x30000218]",
     "mov dword ptr ds:[0x30000220], edi",
     "mov dword ptr ds:[0x30000224], 1",
-    "mov eax, 0x2b",
-    "mov ds, eax",
-    "mov es, eax",
+    "mov ds, word ptr ds:[0x300000a8]",
+    "mov es, word ptr ds:[0x300000aa]",
+    "mov ss, word ptr ds:[0x300000ac]",
     "xor eax, eax",
     "mov fs, eax",
     "mov gs, eax",
@@ -151,6 +162,7 @@ global_asm!(
     "4:",
     "push 2",
     "popfq",
+    "mov ss, word ptr ds:[0x300000ae]",
     "mov word ptr ds:[0x30000190], ds",
     "mov word ptr ds:[0x30000192], es",
     "mov word ptr ds:[0x30000194], fs",
@@ -194,6 +206,41 @@ global_asm!(
     "syscall",
     "6: .ascii \"differential: an exception outside a sequence\\n\"",
     "5:",
+    // A single step that is to be counted: SIGTRAP, vector 1.
+    "cmp dword ptr ds:[0x30000230], 0",
+    "je 7f",
+    "cmp edi, 5",
+    "jne 7f",
+    "cmp qword ptr [rdx + 200], 1",
+    "jne 7f",
+    "mov rcx, qword ptr [rdx + 168]",
+    "mov eax, dword ptr ds:[0x30000238]",
+    // The code that enters is stepped too: nothing counts before the sequence is reached.
+    "cmp eax, -1",
+    "jne 10f",
+    "cmp rcx, qword ptr ds:[0x30000088]",
+    "jne 9f",
+    "10:",
+    "cmp rcx, 0x20003f00",
+    "je 8f",
+    "inc dword ptr ds:[0x30000238]",
+    "cmp eax, 0x200",
+    "jae 9f",
+    "mov qword ptr [rax * 8 + 0x30001000], rcx",
+    "9:",
+    // The kernel's way back keeps NT and ID, and loads the rest.
+    "mov eax, dword ptr [rdx + 176]",
+    "and eax, 0x204000",
+    "or eax, 2",
+    "push rax",
+    "popfq",
+    "ret",
+    // The last one, on the way out: from here without them.
+    "8:",
+    "and dword ptr [rdx + 176], 0xfffffeff",
+    "mov dword ptr ds:[0x30000230], 2",
+    "jmp 9b",
+    "7:",
     "lea rsi, [rdx + 40]",
     "mov edi, 0x30000300",
     "mov ecx, 23",
@@ -221,7 +268,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// `prot` of the whole; of the pages from `read_only` on, reading only.
+    /// `prot` of the whole; of the pages from `read_only` on, without writing.
     fn new(at: u64, len: usize, prot: i32, read_only: Option<u64>) -> Result<Pages, String> {
         // SAFETY: plain system calls; MAP_FIXED_NOREPLACE takes only addresses that nothing has.
         unsafe {
@@ -244,7 +291,7 @@ impl Pages {
                 return Err(format!("{at:#x} is taken"));
             }
             if let Some(from) = read_only {
-                libc::mprotect(from as *mut _, (at + len as u64 - from) as usize, libc::PROT_READ);
+                libc::mprotect(from as *mut _, (at + len as u64 - from) as usize, prot & !libc::PROT_WRITE);
             }
             let alias = NonNull::new(alias.cast()).ok_or("mapped at 0")?;
             Ok(Pages { at, alias, len })
@@ -269,12 +316,25 @@ impl Drop for Pages {
 
 const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
 
+/// Puts a descriptor into the process's local table; false if the kernel knows of none.
+fn local_descriptor(i: usize, local: &Local) -> bool {
+    let contents = if local.code { 2 } else { u32::from(local.down) };
+    // `struct user_desc`: its number, base and limit, and bits.
+    let bits = u32::from(local.wide) | contents << 1 | u32::from(!local.full) << 3 | u32::from(!local.present) << 5;
+    let description = [i as u32, local.base as u32, local.limit, bits];
+    const WRITE: i32 = 0x11;
+    // SAFETY: reads the 16 bytes.
+    unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, description.as_ptr(), 16) == 0 }
+}
+
 /// The host.
 pub struct Host {
     data: Pages,
     code: Pages,
     control: Pages,
     old: [libc::sigaction; SIGNALS.len()],
+    /// Whether the kernel lets programs have local descriptors.
+    pub local: bool,
     _stack: Vec<u8>,
     old_stack: libc::stack_t,
     /// Alternate stacks are a thread's.
@@ -297,10 +357,11 @@ impl Host {
         let both = libc::PROT_READ | libc::PROT_WRITE;
         let mut host = Host {
             data: Pages::new(DATA, DATA_LEN, both, Some(READ_ONLY))?,
-            code: Pages::new(CODE, CODE_LEN, libc::PROT_READ | libc::PROT_EXEC, None)?,
+            code: Pages::new(CODE, CODE_LEN, both | libc::PROT_EXEC, Some(LEAVE & !0xfff))?,
             control: Pages::new(CONTROL, CONTROL_LEN, both, None)?,
             // SAFETY: all zeros are valid ones.
             old: unsafe { std::mem::zeroed() },
+            local: false,
             _stack: vec![0; 1 << 16],
             // SAFETY: as above.
             old_stack: unsafe { std::mem::zeroed() },
@@ -318,6 +379,7 @@ impl Host {
                 libc::sigaction(signal, &action, old);
             }
         }
+        host.local = LOCAL.iter().enumerate().all(|(i, local)| local_descriptor(i, local));
         let leave = (mimus_differential_leave as *const () as usize as u64).to_le_bytes();
         let at = (LEAVE - CODE) as usize;
         // jmp [rip + 2], and the address, aligned.
@@ -326,39 +388,45 @@ impl Host {
         Ok(host)
     }
 
-    /// Runs a sequence that was laid out at `start`.
-    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8]) -> Outcome {
+    /// Runs a sequence that was laid out at `start`; `stepped`: one instruction at a time.
+    pub fn run(&mut self, bits: u32, start: u64, code: &[u8], before: &Regs, memory: &[u8], stepped: bool) -> Outcome {
         self.data.bytes().copy_from_slice(memory);
         let at = (start - CODE) as usize;
         let end = at + code.len();
         let text = self.code.bytes();
         text[at..end].copy_from_slice(code);
         let after = start + code.len() as u64;
+        let mut way_out = Vec::new();
         if bits == 64 {
-            text[end] = 0xe9;
-            text[end + 1..end + 5].copy_from_slice(&((LEAVE - after - 5) as u32).to_le_bytes());
+            way_out.push(0xe9);
+            way_out.extend(((LEAVE - after - 5) as u32).to_le_bytes());
         } else {
-            text[end] = 0xea;
-            text[end + 1..end + 5].copy_from_slice(&(LEAVE as u32).to_le_bytes());
-            text[end + 5..end + 7].copy_from_slice(&CODE64.to_le_bytes());
+            way_out.extend(if bits == 16 { &[0x66, 0xea][..] } else { &[0xea] });
+            way_out.extend((LEAVE as u32).to_le_bytes());
+            way_out.extend(CODE64.to_le_bytes());
         }
+        text[end..end + way_out.len()].copy_from_slice(&way_out);
         let c = self.control.bytes().as_mut_ptr().cast::<Control>();
         // SAFETY: the control page is one `Control`; the assembly keeps to the calling convention, whatever the
         // sequence does to registers.
         unsafe {
             (*c).gpr = before.gpr;
-            (*c).flags = before.flags;
-            (*c).entry = start;
-            (*c).far = [start as u16, (start >> 16) as u16, CODE32, 0];
+            (*c).flags = before.flags | if stepped { RFLAGS_TF } else { 0 };
+            ((*c).stepping, (*c).steps) = (u64::from(stepped), u64::from(u32::MAX));
+            let entry = start - code_base(bits);
+            let (code, data) = if bits == 16 { (CODE16, DATA16) } else { (CODE32, DATA32) };
+            (*c).entry = entry;
+            (*c).far = [entry as u16, (entry >> 16) as u16, code, 0];
+            (*c).data = [data, data, data, DATA32];
             ((*c).fs_base, (*c).gs_base) = (before.fs_base, before.gs_base);
             (*c).area = before.area;
-            mimus_differential_enter(u32::from(bits == 32));
-            outcome(&*c, after, self.data.bytes().to_vec())
+            mimus_differential_enter(u32::from(bits != 64));
+            outcome(&*c, after, code_base(bits), self.data.bytes().to_vec())
         }
     }
 }
 
-fn outcome(c: &Control, end: u64, memory: Vec<u8>) -> Outcome {
+fn outcome(c: &Control, end: u64, base: u64, memory: Vec<u8>) -> Outcome {
     let mut regs = Regs {
         gpr: c.out_gpr,
         rip: end,
@@ -376,14 +444,19 @@ fn outcome(c: &Control, end: u64, memory: Vec<u8>) -> Outcome {
         for (i, n) in ORDER.into_iter().enumerate() {
             regs.gpr[n] = s[i];
         }
-        (regs.rip, regs.flags) = (s[16], s[17]);
+        (regs.rip, regs.flags) = (s[16].wrapping_add(base), s[17]);
         let vector = s[20] as u8;
         let address = if vector == VECTOR_PF { s[22] } else { 0 };
         // Linux hides which of its own pages there are.
         let hidden = u32::from(address >= (1 << 47) - 4096);
         exit = Exit::Exception { vector, error: s[19] as u32 & !hidden, address };
     }
-    Outcome { regs, memory, exit }
+    if c.stepping == 2 {
+        regs.flags |= RFLAGS_TF;
+    }
+    let steps = if c.stepping == 0 { 0 } else { c.steps };
+    let trail = c.trail[..TRAIL.min(steps as usize)].to_vec();
+    Outcome { regs, memory, exit, steps, trail }
 }
 
 impl Drop for Host {

@@ -8,7 +8,7 @@
 //! | `MIMUS_FUZZ_COUNT` | instructions to run |
 //! | `MIMUS_FUZZ_SEED` | where to begin |
 //! | `MIMUS_FUZZ_CLASS` | `integer`, `vector`, `x87`, `all` |
-//! | `MIMUS_FUZZ_BITS` | 32, 64, or both (0) |
+//! | `MIMUS_FUZZ_BITS` | 16, 32, 64, or all (0) |
 //! | `MIMUS_FUZZ_LENGTH` | instructions of a sequence |
 //! | `MIMUS_FUZZ_KEEP_GOING` | report so many failures before stopping |
 //!
@@ -22,9 +22,11 @@
 
 mod build;
 mod compare;
+mod coverage;
 mod guest;
 mod host;
 mod layout;
+mod modify;
 mod random;
 mod regs;
 mod select;
@@ -63,6 +65,11 @@ fn integer_64() {
 #[test]
 fn integer_32() {
     check(job(Class::Integer, 32));
+}
+
+#[test]
+fn integer_16() {
+    check(job(Class::Integer, 16));
 }
 
 #[test]

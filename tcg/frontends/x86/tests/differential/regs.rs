@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use mimus_arch::x86::regs::*;
 
-use crate::layout::{P_VALUE, W_VALUE};
+use crate::layout::{P_VALUE, W_VALUE, data_base};
 use crate::random::Random;
 
 /// Bytes of an XSAVE area with x87, SSE and AVX.
@@ -50,6 +50,17 @@ pub struct Roles {
 
 impl Roles {
     pub fn random(r: &mut Random, bits: u32) -> Roles {
+        if bits == 16 {
+            // What 16-bit addresses are made of.
+            let (p, x) = (r.pick(&[RBX, RBP]), r.pick(&[RSI, RDI, RSI, RDI, RDX]));
+            // SI and DI are at times no addresses, which strings want, and so are RAX to RBX.
+            let w = if x == RDX {
+                r.pick(&[RAX, RCX, RBX ^ RBP ^ p])
+            } else {
+                r.pick(&[RAX, RCX, RBX ^ RBP ^ p, RSI ^ RDI ^ x])
+            };
+            return Roles { p, x, w };
+        }
         let count = if bits == 64 { 16 } else { 8 };
         loop {
             let [p, x, w] = [(); 3].map(|()| r.below(count) as usize);
@@ -87,11 +98,16 @@ impl Regs {
         if bits == 64 {
             (regs.fs_base, regs.gs_base) = (r.below(64) * 8, r.below(256));
         }
-        regs.gpr[roles.p] = P_VALUE + r.below(16);
+        let base = data_base(bits);
+        regs.gpr[roles.p] = P_VALUE - base + r.below(16);
         regs.gpr[roles.x] = r.below(64);
-        regs.gpr[roles.w] = if bits == 64 { r.pick(&W_VALUE) } else { 0x1000_8000 };
-        regs.gpr[RSP] = P_VALUE + 0x800 - 8 * r.below(16);
-        if bits == 32 {
+        regs.gpr[roles.w] = match bits {
+            64 => r.pick(&W_VALUE),
+            32 => 0x1000_8000,
+            _ => 0xf000,
+        };
+        regs.gpr[RSP] = P_VALUE - base + 0x800 - 8 * r.below(16);
+        if bits != 64 {
             for g in &mut regs.gpr {
                 *g &= 0xffff_ffff;
             }
@@ -173,7 +189,7 @@ impl Regs {
         }
         self.area[416..YMM].fill(0);
         self.put(HEADER, &7u64.to_le_bytes());
-        if bits == 32 {
+        if bits != 64 {
             for g in &mut self.gpr[..8] {
                 *g &= 0xffff_ffff;
             }
@@ -274,9 +290,12 @@ pub enum Exit {
 }
 
 /// What running a sequence made of registers and memory.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Outcome {
     pub regs: Regs,
     pub memory: Vec<u8>,
     pub exit: Exit,
+    /// Debug exceptions whose handler went on, and where they came from (the first [`crate::layout::TRAIL`]).
+    pub steps: u64,
+    pub trail: Vec<u64>,
 }

@@ -1,6 +1,6 @@
 //! Which instructions are tried, and which sequences can be.
 
-use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind};
+use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic};
 use mimus_arch::x86::Vendor;
 use mimus_arch::{CpuModel, GuestArch};
 use mimus_tcg_frontend_x86::cpuid::{self, Features};
@@ -59,6 +59,11 @@ impl Class {
     }
 }
 
+/// Whether the host's kernel uses protection keys.
+fn has_keys() -> bool {
+    std::arch::x86_64::__cpuid(0).eax >= 7 && std::arch::x86_64::__cpuid_count(7, 0).ecx & 1 << 4 != 0
+}
+
 pub fn host_is_amd() -> bool {
     let host = std::arch::x86_64::__cpuid(0);
     [host.ebx, host.edx, host.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
@@ -82,39 +87,51 @@ pub fn excluded(m: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         m,
-        // Identification, clocks, randomness.
-        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid | M::Rdrand | M::Rdseed | M::Xgetbv
         // The host's kernel.
-        | M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq
+        M::Syscall
         // Executed by the host's kernel instead of #GP.
         | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw
-        // What a processor thinks has been modified since the last XRSTOR, only it knows. (Its relatives are in
-        // `transfers`.)
-        | M::Xsaveopt | M::Xsaveopt64
         | M::Xabort | M::Xbegin | M::Xend
-        | M::Rsm | M::Monitor | M::Mwait | M::Umonitor | M::Umwait | M::Tpause | M::Enqcmd | M::Enqcmds
+        | M::Monitor | M::Mwait | M::Umonitor | M::Umwait | M::Tpause | M::Enqcmd | M::Enqcmds
         // Hypervisors that intercept it report it as a fault, at the instruction instead of behind it.
         | M::Int1
-        | M::Rdpru | M::Ptwrite | M::Rdpkru | M::Wrpkru | M::Pconfig
+        | M::Rdpru | M::Ptwrite | M::Pconfig
     )
 }
 
-/// Instructions whose encodings or operands makers disagree on.
-fn disputed(code: Code) -> bool {
+/// What the decoder never finds as the model's: two instructions in one name, those of earlier processors, and what is a
+/// reserved NOP here.
+fn never_decoded(code: Code, features: &Features) -> bool {
     use Code::*;
-    matches!(
-        code,
-        Sysretd | Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
-        // 286 and 486 only.
-        | Fstdw_AX | Fstsg_AX | Frstpm | Fneni | Fndisi | Fnsetpm
-        | Mov_tr_r32 | Mov_r32_tr | Storeall | Loadall286 | Loadall386
-    )
+    use Mnemonic as M;
+    use iced_x86::CpuidFeature as C;
+    let pair = matches!(
+        code.mnemonic(),
+        M::Fstenv | M::Fstcw | M::Feni | M::Fdisi | M::Fclex | M::Finit | M::Fsetpm | M::Fsave | M::Fstsw
+    );
+    let intels = matches!(code, Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D);
+    pair || code == Popw_CS
+        || intels && features.amd
+        || if features.amd { matches!(code, Ud0_r16_rm16 | Ud0_r32_rm32 | Ud0_r64_rm64) } else { code == Ud0 }
+        || code.cpuid_features().iter().any(|f| matches!(f, C::MPX | C::CET_IBT | C::CLDEMOTE))
+}
+
+/// Instructions whose encodings or operands makers disagree on.
+fn disputed(code: Code, features: &Features) -> bool {
+    code == Code::Sysretd && !features.amd
+}
+
+/// Loads of a segment register and another.
+pub fn loads_far(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(m, M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss)
 }
 
 /// Instructions that fault at any rate, or nearly: they end a sequence.
 pub fn faults(code: Code) -> bool {
     use Mnemonic as M;
     code.is_privileged()
+        || loads_far(code.mnemonic())
         || matches!(
             code.mnemonic(),
             M::Int3
@@ -137,35 +154,49 @@ pub fn faults(code: Code) -> bool {
                 | M::Rdpmc
                 | M::Stac
                 | M::Clac
-                | M::Lds
-                | M::Les
-                | M::Lfs
-                | M::Lgs
-                | M::Lss
+                | M::Rsm
+                | M::Rdpkru
+                | M::Wrpkru
+                // Of AMD's in long mode.
+                | M::Sysenter
+                | M::Sysexit
+                | M::Sysexitq
         )
 }
 
-/// Every instruction of the model in code of `bits` bits, in two parts: those that go on, and those that fault.
-pub fn instructions(class: Class, bits: u32, features: &Features) -> (Vec<Code>, Vec<Code>) {
-    let mut all: Vec<Code> = Code::values()
+/// Every instruction of the model in code of `bits` bits.
+pub fn advertised(bits: u32, features: &Features) -> Vec<Code> {
+    Code::values()
         .filter(|&code| {
             let op = code.op_code();
             let decodes = if features.amd { op.amd_decoder64() } else { op.intel_decoder64() };
-            let modes = if bits == 64 { op.mode64() && decodes } else { op.mode32() };
+            let modes = match bits {
+                64 => op.mode64() && decodes,
+                32 => op.mode32(),
+                _ => op.mode16(),
+            };
             let encoding = matches!(op.encoding(), EncodingKind::Legacy | EncodingKind::VEX);
-            let usable = (0..op.op_count()).all(|i| {
-                use OpCodeOperandKind as K;
-                !matches!(op.op_kind(i), K::tr_reg | K::bnd_reg | K::k_reg | K::k_rm)
-            });
-            op.is_instruction()
-                && modes
-                && encoding
-                && usable
-                && !excluded(code.mnemonic())
-                && !disputed(code)
-                && available(code, features)
+            op.is_instruction() && modes && encoding && available(code, features) && !never_decoded(code, features)
         })
-        .collect();
+        .collect()
+}
+
+/// Whether it is tried: by this test, on this host.
+pub fn tried(code: Code, bits: u32, features: &Features) -> bool {
+    use Mnemonic as M;
+    // Others' processors have these in compatibility mode.
+    let entry = matches!(code.mnemonic(), M::Sysenter | M::Sysexit | M::Sysexitq) && !features.amd;
+    // Without CR4.PKE they are none, as with the guest's.
+    let keys = matches!(code.mnemonic(), M::Rdpkru | M::Wrpkru) && has_keys();
+    // Transfers to other segments are those of 32-bit code.
+    let far = bits == 16 && crate::special::is_far(code);
+    !excluded(code.mnemonic()) && !disputed(code, features) && !entry && !keys && !far
+}
+
+/// The advertised that are tried, in two parts: those that go on, and those that fault.
+pub fn instructions(class: Class, bits: u32, features: &Features) -> (Vec<Code>, Vec<Code>) {
+    let mut all = advertised(bits, features);
+    all.retain(|&code| tried(code, bits, features));
     if class != Class::All {
         all.retain(|&code| class.has(code));
     }
@@ -200,6 +231,7 @@ pub fn truncated(bytes: &[u8], bits: u32, amd: bool) -> bool {
 /// Goes on with the next instruction unless it faults.
 pub fn straight(insn: &Instruction) -> bool {
     matches!(insn.flow_control(), FlowControl::Next | FlowControl::Exception)
+        || insn.mnemonic() == Mnemonic::Into
         || faults(insn.code())
         || insn.is_invalid()
 }

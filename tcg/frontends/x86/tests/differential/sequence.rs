@@ -3,7 +3,6 @@
 use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter};
 use mimus_tcg_frontend_x86::decode::maker_options;
 
-use crate::layout::CODE;
 use crate::regs::ARITHMETIC;
 
 /// Instructions that belong together.
@@ -16,6 +15,14 @@ pub struct Item {
     pub count: usize,
     /// It stores an image of the x87 unit, and then clears what processors store differently.
     pub image: bool,
+    /// 32-bit addresses in 32-bit code: where they are, and which place in the item each is of.
+    pub absolute: Vec<(usize, usize)>,
+    /// Its first instruction may skip the rest.
+    pub skips: bool,
+    /// Registers that have random values inside of it.
+    pub random: Vec<usize>,
+    /// It may lead to where nothing is.
+    pub leaves: bool,
 }
 
 impl Item {
@@ -45,9 +52,30 @@ impl Sequence {
                 let old = u32::from_le_bytes([place[0], place[1], place[2], place[3]]);
                 place.copy_from_slice(&old.wrapping_sub((self.start + (at + insn) as u64) as u32).to_le_bytes());
             }
+            for &(offset, target) in &item.absolute {
+                let address = self.start as u32 + (at + target) as u32;
+                code[at + offset..at + offset + 4].copy_from_slice(&address.to_le_bytes());
+            }
         }
         code.push(0x90);
         code
+    }
+
+    /// The instructions, and the item of each.
+    pub fn itemised(&self) -> Vec<(Instruction, &Item)> {
+        let mut end = self.start;
+        let ends = self.items.iter().map(|item| {
+            end += item.bytes.len() as u64;
+            (end, item)
+        });
+        let mut ends = ends.peekable();
+        let mut all = Vec::new();
+        for insn in self.instructions() {
+            while ends.next_if(|(end, _)| *end <= insn.ip()).is_some() {}
+            let Some(&(_, item)) = ends.peek() else { break };
+            all.push((insn, item));
+        }
+        all
     }
 
     fn instructions(&self) -> Vec<Instruction> {
@@ -87,18 +115,15 @@ impl Sequence {
         self.instructions().iter().any(|i| matches!(i.mnemonic(), M::Fldcw | M::Fldenv | M::Frstor))
     }
 
-    /// Instructions before `rip`; all, if it is past them.
-    pub fn executed(&self, rip: u64) -> usize {
+    /// Registers with random values when the instruction at `rip` is reached.
+    pub fn random(&self, rip: u64) -> &[usize] {
         let mut at = self.start;
-        let mut count = 0;
-        for item in &self.items {
+        let inside = self.items.iter().find(|item| {
+            let begin = at;
             at += item.bytes.len() as u64;
-            count += item.count;
-            if (CODE..at).contains(&rip) {
-                return count;
-            }
-        }
-        count
+            begin < rip && rip < at
+        });
+        inside.map_or(&[], |item| &item.random)
     }
 
     /// Whether memory is what it should be when the instruction at `rip` is reached: not between an image and its

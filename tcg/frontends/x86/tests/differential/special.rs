@@ -1,14 +1,14 @@
 //! Instructions that need more around them: images of the units' state, transfers to other segments.
 
-use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic};
+use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpKind};
 use mimus_arch::x86::regs::*;
 
-use crate::build::{Generator, Place, encode, load};
+use crate::build::{Generator, Place, encode, gpr, load};
 use crate::layout::*;
 use crate::sequence::Item;
 
 /// Selectors that code cannot be in, of all kinds.
-const BAD: [u8; 8] = [0, 3, 0x10, 0x18, 0x2b, 0x43, 0x0f, 0x7b];
+const BAD: [u8; 9] = [0, 3, 0x10, 0x18, 0x2b, 0x43, 0x0f, 0x7b, 0x47];
 
 fn is_image(m: Mnemonic) -> bool {
     use Mnemonic as M;
@@ -18,6 +18,8 @@ fn is_image(m: Mnemonic) -> bool {
             | M::Xsave64
             | M::Xsavec
             | M::Xsavec64
+            | M::Xsaveopt
+            | M::Xsaveopt64
             | M::Xrstor
             | M::Xrstor64
             | M::Fxsave
@@ -27,7 +29,7 @@ fn is_image(m: Mnemonic) -> bool {
     )
 }
 
-fn is_far(code: Code) -> bool {
+pub fn is_far(code: Code) -> bool {
     use Code::*;
     matches!(code.mnemonic(), Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
         || matches!(
@@ -47,14 +49,27 @@ fn is_far(code: Code) -> bool {
 
 /// Whether [`Generator::special`] makes its items.
 pub fn is_special(code: Code) -> bool {
-    is_image(code.mnemonic()) || is_far(code)
+    is_image(code.mnemonic())
+        || is_far(code)
+        || is_unpredictable(code.mnemonic())
+        || matches!(code, Code::Popaw | Code::Popad)
+}
+
+/// Identification, clocks, randomness.
+fn is_unpredictable(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(m, M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid | M::Rdrand | M::Rdseed | M::Xgetbv)
 }
 
 /// `mov dword [at], value`, or of two bytes.
 fn store(item: &mut Item, bits: u32, at: u64, bytes: usize, value: u32) {
-    let mut code = if bytes == 2 { vec![0x66, 0xc7] } else { vec![0xc7] };
-    code.extend(if bits == 64 { &[0x04, 0x25][..] } else { &[0x05][..] });
-    code.extend((at as u32).to_le_bytes());
+    let mut code = if (bytes == 2) != (bits == 16) { vec![0x66, 0xc7] } else { vec![0xc7] };
+    match bits {
+        64 => code.extend([0x04, 0x25]),
+        32 => code.push(0x05),
+        _ => code.push(0x06),
+    }
+    code.extend(&(at as u32).to_le_bytes()[..if bits == 16 { 2 } else { 4 }]);
     code.extend(&value.to_le_bytes()[..bytes]);
     item.add(&code);
 }
@@ -62,8 +77,94 @@ fn store(item: &mut Item, bits: u32, at: u64, bytes: usize, value: u32) {
 impl Generator {
     /// An item around such an instruction.
     pub fn special(&mut self, p: &mut Place<'_>, code: Code) -> Option<Item> {
-        if is_image(code.mnemonic()) { image(p, code) } else { far(p, code) }
+        if is_image(code.mnemonic()) {
+            image(p, code)
+        } else if is_far(code) {
+            far(p, code)
+        } else if matches!(code, Code::Popaw | Code::Popad) {
+            all_registers(p, code)
+        } else {
+            unpredictable(p, code)
+        }
     }
+}
+
+/// PUSHA, a change of what it has stored, and POPA.
+fn all_registers(p: &mut Place<'_>, code: Code) -> Option<Item> {
+    let wide = code == Code::Popad;
+    let bytes = if wide { 4 } else { 2 };
+    let n = p.r.below(8) as usize;
+    if p.roles.contains(n) {
+        return None;
+    }
+    let mut item = Item::default();
+    let narrow = p.bits == 16;
+    let prefixed = |opcode: u8| if wide != narrow { vec![opcode] } else { vec![0x66, opcode] };
+    item.add(&prefixed(0x60));
+    // What is stored of ESP is not loaded.
+    let value = p.r.value() as u32;
+    if narrow {
+        // mov bp, sp; mov word [bp + at], value
+        item.add(&[0x89, 0xe5]);
+        item.add(&[0xc7, 0x46, (bytes * (7 - n)) as u8, value as u8, (value >> 8) as u8]);
+    } else {
+        on_stack(&mut item, (bytes * (7 - n)) as u8, bytes, value);
+    }
+    item.add(&prefixed(0x61));
+    Some(item)
+}
+
+/// An instruction of which only the registers and flags that it leaves alone are known: others are loaded after it.
+fn unpredictable(p: &mut Place<'_>, code: Code) -> Option<Item> {
+    use Mnemonic as M;
+    let mut item = Item::default();
+    let mut insn = Instruction::default();
+    insn.set_code(code);
+    let mut results: &[usize] = &[RAX, RDX];
+    let one;
+    match code.mnemonic() {
+        M::Rdpid | M::Rdrand | M::Rdseed => {
+            one = [p.r.below(if p.bits == 64 { 16 } else { 8 }) as usize];
+            results = &one;
+            let bytes = match code {
+                Code::Rdrand_r16 | Code::Rdseed_r16 => 2,
+                Code::Rdrand_r32 | Code::Rdseed_r32 | Code::Rdpid_r32 => 4,
+                _ => 8,
+            };
+            insn.set_op_kind(0, OpKind::Register);
+            insn.set_op_register(0, gpr(one[0], bytes, false));
+        }
+        M::Cpuid => results = &[RAX, RCX, RDX, RBX],
+        M::Rdtscp => results = &[RAX, RCX, RDX],
+        _ => {}
+    }
+    if results.iter().any(|&n| p.roles.contains(n) || n == RSP) {
+        return None;
+    }
+    match code.mnemonic() {
+        M::Cpuid => {
+            let leaf = p.r.pick(&[0, 1, 7, 0xd, 0x8000_0000, 0x8000_0001, 0x4000_0000]);
+            load(&mut item, p.bits, RAX, leaf);
+        }
+        // Another register than there is: #GP.
+        M::Xgetbv if p.roles.contains(RCX) => return None,
+        M::Xgetbv => {
+            let register = if p.r.chance(90) { 0 } else { 2 + p.r.below(0x1000) };
+            load(&mut item, p.bits, RCX, register);
+        }
+        _ => {}
+    }
+    item.add(&encode(p.bits, &insn)?.0);
+    item.random = results.to_vec();
+    for &n in results {
+        let value = p.r.value();
+        load(&mut item, p.bits, n, value);
+    }
+    if matches!(code.mnemonic(), M::Rdrand | M::Rdseed) {
+        // There may be none: clc
+        item.add(&[0xf8]);
+    }
+    Some(item)
 }
 
 /// An image of the state is stored, what processors store differently is cleared, and it is loaded again; or one is
@@ -77,7 +178,7 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
     let fx = matches!(m, M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64);
     let stores = !matches!(m, M::Xrstor | M::Xrstor64 | M::Fxrstor | M::Fxrstor64);
     let misaligned = if p.r.chance(8) { 1 + p.r.below(63) } else { 0 };
-    let at = DATA + 0x800 + 64 * p.r.below(64) + misaligned;
+    let at = DATA - data_base(p.bits) + 0x800 + 64 * p.r.below(64) + misaligned;
     let mut item = Item::default();
     let components = if p.r.chance(60) { 7 } else { p.r.below(8) };
     if !fx {
@@ -95,6 +196,15 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
         (0..words).for_each(|i| store(&mut item, p.bits, at + 512 + 4 * i, 4, 0));
     }
     let operand = MemoryOperand::with_displ(at, p.bits / 8);
+    // What has been modified since the last XRSTOR, only the processor knows: the same is there already.
+    let before = match m {
+        M::Xsaveopt => Some(Code::Xsave_mem),
+        M::Xsaveopt64 => Some(Code::Xsave64_mem),
+        _ => None,
+    };
+    if let Some(before) = before {
+        item.add(&encode(p.bits, &Instruction::with1(before, operand).ok()?)?.0);
+    }
     item.add(&encode(p.bits, &Instruction::with1(code, operand).ok()?)?.0);
     if !stores {
         return Some(item);
@@ -106,7 +216,7 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
     if !p.r.chance(50) {
         return Some(item);
     }
-    let wide = matches!(m, M::Xsave64 | M::Xsavec64 | M::Fxsave64);
+    let wide = matches!(m, M::Xsave64 | M::Xsavec64 | M::Xsaveopt64 | M::Fxsave64);
     let back = match (fx, wide) {
         (true, false) => Code::Fxrstor_m512byte,
         (true, true) => Code::Fxrstor64_m512byte,

@@ -1,0 +1,319 @@
+//! Stretches of hot code in which one register is an access's base again and again, with accesses off others in between:
+//! a stack pointer's, mostly, in code with more variables than registers.
+//!
+//! Such accesses are checked together, as a group's are ([`super::group`]), by the range entry of one of them. What to add
+//! to the base is kept for all of the stretch: in a register that no slot has, or in the frame. What else is in the
+//! stretch may find that its page is not to be had, and asks the runtime; then nothing of what was checked may be relied
+//! on. So no cold code leads back into the stretch: an access that misses goes on in a copy of it, before the operation it
+//! belongs to, in which each access is checked by itself, with the same range entries.
+
+use super::group::{Lent, access, adjustment, size_within};
+use super::{Cold, Fixups, Insn, Lower, writes};
+use crate::PIN_REGS;
+use crate::asm::{Alu, Fixup, R14, R15, RAX, RSP, Rm, fits32};
+use dynasm::dynasm;
+use mimus_tcg_ir::backend::Optimise;
+use mimus_tcg_ir::{AluOp, FIRST_TEMP, Op, Slot, Val};
+
+/// Bytes that a stretch's accesses may span.
+const MAX_SPAN: i64 = 1024;
+/// Operations that a stretch may have (they are emitted twice).
+const MAX_OPS: usize = 256;
+
+/// A stretch being lowered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch {
+    base: Slot,
+    /// What has been added to the base.
+    delta: i32,
+    /// The operation behind it, and the number of its copy in [`Lower::copies`].
+    end: usize,
+    copy: usize,
+}
+
+/// The copy.
+#[derive(Debug)]
+pub(super) struct Copy {
+    /// The access that lent its range entry did not have it.
+    from: Fixups,
+    back: u32,
+    base: Slot,
+    first: usize,
+    end: usize,
+    /// Ways from the operation with this index, and the slot that `rax` holds there.
+    misses: Vec<(usize, Fixup, Option<Slot>)>,
+    /// The range entries of operations, by index.
+    ranges: Vec<(usize, u32)>,
+    /// State at the first operation.
+    insn: Insn,
+    boxed: u64,
+    fp_alive: bool,
+    flags: super::flags::FlagState,
+}
+
+/// What a stretch spans.
+#[derive(Clone, Copy)]
+struct Extent {
+    end: usize,
+    low: i64,
+    high: i64,
+    writes: bool,
+    accesses: usize,
+    /// Runs of accesses with others in between.
+    runs: usize,
+}
+
+impl Lower<'_> {
+    /// The register for what is to be added.
+    fn spare(&self) -> Option<u8> {
+        PIN_REGS.get(self.be.pinned.len()).copied()
+    }
+
+    /// Starts a stretch at operation `first` if it is worth one.
+    pub(super) fn enter_stretch(&mut self, first: usize) {
+        let on =
+            self.info.hints.hot && !self.compact && self.be.config.flags && self.be.config.optimise != Optimise::Off;
+        if !on || self.stretch.is_some() || self.in_copy.is_some() || self.group.is_some() {
+            return;
+        }
+        let Some((base, extent)) = self.find_stretch(first) else { return };
+        let Some(lent) = self.lend_to_stretch(first, base, extent) else { return };
+        self.keep_stored(first);
+        (self.cached, self.last) = (None, None);
+        let from = self.check_stretch(base, extent, lent);
+        self.flags_lost();
+        let copy = self.copies.len();
+        self.copies.push(Copy {
+            from,
+            back: 0,
+            base,
+            first,
+            end: extent.end,
+            misses: Vec::new(),
+            ranges: vec![(lent.op, lent.range)],
+            insn: self.insn,
+            boxed: self.boxed,
+            fp_alive: self.fp_alive,
+            flags: self.flags,
+        });
+        self.stretch = Some(Stretch { base, delta: 0, end: extent.end, copy });
+    }
+
+    /// Ends the stretch if operation `next` is the first after it.
+    pub(super) fn leave_stretch(&mut self, next: usize) {
+        let Some(stretch) = self.stretch.filter(|stretch| stretch.end == next) else { return };
+        self.stretch = None;
+        self.cached = self.cached_behind(next);
+        let back = self.asm.pos();
+        if let Some(copy) = self.copies.get_mut(stretch.copy) {
+            copy.back = back;
+        }
+        self.cold.push(Cold::Copy(stretch.copy as u32));
+    }
+
+    /// Where an access at `base + off` is, if the stretch has checked it. Clobbers `r14`.
+    pub(super) fn in_stretch(&mut self, base: Val, off: i32) -> Option<Rm> {
+        let stretch = self.stretch.filter(|stretch| Val::Slot(stretch.base) == base)?;
+        let disp = off.wrapping_add(stretch.delta);
+        Some(match self.spare() {
+            Some(reg) => Rm::Mem { base: reg, index: None, disp },
+            None => {
+                self.asm.mov_r_rm(true, R14, Rm::Mem { base: RSP, index: None, disp: 0 });
+                Rm::Mem { base: R14, index: None, disp }
+            }
+        })
+    }
+
+    /// After an operation of a stretch.
+    pub(super) fn adjust_stretch(&mut self, op: &Op) {
+        if let Some(stretch) = &mut self.stretch
+            && let Some(by) = adjustment(op, stretch.base, self.narrow)
+        {
+            stretch.delta = stretch.delta.wrapping_add(by);
+        }
+    }
+
+    /// In a stretch: has the copy go on where an access of operation `op` misses, which begins with `cached` in `rax`.
+    /// `false`: there is no stretch.
+    pub(super) fn divert(&mut self, op: usize, cached: Option<Slot>, from: Fixups) -> bool {
+        let Some(stretch) = self.stretch else { return false };
+        if let Some(copy) = self.copies.get_mut(stretch.copy) {
+            copy.misses.extend(from.0.into_iter().flatten().map(|from| (op, from, cached)));
+        }
+        true
+    }
+
+    /// Whether accesses off `base` are checked by a stretch, or each by itself in its copy.
+    pub(super) fn is_stretched(&self, base: Slot) -> bool {
+        let copied = self.in_copy.and_then(|copy| self.copies.get(copy)).map(|copy| copy.base);
+        self.stretch.map(|stretch| stretch.base).or(copied) == Some(base)
+    }
+
+    /// The range entry that the stretch being lowered, or whose copy it is, has for operation `op`.
+    pub(super) fn given_range(&self, op: usize) -> Option<u32> {
+        let copy = self.copies.get(self.stretch.map(|stretch| stretch.copy).or(self.in_copy)?)?;
+        copy.ranges.iter().find(|(other, _)| *other == op).map(|(_, range)| *range)
+    }
+
+    /// Remembers an operation's range entry for the copy.
+    pub(super) fn give_range(&mut self, op: usize, range: u32) {
+        if let Some(copy) = self.stretch.and_then(|stretch| self.copies.get_mut(stretch.copy)) {
+            copy.ranges.push((op, range));
+        }
+    }
+
+    /// The longest stretch from operation `first` on, cut after its last access.
+    fn find_stretch(&self, first: usize) -> Option<(Slot, Extent)> {
+        let ops = self.ops.get(first..)?;
+        let (base, ..) = access(ops.first()?)?;
+        if base.0 >= FIRST_TEMP || self.be.pin_of(base).is_none() {
+            return None;
+        }
+        let edge = self.looped.map_or(usize::MAX, |l| l.edge);
+        let mut extent = Extent { end: 0, low: i64::MAX, high: i64::MIN, writes: false, accesses: 0, runs: 0 };
+        let (mut delta, mut apart) = (0i64, true);
+        for (i, op) in ops.iter().enumerate().take(MAX_OPS) {
+            if first + i >= edge || !is_plain(op) {
+                break;
+            }
+            match access(op) {
+                Some((b, off, size, write)) if b == base => {
+                    let low = i64::from(off) + delta;
+                    let high = low + i64::from(size);
+                    let (low, high) = (extent.low.min(low), extent.high.max(high));
+                    if high - low > MAX_SPAN || !fits32(low) || !fits32(high) {
+                        break;
+                    }
+                    extent = Extent {
+                        end: first + i + 1,
+                        low,
+                        high,
+                        writes: extent.writes || write,
+                        accesses: extent.accesses + 1,
+                        runs: extent.runs + usize::from(apart),
+                    };
+                    apart = false;
+                }
+                _ => apart |= !self.keeps_r14(op),
+            }
+            if writes(op, base) {
+                match adjustment(op, base, self.narrow) {
+                    Some(by) => delta += i64::from(by),
+                    None => break,
+                }
+            }
+        }
+        // By instructions: a run's check, against one check and what gets at the place.
+        let cost = 8 + if self.spare().is_some() { 0 } else { extent.accesses };
+        (extent.runs >= 2 && 5 * extent.runs > cost).then_some((base, extent))
+    }
+
+    /// The range entry for a stretch's check.
+    fn lend_to_stretch(&self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
+        let mut pc = self.insn.pc;
+        for (op, what) in self.ops.iter().enumerate().take(extent.end).skip(first) {
+            if let Op::Insn { pc: at, .. } = *what {
+                pc = at;
+            }
+            match access(what) {
+                Some((b, _, bytes, write)) if b == base && write == extent.writes && self.stays_in_range(pc.0) => {
+                    let size = size_within(bytes);
+                    return Some(Lent { op, range: self.be.new_range(size, write, false), size });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Compares all of the stretch's accesses with the range, and keeps what is added to the base.
+    fn check_stretch(&mut self, base: Slot, extent: Extent, lent: Lent) -> Fixups {
+        let Some(reg) = self.be.pin_of(base) else { return Fixups::default() };
+        let extra = extent.high - extent.low - i64::from(lent.size.bytes());
+        self.asm.lea(true, R15, reg, (extent.low + extra) as i32);
+        let miss = self.compare_span(lent.range, extra as i32);
+        match self.spare() {
+            Some(spare) => self.asm.lea_sib(true, spare, Some(reg), Some((R14, 0)), 0),
+            None => {
+                self.asm.alu_r_rm(Alu::Add, true, R14, Rm::Reg(reg));
+                dynasm!(self.asm ; .arch x64 ; mov [rsp], r14);
+            }
+        }
+        miss
+    }
+
+    /// The copy, in which each access is checked by itself.
+    pub(super) fn slow_stretch(&mut self, number: usize) {
+        let Some(copy) = self.copies.get(number) else { return };
+        let (from, first, end, back) = (copy.from, copy.first, copy.end, copy.back);
+        (self.insn, self.boxed, self.flags, self.fp_alive) = (copy.insn, copy.boxed, copy.flags, copy.fp_alive);
+        self.bind(from);
+        (self.cached, self.last, self.group) = (None, None, None);
+        self.skip = 0;
+        self.in_copy = Some(number);
+        for i in first..end {
+            self.lower_at(i);
+        }
+        debug_assert!(self.copies.get(number).is_some_and(|copy| copy.misses.is_empty()), "every way leads somewhere");
+        self.in_copy = None;
+        self.asm.jmp_back(back);
+    }
+
+    /// In a copy, before operation `i` (its flags have been saved): the ways from its accesses that miss.
+    #[inline]
+    pub(super) fn join_copy(&mut self, i: usize) {
+        if self.in_copy.is_some() {
+            self.join_from_misses(i);
+        }
+    }
+
+    fn join_from_misses(&mut self, i: usize) {
+        let Some(copy) = self.in_copy.and_then(|copy| self.copies.get_mut(copy)) else { return };
+        let count = copy.misses.iter().take_while(|(op, ..)| *op == i).count();
+        let misses: Vec<_> = copy.misses.drain(..count).collect();
+        if misses.iter().any(|(.., there)| *there != self.cached)
+            && let Some(t) = self.cached.take().filter(|t| t.0 >= FIRST_TEMP)
+        {
+            // Nothing else may know it.
+            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(t)), RAX);
+        }
+        for (_, from, _) in misses {
+            self.asm.bind(from);
+        }
+    }
+}
+
+/// Whether lowering an operation calls nothing on its way, but for accesses, and goes on with the next.
+fn is_plain(op: &Op) -> bool {
+    match *op {
+        Op::Insn { .. }
+        | Op::Un { .. }
+        | Op::GetPc { .. }
+        | Op::Load { .. }
+        | Op::Store { .. }
+        | Op::SetEnvByte { .. }
+        | Op::GuardEnv { .. }
+        | Op::Guard { .. }
+        | Op::Branch { .. }
+        | Op::BranchF { .. }
+        | Op::Lea { .. }
+        | Op::SetPart { .. }
+        | Op::GetHigh { .. }
+        | Op::SetHigh { .. }
+        | Op::LoadEnv { .. }
+        | Op::StoreEnv { .. }
+        | Op::AluF { .. }
+        | Op::ShiftDoubleF { .. }
+        | Op::MulWideF { .. }
+        | Op::SetCondF { .. }
+        | Op::CMovF { .. }
+        | Op::GetFlags { .. }
+        | Op::SetFlags { .. }
+        | Op::FlipFlags { .. }
+        | Op::DeadFlags { .. }
+        | Op::Rmw { .. }
+        | Op::Unit { .. } => true,
+        Op::Alu { op, .. } => !matches!(op, AluOp::DivS | AluOp::DivU | AluOp::RemS | AluOp::RemU),
+        _ => false,
+    }
+}
