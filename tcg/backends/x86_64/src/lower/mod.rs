@@ -178,7 +178,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     info.faults.clear();
     info.recipes.clear();
     let compact = match be.config.optimise {
-        Optimise::Compact => true,
+        Optimise::Compact => !info.hints.hot,
         Optimise::Usual => info.hints.compact,
         Optimise::Off | Optimise::Forced => false,
     };
