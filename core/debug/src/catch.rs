@@ -130,6 +130,16 @@ fn mode(name: &str, cpu: &CpuState) -> Result<(u32, u32), String> {
     })
 }
 
+/// Names of modes.
+pub fn mode_names(cpu: &CpuState) -> impl Iterator<Item = &'static str> {
+    modes(cpu).iter().map(|m| m.0)
+}
+
+/// Model-specific registers that have short names.
+pub fn msr_names() -> impl Iterator<Item = &'static str> {
+    MSRS.iter().map(|m| m.0)
+}
+
 /// A mode in words.
 fn mode_name(number: u32, cpu: &CpuState) -> String {
     if !matches!(cpu, CpuState::X86(_)) {

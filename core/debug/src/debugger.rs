@@ -8,6 +8,7 @@ use mimus_core::accel::{Catch, Caught, WatchKind};
 
 use crate::catch;
 use crate::expr::{self, Values};
+use crate::help::{self, COMMANDS, SHORT};
 use crate::info;
 use crate::linux::{Linux, modules};
 use crate::look;
@@ -16,58 +17,6 @@ use crate::report;
 use crate::steps::StepKind;
 use crate::symbols::Symbols;
 use crate::target::{Point, Stop, Target, read_number, read_virtual, write_virtual};
-
-/// Commands: name, arguments, what it does.
-pub const COMMANDS: &[(&str, &str, &str)] = &[
-    ("registers", "[NAME]", "registers of the current vCPU, changed ones marked (short: r)"),
-    ("set", "NAME|[ADDRESS] = EXPR", "changes a register, or 8 bytes of memory (u8[…], u16[…], u32[…]: fewer)"),
-    ("print", "EXPR", "value of an expression, in hexadecimal and decimal, and the symbol there (short: p)"),
-    ("disassemble", "[ADDRESS] [N]", "N instructions (short: u)"),
-    ("x", "[/NFU] ADDRESS", "memory: N units, format x d u c s i, unit b h w g; xp: physical addresses"),
-    ("find", "ADDRESS BYTES VALUE|\"TEXT\"", "where in BYTES of memory from ADDRESS on a value or text is"),
-    ("dump", "FILE ADDRESS BYTES", "writes memory to a file of the host"),
-    ("backtrace", "[PID]", "the calls that led here, or of a task that waits, and how each was found (short: bt)"),
-    ("step", "[N] [branch|call|return|exception]", "executes N instructions, or up to the N-th such (short: s)"),
-    ("next", "", "executes an instruction, over a call (short: n)"),
-    ("finish", "", "runs until the function returns"),
-    ("until", "EXPR", "steps until the expression is not 0, at most 10 million instructions"),
-    ("continue", "", "lets the machine run until it stops (short: c)"),
-    ("stop", "", "stops the machine"),
-    ("break", "PLACE [if EXPR]", "stops before a place: address, symbol, FILE:LINE (short: b)"),
-    (
-        "catch",
-        "EVENT [if EXPR]",
-        "stops at an exception [N], interrupt [N], csr|msr|cr NAME [r|w|rw], port|device RANGE [r|w|rw], mode [NAME], \
-         process [ROOT]; conditions may use $_value, $_address, $_cause",
-    ),
-    ("watch", "ADDRESS [BYTES] [r|w|rw] [if EXPR]", "stops after an access"),
-    ("delete", "[NUMBER]", "removes breakpoints and watchpoints, or all (short: d)"),
-    ("vcpu", "[N]", "the current vCPU, or another"),
-    ("symbols", "FILE [BIAS]", "loads names: ELF (vmlinux) or System.map"),
-    ("walk", "ADDRESS", "the page-table walk of an address, every entry decoded"),
-    ("report", "", "all of the above that one wants to see after a crash"),
-    ("kallsyms", "", "reads names, types and modules of the Linux that runs from its memory"),
-    ("struct", "TYPE [ADDRESS]", "members of a structure of the Linux that runs, and what they hold"),
-    // Its arguments are in a table of their own.
-    ("info", "VIEW", "shows what VIEW says; 'info' alone lists them"),
-];
-
-const SHORT: &[(&str, &str)] = &[
-    ("r", "registers"),
-    ("p", "print"),
-    ("u", "disassemble"),
-    ("disas", "disassemble"),
-    ("bt", "backtrace"),
-    ("s", "step"),
-    ("si", "step"),
-    ("n", "next"),
-    ("ni", "next"),
-    ("c", "continue"),
-    ("cont", "continue"),
-    ("b", "break"),
-    ("d", "delete"),
-    ("xp", "x"),
-];
 
 /// Most steps of `until`.
 const UNTIL: u64 = 10_000_000;
@@ -125,6 +74,17 @@ pub struct Debugger {
     state: Mutex<State>,
 }
 
+/// What a stop is to the user's breakpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judgement {
+    /// It is none of theirs.
+    Others,
+    /// It is one's, whose condition holds.
+    Hit,
+    /// Only of those whose conditions do not.
+    Missed,
+}
+
 /// Expressions see a vCPU's registers and memory.
 struct Context<'a> {
     target: &'a dyn Target,
@@ -135,6 +95,15 @@ struct Context<'a> {
 }
 
 impl Values for Context<'_> {
+    fn usual_register(&self, name: &str) -> Option<u64> {
+        if registers::is_usual(self.state, name) { registers::get(self.state, name) } else { None }
+    }
+    fn no_register(&self, name: &str) -> String {
+        let names = registers::names(self.state);
+        let near = names.into_iter().map(|n| (strsim::damerau_levenshtein(n, name), n)).filter(|(d, _)| *d == 1).min();
+        let near = near.map_or("'registers all' shows them".to_owned(), |(_, near)| format!("did you mean {near}?"));
+        format!("there is no register {name}; {near}")
+    }
     fn register(&self, name: &str) -> Option<u64> {
         if catch::is_variable(name) {
             // Where nothing was caught, as at the moment a condition is given, they are 0.
@@ -175,44 +144,10 @@ impl Debugger {
     pub fn load_symbols(&self, path: &Path, bias: u64) -> Result<String, String> {
         let mut symbols = Symbols::open(path).map_err(|e| e.to_string())?;
         symbols.set_bias(bias);
-        let text = format!("{} symbols from {}\n", symbols.len(), path.display());
+        let text = format!("{} from {}\n", symbols.contents(), path.display());
         let mut state = self.lock();
-        if state.symbols.is_empty() {
-            state.symbols = symbols
-        } else {
-            state.symbols.add(symbols)
-        }
+        state.symbols.add(symbols);
         Ok(text)
-    }
-
-    /// What a line may go on with: commands, or symbols and registers in arguments. Gives the begin of the word.
-    pub fn complete(&self, line: &str) -> (usize, Vec<String>) {
-        let start = line.rfind(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).map_or(0, |at| at + 1);
-        let word = &line[start..];
-        if let Some(rest) = line.trim_start().strip_prefix("info ") {
-            return self.complete_info(rest, line.len());
-        }
-        if start == 0 {
-            let names = COMMANDS.iter().map(|c| c.0).filter(|n| n.starts_with(word));
-            return (0, names.map(str::to_owned).collect());
-        }
-        let state = self.lock();
-        (start, state.symbols.complete(word, 50).into_iter().map(str::to_owned).collect())
-    }
-
-    /// The same behind `info`: views, and the devices that one can look at.
-    fn complete_info(&self, rest: &str, end: usize) -> (usize, Vec<String>) {
-        let begins = |word: &str, all: Vec<String>| all.into_iter().filter(|n| n.starts_with(word)).collect();
-        match rest.rsplit_once(' ') {
-            None => (end - rest.len(), begins(rest, info::names().map(str::to_owned).collect())),
-            Some(("device", word)) => {
-                let all = self.target.devices().unwrap_or_default().into_iter().map(|d| d.path);
-                (end - word.len(), begins(word, all.collect()))
-            }
-            Some((_, word)) => {
-                (end - word.len(), self.lock().symbols.complete(word, 50).into_iter().map(str::to_owned).collect())
-            }
-        }
     }
 
     /// Executes a command; `None`: there is none of that name.
@@ -221,7 +156,13 @@ impl Debugger {
         let (word, rest) = line.split_once([' ', '/']).unwrap_or((line, ""));
         let rest = if line[word.len()..].starts_with('/') { &line[word.len()..] } else { rest.trim() };
         let name = SHORT.iter().find(|(short, _)| *short == word).map_or(word, |(_, long)| long);
-        COMMANDS.iter().find(|c| c.0 == name)?;
+        let (_, arguments, _) = COMMANDS.iter().find(|c| c.0 == name)?;
+        if name == "help" {
+            return Some(help::about(rest));
+        }
+        if rest.trim().is_empty() && help::needs(arguments) {
+            return Some(format!("{name}: what? {word} {arguments}; see: help {name}\n"));
+        }
         let result = self.command(name, rest, word == "xp");
         Some(result.unwrap_or_else(|e| format!("{e}\n")))
     }
@@ -250,7 +191,7 @@ impl Debugger {
             "catch" => return self.add_catch(rest),
             "watch" => return self.add_watch(rest),
             "delete" => return self.delete(rest),
-            "kallsyms" => return self.kallsyms(),
+            "kallsyms" => return self.kallsyms(rest),
             "set" => return self.set(rest),
             _ => {}
         }
@@ -265,6 +206,7 @@ impl Debugger {
                 state.shown = Some(cpu);
                 Ok(text)
             }
+            "registers" if rest == "all" => Ok(registers::show_all(&cpu, state.before.as_ref())),
             "registers" | "print" => Ok(view.value(number(rest)?)),
             "disassemble" => {
                 let mut words = rest.split_whitespace();
@@ -314,6 +256,11 @@ impl Debugger {
         }
     }
 
+    pub(crate) fn with_state<R>(&self, f: impl FnOnce(&Symbols, Option<&Linux>, &dyn Target, u32) -> R) -> R {
+        let state = self.lock();
+        f(&state.symbols, state.linux.as_ref(), &*self.target, state.vcpu)
+    }
+
     fn eval(&self, text: &str, cpu: &CpuState, state: &State) -> Result<u64, String> {
         let (vcpu, symbols, caught) = (state.vcpu, &state.symbols, state.caught);
         expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols, caught })
@@ -332,11 +279,27 @@ impl Debugger {
             && let Ok(line) = line.parse()
         {
             let found = self.lock().symbols.line_address(file, line);
-            return found.ok_or_else(|| {
-                format!("{text}: no code of that line is known; load an ELF file with debug information")
-            });
+            return found.ok_or_else(|| self.no_line(text, file));
         }
         self.value(text)
+    }
+
+    /// Why a source line has no address.
+    fn no_line(&self, text: &str, file: &str) -> String {
+        let state = self.lock();
+        let files = state.symbols.source_files();
+        if files.is_empty() {
+            return format!("{text}: no source line is known; load an ELF file with debug information: symbols FILE");
+        }
+        let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        if files.iter().any(|f| f.ends_with(file)) {
+            return format!("{text}: {file} has no code at that line or behind it");
+        }
+        let near = files.iter().map(|f| (strsim::damerau_levenshtein(&last(f), &last(file)), f)).min();
+        match near.filter(|(distance, _)| *distance <= 2) {
+            Some((_, near)) => format!("{text}: there is no such file; did you mean {near}?"),
+            None => format!("{text}: no code of a file of that name is known; there are {} files", files.len()),
+        }
     }
 
     fn add(&self, point: Point, condition: Option<String>, text: String) -> Result<String, String> {
@@ -462,13 +425,18 @@ impl Debugger {
         Ok(())
     }
 
-    fn kallsyms(&self) -> Result<String, String> {
+    fn kallsyms(&self, file: &str) -> Result<String, String> {
         let mut state = self.lock();
         let cpu = self.target.state(state.vcpu)?;
         let found = Linux::find(&*self.target, &cpu)?;
-        let account = found.account.clone();
+        let mut account = found.account.clone();
         state.set_linux(Some(found), &*self.target, &cpu);
         state.looked = registers::list(&cpu);
+        if !file.is_empty() {
+            let text = state.symbols.guest_map();
+            std::fs::write(file, &text).map_err(|e| format!("{file}: {e}"))?;
+            account.push_str(&format!("{} names written to {file}\n", text.lines().count()));
+        }
         Ok(account)
     }
 
@@ -476,18 +444,32 @@ impl Debugger {
         self.remember()?;
         loop {
             let stop = self.target.go();
-            if self.goes_on(stop)? {
+            if self.judge(stop)? == Judgement::Missed {
                 continue;
             }
             return self.stopped(stop);
         }
     }
 
-    /// Whether a stop is one that a condition has the machine go on from.
-    fn goes_on(&self, stop: Stop) -> Result<bool, String> {
+    /// What to say of a stop that no command waits for; `None`: nothing, and if a condition did not hold, the machine goes
+    /// on.
+    pub fn unawaited(&self, stop: Stop) -> Option<String> {
+        match self.judge(stop) {
+            Ok(Judgement::Missed) => {
+                self.target.resume();
+                None
+            }
+            Ok(Judgement::Hit) => Some(self.stopped(stop).unwrap_or_else(|e| format!("{e}\n"))),
+            // Another debugger's, or none of a debugger at all.
+            _ => None,
+        }
+    }
+
+    /// Whose stop it is, and whether its condition holds.
+    fn judge(&self, stop: Stop) -> Result<Judgement, String> {
         let vcpu = match stop {
             Stop::Breakpoint { vcpu } | Stop::Watch { vcpu, .. } | Stop::Caught { vcpu, .. } => vcpu,
-            _ => return Ok(false),
+            _ => return Ok(Judgement::Others),
         };
         let cpu = self.target.state(vcpu)?;
         let pc = registers::pc(&cpu);
@@ -496,8 +478,7 @@ impl Debugger {
         if let Stop::Caught { caught, .. } = stop {
             state.caught = Some(caught);
         }
-        let mut hit = false;
-        let mut conditional = false;
+        let mut judgement = Judgement::Others;
         for i in 0..state.spots.len() {
             let spot = &state.spots[i];
             let here = match (spot.point, stop) {
@@ -509,17 +490,15 @@ impl Debugger {
             if !here {
                 continue;
             }
-            let holds = match &spot.condition {
-                Some(text) => {
-                    conditional = true;
-                    self.eval(text, &cpu, &state).is_ok_and(|v| v != 0)
-                }
-                None => true,
-            };
+            let holds = spot.condition.as_ref().is_none_or(|text| self.eval(text, &cpu, &state).is_ok_and(|v| v != 0));
             state.spots[i].hits += u64::from(holds);
-            hit |= holds;
+            if holds {
+                judgement = Judgement::Hit;
+            } else if judgement == Judgement::Others {
+                judgement = Judgement::Missed;
+            }
         }
-        Ok(conditional && !hit)
+        Ok(judgement)
     }
 
     fn remember(&self) -> Result<(), String> {
@@ -557,7 +536,7 @@ impl Debugger {
             stop = self.target.go();
             match stop {
                 Stop::Caught { caught: Caught::Exception { .. }, .. } => left -= 1,
-                _ if self.goes_on(stop)? => {}
+                _ if self.judge(stop)? == Judgement::Missed => {}
                 _ => break,
             }
         }
@@ -594,10 +573,11 @@ impl Debugger {
             let cpu = self.target.state(vcpu)?;
             let there = registers::pc(&cpu) == va;
             // The same place deeper in a recursion is not it.
-            if there && registers::frame(&cpu).0 < sp || !there && self.goes_on(stop)? {
+            if there && registers::frame(&cpu).0 < sp || !there && self.judge(stop)? == Judgement::Missed {
                 continue;
             }
-            break stop;
+            // It is there: that is no breakpoint of the user's.
+            break if there && !known { Stop::Step { vcpu } } else { stop };
         };
         if !known {
             self.target.remove(point)?;
@@ -656,7 +636,9 @@ impl Debugger {
             Stop::Paused => "stopped\n".to_owned(),
         };
         let vcpu = state.vcpu;
-        let cpu = self.target.state(vcpu)?;
+        let Ok(cpu) = self.target.state(vcpu) else {
+            return Ok(format!("{why}the machine has come to its end\n"));
+        };
         let why = match stop {
             Stop::Caught { caught, .. } => {
                 state.caught = Some(caught);
@@ -674,14 +656,6 @@ fn spots(spots: &[Spot]) -> String {
         return "there are none\n".to_owned();
     }
     spots.iter().map(|s| format!("{}: {}, hit {} times\n", s.number, s.text, s.hits)).collect()
-}
-
-/// The list of commands.
-pub fn help() -> String {
-    let commands = COMMANDS.iter().filter(|c| c.0 != "info");
-    let line =
-        |(name, arguments, about): &(&str, &str, &str)| format!("{:<32} {about}\n", format!("{name} {arguments}"));
-    commands.map(line).collect::<String>() + &info::help()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ struct Fake {
     cpu: Mutex<CpuState>,
     memory: Mutex<Vec<u8>>,
     points: Mutex<Vec<Point>>,
+    resumed: std::sync::atomic::AtomicBool,
 }
 
 impl Fake {
@@ -26,6 +27,7 @@ impl Fake {
             cpu: Mutex::new(CpuState::Riscv(Box::new(s))),
             memory: Mutex::new(memory),
             points: Mutex::default(),
+            resumed: Default::default(),
         })
     }
     fn pc(&self) -> u64 {
@@ -82,7 +84,9 @@ impl Target for Fake {
         }
         Stop::Paused
     }
-    fn resume(&self) {}
+    fn resume(&self) {
+        self.resumed.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
     fn step(&self, vcpu: u32, n: u64, _: StepKind) -> Result<Stop, String> {
         (0..n).for_each(|_| self.advance());
         Ok(Stop::Step { vcpu })
@@ -161,16 +165,16 @@ fn looking() {
     let report = run(&d, "report");
     assert!(report.contains("walk 0xdead") && report.contains("calls:"), "{report}");
     assert!(run(&d, "x 0x5000").contains("no memory"));
-    assert_eq!(d.complete("dis").1, ["disassemble"]);
+    assert_eq!(d.complete("dis", &[]).1, ["disassemble"]);
 }
 
 #[test]
 fn views_and_their_names() {
     let d = Debugger::new(Fake::new());
-    assert!(run(&d, "info").contains("info tasks ") && help().contains("info device PATH"));
+    assert!(run(&d, "info").contains("info tasks ") && crate::help::help().contains("info device PATH"));
     assert!(run(&d, "info tsks").contains("did you mean 'info tasks'?"));
     assert!(run(&d, "info xyzzy").contains("'info' alone lists them"));
-    assert_eq!(d.complete("info ta"), (5, vec!["tasks".to_owned()]));
+    assert_eq!(d.complete("info ta", &[]), (5, vec!["tasks".to_owned()]));
     assert!(run(&d, "info pci").contains("no PCI bus"));
     assert!(run(&d, "info device x").contains("info devices"));
     assert!(run(&d, "info tlb").contains("-accel tcg"));
@@ -179,4 +183,75 @@ fn views_and_their_names() {
     for line in ["struct task_struct", "info tasks", "info lsmod", "info dmesg 5", "backtrace 1"] {
         assert!(run(&d, line).contains("'kallsyms' says why"), "{line}");
     }
+}
+
+#[test]
+fn help_of_each_command_and_view() {
+    let d = Debugger::new(Fake::new());
+    for (name, arguments, about) in COMMANDS {
+        let said = run(&d, &format!("help {name}"));
+        assert!(said.starts_with(&format!("{name} {arguments}\n  {about}\n")), "{said}");
+        if help::needs(arguments) {
+            let wrong = run(&d, name);
+            assert!(wrong.contains(&format!("see: help {name}")), "{name}: {wrong}");
+        }
+    }
+    for name in info::names() {
+        assert!(run(&d, &format!("help info {name}")).starts_with(&format!("info {name}")), "{name}");
+    }
+    assert!(run(&d, "help ps").starts_with("info tasks"));
+    assert!(run(&d, "help bt").contains("also: bt") && run(&d, "help brek").contains("did you mean 'break'?"));
+    assert!(run(&d, "help xyzzy").contains("'help' alone lists them"));
+    assert!(run(&d, "help").lines().all(|l| l.chars().count() < 160), "{}", run(&d, "help"));
+}
+
+#[test]
+fn completion_of_arguments() {
+    let d = Debugger::new(Fake::new());
+    let of = |line: &str| d.complete(line, &["system_reset", "info status"]);
+    assert_eq!(of("sys"), (0, vec!["system_reset".to_owned()]));
+    assert_eq!(of("info st"), (5, vec!["status".to_owned()]));
+    assert_eq!(of("help info tas"), (5, vec!["info tasks".to_owned()]));
+    assert_eq!(of("catch exc"), (6, vec!["exception".to_owned()]));
+    assert_eq!(of("catch csr sat"), (10, vec!["satp".to_owned()]));
+    assert_eq!(of("catch mode s"), (11, vec!["supervisor".to_owned()]));
+    assert_eq!(of("catch csr satp r"), (15, vec!["r".to_owned(), "rw".to_owned()]));
+    assert_eq!(of("step 4 ca"), (7, vec!["call".to_owned()]));
+    assert_eq!(of("p 1 + $mtv"), (6, vec!["$mtvec".to_owned(), "$mtval".to_owned()]));
+    assert_eq!(of("x/4i $sat"), (5, vec!["$satp".to_owned()]));
+    assert_eq!(of("nonsense"), (0, vec![]));
+    let dir = std::env::temp_dir().join(format!("mimus-completion-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("folder")).unwrap();
+    std::fs::write(dir.join("file"), "").unwrap();
+    let line = format!("symbols {}/f", dir.display());
+    let found = of(&line);
+    std::fs::remove_dir_all(&dir).unwrap();
+    let path = |name: &str| format!("{}/{name}", dir.display());
+    assert_eq!(found, (8, vec![path("file"), path("folder/")]));
+    let map = std::env::temp_dir().join(format!("mimus-completion-{}.map", std::process::id()));
+    std::fs::write(&map, "0000000000000100 T start_kernel\n0000000000000200 D jiffies\n").unwrap();
+    d.load_symbols(&map, 0).unwrap();
+    std::fs::remove_file(&map).unwrap();
+    assert_eq!(of("break star"), (6, vec!["start_kernel".to_owned()]));
+    assert_eq!(of("info line ji"), (10, vec!["jiffies".to_owned()]));
+    assert!(run(&d, "p $mtvex").contains("did you mean mtvec?"), "{}", run(&d, "p $mtvex"));
+    assert_eq!(run(&d, "p 'A'"), "0x41 65\n");
+}
+
+/// Stops that nobody waits for: a breakpoint's is told, a condition that does not hold lets the machine go on.
+#[test]
+fn stops_that_no_command_waits_for() {
+    let fake = Fake::new();
+    let d = Debugger::new(fake.clone());
+    run(&d, "break 0x100");
+    let stop = Stop::Breakpoint { vcpu: 0 };
+    assert!(d.unawaited(stop).is_some_and(|text| text.contains("vCPU 0: breakpoint\n=> 0000000000000100")));
+    run(&d, "delete");
+    run(&d, "break 0x100 if a0 == 77");
+    assert_eq!(d.unawaited(stop), None);
+    assert!(fake.resumed.swap(false, std::sync::atomic::Ordering::SeqCst));
+    // Another debugger's.
+    run(&d, "delete");
+    assert_eq!((d.unawaited(stop), d.unawaited(Stop::Paused)), (None, None));
+    assert!(!fake.resumed.load(std::sync::atomic::Ordering::SeqCst));
 }

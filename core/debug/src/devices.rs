@@ -43,10 +43,16 @@ fn chip(schema: &str) -> Option<&'static Chip> {
     chips::CHIPS.iter().find(|c| c.schema == schema)
 }
 
+/// What a device is.
+fn about(schema: &str) -> &'static str {
+    let others = || chips::OTHERS.iter().find(|(name, _)| *name == schema).map(|(_, about)| *about);
+    chip(schema).map(|c| c.about).or_else(others).unwrap_or("")
+}
+
 /// The devices by path.
 pub fn list(devices: &[DeviceState]) -> String {
     let line = |d: &DeviceState| {
-        let about = chip(&d.schema).map_or("", |c| c.about);
+        let about = about(&d.schema);
         format!("{:<32} {:<20} {about}\n", d.path, d.schema)
     };
     devices.iter().map(line).collect()
@@ -74,7 +80,7 @@ pub fn show(name: &str, devices: &[DeviceState]) -> Result<String, String> {
             |(_, path)| format!("there is no device {name}; did you mean {path}?"),
         ));
     };
-    let about = chip(&device.schema).map_or(String::new(), |c| format!(": {}", c.about));
+    let about = Some(about(&device.schema)).filter(|a| !a.is_empty()).map_or(String::new(), |a| format!(": {a}"));
     let mut out = format!("{} ({}){about}\n", device.path, device.schema);
     match &device.fields {
         Ok(fields) => registers(&device.schema, fields, &mut out),

@@ -1,12 +1,20 @@
 //! Expressions over registers, symbols and memory: what conditions and addresses are written in.
 //!
 //! Numbers are unsigned and 64 bits wide; `0x` is hexadecimal. Names are registers (with `$` always) or symbols.
-//! `[a]` is the 8 bytes at `a`, `u8[a]`, `u16[a]`, `u32[a]`, `u64[a]` fewer or as many. Operators and their
+//! `'A'` is the code of a character. `[a]` is the 8 bytes at `a`, `u8[a]`, `u16[a]`, `u32[a]`, `u64[a]` fewer or as many. Operators and their
 //! precedences are C's: `|| && | ^ & == != < <= > >= << >> + - * / % ! ~ -`.
 
 /// Where an expression gets values from.
 pub trait Values {
     fn register(&self, name: &str) -> Option<u64>;
+    /// The same of a name without `$`: a symbol may have it too.
+    fn usual_register(&self, name: &str) -> Option<u64> {
+        self.register(name)
+    }
+    /// What to say of a register that is not there.
+    fn no_register(&self, name: &str) -> String {
+        format!("there is no register {name}")
+    }
     /// A symbol's address, or why there is none.
     fn symbol(&self, name: &str) -> Result<u64, String>;
     /// `bytes` at a virtual address.
@@ -103,6 +111,28 @@ impl<'a> Parser<'a> {
         self.values.memory(at, bytes).ok_or_else(|| format!("there is no memory at {at:#x}"))
     }
 
+    /// What is behind the first quote.
+    fn character(&mut self, rest: &'a str) -> Result<u64, String> {
+        let (first, after) = rest.split_at(rest.chars().next().map_or(0, char::len_utf8));
+        let (value, after) = match (first, after.chars().next()) {
+            ("\\", Some(letter)) => {
+                let value = match letter {
+                    'n' => 10,
+                    'r' => 13,
+                    't' => 9,
+                    '0' => 0,
+                    other => other as u64,
+                };
+                (value, &after[letter.len_utf8()..])
+            }
+            _ => (first.chars().next().map_or(0, |c| c as u64), after),
+        };
+        let rest =
+            after.strip_prefix('\'').filter(|_| !first.is_empty()).ok_or("a ' is missing: characters are 'A'")?;
+        self.rest = rest.trim_start();
+        Ok(value)
+    }
+
     fn primary(&mut self) -> Result<u64, String> {
         for (name, bytes) in [("u8[", 1), ("u16[", 2), ("u32[", 4), ("u64[", 8), ("[", 8)] {
             if self.eat(name) {
@@ -116,6 +146,9 @@ impl<'a> Parser<'a> {
         if self.eat("(") {
             let value = self.binary(0)?;
             return if self.eat(")") { Ok(value) } else { Err("a ) is missing".to_owned()) };
+        }
+        if let Some(rest) = self.rest.strip_prefix('\'') {
+            return self.character(rest);
         }
         let end = self.rest.find(|c: char| !(c.is_alphanumeric() || "_.$@".contains(c))).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
@@ -131,11 +164,11 @@ impl<'a> Parser<'a> {
             return crate::trace::filter::number(word);
         }
         if let Some(name) = word.strip_prefix('$') {
-            return self.values.register(name).ok_or_else(|| format!("there is no register {name}"));
+            return self.values.register(name).ok_or_else(|| self.values.no_register(name));
         }
-        match self.values.register(word) {
+        match self.values.usual_register(word) {
             Some(value) => Ok(value),
-            None => self.values.symbol(word),
+            None => self.values.symbol(word).or_else(|e| self.values.register(word).ok_or(e)),
         }
     }
 }
@@ -196,6 +229,8 @@ mod tests {
             ("5 <= 5", 1),
             ("10 % 4 - 1", 1),
             ("a0&3", 3),
+            ("'A' + 1", 66),
+            ("'\\n' == 10 && '\\'' == 39 && ' ' == 32", 1),
         ] {
             assert_eq!(eval(text, &Fake), Ok(value), "{text}");
         }
@@ -211,6 +246,9 @@ mod tests {
             ("(1", ") is missing"),
             ("1 / 0", "division by zero"),
             ("1 2", "not understood"),
+            ("'A", "' is missing"),
+            ("'", "' is missing"),
+            ("'\\", "' is missing"),
         ] {
             assert!(eval(text, &Fake).unwrap_err().contains(says), "{text}: {:?}", eval(text, &Fake));
         }

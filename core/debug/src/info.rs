@@ -22,7 +22,7 @@ const fn info(name: &'static str, arguments: &'static str, about: &'static str, 
 
 /// All views but those of the debugger's own state.
 pub const VIEWS: &[Info] = &[
-    info("mem", "", "what the page tables map, as ranges", false, |_, v, _| Ok(v.mappings(2000))),
+    info("mem", "[ADDRESS [LAST]]", "what the page tables map, as ranges; from an address on", false, mem),
     info("mtree", "", "the physical address space", false, |_, v, _| Ok(v.regions())),
     info("tlb", "[ADDRESS]", "translations that the accelerator remembers", false, tlb),
     info("exceptions", "", "the last exceptions and interrupts", false, |_, v, _| Ok(v.recent(32))),
@@ -65,6 +65,12 @@ pub fn needs_linux(rest: &str) -> bool {
     own || VIEWS.iter().any(|v| v.linux && v.name == name)
 }
 
+/// Whether a view takes an address.
+pub fn takes_address(name: &str) -> bool {
+    let all = OWN.iter().map(|o| (o.0, o.1)).chain(VIEWS.iter().map(|v| (v.name, v.arguments)));
+    all.into_iter().any(|(n, arguments)| n == name && arguments.contains("ADDRESS"))
+}
+
 /// Names of all views.
 pub fn names() -> impl Iterator<Item = &'static str> {
     OWN.iter().map(|o| o.0).chain(VIEWS.iter().map(|v| v.name))
@@ -73,7 +79,17 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// The list.
 pub fn help() -> String {
     let all = OWN.iter().copied().chain(VIEWS.iter().map(|v| (v.name, v.arguments, v.about)));
-    all.map(|(name, arguments, about)| format!("{:<32} {about}\n", format!("info {name} {arguments}"))).collect()
+    all.map(|(name, arguments, about)| crate::help::line(&format!("info {name} {arguments}"), about)).collect()
+}
+
+/// What is said of one.
+pub fn about(name: &str) -> Option<String> {
+    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| name);
+    let mut all = OWN.iter().copied().chain(VIEWS.iter().map(|v| (v.name, v.arguments, v.about)));
+    let (name, arguments, about) = all.find(|(n, _, _)| *n == name)?;
+    let aliases: Vec<&str> = ALIASES.iter().filter(|(_, long)| *long == name).map(|(alias, _)| *alias).collect();
+    let also = if aliases.is_empty() { String::new() } else { format!("  also: info {}\n", aliases.join(", info ")) };
+    Some(format!("info {name} {arguments}\n  {about}\n{also}"))
 }
 
 /// A view's text.
@@ -111,6 +127,13 @@ fn show_dmesg(rest: &str, view: &View<'_>, number: Number<'_>) -> Result<String,
     let most = if rest.is_empty() { 1 << 20 } else { number(rest)? };
     let messages = linux.dmesg(&linux.memory(view.target, view.cpu)?, most.min(1 << 20) as usize)?;
     Ok(dmesg::show(&messages))
+}
+
+fn mem(rest: &str, view: &View<'_>, number: Number<'_>) -> Result<String, String> {
+    let mut words = rest.split_whitespace();
+    let first = words.next().map_or(Ok(0), number)?;
+    let last = words.next().map_or(Ok(u64::MAX), number)?;
+    Ok(view.mappings(2000, (first, last)))
 }
 
 fn tlb(rest: &str, view: &View<'_>, number: Number<'_>) -> Result<String, String> {

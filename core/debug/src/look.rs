@@ -8,7 +8,7 @@ use mimus_arch::x86::X86State;
 use crate::linux::{Linux, tasks};
 use crate::orc::Orc;
 use crate::registers;
-use crate::symbols::Symbols;
+use crate::symbols::{Symbols, shown};
 use crate::target::{Target, read_number, read_virtual};
 use crate::unwind::{self, Frame, Method};
 use crate::walk::{self, End};
@@ -79,7 +79,7 @@ impl View<'_> {
             let (text, len) = self.target.disassemble(bits, &bytes, at);
             let named = self.symbols.lookup(at).filter(|(_, off)| i == 0 || *off == 0);
             if let Some((symbol, off)) = named {
-                let line = self.symbols.source_line(at).map_or(String::new(), |(f, l)| format!(" {f}:{l}"));
+                let line = self.symbols.source_line(at).map_or(String::new(), |(f, l)| format!(" {}:{l}", shown(&f)));
                 let _ = writeln!(out, "{}+{off:#x}:{line}", symbol.name);
             }
             let mark = if at == pc { "=>" } else { "  " };
@@ -153,10 +153,11 @@ impl View<'_> {
             return Err("there is nothing to find".to_owned());
         }
         let mut out = String::new();
-        let (mut done, mut found) = (0, 0);
+        let (mut done, mut found, mut holes) = (0, 0, 0);
         // By pages, each with the begin of the next.
         while done < len && found < 100 {
             let page = read_virtual(self.target, self.vcpu, at.wrapping_add(done), 4096 + pattern.len() - 1);
+            holes += u64::from(page.is_empty());
             for (i, window) in page.windows(pattern.len()).enumerate().take(4096) {
                 if window == pattern && done + (i as u64) < len && found < 100 {
                     let place = at.wrapping_add(done + i as u64);
@@ -166,7 +167,13 @@ impl View<'_> {
             }
             done += 4096;
         }
-        Ok(if found == 0 { "not found\n".to_owned() } else { out })
+        Ok(match (found, holes * 4096) {
+            (0, missing) if missing >= len => return Err(format!("there is no memory at {at:#x} and behind it")),
+            (0, 0) => "not found\n".to_owned(),
+            (0, missing) => format!("not found; {} KiB of it are no memory\n", missing >> 10),
+            (100, _) => out + "(and more, perhaps)\n",
+            _ => out,
+        })
     }
 
     /// `dump FILE ADDRESS BYTES`
@@ -177,8 +184,12 @@ impl View<'_> {
         };
         let (at, len) = (number(at)?, number(len)?.min(MOST_BYTES));
         let bytes = read_virtual(self.target, self.vcpu, at, len as usize);
+        if bytes.is_empty() && len != 0 {
+            return Err(format!("there is no memory at {at:#x}"));
+        }
         std::fs::write(file, &bytes).map_err(|e| format!("{file}: {e}"))?;
-        Ok(format!("{} bytes\n", bytes.len()))
+        let end = if (bytes.len() as u64) < len { "; there is no more memory" } else { "" };
+        Ok(format!("{} bytes written to {file}{end}\n", bytes.len()))
     }
 
     /// This function and its callers.
@@ -209,7 +220,9 @@ impl View<'_> {
             ));
         }
         let (pc, kept) = tasks::kept(&m, linux, task)?;
-        Ok(self.calls(unwind::frames_of_task(self, pc, &kept, 64)))
+        let root = tasks::page_tables(&m, linux, task);
+        let space = walk::scheme(self.cpu).zip(root).map(|(scheme, root)| scheme.with_root(root));
+        Ok(self.calls(unwind::frames_of_task(self, (pc, &kept), space, 64)))
     }
 
     fn calls(&self, frames: Vec<Frame>) -> String {
@@ -217,7 +230,7 @@ impl View<'_> {
         for (i, Frame { pc, method }) in frames.into_iter().enumerate() {
             let exact = matches!(method, Method::Pc | Method::Exception);
             let line = self.symbols.source_line(if exact { pc } else { pc.wrapping_sub(1) });
-            let line = line.map_or(String::new(), |(f, l)| format!(" at {f}:{l}"));
+            let line = line.map_or(String::new(), |(f, l)| format!(" at {}:{l}", shown(&f)));
             let name = if exact { self.named(pc) } else { self.returning(pc) };
             let _ = writeln!(out, "#{i:<2} {pc:016x}{name}{line}  [{}]", method.name());
         }
@@ -233,7 +246,8 @@ impl View<'_> {
         }
     }
 
-    fn entry(&self) -> impl Fn(u64, usize) -> Option<u64> + '_ {
+    /// Reads page-table entries.
+    pub fn entry(&self) -> impl Fn(u64, usize) -> Option<u64> + '_ {
         |at, bytes| {
             let mut buffer = [0; 8];
             self.target.read(at, &mut buffer[..bytes]).then(|| u64::from_le_bytes(buffer))
@@ -261,18 +275,21 @@ impl View<'_> {
         out
     }
 
-    /// What is mapped.
-    pub fn mappings(&self, most: usize) -> String {
+    /// What is mapped between two addresses.
+    pub fn mappings(&self, most: usize, (first, last): (u64, u64)) -> String {
         let Some(scheme) = walk::scheme(self.cpu) else { return "paging is off\n".to_owned() };
         let mut out = format!("{}\n", scheme.name);
-        let ranges = scheme.ranges(&self.entry(), most);
-        for m in ranges.iter().take(most) {
+        // Those before the first are counted too by who makes the list.
+        let ranges = scheme.ranges(&self.entry(), if first == 0 { most } else { 1 << 20 });
+        let wanted = ranges.iter().filter(|m| m.va <= last && m.va.wrapping_add(m.len - 1) >= first);
+        for (shown, m) in wanted.enumerate() {
+            if shown == most {
+                let _ = writeln!(out, "(and more: info mem {:#x} shows what is from there on)", m.va);
+                break;
+            }
             let last = m.va.wrapping_add(m.len - 1);
             let _ =
                 writeln!(out, "{:016x}-{last:016x} {:>10} KiB {} physical {:#x}", m.va, m.len >> 10, m.rights, m.pa);
-        }
-        if ranges.len() > most {
-            let _ = writeln!(out, "(and more)");
         }
         out
     }
@@ -315,12 +332,12 @@ impl View<'_> {
             let kind = if interrupt { "interrupt" } else { "exception" };
             let _ = writeln!(out, "{kind} {n} {name} at {:016x}{} value {:#x}", e.pc, self.named(e.pc), e.value);
         }
-        if out.is_empty() { "none is remembered\n".to_owned() } else { out }
+        if out.is_empty() { "none is remembered (under KVM, the processor tells of none)\n".to_owned() } else { out }
     }
 }
 
 /// A cause in words.
-fn cause_name(riscv: bool, interrupt: bool, n: u64) -> &'static str {
+pub fn cause_name(riscv: bool, interrupt: bool, n: u64) -> &'static str {
     const RISCV: [&str; 16] = [
         "(instruction address misaligned)",
         "(instruction access fault)",

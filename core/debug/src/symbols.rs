@@ -1,14 +1,15 @@
 //! Names of addresses, both ways, and source lines: from ELF files with DWARF, `System.map`, or lists of names that
 //! are found elsewhere (a guest's kallsyms).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gimli::{EndianArcSlice, RunTimeEndian, SectionId};
-use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SymbolKind};
 
 use crate::orc::Orc;
+use crate::trace::report::Image;
 
 /// Why symbols cannot be had, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -41,19 +42,28 @@ pub struct Names {
 /// Names with what else files say of addresses.
 #[derive(Default)]
 pub struct Symbols {
-    names: Names,
-    lines: Option<Lines>,
-    /// Call frame information: see [`Symbols::frames`].
-    frames: Option<Frames>,
-    /// A kernel's own tables for finding callers.
-    orc: Option<Orc>,
-    /// Added to every address of the files.
-    bias: u64,
+    files: Vec<File>,
     /// Names that were read from the guest's memory: asked after the files'.
     guest: Option<Arc<Names>>,
 }
 
-/// A file's call frame information.
+/// What one file says.
+#[derive(Default)]
+struct File {
+    names: Names,
+    lines: Option<Lines>,
+    /// Call frame information: see [`Symbols::frames`].
+    frames: Vec<Frames>,
+    /// A kernel's own tables for finding callers.
+    orc: Option<Orc>,
+    /// Where its segments are, lowest and highest, and its path.
+    image: Option<(u64, u64)>,
+    path: PathBuf,
+    /// Added to every address of the file.
+    bias: u64,
+}
+
+/// A section of call frame information.
 pub struct Frames {
     pub bytes: Vec<u8>,
     pub address: u64,
@@ -116,7 +126,9 @@ impl Symbols {
         let fail = |reason: String| SymbolError { path: path.to_owned(), reason };
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
         if bytes.starts_with(b"\x7fELF") {
-            return Symbols::elf(&bytes).map_err(fail);
+            let mut symbols = Symbols::elf(&bytes).map_err(fail)?;
+            symbols.files.iter_mut().for_each(|f| f.path = path.to_owned());
+            return Ok(symbols);
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| fail("this is neither ELF nor a System.map".to_owned()))?;
         Symbols::map(text).map_err(fail)
@@ -139,11 +151,12 @@ impl Symbols {
                 code: s.kind() != SymbolKind::Data,
             })
         });
-        let mut symbols = Symbols::from_list(list.collect());
-        symbols.lines = lines(&file).ok();
-        symbols.frames = frames(&file);
-        symbols.orc = orc(&file);
-        Ok(symbols)
+        let names = Names::from_list(list.collect());
+        let image = file.segments().map(|s| (s.address(), s.address().saturating_add(s.size())));
+        let image = image.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let (lines, frames, orc) = (lines(&file).ok(), frames(&file), orc(&file));
+        let this = File { names, lines, frames, orc, image, path: PathBuf::new(), bias: 0 };
+        Ok(Symbols { files: vec![this], guest: None })
     }
 
     /// From lines of address, type and name.
@@ -170,35 +183,22 @@ impl Symbols {
 
     /// From names found elsewhere.
     pub fn from_list(list: Vec<Symbol>) -> Symbols {
-        Symbols { names: Names::from_list(list), ..Symbols::default() }
+        Symbols { files: vec![File { names: Names::from_list(list), ..File::default() }], guest: None }
     }
 
-    /// Adds the names of others.
+    /// Adds the files of others.
     pub fn add(&mut self, other: Symbols) {
-        let bias = self.bias;
-        let moved = other.names.sorted.into_iter().map(|mut s| {
-            s.address = s.address.wrapping_add(other.bias).wrapping_sub(bias);
-            s
-        });
-        self.names = self.names.with(moved.collect());
-        if self.lines.is_none() && other.bias == bias {
-            self.lines = other.lines;
-        }
-        if self.frames.is_none() && other.bias == bias {
-            self.frames = other.frames;
-        }
-        if self.orc.is_none() && other.bias == bias {
-            self.orc = other.orc;
-        }
+        self.files.extend(other.files);
     }
 
     /// Names from the guest's memory, instead of those there were; `None`: no longer. A file of the same kernel that
     /// was linked for another address moves to where the guest has it.
     pub fn set_guest(&mut self, guest: Option<Arc<Names>>) {
-        let ends = ["_stext", "_text"];
-        let both = |name: &&str| Some((guest.as_ref()?.address(name)?, self.names.address(name)?));
-        if let Some((here, linked)) = ends.iter().find_map(both) {
-            self.bias = here.wrapping_sub(linked);
+        for file in &mut self.files {
+            let both = |name: &&str| Some((guest.as_ref()?.address(name)?, file.names.address(name)?));
+            if let Some((here, linked)) = ["_stext", "_text"].iter().find_map(both) {
+                file.bias = here.wrapping_sub(linked);
+            }
         }
         self.guest = guest;
     }
@@ -208,9 +208,30 @@ impl Symbols {
         self.guest.is_some()
     }
 
+    /// What there is, in words.
+    pub fn contents(&self) -> String {
+        let frames = || self.frames().next().is_some();
+        let lines = || {
+            self.files.iter().any(|f| {
+                f.lines
+                    .as_ref()
+                    .is_some_and(|l| l.find_location_range(0, u64::MAX).is_ok_and(|mut r| r.next().is_some()))
+            })
+        };
+        let others = [(lines(), "source lines"), (frames(), "call frames"), (self.orc().next().is_some(), "ORC")];
+        let others: String = others.iter().filter(|(there, _)| *there).map(|(_, name)| format!(", {name}")).collect();
+        format!("{} symbols{others}", self.len())
+    }
+
+    /// The guest's own names as a System.map.
+    pub fn guest_map(&self) -> String {
+        let all = self.guest.iter().flat_map(|g| g.sorted.iter());
+        all.map(|s| format!("{:016x} {} {}\n", s.address, if s.code { 'T' } else { 'D' }, s.name)).collect()
+    }
+
     /// The files' addresses are this far below the guest's (KASLR, modules).
     pub fn set_bias(&mut self, bias: u64) {
-        self.bias = bias;
+        self.files.iter_mut().for_each(|f| f.bias = bias);
     }
 
     /// Whether there are none.
@@ -220,12 +241,17 @@ impl Symbols {
 
     /// How many.
     pub fn len(&self) -> usize {
-        self.names.len() + self.guest.as_ref().map_or(0, |g| g.len())
+        self.files.iter().map(|f| f.names.len()).sum::<usize>() + self.guest.as_ref().map_or(0, |g| g.len())
     }
 
     /// The name at or before an address, and how far before.
     pub fn lookup(&self, address: u64) -> Option<(&Symbol, u64)> {
-        self.names.lookup(address.wrapping_sub(self.bias)).or_else(|| self.guest.as_ref()?.lookup(address))
+        let known = self.files.iter().filter_map(|f| {
+            let at = address.wrapping_sub(f.bias);
+            // A name without a size does not reach into what is loaded behind the file.
+            f.image.is_none_or(|(from, to)| (from..to).contains(&at)).then(|| f.names.lookup(at)).flatten()
+        });
+        known.min_by_key(|(_, off)| *off).or_else(|| self.guest.as_ref()?.lookup(address))
     }
 
     /// `name+0x12`.
@@ -244,7 +270,7 @@ impl Symbols {
     /// # Errors
     /// There is none; says which is near.
     pub fn address(&self, name: &str) -> Result<u64, String> {
-        let own = self.names.address(name).map(|at| at.wrapping_add(self.bias));
+        let own = self.files.iter().find_map(|f| Some(f.names.address(name)?.wrapping_add(f.bias)));
         if let Some(at) = own.or_else(|| self.guest.as_ref()?.address(name)) {
             return Ok(at);
         }
@@ -259,7 +285,8 @@ impl Symbols {
     }
 
     fn all(&self) -> impl Iterator<Item = &Symbol> {
-        self.names.sorted.iter().chain(self.guest.iter().flat_map(|g| g.sorted.iter()))
+        let own = self.files.iter().flat_map(|f| f.names.sorted.iter());
+        own.chain(self.guest.iter().flat_map(|g| g.sorted.iter()))
     }
 
     fn near(&self, name: &str) -> Option<&str> {
@@ -283,34 +310,74 @@ impl Symbols {
 
     /// File and line of the source of an address.
     pub fn source_line(&self, address: u64) -> Option<(String, u32)> {
-        let location = self.lines.as_ref()?.find_location(address.wrapping_sub(self.bias)).ok()??;
-        Some((location.file?.to_owned(), location.line?))
+        self.files.iter().find_map(|file| {
+            let location = file.lines.as_ref()?.find_location(address.wrapping_sub(file.bias)).ok()??;
+            Some((location.file?.to_owned(), location.line?))
+        })
     }
 
-    /// The addresses at which the code of a source line begins. `file` may be the end of a path.
+    /// The lowest address of the code of a source line, or of the first line behind it that has code. `file` may be the
+    /// end of a path.
     pub fn line_address(&self, file: &str, line: u32) -> Option<u64> {
-        let lines = self.lines.as_ref()?;
-        // Every range whose line this is; the lowest address of the first line at or behind it.
         let mut best: Option<(u32, u64)> = None;
-        let ranges = lines.find_location_range(0, u64::MAX).ok()?;
-        for (start, _, location) in ranges {
-            let (Some(path), Some(at)) = (location.file, location.line) else { continue };
+        self.each_line(|path, at, start| {
             if at >= line && path_ends_with(path, file) && best.is_none_or(|b| (at, start) < b) {
                 best = Some((at, start));
             }
+        });
+        best.map(|(_, address)| address)
+    }
+
+    /// Every line that has code: source file, line and an address of it.
+    pub fn each_line(&self, mut f: impl FnMut(&str, u32, u64)) {
+        for file in &self.files {
+            let Some(ranges) = file.lines.as_ref().and_then(|l| l.find_location_range(0, u64::MAX).ok()) else {
+                continue;
+            };
+            for (start, _, location) in ranges {
+                if let (Some(path), Some(line)) = (location.file, location.line) {
+                    f(path, line, start.wrapping_add(file.bias));
+                }
+            }
         }
-        best.map(|(_, address)| address.wrapping_add(self.bias))
     }
 
-    /// Call frame information, and what is added to its addresses.
-    pub fn frames(&self) -> Option<(&Frames, u64)> {
-        self.frames.as_ref().map(|f| (f, self.bias))
+    /// Source files that code comes from.
+    pub fn source_files(&self) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        self.each_line(|path, _, _| {
+            if !all.contains(path) {
+                all.insert(path.to_owned());
+            }
+        });
+        all
     }
 
-    /// A kernel's ORC tables, and what is added to their addresses.
-    pub fn orc(&self) -> Option<(&Orc, u64)> {
-        self.orc.as_ref().map(|o| (o, self.bias))
+    /// Where the files that are programs are in memory.
+    pub fn images(&self) -> Vec<Image> {
+        let image = |f: &File| {
+            let (base, end) = f.image?;
+            let path = f.path.display().to_string();
+            Some(Image { path, base: base.wrapping_add(f.bias), end: end.wrapping_add(f.bias) })
+        };
+        self.files.iter().filter_map(image).collect()
     }
+
+    /// Call frame information of all files, and what is added to its addresses.
+    pub fn frames(&self) -> impl Iterator<Item = (&Frames, u64)> {
+        self.files.iter().flat_map(|f| f.frames.iter().map(|frames| (frames, f.bias)))
+    }
+
+    /// Kernels' ORC tables, and what is added to their addresses.
+    pub fn orc(&self) -> impl Iterator<Item = (&Orc, u64)> {
+        self.files.iter().filter_map(|f| Some((f.orc.as_ref()?, f.bias)))
+    }
+}
+
+/// A source file for people: without the folder one is in.
+pub fn shown(path: &str) -> &str {
+    let here = std::env::current_dir().unwrap_or_default();
+    Path::new(path).strip_prefix(here).ok().and_then(Path::to_str).unwrap_or(path)
 }
 
 fn path_ends_with(path: &str, end: &str) -> bool {
@@ -331,12 +398,14 @@ fn lines(file: &object::File<'_>) -> Result<Lines, gimli::Error> {
     addr2line::Context::from_dwarf(dwarf)
 }
 
-fn frames(file: &object::File<'_>) -> Option<Frames> {
-    [(".eh_frame", true), (".debug_frame", false)].into_iter().find_map(|(name, eh)| {
+/// A file may have both, each of other functions: what assemblers and compilers make of `-g` and of `-funwind-tables`.
+fn frames(file: &object::File<'_>) -> Vec<Frames> {
+    let section = |(name, eh)| {
         let section = file.section_by_name(name)?;
         let bytes = section.uncompressed_data().ok().filter(|d| !d.is_empty())?.into_owned();
         Some(Frames { bytes, address: section.address(), eh, big_endian: !file.is_little_endian() })
-    })
+    };
+    [(".eh_frame", true), (".debug_frame", false)].into_iter().filter_map(section).collect()
 }
 
 fn orc(file: &object::File<'_>) -> Option<Orc> {
@@ -386,16 +455,32 @@ mod tests {
     }
 
     #[test]
+    fn several_files() {
+        let mut s = Symbols::map(MAP).unwrap();
+        let mut program = Symbols::map("0000000000001000 T main\n0000000000001100 T helper\n").unwrap();
+        program.set_bias(0x40_0000);
+        s.add(program);
+        assert_eq!(s.describe(0x40_1010).as_deref(), Some("main+0x10"));
+        assert_eq!((s.address("helper"), s.address("jiffies")), (Ok(0x40_1100), Ok(0xffff_ffff_8200_0000)));
+        // Only the kernel's file moves with the kernel.
+        let moved = Symbol { address: 0xffff_ffff_9100_0000, size: 0, name: "_text".to_owned(), code: true };
+        s.set_guest(Some(Arc::new(Names::from_list(vec![moved]))));
+        assert_eq!((s.address("helper"), s.address("jiffies")), (Ok(0x40_1100), Ok(0xffff_ffff_9200_0000)));
+        assert_eq!(s.len(), 7);
+    }
+
+    #[test]
     fn of_this_program() {
         let path = std::env::current_exe().unwrap();
         let s = Symbols::open(&path).unwrap();
         let (symbol, off) = s.lookup(s.address("main").unwrap()).unwrap();
         assert_eq!((symbol.name.as_str(), off), ("main", 0));
-        let mine = s.names.sorted.iter().find(|s| s.name.contains("of_this_program")).expect("this test");
+        let mine = s.all().find(|s| s.name.contains("of_this_program")).expect("this test");
         let (file, line) = s.source_line(mine.address).expect("tests have line tables");
         assert!(file.ends_with("symbols.rs"), "{file}");
         assert!(s.line_address("debug/src/symbols.rs", line).is_some());
-        assert!(s.frames().is_some());
+        assert!(s.frames().next().is_some() && s.images()[0].path == path.display().to_string());
+        assert!(s.source_files().iter().any(|f| f.ends_with("symbols.rs")));
         assert!(Symbols::open(Path::new("/nowhere")).is_err());
     }
 }

@@ -2,12 +2,11 @@
 //! (DWARF's CFI), the kernel's own ORC tables, frame pointers; across exceptions by the registers that their handlers
 //! saved.
 //!
-//! Specifications: DWARF 5 section 6.4; RISC-V and x86 psABIs; Documentation/arch/x86/orc-unwinder.rst. CFI expressions are
-//! left out: a frame that needs one is tried by the next method.
+//! Specifications: DWARF 5 sections 2.5 and 6.4; RISC-V and x86 psABIs; Documentation/arch/x86/orc-unwinder.rst.
 
 use gimli::{
-    BaseAddresses, CfaRule, DebugFrame, EhFrame, EndianSlice, Register, RegisterRule, RunTimeEndian, UnwindContext,
-    UnwindSection,
+    BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, EvaluationResult, Format, Register,
+    RegisterRule, RunTimeEndian, UnwindContext, UnwindExpression, UnwindSection, Value,
 };
 use mimus_arch::CpuState;
 
@@ -16,6 +15,7 @@ use crate::orc::{self, Orc};
 use crate::registers;
 use crate::symbols::Frames;
 use crate::target::read_number;
+use crate::walk::Scheme;
 
 /// How a frame was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,19 +86,29 @@ const X86_64_ORDER: [usize; 16] = [0, 2, 1, 3, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13,
 struct Unwinder<'a> {
     view: &'a View<'a>,
     n: Numbers,
+    /// Page tables, if not those that the vCPU uses.
+    space: Option<Scheme>,
 }
+
+/// Longest expression, in operations.
+const LONGEST_EXPRESSION: u32 = 1000;
 
 /// This function and those that called it, at most so many.
 pub fn frames(view: &View<'_>, most: usize) -> Vec<Frame> {
     let Some((n, regs)) = start(view.cpu) else {
         return vec![Frame { pc: registers::pc(view.cpu), method: Method::Pc }];
     };
-    chain(&Unwinder { view, n }, regs, Method::Pc, most)
+    chain(&Unwinder { view, n, space: None }, regs, Method::Pc, most)
 }
 
 /// What a task that does not run was about to go on with, and the calls that led there: from the registers that the kernel
-/// kept of it, by DWARF's numbers.
-pub fn frames_of_task(view: &View<'_>, pc: u64, kept: &[(usize, u64)], most: usize) -> Vec<Frame> {
+/// kept of it, by DWARF's numbers. `space`: the task's own page tables.
+pub fn frames_of_task(
+    view: &View<'_>,
+    (pc, kept): (u64, &[(usize, u64)]),
+    space: Option<Scheme>,
+    most: usize,
+) -> Vec<Frame> {
     let n = match view.cpu {
         CpuState::Riscv(_) => RISCV,
         CpuState::X86(s) if s.efer & 1 << 10 != 0 => X86_64,
@@ -108,7 +118,7 @@ pub fn frames_of_task(view: &View<'_>, pc: u64, kept: &[(usize, u64)], most: usi
     for (register, value) in kept {
         r[*register] = Some(*value);
     }
-    chain(&Unwinder { view, n }, Regs { pc, r, exact: false }, Method::Switch, most)
+    chain(&Unwinder { view, n, space }, Regs { pc, r, exact: false }, Method::Switch, most)
 }
 
 fn chain(unwinder: &Unwinder<'_>, mut regs: Regs, method: Method, most: usize) -> Vec<Frame> {
@@ -151,12 +161,23 @@ fn start(cpu: &CpuState) -> Option<(Numbers, Regs)> {
 
 impl Unwinder<'_> {
     fn load(&self, at: u64) -> Option<u64> {
+        self.number(at, self.n.word as usize)
+    }
+
+    fn number(&self, at: u64, bytes: usize) -> Option<u64> {
         let at = if self.n.word == 4 { at & 0xffff_ffff } else { at };
-        read_number(self.view.target, self.view.vcpu, at, self.n.word as usize)
+        let Some(space) = &self.space else {
+            return read_number(self.view.target, self.view.vcpu, at, bytes);
+        };
+        // What lies across two pages is nothing that anybody pushed.
+        let (pa, left) = space.lookup(at, &self.view.entry()).ok()?;
+        let mut buffer = [0; 8];
+        let there = bytes as u64 <= left && self.view.target.read(pa, &mut buffer[..bytes]);
+        there.then(|| u64::from_le_bytes(buffer))
     }
 
     fn caller(&self, regs: &Regs, first: bool) -> Option<(Regs, Method)> {
-        let handled = self.riscv_exception(regs).map(|r| (r, Method::Exception));
+        let handled = self.called_by_entry(regs).map(|r| (r, Method::Exception));
         handled
             .or_else(|| self.cfi(regs).map(|r| (r, Method::Cfi)))
             .or_else(|| self.orc(regs))
@@ -169,18 +190,58 @@ impl Unwinder<'_> {
     }
 
     fn cfi(&self, regs: &Regs) -> Option<Regs> {
-        let (frames, bias) = self.view.symbols.frames()?;
-        let endian = if frames.big_endian { RunTimeEndian::Big } else { RunTimeEndian::Little };
-        let bytes = EndianSlice::new(&frames.bytes, endian);
-        let at = Self::place(regs).wrapping_sub(bias);
-        if frames.eh {
-            let mut section = EhFrame::from(bytes);
-            section.set_address_size(self.n.word as u8);
-            self.cfi_in(&section, frames, at, regs)
-        } else {
-            let mut section = DebugFrame::from(bytes);
-            section.set_address_size(self.n.word as u8);
-            self.cfi_in(&section, frames, at, regs)
+        self.view.symbols.frames().find_map(|(frames, bias)| {
+            let endian = if frames.big_endian { RunTimeEndian::Big } else { RunTimeEndian::Little };
+            let bytes = EndianSlice::new(&frames.bytes, endian);
+            let at = Self::place(regs).wrapping_sub(bias);
+            if frames.eh {
+                let mut section = EhFrame::from(bytes);
+                section.set_address_size(self.n.word as u8);
+                self.cfi_in(&section, frames, at, regs)
+            } else {
+                let mut section = DebugFrame::from(bytes);
+                section.set_address_size(self.n.word as u8);
+                self.cfi_in(&section, frames, at, regs)
+            }
+        })
+    }
+
+    /// The value of an expression, with `initial` on its stack.
+    fn evaluate<'b, S>(
+        &self,
+        expression: UnwindExpression<usize>,
+        section: &S,
+        regs: &Regs,
+        initial: Option<u64>,
+    ) -> Option<u64>
+    where
+        S: UnwindSection<EndianSlice<'b, RunTimeEndian>>,
+    {
+        let encoding = Encoding { address_size: self.n.word as u8, format: Format::Dwarf32, version: 5 };
+        let mut evaluation = expression.get(section).ok()?.evaluation(encoding);
+        evaluation.set_max_iterations(LONGEST_EXPRESSION);
+        if let Some(value) = initial {
+            evaluation.set_initial_value(value);
+        }
+        let mut result = evaluation.evaluate().ok()?;
+        loop {
+            result = match result {
+                EvaluationResult::Complete => break,
+                EvaluationResult::RequiresMemory { address, size, .. } => {
+                    let value = self.number(address, usize::from(size).min(8))?;
+                    evaluation.resume_with_memory(Value::Generic(value)).ok()?
+                }
+                EvaluationResult::RequiresRegister { register, .. } => {
+                    let value = (*regs.r.get(usize::from(register.0))?)?;
+                    evaluation.resume_with_register(Value::Generic(value)).ok()?
+                }
+                // Nothing else has a meaning outside a function's body (6.4.2).
+                _ => return None,
+            };
+        }
+        match evaluation.value_result()? {
+            Value::Generic(value) => Some(value),
+            other => other.to_u64(u64::MAX).ok(),
         }
     }
 
@@ -196,7 +257,7 @@ impl Unwinder<'_> {
             CfaRule::RegisterAndOffset { register, offset } => {
                 (*regs.r.get(usize::from(register.0))?)?.wrapping_add(*offset as u64)
             }
-            CfaRule::Expression(_) => return None,
+            CfaRule::Expression(expression) => self.evaluate(*expression, section, regs, None)?,
         };
         let mut next = Regs { exact: fde.is_signal_trampoline(), ..regs.clone() };
         for (i, value) in next.r.iter_mut().enumerate() {
@@ -207,6 +268,10 @@ impl Unwinder<'_> {
                 Some(RegisterRule::Offset(offset)) => self.load(cfa.wrapping_add(offset as u64)),
                 Some(RegisterRule::ValOffset(offset)) => Some(cfa.wrapping_add(offset as u64)),
                 Some(RegisterRule::Register(other)) => regs.r.get(usize::from(other.0)).copied().flatten(),
+                Some(RegisterRule::Expression(e)) => {
+                    self.evaluate(e, section, regs, Some(cfa)).and_then(|at| self.load(at))
+                }
+                Some(RegisterRule::ValExpression(e)) => self.evaluate(e, section, regs, Some(cfa)),
                 Some(_) => None,
             };
         }
@@ -214,9 +279,16 @@ impl Unwinder<'_> {
         next.pc = match row.register(Register(column as u16)) {
             // A leaf function's is still in the register that the call left it in.
             None => (*regs.r.get(column)?).filter(|_| self.n.link == Some(column))?,
+            // "Undefined" marks the outermost.
             Some(_) => next.r.get(column).copied().flatten()?,
         };
-        next.r[self.n.sp] = Some(cfa);
+        // A signal's frame says where the stack was.
+        if !matches!(
+            row.register(Register(self.n.sp as u16)),
+            Some(RegisterRule::Expression(_) | RegisterRule::Offset(_))
+        ) {
+            next.r[self.n.sp] = Some(cfa);
+        }
         Some(next)
     }
 
@@ -234,7 +306,7 @@ impl Unwinder<'_> {
             return None;
         }
         let at = Self::place(regs);
-        let from_file = self.view.symbols.orc().and_then(|(orc, bias)| orc.find(at.wrapping_sub(bias)));
+        let from_file = self.view.symbols.orc().find_map(|(orc, bias)| orc.find(at.wrapping_sub(bias)));
         let entry = from_file.or_else(|| self.view.orc.and_then(|orc: &Orc| orc.find(at)))?;
         let base = |register: orc::Base| match register {
             orc::Base::Sp => regs.r[7],
@@ -301,18 +373,22 @@ impl Unwinder<'_> {
         Some(Regs { pc: word(12)?, r, exact: true })
     }
 
-    /// A function of RISC-V's Linux that was called by the code which saved all registers on the stack: `epc`, then x1 to
-    /// x31.
-    fn riscv_exception(&self, regs: &Regs) -> Option<Regs> {
-        self.n.link?;
-        let handler = |at: u64| {
-            let name = self.view.symbols.function(at).unwrap_or_default();
-            matches!(name.as_str(), "handle_exception" | "ret_from_exception")
+    /// A function of Linux that was called by the code which saved all registers on the stack. RISC-V: `epc`, then x1 to
+    /// x31. i386 leaves no mark in the frame pointer at system calls; what is on top of the stack then are the registers.
+    fn called_by_entry(&self, regs: &Regs) -> Option<Regs> {
+        let entries: &[&str] = match (self.n.link, self.n.word) {
+            (Some(_), _) => &["handle_exception", "ret_from_exception"],
+            (None, 4) => &["entry_SYSENTER_32", "entry_INT80_32"],
+            _ => return None,
         };
-        if regs.exact || !handler(regs.pc) && !handler(regs.pc.wrapping_sub(1)) {
+        let is_entry = |at: u64| self.view.symbols.function(at).is_some_and(|name| entries.contains(&name.as_str()));
+        if regs.exact || !is_entry(regs.pc) && !is_entry(regs.pc.wrapping_sub(1)) {
             return None;
         }
-        let at = regs.r[2]?;
+        let at = regs.r[self.n.sp]?;
+        if self.n.link.is_none() {
+            return self.i386_saved(at);
+        }
         let mut r = [None; 33];
         for (i, register) in r.iter_mut().enumerate().take(32).skip(1) {
             *register = self.load(at.wrapping_add(8 * i as u64));

@@ -178,6 +178,9 @@ impl Scheme {
     /// # Errors
     /// Nothing is mapped from `va` on for that many bytes.
     pub fn lookup(&self, va: u64, read: ReadEntry<'_>) -> Result<(u64, u64), u64> {
+        if !self.is_canonical(va) {
+            return Err(4096);
+        }
         let mut table = self.root;
         for level in (0..self.levels).rev() {
             let size = 1u64 << self.shift(level);
@@ -204,6 +207,10 @@ impl Scheme {
     /// Every entry that is looked at for `va`.
     pub fn walk(&self, va: u64, read: ReadEntry<'_>) -> (Vec<Entry>, End) {
         let mut entries = Vec::new();
+        if !self.is_canonical(va) {
+            let top = self.top() - 1;
+            return (entries, End::Fault(format!("it is not canonical: bits 63 to {top} are not all the same")));
+        }
         let mut table = self.root;
         for level in (0..self.levels).rev() {
             let index = va >> self.shift(level) & (self.slots(level) - 1);
@@ -274,9 +281,19 @@ impl Scheme {
         }
     }
 
+    /// Bits of an address that is translated.
+    fn top(&self) -> u32 {
+        self.shift(self.levels - 1) + self.top_bits
+    }
+
+    /// Whether an address is one that there can be: of the 64-bit kinds, what is beyond the translated bits is a sign.
+    fn is_canonical(&self, va: u64) -> bool {
+        self.top() < 39 || self.canonical(va) == va
+    }
+
     /// The upper half of 64-bit address spaces is at their end.
     fn canonical(&self, va: u64) -> u64 {
-        let bits = self.shift(self.levels - 1) + self.top_bits;
+        let bits = self.top();
         if bits < 39 {
             return va;
         }
@@ -401,6 +418,38 @@ mod tests {
         assert_eq!(ranges.len(), 2);
         assert_eq!((ranges[0].va, ranges[0].len), (0xffff_ffff_8000_0000, 4 << 20), "neighbours are one");
         assert_eq!(ranges[0].rights, "rwx--");
+    }
+
+    #[test]
+    fn deeper_trees_and_addresses_that_cannot_be() {
+        let table = |pa: u64| pa >> 12 << 10 | 1;
+        let leaf = |pa: u64| pa >> 12 << 10 | 0xcf;
+        for (mode, levels, name) in [(9u64, 4, "Sv48"), (10, 5, "Sv57")] {
+            let mut s = RiscvState::new(0, 0, 0);
+            s.satp = mode << 60 | 0x10;
+            let scheme = scheme(&CpuState::Riscv(Box::new(s))).unwrap();
+            // Each table's last entry leads to the next; the last table's first is the page.
+            let mut entries: Vec<(u64, u64)> =
+                (0..levels - 1).map(|i| (0x10000 + 0x1000 * i + 8 * 511, table(0x11000 + 0x1000 * i))).collect();
+            entries.push((0x10000 + 0x1000 * (levels - 1), leaf(0x7000)));
+            let read = memory(&entries);
+            let (walked, end) = scheme.walk(0xffff_ffff_ffe0_0123, &read);
+            assert_eq!((scheme.name, walked.len() as u64, end), (name, levels, End::Mapped { pa: 0x7123, size: 4096 }));
+            let ranges = scheme.ranges(&read, 10);
+            assert_eq!((ranges.len(), ranges[0].va, ranges[0].pa), (1, 0xffff_ffff_ffe0_0000, 0x7000));
+            let wrong = scheme.walk(0xf0ff_ffff_ffe0_0123, &read).1;
+            assert!(matches!(&wrong, End::Fault(why) if why.contains("not canonical")), "{wrong:?}");
+            assert!(scheme.lookup(0xf0ff_ffff_ffe0_0123, &read).is_err());
+        }
+        let mut s = X86State::reset(true);
+        (s.cr0, s.cr3, s.cr4, s.efer) = (0x8000_0001, 0x1000, 0x1020, 0x500);
+        let scheme = scheme(&CpuState::X86(Box::new(s))).unwrap();
+        let read = memory(&[(0x1ff8, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003), (0x4000, 0x20_0083)]);
+        let (walked, end) = scheme.walk(0xffff_0000_0000_1234, &read);
+        let wanted = ("5-level paging", 4, End::Mapped { pa: 0x20_1234, size: 2 << 20 });
+        assert_eq!((scheme.name, walked.len(), end), wanted);
+        let wrong = scheme.walk(0x0100_0000_0000_0000, &read).1;
+        assert!(matches!(&wrong, End::Fault(why) if why.contains("bits 63 to 56")), "{wrong:?}");
     }
 
     #[test]

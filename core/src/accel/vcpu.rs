@@ -326,9 +326,9 @@ pub trait VcpuDebug {
     /// While single steps are on: how many to make beyond the next before stopping for them. Any other stop ends them,
     /// that at a breakpoint too. Accelerators without that stop after each.
     fn set_more_steps(&mut self, _steps: u64) {}
-    /// How many of those are left.
-    fn more_steps(&self) -> u64 {
-        0
+    /// How many of those are left; `None` of an accelerator that stops after each.
+    fn more_steps(&self) -> Option<u64> {
+        None
     }
     /// `bytes` were read from memory at `pa`: what breakpoints replaced is put back in them.
     fn hide_breakpoints(&self, _pa: GuestPhys, _bytes: &mut [u8]) {}

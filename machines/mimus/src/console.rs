@@ -7,13 +7,14 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use mimus_core::backend::char::{CharBackend, CharEvent, CharReceiver};
 use mimus_core::io_thread::IoThreadHandle;
 
-use crate::monitor::{self, Control, LineEditor};
+use crate::monitor::{self, Control, Session};
 use crate::mux::{self, Event, Focus, Mux};
 
 /// Most output waiting for the terminal; the guest's UART waits beyond.
@@ -46,6 +47,9 @@ pub struct Console {
     writable: OnceLock<Box<dyn Fn() + Send + Sync>>,
     events: OnceLock<Box<dyn Fn(CharEvent) + Send + Sync>>,
     control: OnceLock<Arc<dyn Control>>,
+    monitor: OnceLock<Session>,
+    /// The keyboard is the monitor's.
+    in_monitor: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,7 +81,25 @@ impl Console {
             writable: OnceLock::new(),
             events: OnceLock::new(),
             control: OnceLock::new(),
+            monitor: OnceLock::new(),
+            in_monitor: AtomicBool::new(false),
         });
+        if sharing.monitor {
+            let (for_machine, for_print) = (Arc::downgrade(&console), Arc::downgrade(&console));
+            // What comes before the machine is there waits for it: building one takes milliseconds, and fails by ending
+            // the program.
+            let machine = move || match for_machine.upgrade() {
+                Some(console) => console.control.wait().clone(),
+                None => unreachable!("the reading thread holds it"),
+            };
+            let print = move |bytes: &[u8]| {
+                if let Some(console) = for_print.upgrade() {
+                    console.output().waiting.extend(bytes);
+                    console.output_changed.notify_all();
+                }
+            };
+            let _ = console.monitor.set(Session::start(machine, print)?);
+        }
         let writer = Arc::clone(&console);
         std::thread::Builder::new().name("console-out".into()).spawn(move || writer.write_loop(output))?;
         let reader = Arc::clone(&console);
@@ -88,6 +110,15 @@ impl Console {
     /// Gives the keys of Ctrl-A and the monitor a machine to act on. Only the first call counts.
     pub fn attach(&self, control: Arc<dyn Control>) {
         let _ = self.control.set(control);
+    }
+
+    /// Says something to whoever sits there, whose keyboard it is or not.
+    pub fn announce(&self, text: &str) {
+        match self.monitor.get() {
+            Some(session) if self.in_monitor.load(Ordering::Relaxed) => session.announce(text),
+            Some(_) => self.print(&format!("\n{text}(Ctrl-A c leads to the monitor)\n")),
+            None => self.print(&format!("\n{text}")),
+        }
     }
 
     fn output(&self) -> MutexGuard<'_, Output> {
@@ -126,7 +157,6 @@ impl Console {
 
     fn read_loop(&self, mut keyboard: Box<dyn Read + Send>, sharing: Sharing) {
         let mut mux = Mux::new(sharing.monitor);
-        let mut editor = LineEditor::default();
         let mut buffer = [0; 4096];
         loop {
             let count = match keyboard.read(&mut buffer) {
@@ -140,18 +170,28 @@ impl Console {
                 continue;
             }
             for event in mux.feed(&buffer[..count]) {
-                self.handle(event, &mut editor);
+                self.handle(event);
             }
         }
     }
 
-    fn handle(&self, event: Event, editor: &mut LineEditor) {
+    fn handle(&self, event: Event) {
         match event {
             Event::Serial(bytes) => self.typed(&bytes),
-            Event::Monitor(bytes) => self.command(&bytes, editor),
+            Event::Monitor(bytes) => {
+                if let Some(session) = self.monitor.get() {
+                    session.typed(&bytes);
+                }
+            }
             Event::Help => self.print(&format!("\n{}", mux::HELP)),
-            Event::Switch(Focus::Monitor) => self.print(&format!("\n{}{}", monitor::GREETING, monitor::PROMPT)),
-            Event::Switch(Focus::Serial) => self.print("\n"),
+            Event::Switch(Focus::Monitor) => {
+                self.in_monitor.store(true, Ordering::Relaxed);
+                self.print(&format!("\n{}{}", monitor::GREETING, monitor::PROMPT));
+            }
+            Event::Switch(Focus::Serial) => {
+                self.in_monitor.store(false, Ordering::Relaxed);
+                self.print("\n");
+            }
             Event::Break => {
                 if let Some(listener) = self.events.get() {
                     listener(CharEvent::Break);
@@ -170,21 +210,6 @@ impl Console {
                     std::process::exit(0);
                 }
             },
-        }
-    }
-
-    fn command(&self, bytes: &[u8], editor: &mut LineEditor) {
-        for byte in bytes {
-            let mut echo = Vec::new();
-            let line = editor.feed(*byte, &mut echo);
-            self.output().waiting.extend(echo);
-            self.output_changed.notify_all();
-            if let Some(line) = line {
-                // What comes before the machine is there waits for it: building one takes
-                // milliseconds, and fails by ending the program.
-                let answer = monitor::execute(&line, self.control.wait().as_ref());
-                self.print(&format!("{answer}{}", monitor::PROMPT));
-            }
         }
     }
 

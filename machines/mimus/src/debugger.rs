@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use mimus_core::accel::{
     AccelError, Access, CpuIo, DebugStop, RecentEvent, RememberedTranslation, Vcpu, VcpuDebug, VcpuIndex,
@@ -25,6 +26,7 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{Context, Editor, Helper};
 
+use crate::monitor::Control;
 use crate::stepping::Steps;
 use crate::views::Views;
 
@@ -34,7 +36,9 @@ pub struct Live {
     memory: Arc<AddressSpace>,
     io: Arc<dyn CpuIo + Send + Sync>,
     control: MachineControl,
-    stops: Mutex<Receiver<Stop>>,
+    stops: Arc<Stops>,
+    /// Stops that no command waited for.
+    unawaited: Mutex<Option<Receiver<Stop>>>,
     /// Steps are to end.
     interrupted: Arc<AtomicBool>,
     views: Views,
@@ -43,20 +47,46 @@ pub struct Live {
 impl Live {
     /// Of `machine`, whose news it follows.
     pub fn new(machine: &Machine) -> Arc<Live> {
-        let (sender, stops) = channel();
+        let (sender, unawaited) = channel();
         let live = Live {
             threads: machine.threads().clone(),
             memory: machine.services().memory.clone(),
             io: machine.io(),
             control: machine.control(),
-            stops: Mutex::new(stops),
+            stops: Arc::default(),
+            unawaited: Mutex::new(Some(unawaited)),
             interrupted: Arc::default(),
             views: Views::new(machine),
         };
-        follow(&live.control, sender);
+        follow(&live.control, live.stops.clone(), sender);
         let live = Arc::new(live);
         let _ = LIVE.set(Arc::downgrade(&live));
         live
+    }
+
+    /// Has `debugger` judge the stops that no command waits for, and `announce` say what it says of them.
+    pub fn announce_stops(
+        &self,
+        debugger: &Arc<Debugger>,
+        announce: impl Fn(&str) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let stops = self.unawaited.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(stops), debugger) = (stops, Arc::downgrade(debugger)) else { return Ok(()) };
+        std::thread::Builder::new().name("stops".to_owned()).spawn(move || {
+            for stop in stops {
+                let Some(debugger) = debugger.upgrade() else { return };
+                if let Some(text) = debugger.unawaited(stop) {
+                    announce(&text);
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Stops the machine, and ends steps that are being made.
+    pub fn interrupt(&self) {
+        self.control.request(Request::Stop);
+        self.end_steps();
     }
 
     /// Ends steps that are being made.
@@ -85,15 +115,67 @@ impl Live {
     }
 }
 
-/// Sends why the machine stopped, each time it has.
-fn follow(control: &MachineControl, sender: Sender<Stop>) {
+/// Why the machine stopped last, for those who wait for it.
+#[derive(Default)]
+struct Stops {
+    last: Mutex<LastStop>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct LastStop {
+    /// How many there were.
+    number: u64,
+    why: Option<Stop>,
+    /// Commands that wait for the next.
+    waiting: usize,
+}
+
+impl Stops {
+    fn lock(&self) -> MutexGuard<'_, LastStop> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `act`, and waits for the stop after it; not for one that has been, as `over` says.
+    fn after(&self, act: impl FnOnce(), over: impl Fn() -> bool) -> Stop {
+        let mut last = self.lock();
+        let before = last.number;
+        last.waiting += 1;
+        drop(last);
+        act();
+        let mut last = self.lock();
+        while last.number == before && !over() {
+            let waited = self.changed.wait_timeout(last, Duration::from_millis(100));
+            last = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        last.waiting -= 1;
+        last.why.unwrap_or(Stop::Paused)
+    }
+
+    /// There was one; whether nobody waits for it.
+    fn tell(&self, stop: Stop) -> bool {
+        let mut last = self.lock();
+        last.number += 1;
+        last.why = Some(stop);
+        self.changed.notify_all();
+        last.waiting == 0
+    }
+}
+
+/// Tells why the machine stopped, each time it has.
+fn follow(control: &MachineControl, stops: Arc<Stops>, unawaited: Sender<Stop>) {
     let why = Mutex::new(None);
     control.observe(move |notice| {
         let mut why = why.lock().unwrap_or_else(PoisonError::into_inner);
         match notice {
             Notice::Debug(VcpuIndex(vcpu), stop) => *why = Some(stop_of(vcpu, stop)),
             Notice::State(RunState::Running) => *why = None,
-            Notice::State(_) => _ = sender.send(why.take().unwrap_or(Stop::Paused)),
+            Notice::State(_) => {
+                let stop = why.take().unwrap_or(Stop::Paused);
+                if stops.tell(stop) {
+                    let _ = unawaited.send(stop);
+                }
+            }
             Notice::TripleFault => {}
         }
     });
@@ -155,10 +237,9 @@ impl Target for Live {
         self.control.state() == RunState::Running
     }
     fn go(&self) -> Stop {
-        let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
-        while stops.try_recv().is_ok() {}
-        self.control.request(Request::Continue);
-        stops.recv().unwrap_or(Stop::Paused)
+        let stop = self.stops.after(|| self.control.request(Request::Continue), || false);
+        self.interrupted.store(false, Ordering::SeqCst);
+        stop
     }
     fn resume(&self) {
         self.control.request(Request::Continue);
@@ -167,7 +248,10 @@ impl Target for Live {
         if self.running() {
             return Err("the machine runs; stop it first".to_owned());
         }
-        self.interrupted.store(false, Ordering::SeqCst);
+        // It may have come between two steps of one command.
+        if self.interrupted.swap(false, Ordering::SeqCst) {
+            return Ok(Stop::Paused);
+        }
         let (memory, interrupted) = (self.memory.clone(), self.interrupted.clone());
         let steps = Steps { vcpu, count: n, kind, memory, interrupted };
         let io = self.io.clone();
@@ -175,14 +259,14 @@ impl Target for Live {
         if let Some(request) = event {
             self.control.request(request);
         }
+        if matches!(end, Ok(Stop::Paused)) {
+            self.interrupted.store(false, Ordering::SeqCst);
+        }
         end
     }
     fn pause(&self) {
         if self.running() {
-            let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
-            while stops.try_recv().is_ok() {}
-            self.control.request(Request::Stop);
-            let _ = stops.recv();
+            self.stops.after(|| self.control.request(Request::Stop), || !self.running());
         }
     }
     fn recent(&self, vcpu: u32) -> Vec<RecentEvent> {
@@ -232,10 +316,10 @@ impl Target for Live {
 }
 
 /// `mimus debug`: the debugger's prompt, on a thread of its own.
-pub fn prompt(debugger: Arc<Debugger>, control: MachineControl) -> std::io::Result<()> {
+pub fn prompt(operator: Arc<dyn Control>, control: MachineControl) -> std::io::Result<()> {
     let _ = CONTROL.set(control.clone());
     std::thread::Builder::new().name("debugger".to_owned()).spawn(move || {
-        if let Err(e) = read_lines(&debugger, &control) {
+        if let Err(e) = read_lines(&operator, &control) {
             eprintln!("mimus: debug: {e}");
         }
         control.request(Request::Quit(mimus_machines::machine::control::QuitCause::Monitor));
@@ -243,7 +327,15 @@ pub fn prompt(debugger: Arc<Debugger>, control: MachineControl) -> std::io::Resu
     Ok(())
 }
 
-struct Words(Arc<Debugger>);
+/// What is there beside the debugger's own.
+const BEYOND: &str = "\
+info status, registers, accel      whether the machine runs; all vCPUs' registers; what the accelerator counted
+system_reset, system_powerdown     reset the machine; ask the guest to power off
+trace start FILE,…|stop            traces what is executed, as -trace does
+quit                               end mimus
+";
+
+struct Words(Arc<dyn Control>);
 
 impl Helper for Words {}
 impl Highlighter for Words {}
@@ -255,20 +347,20 @@ impl Hinter for Words {
 impl Completer for Words {
     type Candidate = String;
     fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
-        Ok(self.0.complete(line.get(..pos).unwrap_or(line)))
+        Ok(crate::monitor::complete(line.get(..pos).unwrap_or(line), &*self.0))
     }
 }
 
-fn read_lines(debugger: &Arc<Debugger>, control: &MachineControl) -> Result<(), ReadlineError> {
+fn read_lines(operator: &Arc<dyn Control>, control: &MachineControl) -> Result<(), ReadlineError> {
     let mut editor: Editor<Words, DefaultHistory> = Editor::new()?;
-    editor.set_helper(Some(Words(debugger.clone())));
+    editor.set_helper(Some(Words(operator.clone())));
     let history = std::env::var_os("HOME").map(|home| std::path::Path::new(&home).join(".cache/mimus/debug-history"));
     if let Some(path) = &history {
         // There is none at first.
         let _ = editor.load_history(path);
     }
     println!("mimus debugger - 'help' lists the commands, 'quit' ends; Ctrl-C stops a machine that runs");
-    println!("{}", debugger.execute("disassemble $pc 1").unwrap_or_default().trim_end());
+    println!("{}", operator.debugger("disassemble $pc 1").unwrap_or_default().trim_end());
     let mut last = String::new();
     loop {
         let line = match editor.readline("(debug) ") {
@@ -282,15 +374,12 @@ fn read_lines(debugger: &Arc<Debugger>, control: &MachineControl) -> Result<(), 
         match line.as_str() {
             "" => continue,
             "quit" | "q" | "exit" => break,
-            "help" | "?" => print!("{}", mimus_debug::debugger::help()),
+            "help" | "?" => print!("{}{BEYOND}", mimus_debug::help::help()),
             _ => {
                 RUNNING.store(true, Ordering::SeqCst);
-                let answer = debugger.execute(&line);
+                let answer = crate::monitor::execute_debugger(&line, &**operator);
                 RUNNING.store(false, Ordering::SeqCst);
-                match answer {
-                    Some(text) => print!("{text}"),
-                    None => print!("{}", crate::monitor::unknown(&line)),
-                }
+                print!("{answer}");
             }
         }
         if control.state() == RunState::Ended {
@@ -313,9 +402,9 @@ static LIVE: OnceLock<Weak<Live>> = OnceLock::new();
 pub fn interrupt() -> bool {
     let running = RUNNING.load(Ordering::SeqCst);
     if let Some(control) = CONTROL.get().filter(|_| running) {
-        control.request(Request::Stop);
-        if let Some(live) = LIVE.get().and_then(Weak::upgrade) {
-            live.end_steps();
+        match LIVE.get().and_then(Weak::upgrade) {
+            Some(live) => live.interrupt(),
+            None => control.request(Request::Stop),
         }
     }
     running

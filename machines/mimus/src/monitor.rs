@@ -3,10 +3,14 @@
 //! Names and effects are those of QEMU's human monitor. Commands act on [`Control`], which
 //! the running machine implements; a command is one row of [`COMMANDS`].
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use mimus_core::backend::CharBackend;
 use mimus_machines::config::keyval::nearest;
+
+use crate::line_editor::LineEditor;
 
 /// What the monitor can do to a machine. All calls return at once.
 pub trait Control: Send + Sync {
@@ -33,6 +37,13 @@ pub trait Control: Send + Sync {
         let _ = line;
         None
     }
+    /// What a line of the debugger may go on with, `more` being commands of others.
+    fn complete(&self, line: &str, more: &[&str]) -> (usize, Vec<String>) {
+        let _ = more;
+        (line.len(), Vec::new())
+    }
+    /// Ends what a command of the debugger waits for.
+    fn interrupt(&self) {}
 }
 
 /// What is printed when the monitor gets the keyboard.
@@ -49,7 +60,7 @@ const COMMANDS: &[(&[&str], &str, Action)] = &[
     (&["info accel"], "what the accelerator counted", |c| c.accelerator()),
     (&["info version"], "the version", |_| format!("{}\n", env!("CARGO_PKG_VERSION"))),
     (&["stop", "s"], "stop the machine", |c| quietly(|| c.stop())),
-    (&["cont", "c"], "let it go on", |c| quietly(|| c.cont())),
+    (&["cont", "c", "continue"], "let it go on; where it stops at a breakpoint is said then", |c| quietly(|| c.cont())),
     (&["system_reset"], "reset the machine", |c| quietly(|| c.reset())),
     (&["system_powerdown"], "ask the guest to power off", |c| quietly(|| c.powerdown())),
     (&["quit", "q"], "end mimus", |c| quietly(|| c.quit())),
@@ -62,9 +73,35 @@ fn quietly(action: impl Fn()) -> String {
 }
 
 fn help() -> String {
-    let ours: String = COMMANDS.iter().map(|(names, about, _)| format!("{:<32} {about}\n", names[0])).collect();
-    let trace = "trace start FILE,…|stop          traces what is executed, as -trace does\n";
-    format!("{ours}{trace}{}", mimus_debug::debugger::help())
+    let rows = COMMANDS.iter().filter(|c| c.0[0] != "help");
+    let ours: String = rows.map(|(names, about, _)| mimus_debug::help::line(names[0], about)).collect();
+    let more = mimus_debug::help::line(TRACE.0, TRACE.1) + &mimus_debug::help::help();
+    // What has another meaning here.
+    let ours_only = |line: &&str| !["continue", "stop"].contains(&line.split(' ').next().unwrap_or_default());
+    let more: String = more.lines().filter(ours_only).map(|line| format!("{line}\n")).collect();
+    format!("{ours}{more}")
+}
+
+const TRACE: (&str, &str) = ("trace start FILE,…|stop", "traces what is executed, as -trace does");
+
+/// `help NAME` of a command of ours.
+fn help_of(name: &str) -> Option<String> {
+    if name == "trace" {
+        return Some(format!("{}\n  {}\n    trace start boot.trc,what=mem\n", TRACE.0, TRACE.1));
+    }
+    let (names, about, _) = COMMANDS.iter().find(|(names, _, _)| names.contains(&name))?;
+    let also = if names.len() > 1 { format!("  also: {}\n", names[1..].join(", ")) } else { String::new() };
+    Some(format!("{}\n  {about}\n{also}", names[0]))
+}
+
+/// First words of lines that are ours.
+fn names() -> Vec<&'static str> {
+    COMMANDS.iter().map(|(names, _, _)| names[0]).chain(["trace", "trace start", "trace stop"]).collect()
+}
+
+/// What a line may go on with.
+pub fn complete(line: &str, control: &dyn Control) -> (usize, Vec<String>) {
+    control.complete(line, &names())
 }
 
 /// Runs one command and returns what to print.
@@ -77,17 +114,30 @@ pub fn execute(line: &str, control: &dyn Control) -> String {
     if line == "info" {
         return help();
     }
-    match COMMANDS.iter().find(|(names, _, _)| names.contains(&line.as_str())) {
-        Some((_, _, action)) => action(control),
-        None => control.debugger(&line).unwrap_or_else(|| unknown(&line)),
+    if let Some(text) = line.strip_prefix("help ").and_then(help_of) {
+        return text;
     }
+    own(&line, control).or_else(|| control.debugger(&line)).unwrap_or_else(|| unknown(&line))
+}
+
+fn own(line: &str, control: &dyn Control) -> Option<String> {
+    let (_, _, action) = COMMANDS.iter().find(|(names, _, _)| names.contains(&line))?;
+    Some(action(control))
+}
+
+/// The same at the debugger's prompt: its own commands come first, and end with the stop that they wait for.
+pub fn execute_debugger(line: &str, control: &dyn Control) -> String {
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let more = line.strip_prefix("help ").filter(|name| name.contains('_') || *name == "trace").and_then(help_of);
+    let ours = || (line.starts_with("info ") || line.contains('_')).then(|| own(&line, control)).flatten();
+    more.or_else(ours).or_else(|| control.debugger(&line)).unwrap_or_else(|| unknown(&line))
 }
 
 /// What to say about a command that is not there.
 pub fn unknown(line: &str) -> String {
     let word = line.split(' ').next().unwrap_or_default();
     let ours = COMMANDS.iter().flat_map(|(names, _, _)| names.iter().copied());
-    let debuggers = mimus_debug::debugger::COMMANDS.iter().map(|c| c.0);
+    let debuggers = mimus_debug::help::COMMANDS.iter().map(|c| c.0);
     let near = nearest(line, ours).or_else(|| nearest(word, debuggers));
     format!(
         "there is no command '{line}'; {}\n",
@@ -96,71 +146,111 @@ pub fn unknown(line: &str) -> String {
 }
 
 /// A monitor on a character device of its own.
-pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) {
-    let (output, editor) = (Arc::downgrade(device), Mutex::new(LineEditor::default()));
-    device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
-    // Commands wait for the machine, which may wait for the thread that this is called on.
-    let (lines, waiting) = std::sync::mpsc::channel::<String>();
-    let answers = output.clone();
-    let answer = move || {
-        for line in waiting {
-            let Some(output) = answers.upgrade() else { return };
-            let answer = execute(&line, control.as_ref());
-            output.write(format!("{answer}{PROMPT}").replace('\n', "\r\n").as_bytes());
+pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::io::Result<Arc<Session>> {
+    let output = Arc::downgrade(device);
+    let print = move |bytes: &[u8]| {
+        if let Some(output) = output.upgrade() {
+            output.write(bytes);
         }
     };
-    if let Err(e) = std::thread::Builder::new().name("monitor".into()).spawn(answer) {
-        log::error!("there is no monitor: {e}");
-    }
-    device.set_receiver(Box::new(move |typed| {
-        let Some(output) = output.upgrade() else {
-            return typed.len();
-        };
-        let mut editor = editor.lock().unwrap_or_else(|e| e.into_inner());
-        for byte in typed {
-            let mut echo = Vec::new();
-            let line = editor.feed(*byte, &mut echo);
-            output.write(&echo);
-            if let Some(line) = line {
-                let _ = lines.send(line);
-            }
+    let session = Arc::new(Session::start(move || control.clone(), print)?);
+    device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    // Completion asks vCPUs, and this is called on the thread that devices wait for.
+    let (keys, typed) = channel::<Vec<u8>>();
+    let typed_at = session.clone();
+    std::thread::Builder::new().name("monitor-keys".into()).spawn(move || {
+        for bytes in typed {
+            typed_at.typed(&bytes);
         }
+    })?;
+    let keys = Mutex::new(keys);
+    device.set_receiver(Box::new(move |typed| {
+        let _ = keys.lock().unwrap_or_else(|e| e.into_inner()).send(typed.to_vec());
         typed.len()
     }));
+    Ok(session)
 }
 
-/// Longest line kept; the rest of a longer one is dropped.
-const MAX_LINE: usize = 4096;
+type Print = Arc<dyn Fn(&[u8]) + Send + Sync>;
+type Machine = Arc<dyn Fn() -> Arc<dyn Control> + Send + Sync>;
 
-/// A line being typed on a raw terminal.
-#[derive(Debug, Default)]
-pub struct LineEditor {
-    line: Vec<u8>,
+/// A monitor's side of a terminal: a line being typed, and a thread for what waits for the machine, so that the keyboard
+/// never does.
+pub struct Session {
+    editor: Mutex<LineEditor>,
+    machine: Machine,
+    print: Print,
+    lines: Sender<String>,
+    /// Lines that are being executed, or wait for it.
+    waiting: Arc<AtomicUsize>,
 }
 
-impl LineEditor {
-    /// Takes a byte; echoes into `echo`; a finished line is returned.
-    pub fn feed(&mut self, byte: u8, echo: &mut Vec<u8>) -> Option<String> {
-        match byte {
-            b'\r' | b'\n' => {
-                echo.extend(b"\r\n");
-                return Some(String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned());
+impl Session {
+    /// `machine` waits until there is one.
+    pub fn start(
+        machine: impl Fn() -> Arc<dyn Control> + Send + Sync + 'static,
+        print: impl Fn(&[u8]) + Send + Sync + 'static,
+    ) -> std::io::Result<Session> {
+        let (machine, print): (Machine, Print) = (Arc::new(machine), Arc::new(print));
+        let (lines, received) = channel::<String>();
+        let waiting = Arc::<AtomicUsize>::default();
+        let (m, p, w) = (machine.clone(), print.clone(), waiting.clone());
+        std::thread::Builder::new().name("monitor".into()).spawn(move || {
+            for line in received {
+                let text = execute(&line, m().as_ref());
+                w.fetch_sub(1, Ordering::SeqCst);
+                answer(&*p, &text);
             }
-            0x08 | 0x7f => echo.extend(self.line.pop().map_or(&b""[..], |_| b"\x08 \x08")),
-            // Ctrl-U and Ctrl-C: away with the line.
-            0x15 | 0x03 => {
-                for _ in self.line.drain(..) {
-                    echo.extend(b"\x08 \x08");
-                }
-            }
-            0x20..=0x7e if self.line.len() < MAX_LINE => {
-                self.line.push(byte);
-                echo.push(byte);
-            }
-            _ => {}
-        }
-        None
+        })?;
+        Ok(Session { editor: Mutex::default(), machine, print, lines, waiting })
     }
+
+    /// Takes what was typed.
+    pub fn typed(&self, bytes: &[u8]) {
+        for byte in bytes {
+            if *byte == 0x03 && self.waiting.load(Ordering::SeqCst) > 0 {
+                (self.machine)().interrupt();
+                continue;
+            }
+            let mut echo = Vec::new();
+            let mut editor = self.editor.lock().unwrap_or_else(|e| e.into_inner());
+            // A vCPU that makes steps is not to be asked for its registers' names.
+            let idle = self.waiting.load(Ordering::SeqCst) == 0;
+            let words = |line: &str| match idle {
+                true => complete(line, (self.machine)().as_ref()),
+                false => (line.len(), Vec::new()),
+            };
+            let line = editor.feed(*byte, &mut echo, PROMPT, &words);
+            drop(editor);
+            (self.print)(&echo);
+            if let Some(line) = line {
+                self.line(line);
+            }
+        }
+    }
+
+    fn line(&self, line: String) {
+        let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        // What stops or ends the machine does not wait behind what waits for it to stop; what is done at once is.
+        let urgent = ["stop", "s", "quit", "q"].contains(&words.as_str());
+        let quick = self.waiting.load(Ordering::SeqCst) == 0
+            && (words.is_empty() || COMMANDS.iter().any(|(names, _, _)| names.contains(&words.as_str())));
+        if urgent || quick {
+            return answer(&*self.print, &execute(&line, (self.machine)().as_ref()));
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _ = self.lines.send(line);
+    }
+
+    /// Says something that nobody asked for.
+    pub fn announce(&self, text: &str) {
+        (self.print)(b"\r\n");
+        answer(&*self.print, text);
+    }
+}
+
+fn answer(print: &dyn Fn(&[u8]), text: &str) {
+    print(format!("{text}{PROMPT}").replace('\n', "\r\n").as_bytes());
 }
 
 #[cfg(test)]
@@ -213,10 +303,67 @@ mod tests {
     }
 
     #[test]
-    fn editing() {
-        let (mut editor, mut echo) = (LineEditor::default(), Vec::new());
-        let lines: Vec<String> =
-            b"stpo\x7f\x7fop\rxx\x15c\n".iter().filter_map(|b| editor.feed(*b, &mut echo)).collect();
-        assert_eq!(lines, ["stop", "c"]);
+    fn help_of_our_commands() {
+        let fake = Fake::default();
+        assert_eq!(execute("help cont", &fake).lines().next(), Some("cont"));
+        assert!(execute("help trace", &fake).contains("trace start boot.trc"));
+        let all = execute("help", &fake);
+        for name in ["system_reset ", "trace start", "info tasks ", "break ", "info status "] {
+            assert!(all.lines().any(|l| l.starts_with(name)), "{name} is not in\n{all}");
+        }
+        let of = |name: &str| all.lines().filter(|l| l.split(' ').next() == Some(name)).count();
+        assert_eq!((of("stop"), of("continue"), of("help"), of("cont")), (1, 0, 1, 1), "{all}");
+    }
+
+    /// What waits for the machine does not hold up the keyboard, and Ctrl-C ends it.
+    #[test]
+    fn commands_that_wait() {
+        struct Waits(Mutex<std::sync::mpsc::Receiver<()>>, Sender<()>);
+        impl Control for Waits {
+            fn status(&self) -> String {
+                "running".into()
+            }
+            fn stop(&self) {}
+            fn cont(&self) {}
+            fn reset(&self) {}
+            fn powerdown(&self) {}
+            fn sync(&self) {}
+            fn quit(&self) {}
+            fn registers(&self) -> String {
+                String::new()
+            }
+            fn accelerator(&self) -> String {
+                String::new()
+            }
+            fn debugger(&self, line: &str) -> Option<String> {
+                if line == "finish" {
+                    let _ = self.0.lock().unwrap().recv();
+                }
+                Some(format!("did {line}\n"))
+            }
+            fn interrupt(&self) {
+                let _ = self.1.send(());
+            }
+        }
+        let (end, ended) = channel();
+        let control: Arc<dyn Control> = Arc::new(Waits(Mutex::new(ended), end));
+        let (said, heard) = channel();
+        let print = move |bytes: &[u8]| _ = said.send(String::from_utf8_lossy(bytes).into_owned());
+        let session = Session::start(move || control.clone(), print).unwrap();
+        let mut all = String::new();
+        let mut until = |text: &str| {
+            while !all.contains(text) {
+                all.push_str(&heard.recv_timeout(std::time::Duration::from_secs(120)).expect(text));
+            }
+        };
+        session.typed(b"finish\rregisters\rstop\r");
+        // "stop" is answered while "finish" waits; what else was typed comes after it.
+        until("stop\r\n(mimus) ");
+        session.typed(b"\x03");
+        until("did registers\r\n");
+        let (a, b) = (all.find("did finish"), all.find("did registers"));
+        assert!(a.is_some() && a < b, "{all}");
+        session.announce("vCPU 0: breakpoint\n");
+        assert!(heard.recv_timeout(std::time::Duration::from_secs(120)).is_ok());
     }
 }

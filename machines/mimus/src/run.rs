@@ -52,7 +52,8 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
     if let Some(text) = &config.trace {
         tracing.start(text)?;
     }
-    let commands = Arc::new(Debugger::new(Live::new(&machine)));
+    let live = Live::new(&machine);
+    let commands = Arc::new(Debugger::new(live.clone()));
     for path in &config.symbols {
         commands.load_symbols(path, 0).map_err(|e| anyhow::anyhow!("-symbols {e}"))?;
     }
@@ -64,11 +65,16 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
         control: machine.control(),
         threads: machine.threads().clone(),
         debugger: commands.clone(),
+        live: live.clone(),
         tracing: tracing.clone(),
         accel: name,
         vm: machine.vm().clone(),
     });
-    consoles.attach(&operator);
+    let monitors = consoles.attach(&operator)?;
+    // gdb is told of all stops, and says itself when the machine goes on.
+    if debugger.is_none() {
+        live.announce_stops(&commands, move |text| monitors.iter().for_each(|monitor| monitor(text)))?;
+    }
     let debugger = debugger.map(|d| gdb::serve(d, &machine, &operator)).transpose()?;
     let _ = control.set(machine.control());
     let raw = match consoles.raw {
@@ -79,7 +85,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
         machine.resume();
     }
     if debug {
-        debugger::prompt(commands.clone(), machine.control())?;
+        debugger::prompt(operator.clone(), machine.control())?;
     }
     let end = machine.wait();
     if matches!(end, RunEnd::Panic | RunEnd::Failed(_)) {
@@ -236,16 +242,23 @@ impl Consoles {
         Ok(Some(console))
     }
 
-    /// Gives keys and monitors a machine.
-    fn attach(&self, operator: &Arc<Operator>) {
+    /// Gives keys and monitors a machine; what says something there.
+    fn attach(&self, operator: &Arc<Operator>) -> anyhow::Result<Vec<Announce>> {
+        let mut all: Vec<Announce> = Vec::new();
         if let Some(terminal) = &self.terminal {
             terminal.attach(operator.clone());
+            let terminal = terminal.clone();
+            all.push(Box::new(move |text| terminal.announce(text)));
         }
         if let Some(monitor) = &self.monitor {
-            monitor::serve(monitor, operator.clone());
+            let session = monitor::serve(monitor, operator.clone())?;
+            all.push(Box::new(move |text| session.announce(text)));
         }
+        Ok(all)
     }
 }
+
+type Announce = Box<dyn Fn(&str) + Send>;
 
 /// What a monitor does to the machine.
 pub(crate) struct Operator {
@@ -254,6 +267,7 @@ pub(crate) struct Operator {
     accel: &'static str,
     vm: Arc<dyn AccelVm>,
     debugger: Arc<Debugger>,
+    live: Arc<Live>,
     tracing: Arc<Tracing>,
 }
 
@@ -282,6 +296,12 @@ impl Control for Operator {
             Some(rest) => Some(self.trace(rest)),
             None => self.debugger.execute(line),
         }
+    }
+    fn complete(&self, line: &str, more: &[&str]) -> (usize, Vec<String>) {
+        self.debugger.complete(line, more)
+    }
+    fn interrupt(&self) {
+        self.live.interrupt();
     }
     fn status(&self) -> String {
         self.control.state().name().into()

@@ -51,12 +51,13 @@ impl Steps {
                 debug.set_more_steps(left - 1);
             }
             let stop = self.run(v, io);
-            // An accelerator that stops after each counts none down.
-            let more = v.debug().map_or(0, |d| d.more_steps());
+            let more = v.debug().and_then(|d| d.more_steps());
             match stop {
-                (Ok(Stop::Step { .. }), None) if more == 0 => left = 0,
-                (Ok(Stop::Step { .. }), None) => left -= 1,
+                (Ok(Stop::Step { .. }), None) => left = more.unwrap_or(left - 1),
                 other => return other,
+            }
+            if self.interrupted.load(Ordering::SeqCst) {
+                return (Ok(Stop::Paused), None);
             }
         }
         (Ok(Stop::Step { vcpu: self.vcpu }), None)

@@ -26,17 +26,19 @@ usage:
                                 who wrote there last, before instruction N
 
 options:
-  --symbols FILE   ELF file (vmlinux) or System.map, for names
+  --symbols FILE   ELF file (vmlinux), or System.map as the debugger's 'kallsyms FILE' writes it, for names; several times
   --disas          print: the instructions of each block
   -n N             print, count: that many lines
   --out OUT        write there instead of to the terminal
   KEY=VALUE        only what matches: range=A-B (code), addr=A-B (data), space=ROOT, vcpu=N, mode=user|kernel|machine
 ";
 
+const OPTIONS: [&str; 7] = ["--symbols", "--disas", "-n", "--out", "--drcov", "--lcov", "--before"];
+
 #[derive(Default)]
 struct Args {
     words: Vec<String>,
-    symbols: Option<PathBuf>,
+    symbols: Vec<PathBuf>,
     out: Option<PathBuf>,
     drcov: Option<PathBuf>,
     lcov: Option<PathBuf>,
@@ -52,15 +54,23 @@ fn parse(words: Vec<OsString>) -> anyhow::Result<Args> {
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| anyhow!("trace: {word}: its value is missing"));
         match word.trim_start_matches('-') {
-            "symbols" if word.starts_with('-') => args.symbols = Some(value()?.into()),
+            "symbols" if word.starts_with('-') => args.symbols.push(value()?.into()),
             "out" if word.starts_with('-') => args.out = Some(value()?.into()),
             "drcov" if word.starts_with('-') => args.drcov = Some(value()?.into()),
             "lcov" if word.starts_with('-') => args.lcov = Some(value()?.into()),
             "disas" if word.starts_with('-') => args.disas = true,
-            "n" if word.starts_with('-') => args.lines = Some(value()?.parse()?),
+            "n" if word.starts_with('-') => {
+                let text = value()?;
+                let lines = text.parse().map_err(|_| anyhow!("trace -n {text}: this is no number of lines"))?;
+                args.lines = Some(lines);
+            }
             "before" if word.starts_with('-') => args.before = Some(number(&value()?).map_err(|e| anyhow!(e))?),
             "help" | "h" => args.words = vec!["help".to_owned()],
-            _ if word.starts_with('-') => bail!("trace: there is no option {word}; see mimus trace help"),
+            _ if word.starts_with('-') => {
+                let near =
+                    nearest(&word, OPTIONS.into_iter()).map_or(String::new(), |n| format!("; did you mean {n}?"));
+                bail!("trace: there is no option {word}{near}; see mimus trace help");
+            }
             _ => match word.split_once('=').and_then(|(key, value)| args.filter.add(key, value)) {
                 Some(result) => result.map_err(|e| anyhow!("trace {word}: {e}"))?,
                 None => args.words.push(word),
@@ -86,7 +96,10 @@ pub fn main(words: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let file = words.next().ok_or_else(|| anyhow!("trace {command}: the file is missing"))?;
     let address = words.next().map(number).transpose().map_err(|e| anyhow!("trace {command}: {e}"))?;
     let mut reader = Reader::open(file.as_ref()).map_err(|e| anyhow!("{file}: {e}"))?;
-    let symbols = args.symbols.as_deref().map(Symbols::open).transpose()?.unwrap_or_default();
+    let mut symbols = Symbols::default();
+    for path in &args.symbols {
+        symbols.add(Symbols::open(path)?);
+    }
     let out: Box<dyn Write> = match &args.out {
         Some(path) => Box::new(std::fs::File::create(path).map_err(|e| anyhow!("{}: {e}", path.display()))?),
         None => Box::new(std::io::stdout().lock()),
@@ -94,7 +107,7 @@ pub fn main(words: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(out);
     let name = |at: u64| symbols.describe(at);
     match command {
-        "print" => print(&mut reader, &args, &mut out, &symbols)?,
+        "print" => print(&mut reader, &args, file, &mut out, &symbols)?,
         "count" => {
             let mut counts = Counts::default();
             each(&mut reader, &args.filter, file, |r| counts.add(r))?;
@@ -131,20 +144,30 @@ fn each(reader: &mut FileReader, filter: &Filter, file: &str, mut f: impl FnMut(
         ControlFlow::Continue(())
     });
     result.map_err(|e| anyhow!("{file}: {e}"))?;
-    if !reader.complete {
-        log::warn!("{file} breaks off: what was written last is missing");
-    }
+    warn_if_incomplete(reader, file);
     Ok(())
 }
 
-fn print(reader: &mut FileReader, args: &Args, out: &mut impl Write, symbols: &Symbols) -> anyhow::Result<()> {
+fn warn_if_incomplete(reader: &FileReader, file: &str) {
+    if !reader.complete {
+        eprintln!("mimus: warning: {file} breaks off: what was written last is missing");
+    }
+}
+
+fn print(
+    reader: &mut FileReader,
+    args: &Args,
+    file: &str,
+    out: &mut impl Write,
+    symbols: &Symbols,
+) -> anyhow::Result<()> {
     let riscv = reader.header.guest.starts_with("riscv");
     let disassemble =
         |bytes: &[u8], pc: u64, bits: u8| mimus_tcg::disassemble(if riscv { 0 } else { bits.max(16) }, bytes, pc);
     let name = |at: u64| symbols.describe(at);
     let mut left = args.lines.unwrap_or(usize::MAX);
     let mut failed = Ok(());
-    reader.each(&args.filter, |record| {
+    let result = reader.each(&args.filter, |record| {
         if left == 0 {
             return ControlFlow::Break(());
         }
@@ -152,7 +175,11 @@ fn print(reader: &mut FileReader, args: &Args, out: &mut impl Write, symbols: &S
         let text = line(record, args.disas.then_some(&disassemble as _), &name);
         failed = writeln!(out, "{text}");
         if failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    });
+    result.map_err(|e| anyhow!("{file}: {e}"))?;
+    if left > 0 && failed.is_ok() {
+        warn_if_incomplete(reader, file);
+    }
     match failed {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(()),
@@ -169,11 +196,10 @@ fn coverage(
     let mut coverage = Coverage::default();
     each(reader, &args.filter, file, |r| coverage.add(r))?;
     if let Some(path) = &args.drcov {
-        let module = args.symbols.as_ref().map_or("guest".to_owned(), |p| p.display().to_string());
-        std::fs::write(path, coverage.drcov(&module)).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+        std::fs::write(path, coverage.drcov(&symbols.images())).map_err(|e| anyhow!("{}: {e}", path.display()))?;
     }
     if let Some(path) = &args.lcov {
-        let text = coverage.lcov(&|at| symbols.source_line(at));
+        let text = coverage.lcov(&|at| symbols.source_line(at), &|each| symbols.each_line(each));
         if text.is_empty() {
             bail!(
                 "--lcov: no source line is known for this code: give --symbols FILE with an ELF file with debug information"

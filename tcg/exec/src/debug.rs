@@ -419,8 +419,8 @@ impl<F: GuestFrontend> VcpuDebug for Cpu<F> {
         self.debug.more_steps = steps;
     }
 
-    fn more_steps(&self) -> u64 {
-        self.debug.more_steps
+    fn more_steps(&self) -> Option<u64> {
+        Some(self.debug.more_steps)
     }
 
     fn insert_catch(&mut self, catch: Catch) -> Result<(), AccelError> {

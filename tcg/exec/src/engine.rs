@@ -169,6 +169,7 @@ impl<F: GuestFrontend> Machine<F> {
             pin_order: if config.narrow { F::PIN_ORDER_NARROW } else { F::PIN_ORDER }.to_vec(),
             vector: F::VECTOR,
             fp_pin_order: F::FP_PIN_ORDER.to_vec(),
+            fp_flags: F::FP_FLAGS,
             code_align: F::CODE_ALIGN,
             optimise: config.optimise,
             flags: F::FLAGS,

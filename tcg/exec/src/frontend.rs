@@ -21,7 +21,7 @@
 
 use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegister, VcpuIndex};
-use mimus_tcg_ir::backend::VectorLayout;
+use mimus_tcg_ir::backend::{FpFlagsHelper, VectorLayout};
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot, Val};
 
@@ -215,6 +215,8 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
 
     /// Floating-point slots, those that most deserve a host register first.
     const FP_PIN_ORDER: &'static [Slot] = &[];
+    /// The helper for floating-point flags; its byte is at an offset in [`GuestFrontend::State`].
+    const FP_FLAGS: Option<FpFlagsHelper> = None;
     /// Where vector registers are in [`GuestFrontend::State`], if blocks have [`mimus_tcg_ir::Op::Unit`].
     const VECTOR: Option<VectorLayout> = None;
 

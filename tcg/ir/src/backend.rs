@@ -434,6 +434,17 @@ impl Optimise {
     }
 }
 
+/// The frontend's pure helper for the accrued floating-point flags, RISC-V's `fflags`: those in a byte or those of the
+/// host's unit. Its first argument says whether it writes them, the second what; it gives what they were. A backend may
+/// do the same in line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FpFlagsHelper {
+    /// Its number.
+    pub helper: u16,
+    /// u8: the flags in the guest's hot state.
+    pub flags: i32,
+}
+
 /// Everything a backend needs to know before the first block.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
@@ -449,6 +460,7 @@ pub struct BackendConfig {
     /// Floating-point slots in the order in which they deserve a host register of their own. For guests
     /// with neither `vector` nor `flags`.
     pub fp_pin_order: Vec<Slot>,
+    pub fp_flags: Option<FpFlagsHelper>,
     /// Guest code begins at multiples of this many bytes: 1 or 2. An entry table has a word for each in a page.
     pub code_align: u32,
     pub optimise: Optimise,

@@ -216,9 +216,11 @@ fn compare_on(engines: &[Engine], mode: Mode, cases: u64) {
     }
     let template = solos[0].state();
     let generator = Generator::default();
-    let seeds = std::env::var("MIMUS_TEST_SEED").ok().and_then(|s| s.parse().ok());
-    let (first, count) = seeds.map_or((0, cases * scale()), |seed: u64| (seed, 1));
-    let mut through = 0;
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    // One case again, or as many as usual from another on.
+    let others = (number("MIMUS_TEST_FIRST").unwrap_or(0), cases * scale());
+    let (first, count) = number("MIMUS_TEST_SEED").map_or(others, |seed| (seed, 1));
+    let (mut through, mut instructions) = (0, 0);
     for seed in first..first + count {
         let case = case(&generator, &template, seed, mode);
         if differs(&mut solos, &case).is_some() {
@@ -228,7 +230,9 @@ fn compare_on(engines: &[Engine], mode: Mode, cases: u64) {
         let end = case.start + encode(&case.items).len() as u64 - 4;
         let s = solos[0].state();
         through += u64::from([s.mepc, s.sepc].contains(&end));
+        instructions += encode(&case.items).len() / 4;
     }
+    println!("{mode:?}, {engines:?}: {count} cases of {instructions} instructions, {through} reached their end");
     assert!(count == 1 || through > count / 5, "of {count} cases only {through} reached their end");
 }
 

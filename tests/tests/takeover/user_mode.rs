@@ -9,9 +9,13 @@ use mimus_arch::x86::{Segment, X86State};
 use crate::cases::noise;
 use crate::guest::*;
 
-/// Sequences, and instructions in each.
+/// Sequences, and instructions in each. `MIMUS_TEST_ROUNDS` and `MIMUS_TEST_SEED` ask for other sequences.
 const SEQUENCES: u64 = 250;
 const LENGTH: usize = 60;
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+}
 
 /// Long mode, user, at [`USER`].
 pub fn user(s: &mut X86State) {
@@ -281,7 +285,8 @@ fn random_sequences() {
         });
     }
     let mut faults = 0;
-    for seed in 1..=SEQUENCES {
+    let (first, sequences) = (number("MIMUS_TEST_SEED", 1), number("MIMUS_TEST_ROUNDS", SEQUENCES));
+    for seed in first..first + sequences {
         let code = sequence(seed);
         let ends = guests.each_mut().map(|g| {
             crate::cases::data(g);
@@ -302,6 +307,6 @@ fn random_sequences() {
         }
         compare(&format!("{name} {seed}"), &kvm, &tcg);
     }
-    println!("{name}: {SEQUENCES} sequences of {LENGTH} instructions, {faults} ended early");
-    assert!(faults < SEQUENCES / 2, "{faults}");
+    println!("{name}: {sequences} sequences of {LENGTH} instructions, {faults} ended early");
+    assert!(faults < sequences / 2, "{faults}");
 }

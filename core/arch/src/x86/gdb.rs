@@ -322,6 +322,16 @@ impl View {
         x
     }
 
+    /// The number of a register, by its name in the description.
+    pub fn number(&self, name: &str) -> Option<u32> {
+        self.regs().into_iter().find(|r| r.name == name).map(|r| r.number)
+    }
+
+    /// Names of all registers of the description, in its order.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.regs().into_iter().map(|r| r.name).collect()
+    }
+
     /// Bytes of register `number`; `None` if there is no such register.
     pub fn size(&self, number: u32) -> Option<usize> {
         self.find(number).map(|r| r.bytes)

@@ -261,6 +261,15 @@ impl Btf {
         Some(())
     }
 
+    /// Structures whose names begin so, at most `most`.
+    pub fn names(&self, begin: &str, most: usize) -> Vec<String> {
+        let all = (1..self.starts.len() as u32).filter_map(|id| self.ty(id));
+        let names = all.filter(|t| matches!(t.kind, STRUCT | UNION)).map(|t| printable(self.name(t.name)));
+        let found: std::collections::BTreeSet<String> =
+            names.filter(|n| !n.is_empty() && n.starts_with(begin)).take(16 * most).collect();
+        found.into_iter().take(most).collect()
+    }
+
     /// Structures with a name like one that is not there.
     pub fn near(&self, name: &str) -> Option<String> {
         let all = (1..self.starts.len() as u32).filter_map(|id| self.ty(id));

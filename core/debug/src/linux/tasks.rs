@@ -302,6 +302,13 @@ pub fn kept(m: &Memory<'_>, linux: &Linux, task: &Task) -> Result<(u64, Vec<(usi
     Ok((load(sp.wrapping_add(48))?, kept))
 }
 
+/// The physical address of a task's topmost page table; `None` of the kernel's own threads, and where no types say it.
+pub fn page_tables(m: &Memory<'_>, linux: &Linux, task: &Task) -> Option<u64> {
+    let types = linux.types.as_ref()?;
+    let mm = m.long(task.at.wrapping_add(types.member("task_struct", "mm")?.offset())).filter(|mm| *mm != 0)?;
+    m.translate(m.long(mm.wrapping_add(types.member("mm_struct", "pgd")?.offset()))?)
+}
+
 /// A table of them.
 pub fn show(tasks: &[Task]) -> String {
     let mut out = format!("{:>7} {:>7} {:>7} state cpu {:<18} name\n", "pid", "process", "parent", "task_struct");

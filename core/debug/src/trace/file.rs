@@ -19,7 +19,10 @@ pub enum TraceError {
     /// It is no trace, or another version's.
     #[error("{0}")]
     Format(String),
-    /// It breaks off or contradicts itself.
+    /// Its end is missing.
+    #[error("the trace breaks off")]
+    BreaksOff,
+    /// It contradicts itself.
     #[error("the trace is damaged: {0}")]
     Damaged(&'static str),
 }
@@ -112,14 +115,14 @@ pub fn read_header(input: &mut impl Read) -> Result<Header, TraceError> {
 
 fn read_bytes(input: &mut impl Read, most: u32) -> Result<Vec<u8>, TraceError> {
     let mut len = [0; 4];
-    input.read_exact(&mut len).map_err(|_| TraceError::Damaged("it breaks off"))?;
+    input.read_exact(&mut len).map_err(|_| TraceError::BreaksOff)?;
     let len = u32::from_le_bytes(len);
     if len > most {
         return Err(TraceError::Damaged("a length is out of range"));
     }
     let mut bytes = Vec::new();
     if input.take(len.into()).read_to_end(&mut bytes)? != len as usize {
-        return Err(TraceError::Damaged("it breaks off"));
+        return Err(TraceError::BreaksOff);
     }
     Ok(bytes)
 }

@@ -85,13 +85,19 @@ impl<R: Read> Reader<R> {
         Ok(Self { input, header, codes: HashMap::new(), vcpus: HashMap::new(), count: 0, complete: false })
     }
 
-    /// Calls `f` with each record that `filter` keeps, until it breaks.
+    /// Calls `f` with each record that `filter` keeps, until it breaks. A trace whose end is missing, as that of a program
+    /// that was killed, is good up to there; then `complete` stays false.
     pub fn each(
         &mut self,
         filter: &Filter,
         mut f: impl FnMut(&Record<'_>) -> ControlFlow<()>,
     ) -> Result<(), TraceError> {
-        while let Some(section) = Section::read(&mut self.input)? {
+        loop {
+            let section = match Section::read(&mut self.input) {
+                Ok(Some(section)) => section,
+                Ok(None) | Err(TraceError::BreaksOff) => return Ok(()),
+                Err(other) => return Err(other),
+            };
             match section {
                 Section::Code(code) => _ = self.codes.insert(code.id, code),
                 Section::End { count } => {
@@ -116,7 +122,6 @@ impl<R: Read> Reader<R> {
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -329,8 +334,8 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         for cut in 0..whole.len() {
             if let Ok(mut reader) = Reader::new(&whole[..cut]) {
-                let _ = reader.each(&Filter::default(), |_| ControlFlow::Continue(()));
-                assert!(!reader.complete);
+                let read = reader.each(&Filter::default(), |_| ControlFlow::Continue(()));
+                assert!(read.is_ok() && !reader.complete, "{cut}: {read:?}");
             }
         }
     }

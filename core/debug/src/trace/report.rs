@@ -117,6 +117,20 @@ impl Counts {
     }
 }
 
+/// A file that is mapped into the guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    pub path: String,
+    pub base: u64,
+    pub end: u64,
+}
+
+/// Calls what it is given with each source line that has code: file, line, address.
+pub type AllLines<'a> = &'a dyn Fn(&mut dyn FnMut(&str, u32, u64));
+
+/// Bytes between two stretches of code that are not of one image.
+const APART: u64 = 64 << 20;
+
 /// The code that was executed.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
@@ -142,31 +156,60 @@ impl Coverage {
         }
     }
 
-    /// DynamoRIO's drcov, version 2: the form that IDA's Lighthouse and Ghidra read. One module spans all code.
-    pub fn drcov(&self, module: &str) -> Vec<u8> {
-        let base = self.stretches.keys().next().copied().unwrap_or(0) & !0xfff;
-        let end = self.stretches.iter().next_back().map_or(base, |(at, (bytes, _))| at + u64::from(*bytes));
-        // A table entry has 32 bits for the offset.
-        let near: Vec<_> = self.stretches.iter().filter(|(at, _)| **at - base <= u32::MAX.into()).collect();
-        let mut out = format!(
-            "DRCOV VERSION: 2\nDRCOV FLAVOR: mimus\nModule Table: version 2, count 1\n\
-             Columns: id, base, end, entry, path\n 0, {base:#018x}, {end:#018x}, {:#018x}, {module}\n\
-             BB Table: {} bbs\n",
-            0,
-            near.len()
-        )
-        .into_bytes();
-        for (at, (bytes, _)) in near {
-            out.extend(((at - base) as u32).to_le_bytes());
-            out.extend(bytes.to_le_bytes());
-            out.extend(0u16.to_le_bytes());
+    /// DynamoRIO's drcov, version 2: the form that IDA's Lighthouse and Ghidra read. An image is a module, whose base is
+    /// the image's, as those programs load it; code that is in none is in modules of its own, by place.
+    pub fn drcov(&self, images: &[Image]) -> Vec<u8> {
+        let mut modules: Vec<Image> = images.to_vec();
+        let mut table = Vec::new();
+        for (&at, &(bytes, _)) in &self.stretches {
+            let end = at.saturating_add(bytes.into());
+            let known = images.iter().position(|m| (m.base..m.end).contains(&at) && at - m.base <= u32::MAX.into());
+            let near = || {
+                let last = modules.len().checked_sub(1).filter(|i| *i >= images.len())?;
+                let m = &modules[last];
+                // A table's entry has 32 bits for the offset.
+                (at - m.end.min(at) <= APART && at - m.base <= u32::MAX.into()).then_some(last)
+            };
+            let module = known.or_else(near).unwrap_or_else(|| {
+                let base = at & !0xfff;
+                modules.push(Image { path: format!("guest-{base:#x}"), base, end: base });
+                modules.len() - 1
+            });
+            // And 16 for the module.
+            let Ok(id) = u16::try_from(module) else { break };
+            modules[module].end = modules[module].end.max(end);
+            table.extend(((at - modules[module].base) as u32).to_le_bytes());
+            table.extend(bytes.to_le_bytes());
+            table.extend(id.to_le_bytes());
         }
+        modules.truncate(1 << 16);
+        let mut out = format!(
+            "DRCOV VERSION: 2\nDRCOV FLAVOR: mimus\nModule Table: version 2, count {}\n\
+             Columns: id, base, end, entry, path\n",
+            modules.len()
+        );
+        for (id, Image { path, base, end }) in modules.iter().enumerate() {
+            let _ = writeln!(out, "{id:>3}, {base:#018x}, {end:#018x}, {:#018x}, {path}", 0);
+        }
+        let _ = writeln!(out, "BB Table: {} bbs", table.len() / 8);
+        let mut out = out.into_bytes();
+        out.extend(table);
         out
     }
 
-    /// An lcov trace file; `line` finds the source line of an address.
-    pub fn lcov(&self, line: &dyn Fn(u64) -> Option<(String, u32)>) -> String {
+    /// An lcov trace file of all source lines that have code, those that were not executed with 0. `line` finds the source
+    /// line of an address, `all` is given file, line and an address of each.
+    pub fn lcov(&self, line: &dyn Fn(u64) -> Option<(String, u32)>, all: AllLines<'_>) -> String {
         let mut files: BTreeMap<String, BTreeMap<u32, u64>> = BTreeMap::new();
+        all(&mut |file: &str, line, _| {
+            // Line 0 is of no source.
+            if line != 0 {
+                match files.get_mut(file) {
+                    Some(lines) => _ = lines.entry(line).or_default(),
+                    None => _ = files.entry(file.to_owned()).or_default().entry(line).or_default(),
+                }
+            }
+        });
         for (at, times) in &self.insns {
             if let Some((file, line)) = line(*at) {
                 let count = files.entry(file).or_default().entry(line).or_default();
@@ -179,7 +222,8 @@ impl Coverage {
             for (line, times) in &lines {
                 let _ = writeln!(out, "DA:{line},{times}");
             }
-            let _ = writeln!(out, "LF:{0}\nLH:{0}\nend_of_record", lines.len());
+            let hit = lines.values().filter(|times| **times != 0).count();
+            let _ = writeln!(out, "LF:{}\nLH:{hit}\nend_of_record", lines.len());
         }
         out
     }
@@ -243,55 +287,136 @@ fn x86_transfer(insn: &[u8], bits: u8) -> Transfer {
 }
 
 /// Stacks of calls, and instructions executed in each: `a;b;c 123`, as flame graph tools want them.
-#[derive(Default)]
+///
+/// Stacks are paths of a tree: a boot has a thousand million instructions, and few places in the tree.
 pub struct Flame {
-    /// The stack of each vCPU, address space and privilege: the function, and what it calls returns to.
-    stacks: HashMap<(u32, u64, u8), Vec<String>>,
-    counts: HashMap<String, u64>,
+    names: Vec<String>,
+    /// A name's number, and that of the function an address is in.
+    numbers: HashMap<String, u32>,
+    functions: HashMap<u64, u32>,
+    /// The first is the root.
+    nodes: Vec<Node>,
+    children: HashMap<(u32, u32), u32>,
+    /// Where each vCPU, address space and privilege is.
+    places: HashMap<(u32, u64, u8), u32>,
     /// What the stretch before did.
     last: HashMap<u32, Transfer>,
 }
 
-/// Deeper stacks are cut off at their roots.
-const DEEPEST: usize = 256;
+#[derive(Clone, Copy)]
+struct Node {
+    parent: u32,
+    name: u32,
+    depth: u32,
+    insns: u64,
+}
+
+/// Deeper calls are counted here.
+const DEEPEST: u32 = 256;
+/// Most places in the tree; what comes then is counted to its caller.
+const MOST_NODES: usize = 1 << 21;
+/// Most functions of addresses remembered.
+const MOST_FUNCTIONS: usize = 1 << 20;
+
+impl Default for Flame {
+    fn default() -> Flame {
+        Flame {
+            names: Vec::new(),
+            numbers: HashMap::new(),
+            functions: HashMap::new(),
+            nodes: vec![Node { parent: 0, name: u32::MAX, depth: 0, insns: 0 }],
+            children: HashMap::new(),
+            places: HashMap::new(),
+            last: HashMap::new(),
+        }
+    }
+}
 
 impl Flame {
     /// `name`: the function at an address.
     pub fn add(&mut self, record: &Record<'_>, name: Name<'_>) {
         let Event::Code(code) = record.event else { return };
-        let function = || name(record.pc).unwrap_or_else(|| format!("{:#x}", record.pc & !0xfff));
-        let stack = self.stacks.entry((record.vcpu, record.space.0, record.space.1)).or_default();
-        let function = function();
-        match self.last.get(&record.vcpu) {
-            Some(Transfer::Call) => stack.push(function),
-            Some(Transfer::Return) => {
-                // To where the function is that it returns to, if it is on the stack.
-                let to = stack.iter().rposition(|f| *f == function);
-                stack.truncate(to.map_or(stack.len().saturating_sub(1), |at| at + 1));
-                if to.is_none() {
-                    stack.push(function);
-                }
-            }
+        let function = self.function(record.pc, name);
+        let space = (record.vcpu, record.space.0, record.space.1);
+        let at = self.places.get(&space).copied().unwrap_or(0);
+        let top = self.nodes[at as usize];
+        let at = match self.last.get(&record.vcpu) {
+            Some(Transfer::Call) => self.child(at, function),
+            // To where the function is that it returns to; if it is not on the stack, it is another task's.
+            Some(Transfer::Return) => self.caller(at, function).unwrap_or_else(|| self.child(0, function)),
             // Another function without a call: a tail call, an exception, or the first of all.
-            _ if stack.last() != Some(&function) => {
-                stack.pop();
-                stack.push(function);
-            }
-            _ => {}
-        }
-        if stack.len() > DEEPEST {
-            stack.drain(..stack.len() - DEEPEST);
-        }
-        let insns = code.lengths.len() as u64;
-        *self.counts.entry(stack.join(";")).or_default() += insns;
+            _ if top.name != function => self.child(top.parent, function),
+            _ => at,
+        };
+        self.places.insert(space, at);
+        self.nodes[at as usize].insns += code.lengths.len() as u64;
         self.last.insert(record.vcpu, transfer(&code.bytes, &code.lengths, code.bits));
+    }
+
+    fn function(&mut self, pc: u64, name: Name<'_>) -> u32 {
+        if let Some(number) = self.functions.get(&pc) {
+            return *number;
+        }
+        let text = name(pc).unwrap_or_else(|| format!("{:#x}", pc & !0xfff));
+        let next = self.names.len() as u32;
+        let number = *self.numbers.entry(text).or_insert_with_key(|text| {
+            self.names.push(text.clone());
+            next
+        });
+        if self.functions.len() >= MOST_FUNCTIONS {
+            self.functions.clear();
+        }
+        self.functions.insert(pc, number);
+        number
+    }
+
+    fn child(&mut self, parent: u32, name: u32) -> u32 {
+        if let Some(found) = self.children.get(&(parent, name)) {
+            return *found;
+        }
+        let depth = self.nodes[parent as usize].depth + 1;
+        if depth > DEEPEST || self.nodes.len() >= MOST_NODES {
+            return parent;
+        }
+        self.nodes.push(Node { parent, name, depth, insns: 0 });
+        let made = self.nodes.len() as u32 - 1;
+        self.children.insert((parent, name), made);
+        made
+    }
+
+    /// The nearest place below in which `name` is.
+    fn caller(&self, from: u32, name: u32) -> Option<u32> {
+        let mut at = from;
+        while at != 0 {
+            if self.nodes[at as usize].name == name {
+                return Some(at);
+            }
+            at = self.nodes[at as usize].parent;
+        }
+        None
     }
 
     /// The lines.
     pub fn text(&self) -> String {
-        let mut lines: Vec<_> = self.counts.iter().map(|(stack, n)| format!("{stack} {n}\n")).collect();
+        let counted = self.nodes.iter().filter(|n| n.insns != 0);
+        let mut lines: Vec<String> = counted.map(|n| format!("{} {}\n", self.path(n), n.insns)).collect();
         lines.sort_unstable();
         lines.concat()
+    }
+
+    fn path(&self, node: &Node) -> String {
+        let mut names = Vec::new();
+        let mut at = *node;
+        while at.name != u32::MAX {
+            names.push(self.names[at.name as usize].as_str());
+            at = self.nodes[at.parent as usize];
+        }
+        if names.is_empty() {
+            // More places than there is room for.
+            return "(others)".to_owned();
+        }
+        names.reverse();
+        names.join(";")
     }
 }
 
@@ -378,11 +503,48 @@ mod tests {
         let mut coverage = Coverage::default();
         coverage.add(&record(0x1010, 0, Event::Code(&code)));
         coverage.add(&record(0x1010, 2, Event::Code(&code)));
-        let drcov = coverage.drcov("kernel");
-        let text = String::from_utf8_lossy(&drcov);
-        assert!(text.contains("BB Table: 1 bbs\n"), "{text}");
-        assert_eq!(drcov[drcov.len() - 8..], [0x10, 0, 0, 0, 6, 0, 0, 0]);
-        let lcov = coverage.lcov(&|at| Some(("a.c".to_owned(), (at & 0xf) as u32)));
-        assert_eq!(lcov, "TN:\nSF:a.c\nDA:0,2\nDA:4,2\nLF:2\nLH:2\nend_of_record\n");
+        let far = Code { offset: 0, bytes: vec![1; 4], lengths: vec![4], ..Code::default() };
+        for pc in [0x1018, 0xffff_ffff_8000_0040, 0xffff_ffff_8000_2000] {
+            coverage.add(&record(pc, 4, Event::Code(&far)));
+        }
+        let image = Image { path: "kernel".to_owned(), base: 0x1000, end: 0x2000 };
+        let drcov = coverage.drcov(&[image]);
+        let table = drcov.len() - 4 * 8;
+        let head = "DRCOV VERSION: 2\nDRCOV FLAVOR: mimus\nModule Table: version 2, count 2\n\
+                    Columns: id, base, end, entry, path\n  \
+                    0, 0x0000000000001000, 0x0000000000002000, 0x0000000000000000, kernel\n  \
+                    1, 0xffffffff80000000, 0xffffffff80002004, 0x0000000000000000, guest-0xffffffff80000000\n\
+                    BB Table: 4 bbs\n";
+        assert_eq!(String::from_utf8_lossy(&drcov[..table]), head);
+        let entries: Vec<(u32, u16, u16)> = drcov[table..]
+            .chunks(8)
+            .map(|e| {
+                let half = |i: usize| u16::from_le_bytes([e[i], e[i + 1]]);
+                (u32::from(half(0)) | u32::from(half(2)) << 16, half(4), half(6))
+            })
+            .collect();
+        assert_eq!(entries, [(0x10, 6, 0), (0x18, 4, 0), (0x40, 4, 1), (0x2000, 4, 1)]);
+        let line = |at: u64| Some(("a.c".to_owned(), (at & 0x1f) as u32));
+        let all: AllLines<'_> = &|each| [("a.c", 16), ("a.c", 30), ("b.c", 7)].iter().for_each(|(f, l)| each(f, *l, 0));
+        assert_eq!(
+            coverage.lcov(&line, all),
+            "TN:\nSF:a.c\nDA:0,1\nDA:16,2\nDA:20,2\nDA:24,1\nDA:30,0\nLF:5\nLH:4\nend_of_record\n\
+             TN:\nSF:b.c\nDA:7,0\nLF:1\nLH:0\nend_of_record\n"
+        );
+    }
+
+    #[test]
+    fn flames_are_bounded() {
+        let call = Code { bytes: vec![0xef, 0, 0, 0], lengths: vec![4], ..Code::default() };
+        let name = |pc: u64| Some(format!("f{pc}"));
+        let mut flame = Flame::default();
+        for pc in 0..5000 {
+            flame.add(&record(pc, 0, Event::Code(&call)), &name);
+        }
+        let text = flame.text();
+        let deepest = text.lines().map(|l| l.matches(';').count()).max();
+        assert_eq!((deepest, text.lines().count()), (Some(255), 256));
+        let total: u64 = text.lines().filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum();
+        assert_eq!(total, 5000, "nothing is lost");
     }
 }

@@ -151,6 +151,7 @@ fn machine(guest: &mut Mimus, own: &Own) {
         let path = line.split_whitespace().next().unwrap_or_default();
         let device = ask(guest, &format!("info device {path}"));
         assert!(device.starts_with(path) && !device.contains("cannot be shown"), "{device}");
+        assert!(line.split_whitespace().count() > 2, "{line}: what it is");
     }
     assert!(devices.lines().count() > 3, "{devices}");
     let serial = devices.lines().find_map(|l| l.split_whitespace().next().filter(|p| p.contains("serial")));

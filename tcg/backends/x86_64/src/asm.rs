@@ -99,6 +99,11 @@ impl Vex {
     /// Vector register `reg` = the single at `rm`; `v` is 0
     pub const MOVSS: Vex = Vex::new(1, 2, 0x10);
 
+    /// The double at `rm` = vector register `reg`; `v` is 0
+    pub const STORE_SD: Vex = Vex::new(1, 3, 0x11);
+    /// The single at `rm` = vector register `reg`; `v` is 0
+    pub const STORE_SS: Vex = Vex::new(1, 2, 0x11);
+
     const fn new(map: u8, pp: u8, opcode: u8) -> Vex {
         Vex { map, pp, opcode }
     }

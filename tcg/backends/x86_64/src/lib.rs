@@ -7,7 +7,7 @@
 //! | `rbp` | the environment's address + 128, which puts its first 256 bytes within a byte's displacement |
 //! | `rbx r12 r13 rsi rdi rdx rcx r8–r11` | the guest slots that [`BackendConfig::pin_order`] names first |
 //! | `rax r14 r15 xmm0 xmm1` | scratch, dead between blocks |
-//! | `xmm2`–`xmm15` | copies of the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says not |
+//! | `xmm2`–`xmm15` | the slots that [`BackendConfig::fp_pin_order`] names first, unless `vector_dead` says that they are in memory |
 //! | `gs` base | the current TLB context |
 //! | `rsp` | 16-byte aligned; `[rsp]` and `[rsp+8]` are the code's to use |
 //! | MXCSR | the guest's rounding mode and sticky flags (with vector registers: while they are here) |
@@ -26,7 +26,7 @@ mod stubs;
 mod tests;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
-use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, HostBackend, Optimise, Stubs};
+use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, Hints, HostBackend, Optimise, Stubs};
 use mimus_tcg_ir::{Block, SLOTS, Size, Slot};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -187,6 +187,15 @@ impl X86_64 {
         let kind = ContextLayout::range_kind(size, write, parts);
         let n = self.ranges.get(kind as usize).map_or(0, |used| used.fetch_add(1, Ordering::Relaxed));
         ContextLayout::range(n, size, write, parts)
+    }
+
+    /// Whether the loops of blocks without flags are to be copied.
+    fn copies_loops(&self, hints: &Hints) -> bool {
+        match self.config.optimise {
+            Optimise::Off => false,
+            Optimise::Usual => hints.hot,
+            Optimise::Forced => true,
+        }
     }
 
     /// Whether vector registers hold guest state at times.

@@ -39,6 +39,10 @@ pub struct Addresses {
     pub fp: usize,
     /// Called: vector registers from memory to the host's, which run under the guest's MXCSR. Every general register stays.
     pub revive: usize,
+    /// A byte for each value of MXCSR's flags: these in RISC-V's order.
+    pub fp_flags: usize,
+    /// Called: vector registers to memory, if they are in the host's. Every general register stays.
+    pub bury: usize,
     /// 16 bytes for each [`FpMask`].
     pub fp_masks: usize,
     /// Called: `r15` address, `r14d` bytes.
@@ -724,7 +728,7 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; ret);
     }
 
-    /// The same for floating-point slots, whose memory is always valid.
+    /// The same for floating-point slots.
     fn fp_pins(&mut self, a: &mut Addresses) {
         if !self.b.has_vectors() {
             return;
@@ -736,19 +740,19 @@ impl Emitter<'_> {
             ; ->revive:
             ; mov BYTE [rbp + dead], 0
         );
-        for number in 0..SLOTS as u8 {
-            if let Some(reg) = self.b.fp_pin_of(Slot(number)) {
-                let disp = self.b.slot_disp(Slot(number));
-                dynasm!(self.ops ; .arch x64 ; vmovsd Rx(reg), QWORD [rbp + disp]);
-            }
+        let b = self.b;
+        let pins = || (0..SLOTS as u8).filter_map(|n| Some((b.fp_pin_of(Slot(n))?, b.slot_disp(Slot(n)))));
+        for (reg, disp) in pins() {
+            dynasm!(self.ops ; .arch x64 ; vmovsd Rx(reg), QWORD [rbp + disp]);
         }
-        dynasm!(self.ops ; .arch x64
-            ; ret
-            ; .align 16
-            ; ->bury:
-            ; mov BYTE [rbp + dead], -1
-            ; ret
-        );
+        dynasm!(self.ops ; .arch x64 ; ret ; .align 16 ; ->bury:);
+        for (reg, disp) in pins() {
+            dynasm!(self.ops ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(reg));
+        }
+        dynasm!(self.ops ; .arch x64 ; mov BYTE [rbp + dead], -1 ; ret);
+        a.bury = self.here();
+        self.test_alive();
+        dynasm!(self.ops ; .arch x64 ; jne ->bury ; ret);
     }
 
     /// Masks for single and double values in vector registers.
@@ -757,6 +761,12 @@ impl Emitter<'_> {
         a.fp_masks = self.here();
         for mask in FpMask::VALUES {
             dynasm!(self.ops ; .arch x64 ; .u64 mask ; .u64 0);
+        }
+        a.fp_flags = self.here();
+        for host in 0..64u8 {
+            // IE, ZE, OE, UE and PE to NV, DZ, OF, UF and NX.
+            let flags = (host & 1) << 4 | (host & 4) << 1 | (host & 8) >> 1 | (host & 16) >> 3 | host >> 5;
+            dynasm!(self.ops ; .arch x64 ; .u8 flags);
         }
     }
 

@@ -5,6 +5,8 @@
 //! 63 the floating-point registers. While the vCPU runs, the dynamic rounding
 //! mode and accrued exception flags are in the host's control word.
 
+use std::mem::offset_of;
+
 use mimus_arch::riscv::models::RiscvModel;
 use mimus_arch::riscv::state::Privilege;
 use mimus_arch::riscv::{Ext, Features, RiscvState};
@@ -13,10 +15,12 @@ use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegi
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_exec::hostfp;
+use mimus_tcg_ir::backend::FpFlagsHelper;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot};
 use mimus_tcg_softfloat::{Flags, FloatStatus, Rounding, riscv as softfloat};
 
 use crate::decode::insn_len;
+use crate::helper_ids;
 use crate::helpers::{self, TICK_NS};
 use crate::interrupt::{Interrupt, pending_interrupt, wakes_wfi};
 use crate::mmu::{self, Fault, NoMemory, PhysMem};
@@ -240,7 +244,7 @@ impl GuestFrontend for Riscv {
 
     /// In the order in which compilers take them: arguments from the last on, then temporaries.
     const FP_PIN_ORDER: &'static [Slot] = &{
-        const ORDER: [u8; 14] = [15, 14, 13, 12, 11, 10, 0, 1, 2, 3, 4, 5, 6, 7];
+        const ORDER: [u8; 14] = [15, 14, 13, 12, 11, 10, 0, 1, 2, 3, 8, 9, 18, 19];
         let mut slots = [Slot(0); ORDER.len()];
         let mut i = 0;
         while i < ORDER.len() {
@@ -249,6 +253,9 @@ impl GuestFrontend for Riscv {
         }
         slots
     };
+
+    const FP_FLAGS: Option<FpFlagsHelper> =
+        Some(FpFlagsHelper { helper: helper_ids::FFLAGS, flags: offset_of!(RiscvGuest, hart.fflags) as i32 });
 
     fn helpers() -> Vec<Helper<Self>> {
         helpers::table()

@@ -143,7 +143,7 @@ fn csr_access(cpu: &mut RiscvCpu, what: u64, source: u64, raw: u64) -> u64 {
 fn fflags(cpu: &mut RiscvCpu, write: u64, value: u64, _: u64) -> u64 {
     let (hart, host) = (&mut cpu.guest.hart, hostfp::flags());
     let old = hart.fflags | host;
-    if write != 0 {
+    if write != 0 && value as u8 & 0x1f != old {
         hart.fflags = value as u8 & 0x1f;
         if host != 0 {
             hostfp::set_flags(0);

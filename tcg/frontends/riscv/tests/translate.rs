@@ -42,6 +42,68 @@ fn block(insns: &[u32]) -> Block {
     block_at(0x100, insns, &config()).unwrap()
 }
 
+/// R-type.
+fn r_type(opcode: u32, f7: u32, f3: u32, rd: u32, rs1: u32, rs2: u32) -> u32 {
+    f7 << 25 | rs2 << 20 | rs1 << 15 | f3 << 12 | rd << 7 | opcode
+}
+
+/// Sequences of shifts, additions and the like, as one block and an instruction at a time.
+#[test]
+fn folded_sequences_compute_the_same() {
+    let mut state = 0x1234_5678_9abc_def1u64;
+    let mut next = move |n: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 20) % n
+    };
+    for _ in 0..20_000 {
+        let mut insns = Vec::new();
+        for _ in 0..2 + next(9) {
+            let mut reg = || 10 + next(4) as u32;
+            let (rd, rs1, rs2) = (reg(), reg(), reg());
+            let rd = if next(3) == 0 { rs1 } else { rd };
+            let amount = [1, 2, 3, 7, 25, 31, 12, 20][next(8) as usize];
+            let wide = [1, 2, 3, 32, 32, 28, 40, 24][next(8) as usize];
+            insns.push(match next(14) {
+                0 => r_type(0x1b, 0, 1, rd, rs1, amount),
+                1 => r_type(0x1b, 0, 5, rd, rs1, amount),
+                2 => r_type(0x1b, 0, 5, rd, rs1, 32 - amount),
+                3 | 4 => r_type(0x13, 0, 1, rd, rs1, wide),
+                5 | 6 => r_type(0x13, 0, 5, rd, rs1, wide),
+                7 | 8 => r_type(0x33, 0, 6, rd, rs1, rs2),
+                9 => r_type(0x33, 0, 0, rd, rs1, rs2),
+                10 => r_type(0x1b, 0, 0, rd, rs1, 0),
+                11 => r_type(0x3b, 0, 0, rd, rs1, rs2),
+                12 => r_type(0x33, 0, 4, rd, rs1, rs2),
+                _ => r_type(0x33, 0, 0, rd, rd, rs2),
+            });
+            // Both halves of a rotation.
+            if next(3) == 0 {
+                let (x, y, z) = (10 + next(4) as u32, 10 + next(4) as u32, 10 + next(4) as u32);
+                let (opcode, bits) = if next(2) == 0 { (0x1b, 32) } else { (0x13, 64) };
+                let (left, right) = (r_type(opcode, 0, 1, y, x, amount), r_type(opcode, 0, 5, z, x, bits - amount));
+                insns.extend(if next(2) == 0 { [left, right] } else { [right, left] });
+                insns.push(r_type(0x33, 0, 6, 10 + next(4) as u32, y, z));
+            }
+        }
+        let mut folded = Machine::new();
+        for n in 10..14 {
+            let wide = next(u64::MAX);
+            folded.slots[n] = [wide, wide as i32 as u64, wide & 0xff, 1 << 31][next(4) as usize];
+        }
+        let mut single = Machine::new();
+        single.slots.clone_from(&folded.slots);
+        interp::run(&block(&insns), &mut folded);
+        for &insn in &insns {
+            let mut one = config();
+            one.max_insns = 1;
+            interp::run(&block_at(0x100, &[insn], &one).unwrap(), &mut single);
+        }
+        assert_eq!(folded.slots[..32], single.slots[..32], "{insns:x?}\n{:?}", block(&insns).ops);
+    }
+}
+
 /// A hart as the interpreter sees it.
 #[derive(Default)]
 struct Machine {

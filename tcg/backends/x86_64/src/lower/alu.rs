@@ -346,7 +346,7 @@ impl Lower<'_> {
 
     /// Ends an operation with its result in `rax` and `rdx` overwritten.
     fn finish_with_rdx(&mut self, d: Slot, ty: Ty) {
-        if self.is_pin(RDX) && self.be.pin_of(d) != Some(RDX) {
+        if self.is_pin(RDX) && self.pin_of(d) != Some(RDX) {
             self.mov(RDX, Opnd::Reg(R15));
         }
         self.set_ty(d, RAX, ty);
@@ -666,7 +666,7 @@ impl Lower<'_> {
     }
 
     fn move_to(&mut self, d: Slot, a: Opnd) {
-        match (self.be.pin_of(d), a) {
+        match (self.pin_of(d), a) {
             (_, Opnd::Imm(imm)) => self.set_imm(d, imm),
             (Some(t), a) => self.mov(t, a),
             (None, Opnd::Reg(r)) if r != RAX => {

@@ -38,7 +38,7 @@ impl Lower<'_> {
 
     fn push_slow(&mut self, from: Fixups, at: Address, descriptor: u32, value: Option<Opnd>, d: Option<Slot>) {
         let (back, insn) = (self.asm.pos(), self.insn);
-        self.cold.push(Cold::Atomic(Slow { from, back, base: at.base, descriptor, value, d, insn }));
+        self.put_off(Cold::Atomic(Slow { from, back, base: at.base, descriptor, value, d, insn }));
     }
 
     pub(super) fn slow_atomic(&mut self, slow: Slow) {

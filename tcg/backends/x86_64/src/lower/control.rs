@@ -6,6 +6,7 @@ use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{LinkSite, pack_insn};
+use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::{AluOp, CallKind, Cond, Op, PagePc, Slot, Ty, Val};
 
 /// The host's condition behind a compare.
@@ -44,7 +45,7 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; gs cmp DWORD [r14*8 + table], guard as i32);
         from.add(self.asm.jcc(Cc::Ne));
         let insn = Insn { pc: self.start, len: 0, left: 0 };
-        self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
+        self.put_off(Cold::Careful { from, insn, flags: Routine::NONE });
     }
 
     /// `cmp dword [kick], 0`.
@@ -76,17 +77,35 @@ impl Lower<'_> {
     }
 
     pub(super) fn branch(&mut self, cond: Cond, a: Val, b: Val, to: PagePc) {
-        let cc = self.compare(cc_of(cond), a, b);
+        let known = match (cond, a, b) {
+            (Cond::Ne | Cond::Eq, Val::Slot(d), Val::Imm(0)) => self.still_compared(d),
+            _ => None,
+        };
+        let cc = match known {
+            Some(cc) => {
+                if cond == Cond::Ne {
+                    cc
+                } else {
+                    cc.invert()
+                }
+            }
+            None => self.compare(cc_of(cond), a, b),
+        };
         // A compare leaves every register alone.
         self.cached = self.last;
-        self.branch_on(cc, to);
+        if !self.loop_branch(cc, to, Flags::ALL) {
+            self.branch_on(cc, to);
+        }
     }
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if !to.same_page() {
+        if self.homed {
             let from = self.asm.jcc(cc);
-            self.cold.push(Cold::Cross { from, to });
+            self.put_off(Cold::LeaveLoop { from, to });
+        } else if !to.same_page() {
+            let from = self.asm.jcc(cc);
+            self.put_off(Cold::Cross { from, to });
         } else if self.is_backward(to) || self.is_self(to) {
             let over = self.asm.jcc_short(cc.invert());
             self.jump_back(to);
@@ -107,7 +126,7 @@ impl Lower<'_> {
             self.asm.bind_short(over);
         } else {
             let from = self.asm.jcc(cc);
-            self.cold.push(Cold::SaveAndGo { from, to });
+            self.put_off(Cold::SaveAndGo { from, to });
         }
     }
 
@@ -128,10 +147,10 @@ impl Lower<'_> {
         if self.is_self(to) {
             self.asm.jcc_back(Cc::E, 0);
             let from = self.asm.jmp();
-            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
+            self.put_off(Cold::Kick { from, to, flags: Routine::NONE });
         } else {
             let from = self.asm.jcc(Cc::Ne);
-            self.cold.push(Cold::Kick { from, to, flags: Routine::NONE });
+            self.put_off(Cold::Kick { from, to, flags: Routine::NONE });
             self.site_jump(to);
         }
     }
@@ -144,7 +163,7 @@ impl Lower<'_> {
     }
 
     fn link_site(&mut self, from: Fixups, site: Fixup, guard: u32, to: PagePc) {
-        self.cold.push(Cold::Link { from, site, guard, to });
+        self.put_off(Cold::Link { from, site, guard, to });
     }
 
     /// The cold code of a link site, entered at `unlinked` from the jump and by `from` from its checks.
@@ -198,7 +217,7 @@ impl Lower<'_> {
         from.add(self.asm.jcc(Cc::Ne));
         self.test_kick();
         let kicked = self.asm.jcc(Cc::Ne);
-        self.cold.push(Cold::Kick { from: kicked, to, flags: Routine::NONE });
+        self.put_off(Cold::Kick { from: kicked, to, flags: Routine::NONE });
         self.asm.mov_rm_r(true, Rm::Env(page_base), RAX);
         self.asm.pad_jump(1);
         let site = self.asm.jmp();
@@ -217,7 +236,7 @@ impl Lower<'_> {
             }
         }
         if let Some((d, pc)) = link {
-            let t = self.be.pin_of(d).unwrap_or(R14);
+            let t = self.pin_of(d).unwrap_or(R14);
             self.page_va(t, pc);
             self.set(d, t);
         }
@@ -242,7 +261,7 @@ impl Lower<'_> {
             None => self.asm.jcc_abs(Cc::Ne, stub),
             Some(unchecked) => {
                 let from = self.asm.jcc(Cc::Ne);
-                self.cold.push(Cold::Check { from, unchecked, stub });
+                self.put_off(Cold::Check { from, unchecked, stub });
             }
         }
     }
@@ -268,7 +287,7 @@ impl Lower<'_> {
         self.asm.alu_r_rm(Alu::Sub, true, R14, page_base);
         self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), 4096);
         let from = self.asm.jcc(Cc::Ae);
-        self.cold.push(Cold::Probe { from, unchecked });
+        self.put_off(Cold::Probe { from, unchecked });
         if self.be.config.code_align == 1 {
             dynasm!(self.asm ; .arch x64 ; mov eax, [r14*4 + table]);
         } else {
@@ -339,7 +358,7 @@ impl Lower<'_> {
                 Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: Val::Slot(from), b: Val::Imm(by) },
                 Op::JumpReg { base, off: 0, link: None, .. },
                 ..,
-            ] if base == a && d == from && d != a && self.be.pin_of(*d).is_some() => {
+            ] if base == a && d == from && d != a && self.pin_of(*d).is_some() => {
                 Some((*bits, Some((*d, i32::try_from(*by).ok()?))))
             }
             _ => None,
@@ -352,15 +371,22 @@ impl Lower<'_> {
     }
 
     pub(super) fn set_env_byte(&mut self, off: i32, val: u8) {
+        self.cached = self.last;
+        if self.guarded_by_loop() && !self.be.config.flags {
+            return;
+        }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xc6, 0, place);
         self.asm.push(val);
-        self.cached = self.last;
     }
 
     pub(super) fn guard_env(&mut self, off: i32, mask: u8) {
         if self.be.config.vector.is_some_and(|v| off == v.guard && mask & v.vector != 0) {
             return self.guard_vectors(mask);
+        }
+        if self.guarded_by_loop() && !self.be.config.flags {
+            self.cached = self.last;
+            return;
         }
         let place = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(off)));
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
@@ -378,7 +404,7 @@ impl Lower<'_> {
         } else {
             Cold::Careful { from, insn, flags: self.flags_at_fault() }
         };
-        self.cold.push(cold);
+        self.put_off(cold);
     }
 
     /// Leaves to careful mode if the condition holds.
@@ -430,6 +456,9 @@ impl Lower<'_> {
             // The frontend's table does not have it: leave before the instruction.
             return self.exit_at(self.insn.pc, self.be.stubs.careful);
         };
+        if self.fp_flags_in_line(helper, kind, ret, args) {
+            return;
+        }
         if kind == CallKind::MayExit {
             let word = pack_insn(self.insn.pc, self.insn.len) as i32;
             let cur_insn = Rm::Env(self.be.env(self.be.config.env.cur_insn));
@@ -454,6 +483,8 @@ impl Lower<'_> {
     /// Calls the runtime's floating-point function.
     pub(super) fn call_fp(&mut self, packed: u64) {
         self.asm.mov_ri(R14, packed as i64);
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.fp);
+        self.return_home();
     }
 }

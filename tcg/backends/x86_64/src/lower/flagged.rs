@@ -118,7 +118,7 @@ impl Lower<'_> {
         };
         match (d.filter(|_| op != FlagOp::Bt), place) {
             // Left in rax for the next operation, which may be the only one to want it.
-            (Some(d), Rm::Reg(RAX)) if size >= Size::B4 && self.be.pin_of(d).is_none() && !self.saves_next(&whole) => {
+            (Some(d), Rm::Reg(RAX)) if size >= Size::B4 && self.pin_of(d).is_none() && !self.saves_next(&whole) => {
                 self.finish(d);
             }
             (d, place) => self.settle(d, size, place),
@@ -218,7 +218,7 @@ impl Lower<'_> {
             }
             // How registers are cleared.
             (Alu::Xor, Some(d)) if (a, b) == (Opnd::Imm(0), Opnd::Imm(0)) && size >= Size::B4 => {
-                let t = self.be.pin_of(d).unwrap_or(RAX);
+                let t = self.pin_of(d).unwrap_or(RAX);
                 self.asm.alu_r_rm(Alu::Xor, false, t, Rm::Reg(t));
                 Rm::Reg(t)
             }
@@ -354,7 +354,7 @@ impl Lower<'_> {
 
     fn other_f(&mut self, op: FlagOp, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
         // The register to compute in; 2 bytes are merged from rax.
-        let pin = d.and_then(|d| self.be.pin_of(d));
+        let pin = d.and_then(|d| self.pin_of(d));
         let t = pin.filter(|_| size != Size::B2).unwrap_or(RAX);
         let w = size == Size::B8;
         match op {
@@ -422,7 +422,7 @@ impl Lower<'_> {
 
     fn mul_f(&mut self, size: Size, d: Option<Slot>, a: Opnd, b: Opnd) -> Rm {
         let (a, b) = if matches!(a, Opnd::Imm(_)) { (b, a) } else { (a, b) };
-        let pin = d.and_then(|d| self.be.pin_of(d));
+        let pin = d.and_then(|d| self.pin_of(d));
         match self.operand(b, size, R15) {
             Opnd::Imm(imm) => {
                 let t = pin.unwrap_or(RAX);

@@ -251,7 +251,7 @@ impl Lower<'_> {
 
     /// Displacement of the slot.
     fn flags_disp(&self) -> i32 {
-        debug_assert!(self.be.pin_of(FLAGS).is_none(), "the flags are in memory");
+        debug_assert!(self.pin_of(FLAGS).is_none(), "the flags are in memory");
         self.be.slot_disp(FLAGS)
     }
 
@@ -537,7 +537,7 @@ impl Lower<'_> {
         if self.flags.routine == Routine::NONE {
             let number = self.routines.len() as u32;
             self.routines.push(0);
-            self.cold.push(Cold::Flags { recipe, number });
+            self.put_off(Cold::Flags { recipe, number });
             self.flags.routine = Routine(number);
         }
         self.flags.routine

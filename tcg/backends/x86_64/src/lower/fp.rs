@@ -7,18 +7,18 @@
 //!
 //! Slots of singles are read and written in halves, never whole, so that the host forwards its own stores.
 //!
-//! Some slots have a vector register that holds a copy from [`Lower::revive_fp`] on ([`Lower::src`]); memory is written
-//! as well, so that whatever else wants their values finds them there. Stubs that call something mark the copies dead,
-//! and those that return to the middle of a block load them again.
+//! Some slots have a vector register that holds their value from [`Lower::revive_fp`] on ([`Lower::src`]); their memory is
+//! out of date then. Stubs that call something put the registers into memory and mark them dead, and those that return to the
+//! middle of a block load them again. Other operations that read such a slot have it put into memory first.
 
 use super::{Cold, Fixups, Lower, Opnd, boxed_bit};
-use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm as Place, Shift, Vex};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm as Place, Vex};
 use crate::stubs::FpMask;
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::pack_fp;
-use mimus_tcg_ir::verify::for_each_written;
-use mimus_tcg_ir::{Ext, FpFmt, FpOp, Op, Rm, Size, Slot};
+use mimus_tcg_ir::verify::{for_each_read, for_each_written};
+use mimus_tcg_ir::{CallKind, Ext, FpFmt, FpOp, Op, Rm, Size, Slot, Val};
 
 /// A floating-point operand.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl Lower<'_> {
             FpOp::ToU32 | FpOp::ToU64 | FpOp::Class => return true,
             _ => false,
         };
-        let pinned = |slot| self.be.pin_of(slot).is_some();
+        let pinned = |slot| self.pin_of(slot).is_some();
         let operands = match op {
             FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt => false,
             FpOp::MAdd | FpOp::MSub | FpOp::NMSub | FpOp::NMAdd => pinned(a) || pinned(b) || pinned(c),
@@ -128,8 +128,13 @@ impl Lower<'_> {
             if self.boxed & boxed_bit(slot) != 0 {
                 continue;
             }
-            let high = Place::Env(self.be.slot_disp(slot) + 4);
-            self.asm.alu_rm_i(Alu::Cmp, false, high, -1);
+            match self.src(slot) {
+                Src::Reg(reg) => {
+                    dynasm!(self.asm ; .arch x64 ; vpextrd r15d, Rx(reg), 1);
+                    self.asm.alu_rm_i(Alu::Cmp, false, Place::Reg(R15), -1);
+                }
+                Src::Mem(disp) => self.asm.alu_rm_i(Alu::Cmp, false, Place::Env(disp + 4), -1),
+            }
             // Still not known to be boxed after it: software's work comes back here too.
             from.add(self.asm.jcc(Cc::Ne));
         }
@@ -140,7 +145,7 @@ impl Lower<'_> {
     fn soften(&mut self, from: Fixups, packed: u64) {
         let back = self.asm.pos();
         if from.0.iter().any(Option::is_some) {
-            self.cold.push(Cold::Fp { from, packed, back });
+            self.put_off(Cold::Fp { from, packed, back });
         }
     }
 
@@ -181,18 +186,14 @@ impl Lower<'_> {
     /// `d` = the register of [`Lower::xmm_target`], boxed (if `is_boxed`, it is already).
     fn store_fp(&mut self, fmt: FpFmt, d: Slot, is_boxed: bool) {
         let (disp, t) = (self.be.slot_disp(d), self.xmm_target(d));
-        match fmt {
-            FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(t)),
-            FpFmt::F32 if t != 0 => {
-                if !is_boxed {
-                    self.box_in(t);
-                }
-                dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(t));
-            }
-            FpFmt::F32 => {
+        match (t, fmt) {
+            (0, FpFmt::F64) => dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], xmm0),
+            (0, FpFmt::F32) => {
                 dynasm!(self.asm ; .arch x64 ; vmovss DWORD [rbp + disp], xmm0);
                 self.write_box(d);
             }
+            (t, FpFmt::F32) if !is_boxed => self.box_in(t),
+            _ => {}
         }
     }
 
@@ -215,11 +216,24 @@ impl Lower<'_> {
         self.asm.push(0);
         let from = self.asm.jcc(Cc::Ne);
         let back = self.asm.pos();
-        self.cold.push(Cold::ReviveFp { from, back });
+        self.put_off(Cold::ReviveFp { from, back });
     }
 
-    /// Before an operation that writes slots through memory: whether [`Lower::reload_fp`] is to follow it.
-    pub(super) fn writes_fp_pins(&mut self, op: &Op) -> bool {
+    /// Before an operation: puts the slots that it reads from memory there. Answers whether [`Lower::reload_fp`] is to
+    /// follow it, because it writes to the memory of some.
+    pub(super) fn settle_fp_pins(&mut self, op: &Op) -> bool {
+        let mut read = [None; 4];
+        let mut places = read.iter_mut();
+        for_each_read(op, |slot| {
+            if let Some(place) = places.next() {
+                *place = Some(slot);
+            }
+        });
+        for slot in read.into_iter().flatten() {
+            if !reads_xmm(op, slot) {
+                self.spill_fp(slot);
+            }
+        }
         let known = match *op {
             Op::Fp { op, .. } => result_is_float(op),
             Op::Load { size: Size::B8, .. } | Op::Load { size: Size::B4, ext: Ext::Ones, .. } => true,
@@ -229,15 +243,22 @@ impl Lower<'_> {
         let mut pinned = false;
         for_each_written(op, |d| pinned |= self.be.fp_pin_of(d).is_some());
         if pinned && op.is_terminal() {
-            let dead = Place::Env(self.be.env(self.be.config.env.vector_dead));
-            self.asm.ins(Map::Base, false, 0xc6, 0, dead);
-            self.asm.push(0xff);
+            self.asm.call_abs(self.be.stubs.bury);
             return false;
         }
         if pinned && !matches!(op, Op::Call { .. }) {
             self.revive_fp();
         }
         pinned && !known
+    }
+
+    /// Puts a slot's value into its memory, if it may be in a vector register.
+    fn spill_fp(&mut self, slot: Slot) {
+        if let Some(reg) = self.be.fp_pin_of(slot) {
+            self.revive_fp();
+            let disp = self.be.slot_disp(slot);
+            dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(reg));
+        }
     }
 
     /// Copies what an operation wrote to slots' memory.
@@ -259,12 +280,64 @@ impl Lower<'_> {
 
     /// Loads slot `d`, which has a vector register: a double, or a single to be boxed.
     pub(super) fn load_fp_pin(&mut self, d: Slot, place: Place, size: Size) {
-        let (disp, t) = (self.be.slot_disp(d), self.xmm_target(d));
+        let t = self.xmm_target(d);
         self.asm.vex(if size == Size::B8 { Vex::MOVSD } else { Vex::MOVSS }, false, t, 0, place);
         if size == Size::B4 {
             self.box_in(t);
         }
-        dynasm!(self.asm ; .arch x64 ; vmovsd QWORD [rbp + disp], Rx(t));
+    }
+
+    /// The helper for floating-point flags without a call, unless flags change: compilers read them before a comparison and
+    /// write them back behind it, and the host takes long to change its control word. `false`: it is another helper.
+    pub(super) fn fp_flags_in_line(&mut self, helper: u16, kind: CallKind, ret: Option<Slot>, args: [Val; 3]) -> bool {
+        let Some(own) = self.be.config.fp_flags.filter(|own| own.helper == helper && kind == CallKind::Pure) else {
+            return false;
+        };
+        let (Val::Imm(write), Some(&stub)) = (args[0], self.be.stubs.helpers_pure.get(usize::from(helper))) else {
+            return false;
+        };
+        if ret.is_some_and(|ret| self.be.fp_pin_of(ret).is_some()) {
+            return false;
+        }
+        if self.restored.is_some_and(|index| index + 1 == self.next) {
+            return true;
+        }
+        let scratch = self.be.env(self.be.config.env.mxcsr);
+        let flags = self.be.env(self.be.config.env.guest.wrapping_add(own.flags));
+        let table = self.be.stubs.fp_flags as i32;
+        let new = self.home_val(args[1]);
+        dynasm!(self.asm ; .arch x64
+            ; stmxcsr [rbp + scratch]
+            ; mov eax, [rbp + scratch]
+            ; and eax, 0x3f
+            ; movzx eax, BYTE [rax + table]
+            ; or al, [rbp + flags]
+        );
+        if write != 0 {
+            self.mov32(R14, new);
+            dynasm!(self.asm ; .arch x64 ; and r14d, 31 ; cmp eax, r14d);
+            let from = self.asm.jcc(Cc::Ne);
+            let back = self.asm.pos();
+            self.put_off(Cold::FpFlags { from, stub, revive: self.fp_alive, back });
+        }
+        if let Some(ret) = ret {
+            self.set(ret, RAX);
+        }
+        true
+    }
+
+    pub(super) fn change_fp_flags(&mut self, from: Fixup, stub: usize, revive: bool, back: u32) {
+        self.asm.bind(from);
+        self.change_flags_to_r14(stub, revive);
+        self.asm.jmp_back(back);
+    }
+
+    fn change_flags_to_r14(&mut self, stub: usize, revive: bool) {
+        dynasm!(self.asm ; .arch x64 ; mov eax, 1 ; xor r15d, r15d);
+        self.asm.call_abs(stub);
+        if revive {
+            self.asm.call_abs(self.be.stubs.revive);
+        }
     }
 
     /// Jumps if what is in `t` is a NaN.
@@ -280,7 +353,7 @@ impl Lower<'_> {
     fn canonicalize(&mut self, fmt: FpFmt, t: u8) {
         let from = self.nan_jump(fmt, t);
         let back = self.asm.pos();
-        self.cold.push(Cold::Nan { from, fmt, t, back });
+        self.put_off(Cold::Nan { from, fmt, t, back });
     }
 
     pub(super) fn canonical_nan(&mut self, from: Fixup, fmt: FpFmt, t: u8, back: u32) {
@@ -320,37 +393,39 @@ impl Lower<'_> {
     /// A NaN result is redone in software: an invalid product with a quiet NaN addend raises a flag that the
     /// host does not.
     fn fused(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, mut from: Fixups, [a, b, c]: [Slot; 3]) {
-        let t = self.xmm_target(d);
-        let (mut first, mut second) = (self.in_xmm(fmt, a, 0), self.in_xmm(fmt, b, 1));
+        // In a register of its own: software needs the operands as they were.
+        let (first, second) = (self.in_xmm(fmt, a, 0), self.in_xmm(fmt, b, 1));
         let third = self.src(c);
         let is_boxed;
-        if third == Src::Reg(t) {
-            // t = first * second + t
+        if let (Src::Reg(third), true) = (third, first != 0) {
+            // xmm0 = first * second + xmm0
             is_boxed = true;
+            dynasm!(self.asm ; .arch x64 ; vmovaps xmm0, Rx(third));
             let second = Src::Reg(second);
             match op {
-                FpOp::MAdd => scalar!(self, fmt, vfmadd231sd, vfmadd231ss, t, first, second),
-                FpOp::MSub => scalar!(self, fmt, vfmsub231sd, vfmsub231ss, t, first, second),
-                FpOp::NMSub => scalar!(self, fmt, vfnmadd231sd, vfnmadd231ss, t, first, second),
-                _ => scalar!(self, fmt, vfnmsub231sd, vfnmsub231ss, t, first, second),
+                FpOp::MAdd => scalar!(self, fmt, vfmadd231sd, vfmadd231ss, 0, first, second),
+                FpOp::MSub => scalar!(self, fmt, vfmsub231sd, vfmsub231ss, 0, first, second),
+                FpOp::NMSub => scalar!(self, fmt, vfnmadd231sd, vfnmadd231ss, 0, first, second),
+                _ => scalar!(self, fmt, vfnmsub231sd, vfnmsub231ss, 0, first, second),
             }
         } else {
-            // t = t * second + third
-            if second == t {
-                (first, second) = (second, first);
-            }
-            is_boxed = first > 1;
-            if first != t {
-                dynasm!(self.asm ; .arch x64 ; vmovaps Rx(t), Rx(first));
+            // xmm0 = xmm0 * second + third
+            is_boxed = first != 0;
+            if first != 0 {
+                dynasm!(self.asm ; .arch x64 ; vmovaps xmm0, Rx(first));
             }
             match op {
-                FpOp::MAdd => scalar!(self, fmt, vfmadd213sd, vfmadd213ss, t, second, third),
-                FpOp::MSub => scalar!(self, fmt, vfmsub213sd, vfmsub213ss, t, second, third),
-                FpOp::NMSub => scalar!(self, fmt, vfnmadd213sd, vfnmadd213ss, t, second, third),
-                _ => scalar!(self, fmt, vfnmsub213sd, vfnmsub213ss, t, second, third),
+                FpOp::MAdd => scalar!(self, fmt, vfmadd213sd, vfmadd213ss, 0, second, third),
+                FpOp::MSub => scalar!(self, fmt, vfmsub213sd, vfmsub213ss, 0, second, third),
+                FpOp::NMSub => scalar!(self, fmt, vfnmadd213sd, vfnmadd213ss, 0, second, third),
+                _ => scalar!(self, fmt, vfnmsub213sd, vfnmsub213ss, 0, second, third),
             }
         }
-        from.add(self.nan_jump(fmt, t));
+        from.add(self.nan_jump(fmt, 0));
+        let t = self.xmm_target(d);
+        if t != 0 {
+            dynasm!(self.asm ; .arch x64 ; vmovaps Rx(t), xmm0);
+        }
         self.store_fp(fmt, d, is_boxed);
         self.soften(from, packed);
     }
@@ -377,6 +452,9 @@ impl Lower<'_> {
     }
 
     fn fp_compare(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, [a, b]: [Slot; 2]) {
+        if let (FpOp::Lt | FpOp::Le, FpFmt::F64, Some(t)) = (op, fmt, self.pin_of(d)) {
+            return self.fp_less(op, d, t, [a, b]);
+        }
         let from = self.check_boxes(fmt, &[a, b]);
         // Predicates EQ_OQ (quiet), LT_OS and LE_OS (signalling).
         let predicate = match op {
@@ -407,10 +485,70 @@ impl Lower<'_> {
         self.soften(from, packed);
     }
 
+    /// `d`, register `t`, = `a < b` or `a <= b`, by the flags of `b` compared with `a`: "unordered" is both below and equal.
+    fn fp_less(&mut self, op: FpOp, d: Slot, t: u8, [a, b]: [Slot; 2]) {
+        let first = self.in_xmm(FpFmt::F64, b, 0);
+        self.asm.alu_r_rm(Alu::Xor, false, t, Place::Reg(t));
+        match self.src(a) {
+            Src::Reg(a) => dynasm!(self.asm ; .arch x64 ; vcomisd Rx(first), Rx(a)),
+            Src::Mem(a) => dynasm!(self.asm ; .arch x64 ; vcomisd Rx(first), QWORD [rbp + a]),
+        }
+        let cc = if op == FpOp::Lt { Cc::A } else { Cc::Ae };
+        self.asm.setcc(cc, t);
+        self.compared = Some((d, cc, self.next));
+        if let Some((index, was, stub)) = self.restores_flags(d) {
+            // Nothing but "invalid", for unordered operands, can have been added to the flags.
+            let from = self.asm.jcc(Cc::P);
+            let back = self.asm.pos();
+            let was = self.home(was);
+            self.put_off(Cold::RestoreFpFlags { from, was, stub, back });
+            self.restored = Some(index);
+        }
+    }
+
+    /// If the flags were read right before the comparison being lowered, to `d`, and are written back right behind it: the
+    /// index of the operation that does so, the slot with the flags, and the helper's stub.
+    fn restores_flags(&self, d: Slot) -> Option<(usize, Slot, usize)> {
+        let own = self.be.config.fp_flags?;
+        let between = |op: &&(usize, &Op)| !matches!(op.1, Op::Insn { .. } | Op::SetEnvByte { .. });
+        let all = || self.ops.iter().enumerate();
+        let (_, before) = all().take(self.next.checked_sub(1)?).rev().take(4).find(|op| between(&op))?;
+        let (index, behind) = all().skip(self.next).take(4).find(|op| between(&op))?;
+        match (before, behind) {
+            (
+                &Op::Call { helper: read, kind: CallKind::Pure, ret: Some(was), args: [Val::Imm(0), ..] },
+                &Op::Call { helper: write, kind: CallKind::Pure, ret: None, args: [Val::Imm(1), Val::Slot(new), _] },
+            ) if read == own.helper && write == own.helper && was == new && was != d => {
+                let stub = *self.be.stubs.helpers_pure.get(usize::from(own.helper))?;
+                Some((index, was, stub))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn restore_fp_flags(&mut self, from: Fixup, was: Opnd, stub: usize, back: u32) {
+        self.asm.bind(from);
+        self.mov(R14, was);
+        self.change_flags_to_r14(stub, self.has_fp_pins);
+        // Unordered operands compare as neither less nor equal.
+        dynasm!(self.asm ; .arch x64 ; stc);
+        self.asm.jmp_back(back);
+    }
+
+    /// The condition that is in the host's flags, if they still say whether `d` is other than zero.
+    pub(super) fn still_compared(&self, d: Slot) -> Option<Cc> {
+        let (slot, cc, index) = self.compared?;
+        let between = self.ops.get(index..self.next.checked_sub(1)?)?;
+        let keeps_flags = |(i, op): (usize, &Op)| {
+            matches!(op, Op::Insn { .. } | Op::SetEnvByte { .. }) || self.restored == Some(index + i)
+        };
+        (slot == d && between.iter().enumerate().all(keeps_flags)).then_some(cc)
+    }
+
     /// Ends an operation that computed an integer in [`Lower::target`]. Where software may have put it in the
     /// slot's memory, `rax` is not known to hold it.
     fn put_int(&mut self, d: Slot) {
-        if self.be.pin_of(d).is_none() {
+        if self.pin_of(d).is_none() {
             self.asm.mov_rm_r(true, Place::Env(self.be.slot_disp(d)), RAX);
         }
     }
@@ -420,44 +558,27 @@ impl Lower<'_> {
         if a == b && self.xmm_target(d) != 0 {
             return self.change_sign(op, fmt, d, a, (from, packed));
         }
-        let w = fmt == FpFmt::F64;
-        let (da, db) = (self.be.slot_disp(a), self.be.slot_disp(b));
-        let sign: u8 = if w { 63 } else { 31 };
-        self.asm.mov_r_rm(w, RAX, Place::Env(da));
-        // Opcode extensions of the bit operations: 6 resets, 7 complements.
-        match (op, a == b) {
-            (FpOp::Sgnj, true) => {}
-            (FpOp::Sgnjn, true) => self.bit_of_rax(7, w, sign),
-            (_, true) => self.bit_of_rax(6, w, sign),
-            (op, false) => {
-                self.asm.mov_r_rm(w, R14, Place::Env(db));
-                if op == FpOp::Sgnjn {
-                    self.asm.ins(Map::Base, w, 0xf7, 2, Place::Reg(R14));
-                }
-                self.asm.shift_i(Shift::Shr, w, Place::Reg(R14), sign);
-                self.asm.shift_i(Shift::Shl, w, Place::Reg(R14), sign);
-                if op == FpOp::Sgnjx {
-                    self.asm.alu_r_rm(Alu::Xor, w, RAX, Place::Reg(R14));
-                } else {
-                    self.bit_of_rax(6, w, sign);
-                    self.asm.alu_r_rm(Alu::Or, w, RAX, Place::Reg(R14));
-                }
-            }
-        }
-        let disp = self.be.slot_disp(d);
-        if self.xmm_target(d) != 0 {
-            let t = self.xmm_target(d);
-            match fmt {
-                FpFmt::F64 => dynasm!(self.asm ; .arch x64 ; vmovq Rx(t), rax),
-                FpFmt::F32 => dynasm!(self.asm ; .arch x64 ; vmovd Rx(t), eax),
-            }
-            self.store_fp(fmt, d, false);
+        let double = fmt == FpFmt::F64;
+        let (sign, rest) = if double {
+            (FpMask::SignOfDouble, FpMask::AllButSignOfDouble)
         } else {
-            self.asm.mov_rm_r(w, Place::Env(disp), RAX);
-            if !w {
-                self.write_box(d);
-            }
+            (FpMask::SignOfSingle, FpMask::AllButSignOfSingle)
+        };
+        let (second, first) = (self.in_xmm(fmt, b, 0), self.in_xmm(fmt, a, 1));
+        let is_boxed = matches!(self.src(a), Src::Reg(_));
+        let t = self.xmm_target(d);
+        self.mask_address(sign);
+        match op {
+            FpOp::Sgnjn => dynasm!(self.asm ; .arch x64 ; vandnps xmm0, Rx(second), [r15]),
+            _ => dynasm!(self.asm ; .arch x64 ; vandps xmm0, Rx(second), [r15]),
         }
+        if op == FpOp::Sgnjx {
+            dynasm!(self.asm ; .arch x64 ; vxorps Rx(t), Rx(first), xmm0);
+        } else {
+            self.mask_address(rest);
+            dynasm!(self.asm ; .arch x64 ; vandps xmm1, Rx(first), [r15] ; vorps Rx(t), xmm1, xmm0);
+        }
+        self.store_fp(fmt, d, is_boxed);
         self.soften(from, packed);
     }
 
@@ -483,12 +604,6 @@ impl Lower<'_> {
         self.soften(from, packed);
     }
 
-    /// `btr`/`btc rax, n`.
-    fn bit_of_rax(&mut self, ext: u8, w: bool, n: u8) {
-        self.asm.ins(Map::Of, w, 0xba, ext, Place::Reg(RAX));
-        self.asm.push(n);
-    }
-
     /// The host's result for what does not fit is the most negative integer: done again in software.
     fn round_to_int(&mut self, op: FpOp, fmt: FpFmt, rm: Rm, packed: u64, d: Slot, a: Slot) {
         let mut from = self.check_boxes(fmt, &[a]);
@@ -506,7 +621,7 @@ impl Lower<'_> {
         if !wide {
             self.asm.movsxd(RAX, Place::Reg(RAX));
         }
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(t) => self.mov(t, Opnd::Reg(RAX)),
             None => self.put_int(d),
         }
@@ -563,7 +678,11 @@ impl Lower<'_> {
         match (fmt, self.src(a)) {
             (FpFmt::F64, Src::Reg(a)) => dynasm!(self.asm ; .arch x64 ; vmovq Rq(t), Rx(a)),
             (FpFmt::F64, Src::Mem(_)) => self.asm.mov_r_rm(true, t, place),
-            (FpFmt::F32, _) => self.asm.movsxd(t, place),
+            (FpFmt::F32, Src::Reg(a)) => {
+                dynasm!(self.asm ; .arch x64 ; vmovd Rd(t), Rx(a));
+                self.asm.movsxd(t, Place::Reg(t));
+            }
+            (FpFmt::F32, Src::Mem(_)) => self.asm.movsxd(t, place),
         }
         self.finish(d);
     }
@@ -601,4 +720,15 @@ pub fn result_is_float(op: FpOp) -> bool {
             | FpOp::ToU64
             | FpOp::MvToInt
     )
+}
+
+/// Whether an operation's lowering looks for a slot that it reads in its vector register.
+fn reads_xmm(op: &Op, slot: Slot) -> bool {
+    match *op {
+        Op::Fp { op, .. } => {
+            !matches!(op, FpOp::FromI32 | FpOp::FromU32 | FpOp::FromI64 | FpOp::FromU64 | FpOp::MvFromInt)
+        }
+        Op::Store { src, base, size, .. } => src == Val::Slot(slot) && base != src && size >= Size::B4,
+        _ => false,
+    }
 }

@@ -40,14 +40,14 @@ impl Lower<'_> {
             return None;
         }
         let reg = |v: Val| match v {
-            Val::Slot(slot) => self.be.pin_of(slot),
+            Val::Slot(slot) => self.pin_of(slot),
             Val::Imm(_) => None,
         };
         let how = match (op, to, a, b) {
             (FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor, Some(to), a, b)
                 if a == Val::Slot(to) && b == loaded =>
             {
-                How::ToReg(self.be.pin_of(to)?)
+                How::ToReg(self.pin_of(to)?)
             }
             // Looking the address up leaves no flags that a product would leave alone.
             (FlagOp::Mul, Some(to), a, b)
@@ -56,7 +56,7 @@ impl Lower<'_> {
                     && size > Size::B1
                     && self.carried_at(self.next, next).is_empty() =>
             {
-                How::ToReg(self.be.pin_of(to)?)
+                How::ToReg(self.pin_of(to)?)
             }
             (FlagOp::Sub, None, a, b) if b == loaded => How::OfReg(reg(a)?),
             (FlagOp::And, None, a, b) if b == loaded => How::WithReg(reg(a)?),

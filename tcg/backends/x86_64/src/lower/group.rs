@@ -118,7 +118,7 @@ impl Lower<'_> {
             if let Some(copy) = self.groups.get_mut(slow as usize) {
                 copy.back = self.asm.pos();
             }
-            self.cold.push(Cold::Group(slow));
+            self.put_off(Cold::Group(slow));
         }
     }
 
@@ -389,7 +389,7 @@ impl Lower<'_> {
                 simple && small(a)
             }
             Op::Lea { base, index, .. } => {
-                let pinned = |slot| self.be.pin_of(slot).is_some();
+                let pinned = |slot| self.pin_of(slot).is_some();
                 matches!(base, Val::Slot(_))
                     && match index {
                         Val::Slot(slot) => pinned(slot),

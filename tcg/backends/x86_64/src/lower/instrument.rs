@@ -20,7 +20,7 @@ impl Lower<'_> {
         if total != 0 {
             self.asm.alu_rm_i(Alu::Cmp, false, budget, total.into());
             let from = self.asm.jcc(Cc::L);
-            self.cold.push(Cold::Budget { from });
+            self.put_off(Cold::Budget { from });
             self.asm.alu_rm_i(Alu::Sub, false, budget, insns.into());
         } else {
             self.asm.mov_r_rm(false, R14, budget);
@@ -69,12 +69,12 @@ impl Lower<'_> {
             self.trace_next();
             self.asm.alu_r_rm(Alu::Cmp, true, R14, limit);
             let full = self.asm.jcc(Cc::A);
-            self.cold.push(Cold::TraceFull { from: full, back: again });
+            self.put_off(Cold::TraceFull { from: full, back: again });
             self.asm.mov_r_rm(true, R15, page_base);
             self.asm.alu_r_rm(Alu::Cmp, true, R15, page);
             let other = self.asm.jcc(Cc::Ne);
             let back = self.asm.pos();
-            self.cold.push(Cold::TracePage { from: other, back });
+            self.put_off(Cold::TracePage { from: other, back });
         } else {
             self.trace_next();
         }

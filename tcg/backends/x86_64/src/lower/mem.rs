@@ -12,7 +12,7 @@ use super::compact::Kind;
 use super::flags::Routine;
 use super::fuse::Fused;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
-use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, fits32};
+use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT, Stored};
@@ -33,7 +33,7 @@ pub(super) struct Slow {
     /// What to store, or (a slot's home) where to put what was loaded.
     value: Opnd,
     insn: Insn,
-    /// The vector register that a loaded value goes to as well.
+    /// The vector register that a loaded value goes to as well, or that has what to store.
     xmm: Option<u8>,
     /// Displacement of the slot whose value `rax` must hold again.
     reload: Option<i32>,
@@ -278,7 +278,7 @@ impl Lower<'_> {
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Load(Slow {
+        self.put_off(Cold::Load(Slow {
             from,
             access,
             back,
@@ -327,7 +327,7 @@ impl Lower<'_> {
                 range,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
-                self.cold.push(Cold::Load(slow));
+                self.put_off(Cold::Load(slow));
             }
         }
         self.flags_lost();
@@ -383,8 +383,10 @@ impl Lower<'_> {
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.load);
         self.fault_entry(slow.insn);
+        self.return_home();
         match slow.value {
             Opnd::Reg(t) => self.mov(t, Opnd::Reg(RAX)),
             Opnd::Mem(disp) => self.asm.mov_rm_r(true, Rm::Env(disp), RAX),
@@ -403,6 +405,13 @@ impl Lower<'_> {
     }
 
     pub(super) fn store(&mut self, src: Val, base: Val, off: i32, size: Size) {
+        if let Val::Slot(slot) = src
+            && size >= Size::B4
+            && let Some(xmm) = self.be.fp_pin_of(slot)
+        {
+            self.revive_fp();
+            return self.store_fp_pin(xmm, base, off, size);
+        }
         let cached = self.val(src);
         if let Some(place) = self.grouped(base, off) {
             self.store_to(place, cached, size);
@@ -428,7 +437,7 @@ impl Lower<'_> {
         let back = self.asm.pos();
         let insn = self.insn;
         let flags = self.flags_at_fault();
-        self.cold.push(Cold::Store(Slow {
+        self.put_off(Cold::Store(Slow {
             from,
             access,
             back,
@@ -441,6 +450,37 @@ impl Lower<'_> {
             insn,
             reload,
             flags,
+            fused: None,
+            range,
+        }));
+    }
+
+    /// A store of the low part of a vector register.
+    fn store_fp_pin(&mut self, xmm: u8, base: Val, off: i32, size: Size) {
+        let code = if size == Size::B8 { Vex::STORE_SD } else { Vex::STORE_SS };
+        if let Some(place) = self.grouped(base, off) {
+            self.asm.vex(code, false, xmm, 0, place);
+            self.cached = self.last;
+            return;
+        }
+        let at = self.address(base, off);
+        let (from, range) = self.translate(at, size, true);
+        let access = self.asm.pos();
+        self.asm.vex(code, false, xmm, 0, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
+        let reload = if at.base == RAX { self.keep_base(at) } else { None };
+        self.put_off(Cold::Store(Slow {
+            from,
+            access,
+            back: self.asm.pos(),
+            base: at.base,
+            off: at.off,
+            size,
+            ext: Ext::Zero,
+            value: Opnd::Imm(0),
+            xmm: Some(xmm),
+            insn: self.insn,
+            reload,
+            flags: Routine::NONE,
             fused: None,
             range,
         }));
@@ -489,10 +529,15 @@ impl Lower<'_> {
         self.not_served(&slow, true);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
-        self.mov(RAX, slow.value);
+        match slow.xmm {
+            Some(xmm) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
+            None => self.mov(RAX, slow.value),
+        }
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));
+        self.leave_homes();
         self.asm.call_abs(self.be.stubs.store);
         self.fault_entry(slow.insn);
+        self.return_home();
         if let Some(disp) = slow.reload {
             self.mov(RAX, Opnd::Mem(disp));
         }

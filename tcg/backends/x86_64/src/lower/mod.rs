@@ -24,12 +24,12 @@ mod wide;
 pub use fp::result_is_float;
 
 use self::flags::Routine;
-use crate::X86_64;
-use crate::asm::{Alu, Asm, Fixup, RAX, Rm, fits32};
+use crate::asm::{Alu, Asm, Cc, Fixup, RAX, Rm, fits32};
+use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, Size, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +105,11 @@ enum Cold {
         to: PagePc,
         flags: Routine,
     },
+    /// The taken side of a branch out of a loop with homes of its own.
+    LeaveLoop {
+        from: Fixup,
+        to: PagePc,
+    },
     /// The taken side of a branch to another page.
     Cross {
         from: Fixup,
@@ -158,6 +163,20 @@ enum Cold {
         packed: u64,
         back: u32,
     },
+    /// The helper for floating-point flags changes them: to `r14`.
+    FpFlags {
+        from: Fixup,
+        stub: usize,
+        revive: bool,
+        back: u32,
+    },
+    /// Floating-point flags become those in `was` again, behind a comparison of unordered operands.
+    RestoreFpFlags {
+        from: Fixup,
+        was: Opnd,
+        stub: usize,
+        back: u32,
+    },
     /// The canonical NaN to vector register `t`.
     Nan {
         from: Fixup,
@@ -165,7 +184,7 @@ enum Cold {
         t: u8,
         back: u32,
     },
-    /// Loads vector registers with what their slots hold.
+    /// Loads vector registers with what their slots' memory holds.
     ReviveFp {
         from: Fixup,
         back: u32,
@@ -184,7 +203,11 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     };
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
-    let looped = if loops && start.same_page() { loops::find(&block.ops, start) } else { None };
+    let looped = match (start.same_page(), loops) {
+        (true, true) => loops::find(&block.ops, start),
+        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
+        _ => None,
+    };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
     let mut l = Lower {
@@ -195,11 +218,15 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         next: 0,
         compact,
         cold: Vec::with_capacity(block.ops.len() + 4),
+        pin: be.pin,
+        homed: false,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
         boxed: 0,
         fp_alive: false,
+        compared: None,
+        restored: None,
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
@@ -246,15 +273,24 @@ struct Lower<'a> {
     next: usize,
     /// See [`compact`].
     compact: bool,
-    cold: Vec<Cold>,
+    /// What was put off, and whether registers have the loop's homes there.
+    cold: Vec<(Cold, bool)>,
+    /// Host register of each slot, or [`UNPINNED`].
+    pin: [u8; SLOTS],
+    /// Registers have the homes of the loop.
+    homed: bool,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
     counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
     boxed: u64,
-    /// Whether vector registers are known to hold what their slots do.
+    /// Whether vector registers are known to hold the values of their slots.
     fp_alive: bool,
+    /// A slot that was computed by a condition of the host's flags, and the index behind that operation.
+    compared: Option<(Slot, Cc, usize)>,
+    /// Index of the write of floating-point flags that the comparison before it has done already.
+    restored: Option<usize>,
     has_fp_pins: bool,
     /// The slot whose value `rax` also holds after the operation being lowered.
     cached: Option<Slot>,
@@ -344,7 +380,7 @@ impl Lower<'_> {
     }
 
     fn lower(&mut self, op: &Op) {
-        let reload = self.has_fp_pins && self.writes_fp_pins(op);
+        let reload = self.has_fp_pins && self.settle_fp_pins(op);
         match *op {
             Op::Insn { .. } => {}
             Op::Alu { op, ty, d, a, b } => self.alu(op, ty, d, a, b),
@@ -421,13 +457,25 @@ impl Lower<'_> {
             Op::Load { d, size: Size::B4, ext: Ext::Ones, .. } => d,
             _ => return None,
         };
-        Some(d).filter(|d| self.be.pin_of(*d).is_none())
+        Some(d).filter(|d| self.pin_of(*d).is_none())
+    }
+
+    /// The host register of a slot, if it has one.
+    #[inline]
+    fn pin_of(&self, slot: Slot) -> Option<u8> {
+        self.pin.get(usize::from(slot.0)).copied().filter(|&reg| reg != UNPINNED)
+    }
+
+    /// Emits something behind the block's body.
+    #[inline]
+    fn put_off(&mut self, cold: Cold) {
+        self.cold.push((cold, self.homed));
     }
 
     /// Where a slot lives.
     #[inline]
     fn rm(&self, slot: Slot) -> Rm {
-        match self.be.pin_of(slot) {
+        match self.pin_of(slot) {
             Some(reg) => Rm::Reg(reg),
             None => Rm::Env(self.be.slot_disp(slot)),
         }
@@ -523,12 +571,12 @@ impl Lower<'_> {
     /// The register in which to compute a slot's new value.
     #[inline]
     fn target(&self, d: Slot) -> u8 {
-        self.be.pin_of(d).unwrap_or(RAX)
+        self.pin_of(d).unwrap_or(RAX)
     }
 
     /// Ends an operation that computed `d` in [`Lower::target`].
     fn finish(&mut self, d: Slot) {
-        if self.be.pin_of(d).is_some() {
+        if self.pin_of(d).is_some() {
             return;
         }
         self.cached = Some(d);
@@ -548,7 +596,7 @@ impl Lower<'_> {
 
     /// A register's value to a slot.
     fn set(&mut self, d: Slot, from: u8) {
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(reg) => self.mov(reg, Opnd::Reg(from)),
             None => {
                 self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), from);
@@ -561,7 +609,7 @@ impl Lower<'_> {
 
     /// A constant to a slot.
     fn set_imm(&mut self, d: Slot, imm: i64) {
-        match self.be.pin_of(d) {
+        match self.pin_of(d) {
             Some(reg) if imm == 0 && !self.kept => {
                 self.asm.alu_r_rm(Alu::Xor, false, reg, Rm::Reg(reg));
             }
@@ -619,7 +667,7 @@ impl Lower<'_> {
 
     /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.
     fn keeps_rax(&self, op: &Op) -> bool {
-        let pinned = |d: Slot| self.be.pin_of(d).is_some();
+        let pinned = |d: Slot| self.pin_of(d).is_some();
         // Other guests are not worth the time.
         if !self.flagged {
             return false;
@@ -641,7 +689,7 @@ impl Lower<'_> {
             Op::Alu { op, a, b, .. } => alu::reads_operands_first(op) && (a == v || b == v),
             Op::Un { a, .. } => a == v,
             Op::Load { base, .. } => base == v,
-            Op::Store { src, base: Val::Slot(base), .. } if src == v => self.be.pin_of(base).is_some(),
+            Op::Store { src, base: Val::Slot(base), .. } if src == v => self.pin_of(base).is_some(),
             Op::Store { base, .. } => base == v,
             Op::Branch { a, b, .. } | Op::Guard { a, b, .. } => a == v || b == v,
             Op::GuardFits { a, .. } => a == v,
@@ -680,8 +728,9 @@ impl Lower<'_> {
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
         let mut i = 0;
-        while let Some(&cold) = self.cold.get(i) {
+        while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;
+            self.have_homes(homed);
             match cold {
                 Cold::Load(slow) => self.slow_load(slow),
                 Cold::Store(slow) => self.slow_store(slow),
@@ -703,7 +752,14 @@ impl Lower<'_> {
                 Cold::Kick { from, to, flags } => {
                     self.asm.bind(from);
                     self.save_at_fault(flags);
+                    self.leave_homes();
                     self.exit_at(to, self.be.stubs.kicked);
+                }
+                Cold::LeaveLoop { from, to } => {
+                    self.asm.bind(from);
+                    self.leave_homes();
+                    self.have_homes(false);
+                    self.jump(to);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);
@@ -718,6 +774,7 @@ impl Lower<'_> {
                 Cold::Careful { from, insn, flags } => {
                     self.bind(from);
                     self.save_at_fault(flags);
+                    self.leave_homes();
                     self.leave_carefully(insn);
                 }
                 Cold::CarefulByTable { from, insn, recipe } => {
@@ -735,6 +792,8 @@ impl Lower<'_> {
                     self.call_fp(packed);
                     self.asm.jmp_back(back);
                 }
+                Cold::FpFlags { from, stub, revive, back } => self.change_fp_flags(from, stub, revive, back),
+                Cold::RestoreFpFlags { from, was, stub, back } => self.restore_fp_flags(from, was, stub, back),
                 Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),
                 Cold::ReviveFp { from, back } => {
                     self.asm.bind(from);

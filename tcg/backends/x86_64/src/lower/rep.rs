@@ -22,7 +22,7 @@ pub(super) struct Slow {
 
 impl Lower<'_> {
     pub(super) fn rep(&mut self, rep: &Rep) {
-        let pins = (self.be.pin_of(rep.count), self.be.pin_of(rep.from), self.be.pin_of(rep.to));
+        let pins = (self.pin_of(rep.count), self.pin_of(rep.from), self.pin_of(rep.to));
         let (Some(count), Some(from), Some(to)) = pins else {
             // The call does it all.
             return;
@@ -98,7 +98,7 @@ impl Lower<'_> {
         self.asm.alu_r_rm(Alu::Sub, w, count, Rm::Reg(R14));
         self.asm.jcc_back(Cc::Ne, again);
         let back = self.asm.pos();
-        self.cold.push(Cold::Rep(Slow { from: slow, back, call: self.next, insn: self.insn }));
+        self.put_off(Cold::Rep(Slow { from: slow, back, call: self.next, insn: self.insn }));
         self.next += 1;
         self.skip = self.next;
     }

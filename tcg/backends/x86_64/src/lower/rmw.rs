@@ -105,7 +105,7 @@ impl Lower<'_> {
         if self.divert(self.next - 1, self.before, Fixups::one(miss)) {
             return;
         }
-        self.cold.push(Cold::Rmw(Slow {
+        self.put_off(Cold::Rmw(Slow {
             from: miss,
             access,
             back,
@@ -132,7 +132,7 @@ impl Lower<'_> {
             RmwOp::Swap => {
                 let d = old.filter(|_| size >= Size::B4);
                 // Not over the address.
-                let t = d.and_then(|d| self.be.pin_of(d)).filter(|t| *t != address).unwrap_or(R15);
+                let t = d.and_then(|d| self.pin_of(d)).filter(|t| *t != address).unwrap_or(R15);
                 self.mov(t, src);
                 // Locked without saying so.
                 self.asm.sized(Map::Base, size, 0x86, t, place);
@@ -157,7 +157,7 @@ impl Lower<'_> {
     /// The old value, in `from`, to its slot, with zeros above. No flag changes.
     fn old_value(&mut self, d: Option<Slot>, size: Size, from: u8) {
         let Some(d) = d else { return };
-        let t = self.be.pin_of(d).unwrap_or(R15);
+        let t = self.pin_of(d).unwrap_or(R15);
         match size {
             Size::B1 => self.asm.ins8(Map::Of, 0xb6, t, Rm::Reg(from)),
             Size::B2 => self.asm.ins(Map::Of, false, 0xb7, t, Rm::Reg(from)),
@@ -225,7 +225,7 @@ impl Lower<'_> {
         self.cmpxchg_at(d, size, [expected, new], place);
         let back = self.asm.pos();
         let insn = self.insn;
-        self.cold.push(Cold::Rmw(Slow {
+        self.put_off(Cold::Rmw(Slow {
             from: miss,
             access,
             back,

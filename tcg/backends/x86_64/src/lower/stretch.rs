@@ -108,7 +108,7 @@ impl Lower<'_> {
         if let Some(copy) = self.copies.get_mut(stretch.copy) {
             copy.back = back;
         }
-        self.cold.push(Cold::Copy(stretch.copy as u32));
+        self.put_off(Cold::Copy(stretch.copy as u32));
     }
 
     /// Where an access at `base + off` is, if the stretch has checked it. Clobbers `r14`.
@@ -166,7 +166,7 @@ impl Lower<'_> {
     fn find_stretch(&self, first: usize) -> Option<(Slot, Extent)> {
         let ops = self.ops.get(first..)?;
         let (base, ..) = access(ops.first()?)?;
-        if base.0 >= FIRST_TEMP || self.be.pin_of(base).is_none() {
+        if base.0 >= FIRST_TEMP || self.pin_of(base).is_none() {
             return None;
         }
         let edge = self.looped.map_or(usize::MAX, |l| l.edge);
@@ -228,7 +228,7 @@ impl Lower<'_> {
 
     /// Compares all of the stretch's accesses with the range, and keeps what is added to the base.
     fn check_stretch(&mut self, base: Slot, extent: Extent, lent: Lent) -> Fixups {
-        let Some(reg) = self.be.pin_of(base) else { return Fixups::default() };
+        let Some(reg) = self.pin_of(base) else { return Fixups::default() };
         let extra = extent.high - extent.low - i64::from(lent.size.bytes());
         self.asm.lea(true, R15, reg, (extent.low + extra) as i32);
         let miss = self.compare_span(lent.range, extra as i32);

@@ -66,7 +66,7 @@ impl Lower<'_> {
         } else {
             (self.flags_at_fault(), None)
         };
-        self.cold.push(Cold::Revive(Revive { from, back, mask, insn, flags, recipe }));
+        self.put_off(Cold::Revive(Revive { from, back, mask, insn, flags, recipe }));
         self.cached = self.last;
     }
 
@@ -83,7 +83,7 @@ impl Lower<'_> {
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         self.asm.call_abs(self.be.stubs.revive);
         self.asm.jmp_back(back);
-        self.cold.push(Cold::Careful { from, insn, flags });
+        self.put_off(Cold::Careful { from, insn, flags });
     }
 
     pub(super) fn unit(&mut self, op: &Op) {
@@ -151,7 +151,7 @@ impl Lower<'_> {
             let (base, off, guest) = (at.base, at.off, self.insn);
             let slow = Slow { from, access, range, back, base, off, unit: insn, reg, insn: guest, reload, flags };
             if !self.divert(self.next - 1, self.before, from) {
-                self.cold.push(Cold::Unit(slow));
+                self.put_off(Cold::Unit(slow));
             }
         }
         if let Some(d) = d {
@@ -217,7 +217,7 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; test r15b, BYTE insn.bytes as i8 - 1);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
         self.flags_lost();
-        self.cold.push(Cold::Careful { from, insn: self.insn, flags });
+        self.put_off(Cold::Careful { from, insn: self.insn, flags });
     }
 
     pub(super) fn slow_unit(&mut self, slow: Slow) {
@@ -230,7 +230,7 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; test r15b, BYTE unit.bytes as i8 - 1);
             let from = Fixups::one(self.asm.jcc(Cc::Ne));
             // The flags are saved already.
-            self.cold.push(Cold::Careful { from, insn, flags: Routine::NONE });
+            self.put_off(Cold::Careful { from, insn, flags: Routine::NONE });
         }
         self.asm.mov_ri(R14, i64::from(unit.bytes));
         let store = unit.memory == UnitMemory::Store;

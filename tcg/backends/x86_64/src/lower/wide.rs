@@ -23,7 +23,7 @@ impl Lower<'_> {
     pub(super) fn mul_wide(&mut self, signed: bool, size: Size, (lo, hi): (Slot, Slot), a: Val, b: Val) {
         self.flags_for(&Op::MulWideF { signed, size, lo, hi, a, b });
         let (a, b) = (self.home_val(a), self.home_val(b));
-        let replaces_rdx = size >= Size::B4 && self.be.pin_of(hi) == Some(RDX);
+        let replaces_rdx = size >= Size::B4 && self.pin_of(hi) == Some(RDX);
         if size != Size::B1 && !replaces_rdx {
             self.save_rdx();
         }
@@ -42,7 +42,7 @@ impl Lower<'_> {
     /// `rax` to `first`, `rdx` to `second`, and what `rdx` held back, if it is neither. No flag changes.
     fn place_pair(&mut self, size: Size, first: Slot, second: Slot) {
         let whole = size >= Size::B4;
-        if self.be.pin_of(second) == Some(RDX) && whole {
+        if self.pin_of(second) == Some(RDX) && whole {
             return self.fill(first, size, RAX);
         }
         self.mov(R14, Opnd::Reg(RDX));
@@ -89,7 +89,7 @@ impl Lower<'_> {
             self.place_pair(size, q, r);
         }
         let insn = self.insn;
-        self.cold.push(Cold::CarefulDivision { from: careful, insn, flags });
+        self.put_off(Cold::CarefulDivision { from: careful, insn, flags });
         self.flags_from(&Op::DivWideF { signed, size, q, r, hi: Val::Imm(0), lo: Val::Imm(0), b: Val::Imm(0) });
     }
 
@@ -162,7 +162,7 @@ impl Lower<'_> {
         let back = self.asm.pos();
         let insn = self.insn;
         let slow = SlowDivision { from, back, size, high: hi, insn, flags };
-        self.cold.push(Cold::Division(slow));
+        self.put_off(Cold::Division(slow));
     }
 
     /// Any signed dividend and divisor: `rax` is the low half, `r14` the divisor.
@@ -188,7 +188,7 @@ impl Lower<'_> {
             dynasm!(self.asm ; .arch x64 ; mov eax, eax ; mov edx, edx);
         }
         self.asm.jmp_back(slow.back);
-        self.cold.push(Cold::CarefulDivision { from: careful, insn: slow.insn, flags: slow.flags });
+        self.put_off(Cold::CarefulDivision { from: careful, insn: slow.insn, flags: slow.flags });
     }
 
     /// Leaves before a division that cannot be done.

@@ -21,6 +21,8 @@ pub const DATA_LEN: u64 = 4 * 4096;
 pub const CODE: u64 = 0xffff_ffff_8020_3000;
 /// Where a fault, or a helper that leaves, continues.
 pub const TRAP: u64 = 0xffff_ffff_8777_7002;
+/// Number of the helper for floating-point flags.
+pub const HELPER_FP_FLAGS: u16 = 2;
 /// Bytes of code memory.
 const CODE_SIZE: usize = 1 << 20;
 
@@ -151,10 +153,16 @@ impl Machine {
                 access: access as *const () as usize,
                 warm: warm as *const () as usize,
             },
-            helpers: vec![helper_pure as *const () as usize, helper_may_exit as *const () as usize],
+            helpers: [helper_pure as *const (), helper_may_exit as *const (), helper_fp_flags as *const ()]
+                .map(|helper| helper as usize)
+                .to_vec(),
             pin_order,
             vector: None,
             fp_pin_order: if code_align == 2 { (34..48).map(Slot).collect() } else { Vec::new() },
+            fp_flags: (code_align == 2).then(|| FpFlagsHelper {
+                helper: HELPER_FP_FLAGS,
+                flags: (offset_of!(Guest, flags) - offset_of!(Guest, hot)) as i32,
+            }),
             code_align,
             optimise,
             flags: code_align == 1,
@@ -251,10 +259,7 @@ impl Machine {
             asm!("ldmxcsr [{}]", in(reg) &normal);
             std::ptr::copy_nonoverlapping(self.data, env.guest.data.as_mut_ptr(), len);
         }
-        // IE, ZE, OE, UE, PE of MXCSR to NV, DZ, OF, UF, NX.
-        for (from, to) in [(0, 16), (2, 8), (3, 4), (4, 2), (5, 1)] {
-            env.guest.flags |= if status >> from & 1 != 0 { to } else { 0 };
-        }
+        env.guest.flags |= riscv_flags(status);
         (ExitCode::from_raw(env.exit_code), env.pc)
     }
 }
@@ -500,6 +505,13 @@ impl InterpHost for Oracle {
     fn call(&mut self, helper: u16, args: [u64; 3]) -> (u64, CallOutcome) {
         if helper == 0 {
             return (pure_result(args), CallOutcome::Continue);
+        }
+        if helper == HELPER_FP_FLAGS {
+            let old = self.guest.flags;
+            if args[0] != 0 {
+                self.guest.flags = args[1] as u8 & 31;
+            }
+            return (old.into(), CallOutcome::Continue);
         }
         let (result, leave) = may_exit(&mut self.guest.slots, args);
         if leave {
@@ -752,6 +764,31 @@ extern "C" fn link(env: *mut Env, ret: u64) -> u64 {
 extern "C" fn helper_pure(_env: *mut Env, a: u64, b: u64, c: u64) -> u64 {
     clobber();
     pure_result([a, b, c])
+}
+
+extern "C" fn helper_fp_flags(env: *mut Env, write: u64, value: u64, _: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let mut control = 0u32;
+    // SAFETY: both are on four bytes of `control`; every exception stays masked.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &mut control) };
+    let old = env.guest.flags | riscv_flags(control);
+    if write != 0 {
+        env.guest.flags = value as u8 & 31;
+        control &= !0x3f;
+        // SAFETY: as above.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &control) };
+    }
+    clobber();
+    old.into()
+}
+
+/// IE, ZE, OE, UE, PE of MXCSR as NV, DZ, OF, UF, NX.
+fn riscv_flags(mxcsr: u32) -> u8 {
+    [(0, 16), (2, 8), (3, 4), (4, 2), (5, 1)]
+        .iter()
+        .map(|(from, to)| if mxcsr >> from & 1 != 0 { *to } else { 0 })
+        .sum()
 }
 
 extern "C" fn helper_may_exit(env: *mut Env, a: u64, b: u64, c: u64) -> u64 {

@@ -261,6 +261,24 @@ impl Generator<'_> {
                 let to = self.target();
                 self.push(Op::Branch { cond, a, b, to });
             }
+            39 if self.rng.chance(60) => {
+                // As compilers compare without flags; now and then not quite so.
+                let [was, d] = [self.dest(), self.dest()];
+                let call = |ret, args| Op::Call { helper: HELPER_FP_FLAGS, kind: CallKind::Pure, ret, args };
+                let zero = Val::Imm(0);
+                let ret = if self.rng.chance(90) { Some(was) } else { None };
+                self.push(call(ret, [zero, zero, zero]));
+                let op = self.rng.one(&[FpOp::Lt, FpOp::Le, FpOp::Eq, FpOp::Lt]);
+                let (a, b) = (self.fp_slot(), self.fp_slot());
+                self.push(Op::Fp { op, fmt: FpFmt::F64, rm: Rm::NearestEven, d, a, b, c: a });
+                let new = if self.rng.chance(90) { was.into() } else { self.val() };
+                let ret = if self.rng.chance(10) { Some(self.dest()) } else { None };
+                self.push(call(ret, [Val::Imm(1), new, zero]));
+                if self.rng.chance(50) {
+                    let (cond, to) = (self.rng.one(&[Cond::Eq, Cond::Ne]), self.target());
+                    self.push(Op::Branch { cond, a: d.into(), b: zero, to });
+                }
+            }
             _ => {
                 let op = self.rng.one(&FP_OPS);
                 let fmt = self.rng.one(&[FpFmt::F32, FpFmt::F64]);
@@ -320,6 +338,67 @@ pub fn block(rng: &mut Rng, fp: bool) -> (Block, bool) {
     (g.block, g.self_loops)
 }
 
+/// Counts the rounds of [`loop_block`]; nothing else uses it.
+const ROUNDS: Slot = Slot(23);
+
+/// A block that jumps to itself until [`ROUNDS`] is zero, now and then out of the middle.
+fn loop_block(rng: &mut Rng) -> Block {
+    loop {
+        let (mut block, self_loops) = block(rng, true);
+        let ends = block.ops.iter().position(|op| matches!(op, Op::Insn { .. }) && rng.chance(20));
+        let Some(at) = ends.filter(|at| !self_loops && *at > 1) else { continue };
+        let to = PagePc(i32::from(block.start));
+        // Loops with calls are not copied.
+        let calls = |op: &Op| {
+            matches!(
+                op,
+                Op::Call { .. } | Op::Fence | Op::LoadReserved { .. } | Op::StoreConditional { .. } | Op::Amo { .. }
+            )
+        };
+        let behind = block.ops.split_off(at);
+        block.ops.retain(|op| !calls(op) || rng.chance(3));
+        let pc = PagePc(i32::from(block.start) + 2 * block.ops.len() as i32);
+        let (a, b) = (ROUNDS.into(), Val::Imm(0));
+        block.ops.push(Op::Insn { pc, len: 2 });
+        block.ops.push(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: ROUNDS, a, b: Val::Imm(-1) });
+        block.ops.push(Op::Branch { cond: Cond::Ne, a, b, to });
+        block.ops.extend(behind);
+        return block;
+    }
+}
+
+/// Runs the block by the interpreter until it is left.
+fn run_loop(block: &Block, oracle: &mut Oracle, once: bool) -> Outcome {
+    loop {
+        let outcome = interp::run(block, oracle);
+        let rounds = oracle.guest.slots[usize::from(ROUNDS.0)];
+        if once || rounds == 0 || outcome != Outcome::Next(CODE + u64::from(block.start)) {
+            return outcome;
+        }
+    }
+}
+
+#[test]
+fn loops_of_random_blocks() {
+    for optimise in [Optimise::Forced, Optimise::Usual] {
+        for variant in 0..4 {
+            let m = Machine::optimising(pins(variant), 2, optimise);
+            let mut scratch = (Vec::new(), Emitted::default());
+            for n in 0..3000u64 {
+                let mut rng = Rng((variant as u64 + 1) << 32 | (n + 1) << 8 | 0x77);
+                rng.next();
+                let block = loop_block(&mut rng);
+                let mut start = guest(&mut rng);
+                start.slots[usize::from(ROUNDS.0)] = 1 + rng.below(5);
+                let kicked = rng.chance(20);
+                check_how(&m, &block, start, kicked, &mut rng, &mut scratch, |block, oracle| {
+                    run_loop(block, oracle, kicked)
+                });
+            }
+        }
+    }
+}
+
 /// A random state of a guest.
 pub fn guest(rng: &mut Rng) -> Guest {
     let mut g = Guest::new();
@@ -365,10 +444,24 @@ pub fn check(
     rng: &mut Rng,
     scratch: &mut (Vec<u8>, Emitted),
 ) {
+    let kicked = self_loops || rng.chance(30);
+    check_how(m, block, start, kicked, rng, scratch, interp::run);
+}
+
+/// The same; `interpret` runs it the other way.
+fn check_how(
+    m: &Machine,
+    block: &Block,
+    start: Guest,
+    kicked: bool,
+    rng: &mut Rng,
+    scratch: &mut (Vec<u8>, Emitted),
+    interpret: impl Fn(&Block, &mut Oracle) -> Outcome,
+) {
     let code_align = u64::from(m.backend.config.code_align);
     let mut oracle =
         Oracle { guest: start.clone(), insn: (PagePc(0), 0), undefined: Flags::NONE, dropped: Flags::NONE, code_align };
-    let outcome = interp::run(block, &mut oracle);
+    let outcome = interpret(block, &mut oracle);
     // With every start address modulo 16.
     let at = m.blocks_at + rng.below(16) as usize;
     let print = PrintOnPanic(block);
@@ -386,7 +479,7 @@ pub fn check(
     drop(print);
     m.write_code(at, &scratch.0);
     let mut env = start.env();
-    env.kick = u32::from(self_loops || rng.chance(30));
+    env.kick = u32::from(kicked);
     env.blocks.push((at as u64, std::mem::take(&mut scratch.1)));
     env.dispatch = m.stubs.dispatch;
     let (code, pc) = m.run(&mut env, at);

@@ -10,6 +10,7 @@
 //! | `bitmanip` | Zba, Zbb, Zbs, Zicond where one IR operation is not enough; Zimop |
 //! | `atomic` | A |
 //! | `float` | F and D |
+//! | `fold` | what compilers make of several instructions, in fewer operations |
 //! | `system` | CSRs, privileged instructions, fences, cache-block management |
 //!
 //! Compressed instructions call the methods of the base instructions they stand for.
@@ -18,6 +19,7 @@ mod atomic;
 mod base;
 mod bitmanip;
 mod float;
+mod fold;
 mod methods;
 mod system;
 
@@ -102,6 +104,7 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
         tr.instruction(pc, insn, len);
         pc += u32::from(len);
         if tr.ended {
+            tr.drop_dead();
             return Ok(());
         }
         if pc >= PAGE || tr.block.insns >= cfg.max_insns || cfg.careful || tr.exits >= MAX_SIDE_EXITS {
@@ -112,6 +115,7 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
         return Err(NeedNextPage);
     }
     tr.emit(Op::Jump { to: PagePc(pc as i32) });
+    tr.drop_dead();
     Ok(())
 }
 
@@ -147,6 +151,8 @@ struct Translator<'a> {
     pc_value: PagePc,
     /// Bits of `HOT_FP_BAD` known to be clear.
     fp_known: u8,
+    /// What is known of integer registers.
+    known: fold::Known,
     /// `HOT_FP_DIRTY` is known to be set.
     fp_dirty: bool,
 }
@@ -165,6 +171,7 @@ impl<'a> Translator<'a> {
             pc_reg: 0,
             pc_value: PagePc(0),
             fp_known: 0,
+            known: fold::Known::default(),
             fp_dirty: false,
         }
     }
@@ -189,6 +196,7 @@ impl<'a> Translator<'a> {
 
     #[inline]
     fn emit(&mut self, op: Op) {
+        self.known.note(&op);
         self.block.ops.push(op);
     }
 
@@ -292,6 +300,9 @@ impl<'a> Translator<'a> {
         if rd == 0 {
             return true;
         }
+        if self.fold(op, ty, rd, a, b) {
+            return true;
+        }
         let value = match (op, a, b) {
             (_, Val::Imm(x), Val::Imm(y)) => {
                 return self.mov(rd, Val::Imm(interp::alu(op, ty, x as u64, y as u64) as i64));
@@ -302,6 +313,7 @@ impl<'a> Translator<'a> {
         };
         match (value, ty) {
             (Some(value), Ty::I64) => return self.mov(rd, value),
+            (Some(value), Ty::I32) if self.known.is_word(value) => return self.mov(rd, value),
             (Some(value), Ty::I32) => {
                 let d = self.dest(rd);
                 self.emit(Op::Un { op: UnOp::SextW, ty: Ty::I64, d, a: value });

@@ -11,6 +11,7 @@ use crate::control::set_pkru;
 use crate::cpuid::compacted_size;
 use crate::exception::{Exception, Result};
 use crate::fpu;
+use crate::frontend::taken;
 use crate::host::Host;
 use crate::native::Unit;
 use crate::state::FxArea;
@@ -129,6 +130,33 @@ fn environment_bytes(x: &Exec<'_>) -> usize {
     }
 }
 
+/// Faults if one of these bytes may not be accessed. Images are looked at in places first, whose order is the processor's
+/// affair (as measured on AMD's): the first byte and the last, but for FXSAVE and FXRSTOR the last comes first.
+fn look_at(x: &mut Exec<'_>, places: &[u64], write: bool) -> Result<()> {
+    for &place in places {
+        let at = x.cpu.wrap(place);
+        let there = if write { x.cpu.host_for_store(at).is_ok() } else { x.cpu.host_for_load(at).is_ok() };
+        if !there {
+            return Err(taken(x.cpu, at));
+        }
+    }
+    Ok(())
+}
+
+/// The linear address of an FNSTENV or FNSAVE image of words of `step` bytes, all of which may be accessed. The first word
+/// is looked at before anything of the last byte.
+fn environment_address(x: &mut Exec<'_>, total: u32, step: u32, write: bool) -> Result<u64> {
+    let whole = x.aligned_address(total, step, write);
+    let at = x.aligned_address(step, step, write)?;
+    let end = x.cpu.wrap(at.wrapping_add(u64::from(step) - 1));
+    // Over a page's end, the next page's beginning is the address.
+    let second = if end & !4095 == at & !4095 { at } else { end & !4095 };
+    look_at(x, &[at, second], write)?;
+    let at = whole?;
+    look_at(x, &[at.wrapping_add(u64::from(total) - 1)], write)?;
+    Ok(at)
+}
+
 fn store_environment(x: &mut Exec<'_>) -> Result<()> {
     check_unit(x, Unit::X87)?;
     let image = fpu::image(&x.cpu.guest);
@@ -155,7 +183,7 @@ fn store_environment(x: &mut Exec<'_>) -> Result<()> {
             out[bytes + 10 * i..bytes + 10 * i + 10].copy_from_slice(&image.0[at..at + 10]);
         }
     }
-    let at = x.aligned_address(total as u32, step as u32, true)?;
+    let at = environment_address(x, total as u32, step as u32, true)?;
     store(x, at, &out[..total])?;
     if saves {
         fpu::init(&mut x.cpu.guest);
@@ -172,7 +200,7 @@ fn load_environment(x: &mut Exec<'_>) -> Result<()> {
     let restores = x.insn.mnemonic() == Mnemonic::Frstor;
     let total = if restores { bytes + 80 } else { bytes };
     let step = bytes / 7;
-    let at = x.aligned_address(total as u32, step as u32, false)?;
+    let at = environment_address(x, total as u32, step as u32, false)?;
     let mut from = [0u8; 108];
     load(x, at, &mut from[..total])?;
     let word = |i: usize| fpu::word(&from, i * step);
@@ -285,6 +313,7 @@ fn fxsave(x: &mut Exec<'_>) -> Result<()> {
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at.wrapping_add(511), at], true)?;
     let mut image = x87_region(x);
     put_mxcsr(x, &mut image.0);
     put_xmm(x, &mut image.0);
@@ -323,6 +352,7 @@ fn fxrstor(x: &mut Exec<'_>) -> Result<()> {
     if at % 16 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at.wrapping_add(511), at], false)?;
     let mut area = [0; 512];
     load(x, at, &mut area)?;
     let mxcsr = mxcsr_of(x, &area)?;
@@ -369,6 +399,7 @@ fn xsave(x: &mut Exec<'_>, compact: bool) -> Result<()> {
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at, at.wrapping_add(u64::from(total) - 1)], true)?;
     let image = x87_region(x);
     let mut used = in_use(x, &image);
     if compact && x.cpu.guest.st.mxcsr != MXCSR_RESET {
@@ -430,9 +461,12 @@ fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
+    look_at(x, &[at, at.wrapping_add(HEADER as u64)], false)?;
     let mut area = [0; 832];
     load(x, at, &mut area[..576])?;
     let (bv, compact) = (get_word(&area, HEADER), get_word(&area, HEADER + 8));
+    let total =
+        if compact >> 63 != 0 { compacted_size(wanted & compact) } else { x.cpu.guest.st.features.xsave_size(wanted) };
     let st = &x.cpu.guest.st;
     let (format_ok, reserved) = if compact >> 63 != 0 {
         let known = bv & !compact == 0 && compact & !(1 << 63) & !st.xcr0 == 0;
@@ -444,7 +478,9 @@ fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     if !format_ok || reserved || bv & !st.xcr0 != 0 {
         return Err(Exception::GP0);
     }
-    // Only what is loaded is looked at.
+    look_at(x, &[at.wrapping_add(u64::from(total) - 1)], false)?;
+    // Only what is loaded is read.
+    let st = &x.cpu.guest.st;
     let pkru_at = if compact >> 63 != 0 { compacted_size(compact) - 8 } else { st.features.pkru_offset() };
     let loaded = wanted & bv;
     if loaded & XCR0_AVX != 0 {

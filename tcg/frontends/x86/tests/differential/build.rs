@@ -69,10 +69,6 @@ impl Place<'_> {
 
     fn address(&mut self, size: usize) -> u64 {
         let size = size.max(1) as u64;
-        if size > 32 || matches!(size, 14 | 28) {
-            // Which part faults first is the processor's affair.
-            return DATA + 0x400 + 0x200 * self.r.below(4) + 4 * self.r.below(64);
-        }
         let step = if size >= 16 && self.r.chance(85) { size.next_power_of_two().min(64) } else { 1 };
         match self.r.below(100) {
             // Over the end of a page.

@@ -63,7 +63,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, out_area) == 0x800);
     assert!(std::mem::offset_of!(Control, stepping) == 0x230);
     assert!(std::mem::offset_of!(Control, trail) == 0x1000);
-    assert!(TRAIL == 0x200 && LEAVE == 0x2000_3f00);
+    assert!(TRAIL == 0x200 && LEAVE == 0x2400_3f00);
     assert!(std::mem::size_of::<Control>() <= CONTROL_LEN);
     assert!(CONTROL == 0x3000_0000);
 };
@@ -221,7 +221,7 @@ global_asm!(
     "cmp rcx, qword ptr ds:[0x30000088]",
     "jne 9f",
     "10:",
-    "cmp rcx, 0x20003f00",
+    "cmp rcx, 0x24003f00",
     "je 8f",
     "inc dword ptr ds:[0x30000238]",
     "cmp eax, 0x200",

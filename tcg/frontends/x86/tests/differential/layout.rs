@@ -4,8 +4,9 @@
 pub const DATA: u64 = 0x1000_0000;
 pub const DATA_LEN: usize = 0x4000;
 pub const READ_ONLY: u64 = DATA + 0x3000;
-/// Pages of code, which code may write to; the last it may not.
-pub const CODE: u64 = 0x2000_0000;
+/// Pages of code, which code may write to; the last it may not. Nothing is as far from the code or the data as the data
+/// is from 0: a segment may begin there.
+pub const CODE: u64 = 0x2400_0000;
 pub const CODE_LEN: usize = 0x4000;
 /// On the host: how to leave a sequence.
 pub const LEAVE: u64 = CODE + 0x3f00;

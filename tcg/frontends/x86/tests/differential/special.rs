@@ -178,7 +178,13 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
     let fx = matches!(m, M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64);
     let stores = !matches!(m, M::Xrstor | M::Xrstor64 | M::Fxrstor | M::Fxrstor64);
     let misaligned = if p.r.chance(8) { 1 + p.r.below(63) } else { 0 };
-    let at = DATA - data_base(p.bits) + 0x800 + 64 * p.r.below(64) + misaligned;
+    let place = match p.r.below(24) {
+        // Over the end of a page, into the page that is not writable, and past the end.
+        0 => 0x1000 * (1 + p.r.below(4)) - 64 * p.r.below(14),
+        1 => 0x2000 + 64 * p.r.below(132),
+        _ => 0x800 + 64 * p.r.below(64),
+    };
+    let at = DATA - data_base(p.bits) + place + misaligned;
     let mut item = Item::default();
     let components = if p.r.chance(60) { 7 } else { p.r.below(8) };
     if !fx {

@@ -4,6 +4,7 @@
 mod catches;
 mod debug;
 mod debug_exceptions;
+mod features;
 mod limits;
 mod native;
 mod programs;

@@ -121,6 +121,11 @@ fn identified() -> impl Fn(&mut Guest) {
 /// What a program reads at [`VIRTUAL`] before and after it maps the other page there and does as `between` says: rax is
 /// CR3 with PCID 5, rdi a descriptor of INVPCID.
 fn reads(g: &mut Guest, between: &[u8]) -> (u64, u64, u64) {
+    mapped(g, between, 0)
+}
+
+/// The same, of pages with more bits in their entries.
+fn mapped(g: &mut Guest, between: &[u8], bits: u64) -> (u64, u64, u64) {
     let mut code = vec![0x0f, 0x22, 0xd8]; // mov cr3,rax
     code.extend([0x48, 0x8b, 0x1e]); // mov rbx,[rsi]
     code.extend([0x49, 0x89, 0x10]); // mov [r8],rdx
@@ -129,12 +134,12 @@ fn reads(g: &mut Guest, between: &[u8]) -> (u64, u64, u64) {
     g.put(CODE, &code);
     g.put_u64(DATA + 0x2000, 5);
     g.put_u64(DATA + 0x2008, VIRTUAL);
-    g.put_u64(LEAVES, DATA | 7);
+    g.put_u64(LEAVES, DATA | 7 | bits);
     g.change(|s| {
         s.gpr[RAX] = TABLES | 5;
         s.gpr[RSI] = VIRTUAL;
         s.gpr[R8] = LEAVES;
-        s.gpr[RDX] = (DATA + 0x1000) | 7;
+        s.gpr[RDX] = (DATA + 0x1000) | 7 | bits;
         s.gpr[RDI] = DATA + 0x2000;
         s.rip = CODE;
         s.mp_state = MpState::Running;
@@ -163,6 +168,29 @@ fn process_context_identifiers() {
             // Once more, with a translation of the last round to be forgotten.
             let (_, before, after) = reads(&mut g, between);
             assert_eq!((before, after), (0x1111, 0x2222), "again: {between:x?}");
+        });
+    }
+}
+
+/// SDM volume 3 section 4.10.4.1: INVLPG, and changes of CR4.PGE, forget global pages; a load of CR3 forgets the others.
+#[test]
+fn global_pages() {
+    let set_up = identified();
+    // mov rbp,cr4; xor rbp,0x80; mov cr4,rbp; xor rbp,0x80; mov cr4,rbp
+    let toggled = [
+        0x0f, 0x20, 0xe5, 0x48, 0x81, 0xf5, 0x80, 0, 0, 0, 0x0f, 0x22, 0xe5, 0x48, 0x81, 0xf5, 0x80, 0, 0, 0, 0x0f,
+        0x22, 0xe5,
+    ];
+    let ways: [(&[u8], u64); 3] = [(&[0x0f, 0x01, 0x3e], 0x100), (&toggled, 0x100), (&[0x0f, 0x22, 0xd8], 0)];
+    for (between, global) in ways {
+        both(|mut g| {
+            set_up(&mut g);
+            g.change(|s| s.cr4 = s.cr4 & !CR4_PCIDE | CR4_PGE);
+            for round in 0..2 {
+                let (_, before, after) = mapped(&mut g, between, global);
+                assert_eq!((before, after), (0x1111, 0x2222), "{between:x?} {round}");
+                g.change(|s| s.cr3 = TABLES);
+            }
         });
     }
 }
