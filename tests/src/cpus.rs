@@ -32,12 +32,15 @@ pub enum Engine {
     Forced,
     /// Generated code without those that can be left out.
     Plain,
-    /// Generated code that stays as it is made first.
+    /// Generated code that is compact, and stays so.
     Compact,
+    /// Generated code that is compact until it is found running.
+    Tiered,
 }
 
 /// All.
-pub const ENGINES: [Engine; 5] = [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain, Engine::Compact];
+pub const ENGINES: [Engine; 6] =
+    [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain, Engine::Compact, Engine::Tiered];
 
 /// Code caches take much of the address space below 2 GiB: one test at a time in a process.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -75,6 +78,7 @@ impl Base {
             Engine::Forced => ("jit", Some("force")),
             Engine::Plain => ("jit", Some("off")),
             Engine::Compact => ("jit", Some("compact")),
+            Engine::Tiered => ("jit", Some("tiered")),
         };
         let optimise = optimise.map(|o| ("opt", o));
         let options = [("engine", name), ("tb-size", "16")]

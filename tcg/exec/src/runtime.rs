@@ -186,7 +186,7 @@ impl<F: GuestFrontend> Cpu<F> {
         let size = size_from(desc);
         let crosses = va & 4095 > 4096 - u64::from(size.bytes());
         let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size);
-        if scattered && self.machine.optimise == Optimise::Usual {
+        if scattered && self.machine.optimise.learns() {
             self.machine.store.scattered(ret);
             // The code goes on to jump to itself until it is left.
             self.check_events();

@@ -407,6 +407,8 @@ pub enum Optimise {
     /// Those that pay.
     #[default]
     Usual,
+    /// Those, and code is compact until it is found running.
+    Tiered,
     /// All code stays as it is made first, however often it runs: for tests.
     Compact,
     /// All, from a block's first execution on and also where they cannot pay: for tests.
@@ -417,11 +419,17 @@ impl Optimise {
     /// The variable that [`Optimise::from_environment`] reads.
     pub const VARIABLE: &str = "MIMUS_TCG_OPT";
 
+    /// Whether code is made anew for what is found out by running it.
+    pub fn learns(self) -> bool {
+        matches!(self, Optimise::Usual | Optimise::Tiered)
+    }
+
     /// By the name it has on the command line.
     pub fn parse(name: &str) -> Option<Optimise> {
         Some(match name {
             "off" => Optimise::Off,
             "on" => Optimise::Usual,
+            "tiered" => Optimise::Tiered,
             "compact" => Optimise::Compact,
             "force" => Optimise::Forced,
             _ => return None,

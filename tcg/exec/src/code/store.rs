@@ -276,8 +276,8 @@ impl CodeStore {
                 let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
                 let compact = match self.optimise {
                     Optimise::Compact => true,
-                    Optimise::Usual => !warm(),
-                    Optimise::Off | Optimise::Forced => false,
+                    Optimise::Tiered => !warm(),
+                    Optimise::Off | Optimise::Usual | Optimise::Forced => false,
                 };
                 info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
             }
@@ -469,7 +469,7 @@ impl CodeStore {
 
     /// A vCPU was seen in code of the page with this entry table: from now on it is made for running often.
     pub fn sampled(&self, table: u32) {
-        if self.optimise != Optimise::Usual {
+        if !self.optimise.learns() {
             return;
         }
         let Some(page) = self.page_of(table) else { return };
@@ -483,7 +483,7 @@ impl CodeStore {
     /// The compact block around host address `ret` was found running. If that has been so before, it is made anew, with its
     /// checks in line. Whether it will be.
     pub fn warm(&self, ret: usize) -> bool {
-        if self.optimise != Optimise::Usual {
+        if !self.optimise.learns() {
             return false;
         }
         let mut guard = self.lock();
@@ -527,7 +527,7 @@ impl CodeStore {
     /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
     /// parts, then without any.
     pub fn scattered(&self, ret: usize) {
-        if self.optimise != Optimise::Usual {
+        if !self.optimise.learns() {
             return;
         }
         let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
@@ -795,7 +795,7 @@ mod tests {
 
     #[test]
     fn compact_blocks_found_running_are_made_anew_one_by_one() {
-        let s = store();
+        let s = CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Tiered);
         let page = PageKey::new(0x7000, 3);
         let make = |start: u16| {
             let mut told = Hints::default();

@@ -198,8 +198,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     info.recipes.clear();
     let compact = match be.config.optimise {
         Optimise::Compact => !info.hints.hot,
-        Optimise::Usual => info.hints.compact,
-        Optimise::Off | Optimise::Forced => false,
+        Optimise::Tiered => info.hints.compact,
+        Optimise::Off | Optimise::Usual | Optimise::Forced => false,
     };
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
