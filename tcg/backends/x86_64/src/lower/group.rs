@@ -71,7 +71,7 @@ struct Extent {
 impl Lower<'_> {
     /// Starts a group at operation `first` if it is the first of several accesses.
     pub(super) fn enter_group(&mut self, first: usize) {
-        if self.group.is_some() || self.be.config.optimise == Optimise::Off {
+        if self.group.is_some() || self.compact || self.be.config.optimise == Optimise::Off {
             return;
         }
         let Some((base, extent)) = self.find_group(first) else {
