@@ -106,7 +106,7 @@ impl Place<'_> {
         } else {
             self.roles.p
         };
-        let (mut displacement, mut parts) = (target, 0);
+        let (mut displacement, mut parts) = (target, 0u64);
         let form = self.r.below(16);
         if form == 0 && vsib.is_none() {
             // No register: absolute, or relative to the instruction.
@@ -149,7 +149,7 @@ impl Place<'_> {
 
     /// A memory operand with a 16-bit address.
     fn short_memory(&mut self, insn: &mut Instruction, target: u64) {
-        let mut parts = 0;
+        let mut parts = 0u64;
         let form = self.r.below(8) & if self.roles.x == RDX { !2 } else { !0 };
         if form & 1 != 0 {
             insn.set_memory_base(gpr(self.roles.p, 2, false));
