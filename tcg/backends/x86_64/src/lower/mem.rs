@@ -16,33 +16,35 @@ use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT, Stored};
-use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
+use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, PagePc, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    from: Fixup,
+    pub from: Fixup,
     /// Where the access begins, with the addend in `r14`.
-    access: u32,
-    back: u32,
+    pub access: u32,
+    pub back: u32,
     /// The address is `base + off`.
-    base: u8,
-    off: i32,
-    size: Size,
-    ext: Ext,
+    pub base: u8,
+    pub off: i32,
+    pub size: Size,
+    pub ext: Ext,
     /// What to store, or (a slot's home) where to put what was loaded.
-    value: Opnd,
-    insn: Insn,
+    pub value: Opnd,
+    pub insn: Insn,
     /// The vector register that a loaded value goes to as well, or that has what to store.
-    xmm: Option<u8>,
+    pub xmm: Option<u8>,
     /// Displacement of the slot whose value `rax` must hold again.
-    reload: Option<i32>,
+    pub reload: Option<i32>,
     /// What saves the flags first.
-    flags: Routine,
+    pub flags: Routine,
     /// What is done with the value in its stead.
-    fused: Option<Fused>,
+    pub fused: Option<Fused>,
     /// The number of its range entry.
-    range: Option<u32>,
+    pub range: Option<u32>,
+    /// The address of code to store; `rax` holds the value of the slot to reload.
+    pub push: Option<PagePc>,
 }
 
 impl Slow {
@@ -214,14 +216,18 @@ impl Lower<'_> {
     }
 
     /// Compares an address with a range entry; `r14` is the addend after it.
-    fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
+    pub(super) fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
         let entry = self.range_entry(range);
+        let parts = ContextLayout::range_has_parts(range);
+        if at.off == 0 && !parts {
+            return self.compare_bounds(at.base, entry);
+        }
         if at.off == 0 {
             self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));
         } else {
             self.asm.lea(true, R15, at.base, at.off);
         }
-        if ContextLayout::range_has_parts(range) {
+        if parts {
             // The address waits for no more than a compare and a move.
             dynasm!(self.asm ; .arch x64
                 ; gs mov r14, [DWORD entry + 16]
@@ -241,6 +247,19 @@ impl Lower<'_> {
             ; gs cmp r15, [DWORD entry + 8]
         );
         let miss = self.asm.jcc(Cc::Ae);
+        dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
+        miss
+    }
+
+    /// Compares the address in `base` with both bounds of a range entry: a subtraction less.
+    fn compare_bounds(&mut self, base: u8, entry: i32) -> Fixup {
+        dynasm!(self.asm ; .arch x64 ; gs cmp Rq(base), [DWORD entry]);
+        let below = self.asm.jcc_short(Cc::B);
+        let end = entry + ContextLayout::RANGE_END as i32;
+        dynasm!(self.asm ; .arch x64 ; gs cmp [DWORD end], Rq(base));
+        // Carry, too, if the first comparison said so.
+        self.asm.bind_short(below);
+        let miss = self.asm.jcc(Cc::Be);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
         miss
     }
@@ -293,6 +312,7 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            push: None,
         }));
     }
 
@@ -325,6 +345,7 @@ impl Lower<'_> {
                 flags,
                 fused: Some(fused),
                 range,
+                push: None,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
                 self.put_off(Cold::Load(slow));
@@ -452,6 +473,7 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            push: None,
         }));
     }
 
@@ -483,6 +505,7 @@ impl Lower<'_> {
             flags: Routine::NONE,
             fused: None,
             range,
+            push: None,
         }));
     }
 
@@ -529,9 +552,15 @@ impl Lower<'_> {
         self.not_served(&slow, true);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
-        match slow.xmm {
-            Some(xmm) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
-            None => self.mov(RAX, slow.value),
+        match (slow.xmm, slow.push) {
+            (Some(xmm), _) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
+            (_, Some(pc)) => {
+                if let Some(disp) = slow.reload {
+                    self.asm.mov_rm_r(true, Rm::Env(disp), RAX);
+                }
+                self.load_pc(RAX, pc);
+            }
+            _ => self.mov(RAX, slow.value),
         }
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));
         self.leave_homes();
