@@ -32,10 +32,15 @@ pub enum Engine {
     Forced,
     /// Generated code without those that can be left out.
     Plain,
+    /// Generated code that is compact, and stays so.
+    Compact,
+    /// Generated code that is compact until it is found running.
+    Tiered,
 }
 
 /// All.
-pub const ENGINES: [Engine; 4] = [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain];
+pub const ENGINES: [Engine; 6] =
+    [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain, Engine::Compact, Engine::Tiered];
 
 /// Code caches take much of the address space below 2 GiB: one test at a time in a process.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -72,6 +77,8 @@ impl Base {
             Engine::Jit => ("jit", None),
             Engine::Forced => ("jit", Some("force")),
             Engine::Plain => ("jit", Some("off")),
+            Engine::Compact => ("jit", Some("compact")),
+            Engine::Tiered => ("jit", Some("tiered")),
         };
         let optimise = optimise.map(|o| ("opt", o));
         let options = [("engine", name), ("tb-size", "16")]

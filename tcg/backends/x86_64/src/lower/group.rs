@@ -71,7 +71,7 @@ struct Extent {
 impl Lower<'_> {
     /// Starts a group at operation `first` if it is the first of several accesses.
     pub(super) fn enter_group(&mut self, first: usize) {
-        if self.group.is_some() || self.be.config.optimise == Optimise::Off {
+        if self.group.is_some() || self.compact || self.be.config.optimise == Optimise::Off {
             return;
         }
         let Some((base, extent)) = self.find_group(first) else {
@@ -220,7 +220,7 @@ impl Lower<'_> {
     /// The range entry for a group's check, in code that runs often.
     fn lend_range(&mut self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
         // Of guests with flags, who may write may read.
-        if extent.reads && extent.writes && !self.be.config.flags {
+        if extent.reads && extent.writes && !self.be.config.flags || self.leaves_windows(first..extent.end) {
             return None;
         }
         let lender = self.find_lender(first, base, (extent.end, extent.writes))?;

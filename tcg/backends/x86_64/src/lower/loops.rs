@@ -26,7 +26,7 @@ pub(super) struct Loop {
     /// Index of the branch that closes it.
     pub edge: usize,
     /// What makes the flags around it, in guests that have flags.
-    recipe: Option<flags::Recipe>,
+    recipe: Option<mimus_tcg_ir::flags::Recipe>,
     /// Nothing in it is called: what was guarded stays so.
     guards_hold: bool,
     /// The jump to the copy, once the branch has been lowered.

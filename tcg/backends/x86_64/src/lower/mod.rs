@@ -1,9 +1,10 @@
 //! Lowering of a block, an operation at a time: [`alu`] integer arithmetic, [`mem`] and [`atomic`] guest
-//! memory, [`fp`] floating point, [`control`] jumps and calls. What seldom runs is put behind the block's
+//! memory, [`fp`] floating point, [`control`] jumps and calls, [`compact`] what is shorter in code that is made first. What seldom runs is put behind the block's
 //! body ([`Cold`]).
 
 mod alu;
 mod atomic;
+mod compact;
 mod control;
 mod flagged;
 mod flags;
@@ -27,7 +28,7 @@ use self::flags::Routine;
 use crate::asm::{Alu, Asm, Cc, Fixup, RAX, Rm, fits32};
 use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
-use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
 
@@ -85,7 +86,7 @@ enum Cold {
     },
     /// The routine that computes flags and saves them.
     Flags {
-        recipe: flags::Recipe,
+        recipe: mimus_tcg_ir::flags::Recipe,
         number: u32,
     },
     /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
@@ -141,6 +142,12 @@ enum Cold {
         insn: Insn,
         flags: Routine,
     },
+    /// The same in compact code: the side table has the instruction and the recipe for the flags.
+    CarefulByTable {
+        from: Fixups,
+        insn: Insn,
+        recipe: u16,
+    },
     /// The budget is smaller than the block.
     Budget {
         from: Fixup,
@@ -193,11 +200,17 @@ enum Cold {
 pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
     info.sites.clear();
     info.faults.clear();
+    info.recipes.clear();
+    let compact = match be.config.optimise {
+        Optimise::Compact => !info.hints.hot,
+        Optimise::Tiered => info.hints.compact,
+        Optimise::Off | Optimise::Usual | Optimise::Forced => false,
+    };
     let start = PagePc(i32::from(block.start));
-    let loops = be.config.flags && be.config.optimise != Optimise::Off;
+    let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
     let (looped, windows) = match (start.same_page(), loops) {
         (true, true) => (loops::find(&block.ops, start), None),
-        (true, false) if be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
+        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
         _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
@@ -208,6 +221,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         info,
         ops: &block.ops,
         next: 0,
+        compact,
         cold: Vec::with_capacity(block.ops.len() + 4),
         pin: be.pin,
         homed: loops::Homed::Not,
@@ -265,6 +279,8 @@ struct Lower<'a> {
     ops: &'a [Op],
     /// Index of the operation after the one being lowered.
     next: usize,
+    /// See [`compact`].
+    compact: bool,
     /// What was put off, and whether registers have the loop's homes there.
     cold: Vec<(Cold, loops::Homed)>,
     /// Host register of each slot, or [`UNPINNED`].
@@ -715,7 +731,8 @@ impl Lower<'_> {
     /// Records that the call just emitted belongs to the guest instruction `insn`.
     fn fault_entry(&mut self, insn: Insn) {
         let host = self.asm.pos();
-        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left });
+        let (stored, recipe) = (Stored::Unknown, flags::NOT_NOTED);
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left, stored, recipe });
     }
 
     /// Makes jumps lead here.
@@ -781,6 +798,10 @@ impl Lower<'_> {
                     self.save_at_fault(flags);
                     self.leave_homes();
                     self.leave_carefully(insn);
+                }
+                Cold::CarefulByTable { from, insn, recipe } => {
+                    self.bind(from);
+                    self.careful_by_table(insn, recipe);
                 }
                 Cold::Budget { from } => {
                     self.asm.bind(from);

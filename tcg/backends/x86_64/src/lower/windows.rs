@@ -439,6 +439,12 @@ impl Lower<'_> {
         dynasm!(self.asm ; .arch x64 ; imul rax, rax, reciprocal ; shr rax, 24);
     }
 
+    /// Whether one of these operations has a window, and is being lowered for the rounds in which it may leave it: another
+    /// page each time, for which no range entry is worth filling.
+    pub(super) fn leaves_windows(&self, ops: std::ops::Range<usize>) -> bool {
+        self.windows.any_of(ops) && self.looped.is_some_and(|l| !l.in_copy)
+    }
+
     /// Where the access at `base + off` being lowered is, if it is in a window. Clobbers `r14`.
     pub(super) fn windowed(&mut self, base: Val, off: i32) -> Option<Rm> {
         if !self.in_windows() {

@@ -411,6 +411,7 @@ fn random_blocks_with_flags() {
 fn random_blocks_with_flags_and_every_optimisation_or_none() {
     many(BLOCKS / 4, Optimise::Forced);
     many(BLOCKS / 4, Optimise::Off);
+    many(BLOCKS / 2, Optimise::Compact);
 }
 
 fn many(blocks: u64, optimise: Optimise) {

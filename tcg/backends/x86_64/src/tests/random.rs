@@ -709,7 +709,7 @@ fn random_floating_point_blocks() {
 
 #[test]
 fn random_blocks_with_every_optimisation_or_none() {
-    for optimise in [Optimise::Forced, Optimise::Off] {
+    for optimise in [Optimise::Forced, Optimise::Off, Optimise::Compact] {
         many(false, 2000, optimise);
         many(true, 1000, optimise);
     }
