@@ -36,8 +36,7 @@ struct Entry {
     /// Behind `first`, where accesses may begin, perhaps in multiples of their size; 0: empty.
     limit: u64,
     addend: u64,
-    /// Where the second part begins, and what to add there; without one, all ones, and before which address accesses may
-    /// begin (0: empty).
+    /// Where the second part begins, and what to add there.
     boundary: u64,
     second: u64,
     /// Misses until the entry is filled again; all ones: now.
@@ -60,7 +59,6 @@ struct Entry {
 const _: () = assert!(
     size_of::<Entry>() == ContextLayout::RANGE_BYTES
         && std::mem::offset_of!(Entry, patience) == ContextLayout::RANGE_PATIENCE
-        && std::mem::offset_of!(Entry, second) == ContextLayout::RANGE_END
 );
 
 /// What a filled range entry spans, for those who look for pages in all of them.
@@ -241,13 +239,7 @@ impl Context {
     /// Empties an entry. What is known of its access stays.
     fn empty_entry(&mut self, number: u32) {
         // SAFETY: as in `read_entry`.
-        unsafe {
-            let entry = self.entry(number);
-            (&raw mut (*entry).limit).write(0);
-            if !ContextLayout::range_has_parts(number) {
-                (&raw mut (*entry).second).write(0);
-            }
-        }
+        unsafe { (&raw mut (*self.entry(number)).limit).write(0) }
     }
 
     /// After an access at `va` that missed range entry `number`: if it is time, lets it say what the page entries around
@@ -309,9 +301,6 @@ impl Context {
         let parts = ContextLayout::range_has_parts(number);
         let mut entry = if parts { found.beside(&old.parts()) } else { found.alone() };
         entry.limit = if parts { entry.len / size } else { entry.len - (size - 1) };
-        if !parts {
-            entry.second = entry.first.wrapping_add(entry.limit);
-        }
         let filled = FilledRange { number, index: index_of(entry.first) as u32, pages: (entry.len >> 12) as u32 };
         debug_assert!(page.wrapping_sub(entry.first) < entry.len);
         let local = self.local_indices.contains_any(filled);
@@ -420,11 +409,7 @@ mod tests {
     /// What generated code does.
     fn hits(c: &Context, number: u32, va: u64) -> Option<u64> {
         let entry = c.read_entry(number);
-        let hits = va.wrapping_sub(entry.first) < entry.limit;
-        let in_bounds = va >= entry.first && va < entry.second;
-        // The last byte of all has an end that is zero.
-        assert!(hits == in_bounds || va == u64::MAX, "the two ways of comparing agree");
-        hits.then(|| va.wrapping_add(entry.addend))
+        (va.wrapping_sub(entry.first) < entry.limit).then(|| va.wrapping_add(entry.addend))
     }
 
     #[test]

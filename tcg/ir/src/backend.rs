@@ -128,8 +128,7 @@ pub const fn unpack_insn(word: u32) -> (PagePc, u8) {
 /// any load through the guest's. An entry begins with five words: the range's first virtual address, page-aligned; how far
 /// behind it accesses may begin, plus one (zero in an empty entry); what to add to a virtual address; the address from
 /// which on it is the fifth word that is to be added. Only entries of two parts have the last two, and count how far
-/// accesses may begin in multiples of their size: they are aligned, so that none is in both parts. The others have at
-/// [`ContextLayout::RANGE_END`] the address before which accesses may begin; zero in an empty entry. At
+/// accesses may begin in multiples of their size: they are aligned, so that none is in both parts. At
 /// [`ContextLayout::RANGE_PATIENCE`] is a counter of 4 bytes: how many misses more are to be served by the page arrays
 /// without telling the runtime. Generated code takes one off at each miss; the miss at which it wraps is told. The rest
 /// is the runtime's.
@@ -167,8 +166,6 @@ impl ContextLayout {
     pub const RANGE_SHARE: u32 = (Self::RANGES / Self::RANGE_KINDS) as u32;
     /// Bytes of a range entry.
     pub const RANGE_BYTES: usize = 64;
-    /// Where the end of a range of one part is in its entry.
-    pub const RANGE_END: usize = 32;
     /// Where the counter of misses is in a range entry.
     pub const RANGE_PATIENCE: usize = 40;
     /// Bytes of address space a context takes.

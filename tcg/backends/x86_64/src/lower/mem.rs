@@ -216,18 +216,14 @@ impl Lower<'_> {
     }
 
     /// Compares an address with a range entry; `r14` is the addend after it.
-    pub(super) fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
+    fn compare_range(&mut self, at: Address, range: u32, size: Size) -> Fixup {
         let entry = self.range_entry(range);
-        let parts = ContextLayout::range_has_parts(range);
-        if at.off == 0 && !parts {
-            return self.compare_bounds(at.base, entry);
-        }
         if at.off == 0 {
             self.asm.mov_r_rm(true, R15, Rm::Reg(at.base));
         } else {
             self.asm.lea(true, R15, at.base, at.off);
         }
-        if parts {
+        if ContextLayout::range_has_parts(range) {
             // The address waits for no more than a compare and a move.
             dynasm!(self.asm ; .arch x64
                 ; gs mov r14, [DWORD entry + 16]
@@ -247,19 +243,6 @@ impl Lower<'_> {
             ; gs cmp r15, [DWORD entry + 8]
         );
         let miss = self.asm.jcc(Cc::Ae);
-        dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
-        miss
-    }
-
-    /// Compares the address in `base` with both bounds of a range entry: a subtraction less.
-    fn compare_bounds(&mut self, base: u8, entry: i32) -> Fixup {
-        dynasm!(self.asm ; .arch x64 ; gs cmp Rq(base), [DWORD entry]);
-        let below = self.asm.jcc_short(Cc::B);
-        let end = entry + ContextLayout::RANGE_END as i32;
-        dynasm!(self.asm ; .arch x64 ; gs cmp [DWORD end], Rq(base));
-        // Carry, too, if the first comparison said so.
-        self.asm.bind_short(below);
-        let miss = self.asm.jcc(Cc::Be);
         dynasm!(self.asm ; .arch x64 ; gs mov r14, [DWORD entry + 16]);
         miss
     }

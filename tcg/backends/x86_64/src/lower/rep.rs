@@ -219,6 +219,12 @@ impl Lower<'_> {
             && let Some(pins) = self.rep_pins(rep)
         {
             self.bind(by_pages);
+            if rep.narrow == self.narrow {
+                // Nothing to do, perhaps. Where addresses of 32 bits are an exception, the count's upper half
+                // is the helper's.
+                self.asm.test_rr(!rep.narrow, pins.count);
+                self.asm.jcc_back(Cc::E, slow.back);
+            }
             self.rep_by_pages(rep, pins, &mut from);
             self.asm.jmp_back(slow.back);
         }

@@ -170,28 +170,19 @@ impl Lower<'_> {
             && let Some(range) = self.range_for(size_within(insn.bytes.into()), !load)
         {
             // An aligned operand is in the range if its beginning is.
-            let size = size_within(insn.bytes.into());
-            let extra = if insn.aligned { 0 } else { bytes - size.bytes() as i32 };
+            let extra = if insn.aligned { 0 } else { bytes - size_within(insn.bytes.into()).bytes() as i32 };
+            let folded = at.off.checked_add(extra);
+            self.asm.lea(true, R15, at.base, folded.unwrap_or(at.off));
             if insn.aligned {
-                let address = if at.off == 0 { at.base } else { R15 };
-                if at.off != 0 {
-                    self.asm.lea(true, R15, at.base, at.off);
-                }
-                self.asm.ins8(Map::Base, 0xf6, 0, Rm::Reg(address));
-                self.asm.push(insn.bytes - 1);
+                dynasm!(self.asm ; .arch x64 ; test r15b, BYTE insn.bytes as i8 - 1);
                 let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
-                from.add(self.compare_range(Address { base: address, off: 0, slot: None }, range, size));
+                for other in self.compare_span(range, 0).0.into_iter().flatten() {
+                    from.add(other);
+                }
                 return (from, Some(range));
             }
-            if extra == 0 {
-                return (Fixups::one(self.compare_range(at, range, size)), Some(range));
-            }
-            match at.off.checked_add(extra) {
-                Some(disp) => self.asm.lea(true, R15, at.base, disp),
-                None => {
-                    self.asm.lea(true, R15, at.base, at.off);
-                    self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), extra);
-                }
+            if folded.is_none() {
+                self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), extra);
             }
             return (self.compare_span(range, extra), Some(range));
         }

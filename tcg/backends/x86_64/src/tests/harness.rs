@@ -600,7 +600,7 @@ fn fill_range(va: u64, desc: u32, pages: u64) {
             let parts = if va & 8 == 0 { [addend, !0, !0] } else { [!0, DATA, addend] };
             entry.write([DATA, limit, parts[0], parts[1], parts[2]]);
         } else {
-            entry.write([DATA, limit, addend, 0, DATA + limit]);
+            entry.write([DATA, limit, addend, 0, 0]);
         }
     }
 }
