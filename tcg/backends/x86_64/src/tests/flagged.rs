@@ -409,7 +409,7 @@ impl Generator<'_> {
         let (base, off) = self.base();
         match self.rng.below(4) {
             0 => {
-                let a = self.val();
+                let a = Val::Slot(Slot(self.rng.below(12) as u8));
                 self.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: target, a });
             }
             n => {
