@@ -284,6 +284,12 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether no vCPU has anything to do. Of two that find so at once, one may be wrong.
+    fn all_wait(&self) -> bool {
+        let waits = |(i, s): (usize, &Slot)| s.halted.load(Ordering::SeqCst) || self.gate.power(i) != Power::On;
+        self.slots.iter().enumerate().all(waits)
+    }
+
     /// A vCPU's thread.
     fn run(&self, index: usize, mut vcpu: Box<dyn Vcpu>, io: &dyn CpuIo) {
         let number = VcpuIndex(index as u32);
@@ -307,7 +313,7 @@ impl Shared {
                     let exit = exit.unwrap_or_else(|_| {
                         VcpuExit::Failed(AccelError::Other(format!("vCPU {number}: the accelerator panicked")))
                     });
-                    self.handle_exit(number, slot, exit);
+                    self.handle_exit(number, slot, exit, io);
                 }
             }
         }
@@ -315,13 +321,13 @@ impl Shared {
         slot.queue.close();
     }
 
-    fn handle_exit(&self, number: VcpuIndex, slot: &Slot, exit: VcpuExit) {
+    fn handle_exit(&self, number: VcpuIndex, slot: &Slot, exit: VcpuExit, io: &dyn CpuIo) {
         let event = match exit {
             VcpuExit::Kicked => return,
             VcpuExit::Halted => {
-                slot.halted.store(true, Ordering::Relaxed);
-                slot.handle.signal().wait(None);
-                slot.halted.store(false, Ordering::Relaxed);
+                slot.halted.store(true, Ordering::SeqCst);
+                io.wait_for_interrupt(slot.handle.signal(), self.all_wait());
+                slot.halted.store(false, Ordering::SeqCst);
                 return;
             }
             VcpuExit::Shutdown(cause) => VcpuEvent::Shutdown(cause),
