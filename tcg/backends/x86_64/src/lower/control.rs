@@ -1,6 +1,7 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
 use super::flags::Routine;
+use super::loops::Homed;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
@@ -100,7 +101,7 @@ impl Lower<'_> {
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if self.homed {
+        if self.homed != Homed::Not {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::LeaveLoop { from, to });
         } else if !to.same_page() {

@@ -481,6 +481,8 @@ impl Lower<'_> {
             return never;
         }
         let first = self.next;
+        let changed = self.ops.get(first.wrapping_sub(1)).map_or(Flags::NONE, |op| flags_written(op).0);
+        let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
         let (mut recipe, mut host) = (recipe, true);
@@ -503,7 +505,10 @@ impl Lower<'_> {
                 host &= !matches!(op, Op::Rmw { .. });
                 match (host, recipe) {
                     (true, _) => {}
-                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => host = true,
+                    // What the slot has is looked at there, and brings no other flag to the host's.
+                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => {
+                        host = !in_slot_already.contains(self.carried(op, after));
+                    }
                     _ => return latest,
                 }
             }

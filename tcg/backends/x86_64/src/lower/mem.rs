@@ -123,10 +123,10 @@ impl Lower<'_> {
     pub(super) fn range_for(&mut self, size: Size, write: bool) -> Option<u32> {
         let hints = &self.info.hints;
         let listed = |list: &[u16]| list.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
-        if !hints.hot || listed(&hints.scattered) {
+        let op = self.next.wrapping_sub(1);
+        if !hints.hot || listed(&hints.scattered) || self.leaves_windows(op..op + 1) {
             return None;
         }
-        let op = self.next.wrapping_sub(1);
         let lent = self.lent.filter(|lent| lent.op == op).map(|lent| lent.range);
         if let Some(range) = lent.or_else(|| self.given_range(op)) {
             return Some(range);

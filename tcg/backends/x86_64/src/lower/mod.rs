@@ -19,6 +19,7 @@ mod rmw;
 mod stretch;
 mod unit;
 mod wide;
+mod windows;
 
 #[cfg(test)]
 pub use fp::result_is_float;
@@ -109,6 +110,10 @@ enum Cold {
     LeaveLoop {
         from: Fixup,
         to: PagePc,
+    },
+    /// A loop's windows are not to be had: a round of the block's own code.
+    LeaveWindows {
+        from: Fixups,
     },
     /// The taken side of a branch to another page.
     Cross {
@@ -203,10 +208,10 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     };
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
-    let looped = match (start.same_page(), loops) {
-        (true, true) => loops::find(&block.ops, start),
-        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
-        _ => None,
+    let (looped, windows) = match (start.same_page(), loops) {
+        (true, true) => (loops::find(&block.ops, start), None),
+        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
+        _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
@@ -219,7 +224,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         compact,
         cold: Vec::with_capacity(block.ops.len() + 4),
         pin: be.pin,
-        homed: false,
+        homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
@@ -242,6 +247,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept_half: None,
         routines: Vec::new(),
         looped,
+        windows: windows.unwrap_or_default(),
+        windowed_top: None,
         narrow: block.narrow,
         unchecked: None,
         lent: None,
@@ -275,11 +282,11 @@ struct Lower<'a> {
     /// See [`compact`].
     compact: bool,
     /// What was put off, and whether registers have the loop's homes there.
-    cold: Vec<(Cold, bool)>,
+    cold: Vec<(Cold, loops::Homed)>,
     /// Host register of each slot, or [`UNPINNED`].
     pin: [u8; SLOTS],
-    /// Registers have the homes of the loop.
-    homed: bool,
+    /// Which of the loop's homes registers have.
+    homed: loops::Homed,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
@@ -321,6 +328,9 @@ struct Lower<'a> {
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// Its windows, and where rounds of the copy with windows begin that need no look at them.
+    windows: windows::Windows,
+    windowed_top: Option<u32>,
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
@@ -429,7 +439,11 @@ impl Lower<'_> {
             Op::Unit { .. } => self.unit(op),
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
-            Op::Jump { to } => self.jump(to),
+            Op::Jump { to } => {
+                if !self.loop_jump(to) {
+                    self.jump(to);
+                }
+            }
             Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
@@ -761,8 +775,13 @@ impl Lower<'_> {
                 Cold::LeaveLoop { from, to } => {
                     self.asm.bind(from);
                     self.leave_homes();
-                    self.have_homes(false);
+                    self.have_homes(loops::Homed::Not);
                     self.jump(to);
+                }
+                Cold::LeaveWindows { from } => {
+                    self.bind(from);
+                    self.leave_homes();
+                    self.asm.jmp_back(0);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);
