@@ -481,6 +481,8 @@ impl Lower<'_> {
             return never;
         }
         let first = self.next;
+        let changed = self.ops.get(first.wrapping_sub(1)).map_or(Flags::NONE, |op| flags_written(op).0);
+        let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
         let (mut recipe, mut host) = (recipe, true);
@@ -503,7 +505,10 @@ impl Lower<'_> {
                 host &= !matches!(op, Op::Rmw { .. });
                 match (host, recipe) {
                     (true, _) => {}
-                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => host = true,
+                    // What the slot has is looked at there, and brings no other flag to the host's.
+                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => {
+                        host = !in_slot_already.contains(self.carried(op, after));
+                    }
                     _ => return latest,
                 }
             }
@@ -809,6 +814,20 @@ impl FlagState {
     /// Before which operation they will be saved.
     pub(super) fn save_before(&self) -> usize {
         self.save_before
+    }
+
+    /// Those that were saved a moment ago: all are in both places.
+    pub(super) fn in_both() -> FlagState {
+        FlagState { in_host: Flags::ALL, ..FlagState::default() }
+    }
+
+    /// Whether all are in the slot, and none are to be saved.
+    pub(super) fn is_in_slot(&self) -> bool {
+        self.in_slot == Flags::ALL && self.save_before == usize::MAX
+    }
+
+    pub(super) fn has_in_host(&self, flags: Flags) -> bool {
+        self.in_host.contains(flags)
     }
 
     /// The flags are what `recipe` makes, and nowhere.

@@ -9,7 +9,7 @@ use mimus_tcg_ir::verify::{flags_read, flags_written, least_size, rmw_allowed, v
 use mimus_tcg_ir::*;
 
 /// How slots are given to registers: as an x86 frontend does, nothing pinned, and otherwise.
-fn pin_variants() -> [Vec<Slot>; 4] {
+pub(super) fn pin_variants() -> [Vec<Slot>; 4] {
     [
         [3u8, 4, 5, 6, 7, 2, 1, 8, 9, 0, 12].map(Slot).to_vec(),
         vec![],
@@ -313,6 +313,33 @@ impl Generator<'_> {
         }
     }
 
+    /// An operation that leaves some flags alone or is done again where its flags are wanted, an access, and tests of
+    /// which the first ones change what it was done with.
+    fn partly(&mut self) {
+        let d = loop {
+            let d = self.dest();
+            if !ADDRESS_SLOTS.contains(&d.0) {
+                break d;
+            }
+        };
+        let op = self.rng.one(&[FlagOp::Inc, FlagOp::Dec, FlagOp::Mul, FlagOp::Neg, FlagOp::Add, FlagOp::Shl]);
+        let (size, b) = (self.size(least_size(op)), self.second(op));
+        self.push(Op::AluF { op, size, d: Some(d), a: d.into(), b });
+        for _ in 0..1 + self.rng.below(4) {
+            let (cond, size, a) = (self.cond(), self.size(Size::B2), self.val());
+            match self.rng.below(6) {
+                0 | 1 => {
+                    let (base, off) = self.base();
+                    self.push(Op::Load { d: Slot::temp(1), base, off, size, ext: Ext::Zero });
+                }
+                2 => self.push(Op::CMovF { cond, size, d, a }),
+                3 => self.push(Op::SetCondF { cond, d }),
+                4 => self.plain(),
+                _ => self.consumer(),
+            }
+        }
+    }
+
     fn two(&mut self) -> (Slot, Slot) {
         loop {
             let (a, b) = (self.dest(), self.dest());
@@ -361,7 +388,8 @@ impl Generator<'_> {
         }
         for _ in 0..1 + self.rng.below(3) {
             match self.rng.below(20) {
-                0..7 => self.alu_f(),
+                0 => self.partly(),
+                1..7 => self.alu_f(),
                 7..10 => self.plain(),
                 10..14 => self.memory(),
                 14..18 => self.consumer(),
@@ -418,7 +446,8 @@ fn many(blocks: u64, optimise: Optimise) {
     for (variant, pins) in pin_variants().into_iter().enumerate() {
         let m = Machine::optimising(pins, 1, optimise);
         let mut scratch = (Vec::new(), Emitted::default());
-        for n in 0..blocks {
+        let scale = std::env::var("MIMUS_TEST_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        for n in 0..blocks * scale {
             let mut rng = Rng((variant as u64 + 1) << 40 | (n + 1) << 8 | 0x77);
             rng.next();
             let (block, self_loops) = block(&mut rng);
