@@ -43,11 +43,18 @@ pub(super) struct Slow {
     pub fused: Option<Fused>,
     /// The number of its range entry.
     pub range: Option<u32>,
+    /// What comes next takes the addend to be that of the access's page, but for 0.
+    pub page_is_used: bool,
     /// The address of code to store; `rax` holds the value of the slot to reload.
     pub push: Option<PagePc>,
 }
 
 impl Slow {
+    /// What comes next takes the addend in `r14` to be that of the access's page, but for 0.
+    pub(super) fn lose_page(&mut self) {
+        self.page_is_used = true;
+    }
+
     /// The bits of the runtime's descriptor that name the range entry.
     fn range_bits(&self) -> u32 {
         self.range.map_or(0, |range| (range + 1) << RANGE_SHIFT)
@@ -264,8 +271,10 @@ impl Lower<'_> {
             return self.compact_load(d, (base, off), size, ext);
         }
         let at = self.address(base, off);
+        let look_up = self.asm.pos();
         let (from, range) = self.translate(at, size, false);
         let access = self.asm.pos();
+        self.note_heads_load(look_up, access, range);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         let xmm = self.fp_pin_to_load(d, size, ext);
@@ -295,8 +304,12 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            page_is_used: false,
             push: None,
         }));
+        if range.is_none() {
+            self.note_page(Some(d), base, at);
+        }
     }
 
     /// A load and the operation behind it, which takes the memory as its operand.
@@ -310,8 +323,10 @@ impl Lower<'_> {
         } else {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
+            let look_up = self.asm.pos();
             let (from, range) = self.translate(at, size, false);
             let access = self.asm.pos();
+            self.note_heads_load(look_up, access, range);
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             let slow = Slow {
                 from,
@@ -328,10 +343,15 @@ impl Lower<'_> {
                 flags,
                 fused: Some(fused),
                 range,
+                page_is_used: false,
                 push: None,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
                 self.put_off(Cold::Load(slow));
+                if range.is_none() {
+                    let d = if let Op::AluF { d, .. } = op { d } else { None };
+                    self.note_page(d, base, at);
+                }
             }
         }
         self.flags_lost();
@@ -405,6 +425,10 @@ impl Lower<'_> {
         if let Some(disp) = slow.reload {
             self.mov(RAX, Opnd::Mem(disp));
         }
+        if slow.page_is_used {
+            // No flag changes.
+            dynasm!(self.asm ; .arch x64 ; mov r14d, 0);
+        }
         self.asm.jmp_back(slow.back);
     }
 
@@ -456,6 +480,7 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            page_is_used: false,
             push: None,
         }));
     }
@@ -488,6 +513,7 @@ impl Lower<'_> {
             flags: Routine::NONE,
             fused: None,
             range,
+            page_is_used: false,
             push: None,
         }));
     }

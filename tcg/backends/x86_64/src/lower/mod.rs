@@ -6,6 +6,7 @@ mod alu;
 mod atomic;
 mod compact;
 mod control;
+mod edge;
 mod flagged;
 mod flags;
 mod fp;
@@ -262,11 +263,16 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         in_copy: None,
         in_slow_group: false,
         copies: Vec::new(),
+        head: None,
+        page: None,
+        in_cold: false,
     };
-    if let Some(guard) = entry_guard {
-        l.entry_guard(guard);
+    match entry_guard {
+        Some(guard) => l.entry_guard(guard),
+        None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
     }
@@ -351,6 +357,11 @@ struct Lower<'a> {
     /// The operations being lowered are a group's copy's.
     in_slow_group: bool,
     copies: Vec<stretch::Copy>,
+    /// What jumps to the block's start may do themselves, and the page they may use.
+    head: Option<edge::Head>,
+    page: Option<edge::Page>,
+    /// What was put off is being emitted.
+    in_cold: bool,
 }
 
 impl Lower<'_> {
@@ -376,6 +387,7 @@ impl Lower<'_> {
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
+        self.keep_page(op);
         self.last = self.cached.take();
         if self.flagged {
             return self.op_beside_flags(op);
@@ -770,6 +782,7 @@ impl Lower<'_> {
 
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
+        self.in_cold = true;
         let mut i = 0;
         while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;

@@ -70,6 +70,7 @@ impl Lower<'_> {
             flags: self.flags_at_fault(),
             fused: None,
             range,
+            page_is_used: false,
             push: Some(pc),
         };
         self.put_off(Cold::Store(slow));
