@@ -136,7 +136,13 @@ impl Board for PcBoard {
 
 impl PcBoard {
     fn others_wait(&self, first: PowerOn) -> Vec<PowerOn> {
-        let others = if self.all_on { PowerOn::AtReset } else { PowerOn::Off };
+        // What firmware sets up on each processor, it does.
+        let others = match (self.firmware, self.all_on) {
+            (true, true) => PowerOn::AtReset,
+            (true, false) => PowerOn::Off,
+            (false, true) => PowerOn::With(with_memory_types(|_| ())),
+            (false, false) => PowerOn::OffWith(with_memory_types(|_| ())),
+        };
         let mut out = vec![others; self.config.smp.cpus as usize];
         out[0] = first;
         out

@@ -75,6 +75,7 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
         smbios: &smbios,
         kernel: starts_firmware,
         boot_list,
+        smi: None,
         sleep: None,
     };
     common::add_fw_cfg(&mut b, &contents)?;

@@ -68,7 +68,8 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let window = MemoryRegion::container("bios-window", rom::WINDOW_LEN);
     let firmware = rom::add(&mut b, config, &window, rom::PC_BIOS)?;
     let smm = smm::wanted(&b, &options, &firmware)?;
-    let pm = add_pm(&mut b, kind, &ints, smm)?;
+    let (smi, features) = if smm { Some(smm::line(&mut b)?).unzip() } else { (None, None) };
+    let pm = add_pm(&mut b, kind, &ints, smi)?;
     let (bus, keep_map) = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;
     let cmos = super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order);
@@ -102,6 +103,8 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
         smbios: &smbios,
         kernel: starts_firmware,
         boot_list,
+        // Those who read it know the ICH9's only.
+        smi: features.filter(|_| kind == Kind::Q35),
         sleep: options.acpi.then_some(SLEEP),
     };
     common::add_fw_cfg(&mut b, &contents)?;
@@ -181,10 +184,9 @@ fn add_pm(
     b: &mut MachineBuilder,
     kind: Kind,
     ints: &Interrupts,
-    smm: bool,
+    smi: Option<IrqLine>,
 ) -> Result<Arc<Mutex<AcpiPm>>, MachineError> {
     let requests = GuestRequests::new(b);
-    let smi = smm.then(|| smm::line(b));
     let (sleep, wake) = (requests.clone(), requests.clone());
     let suspend = Suspend { sleep: Box::new(move || sleep.sleep()), wake: Box::new(move || wake.wake()) };
     let power_off = Box::new(move || requests.power_off());
@@ -282,6 +284,7 @@ fn add_legacy(b: &mut MachineBuilder, options: &Options, ints: &Interrupts) -> R
         let device = I8042::new(lines, Box::new(move || reset.reset()));
         b.map_pio("i8042-data", (0x60, 1), i8042::RULES, i8042::REGION_DATA, device.clone())?;
         b.map_pio("i8042-command", (0x64, 1), i8042::RULES, i8042::REGION_COMMAND, device.clone())?;
+        b.add_input(I8042::sink(&device));
         b.add_device("/machine/i8042", device)?;
     } else {
         // Where its output would be, the line is pulled up.
