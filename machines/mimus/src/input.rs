@@ -13,8 +13,7 @@ pub const COMMANDS: [(&str, &str); 3] = [
 ];
 
 /// Keys that stand in a row, by the code of the first.
-const ROWS: [(u16, &str); 4] =
-    [(2, "1234567890"), (16, "qwertyuiop"), (30, "asdfghjkl"), (44, "zxcvbnm")];
+const ROWS: [(u16, &str); 4] = [(2, "1234567890"), (16, "qwertyuiop"), (30, "asdfghjkl"), (44, "zxcvbnm")];
 
 /// The others.
 const KEYS: &[(&str, u16)] = &[
@@ -122,7 +121,7 @@ fn buttons(text: &str) -> Result<Vec<InputEvent>, String> {
     let state: u8 = text.parse().ok().filter(|s| *s < 8).ok_or_else(|| usage(2))?;
     let all = [MouseButton::Left, MouseButton::Middle, MouseButton::Right];
     let event = |(bit, button)| InputEvent::Button { button, down: state >> bit & 1 != 0 };
-    Ok((0..).zip(all).map(event).collect())
+    Ok((0u8..).zip(all).map(event).collect())
 }
 
 fn usage(command: usize) -> String {

@@ -31,7 +31,7 @@ const SMBIOS_ANCHOR: u64 = 0xf_0040;
 const REAL_MODE_END: u32 = 1 << 20;
 
 /// What firmware would do to the chipset, after a reset and before a kernel.
-pub type SetUpChipset = Box<dyn Fn(&Services) -> Result<(), SnapshotError> + Send>;
+pub type SetUpChipset = Box<dyn Fn() -> Result<(), SnapshotError> + Send>;
 /// Presses the power button; false if nobody listens.
 pub type PressPowerButton = Box<dyn Fn() -> bool + Send>;
 
@@ -124,7 +124,7 @@ impl Board for PcBoard {
             log::warn!("the guest slept with waking vector {vector:#x}, which is none in real mode: it starts anew");
             return self.boot(services);
         }
-        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
+        (self.set_up)().map_err(|e| MachineError::other(e.to_string()))?;
         services.map.apply_pending();
         Ok(self.others_wait(PowerOn::With(resume(vector))))
     }
@@ -173,7 +173,7 @@ impl PcBoard {
         let initrd_size = initrd.as_ref().map(|i| (i.what.as_str(), i.value.len() as u64));
         let placement = direct::place(self.memory, (&what, &image), initrd_size, tables)?;
 
-        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
+        (self.set_up)().map_err(|e| MachineError::other(e.to_string()))?;
         services.map.apply_pending();
         let zero = self.used.swap(true, Ordering::Relaxed);
         load(services, &what, &image, zero)?;

@@ -52,7 +52,7 @@ pub fn add(b: &mut MachineBuilder, overlay: &MemoryRegion) {
 /// caused it, and others are told by IPI; or to all, if firmware has asked for that.
 struct Smi {
     vcpus: Vec<Arc<dyn VcpuHandle>>,
-    features: Arc<Mutex<SmiFeatures>>,
+    features: Option<Arc<Mutex<SmiFeatures>>>,
 }
 
 impl IrqController for Smi {
@@ -61,26 +61,29 @@ impl IrqController for Smi {
             return;
         }
         let current = current_vcpu().map_or(0, |v| v.as_usize());
-        let all = lock(&self.features).s.negotiated & BROADCAST != 0;
+        let all = self.features.as_ref().is_some_and(|f| lock(f).s.negotiated & BROADCAST != 0);
         let takers = self.vcpus.iter().enumerate().filter(|(n, _)| all || *n == current);
         takers.for_each(|(_, handle)| handle.set_pin(CpuPin::Smi, true));
     }
 }
 
-/// The chipset's SMI output, and what firmware may negotiate of it.
-pub fn line(b: &mut MachineBuilder) -> Result<(IrqLine, Arc<Mutex<SmiFeatures>>), MachineError> {
+/// The chipset's SMI output.
+pub fn line(b: &MachineBuilder, features: Option<Arc<Mutex<SmiFeatures>>>) -> IrqLine {
+    IrqLine::new(Arc::new(Smi { vcpus: b.vcpus().to_vec(), features }), 0)
+}
+
+/// What firmware may negotiate of it. There also where there is no SMI, as state that moves between accelerators.
+pub fn features(b: &mut MachineBuilder) -> Result<Arc<Mutex<SmiFeatures>>, MachineError> {
     let features = Arc::new(Mutex::new(SmiFeatures::default()));
     b.add_device("/machine/smi-features", features.clone())?;
-    let smi = Smi { vcpus: b.vcpus().to_vec(), features: features.clone() };
-    Ok((IrqLine::new(Arc::new(smi), 0), features))
+    Ok(features)
 }
 
 /// A write of the APM command port is an SMI of all processors.
 const BROADCAST: u64 = 1 << 0;
 
-/// What firmware wants of SMIs, as it says through fw_cfg (QEMU `docs/specs` has none; EDK2's OvmfPkg SmmControl2Dxe is the
-/// interface): it reads the features there are, writes those it wants, and selects a file that says whether it got them.
-/// A leaf lock.
+/// What firmware wants of SMIs, as it says through fw_cfg: it reads the features there are, writes those it wants, and
+/// selects a file that says whether it got them (as OVMF's SmmControl2Dxe does). A leaf lock.
 #[derive(Default)]
 pub struct SmiFeatures {
     s: SmiState,

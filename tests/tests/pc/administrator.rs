@@ -93,7 +93,7 @@ fn boot_order_of_devices() {
     for (device, says) in [
         ("ide-hd,drive=a,bootidex=1", "did you mean \"bootindex\"?; properties: id, bus, bootindex, "),
         ("virtio-net-pci,x=1", "properties: id, bus, bootindex, "),
-        ("virtio-rng-pci,buss=1", "did you mean \"bus\"?; properties: id, bus, addr"),
+        ("virtio-rng-pci,buss=1", "did you mean \"bus\"?; properties: id, bus, filename"),
     ] {
         let text = refused("q35", device);
         assert!(text.contains(says), "{text}");

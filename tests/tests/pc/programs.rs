@@ -18,7 +18,7 @@ use mimus_tcg::TcgFallback;
 use crate::harness::{Pc, Setup, skipped};
 
 /// Longest wait for firmware: an emulating KVM on a busy host.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// What runs the guest's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
