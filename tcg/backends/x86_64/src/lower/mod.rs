@@ -6,6 +6,7 @@ mod alu;
 mod atomic;
 mod compact;
 mod control;
+mod edge;
 mod flagged;
 mod flags;
 mod fp;
@@ -14,11 +15,13 @@ mod group;
 mod instrument;
 mod loops;
 mod mem;
+mod push;
 mod rep;
 mod rmw;
 mod stretch;
 mod unit;
 mod wide;
+mod windows;
 
 #[cfg(test)]
 pub use fp::result_is_float;
@@ -109,6 +112,11 @@ enum Cold {
     LeaveLoop {
         from: Fixup,
         to: PagePc,
+    },
+    /// A loop's windows are not to be had: a round of the block's own code.
+    LeaveWindows {
+        from: Fixups,
+        flags: Routine,
     },
     /// The taken side of a branch to another page.
     Cross {
@@ -203,10 +211,14 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     };
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
-    let looped = match (start.same_page(), loops) {
-        (true, true) => loops::find(&block.ops, start),
-        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
-        _ => None,
+    let (looped, windows) = match (start.same_page(), loops) {
+        (true, true) => {
+            let looped = loops::find(&block.ops, start);
+            let body = looped.and_then(|l| block.ops.get(..=l.edge)).filter(|_| be.copies_loops(&info.hints));
+            (looped, body.filter(|_| !block.narrow).map(windows::Windows::find_beside_flags))
+        }
+        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
+        _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
@@ -219,7 +231,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         compact,
         cold: Vec::with_capacity(block.ops.len() + 4),
         pin: be.pin,
-        homed: false,
+        homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
@@ -242,17 +254,25 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept_half: None,
         routines: Vec::new(),
         looped,
+        windows: windows.unwrap_or_default(),
+        windowed_top: None,
         narrow: block.narrow,
         unchecked: None,
         lent: None,
         stretch: None,
         in_copy: None,
+        in_slow_group: false,
         copies: Vec::new(),
+        head: None,
+        page: None,
+        in_cold: false,
     };
-    if let Some(guard) = entry_guard {
-        l.entry_guard(guard);
+    match entry_guard {
+        Some(guard) => l.entry_guard(guard),
+        None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
     }
@@ -275,11 +295,11 @@ struct Lower<'a> {
     /// See [`compact`].
     compact: bool,
     /// What was put off, and whether registers have the loop's homes there.
-    cold: Vec<(Cold, bool)>,
+    cold: Vec<(Cold, loops::Homed)>,
     /// Host register of each slot, or [`UNPINNED`].
     pin: [u8; SLOTS],
-    /// Registers have the homes of the loop.
-    homed: bool,
+    /// Which of the loop's homes registers have.
+    homed: loops::Homed,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
@@ -321,6 +341,9 @@ struct Lower<'a> {
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// Its windows, and where rounds of the copy with windows begin that need no look at them.
+    windows: windows::Windows,
+    windowed_top: Option<u32>,
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
@@ -331,7 +354,14 @@ struct Lower<'a> {
     /// The stretch being lowered, the number of the one whose copy is, and all copies.
     stretch: Option<stretch::Stretch>,
     in_copy: Option<usize>,
+    /// The operations being lowered are a group's copy's.
+    in_slow_group: bool,
     copies: Vec<stretch::Copy>,
+    /// What jumps to the block's start may do themselves, and the page they may use.
+    head: Option<edge::Head>,
+    page: Option<edge::Page>,
+    /// What was put off is being emitted.
+    in_cold: bool,
 }
 
 impl Lower<'_> {
@@ -357,6 +387,7 @@ impl Lower<'_> {
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
+        self.keep_page(op);
         self.last = self.cached.take();
         if self.flagged {
             return self.op_beside_flags(op);
@@ -371,6 +402,16 @@ impl Lower<'_> {
             && let Some(fused) = self.fusable(d, size)
         {
             return self.load_fused(fused, base, off, size);
+        }
+        if let Op::GetPc { .. } = *op
+            && let Some(push) = self.push_at(self.next.wrapping_sub(1))
+        {
+            let ops = self.ops;
+            self.kept = false;
+            self.push(push);
+            return if let Some(store) = ops.get(push.store) {
+                self.flags_after(store)
+            };
         }
         let stays = match self.last {
             Some(slot) if self.keeps_rax(op) && !writes(op, slot) => self.last,
@@ -429,7 +470,11 @@ impl Lower<'_> {
             Op::Unit { .. } => self.unit(op),
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
-            Op::Jump { to } => self.jump(to),
+            Op::Jump { to } => {
+                if !self.loop_jump(to) {
+                    self.jump(to);
+                }
+            }
             Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
@@ -642,7 +687,14 @@ impl Lower<'_> {
             };
             rest = after;
             let index = self.ops.len() - rest.len() - 1;
-            if self.puts_check_off(index) {
+            if self.puts_check_off(index) || self.flagged && matches!(next, Op::Guard { .. }) {
+                continue;
+            }
+            if let Op::GetPc { .. } = next
+                && let Some(push) = self.push_at(index)
+                && !self.ops.iter().take(push.store).skip(index).any(|op| writes(op, d))
+            {
+                rest = self.ops.get(push.store + 1..).unwrap_or_default();
                 continue;
             }
             if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
@@ -730,6 +782,7 @@ impl Lower<'_> {
 
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
+        self.in_cold = true;
         let mut i = 0;
         while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;
@@ -761,8 +814,14 @@ impl Lower<'_> {
                 Cold::LeaveLoop { from, to } => {
                     self.asm.bind(from);
                     self.leave_homes();
-                    self.have_homes(false);
+                    self.have_homes(loops::Homed::Not);
                     self.jump(to);
+                }
+                Cold::LeaveWindows { from, flags } => {
+                    self.bind(from);
+                    self.save_at_fault(flags);
+                    self.leave_homes();
+                    self.asm.jmp_back(0);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);
