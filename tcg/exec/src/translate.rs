@@ -4,9 +4,9 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{Emitted, Optimise};
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
+use mimus_tcg_ir::{Block, Op};
 
 use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
 use crate::code::{PageKey, Published};
@@ -21,6 +21,11 @@ const PAGE_MASK: u64 = 4095;
 const MOST_CODE: usize = 1536;
 /// Bytes before a block that its translation may look at: the heads of loops that it is the end of.
 const LOOK_BACK: usize = 512;
+/// The same for compact code, which is made quickly and not for long. (Both are multiples of what the host copies at once.)
+const COMPACT_CODE: usize = 320;
+const COMPACT_BACK: usize = 64;
+/// Blocks that are made at once, the one asked for among them: see [`Cpu::translate_ahead`].
+const AT_ONCE: usize = 4;
 /// Longer than any block takes.
 const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
@@ -46,6 +51,21 @@ impl Default for Scratch {
             buffers: Default::default(),
         }
     }
+}
+
+impl Scratch {
+    /// Takes what is `from..end` of the page at `host`.
+    fn copy(&mut self, host: *const u8, (from, end): (usize, usize)) {
+        copy_code(host, from, &mut self.page[from..end]);
+        self.copied = (from, end);
+    }
+}
+
+/// What is to be there of a page for a block.
+fn around(start: u16, compact: bool) -> (usize, usize) {
+    let first = usize::from(start);
+    let (before, behind) = if compact { (COMPACT_BACK, COMPACT_CODE) } else { (LOOK_BACK, MOST_CODE) };
+    (first.saturating_sub(before), (first + behind).min(4096))
 }
 
 /// Code to go on in.
@@ -195,19 +215,56 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some(stamp) = self.claim(key, pa, in_guest) else { return Err(self.later(KICK_SELF)) };
         let Some((host, _)) = self.code_page(pa) else { return Err(self.later(KICK_SELF)) };
         let mut scratch = self.scratch.take().unwrap_or_default();
-        let first = usize::from(start);
-        // Blocks made ahead may begin anywhere.
-        let all = self.machine.optimise == Optimise::Forced;
-        let around = (first.saturating_sub(LOOK_BACK), (first + MOST_CODE).min(4096));
-        let (from, end) = if all { (0, 4096) } else { around };
-        copy_code(host, from, &mut scratch.page[from..end]);
-        scratch.copied = (from, end);
+        let optimise = self.machine.optimise;
+        let compact =
+            matches!(optimise, Optimise::Tiered | Optimise::Compact) && self.machine.store.is_made_compact(key, start);
+        if optimise == Optimise::Forced {
+            // Blocks made ahead may begin anywhere.
+            scratch.copy(host, (0, 4096));
+        } else {
+            scratch.copy(host, around(start, compact));
+        }
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
-        if let (Ok(code), Optimise::Forced) = (&result, self.machine.optimise) {
-            self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
+        match &result {
+            Ok(code) if optimise == Optimise::Forced => {
+                self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
+            }
+            Ok(_) if compact => self.translate_ahead(va & !PAGE_MASK, (key, stamp), host, &mut scratch),
+            _ => {}
         }
         self.scratch = Some(scratch);
         result
+    }
+
+    /// After a compact block has been made: makes those that are all but certain to be next, where a jump in the page leads
+    /// and what a call returns to. What makes them is in the host's caches now, and will not be when they are asked for.
+    /// `host`: the page.
+    fn translate_ahead(&mut self, page_base: u64, page: (PageKey, u32), host: *const u8, scratch: &mut Scratch) {
+        let machine = self.machine.clone();
+        if machine.interpret || machine.instrumentation().is_on() {
+            return;
+        }
+        let Some(table) = self.mmu.context().code_table(page_base) else { return };
+        let mut after_call = None;
+        for _ in 1..AT_ONCE {
+            let block = &scratch.block;
+            if block.calls {
+                after_call = Some(u32::from(block.start) + u32::from(block.len));
+            }
+            let jump = match block.ops.last() {
+                Some(Op::Jump { to }) if to.same_page() => Some(to.0 as u32),
+                _ => None,
+            };
+            // Not what may reach into the next page.
+            let is_new =
+                |offset: &u32| *offset as usize + LONGEST <= 4096 && machine.store.find(table, *offset).is_none();
+            let Some(offset) = jump.filter(is_new).or_else(|| after_call.take().filter(is_new)) else { return };
+            scratch.copy(host, around(offset as u16, true));
+            let va = page_base + u64::from(offset);
+            if self.translate_page(va, offset as u16, page, true, scratch).is_err() {
+                return;
+            }
+        }
     }
 
     /// When optimisations are forced: the jumps within the page of the block at `host` that has just been made, and of those

@@ -221,6 +221,21 @@ impl CodeStore {
         inner.pages.get_mut(&page).map_or(0, |p| p.stores)
     }
 
+    /// Whether a block at `start` of `page` would be made compact.
+    pub fn is_made_compact(&self, page: PageKey, start: u16) -> bool {
+        let inner = self.lock();
+        !inner.hints.contains_key(&page) && self.makes_compact(inner.pages.get(&page), start)
+    }
+
+    /// The same for a page of which nothing has been found out.
+    fn makes_compact(&self, page: Option<&Page>, start: u16) -> bool {
+        match self.optimise {
+            Optimise::Compact => true,
+            Optimise::Tiered => page.is_none_or(|p| !p.warm.contains(&start)),
+            Optimise::Off | Optimise::Usual | Optimise::Forced => false,
+        }
+    }
+
     /// The entry table that the block of `page` that reaches into the next page was made for.
     pub fn next_table(&self, page: PageKey) -> u32 {
         self.lock().pages.get(&page).map_or(0, |p| p.next_table)
@@ -264,8 +279,9 @@ impl CodeStore {
     ) -> Published {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let fresh = |(key, stamp): &(PageKey, u32)| inner.pages.get(key).is_some_and(|p| p.stores == *stamp);
-        if !fresh(&(page, stamp)) || !next_page.as_ref().is_none_or(fresh) {
+        let fresh = |key: PageKey, stamp: u32| inner.pages.get(&key).filter(|p| p.stores == stamp);
+        let Some(p) = fresh(page, stamp) else { return Published::Stale };
+        if next_page.is_some_and(|(key, stamp)| fresh(key, stamp).is_none()) {
             return Published::Stale;
         }
         let at = inner.bump.next_multiple_of(16);
@@ -273,16 +289,11 @@ impl CodeStore {
         match inner.hints.get(&page) {
             Some(hints) => info.hints.clone_from(hints),
             None => {
-                let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
-                let compact = match self.optimise {
-                    Optimise::Compact => true,
-                    Optimise::Tiered => !warm(),
-                    Optimise::Off | Optimise::Usual | Optimise::Forced => false,
-                };
+                let compact = self.makes_compact(Some(p), block.start);
                 info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
             }
         }
-        info.table = inner.pages.get(&page).map_or(0, |p| p.table);
+        info.table = p.table;
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
             return Published::Full;
@@ -639,7 +650,7 @@ mod tests {
     }
 
     fn block(start: u16, len: u16) -> Block {
-        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
+        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0, calls: false }
     }
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
