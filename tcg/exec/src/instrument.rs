@@ -225,7 +225,7 @@ mod tests {
         let branch = Op::Branch { cond: Cond::Eq, a: Val::Imm(0), b: Val::Slot(Slot(1)), to: PagePc(0x40) };
         let load = Op::Load { d: Slot(2), base: Slot(2).into(), off: 8, size: Size::B4, ext: Ext::Sign };
         let ops = vec![insn(0x10, 4), load, insn(0x14, 2), branch, insn(0x16, 4), Op::Jump { to: PagePc(0x10) }];
-        let mut block = Block { ops, start: 0x10, len: 10, insns: 3, narrow: false, granules: 0, calls: false };
+        let mut block = Block { ops, start: 0x10, len: 10, insns: 3, narrow: false, granules: 0 };
         let page: crate::frontend::CodePage = std::array::from_fn(|i| i as u8);
         let sink = Arc::new(Sink::default());
         let kinds = TraceKinds { memory: true, ..TraceKinds::default() };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mimus_tcg_ir::backend::{Emitted, Optimise};
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
-use mimus_tcg_ir::{Block, Op};
+use mimus_tcg_ir::Block;
 
 use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
 use crate::code::{PageKey, Published};
@@ -24,8 +24,6 @@ const LOOK_BACK: usize = 512;
 /// The same for compact code, which is made quickly and not for long. (Both are multiples of what the host copies at once.)
 const COMPACT_CODE: usize = 320;
 const COMPACT_BACK: usize = 64;
-/// Blocks that are made at once, the one asked for among them: see [`Cpu::translate_ahead`].
-const AT_ONCE: usize = 4;
 /// Longer than any block takes.
 const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
@@ -225,46 +223,11 @@ impl<F: GuestFrontend> Cpu<F> {
             scratch.copy(host, around(start, compact));
         }
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
-        match &result {
-            Ok(code) if optimise == Optimise::Forced => {
-                self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
-            }
-            Ok(_) if compact => self.translate_ahead(va & !PAGE_MASK, (key, stamp), host, &mut scratch),
-            _ => {}
+        if let (Ok(code), Optimise::Forced) = (&result, optimise) {
+            self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
         }
         self.scratch = Some(scratch);
         result
-    }
-
-    /// After a compact block has been made: makes those that are all but certain to be next, where a jump in the page leads
-    /// and what a call returns to. What makes them is in the host's caches now, and will not be when they are asked for.
-    /// `host`: the page.
-    fn translate_ahead(&mut self, page_base: u64, page: (PageKey, u32), host: *const u8, scratch: &mut Scratch) {
-        let machine = self.machine.clone();
-        if machine.interpret || machine.instrumentation().is_on() {
-            return;
-        }
-        let Some(table) = self.mmu.context().code_table(page_base) else { return };
-        let mut after_call = None;
-        for _ in 1..AT_ONCE {
-            let block = &scratch.block;
-            if block.calls {
-                after_call = Some(u32::from(block.start) + u32::from(block.len));
-            }
-            let jump = match block.ops.last() {
-                Some(Op::Jump { to }) if to.same_page() => Some(to.0 as u32),
-                _ => None,
-            };
-            // Not what may reach into the next page.
-            let is_new =
-                |offset: &u32| *offset as usize + LONGEST <= 4096 && machine.store.find(table, *offset).is_none();
-            let Some(offset) = jump.filter(is_new).or_else(|| after_call.take().filter(is_new)) else { return };
-            scratch.copy(host, around(offset as u16, true));
-            let va = page_base + u64::from(offset);
-            if self.translate_page(va, offset as u16, page, true, scratch).is_err() {
-                return;
-            }
-        }
     }
 
     /// When optimisations are forced: the jumps within the page of the block at `host` that has just been made, and of those

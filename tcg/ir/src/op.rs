@@ -767,8 +767,6 @@ pub struct Block {
     pub narrow: bool,
     /// What else of the page it was made from, beside the code that it covers: a bit for each 64 bytes.
     pub granules: u64,
-    /// The last instruction is a call: what it calls returns to what is behind it, as a rule.
-    pub calls: bool,
 }
 
 impl Block {
@@ -780,7 +778,6 @@ impl Block {
         self.insns = 0;
         self.narrow = false;
         self.granules = 0;
-        self.calls = false;
     }
 
     /// Has all flags in their place wherever the block is left, for those who look there.

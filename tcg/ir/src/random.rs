@@ -218,15 +218,7 @@ pub fn random_block(rng: &mut Rng, config: &RandomConfig) -> Block {
     let end = PagePc(i32::from(last) + i32::from(last_len));
     g.terminal(end);
     let narrow = config.flags && g.rng.chance(40);
-    Block {
-        ops: g.ops,
-        start,
-        len: last + u16::from(last_len) - start,
-        insns: insns.len() as u16,
-        narrow,
-        granules: 0,
-        calls: false,
-    }
+    Block { ops: g.ops, start, len: last + u16::from(last_len) - start, insns: insns.len() as u16, narrow, granules: 0 }
 }
 
 /// Addresses and lengths of the instructions. Often near the end of the page, where the last one crosses.

@@ -608,15 +608,8 @@ mod tests {
 
     /// The error of a block of one instruction holding `ops`.
     fn error(ops: &[Op]) -> String {
-        let block = Block {
-            ops: [&[MARK], ops, &[JUMP]].concat(),
-            start: 0x10,
-            len: 4,
-            insns: 1,
-            narrow: false,
-            granules: 0,
-            calls: false,
-        };
+        let block =
+            Block { ops: [&[MARK], ops, &[JUMP]].concat(), start: 0x10, len: 4, insns: 1, narrow: false, granules: 0 };
         verify(&block).map_or_else(|e| e.to_string(), |()| String::new())
     }
 
@@ -654,7 +647,7 @@ mod tests {
         assert_eq!(error(&[mov(Slot(1), t)]), "op 1: temporary t3 is read before its instruction writes it");
         let next = Op::Insn { pc: PagePc(0x14), len: 2 };
         let ops = vec![MARK, mov(t, 1), next, mov(Slot(1), t), JUMP];
-        let block = Block { ops, start: 0x10, len: 6, insns: 2, narrow: false, granules: 0, calls: false };
+        let block = Block { ops, start: 0x10, len: 6, insns: 2, narrow: false, granules: 0 };
         assert!(verify(&block).unwrap_err().to_string().starts_with("op 3: temporary t3"));
         assert_eq!(error(&[mov(Slot(80), 1)]), "op 1: slot number 80 is not below 80");
         assert_eq!(error(&[mov(Slot(1), Slot(255))]), "op 1: slot number 255 is not below 80");
@@ -679,9 +672,7 @@ mod tests {
     #[test]
     fn shape() {
         let block = |ops: &[Op], start, len, insns| {
-            verify(&Block { ops: ops.to_vec(), start, len, insns, narrow: false, granules: 0, calls: false })
-                .unwrap_err()
-                .to_string()
+            verify(&Block { ops: ops.to_vec(), start, len, insns, narrow: false, granules: 0 }).unwrap_err().to_string()
         };
         assert!(block(&[], 0x10, 0, 0).starts_with("block: it has no operations"));
         assert_eq!(block(&[JUMP], 0x10, 0, 0), "op 0: comes before the first instruction mark");
@@ -694,15 +685,8 @@ mod tests {
         assert!(block(&[MARK, JUMP], 0x1000, 4, 1).starts_with("block: start 0x1000"));
         let last = |pc| Op::Insn { pc: PagePc(pc), len: 4 };
         assert!(block(&[last(0xffe), last(0x1002), JUMP], 0xffe, 8, 2).starts_with("op 1: instruction at 0x1002"));
-        let crossing = Block {
-            ops: vec![last(0xffe), JUMP],
-            start: 0xffe,
-            len: 4,
-            insns: 1,
-            narrow: false,
-            granules: 0,
-            calls: false,
-        };
+        let crossing =
+            Block { ops: vec![last(0xffe), JUMP], start: 0xffe, len: 4, insns: 1, narrow: false, granules: 0 };
         assert_eq!(verify(&crossing), Ok(()));
         let long = Op::Insn { pc: PagePc(0x10), len: 16 };
         assert!(block(&[long, JUMP], 0x10, 16, 1).starts_with("op 0: instruction length 16"));

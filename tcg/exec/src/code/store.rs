@@ -650,7 +650,7 @@ mod tests {
     }
 
     fn block(start: u16, len: u16) -> Block {
-        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0, calls: false }
+        Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
     }
 
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {

@@ -84,7 +84,7 @@ fn parse_header(mut c: Cursor<'_>) -> Parsed<Block> {
     let narrow = c.eat("narrow");
     c.expect("{")?;
     c.end()?;
-    Ok(Block { ops: Vec::new(), start, len, insns, narrow, granules: 0, calls: false })
+    Ok(Block { ops: Vec::new(), start, len, insns, narrow, granules: 0 })
 }
 
 /// Reads one operation, leaving what follows it on the line.

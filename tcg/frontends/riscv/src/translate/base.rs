@@ -71,7 +71,6 @@ impl Translator<'_> {
             return self.misaligned_target(to);
         }
         self.link(a.rd);
-        self.block.calls = is_link(a.rd);
         self.end(Op::Jump { to });
         true
     }
@@ -83,7 +82,6 @@ impl Translator<'_> {
             }
             self.drop_dead_auipc(a);
             self.link(a.rd);
-            self.block.calls = is_link(a.rd);
             self.end(Op::Jump { to });
             return true;
         }
@@ -95,7 +93,6 @@ impl Translator<'_> {
             self.call(helper_ids::CHECK_TARGET, None, [Val::Slot(target), Val::Imm(0), Val::Imm(0)]);
         }
         let link = (a.rd != 0).then(|| (self.dest(a.rd), self.next_pc()));
-        self.block.calls = is_link(a.rd);
         self.end(Op::JumpReg { base, off: a.imm, link, hint: jump_hint(a.rd, a.rs1) });
         true
     }
@@ -165,13 +162,9 @@ impl Translator<'_> {
     }
 }
 
-/// The registers that return addresses are kept in (vol. I, 2.5.1).
-fn is_link(reg: i32) -> bool {
-    matches!(reg, 1 | 5)
-}
-
 /// Return-address prediction hints (vol. I, 2.5.1): x1 and x5 are link registers.
 fn jump_hint(rd: i32, rs1: i32) -> JumpHint {
+    let is_link = |reg| matches!(reg, 1 | 5);
     if is_link(rd) {
         JumpHint::Call
     } else if is_link(rs1) {

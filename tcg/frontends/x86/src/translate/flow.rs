@@ -33,7 +33,6 @@ impl Tr<'_> {
             let back = self.return_ip();
             self.push(self.stack_item(), back);
             self.go(to);
-            self.block.calls = true;
             return Some(Flow::End);
         }
         if insn.is_jmp_near_indirect() || insn.is_call_near_indirect() {
@@ -259,7 +258,6 @@ impl Tr<'_> {
         if call {
             let back = self.return_ip();
             self.push(self.stack_item(), back);
-            self.block.calls = true;
         }
         let hint = if call { JumpHint::Call } else { JumpHint::None };
         self.op(Op::JumpReg { base, off: 0, link: None, hint });
