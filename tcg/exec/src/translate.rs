@@ -4,15 +4,15 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{Emitted, Optimise};
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
-use mimus_tcg_ir::Block;
 
 use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
 use crate::code::{PageKey, Published};
 use crate::debug::{NEVER, cut_block};
 use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
-use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, TranslateMode};
+use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, Starts, TranslateMode};
 use crate::trace;
 use mimus_core::memory::PAGE_CODE;
 
@@ -36,6 +36,9 @@ pub(crate) struct Scratch {
     /// The bytes of `page` that are of this translation.
     copied: (usize, usize),
     next: Box<CodePage>,
+    /// Where blocks begin in the page, if compact code is to end there.
+    starts: Box<Starts>,
+    compact: bool,
     buffers: (Vec<u8>, Emitted),
 }
 
@@ -46,6 +49,8 @@ impl Default for Scratch {
             page: Box::new([0; 4096]),
             copied: (0, 0),
             next: Box::new([0; 4096]),
+            starts: Box::new([0; 64]),
+            compact: false,
             buffers: Default::default(),
         }
     }
@@ -214,8 +219,9 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some((host, _)) = self.code_page(pa) else { return Err(self.later(KICK_SELF)) };
         let mut scratch = self.scratch.take().unwrap_or_default();
         let optimise = self.machine.optimise;
-        let compact =
-            matches!(optimise, Optimise::Tiered | Optimise::Compact) && self.machine.store.is_made_compact(key, start);
+        let compact = matches!(optimise, Optimise::Tiered | Optimise::Compact)
+            && self.machine.store.is_made_compact(key, start, &mut scratch.starts);
+        scratch.compact = compact;
         if optimise == Optimise::Forced {
             // Blocks made ahead may begin anywhere.
             scratch.copy(host, (0, 4096));
@@ -286,6 +292,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let (from, end) = scratch.copied;
         let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).copied(from, end).with_mode(mode);
+        let window = window.up_to_blocks(scratch.compact.then_some(&*scratch.starts));
         if cut_here {
             cut_block(&mut scratch.block, start);
         } else {

@@ -17,6 +17,7 @@ use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
+use crate::frontend::Starts;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
@@ -89,6 +90,8 @@ struct Page {
     stores: u32,
     /// Entry table that the block reaching into the next page was made for; 0 if none.
     next_table: u32,
+    /// Where blocks begin: empty, or a bit for each offset.
+    starts: Vec<u64>,
 }
 
 /// Where to undo a link: code offsets.
@@ -221,10 +224,18 @@ impl CodeStore {
         inner.pages.get_mut(&page).map_or(0, |p| p.stores)
     }
 
-    /// Whether a block at `start` of `page` would be made compact.
-    pub fn is_made_compact(&self, page: PageKey, start: u16) -> bool {
+    /// Whether a block at `start` of `page` would be made compact. If so, `starts` gets where in the page blocks begin.
+    pub fn is_made_compact(&self, page: PageKey, start: u16, starts: &mut Starts) -> bool {
         let inner = self.lock();
-        !inner.hints.contains_key(&page) && self.makes_compact(inner.pages.get(&page), start)
+        let p = inner.pages.get(&page);
+        let compact = !inner.hints.contains_key(&page) && self.makes_compact(p, start);
+        if compact {
+            match p.and_then(|p| p.starts.as_array()) {
+                Some(there) => *starts = *there,
+                None => starts.fill(0),
+            }
+        }
+        compact
     }
 
     /// The same for a page of which nothing has been found out.
@@ -345,6 +356,10 @@ impl CodeStore {
         let p = inner.pages.entry(page).or_default();
         p.granules |= granules(start, end.min(4096)) | block.granules;
         p.blocks.push(number);
+        p.starts.resize(64, 0);
+        if let Some(word) = p.starts.get_mut(usize::from(block.start / 64)) {
+            *word |= 1 << (block.start % 64);
+        }
         if next_table != 0 {
             p.next_table = next_table;
         }
@@ -376,7 +391,11 @@ impl CodeStore {
         let field = self.mapping.code_base() + patch as usize;
         // An address in the block, not the end of the one before it.
         let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
-        let compact = inner.blocks[to].compact;
+        let BlockRecord { compact, live, .. } = inner.blocks[to];
+        if !live {
+            // Withdrawn since it was found.
+            return;
+        }
         let to = to as u32;
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
@@ -568,6 +587,7 @@ impl CodeStore {
             let blocks = std::mem::take(&mut p.blocks);
             let incoming = std::mem::take(&mut p.incoming);
             p.inner_links.clear();
+            p.starts.clear();
             let table = p.table;
             p.granules = 0;
             p.next_table = 0;

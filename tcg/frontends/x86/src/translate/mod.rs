@@ -144,7 +144,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         if flow == Flow::End {
             break;
         }
-        if careful || at >= 4096 || block.insns >= MAX_INSNS {
+        if careful || at >= 4096 || block.insns >= MAX_INSNS || code.has_block(at) {
             block.ops.push(Op::Jump { to: PagePc(at as i32) });
             break;
         }
