@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, StartRequest, SysReg, VcpuHandle, VcpuIndex};
+use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, StartRequest, SysReg, VcpuHandle, VcpuIndex, VcpuSignal};
 use mimus_core::bus::{AccessSize, MemTxAttrs, PioSpace};
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::AddressSpace;
@@ -139,6 +139,14 @@ impl CpuIo for MachineIo {
             armed.fetch_or(1 << bit, Ordering::SeqCst);
         }
         self.timers.arm(vcpu, pin, deadline_ns);
+    }
+
+    fn wait_for_interrupt(&self, signal: &Arc<VcpuSignal>, all: bool) {
+        if all {
+            self.timers.io_thread().keep_time(signal);
+        } else {
+            signal.wait(None);
+        }
     }
 
     fn clock(&self) -> &VirtualClock {

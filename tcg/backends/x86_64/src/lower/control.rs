@@ -1,6 +1,7 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
 use super::flags::Routine;
+use super::loops::Homed;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
@@ -100,16 +101,19 @@ impl Lower<'_> {
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if self.homed {
+        if self.homed != Homed::Not {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::LeaveLoop { from, to });
         } else if !to.same_page() {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::Cross { from, to });
         } else if self.is_backward(to) || self.is_self(to) {
-            let over = self.asm.jcc_short(cc.invert());
-            self.jump_back(to);
-            self.asm.bind_short(over);
+            let over = self.asm.jcc(cc.invert());
+            let in_host = self.flagged && self.flags.has_in_host(Flags::ALL);
+            if !(self.is_self(to) && self.jump_round(in_host)) {
+                self.jump_back(to);
+            }
+            self.asm.bind(over);
         } else {
             self.asm.pad_jump(2);
             let site = self.asm.jcc(cc);
@@ -120,10 +124,12 @@ impl Lower<'_> {
     /// The same, with the flags going to their slot on that side.
     pub(super) fn branch_and_save(&mut self, cc: Cc, to: PagePc) {
         if to.same_page() && (self.is_backward(to) || self.is_self(to)) {
-            let over = self.asm.jcc_short(cc.invert());
+            let over = self.asm.jcc(cc.invert());
             self.save_at_exit();
-            self.jump_back(to);
-            self.asm.bind_short(over);
+            if !(self.is_self(to) && self.jump_round(true)) {
+                self.jump_back(to);
+            }
+            self.asm.bind(over);
         } else {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::SaveAndGo { from, to });

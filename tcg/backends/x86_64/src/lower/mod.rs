@@ -6,6 +6,7 @@ mod alu;
 mod atomic;
 mod compact;
 mod control;
+mod edge;
 mod flagged;
 mod flags;
 mod fp;
@@ -19,6 +20,7 @@ mod rmw;
 mod stretch;
 mod unit;
 mod wide;
+mod windows;
 
 #[cfg(test)]
 pub use fp::result_is_float;
@@ -110,6 +112,11 @@ enum Cold {
     LeaveLoop {
         from: Fixup,
         to: PagePc,
+    },
+    /// A loop's windows are not to be had: a round of the block's own code.
+    LeaveWindows {
+        from: Fixups,
+        flags: Routine,
     },
     /// The taken side of a branch to another page.
     Cross {
@@ -204,10 +211,14 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     };
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
-    let looped = match (start.same_page(), loops) {
-        (true, true) => loops::find(&block.ops, start),
-        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
-        _ => None,
+    let (looped, windows) = match (start.same_page(), loops) {
+        (true, true) => {
+            let looped = loops::find(&block.ops, start);
+            let body = looped.and_then(|l| block.ops.get(..=l.edge)).filter(|_| be.copies_loops(&info.hints));
+            (looped, body.filter(|_| !block.narrow).map(windows::Windows::find_beside_flags))
+        }
+        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
+        _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
     let Kept { cold, mut needs, routines } = KEPT.take();
@@ -223,7 +234,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         compact,
         cold,
         pin: be.pin,
-        homed: false,
+        homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
@@ -246,17 +257,24 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept_half: None,
         routines,
         looped,
+        windows: windows.unwrap_or_default(),
+        windowed_top: None,
         narrow: block.narrow,
         unchecked: None,
         lent: None,
         stretch: None,
         in_copy: None,
         copies: Vec::new(),
+        head: None,
+        page: None,
+        in_cold: false,
     };
-    if let Some(guard) = entry_guard {
-        l.entry_guard(guard);
+    match entry_guard {
+        Some(guard) => l.entry_guard(guard),
+        None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
     }
@@ -296,11 +314,11 @@ struct Lower<'a> {
     /// See [`compact`].
     compact: bool,
     /// What was put off, and whether registers have the loop's homes there.
-    cold: Vec<(Cold, bool)>,
+    cold: Vec<(Cold, loops::Homed)>,
     /// Host register of each slot, or [`UNPINNED`].
     pin: [u8; SLOTS],
-    /// Registers have the homes of the loop.
-    homed: bool,
+    /// Which of the loop's homes registers have.
+    homed: loops::Homed,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
@@ -342,6 +360,9 @@ struct Lower<'a> {
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// Its windows, and where rounds of the copy with windows begin that need no look at them.
+    windows: windows::Windows,
+    windowed_top: Option<u32>,
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
@@ -353,6 +374,11 @@ struct Lower<'a> {
     stretch: Option<stretch::Stretch>,
     in_copy: Option<usize>,
     copies: Vec<stretch::Copy>,
+    /// What jumps to the block's start may do themselves, and the page they may use.
+    head: Option<edge::Head>,
+    page: Option<edge::Page>,
+    /// What was put off is being emitted.
+    in_cold: bool,
 }
 
 impl Lower<'_> {
@@ -378,6 +404,7 @@ impl Lower<'_> {
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
+        self.keep_page(op);
         self.last = self.cached.take();
         if self.flagged {
             return self.op_beside_flags(op);
@@ -450,7 +477,11 @@ impl Lower<'_> {
             Op::Unit { .. } => self.unit(op),
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
-            Op::Jump { to } => self.jump(to),
+            Op::Jump { to } => {
+                if !self.loop_jump(to) {
+                    self.jump(to);
+                }
+            }
             Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
@@ -751,6 +782,7 @@ impl Lower<'_> {
 
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
+        self.in_cold = true;
         let mut i = 0;
         while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;
@@ -782,8 +814,14 @@ impl Lower<'_> {
                 Cold::LeaveLoop { from, to } => {
                     self.asm.bind(from);
                     self.leave_homes();
-                    self.have_homes(false);
+                    self.have_homes(loops::Homed::Not);
                     self.jump(to);
+                }
+                Cold::LeaveWindows { from, flags } => {
+                    self.bind(from);
+                    self.save_at_fault(flags);
+                    self.leave_homes();
+                    self.asm.jmp_back(0);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);

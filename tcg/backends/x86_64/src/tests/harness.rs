@@ -208,6 +208,11 @@ impl Machine {
         unsafe { self.context.add(array as usize).cast::<u64>().add(index).write(value) }
     }
 
+    /// What the context adds to an address of guest memory.
+    pub fn data_addend(&self) -> u64 {
+        (self.data as u64).wrapping_sub(DATA)
+    }
+
     pub fn write_code(&self, at: usize, bytes: &[u8]) {
         let offset = at - self.code as usize;
         assert!(offset + bytes.len() <= CODE_SIZE);

@@ -1,9 +1,11 @@
 //! Generated code against the IR's interpreter, on random blocks and on programs that link.
 
+mod edge;
 mod files;
 mod flagged;
 mod harness;
 mod linking;
+mod marching;
 mod native;
 mod random;
 mod speed;
