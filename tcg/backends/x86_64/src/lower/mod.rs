@@ -294,7 +294,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
 /// Vectors of [`Lower`], empty, kept from block to block.
 #[derive(Default)]
 struct Kept {
-    cold: Vec<(Cold, Homed)>,
+    cold: Vec<(Cold, loops::Homed)>,
     needs: Vec<flags::Needs>,
     routines: Vec<u32>,
 }
