@@ -124,7 +124,7 @@ fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
             "opt" => {
                 let known = Optimise::parse(value);
                 let unknown = || fail(format!("{value:?} is not known; use on, off, tiered, compact or force"));
-                engine.optimise = Some(known.ok_or_else(unknown)?);
+                engine.optimise = known.ok_or_else(unknown)?;
             }
             "stats" => engine.time_translation = switch(value).map_err(fail)?,
             "perfmap" => engine.perf_map = switch(value).map_err(fail)?,

@@ -69,8 +69,8 @@ pub struct EngineConfig {
     pub interpret: bool,
     /// Count instructions, for a clock that follows them.
     pub count: bool,
-    /// Which optimisations to use; `None`: those that suit the guest.
-    pub optimise: Option<Optimise>,
+    /// Which optimisations to use.
+    pub optimise: Optimise,
     /// Which registers have host registers: [`GuestFrontend::PIN_ORDER_NARROW`].
     pub narrow: bool,
     /// Measure how long translation takes.
@@ -85,7 +85,7 @@ impl Default for EngineConfig {
             code_size: DEFAULT_CODE,
             interpret: false,
             count: false,
-            optimise: Optimise::in_environment(),
+            optimise: Optimise::from_environment(),
             narrow: false,
             time_translation: false,
             perf_map: false,
@@ -164,9 +164,7 @@ impl<F: GuestFrontend> Machine<F> {
         let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512), F::CODE_ALIGN)
             .map_err(|e| format!("code cache: {e}"))?;
         let helpers = F::helpers();
-        // What counts is to make the same code of the same instructions, whatever ran before.
-        let usual = if config.count || config.interpret { Optimise::Usual } else { F::OPTIMISE };
-        let optimise = config.optimise.unwrap_or(usual);
+        let optimise = config.optimise;
         let backend_config = BackendConfig {
             env: Cpu::<F>::layout(),
             context: ContextLayout::STANDARD,

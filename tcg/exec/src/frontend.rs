@@ -21,7 +21,7 @@
 
 use mimus_arch::{CpuModel, CpuState, GuestArch};
 use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegister, VcpuIndex};
-use mimus_tcg_ir::backend::{FpFlagsHelper, Optimise, VectorLayout};
+use mimus_tcg_ir::backend::{FpFlagsHelper, VectorLayout};
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot, Val};
 
@@ -278,9 +278,6 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
 
     /// For traces: the root of the page tables as its register has it, and the privilege (RISC-V: 0, 1, 3; x86: CPL).
     fn address_space(cpu: &Cpu<Self>) -> (u64, u8);
-
-    /// How code is optimised unless it is said how.
-    const OPTIMISE: Optimise = Optimise::Usual;
 
     /// The privilege that [`GuestFrontend::address_space`] gives for programs.
     const PROGRAMS: u8 = 0;

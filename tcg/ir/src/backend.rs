@@ -438,12 +438,7 @@ impl Optimise {
 
     /// What [`Optimise::VARIABLE`] says, for running tests with it; the usual ones if it says nothing.
     pub fn from_environment() -> Optimise {
-        Optimise::in_environment().unwrap_or_default()
-    }
-
-    /// The same; `None` if it says nothing.
-    pub fn in_environment() -> Option<Optimise> {
-        std::env::var(Self::VARIABLE).ok().and_then(|name| Optimise::parse(&name))
+        std::env::var(Self::VARIABLE).ok().and_then(|name| Optimise::parse(&name)).unwrap_or_default()
     }
 }
 

@@ -15,7 +15,7 @@ use mimus_core::accel::{CpuPin, RemoteFence, ResetKind, StartRequest, SystemRegi
 use mimus_tcg_exec::env::Cpu;
 use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
 use mimus_tcg_exec::hostfp;
-use mimus_tcg_ir::backend::{FpFlagsHelper, Optimise};
+use mimus_tcg_ir::backend::FpFlagsHelper;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot};
 use mimus_tcg_softfloat::{Flags, FloatStatus, Rounding, riscv as softfloat};
 
@@ -222,7 +222,6 @@ impl GuestFrontend for Riscv {
 
     const CODE_ALIGN: u32 = 2;
     const FLAGS: bool = false;
-    const OPTIMISE: Optimise = Optimise::Tiered;
     // fence.i says so.
     const COHERENT_CODE: bool = false;
     const LENIENT_BUS: bool = false;
