@@ -10,6 +10,7 @@ use crate::catch;
 use crate::expr::{self, Values};
 use crate::help::{self, COMMANDS, SHORT};
 use crate::info;
+use crate::linux::programs::Space;
 use crate::linux::{Linux, modules};
 use crate::look;
 use crate::registers;
@@ -20,6 +21,9 @@ use crate::target::{Point, Stop, Target, read_number, read_virtual, write_virtua
 
 /// Most steps of `until`.
 const UNTIL: u64 = 10_000_000;
+
+/// What `step` takes.
+const STEP: &str = "step [N] [branch|call|return|exception]";
 
 /// A breakpoint or watchpoint of the user.
 struct Spot {
@@ -62,9 +66,21 @@ impl State {
         self.linux = found;
     }
 
+    /// Moves files of programs that can be anywhere to where the one that runs has them.
+    fn follow_program(&mut self, target: &dyn Target, cpu: &CpuState) {
+        let State { symbols, linux: Some(linux), .. } = self else { return };
+        if !symbols.may_move() {
+            return;
+        }
+        if let Some(space) = linux.memory(target, cpu).ok().and_then(|m| Space::current(&m, linux)) {
+            symbols.follow(|file| space.bias_of(file));
+        }
+    }
+
     fn view<'a>(&'a self, target: &'a dyn Target, vcpu: u32, cpu: &'a CpuState) -> look::View<'a> {
         let linux = self.linux.as_ref();
-        look::View { target, vcpu, cpu, symbols: &self.symbols, linux, orc: linux.and_then(|l| l.orc.as_ref()) }
+        let orc = linux.and_then(|l| l.orc.as_ref());
+        look::View { linux, orc, ..look::View::new(target, vcpu, cpu, &self.symbols) }
     }
 }
 
@@ -91,6 +107,7 @@ struct Context<'a> {
     vcpu: u32,
     state: &'a CpuState,
     symbols: &'a Symbols,
+    linux: Option<&'a Linux>,
     caught: Option<Caught>,
 }
 
@@ -112,7 +129,13 @@ impl Values for Context<'_> {
         registers::get(self.state, name)
     }
     fn symbol(&self, name: &str) -> Result<u64, String> {
-        self.symbols.address(name)
+        self.symbols.address(name).or_else(|unknown| {
+            let of_program = || {
+                let linux = self.linux?;
+                Space::current(&linux.memory(self.target, self.state).ok()?, linux)?.address(name)
+            };
+            of_program().ok_or(unknown)
+        })
     }
     fn memory(&self, address: u64, bytes: usize) -> Option<u64> {
         read_number(self.target, self.vcpu, address, bytes)
@@ -263,7 +286,8 @@ impl Debugger {
 
     fn eval(&self, text: &str, cpu: &CpuState, state: &State) -> Result<u64, String> {
         let (vcpu, symbols, caught) = (state.vcpu, &state.symbols, state.caught);
-        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols, caught })
+        let linux = state.linux.as_ref();
+        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols, linux, caught })
     }
 
     /// The value of an expression now.
@@ -417,11 +441,14 @@ impl Debugger {
         state.looked = registers;
         let there = |l: &Linux| l.memory(&*self.target, &cpu).is_ok();
         // While paging is off, as in firmware's calls, what was known is kept.
-        if crate::walk::scheme(&cpu).is_none() || state.linux.as_ref().is_some_and(there) {
+        if crate::walk::scheme(&cpu).is_none() {
             return Ok(());
         }
-        let found = Linux::find(&*self.target, &cpu).ok();
-        state.set_linux(found, &*self.target, &cpu);
+        if !state.linux.as_ref().is_some_and(there) {
+            let found = Linux::find(&*self.target, &cpu).ok();
+            state.set_linux(found, &*self.target, &cpu);
+        }
+        state.follow_program(&*self.target, &cpu);
         Ok(())
     }
 
@@ -514,7 +541,10 @@ impl Debugger {
             None if rest == "exception" || StepKind::by_name(rest).is_some() => ("", rest),
             None => (rest, "insn"),
         };
-        let n = if n.is_empty() { 1 } else { self.value(n)? };
+        let n = if n.is_empty() { 1 } else { self.value(n).map_err(|e| format!("{e}; {STEP}"))? };
+        if n >> 63 != 0 {
+            return Err(format!("step {rest}: it goes forwards only; {STEP}"));
+        }
         if word == "exception" {
             return self.to_exception(n);
         }

@@ -61,6 +61,8 @@ struct File {
     path: PathBuf,
     /// Added to every address of the file.
     bias: u64,
+    /// It can be anywhere, and nobody has said where.
+    moves: bool,
 }
 
 /// A section of call frame information.
@@ -140,7 +142,11 @@ impl Symbols {
     /// What is wrong with it.
     pub fn elf(bytes: &[u8]) -> Result<Symbols, String> {
         let file = object::File::parse(bytes).map_err(|e| e.to_string())?;
-        let list = file.symbols().filter_map(|s| {
+        // What was stripped has those that a loader needs.
+        let own = file.symbols().next().is_some();
+        let all: Box<dyn Iterator<Item = _>> =
+            if own { Box::new(file.symbols()) } else { Box::new(file.dynamic_symbols()) };
+        let list = all.filter_map(|s| {
             let name = s.name().ok().filter(|n| !n.is_empty() && !n.starts_with('$') && !n.starts_with(".L"))?;
             let wanted =
                 matches!(s.kind(), SymbolKind::Text | SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label);
@@ -155,7 +161,8 @@ impl Symbols {
         let image = file.segments().map(|s| (s.address(), s.address().saturating_add(s.size())));
         let image = image.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
         let (lines, frames, orc) = (lines(&file).ok(), frames(&file), orc(&file));
-        let this = File { names, lines, frames, orc, image, path: PathBuf::new(), bias: 0 };
+        let moves = file.kind() == object::ObjectKind::Dynamic;
+        let this = File { names, lines, frames, orc, image, path: PathBuf::new(), bias: 0, moves };
         Ok(Symbols { files: vec![this], guest: None })
     }
 
@@ -231,7 +238,22 @@ impl Symbols {
 
     /// The files' addresses are this far below the guest's (KASLR, modules).
     pub fn set_bias(&mut self, bias: u64) {
-        self.files.iter_mut().for_each(|f| f.bias = bias);
+        self.files.iter_mut().for_each(|f| (f.bias, f.moves) = (bias, f.moves && bias == 0));
+    }
+
+    /// Whether there is a file that can be anywhere, and nobody has said where.
+    pub fn may_move(&self) -> bool {
+        self.files.iter().any(|f| f.moves)
+    }
+
+    /// Moves such files to where those of their names are, if they are anywhere.
+    pub fn follow(&mut self, place: impl Fn(&str) -> Option<u64>) {
+        for file in self.files.iter_mut().filter(|f| f.moves) {
+            let name = file.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if let Some(bias) = place(name) {
+                file.bias = bias;
+            }
+        }
     }
 
     /// Whether there are none.
