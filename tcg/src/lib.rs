@@ -123,7 +123,8 @@ fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
             }
             "opt" => {
                 let known = Optimise::parse(value);
-                engine.optimise = known.ok_or_else(|| fail(format!("{value:?} is not known; use on, off or force")))?;
+                engine.optimise = known
+                    .ok_or_else(|| fail(format!("{value:?} is not known; use on, off, tiered, compact or force")))?;
             }
             "stats" => engine.time_translation = switch(value).map_err(fail)?,
             "perfmap" => engine.perf_map = switch(value).map_err(fail)?,

@@ -32,10 +32,15 @@ pub enum Engine {
     Forced,
     /// Generated code without those that can be left out.
     Plain,
+    /// Generated code that is compact, and stays so.
+    Compact,
+    /// Generated code that is compact until it is found running.
+    Tiered,
 }
 
 /// All.
-pub const ENGINES: [Engine; 4] = [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain];
+pub const ENGINES: [Engine; 6] =
+    [Engine::Interp, Engine::Jit, Engine::Forced, Engine::Plain, Engine::Compact, Engine::Tiered];
 
 /// Code caches take much of the address space below 2 GiB: one test at a time in a process.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -58,6 +63,11 @@ pub struct Base {
 impl Base {
     /// With `smp` vCPUs to come.
     pub fn new(engine: Engine, smp: u32) -> Base {
+        Base::with_cache(engine, smp, 16)
+    }
+
+    /// With `mib` MiB for translated code.
+    pub fn with_cache(engine: Engine, smp: u32, mib: u32) -> Base {
         let all_ram = GuestRam::new();
         let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).expect("RAM");
         let map = MemoryMap::new();
@@ -72,9 +82,12 @@ impl Base {
             Engine::Jit => ("jit", None),
             Engine::Forced => ("jit", Some("force")),
             Engine::Plain => ("jit", Some("off")),
+            Engine::Compact => ("jit", Some("compact")),
+            Engine::Tiered => ("jit", Some("tiered")),
         };
         let optimise = optimise.map(|o| ("opt", o));
-        let options = [("engine", name), ("tb-size", "16")]
+        let size = mib.to_string();
+        let options = [("engine", name), ("tb-size", &size)]
             .into_iter()
             .chain(optimise)
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -88,6 +101,17 @@ impl Base {
         };
         let vm = TcgAccelerator.create_vm(&config).expect("the translator");
         Base { ram, memory, clock, vm, _all_ram: all_ram }
+    }
+
+    /// Empties the code cache, as a debugger's thread may at any time.
+    pub fn forget_code(&self) {
+        self.vm.flush_all();
+    }
+
+    /// A counter of the accelerator's.
+    pub fn counter(&self, name: &str) -> u64 {
+        let list = self.vm.statistics();
+        list.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no counter {name}: {list:?}")).1
     }
 
     /// Makes a vCPU.
@@ -320,7 +344,11 @@ pub struct Cluster {
 impl Cluster {
     /// `n` vCPUs in reset; `prepare` sets the state of each.
     pub fn new(engine: Engine, n: u32, prepare: impl Fn(u32, &mut RiscvState)) -> Cluster {
-        let base = Base::new(engine, n);
+        Cluster::over(Base::new(engine, n), n, prepare)
+    }
+
+    /// The same over what there is already.
+    pub fn over(base: Base, n: u32, prepare: impl Fn(u32, &mut RiscvState)) -> Cluster {
         let mut vcpus: Vec<_> = (0..n).map(|i| base.vcpu(i)).collect();
         for (i, vcpu) in vcpus.iter_mut().enumerate() {
             let mut state = riscv_state(&mut **vcpu);

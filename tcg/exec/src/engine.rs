@@ -1,7 +1,7 @@
 //! The translator's share of a virtual machine: code store, host backend, the list of vCPUs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use mimus_core::accel::{Names, TraceKinds, TraceSink, Tracer};
 use mimus_core::memory::{AddressSpace, CodeWriteListener, FlatView, MemoryListener, RamBlock};
@@ -146,7 +146,10 @@ pub struct Machine<F: GuestFrontend> {
     instrumentation: RwLock<Arc<Instrumentation>>,
     peers: RwLock<Arc<Vec<Arc<Peer<F>>>>>,
     /// Held for reading by vCPUs in generated code; for writing, to empty the code cache.
-    pub(crate) gate: RwLock<()>,
+    gate: RwLock<()>,
+    /// The code cache is about to be emptied, by the one who holds the other.
+    closing: AtomicBool,
+    turn: Mutex<()>,
 }
 
 impl<F: GuestFrontend> Machine<F> {
@@ -200,6 +203,8 @@ impl<F: GuestFrontend> Machine<F> {
             instrumentation: RwLock::new(Arc::new(Instrumentation { count: config.count, trace: None })),
             peers: RwLock::new(Arc::new(Vec::new())),
             gate: RwLock::new(()),
+            closing: AtomicBool::new(false),
+            turn: Mutex::new(()),
         }))
     }
 
@@ -254,22 +259,33 @@ impl<F: GuestFrontend> Machine<F> {
         *self.peers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Vec::new());
     }
 
-    /// Empties the code cache. Called by a vCPU that is outside guest code.
+    /// What a vCPU holds while it looks up and executes code. Waits while the code cache is emptied.
+    pub(crate) fn pass(&self) -> RwLockReadGuard<'_, ()> {
+        if self.closing.load(Ordering::SeqCst) {
+            drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Empties the code cache. Called by a vCPU that is outside guest code, or by another thread.
     pub fn flush_code(&self) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closing.store(true, Ordering::SeqCst);
         let peers = self.peers();
+        // Every vCPU leaves guest code because it was kicked. It does not come back before the gate has closed, where it might
+        // stay, since nobody kicks it again: one that does not see that the gate is about to close sees its kick before it enters.
         for peer in peers.iter() {
             peer.post(Request::FlushAll);
         }
-        // Every vCPU leaves guest code because it was kicked.
         let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let (bytes, blocks, pages) = self.store.statistics();
         log::debug!("code cache full: {bytes} bytes, {blocks} blocks, {pages} pages dropped");
         self.store.clear();
-        // One that has done what it was asked above may have looked up code since, before the gate closed. It may look at
-        // that again, but is kicked before it enters any.
+        // One that did what it was asked above in the middle of a helper may have looked up code since.
         for peer in peers.iter() {
             peer.post(Request::FlushAll);
         }
+        self.closing.store(false, Ordering::SeqCst);
     }
 
     /// Counters with their names: what is in the code cache, what has been translated in all, and how long that took.

@@ -69,6 +69,8 @@ pub struct EnvHead {
     pub(crate) unit_buffer: UnitBuffer,
     /// See `jumps`.
     pub(crate) jumps: crate::jumps::Jumps,
+    /// Accesses that compact code may make until it is asked where they are made.
+    pub(crate) heat: i32,
 }
 
 /// See `EnvLayout::unit_buffer`.
@@ -201,6 +203,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
+                heat: crate::runtime::HEAT,
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -257,6 +260,7 @@ impl<F: GuestFrontend> Cpu<F> {
             trace_page: at(offset_of!(EnvHead, trace_page)),
             jumps: at(offset_of!(EnvHead, jumps.places)),
             jumps_at: at(offset_of!(EnvHead, jumps.at)),
+            heat: at(offset_of!(EnvHead, heat)),
         }
     }
 

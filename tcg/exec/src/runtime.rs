@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use mimus_tcg_ir::backend::{
-    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, Optimise, RANGE_SHIFT, RMW_LOCK, RuntimeFns,
-    rmw_of_kind,
+    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, Optimise, RANGE_SHIFT, RMW_LOCK, RuntimeFns, Stored,
+    compact_access_of, rmw_of_kind,
 };
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::interp::extend;
@@ -11,10 +11,93 @@ use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, Rm, RmwOp, Size};
 
 use crate::access::{At, Trapped};
 use crate::env::Cpu;
+use crate::frontend::Access;
 use crate::frontend::GuestFrontend;
 use crate::translate::NoCode;
 
+/// Accesses that compact code makes between two samples of where it is: a sample costs about as much as it has cost by then
+/// that the code is compact.
+pub(crate) const HEAT: i32 = 2048;
+/// What an access that the TLB does not serve counts, beyond those that it serves.
+const SLOW_HEAT: i32 = 16;
+
 impl<F: GuestFrontend> Cpu<F> {
+    /// An access of compact code that the TLB does not serve: where the code may make it.
+    fn access_of_compact(&mut self, ret: usize, va: u64, word: u32, rax: u64) -> Result<u64, Trapped> {
+        let (bytes, write, aligned) = compact_access_of(word);
+        let at = At::Return(ret);
+        if bytes != 0 {
+            self.head.heat = self.head.heat.saturating_sub(SLOW_HEAT);
+        }
+        let mut stored = Stored::Unknown;
+        if (write || F::FLAGS)
+            && let Some((entry, recipe)) = self.machine.store.resolve_access(ret)
+        {
+            stored = entry.stored;
+            if let Some(recipe) = recipe {
+                let flags = recipe.flags(|slot| self.slot(slot));
+                self.set_slot(FLAGS, flags.pack());
+            }
+        }
+        if bytes == 0 {
+            return Ok(self.guest_pc(ret));
+        }
+        if aligned && !va.is_multiple_of(bytes.into()) {
+            return Err(self.carefully(ret));
+        }
+        let buffer = self.head.unit_buffer.0.as_ptr() as u64;
+        let size = match bytes {
+            1 => Some(Size::B1),
+            2 => Some(Size::B2),
+            4 => Some(Size::B4),
+            8 => Some(Size::B8),
+            _ => None,
+        };
+        match (write, size) {
+            (false, Some(size)) => {
+                let value = self.load(at, va, size, Ext::Zero)?;
+                self.head.unit_buffer.0[..8].copy_from_slice(&value.to_le_bytes());
+                return Ok(buffer);
+            }
+            (false, None) => {
+                self.load_unit(at, va, u32::from(bytes).min(32))?;
+                return Ok(buffer);
+            }
+            _ => {}
+        }
+        let value = match stored {
+            Stored::Unknown => None,
+            Stored::Scratch => Some(rax),
+            Stored::Slot(slot) => Some(self.slot(slot)),
+            Stored::Imm(imm) => Some(imm as u64),
+        };
+        if let (Some(value), Some(size)) = (value, size) {
+            self.store(at, va, value, size)?;
+            return Ok(buffer);
+        }
+        // What is stored only the code can say: it does so itself, or the instruction is executed with care.
+        if va & 4095 <= 4096 - u64::from(bytes) {
+            if self.mmu.context().lookup_write(va).is_none() {
+                // A fault is for careful execution to find again, in its place among what the instruction does.
+                let _fault = self.locate(va, Access::Store);
+            }
+            if let Some(host) = self.mmu.context().lookup_write(va) {
+                return Ok(host);
+            }
+        }
+        Err(self.carefully(ret))
+    }
+
+    /// Has the instruction whose code called executed with care, by itself.
+    fn carefully(&mut self, ret: usize) -> Trapped {
+        self.head.pc = self.guest_pc(ret);
+        self.head.exit_request = 1;
+        self.give_back(true);
+        self.step_at = Some(self.head.pc);
+        self.check_events();
+        Trapped
+    }
+
     /// An `Op::Rmw`: memory, and the flags in their slot.
     fn rmw_flags(&mut self, at: At, op: RmwOp, va: u64, src: u64, (size, lock): (Size, bool)) -> Result<u64, Trapped> {
         let before = Flags::unpack(self.slot(FLAGS));
@@ -47,6 +130,8 @@ pub(crate) fn functions<F: GuestFrontend>() -> RuntimeFns {
         fp: fp::<F> as *const () as usize,
         link: link::<F> as *const () as usize,
         trace_full: trace_full::<F> as *const () as usize,
+        access: access::<F> as *const () as usize,
+        warm: warm::<F> as *const () as usize,
     }
 }
 
@@ -103,7 +188,7 @@ impl<F: GuestFrontend> Cpu<F> {
         // A nanosecond for an instruction.
         let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
         let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
-        if scattered && self.machine.optimise == Optimise::Usual {
+        if scattered && self.machine.optimise.learns() {
             self.machine.store.scattered(ret);
             // The code goes on to jump to itself until it is left.
             self.check_events();
@@ -185,6 +270,23 @@ extern "C" fn unit_store<F: GuestFrontend>(cpu: *mut Cpu<F>, bytes: u32) {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
     cpu.store_unit(bytes.min(32));
+}
+
+extern "C" fn access<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, word: u32, rax: u64, ret: usize) -> u64 {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    cpu.find_left(ret);
+    cpu.access_of_compact(ret, va, word, rax).unwrap_or(0)
+}
+
+extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) {
+    // SAFETY: as in `load`.
+    let cpu = unsafe { &mut *cpu };
+    cpu.head.heat = HEAT;
+    if cpu.machine.store.warm(ret) {
+        // The code goes on to jump to itself until it is left.
+        cpu.check_events();
+    }
 }
 
 extern "C" fn note<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) {

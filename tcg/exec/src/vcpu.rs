@@ -1,8 +1,8 @@
 //! The vCPU as the run loop sees it, and the loop around generated code.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use mimus_arch::{CpuModel, CpuState, StateGroups};
 use mimus_core::accel::{
@@ -225,7 +225,7 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
 /// Runs generated code from `head.pc` until it exits.
 fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
     let machine = cpu.machine.clone();
-    let gate = machine.gate.read().unwrap_or_else(PoisonError::into_inner);
+    let gate = machine.pass();
     let code = match cpu.code_for(cpu.head.pc, false) {
         Ok(code) => code,
         Err(NoCode::Careful) => {
@@ -293,6 +293,8 @@ fn enter<F: GuestFrontend>(cpu: &mut Cpu<F>, code: Code) {
 
 /// Interprets blocks from `head.pc` on for a while.
 fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
+    let machine = cpu.machine.clone();
+    let mailbox = cpu.mailbox.clone();
     for _ in 0..1000 {
         if cpu.head.kick.load(Ordering::SeqCst) != 0 {
             return;
@@ -301,27 +303,31 @@ fn interpret<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         if cpu.budget_short() {
             return cpu.careful_or_break();
         }
-        let code = match cpu.code_for(pc, false) {
-            Ok(code) => code,
-            Err(NoCode::Careful) => {
-                cpu.careful_or_break();
-                continue;
-            }
+        let gate = machine.pass();
+        let block = match cpu.code_for(pc, false) {
+            // What a block that reaches into the next page was made from may not be there any more.
+            Ok(code) => cpu.interp_blocks.get(&code.host).filter(|block| !block.crosses_page()).cloned(),
+            Err(NoCode::Careful) => None,
             Err(NoCode::Trapped | NoCode::Later) => return,
         };
-        let block = match cpu.interp_blocks.get(&code.host) {
-            // What a block that reaches into the next page was made from may not be there any more.
-            Some(block) if !block.crosses_page() => block.clone(),
-            _ => {
-                cpu.careful_or_break();
-                continue;
-            }
+        let Some(block) = block else {
+            drop(gate);
+            cpu.careful_or_break();
+            continue;
         };
+        mailbox.in_guest.store(true, Ordering::SeqCst);
+        if cpu.head.kick.load(Ordering::SeqCst) != 0 {
+            mailbox.in_guest.store(false, Ordering::SeqCst);
+            return;
+        }
         cpu.head.page_base = pc & !4095;
         cpu.head.exit_request = 0;
         cpu.code_changed = false;
         cpu.head.jumps.push(pc);
-        match run(&block, cpu) {
+        let outcome = run(&block, cpu);
+        mailbox.in_guest.store(false, Ordering::SeqCst);
+        drop(gate);
+        match outcome {
             Outcome::Next(va) => cpu.head.pc = va,
             Outcome::Careful(va) => {
                 cpu.head.pc = va;

@@ -1,6 +1,7 @@
 //! What a host backend owes the runtime, and the vCPU environment's layout as data, so that a backend
 //! depends on nothing but the IR.
 
+use crate::flags::Recipe;
 use crate::op::{Block, FlagOp, FpFmt, FpOp, PagePc, Rm, RmwOp, Size, Slot};
 
 /// Byte offsets, from the start of the environment, of what generated code touches. The runtime owns the
@@ -55,6 +56,8 @@ pub struct EnvLayout {
     pub jumps: i32,
     /// u8: where in it the next goes.
     pub jumps_at: i32,
+    /// i32: accesses that compact code may still make before it calls [`RuntimeFns::warm`].
+    pub heat: i32,
 }
 
 /// The words of the trace that generated code writes into a buffer, 4 bytes each.
@@ -255,6 +258,24 @@ pub struct RuntimeFns {
     pub link: usize,
     /// `(env)`: the trace's buffer is full; there is room when it returns.
     pub trace_full: usize,
+    /// `(env, va: u64, access: u32, rax: u64, return_address) -> host address`: an access of compact code that the TLB does
+    /// not serve; see [`compact_access`]. The block makes its access at the host address that is answered, which is the
+    /// guest's memory or a buffer. Sets `exit_request` on a fault, and to have the instruction executed with care.
+    pub access: usize,
+    /// `(env, return_address)`: compact code has made as many accesses as [`EnvLayout::heat`] allowed.
+    pub warm: usize,
+}
+
+/// An access of compact code in a word, for [`RuntimeFns::access`]. Of no bytes: a guard does not hold; the answer is the
+/// instruction's address. One that is `aligned` is made only where its address is a
+/// multiple of its size.
+pub const fn compact_access(bytes: u8, write: bool, aligned: bool) -> u32 {
+    bytes as u32 | (write as u32) << 8 | (aligned as u32) << 9
+}
+
+/// Undoes [`compact_access`].
+pub const fn compact_access_of(word: u32) -> (u8, bool, bool) {
+    (word as u8, word >> 8 & 1 != 0, word >> 9 & 1 != 0)
 }
 
 /// `kind` of [`RuntimeFns::atomic`] for a load-reserved.
@@ -317,6 +338,11 @@ pub struct LinkSite {
     pub to: PagePc,
 }
 
+impl LinkSite {
+    /// In `unlinked`: the jump stays as it is when it is unlinked; its guard keeps it from being reached.
+    pub const STAYS: u32 = u32::MAX;
+}
+
 /// A side-table entry: the instruction a host return address belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultEntry {
@@ -327,11 +353,30 @@ pub struct FaultEntry {
     pub len: u8,
     /// In a block that counts: the instructions after it that have been taken from the budget.
     pub left: u16,
+    /// For an access of compact code.
+    pub stored: Stored,
+    /// The number, in [`Emitted::recipes`], of the recipe by which the flags are to be computed before anybody looks at their
+    /// slot; all ones if they are there.
+    pub recipe: u16,
+}
+
+/// What an access of compact code stores, so that the runtime can do it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stored {
+    /// Nothing; or what only the code itself can say.
+    #[default]
+    Unknown,
+    /// What `rax` has.
+    Scratch,
+    Slot(Slot),
+    Imm(i32),
 }
 
 /// What has been found out about a page's code by running it.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
+    /// Nothing has been found out: accesses are to call checks that all share, for little code made quickly.
+    pub compact: bool,
     /// It runs often: accesses are to have range entries (see [`ContextLayout`]).
     pub hot: bool,
     /// Offsets of the instructions whose accesses do not stay in a range of pages, but perhaps in two that are neighbours
@@ -346,6 +391,8 @@ pub struct Hints {
 pub struct Emitted {
     pub sites: Vec<LinkSite>,
     pub faults: Vec<FaultEntry>,
+    /// Those that entries in `faults` name.
+    pub recipes: Vec<Recipe>,
     /// Not produced, but told the backend.
     pub hints: Hints,
     /// Told as well: the address of the entry table of the block's page; 0 if it has none.
@@ -360,6 +407,10 @@ pub enum Optimise {
     /// Those that pay.
     #[default]
     Usual,
+    /// Those, and code is compact until it is found running.
+    Tiered,
+    /// All code stays as it is made first, however often it runs: for tests.
+    Compact,
     /// All, from a block's first execution on and also where they cannot pay: for tests.
     Forced,
 }
@@ -368,11 +419,18 @@ impl Optimise {
     /// The variable that [`Optimise::from_environment`] reads.
     pub const VARIABLE: &str = "MIMUS_TCG_OPT";
 
+    /// Whether code is made anew for what is found out by running it.
+    pub fn learns(self) -> bool {
+        matches!(self, Optimise::Usual | Optimise::Tiered)
+    }
+
     /// By the name it has on the command line.
     pub fn parse(name: &str) -> Option<Optimise> {
         Some(match name {
             "off" => Optimise::Off,
             "on" => Optimise::Usual,
+            "tiered" => Optimise::Tiered,
+            "compact" => Optimise::Compact,
             "force" => Optimise::Forced,
             _ => return None,
         })

@@ -4,7 +4,7 @@
 //! Flags that both manuals leave undefined ([`undefined`]) are given here the values that AMD's processors give
 //! them; a backend gives them whatever its host does, which is the same if that is AMD's too.
 
-use crate::op::{CondF, FlagOp, Size, Slot};
+use crate::op::{CondF, FlagOp, Size, Slot, Val};
 
 /// The slot that holds the flags, in the form of [`Flags::pack`]. It is in memory, whatever the frontend's order
 /// of registers says, and a block that uses flags names it in no other operand.
@@ -472,4 +472,57 @@ pub fn div_wide(signed: bool, size: Size, high: u64, low: u64, b: u64) -> Option
     let quotient = wide.checked_div(b)?;
     let fits = quotient == extend_sign(size, quotient as u64 & m);
     fits.then(|| (quotient as u64 & m, (wide % b) as u64 & m))
+}
+
+/// How to compute an operation's flags after it: from operands that are still there, or from its result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recipe {
+    pub how: How,
+    pub size: Size,
+    /// What the computation starts from: an operand, or the result.
+    pub from: Val,
+    pub b: Val,
+    /// CF is not computed but in the slot.
+    pub carry_in_slot: bool,
+}
+
+/// See [`Recipe`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    /// The operation once more.
+    Again(FlagOp),
+    /// The operation undone and done once more.
+    UndoAnd(FlagOp),
+    /// `test` of the result.
+    Test,
+    /// A product's, kept in a place that is the backend's own: in no table.
+    Product,
+}
+
+impl Recipe {
+    /// The flags, with what `slot` says slots have.
+    pub fn flags(self, slot: impl Fn(Slot) -> u64) -> Flags {
+        let value = |val| match val {
+            Val::Slot(s) => slot(s),
+            Val::Imm(imm) => imm as u64,
+        };
+        let (from, b) = (value(self.from), value(self.b));
+        let before = Flags::unpack(slot(FLAGS));
+        let of = |op, a| eval(op, self.size, a, b, before).1;
+        match self.how {
+            How::Again(op) => of(op, from),
+            How::UndoAnd(op) => {
+                let undo = match op {
+                    FlagOp::Add => FlagOp::Sub,
+                    FlagOp::Sub => FlagOp::Add,
+                    FlagOp::Inc => FlagOp::Dec,
+                    FlagOp::Dec => FlagOp::Inc,
+                    other => other,
+                };
+                of(op, eval(undo, self.size, from, b, before).0.unwrap_or(from))
+            }
+            How::Test => eval(FlagOp::And, self.size, from, from, before).1,
+            How::Product => before,
+        }
+    }
 }

@@ -5,5 +5,6 @@ mod catches;
 mod code_changes;
 mod debug;
 mod float;
+mod full_cache;
 mod random;
 mod smp;

@@ -204,7 +204,7 @@ fn listing(case: &Case) -> String {
 fn compare(mode: Mode, cases: u64) {
     let _alone = alone();
     compare_on(&[Engine::Interp, Engine::Jit], mode, cases);
-    compare_on(&[Engine::Interp, Engine::Forced, Engine::Plain], mode, cases / 4);
+    compare_on(&[Engine::Interp, Engine::Forced, Engine::Plain, Engine::Compact], mode, cases / 4);
 }
 
 fn compare_on(engines: &[Engine], mode: Mode, cases: u64) {

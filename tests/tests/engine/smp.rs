@@ -78,8 +78,8 @@ pub fn start(cluster: &Cluster, what: &str, program: &mut Asm) {
 fn rounds(engine: Engine, n: u64) -> u64 {
     let part = match engine {
         Engine::Jit => 1,
-        Engine::Forced => 4,
-        Engine::Interp | Engine::Plain => 10,
+        Engine::Forced | Engine::Tiered => 4,
+        Engine::Interp | Engine::Plain | Engine::Compact => 10,
     };
     scale() * n / part
 }

@@ -192,8 +192,8 @@ impl X86_64 {
     /// Whether the loops of blocks without flags are to be copied.
     fn copies_loops(&self, hints: &Hints) -> bool {
         match self.config.optimise {
-            Optimise::Off => false,
-            Optimise::Usual => hints.hot,
+            Optimise::Off | Optimise::Compact => false,
+            Optimise::Usual | Optimise::Tiered => hints.hot,
             Optimise::Forced => true,
         }
     }

@@ -4,11 +4,13 @@
 //! Stubs that can abandon a block (a fault, a helper that changed the program counter) drop their return
 //! address, leave every pinned register loaded and go on at `dispatch`.
 
+mod compact;
+
 use crate::X86_64;
 use dynasm::dynasm;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler};
-use mimus_tcg_ir::backend::{ExitCode, Stubs};
+use mimus_tcg_ir::backend::{ExitCode, Stubs, compact_access};
 use mimus_tcg_ir::{SLOTS, Slot};
 
 type Ops = VecAssembler<X64Relocation>;
@@ -57,10 +59,40 @@ pub struct Addresses {
     pub link: usize,
     /// Called: the trace's buffer is full.
     pub trace_full: usize,
+    /// The same as `careful` and `kicked` for an offset from the page, in `eax`.
+    careful_at: usize,
+    kicked_at: usize,
+    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned, unless it is to leave.
+    pub indirect: usize,
+    /// Called by a jump to the offset `eax` from the page: returns if the page there has the entry table `r15d`; `page_base`
+    /// is that page's then, and `r14` the whole address. Goes on as [`Addresses::link`] otherwise.
+    pub cross: usize,
+    /// Where such a jump leads before it is linked, in case it is reached because its guard was seen first.
+    pub crossed: usize,
+    /// Called: leaves for careful execution of the instruction that the side table has for the call.
+    pub careful_by_table: usize,
+    /// Called: the same if the guard byte has any of the bits in `r14b`; else as [`Addresses::revive`].
+    pub revive_unless: usize,
+    /// Called: see [`Addresses::check`].
+    checks: Vec<(u32, usize)>,
     /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
     pub helpers_may_exit: Vec<usize>,
     /// The same for pure calls.
     pub helpers_pure: Vec<usize>,
+}
+
+impl Addresses {
+    /// What to jump to with an offset from the page in `eax` in place of the address in `rax` that `exit` takes.
+    pub fn with_offset(&self, exit: usize) -> usize {
+        if exit == self.kicked { self.kicked_at } else { self.careful_at }
+    }
+
+    /// The check of compact code for an access of `bytes`. Called: `r15` address → `r14` the host's. Every register stays
+    /// but `r15` and the flags.
+    pub fn check(&self, bytes: u8, write: bool, aligned: bool) -> Option<usize> {
+        let access = compact_access(bytes, write, aligned);
+        self.checks.iter().find(|(of, _)| *of == access).map(|(_, at)| *at)
+    }
 }
 
 /// Constants for values in vector registers; singles are NaN-boxed there.
@@ -97,9 +129,12 @@ pub fn emit(backend: &X86_64, out: &mut Vec<u8>) -> Result<(Stubs, Addresses), S
     stubs.dispatch = e.dispatch();
     a.dispatch = stubs.dispatch;
     e.accesses(&mut a);
+    e.checks(&mut a);
     e.divide(&mut a);
     e.fp(&mut a);
     e.link(&mut a);
+    e.compact_jumps(&mut a);
+    e.compact_guards(&mut a);
     e.trace_full(&mut a);
     e.helper_calls(&mut a, table);
     let code = e.ops.finalize().map_err(|error| format!("assembling the stubs: {error}"))?;
@@ -211,6 +246,13 @@ impl Emitter<'_> {
             ; mov [rbp + exit_code], r14d
             ; jmp ->exit
         );
+        let page_base = self.env(self.b.config.env.page_base);
+        a.careful_at = self.here();
+        dynasm!(self.ops ; .arch x64 ; cdqe ; add rax, [rbp + page_base]);
+        self.jump_to(a.careful);
+        a.kicked_at = self.here();
+        dynasm!(self.ops ; .arch x64 ; cdqe ; add rax, [rbp + page_base]);
+        self.jump_to(a.kicked);
     }
 
     /// Continues at `pc`, with every pinned register loaded.
@@ -233,6 +275,7 @@ impl Emitter<'_> {
             ; cmp DWORD [rbp + kick], 0
             ; jne >kicked
             ; mov rax, [rbp + pc]
+            ; ->look_up:
         );
         if env.jumps != 0 {
             let (ring, at) = (self.env(env.jumps), self.env(env.jumps_at));

@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mimus_core::memory::PAGE_CODE;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
+use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
@@ -22,6 +23,9 @@ const SETTLE: usize = 1 << 20;
 
 /// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
 const STRETCH: u32 = 12;
+
+/// Times that a compact block is found running before it is made anew.
+const WARM: u8 = 2;
 
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
@@ -75,6 +79,10 @@ struct Page {
     granules: u64,
     /// Linked jumps from other pages into this one.
     incoming: Vec<PatchPoint>,
+    /// Linked jumps within the page to compact blocks.
+    inner_links: Vec<PatchPoint>,
+    /// Where blocks begin that are not to be compact.
+    warm: Vec<u16>,
     /// Pages with a block whose last instruction reaches into this one.
     crossed_from: Vec<PageKey>,
     /// Counts stores to the page while it was marked as code: a translation begun before one is stale.
@@ -88,7 +96,10 @@ struct Page {
 struct PatchPoint {
     patch: u32,
     unlinked: u32,
+    /// See [`LinkSite::guard`].
     guard: u32,
+    /// Number of the block it leads to.
+    to: u32,
 }
 
 struct BlockRecord {
@@ -97,8 +108,13 @@ struct BlockRecord {
     page: PageKey,
     start: u16,
     live: bool,
+    compact: bool,
+    /// Times it was found running, as far as that is counted.
+    heat: u8,
     sites: (u32, u32),
     faults: (u32, u32),
+    /// Number of the first of its recipes.
+    recipes: u32,
 }
 
 /// What has been translated since the machine was made, whether it is still there or not.
@@ -130,6 +146,7 @@ struct Inner {
     first_in: Vec<u32>,
     sites: Vec<LinkSite>,
     faults: Vec<FaultEntry>,
+    recipes: Vec<Recipe>,
 }
 
 /// All translated code of a machine.
@@ -255,7 +272,15 @@ impl CodeStore {
         let (code, info) = buffers;
         match inner.hints.get(&page) {
             Some(hints) => info.hints.clone_from(hints),
-            None => info.hints = Hints { hot: self.optimise == Optimise::Forced, ..Hints::default() },
+            None => {
+                let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
+                let compact = match self.optimise {
+                    Optimise::Compact => true,
+                    Optimise::Tiered => !warm(),
+                    Optimise::Off | Optimise::Usual | Optimise::Forced => false,
+                };
+                info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
+            }
         }
         info.table = inner.pages.get(&page).map_or(0, |p| p.table);
         emit(self.mapping.code_base() + at, code, info);
@@ -282,14 +307,18 @@ impl CodeStore {
         }
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
+        let recipes = append(&mut inner.recipes, &info.recipes).0;
         inner.blocks.push(BlockRecord {
             code: at as u32,
             code_len: code.len() as u32,
             page,
             start: block.start,
             live: true,
+            compact: info.hints.compact,
+            heat: 0,
             sites,
             faults,
+            recipes,
         });
         let start = u32::from(block.start);
         let end = start + u32::from(block.len);
@@ -334,8 +363,16 @@ impl CodeStore {
         let base = block.code;
         let patch = base + from.site.patch;
         let field = self.mapping.code_base() + patch as usize;
+        // An address in the block, not the end of the one before it.
+        let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
+        let compact = inner.blocks[to].compact;
+        let to = to as u32;
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
+            let point = PatchPoint { patch, unlinked: base + from.site.unlinked, guard: u32::MAX, to };
+            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| compact) {
+                page.inner_links.push(point);
+            }
             return;
         }
         let guard = base + from.site.guard;
@@ -346,7 +383,11 @@ impl CodeStore {
         // The jump first: its guard keeps it closed until it leads somewhere.
         self.mapping.patch(patch as usize, word(field, target));
         self.mapping.patch(guard as usize, page.table);
-        page.incoming.push(PatchPoint { patch, unlinked: base + from.site.unlinked, guard });
+        let unlinked = match from.site.unlinked {
+            LinkSite::STAYS => LinkSite::STAYS,
+            offset => base + offset,
+        };
+        page.incoming.push(PatchPoint { patch, unlinked, guard, to });
     }
 
     /// The guest instruction a call with return address `ret` belongs to.
@@ -357,6 +398,19 @@ impl CodeStore {
         let within = offset - block.code;
         let faults = &inner.faults[block.faults.0 as usize..block.faults.1 as usize];
         faults.iter().find(|f| f.host == within).copied()
+    }
+
+    /// The same, with how flags are to be computed first.
+    pub fn resolve_access(&self, ret: usize) -> Option<(FaultEntry, Option<Recipe>)> {
+        let inner = self.lock();
+        let offset = self.offset(ret)?;
+        let block = &inner.blocks[inner.block_at(offset)?];
+        let within = offset - block.code;
+        let faults = &inner.faults[block.faults.0 as usize..block.faults.1 as usize];
+        let entry = *faults.iter().find(|f| f.host == within)?;
+        let recipe =
+            (entry.recipe != u16::MAX).then(|| inner.recipes.get(block.recipes as usize + usize::from(entry.recipe)));
+        Some((entry, recipe.flatten().copied()))
     }
 
     /// A store of `len` bytes at `offset` of the page at `host`, which is marked as code, has been made: withdraws
@@ -384,6 +438,9 @@ impl CodeStore {
                 self.withdraw(inner, key);
                 // What is there now is another program's.
                 inner.hints.remove(&key);
+                if let Some(p) = inner.pages.get_mut(&key) {
+                    p.warm.clear();
+                }
             }
             code = 0;
         }
@@ -412,7 +469,7 @@ impl CodeStore {
 
     /// A vCPU was seen in code of the page with this entry table: from now on it is made for running often.
     pub fn sampled(&self, table: u32) {
-        if self.optimise != Optimise::Usual {
+        if !self.optimise.learns() {
             return;
         }
         let Some(page) = self.page_of(table) else { return };
@@ -423,10 +480,54 @@ impl CodeStore {
         }
     }
 
+    /// The compact block around host address `ret` was found running. If that has been so before, it is made anew, with its
+    /// checks in line. Whether it will be.
+    pub fn warm(&self, ret: usize) -> bool {
+        if !self.optimise.learns() {
+            return false;
+        }
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return false };
+        let block = &mut inner.blocks[number];
+        if !block.live || !block.compact {
+            return false;
+        }
+        block.heat += 1;
+        if block.heat < WARM {
+            return false;
+        }
+        block.live = false;
+        let Some(page) = inner.pages.get_mut(&block.page) else { return false };
+        page.warm.push(block.start);
+        self.mapping.set_entry(page.table, u32::from(block.start), 0);
+        for links in [&mut page.incoming, &mut page.inner_links] {
+            links.retain(|point| {
+                let leads_on = point.to != number as u32;
+                if !leads_on {
+                    self.unlink(*point);
+                }
+                leads_on
+            });
+        }
+        true
+    }
+
+    /// Undoes a link.
+    fn unlink(&self, point: PatchPoint) {
+        if point.guard != u32::MAX {
+            self.mapping.patch(point.guard as usize, 0);
+        }
+        if point.unlinked != LinkSite::STAYS {
+            let next = point.patch.wrapping_add(4);
+            self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
+        }
+    }
+
     /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
     /// parts, then without any.
     pub fn scattered(&self, ret: usize) {
-        if self.optimise != Optimise::Usual {
+        if !self.optimise.learns() {
             return;
         }
         let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
@@ -455,6 +556,7 @@ impl CodeStore {
             let Some(p) = inner.pages.get_mut(&key) else { continue };
             let blocks = std::mem::take(&mut p.blocks);
             let incoming = std::mem::take(&mut p.incoming);
+            p.inner_links.clear();
             let table = p.table;
             p.granules = 0;
             p.next_table = 0;
@@ -465,9 +567,7 @@ impl CodeStore {
                 self.mapping.set_entry(table, u32::from(block.start), 0);
             }
             for point in incoming {
-                self.mapping.patch(point.guard as usize, 0);
-                let next = point.patch.wrapping_add(4);
-                self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
+                self.unlink(point);
             }
         }
     }
@@ -532,6 +632,7 @@ fn granules(start: u32, end: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mimus_tcg_ir::backend::Stored;
 
     fn store() -> CodeStore {
         CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Usual)
@@ -660,7 +761,8 @@ mod tests {
             let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
                 *code = vec![0; 16];
                 info.sites.clear();
-                info.faults = vec![FaultEntry { host: 8, pc: PagePc(i32::from(offset) + 4), len: 4, left: 0 }];
+                let (pc, stored) = (PagePc(i32::from(offset) + 4), Stored::Unknown);
+                info.faults = vec![FaultEntry { host: 8, pc, len: 4, left: 0, stored, recipe: u16::MAX }];
                 told = info.hints.clone();
             };
             let stamp = s.begin(page, &AtomicU8::new(0));
@@ -689,6 +791,45 @@ mod tests {
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(!emitted(0x100).1.hot, "another program's");
+    }
+
+    #[test]
+    fn compact_blocks_found_running_are_made_anew_one_by_one() {
+        let s = CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Tiered);
+        let page = PageKey::new(0x7000, 3);
+        let make = |start: u16| {
+            let mut told = Hints::default();
+            let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+                *code = vec![0; 64];
+                told = info.hints.clone();
+                info.sites =
+                    vec![LinkSite { patch: 12, unlinked: 32, return_offset: 40, guard: u32::MAX, to: PagePc(0x100) }];
+            };
+            s.table(page).unwrap();
+            let stamp = s.begin(page, &AtomicU8::new(0));
+            match s.publish((page, stamp), None, &block(start, 4), emit, &mut Default::default()) {
+                Published::At(at) => (at, told.compact),
+                other => panic!("{other:?}"),
+            }
+        };
+        let ((one, compact), (two, _)) = (make(0x100), make(0x200));
+        assert!(compact);
+        let site = s.resolve_site(two + 40).unwrap();
+        s.link(&site, one, page, |field, to| to.wrapping_sub(field) as u32);
+        let linked = |block: usize| s.mapping().patched(block + 12 - s.mapping().code_base());
+        assert_ne!(linked(two), 16);
+        for times in 1..WARM {
+            assert!(!s.warm(one + 8), "{times} times");
+        }
+        assert!(s.warm(one + 8));
+        let table = s.table(page).unwrap();
+        assert_eq!((s.find(table, 0x100), s.find(table, 0x200)), (None, Some(two)));
+        assert_eq!(linked(two), 16, "the jump leads to what links it again");
+        assert!(!s.warm(one + 8), "it is known already");
+        assert!(!make(0x100).1);
+        assert!(make(0x300).1);
+        s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
+        assert!(make(0x100).1, "another program's");
     }
 
     #[test]

@@ -12,7 +12,8 @@ pub const STRING: u16 = 3;
 pub const FLDCW: u16 = 4;
 /// One of the frequent system instructions: which.
 pub const QUICK: u16 = 5;
-/// Checks that code is inside its segment, or canonical: [`CODE_ITSELF`] or [`CODE_TARGET`], an offset in CS.
+/// Checks that code is inside its segment, or canonical: [`CODE_ITSELF`] or [`CODE_TARGET`], an offset in CS,
+/// and how many bytes are pushed first.
 pub const CODE: u16 = 6;
 /// How many there are.
 pub const COUNT: usize = 7;

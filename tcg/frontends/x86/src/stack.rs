@@ -4,6 +4,7 @@
 use mimus_arch::x86::state::{Segment, attr};
 
 use crate::exception::{Exception, Result};
+use crate::frontend::{X86Cpu, taken};
 use crate::host::Host;
 use crate::segment::in_limit;
 use crate::state::{SS, State, mask};
@@ -68,6 +69,22 @@ impl Stack {
         self.sp = old & !self.mask | old.wrapping_sub(u64::from(bytes)) & self.mask;
         let at = self.linear(h.st(), bytes)?;
         h.lin_write(at, bytes, value & mask(bytes), self.user)
+    }
+
+    /// Whether `bytes` can be pushed.
+    ///
+    /// # Errors
+    /// What [`Stack::push`] would fail with.
+    pub fn probe(&self, cpu: &mut X86Cpu, bytes: u32) -> Result<()> {
+        let sp = self.sp & !self.mask | self.sp.wrapping_sub(u64::from(bytes)) & self.mask;
+        let at = Self { sp, ..*self }.linear(&cpu.guest.st, bytes)?;
+        for byte in [at, at.wrapping_add(u64::from(bytes) - 1)] {
+            let byte = cpu.wrap(byte);
+            if cpu.host_for_store(byte).is_err() {
+                return Err(taken(cpu, byte));
+            }
+        }
+        Ok(())
     }
 
     /// Pops `bytes`.

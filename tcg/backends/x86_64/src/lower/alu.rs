@@ -133,11 +133,13 @@ impl Lower<'_> {
     /// `d = a + b` without a change of the host's flags.
     fn add_as_lea(&mut self, w: bool, d: Slot, a: Opnd, b: Opnd) {
         let t = self.target(d);
+        // Not r14, which a group's accesses go by (`keeps_r14`).
+        let spare = if matches!(a, Opnd::Reg(_)) { R15 } else { t };
         let a = self.in_reg(a, R15);
         match b {
             Opnd::Imm(imm) => self.asm.lea(w, t, a, imm as i32),
             b => {
-                let b = self.in_reg(b, R14);
+                let b = self.in_reg(b, spare);
                 self.lea_sum(w, t, a, b);
             }
         }

@@ -1,6 +1,7 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
 use super::flags::Routine;
+use super::loops::Homed;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm, Shift};
 use dynasm::dynasm;
@@ -56,6 +57,12 @@ impl Lower<'_> {
 
     /// Goes to `exit`, which takes an address in `rax`, with that of `pc`.
     pub(super) fn exit_at(&mut self, pc: PagePc, exit: usize) {
+        if self.compact {
+            // The stub before it takes an offset.
+            self.asm.mov_ri(RAX, i64::from(pc.0 as u32));
+            self.asm.jmp_abs(self.be.stubs.with_offset(exit));
+            return;
+        }
         self.page_va(RAX, pc);
         self.asm.jmp_abs(exit);
     }
@@ -94,7 +101,7 @@ impl Lower<'_> {
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if self.homed {
+        if self.homed != Homed::Not {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::LeaveLoop { from, to });
         } else if !to.same_page() {
@@ -188,6 +195,9 @@ impl Lower<'_> {
     /// A linkable jump to another page: taken if the context still maps that page to the entry table that the
     /// link was made for.
     pub(super) fn cross_page(&mut self, to: PagePc) {
+        if self.compact {
+            return self.compact_cross(to);
+        }
         let page_base = self.be.env(self.be.config.env.page_base);
         let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
         self.page_va(RAX, PagePc(to.0 & !0xfff));
@@ -230,6 +240,10 @@ impl Lower<'_> {
             let t = self.pin_of(d).unwrap_or(R14);
             self.page_va(t, pc);
             self.set(d, t);
+        }
+        if self.compact {
+            self.asm.jmp_abs(self.be.stubs.indirect);
+            return;
         }
         let unchecked = self.unchecked.take();
         self.test_kick();
@@ -338,6 +352,10 @@ impl Lower<'_> {
     /// The check of operation `index`, if it can be put off until no code is found where the jump leads: nothing but a
     /// register that is added to changes before the jump. Flags are in their slot at jumps.
     fn late_check(&self, index: usize) -> Option<(u8, Option<(Slot, i32)>)> {
+        // The jumps of compact code are a stub.
+        if self.compact {
+            return None;
+        }
         let [Op::GuardFits { a: Val::Slot(a), bits }, rest @ ..] = self.ops.get(index..)? else { return None };
         match rest {
             [Op::JumpReg { base, off: 0, link: None, .. }, ..] if base == a => Some((*bits, None)),
@@ -379,9 +397,19 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, place);
         self.asm.push(mask);
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        let flags = self.flags_at_fault();
-        self.put_off(Cold::Careful { from, insn: self.insn, flags });
+        self.careful_if(from);
         self.cached = self.last;
+    }
+
+    /// Jumps that leave to careful mode before the instruction.
+    fn careful_if(&mut self, from: Fixups) {
+        let insn = self.insn;
+        let cold = if self.compact && !self.counting {
+            Cold::CarefulByTable { from, insn, recipe: self.recipe_at_fault() }
+        } else {
+            Cold::Careful { from, insn, flags: self.flags_at_fault() }
+        };
+        self.put_off(cold);
     }
 
     /// Leaves to careful mode if the condition holds.
@@ -389,8 +417,7 @@ impl Lower<'_> {
         let cc = self.compare(cc_of(cond), a, b);
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(cc));
-        let flags = self.flags_at_fault();
-        self.put_off(Cold::Careful { from, insn: self.insn, flags });
+        self.careful_if(from);
     }
 
     /// Leaves to careful mode unless `a` is the sign extension of its low bits.
@@ -415,8 +442,7 @@ impl Lower<'_> {
         }
         self.cached = self.last;
         let from = Fixups::one(self.asm.jcc(Cc::Ne));
-        let flags = self.flags_at_fault();
-        self.put_off(Cold::Careful { from, insn: self.insn, flags });
+        self.careful_if(from);
     }
 
     /// Only a store followed by a load may be reordered here (the host is TSO), and any locked instruction

@@ -16,7 +16,7 @@ use super::{Cold, Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::flags::{self, FLAGS, Flags};
+use mimus_tcg_ir::flags::{self, FLAGS, Flags, How, Recipe};
 use mimus_tcg_ir::unit::{UnitInsn, UnitMemory};
 use mimus_tcg_ir::verify::{flags_read, flags_written, for_each_written};
 use mimus_tcg_ir::{AluOp, CallKind, CondF, FIRST_TEMP, FlagOp, Op, Size, Slot, Ty, UnOp, Val};
@@ -34,33 +34,12 @@ impl Needs {
     }
 }
 
-/// How to compute the flags of an operation again, after it: from operands that are still there, or from its
-/// result.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Recipe {
-    how: How,
-    size: Size,
-    /// What the computation starts from: an operand, or the result.
-    from: Val,
-    b: Val,
-    /// CF is not computed but in the slot.
-    carry_in_slot: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum How {
-    /// The operation once more.
-    Again(FlagOp),
-    /// The operation undone and done once more.
-    UndoAnd(FlagOp),
-    /// `test` of the result.
-    Test,
-    /// A product's: CF and OF are in the frame ([`PRODUCT`]), the others in the slot as they were before it.
-    Product,
-}
-
 /// Where in the frame a product's OF is, which is its CF too.
 const PRODUCT: i32 = 16;
+
+/// The recipe of a product's flags that are in the frame.
+const PRODUCT_RECIPE: Recipe =
+    Recipe { how: How::Product, size: Size::B4, from: Val::Imm(0), b: Val::Imm(0), carry_in_slot: false };
 
 /// A routine that saves the flags, by its number in [`Lower::routines`]; or none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +48,9 @@ pub(super) struct Routine(u32);
 impl Routine {
     pub(super) const NONE: Routine = Routine(u32::MAX);
 }
+
+/// No recipe, in a side table's entry.
+pub(super) const NOT_NOTED: u16 = u16::MAX;
 
 /// Where the flags are.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +62,8 @@ pub(super) struct FlagState {
     recipe: Option<Recipe>,
     /// Where the recipe's cold code is, once an access needs it.
     routine: Routine,
+    /// The recipe's number in the block's side table, once an access needs it.
+    noted: u16,
     /// Before which operation the flags are to be saved.
     save_before: usize,
 }
@@ -91,6 +75,7 @@ impl Default for FlagState {
             in_slot: Flags::ALL,
             recipe: None,
             routine: Routine::NONE,
+            noted: NOT_NOTED,
             save_before: usize::MAX,
         }
     }
@@ -220,54 +205,49 @@ fn only_looks(op: &Op) -> bool {
     matches!(op, Op::Insn { .. } | Op::SetCondF { .. } | Op::CMovF { .. } | Op::BranchF { .. })
 }
 
-impl Recipe {
-    const PRODUCT: Recipe =
-        Recipe { how: How::Product, size: Size::B4, from: Val::Imm(0), b: Val::Imm(0), carry_in_slot: false };
+/// The recipe for the flags of an operation, if there is one. `carry_in_slot`: whether the slot has the CF that
+/// was before it (or nobody needs it).
+fn recipe_of(op: &Op, carry_in_slot: bool) -> Option<Recipe> {
+    let Op::AluF { op, size, d, a, b } = *op else { return None };
+    let recipe = |how, from, b, carry_in_slot| Some(Recipe { how, size, from, b, carry_in_slot });
+    let changed = |v: Val| d.is_some_and(|d| v == Val::Slot(d));
+    let result = Val::Slot(d.unwrap_or(Slot(0)));
+    let found = match op {
+        // Results of 1 or 2 bytes are in a slot whose other bytes do not count.
+        FlagOp::And | FlagOp::Or | FlagOp::Xor if changed(a) || changed(b) => {
+            recipe(How::Test, result, Val::Imm(0), false)
+        }
+        FlagOp::Add if changed(b) && !changed(a) => recipe(How::UndoAnd(op), result, a, false),
+        FlagOp::Add | FlagOp::Sub if changed(a) && !changed(b) => recipe(How::UndoAnd(op), result, b, false),
+        FlagOp::Neg if changed(a) => recipe(How::UndoAnd(op), result, Val::Imm(0), false),
+        FlagOp::Inc | FlagOp::Dec if !carry_in_slot => None,
+        FlagOp::Inc | FlagOp::Dec if changed(a) => recipe(How::UndoAnd(op), result, Val::Imm(0), true),
+        FlagOp::Inc | FlagOp::Dec => recipe(How::Again(op), a, Val::Imm(0), true),
+        FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor | FlagOp::Neg
+            if !changed(a) && !changed(b) =>
+        {
+            recipe(How::Again(op), a, b, false)
+        }
+        _ => None,
+    };
+    // Temporaries are soon something else, and one register is all there is for constants and results.
+    let lasting = |v: Val| match v {
+        Val::Slot(slot) => slot.0 < FIRST_TEMP,
+        Val::Imm(imm) => size != Size::B8 || fits32(imm),
+    };
+    found.filter(|r| lasting(r.from) && lasting(r.b))
+}
 
-    /// The recipe for the flags of an operation, if there is one. `carry_in_slot`: whether the slot has the CF that
-    /// was before it (or nobody needs it).
-    fn of(op: &Op, carry_in_slot: bool) -> Option<Recipe> {
-        let Op::AluF { op, size, d, a, b } = *op else { return None };
-        let recipe = |how, from, b, carry_in_slot| Some(Recipe { how, size, from, b, carry_in_slot });
-        let changed = |v: Val| d.is_some_and(|d| v == Val::Slot(d));
-        let result = Val::Slot(d.unwrap_or(Slot(0)));
-        let found = match op {
-            // Results of 1 or 2 bytes are in a slot whose other bytes do not count.
-            FlagOp::And | FlagOp::Or | FlagOp::Xor if changed(a) || changed(b) => {
-                recipe(How::Test, result, Val::Imm(0), false)
-            }
-            FlagOp::Add if changed(b) && !changed(a) => recipe(How::UndoAnd(op), result, a, false),
-            FlagOp::Add | FlagOp::Sub if changed(a) && !changed(b) => recipe(How::UndoAnd(op), result, b, false),
-            FlagOp::Neg if changed(a) => recipe(How::UndoAnd(op), result, Val::Imm(0), false),
-            FlagOp::Inc | FlagOp::Dec if !carry_in_slot => None,
-            FlagOp::Inc | FlagOp::Dec if changed(a) => recipe(How::UndoAnd(op), result, Val::Imm(0), true),
-            FlagOp::Inc | FlagOp::Dec => recipe(How::Again(op), a, Val::Imm(0), true),
-            FlagOp::Add | FlagOp::Sub | FlagOp::And | FlagOp::Or | FlagOp::Xor | FlagOp::Neg
-                if !changed(a) && !changed(b) =>
-            {
-                recipe(How::Again(op), a, b, false)
-            }
-            _ => None,
-        };
-        // Temporaries are soon something else, and one register is all there is for constants and results.
-        let lasting = |v: Val| match v {
-            Val::Slot(slot) => slot.0 < FIRST_TEMP,
-            Val::Imm(imm) => size != Size::B8 || fits32(imm),
-        };
-        found.filter(|r| lasting(r.from) && lasting(r.b))
-    }
+/// Whether it is one instruction.
+fn is_short(recipe: Recipe) -> bool {
+    !recipe.carry_in_slot && matches!(recipe.how, How::Test | How::Again(FlagOp::Sub | FlagOp::And))
+}
 
-    /// Whether it is one instruction.
-    fn is_short(self) -> bool {
-        !self.carry_in_slot && matches!(self.how, How::Test | How::Again(FlagOp::Sub | FlagOp::And))
-    }
-
-    /// Whether an operation changes what the recipe starts from.
-    fn is_spoilt_by(&self, op: &Op) -> bool {
-        let mut spoilt = matches!(op, Op::Call { kind: CallKind::MayExit, .. });
-        for_each_written(op, |d| spoilt |= self.from == Val::Slot(d) || self.b == Val::Slot(d));
-        spoilt
-    }
+/// Whether an operation changes what the recipe starts from.
+fn is_spoilt(recipe: Recipe, op: &Op) -> bool {
+    let mut spoilt = matches!(op, Op::Call { kind: CallKind::MayExit, .. });
+    for_each_written(op, |d| spoilt |= recipe.from == Val::Slot(d) || recipe.b == Val::Slot(d));
+    spoilt
 }
 
 impl Lower<'_> {
@@ -299,7 +279,7 @@ impl Lower<'_> {
 
     /// After an operation has been lowered: what is left of the flags.
     pub(super) fn flags_after(&mut self, op: &Op) {
-        if self.flags.recipe.is_some_and(|recipe| recipe.is_spoilt_by(op)) && !produces(op) {
+        if self.flags.recipe.is_some_and(|recipe| is_spoilt(recipe, op)) && !produces(op) {
             self.flags.recipe = None;
         }
         if matches!(op, Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. }) {
@@ -339,14 +319,15 @@ impl Lower<'_> {
 
     /// Whether an operation is a product whose flags only faults look at, with the flags that it leaves alone in the slot.
     fn only_faults_want(&self, op: &Op) -> bool {
-        if !matches!(op, Op::AluF { op: FlagOp::Mul, .. } | Op::MulWideF { .. }) {
+        // (At a fault of compact code it is the runtime that follows recipes, which cannot look into the frame.)
+        if self.compact || !matches!(op, Op::AluF { op: FlagOp::Mul, .. } | Op::MulWideF { .. }) {
             return false;
         }
         let (after, (_, must)) = (self.needs_now(), flags_written(op));
         after.hard.is_empty()
             && after.soft.intersects(must)
             && self.flags.in_slot.contains(after.any().without(must))
-            && self.plan(Some(Recipe::PRODUCT), Flags::ALL) == usize::MAX
+            && self.plan(Some(PRODUCT_RECIPE), Flags::ALL) == usize::MAX
     }
 
     /// The flags that operation `index` needs in the host's before it.
@@ -364,7 +345,7 @@ impl Lower<'_> {
     pub(super) fn condition(&mut self, cond: CondF) -> Cc {
         let wanted = flags::read_by(cond);
         let cc = super::flagged::cc_of(cond);
-        if self.flags.in_host.contains(wanted) || self.flags.recipe.is_some_and(Recipe::is_short) {
+        if self.flags.in_host.contains(wanted) || self.flags.recipe.is_some_and(is_short) {
             self.flags_to_host(wanted, true);
             return cc;
         }
@@ -402,7 +383,7 @@ impl Lower<'_> {
             return;
         }
         let in_slot = self.flags.in_slot.contains(wanted);
-        if let Some(recipe) = self.flags.recipe.filter(|r| r14_free && (!in_slot || r.is_short())) {
+        if let Some(recipe) = self.flags.recipe.filter(|r| r14_free && (!in_slot || is_short(*r))) {
             self.follow(recipe);
             self.flags.in_host = Flags::ALL;
             return;
@@ -427,14 +408,14 @@ impl Lower<'_> {
         if std::mem::take(&mut self.product) {
             dynasm!(self.asm ; .arch x64 ; seto BYTE [rsp + PRODUCT]);
             let in_slot = before.in_slot.without(may);
-            self.flags = FlagState { in_slot, recipe: Some(Recipe::PRODUCT), ..FlagState::default() };
+            self.flags = FlagState { in_slot, recipe: Some(PRODUCT_RECIPE), ..FlagState::default() };
             return;
         }
         let wanted = after.any().intersects(may);
         if !wanted {
             // Nobody looks at them; whatever is in the slot is as good.
             self.flags.in_host = Flags::NONE;
-            self.flags.recipe = before.recipe.filter(|recipe| !recipe.is_spoilt_by(op));
+            self.flags.recipe = before.recipe.filter(|recipe| !is_spoilt(*recipe, op));
             self.flags.in_slot = before.in_slot.without(may);
             return;
         }
@@ -444,12 +425,13 @@ impl Lower<'_> {
         // What was carried is in the host's too. (An operation that may leave flags alone found them there.)
         let in_host = Flags::ALL;
         let carry_in_slot = before.in_slot.contains(Flags::CF) || !after.any().contains(Flags::CF);
-        let recipe = Recipe::of(op, carry_in_slot).filter(|_| must == Flags::ALL || is_step(op));
+        let recipe = recipe_of(op, carry_in_slot).filter(|_| must == Flags::ALL || is_step(op));
         self.flags = FlagState {
             in_host,
             in_slot: before.in_slot.without(may),
             recipe,
             routine: Routine::NONE,
+            noted: NOT_NOTED,
             save_before: self.plan(recipe, in_host),
         };
         if self.flags.save_before == self.next {
@@ -486,7 +468,7 @@ impl Lower<'_> {
             return false;
         }
         let carry_in_slot = self.flags.in_slot.contains(Flags::CF) || !after.any().contains(Flags::CF);
-        let recipe = Recipe::of(op, carry_in_slot).filter(|_| must == Flags::ALL || is_step(op));
+        let recipe = recipe_of(op, carry_in_slot).filter(|_| must == Flags::ALL || is_step(op));
         self.plan(recipe, Flags::ALL) == self.next
     }
 
@@ -499,6 +481,8 @@ impl Lower<'_> {
             return never;
         }
         let first = self.next;
+        let changed = self.ops.get(first.wrapping_sub(1)).map_or(Flags::NONE, |op| flags_written(op).0);
+        let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
         let (mut recipe, mut host) = (recipe, true);
@@ -521,7 +505,10 @@ impl Lower<'_> {
                 host &= !matches!(op, Op::Rmw { .. });
                 match (host, recipe) {
                     (true, _) => {}
-                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => host = true,
+                    // What the slot has is looked at there, and brings no other flag to the host's.
+                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => {
+                        host = !in_slot_already.contains(self.carried(op, after));
+                    }
                     _ => return latest,
                 }
             }
@@ -533,7 +520,7 @@ impl Lower<'_> {
             if pending.is_empty() {
                 return never;
             }
-            recipe = recipe.filter(|recipe| !recipe.is_spoilt_by(op));
+            recipe = recipe.filter(|recipe| !is_spoilt(*recipe, op));
             host &= only_looks(op) || keeps_host(op) && pending.intersects(after.hard);
             only_looked &= only_looks(op) && host;
             if only_looked && !matches!(op, Op::Insn { .. }) {
@@ -545,16 +532,32 @@ impl Lower<'_> {
 
     /// For the cold code of an access: the routine that saves the flags, if they are not in their slot.
     pub(super) fn flags_at_fault(&mut self) -> Routine {
-        if self.needs.is_empty() {
-            return Routine::NONE;
+        match self.needed_at_fault() {
+            Some(needed) => self.flags_wanted_in_slot(needed),
+            None => Routine::NONE,
         }
-        // What is needed before the operation: it may fault, so whatever was needed after the one before it.
-        let index = self.next.wrapping_sub(2);
-        let needed = match self.needs.get(index) {
-            Some(needs) => needs.any(),
-            None => return Routine::NONE,
+    }
+
+    /// For an access whose place in the side table says what else is to be known: the number of the recipe.
+    pub(super) fn recipe_at_fault(&mut self) -> u16 {
+        let Some(needed) = self.needed_at_fault().filter(|needed| !self.flags.in_slot.contains(*needed)) else {
+            return NOT_NOTED;
         };
-        self.flags_wanted_in_slot(needed)
+        let Some(recipe) = self.flags.recipe else {
+            debug_assert!(false, "flags {needed} are nowhere at a fault: {:?}", self.flags);
+            return NOT_NOTED;
+        };
+        if self.flags.noted == NOT_NOTED {
+            // A block has fewer operations.
+            self.flags.noted = self.info.recipes.len() as u16;
+            self.info.recipes.push(recipe);
+        }
+        self.flags.noted
+    }
+
+    /// What is needed before the operation: it may fault, so whatever was needed after the one before it.
+    fn needed_at_fault(&self) -> Option<Flags> {
+        self.needs.get(self.next.wrapping_sub(2)).map(|needs| needs.any())
     }
 
     /// The routine that saves the flags, unless those `needed` are in their slot.
@@ -789,8 +792,8 @@ impl Lower<'_> {
 pub(super) fn around(ops: &[Op]) -> Option<Recipe> {
     let last = ops.iter().rposition(produces)?;
     let producer = ops.get(last)?;
-    let recipe = Recipe::of(producer, false).filter(|_| flags_written(producer).1 == Flags::ALL)?;
-    if ops.iter().skip(last + 1).any(|op| recipe.is_spoilt_by(op)) {
+    let recipe = recipe_of(producer, false).filter(|_| flags_written(producer).1 == Flags::ALL)?;
+    if ops.iter().skip(last + 1).any(|op| is_spoilt(recipe, op)) {
         return None;
     }
     for (i, op) in ops.iter().enumerate() {
@@ -800,7 +803,7 @@ pub(super) fn around(ops: &[Op]) -> Option<Recipe> {
         match (produces(op), flags_written(op).1 == Flags::ALL) {
             (true, true) => return Some(recipe),
             (true, false) => return None,
-            (false, _) if recipe.is_spoilt_by(op) => return None,
+            (false, _) if is_spoilt(recipe, op) => return None,
             _ => {}
         }
     }

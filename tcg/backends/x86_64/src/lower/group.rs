@@ -71,13 +71,13 @@ struct Extent {
 impl Lower<'_> {
     /// Starts a group at operation `first` if it is the first of several accesses.
     pub(super) fn enter_group(&mut self, first: usize) {
-        if self.group.is_some() || self.be.config.optimise == Optimise::Off {
+        if self.group.is_some() || self.compact || self.be.config.optimise == Optimise::Off {
             return;
         }
         let Some((base, extent)) = self.find_group(first) else {
             return;
         };
-        if self.is_stretched(base) {
+        if self.is_stretched(base) || self.in_windows() && self.windows.any_of(first..extent.end) {
             return;
         }
         self.keep_stored(first);
@@ -140,8 +140,11 @@ impl Lower<'_> {
         }
     }
 
-    /// Where an access at `base + off` is, if it belongs to the group.
+    /// Where an access at `base + off` is, if it belongs to the group, or to a window or a stretch.
     pub(super) fn grouped(&mut self, base: Val, off: i32) -> Option<Rm> {
+        if let Some(place) = self.windowed(base, off) {
+            return Some(place);
+        }
         let Some(group) = self.group.filter(|group| Val::Slot(group.base) == base) else {
             return self.in_stretch(base, off);
         };
@@ -217,7 +220,7 @@ impl Lower<'_> {
     /// The range entry for a group's check, in code that runs often.
     fn lend_range(&mut self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
         // Of guests with flags, who may write may read.
-        if extent.reads && extent.writes && !self.be.config.flags {
+        if extent.reads && extent.writes && !self.be.config.flags || self.leaves_windows(first..extent.end) {
             return None;
         }
         let lender = self.find_lender(first, base, (extent.end, extent.writes))?;

@@ -7,8 +7,12 @@
 //! Guests without flags have more registers than the host, most of them in memory: in the copy, those that the loop uses
 //! take the registers of some that it does not ([`Home`]). They change places on the way into the copy and back on every way
 //! out of it; around what is called from the middle too, so that whoever looks finds every register where it always is.
+//!
+//! Loops whose accesses move by constant steps get a second copy, in which their pages are looked up beforehand
+//! ([`super::windows`]). The other one is for rounds too few to be worth that.
 
 use super::flags::{self, FlagState, Routine};
+use super::windows::{Held, Windows, untouched};
 use super::{Cold, Insn, Lower};
 use crate::asm::{Cc, Fixup, RAX, Rm};
 use crate::{UNPINNED, X86_64};
@@ -22,7 +26,7 @@ pub(super) struct Loop {
     /// Index of the branch that closes it.
     pub edge: usize,
     /// What makes the flags around it, in guests that have flags.
-    recipe: Option<flags::Recipe>,
+    recipe: Option<mimus_tcg_ir::flags::Recipe>,
     /// Nothing in it is called: what was guarded stays so.
     guards_hold: bool,
     /// The jump to the copy, once the branch has been lowered.
@@ -36,18 +40,38 @@ pub(super) struct Loop {
     /// What is behind the branch.
     behind: Option<Behind>,
     homes: [Option<Home>; HOMES],
+    /// Those of the copy with windows.
+    homes_with_windows: [Option<Home>; HOMES],
+    /// The plain copy is worth its place.
+    gains: bool,
 }
 
 /// Registers that may have other homes in a loop.
-const HOMES: usize = 6;
+const HOMES: usize = 8;
 
-/// A slot of memory that has the register of another one for as long as a loop runs.
+/// Which copy's homes are in force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Homed {
+    /// Every register is where it always is.
+    Not,
+    InPlainCopy,
+    WithWindows,
+}
+
+/// What has the register of a slot for as long as a loop runs.
 #[derive(Clone, Copy, Debug)]
 struct Home {
-    slot: Slot,
+    tenant: Tenant,
     reg: u8,
     /// Whose register it is.
     owner: Slot,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tenant {
+    /// A slot that is in memory otherwise.
+    Slot(Slot),
+    Held(Held),
 }
 
 /// The state behind the closing branch.
@@ -87,11 +111,13 @@ pub(super) fn find(ops: &[Op], start: PagePc) -> Option<Loop> {
         fp_alive: false,
         behind: None,
         homes: [None; HOMES],
+        homes_with_windows: [None; HOMES],
+        gains: true,
     })
 }
 
-/// The same for guests without flags.
-pub(super) fn find_plain(be: &X86_64, ops: &[Op], start: PagePc) -> Option<Loop> {
+/// The same for guests without flags, with the loop's windows.
+pub(super) fn find_plain(be: &X86_64, ops: &[Op], start: PagePc) -> Option<(Loop, Windows)> {
     let closes = |op: &Op| matches!(*op, Op::Branch { to, .. } | Op::Jump { to } if to == start);
     let edge = ops.iter().position(closes)?;
     let body = ops.get(..=edge)?;
@@ -110,13 +136,20 @@ pub(super) fn find_plain(be: &X86_64, ops: &[Op], start: PagePc) -> Option<Loop>
                 | Op::Branch { .. }
         )
     };
-    if !body.iter().all(plain) || !matches!(ops.get(edge), Some(Op::Branch { .. })) {
+    if !body.iter().take(edge).all(plain) {
         return None;
     }
     let guards_hold = guards_hold(body);
-    let homes = find_homes(be, body);
+    let homes = find_homes(be, body, &Windows::default());
     let gains = homes[0].is_some() || guards_hold && body.iter().any(|op| matches!(op, Op::GuardEnv { .. }));
-    gains.then_some(Loop {
+    let mut windows = Windows::find(body);
+    let homes_with_windows = find_homes(be, body, &windows);
+    for home in homes_with_windows.into_iter().flatten() {
+        if let Tenant::Held(what) = home.tenant {
+            windows.hold(what, home.reg);
+        }
+    }
+    let found = Loop {
         edge,
         recipe: None,
         guards_hold,
@@ -126,7 +159,10 @@ pub(super) fn find_plain(be: &X86_64, ops: &[Op], start: PagePc) -> Option<Loop>
         fp_alive: false,
         behind: None,
         homes,
-    })
+        homes_with_windows,
+        gains,
+    };
+    (gains || !windows.is_empty()).then_some((found, windows))
 }
 
 /// Whether what the bytes of the hot state were found or made to be the first time round is so later.
@@ -142,8 +178,8 @@ fn guards_hold(body: &[Op]) -> bool {
     })
 }
 
-/// The slots in memory that a loop uses most, with registers of those that it does not use.
-fn find_homes(be: &X86_64, body: &[Op]) -> [Option<Home>; HOMES] {
+/// What a loop uses most of slots in memory and of what its windows hold, with registers of slots that it does not use.
+fn find_homes(be: &X86_64, body: &[Op], windows: &Windows) -> [Option<Home>; HOMES] {
     let mut uses = [0u32; SLOTS];
     for op in body {
         let mut count = |slot: Slot, by: u32| {
@@ -170,16 +206,20 @@ fn find_homes(be: &X86_64, body: &[Op]) -> [Option<Home>; HOMES] {
         }
     }
     let used = |slot: Slot| uses.get(usize::from(slot.0)).copied().unwrap_or(0);
-    let mut free = be.pinned.iter().filter(|&&(_, owner)| used(owner) == 0 && owner.0 < FIRST_TEMP);
-    let mut wanted: Vec<Slot> = (0..FIRST_TEMP)
+    let mut wanted: Vec<(Tenant, u32)> = (0..FIRST_TEMP)
         .map(Slot)
         .filter(|&slot| used(slot) > 3 && be.pin_of(slot).is_none() && be.fp_pin_of(slot).is_none())
+        .map(|slot| (Tenant::Slot(slot), used(slot)))
         .collect();
-    wanted.sort_by_key(|&slot| std::cmp::Reverse(used(slot)));
+    if !windows.is_empty() {
+        wanted.extend(windows.uses().map(|(what, n)| (Tenant::Held(what), n)));
+    }
+    wanted.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+    let mut free = untouched(be, body);
     let mut homes = [None; HOMES];
-    for (home, slot) in homes.iter_mut().zip(wanted) {
-        let Some(&(reg, owner)) = free.next() else { break };
-        *home = Some(Home { slot, reg, owner });
+    for (home, (tenant, _)) in homes.iter_mut().zip(wanted) {
+        let Some((reg, owner)) = free.next() else { break };
+        *home = Some(Home { tenant, reg, owner });
     }
     homes
 }
@@ -196,6 +236,28 @@ impl Lower<'_> {
             return false;
         }
         let over = self.asm.jcc_short(cc.invert());
+        self.go_round(to, dead);
+        self.asm.bind_short(over);
+        true
+    }
+
+    /// The jump that closes the loop. `false`: it is another one.
+    pub(super) fn loop_jump(&mut self, to: PagePc) -> bool {
+        let closes = self.closes_loop();
+        if closes {
+            self.go_round(to, Flags::ALL);
+        }
+        closes
+    }
+
+    /// Starts another round.
+    fn go_round(&mut self, to: PagePc, dead: Flags) {
+        if self.in_windows() {
+            self.count_round();
+            if let Some(top) = self.windowed_top {
+                self.asm.jcc_back(Cc::Ae, top);
+            }
+        }
         self.test_kick();
         if let Some(l) = &mut self.looped {
             match l.copy {
@@ -209,8 +271,6 @@ impl Lower<'_> {
         let from = self.asm.jmp();
         let flags = self.flags_at_exit(dead);
         self.put_off(Cold::Kick { from, to, flags });
-        self.asm.bind_short(over);
-        true
     }
 
     /// After operation `index`: remembers what is behind the closing branch.
@@ -232,14 +292,33 @@ impl Lower<'_> {
         self.looped.is_some_and(|l| l.in_copy && l.guards_hold)
     }
 
-    /// The copy, behind the block.
+    /// The copies, behind the block.
     pub(super) fn copy_loop(&mut self) {
-        let Some(Loop { edge, recipe, from: Some(from), behind: Some(behind), fp_alive, .. }) = self.looped else {
+        let Some(Loop { from: Some(from), behind: Some(behind), gains, .. }) = self.looped else {
             return;
         };
         self.asm.bind(from);
-        self.enter_homes();
+        if !self.windows.is_empty() {
+            let few = self.test_rounds_left();
+            self.enter_homes(Homed::WithWindows);
+            let at = self.asm.pos();
+            self.look_windows_up();
+            self.windowed_top = Some(self.asm.pos());
+            self.lower_copy(at, behind);
+            let Some(few) = few else { return };
+            self.asm.bind(few);
+            if !gains {
+                return self.asm.jmp_back(0);
+            }
+        }
+        self.enter_homes(Homed::InPlainCopy);
         let at = self.asm.pos();
+        self.lower_copy(at, behind);
+    }
+
+    /// The loop's operations once more, of which rounds but the first begin `at`; and the way out.
+    fn lower_copy(&mut self, at: u32, behind: Behind) {
+        let Some(Loop { edge, recipe, fp_alive, .. }) = self.looped else { return };
         if let Some(l) = &mut self.looped {
             (l.copy, l.in_copy) = (Some(at), true);
         }
@@ -254,12 +333,14 @@ impl Lower<'_> {
             self.lower_at(i);
         }
         self.leave_homes();
-        self.have_homes(false);
+        self.have_homes(Homed::Not);
         if let (Some(l), false) = (&mut self.looped, self.flagged) {
             // What is behind the loop has not been executed.
             l.in_copy = false;
         }
-        if self.is_as_behind(behind) {
+        if matches!(self.ops.get(edge), Some(Op::Jump { .. })) {
+            // Nothing is behind.
+        } else if self.is_as_behind(behind) {
             self.asm.jmp_back(behind.at);
         } else {
             for i in edge + 1..self.ops.len() {
@@ -269,6 +350,11 @@ impl Lower<'_> {
         if let Some(l) = &mut self.looped {
             l.in_copy = false;
         }
+    }
+
+    /// Whether the operation being lowered is in the copy with windows.
+    pub(super) fn in_windows(&self) -> bool {
+        self.homed == Homed::WithWindows
     }
 
     /// Whether the code behind the closing branch can go on from here; makes it so if it is easy.
@@ -287,52 +373,73 @@ impl Lower<'_> {
         true
     }
 
-    /// The loop's homes.
-    fn homes(&self) -> impl Iterator<Item = Home> + use<> {
-        self.looped.map_or([None; HOMES], |l| l.homes).into_iter().flatten()
+    /// A copy's homes.
+    fn homes_of(&self, homed: Homed) -> impl Iterator<Item = Home> + use<> {
+        let homes = self.looped.map(|l| match homed {
+            Homed::Not => [None; HOMES],
+            Homed::InPlainCopy => l.homes,
+            Homed::WithWindows => l.homes_with_windows,
+        });
+        homes.unwrap_or([None; HOMES]).into_iter().flatten()
     }
 
-    /// Takes the loop's homes to be in force, or not.
-    pub(super) fn have_homes(&mut self, homed: bool) {
-        if self.homed != homed {
-            self.homed = homed;
-            for Home { slot, reg, owner } in self.homes() {
-                let (slot_has, owner_has) = if homed { (reg, UNPINNED) } else { (UNPINNED, reg) };
-                for (place, has) in [(slot, slot_has), (owner, owner_has)] {
-                    if let Some(pin) = self.pin.get_mut(usize::from(place.0)) {
-                        *pin = has;
-                    }
-                }
+    /// Takes these homes to be in force.
+    pub(super) fn have_homes(&mut self, homed: Homed) {
+        if self.homed == homed {
+            return;
+        }
+        for Home { tenant, reg, owner } in self.homes_of(self.homed) {
+            self.have_pin(owner, reg);
+            if let Tenant::Slot(slot) = tenant {
+                self.have_pin(slot, UNPINNED);
+            }
+        }
+        self.homed = homed;
+        for Home { tenant, reg, owner } in self.homes_of(homed) {
+            self.have_pin(owner, UNPINNED);
+            if let Tenant::Slot(slot) = tenant {
+                self.have_pin(slot, reg);
             }
         }
     }
 
-    /// On the way into the copy.
-    fn enter_homes(&mut self) {
-        for Home { slot, reg, owner } in self.homes() {
-            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(owner)), reg);
-            self.asm.mov_r_rm(true, reg, Rm::Env(self.be.slot_disp(slot)));
+    fn have_pin(&mut self, slot: Slot, reg: u8) {
+        if let Some(pin) = self.pin.get_mut(usize::from(slot.0)) {
+            *pin = reg;
         }
-        let any = self.homes().next().is_some();
-        self.have_homes(any);
+    }
+
+    /// On the way into a copy.
+    fn enter_homes(&mut self, homed: Homed) {
+        for Home { tenant, reg, owner } in self.homes_of(homed) {
+            self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(owner)), reg);
+            if let Tenant::Slot(slot) = tenant {
+                self.asm.mov_r_rm(true, reg, Rm::Env(self.be.slot_disp(slot)));
+            }
+        }
+        let any = homed == Homed::WithWindows || self.homes_of(homed).next().is_some();
+        self.have_homes(if any { homed } else { Homed::Not });
     }
 
     /// Where homes are in force, puts every register where it always is. All others and the flags stay.
     pub(super) fn leave_homes(&mut self) {
-        if self.homed {
-            for Home { slot, reg, owner } in self.homes() {
+        for Home { tenant, reg, owner } in self.homes_of(self.homed) {
+            if let Tenant::Slot(slot) = tenant {
                 self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(slot)), reg);
-                self.asm.mov_r_rm(true, reg, Rm::Env(self.be.slot_disp(owner)));
             }
+            self.asm.mov_r_rm(true, reg, Rm::Env(self.be.slot_disp(owner)));
         }
     }
 
-    /// Undoes [`Lower::leave_homes`]; owners have not been written meanwhile.
+    /// Undoes [`Lower::leave_homes`] after something was called; owners have not been written meanwhile.
     pub(super) fn return_home(&mut self) {
-        if self.homed {
-            for Home { slot, reg, .. } in self.homes() {
+        for Home { tenant, reg, .. } in self.homes_of(self.homed) {
+            if let Tenant::Slot(slot) = tenant {
                 self.asm.mov_r_rm(true, reg, Rm::Env(self.be.slot_disp(slot)));
             }
+        }
+        if self.in_windows() {
+            self.hold_for_round();
         }
     }
 

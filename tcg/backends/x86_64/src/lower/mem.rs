@@ -8,13 +8,14 @@
 //! no load of a tag or an addend then waits for the address. What misses looks its page up out of line, and now and then
 //! asks the runtime to fill the entry.
 
+use super::compact::Kind;
 use super::flags::Routine;
 use super::fuse::Fused;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT};
+use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT, Stored};
 use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
@@ -122,10 +123,10 @@ impl Lower<'_> {
     pub(super) fn range_for(&mut self, size: Size, write: bool) -> Option<u32> {
         let hints = &self.info.hints;
         let listed = |list: &[u16]| list.iter().any(|&pc| i32::from(pc) == self.insn.pc.0);
-        if !hints.hot || listed(&hints.scattered) {
+        let op = self.next.wrapping_sub(1);
+        if !hints.hot || listed(&hints.scattered) || self.leaves_windows(op..op + 1) {
             return None;
         }
-        let op = self.next.wrapping_sub(1);
         let lent = self.lent.filter(|lent| lent.op == op).map(|lent| lent.range);
         if let Some(range) = lent.or_else(|| self.given_range(op)) {
             return Some(range);
@@ -257,6 +258,9 @@ impl Lower<'_> {
             self.load_from(d, place, size, ext);
             return;
         }
+        if self.compact {
+            return self.compact_load(d, (base, off), size, ext);
+        }
         let at = self.address(base, off);
         let (from, range) = self.translate(at, size, false);
         let access = self.asm.pos();
@@ -297,6 +301,9 @@ impl Lower<'_> {
         let grouped = self.grouped(base, off);
         if let Some(place) = grouped {
             self.on_memory(fused, place);
+        } else if self.compact {
+            let place = self.compact_place((base, off), size.bytes() as u8, Stored::Unknown, Kind::LOAD);
+            self.on_memory(fused, place);
         } else {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
@@ -330,13 +337,13 @@ impl Lower<'_> {
     }
 
     /// The vector register to load `d` to.
-    fn fp_pin_to_load(&self, d: Slot, size: Size, ext: Ext) -> Option<u8> {
+    pub(super) fn fp_pin_to_load(&self, d: Slot, size: Size, ext: Ext) -> Option<u8> {
         let whole = size == Size::B8 || size == Size::B4 && ext == Ext::Ones;
         self.be.fp_pin_of(d).filter(|_| whole && self.fp_alive)
     }
 
     /// `d` = memory at `place`.
-    fn load_from(&mut self, d: Slot, place: Rm, size: Size, ext: Ext) {
+    pub(super) fn load_from(&mut self, d: Slot, place: Rm, size: Size, ext: Ext) {
         if self.fp_pin_to_load(d, size, ext).is_some() {
             return self.load_fp_pin(d, place, size);
         }
@@ -411,6 +418,9 @@ impl Lower<'_> {
             // `rax` was not written.
             self.cached = self.last;
             return;
+        }
+        if self.compact {
+            return self.compact_store((src, cached), (base, off), size);
         }
         let at = self.address(base, off);
         // `rax` may have been overwritten by the base.

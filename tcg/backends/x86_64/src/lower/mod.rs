@@ -1,9 +1,10 @@
 //! Lowering of a block, an operation at a time: [`alu`] integer arithmetic, [`mem`] and [`atomic`] guest
-//! memory, [`fp`] floating point, [`control`] jumps and calls. What seldom runs is put behind the block's
+//! memory, [`fp`] floating point, [`control`] jumps and calls, [`compact`] what is shorter in code that is made first. What seldom runs is put behind the block's
 //! body ([`Cold`]).
 
 mod alu;
 mod atomic;
+mod compact;
 mod control;
 mod flagged;
 mod flags;
@@ -18,6 +19,7 @@ mod rmw;
 mod stretch;
 mod unit;
 mod wide;
+mod windows;
 
 #[cfg(test)]
 pub use fp::result_is_float;
@@ -26,7 +28,7 @@ use self::flags::Routine;
 use crate::asm::{Alu, Asm, Cc, Fixup, RAX, Rm, fits32};
 use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
-use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise};
+use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
 
@@ -84,7 +86,7 @@ enum Cold {
     },
     /// The routine that computes flags and saves them.
     Flags {
-        recipe: flags::Recipe,
+        recipe: mimus_tcg_ir::flags::Recipe,
         number: u32,
     },
     /// `call` of the link stub. `guard`: see [`mimus_tcg_ir::backend::LinkSite`].
@@ -108,6 +110,10 @@ enum Cold {
     LeaveLoop {
         from: Fixup,
         to: PagePc,
+    },
+    /// A loop's windows are not to be had: a round of the block's own code.
+    LeaveWindows {
+        from: Fixups,
     },
     /// The taken side of a branch to another page.
     Cross {
@@ -135,6 +141,12 @@ enum Cold {
         from: Fixups,
         insn: Insn,
         flags: Routine,
+    },
+    /// The same in compact code: the side table has the instruction and the recipe for the flags.
+    CarefulByTable {
+        from: Fixups,
+        insn: Insn,
+        recipe: u16,
     },
     /// The budget is smaller than the block.
     Budget {
@@ -188,12 +200,18 @@ enum Cold {
 pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, out: &mut Vec<u8>, info: &mut Emitted) {
     info.sites.clear();
     info.faults.clear();
+    info.recipes.clear();
+    let compact = match be.config.optimise {
+        Optimise::Compact => !info.hints.hot,
+        Optimise::Tiered => info.hints.compact,
+        Optimise::Off | Optimise::Usual | Optimise::Forced => false,
+    };
     let start = PagePc(i32::from(block.start));
-    let loops = be.config.flags && be.config.optimise != Optimise::Off;
-    let looped = match (start.same_page(), loops) {
-        (true, true) => loops::find(&block.ops, start),
-        (true, false) if be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start),
-        _ => None,
+    let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
+    let (looped, windows) = match (start.same_page(), loops) {
+        (true, true) => (loops::find(&block.ops, start), None),
+        (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
+        _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
     let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
@@ -203,9 +221,10 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         info,
         ops: &block.ops,
         next: 0,
+        compact,
         cold: Vec::with_capacity(block.ops.len() + 4),
         pin: be.pin,
-        homed: false,
+        homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
         counting: false,
@@ -228,6 +247,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept_half: None,
         routines: Vec::new(),
         looped,
+        windows: windows.unwrap_or_default(),
+        windowed_top: None,
         narrow: block.narrow,
         unchecked: None,
         lent: None,
@@ -258,12 +279,14 @@ struct Lower<'a> {
     ops: &'a [Op],
     /// Index of the operation after the one being lowered.
     next: usize,
+    /// See [`compact`].
+    compact: bool,
     /// What was put off, and whether registers have the loop's homes there.
-    cold: Vec<(Cold, bool)>,
+    cold: Vec<(Cold, loops::Homed)>,
     /// Host register of each slot, or [`UNPINNED`].
     pin: [u8; SLOTS],
-    /// Registers have the homes of the loop.
-    homed: bool,
+    /// Which of the loop's homes registers have.
+    homed: loops::Homed,
     start: PagePc,
     insn: Insn,
     /// Instructions are counted.
@@ -305,6 +328,9 @@ struct Lower<'a> {
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// Its windows, and where rounds of the copy with windows begin that need no look at them.
+    windows: windows::Windows,
+    windowed_top: Option<u32>,
     /// [`Block::narrow`]. A TLB entry's tag has 32 bits then, so what is past them misses, and cold code takes the
     /// address modulo 2^32.
     narrow: bool,
@@ -413,7 +439,11 @@ impl Lower<'_> {
             Op::Unit { .. } => self.unit(op),
             Op::Rep(ref rep) => self.rep(rep),
             Op::BranchF { cond, to, dead } => self.branch_f(cond, to, dead),
-            Op::Jump { to } => self.jump(to),
+            Op::Jump { to } => {
+                if !self.loop_jump(to) {
+                    self.jump(to);
+                }
+            }
             Op::JumpReg { base, off, link, hint } => self.jump_reg(base, off, link, hint),
             Op::Dispatch => self.asm.jmp_abs(self.be.stubs.dispatch),
             Op::Count { insns, total } => self.count_insns(insns, total),
@@ -701,7 +731,8 @@ impl Lower<'_> {
     /// Records that the call just emitted belongs to the guest instruction `insn`.
     fn fault_entry(&mut self, insn: Insn) {
         let host = self.asm.pos();
-        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left });
+        let (stored, recipe) = (Stored::Unknown, flags::NOT_NOTED);
+        self.info.faults.push(FaultEntry { host, pc: insn.pc, len: insn.len, left: insn.left, stored, recipe });
     }
 
     /// Makes jumps lead here.
@@ -744,8 +775,13 @@ impl Lower<'_> {
                 Cold::LeaveLoop { from, to } => {
                     self.asm.bind(from);
                     self.leave_homes();
-                    self.have_homes(false);
+                    self.have_homes(loops::Homed::Not);
                     self.jump(to);
+                }
+                Cold::LeaveWindows { from } => {
+                    self.bind(from);
+                    self.leave_homes();
+                    self.asm.jmp_back(0);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);
@@ -762,6 +798,10 @@ impl Lower<'_> {
                     self.save_at_fault(flags);
                     self.leave_homes();
                     self.leave_carefully(insn);
+                }
+                Cold::CarefulByTable { from, insn, recipe } => {
+                    self.bind(from);
+                    self.careful_by_table(insn, recipe);
                 }
                 Cold::Budget { from } => {
                     self.asm.bind(from);

@@ -3,13 +3,14 @@
 //!
 //! The access needs store permission only, which on guests that have these instructions includes loads.
 
+use super::compact::Kind;
 use super::flagged::{Form, form_of};
 use super::flags::Routine;
 use super::mem::Address;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
-use crate::asm::{Fixup, Map, R14, R15, RAX, RCX, Rm, fits32};
+use crate::asm::{Fixup, Map, R14, R15, RAX, RCX, RSP, Rm, fits32};
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::{RMW_LOCK, rmw_kind};
+use mimus_tcg_ir::backend::{RMW_LOCK, Stored, rmw_kind};
 use mimus_tcg_ir::verify::has_count;
 use mimus_tcg_ir::{FlagOp, Op, RmwOp, Size, Slot, Val};
 
@@ -71,6 +72,17 @@ impl Lower<'_> {
             return;
         };
         let src = self.home_val(src);
+        if self.compact {
+            let place = self.compact_place((base, off), size.bytes() as u8, Stored::Unknown, Kind::STORE);
+            // What was held in `rax` may not be any more.
+            self.cached = None;
+            self.flags_lost();
+            self.rmw_at(whole, place, RSP);
+            if matches!(op, RmwOp::F(_)) {
+                self.flags_from(whole);
+            }
+            return;
+        }
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
         let free = match op {
@@ -82,25 +94,7 @@ impl Lower<'_> {
             _ => Some(RAX).filter(|_| self.carries(whole)),
         };
         let ((miss, access), place, range) = self.rmw_translate(at, size, free);
-        self.flags_for(whole);
-        match op {
-            RmwOp::Swap => {
-                let d = old.filter(|_| size >= Size::B4);
-                // Not over the address.
-                let t = d.and_then(|d| self.pin_of(d)).filter(|t| *t != at.base).unwrap_or(R15);
-                self.mov(t, src);
-                // Locked without saying so.
-                self.asm.sized(Map::Base, size, 0x86, t, place);
-                self.old_value(old, size, t);
-            }
-            RmwOp::F(FlagOp::Add) if old.is_some() => {
-                self.mov(R15, src);
-                self.lock(lock);
-                self.asm.sized(Map::Of, size, 0xc0, R15, place);
-                self.old_value(old, size, R15);
-            }
-            RmwOp::F(op) => self.rmw_plain(op, (size, lock), src, place),
-        }
+        self.rmw_at(whole, place, at.base);
         let back = self.asm.pos();
         let restore = self.flags_wanted(whole);
         if matches!(op, RmwOp::F(_)) {
@@ -127,6 +121,31 @@ impl Lower<'_> {
             range,
             size,
         }));
+    }
+
+    /// The operation on memory at `place`, whose guest address is in `address`.
+    fn rmw_at(&mut self, whole: &Op, place: Rm, address: u8) {
+        let Op::Rmw { op, size, lock, old, src, .. } = *whole else { return };
+        let src = self.home_val(src);
+        self.flags_for(whole);
+        match op {
+            RmwOp::Swap => {
+                let d = old.filter(|_| size >= Size::B4);
+                // Not over the address.
+                let t = d.and_then(|d| self.pin_of(d)).filter(|t| *t != address).unwrap_or(R15);
+                self.mov(t, src);
+                // Locked without saying so.
+                self.asm.sized(Map::Base, size, 0x86, t, place);
+                self.old_value(old, size, t);
+            }
+            RmwOp::F(FlagOp::Add) if old.is_some() => {
+                self.mov(R15, src);
+                self.lock(lock);
+                self.asm.sized(Map::Of, size, 0xc0, R15, place);
+                self.old_value(old, size, R15);
+            }
+            RmwOp::F(op) => self.rmw_plain(op, (size, lock), src, place),
+        }
     }
 
     fn lock(&mut self, lock: bool) {
@@ -194,14 +213,16 @@ impl Lower<'_> {
 
     pub(super) fn cmpxchg(&mut self, d: Slot, size: Size, [expected, new, base]: [Val; 3], off: i32) {
         let (expected, new) = (self.home_val(expected), self.home_val(new));
+        if self.compact {
+            let place = self.compact_place((base, off), size.bytes() as u8, Stored::Unknown, Kind::STORE);
+            self.cached = None;
+            self.flags_lost();
+            return self.cmpxchg_at(d, size, [expected, new], place);
+        }
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
         let ((miss, access), place, range) = self.rmw_translate(at, size, Some(RAX));
-        self.mov(RAX, expected);
-        let reg = self.in_reg(new, R15);
-        self.lock(true);
-        self.asm.sized(Map::Of, size, 0xb0, reg, place);
-        self.old_value(Some(d), size, RAX);
+        self.cmpxchg_at(d, size, [expected, new], place);
         let back = self.asm.pos();
         let insn = self.insn;
         self.put_off(Cold::Rmw(Slow {
@@ -220,6 +241,14 @@ impl Lower<'_> {
             range,
             size,
         }));
+    }
+
+    fn cmpxchg_at(&mut self, d: Slot, size: Size, [expected, new]: [Opnd; 2], place: Rm) {
+        self.mov(RAX, expected);
+        let reg = self.in_reg(new, R15);
+        self.lock(true);
+        self.asm.sized(Map::Of, size, 0xb0, reg, place);
+        self.old_value(Some(d), size, RAX);
     }
 
     pub(super) fn slow_rmw(&mut self, slow: Slow) {

@@ -71,7 +71,8 @@ impl Lower<'_> {
 
     /// Starts a stretch at operation `first` if it is worth one.
     pub(super) fn enter_stretch(&mut self, first: usize) {
-        let on = self.info.hints.hot && self.be.config.flags && self.be.config.optimise != Optimise::Off;
+        let on =
+            self.info.hints.hot && !self.compact && self.be.config.flags && self.be.config.optimise != Optimise::Off;
         if !on || self.stretch.is_some() || self.in_copy.is_some() || self.group.is_some() {
             return;
         }

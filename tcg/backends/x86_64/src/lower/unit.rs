@@ -12,7 +12,7 @@ use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::VectorLayout;
+use mimus_tcg_ir::backend::{Stored, VectorLayout};
 use mimus_tcg_ir::unit::{UnitGpr, UnitInsn, UnitMemory};
 use mimus_tcg_ir::{Op, Slot, Val};
 
@@ -44,6 +44,8 @@ pub(super) struct Revive {
     mask: u8,
     insn: Insn,
     flags: Routine,
+    /// In compact code in place of `flags`.
+    recipe: Option<u16>,
 }
 
 impl Lower<'_> {
@@ -58,15 +60,23 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, dead);
         self.asm.push(mask);
         let from = self.asm.jcc(Cc::Ne);
-        let flags = self.flags_at_fault();
         let (back, insn) = (self.asm.pos(), self.insn);
-        self.put_off(Cold::Revive(Revive { from, back, mask, insn, flags }));
+        let (flags, recipe) = if self.compact && !self.counting {
+            (Routine::NONE, Some(self.recipe_at_fault()))
+        } else {
+            (self.flags_at_fault(), None)
+        };
+        self.put_off(Cold::Revive(Revive { from, back, mask, insn, flags, recipe }));
         self.cached = self.last;
     }
 
     pub(super) fn revive(&mut self, revive: Revive, layout: VectorLayout) {
-        let Revive { from, back, mask, insn, flags } = revive;
+        let Revive { from, back, mask, insn, flags, recipe } = revive;
         self.asm.bind(from);
+        if let Some(recipe) = recipe {
+            self.compact_revive(mask, insn, recipe);
+            return self.asm.jmp_back(back);
+        }
         let guard = Rm::Env(self.be.env(self.be.config.env.guest.wrapping_add(layout.guard)));
         self.asm.ins(Map::Base, false, 0xf6, 0, guard);
         self.asm.push(mask);
@@ -124,6 +134,11 @@ impl Lower<'_> {
             self.grouped_alignment(&insn, place);
             self.asm.unit(&insn, reg, place);
             self.cached = self.last.filter(|_| d.is_none());
+        } else if let Some(kind) = self.compact_unit(&insn) {
+            let place = self.compact_place((a, off), insn.bytes, Stored::Unknown, kind);
+            self.flags_lost();
+            self.asm.unit(&insn, reg, place);
+            self.cached = self.cached.filter(|_| d.is_none());
         } else {
             let at = self.address(a, off);
             let flags = self.flags_at_fault();

@@ -35,11 +35,24 @@ struct Env {
     info: Emitted,
     dispatch: usize,
     fault: Option<FaultRecord>,
+    heat: i32,
+    buffer: [u8; 8],
+    /// What compact code is changing in `buffer`.
+    pending: Option<(u64, Size)>,
 }
 
 impl Env {
+    /// What has been changed in the buffer goes where it belongs.
+    fn write_back(&mut self) {
+        if let Some((va, size)) = self.pending.take() {
+            let value = u64::from_le_bytes(self.buffer);
+            assert!(self.host.store(va, value, size).is_ok(), "what was read can be written");
+        }
+    }
+
     /// An access by the code that returns to `ret`.
     fn access<T>(&mut self, ret: u64, f: impl FnOnce(&mut TestHost) -> Result<T, Fault>) -> Option<T> {
+        self.write_back();
         let entry = self.info.faults.iter().find(|e| self.at + u64::from(e.host) == ret);
         let entry = *entry.expect("a side-table entry for the return address");
         self.host.begin_insn(entry.pc, entry.len);
@@ -143,6 +156,42 @@ extern "C" fn fp(env: *mut Env, packed: u64) {
     env.slots[usize::from(d)] = soft_fp(op, fmt, rm, slot(a), slot(b), slot(c), &mut 0);
 }
 
+extern "C" fn access(env: *mut Env, va: u64, word: u32, rax: u64, ret: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let (bytes, write, _) = compact_access_of(word);
+    let entry = *env.info.faults.iter().find(|e| env.at + u64::from(e.host) == ret).expect("a side-table entry");
+    if let Some(recipe) = env.info.recipes.get(usize::from(entry.recipe)) {
+        env.slots[usize::from(FLAGS.0)] = recipe.flags(|slot| env.slots[usize::from(slot.0)]).pack();
+    }
+    if bytes == 0 {
+        return env.page_base.wrapping_add_signed(entry.pc.0.into());
+    }
+    let size = size(bytes.ilog2());
+    let value = match entry.stored {
+        Stored::Unknown => None,
+        Stored::Scratch => Some(rax),
+        Stored::Slot(slot) => Some(env.slots[usize::from(slot.0)]),
+        Stored::Imm(imm) => Some(imm as u64),
+    };
+    let old = match (write, value) {
+        (false, _) => env.access(ret, |h| h.load(va, size, Ext::Zero)),
+        (true, Some(value)) => env.access(ret, |h| h.store(va, value, size)).map(|()| 0),
+        (true, None) => {
+            let old = env.access(ret, |h| h.rmw(va, size, true, &mut |old| old));
+            env.pending = old.map(|_| (va, size));
+            old
+        }
+    };
+    env.buffer = old.unwrap_or(0xbad).to_le_bytes();
+    env.buffer.as_ptr() as u64
+}
+
+extern "C" fn warm(env: *mut Env, _: u64) {
+    // SAFETY: as above.
+    unsafe { env_of(env) }.heat = 2;
+}
+
 /// A [`mimus_tcg_ir::filetest::FpFn`].
 fn soft_fp(op: FpOp, fmt: FpFmt, rm: Rm, a: u64, b: u64, c: u64, flags: &mut u8) -> u64 {
     let op = RvFpOp::from_index(op as u8).expect("an operation");
@@ -193,6 +242,8 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             reserve_value: offset_of!(Env, reserve_value) as i32,
             vector_dead: offset_of!(Env, vector_dead) as i32,
             guest: offset_of!(Env, hot) as i32,
+            heat: offset_of!(Env, heat) as i32,
+            unit_buffer: offset_of!(Env, buffer) as i32,
             ..EnvLayout::default()
         },
         context: ContextLayout::STANDARD,
@@ -208,6 +259,8 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             fp: fp as *const () as usize,
             link: link as *const () as usize,
             trace_full: 0,
+            access: access as *const () as usize,
+            warm: warm as *const () as usize,
         },
         helpers: vec![
             helper_call::<0> as *const () as usize,
@@ -249,6 +302,9 @@ fn run(m: &Machine, case: &Case) -> Result<(), String> {
         info,
         dispatch: m.stubs.dispatch,
         fault: None,
+        heat: 2,
+        buffer: [0; 8],
+        pending: None,
     });
     env.slots[..GUEST_SLOTS].copy_from_slice(&case.slots);
     for (&off, &byte) in &case.env {
@@ -257,6 +313,7 @@ fn run(m: &Machine, case: &Case) -> Result<(), String> {
     // A block that jumps to itself would go on for ever.
     env.kick = 1;
     m.enter(std::ptr::from_mut(&mut *env).cast(), m.blocks_at);
+    env.write_back();
     let ending = match (env.fault, ExitCode::from_raw(env.exit_code), case.expect.ending) {
         (Some(fault), ..) => Ending::Fault(fault),
         (_, ExitCode::Careful, _) => Ending::Careful(env.pc),

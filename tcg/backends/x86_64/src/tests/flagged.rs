@@ -313,6 +313,33 @@ impl Generator<'_> {
         }
     }
 
+    /// An operation that leaves some flags alone or is done again where its flags are wanted, an access, and tests of
+    /// which the first ones change what it was done with.
+    fn partly(&mut self) {
+        let d = loop {
+            let d = self.dest();
+            if !ADDRESS_SLOTS.contains(&d.0) {
+                break d;
+            }
+        };
+        let op = self.rng.one(&[FlagOp::Inc, FlagOp::Dec, FlagOp::Mul, FlagOp::Neg, FlagOp::Add, FlagOp::Shl]);
+        let (size, b) = (self.size(least_size(op)), self.second(op));
+        self.push(Op::AluF { op, size, d: Some(d), a: d.into(), b });
+        for _ in 0..1 + self.rng.below(4) {
+            let (cond, size, a) = (self.cond(), self.size(Size::B2), self.val());
+            match self.rng.below(6) {
+                0 | 1 => {
+                    let (base, off) = self.base();
+                    self.push(Op::Load { d: Slot::temp(1), base, off, size, ext: Ext::Zero });
+                }
+                2 => self.push(Op::CMovF { cond, size, d, a }),
+                3 => self.push(Op::SetCondF { cond, d }),
+                4 => self.plain(),
+                _ => self.consumer(),
+            }
+        }
+    }
+
     fn two(&mut self) -> (Slot, Slot) {
         loop {
             let (a, b) = (self.dest(), self.dest());
@@ -361,7 +388,8 @@ impl Generator<'_> {
         }
         for _ in 0..1 + self.rng.below(3) {
             match self.rng.below(20) {
-                0..7 => self.alu_f(),
+                0 => self.partly(),
+                1..7 => self.alu_f(),
                 7..10 => self.plain(),
                 10..14 => self.memory(),
                 14..18 => self.consumer(),
@@ -411,13 +439,15 @@ fn random_blocks_with_flags() {
 fn random_blocks_with_flags_and_every_optimisation_or_none() {
     many(BLOCKS / 4, Optimise::Forced);
     many(BLOCKS / 4, Optimise::Off);
+    many(BLOCKS / 2, Optimise::Compact);
 }
 
 fn many(blocks: u64, optimise: Optimise) {
     for (variant, pins) in pin_variants().into_iter().enumerate() {
         let m = Machine::optimising(pins, 1, optimise);
         let mut scratch = (Vec::new(), Emitted::default());
-        for n in 0..blocks {
+        let scale = std::env::var("MIMUS_TEST_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        for n in 0..blocks * scale {
             let mut rng = Rng((variant as u64 + 1) << 40 | (n + 1) << 8 | 0x77);
             rng.next();
             let (block, self_loops) = block(&mut rng);

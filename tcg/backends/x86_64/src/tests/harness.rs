@@ -55,6 +55,7 @@ pub struct Env {
     pub host_mxcsr: u32,
     pub unit_va: u64,
     pub unit_buffer: [u8; 96],
+    pub heat: i32,
     pub guest: Guest,
     /// Blocks in the code memory, by address, to resolve return addresses.
     pub blocks: Vec<(u64, Emitted)>,
@@ -133,6 +134,7 @@ impl Machine {
                 unit_va: offset_of!(Env, unit_va) as i32,
                 unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
+                heat: offset_of!(Env, heat) as i32,
                 ..EnvLayout::default()
             },
             context: ContextLayout::STANDARD,
@@ -148,6 +150,8 @@ impl Machine {
                 fp: fp as *const () as usize,
                 link: link as *const () as usize,
                 trace_full: 0,
+                access: access as *const () as usize,
+                warm: warm as *const () as usize,
             },
             helpers: [helper_pure as *const (), helper_may_exit as *const (), helper_fp_flags as *const ()]
                 .map(|helper| helper as usize)
@@ -202,6 +206,11 @@ impl Machine {
         let index = (va >> 12) as usize & (ContextLayout::ENTRIES - 1);
         // SAFETY: inside the context's mapping.
         unsafe { self.context.add(array as usize).cast::<u64>().add(index).write(value) }
+    }
+
+    /// What the context adds to an address of guest memory.
+    pub fn data_addend(&self) -> u64 {
+        (self.data as u64).wrapping_sub(DATA)
     }
 
     pub fn write_code(&self, at: usize, bytes: &[u8]) {
@@ -292,6 +301,7 @@ impl Guest {
             host_mxcsr: 0x1f80,
             unit_va: 0,
             unit_buffer: [0; 96],
+            heat: 3,
             guest: self,
             blocks: Vec::new(),
             dispatch: 0,
@@ -647,6 +657,53 @@ extern "C" fn atomic(env: *mut Env, va: u64, desc: u32, value: u64, ret: u64) ->
     }
     clobber();
     result.unwrap_or(0xbad)
+}
+
+extern "C" fn access(env: *mut Env, va: u64, word: u32, rax: u64, ret: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let (bytes, write, _) = compact_access_of(word);
+    let (at, info) = env.block_of(ret);
+    let entry = *info.faults.iter().find(|e| at + u64::from(e.host) == ret).expect("a side-table entry");
+    let slots = env.guest.slots;
+    if let Some(recipe) = info.recipes.get(usize::from(entry.recipe)) {
+        let flags = recipe.flags(|slot| slots[usize::from(slot.0)]);
+        env.guest.slots[usize::from(FLAGS.0)] = flags.pack();
+    }
+    if bytes == 0 {
+        clobber();
+        return env.page_base.wrapping_add_signed(entry.pc.0.into());
+    }
+    let size = size_of_log2(bytes.ilog2());
+    let value = match entry.stored {
+        Stored::Unknown => None,
+        Stored::Scratch => Some(rax),
+        Stored::Slot(slot) => Some(slots[usize::from(slot.0)]),
+        Stored::Imm(imm) => Some(imm as u64),
+    };
+    let host = match (write, value) {
+        (false, _) => env.slow(ret, |a| a.load(va, size, Ext::Zero)).map(|value| {
+            env.unit_buffer[..8].copy_from_slice(&value.to_le_bytes());
+            env.unit_buffer.as_ptr() as u64
+        }),
+        (true, Some(value)) => {
+            let stored = env.slow(ret, |a| a.store(va, value, size));
+            stored.map(|()| env.unit_buffer.as_ptr() as u64)
+        }
+        // The code stores itself: guest memory is in one piece here.
+        (true, None) => env.slow(ret, |_| in_data(va, size).ok_or(Fault)).map(|at| DATA_PTR.get() as u64 + at as u64),
+    };
+    clobber();
+    host.unwrap_or(0xbad)
+}
+
+extern "C" fn warm(env: *mut Env, ret: u64) {
+    // SAFETY: as above.
+    let env = unsafe { env_of(env) };
+    let (at, info) = env.block_of(ret);
+    assert!(info.faults.iter().any(|e| at + u64::from(e.host) == ret), "an access of a block");
+    env.heat = 3;
+    clobber();
 }
 
 fn rmw_eval(op: RmwOp, size: Size, memory: u64, src: u64, before: Flags) -> (u64, Flags) {

@@ -367,6 +367,166 @@ fn loop_block(rng: &mut Rng) -> Block {
     }
 }
 
+impl Generator<'_> {
+    /// An instruction of a loop that goes through memory by constant steps, or does something else now and then.
+    fn march(&mut self) {
+        let pointers = [2u8, 5, 20, 21, 6, 7].map(Slot);
+        let pointer = self.rng.one(&pointers);
+        let off = self.rng.one(&[0, 0, 8, -8, 16, 24, 3, 520, -0x400]);
+        let step = self.rng.one(&[0, 1, 2, 4, 8, 8, 8, 16, 24, -8, -1, 64, 100, 520, 3000]);
+        let index = self.rng.one(&[Slot(22), Slot(9)]);
+        let (size, base) = (self.size(), Val::Slot(pointer));
+        match self.rng.below(16) {
+            0..4 => {
+                let (d, ext) = match self.rng.below(3) {
+                    0 => (self.fp_slot(), if size == Size::B4 { Ext::Ones } else { Ext::Zero }),
+                    1 => (Slot(8 + self.rng.below(12) as u8), Ext::Zero),
+                    _ => (Slot(10 + self.rng.below(4) as u8), Ext::Sign),
+                };
+                self.push(Op::Load { d, base, off, size, ext });
+            }
+            4..8 => {
+                let src = if self.rng.chance(30) { self.fp_slot() } else { Slot(self.rng.below(22) as u8) };
+                self.push(Op::Store { src: src.into(), base, off, size });
+            }
+            8..11 => {
+                let d = if self.rng.chance(60) { pointer } else { self.rng.one(&pointers) };
+                self.push(Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: base, b: Val::Imm(step) });
+            }
+            11 => {
+                let op = self.rng.one(&[AluOp::Add, AluOp::Sub, AluOp::Sh1Add, AluOp::Sh3Add]);
+                let (a, b) = if op == AluOp::Sub { (base, index.into()) } else { (index.into(), base) };
+                let t = Slot::temp(0);
+                self.push(Op::Alu { op, ty: Ty::I64, d: t, a, b });
+                self.push(Op::Load { d: Slot(11), base: t.into(), off: 0, size, ext: Ext::Zero });
+            }
+            12 => self.push(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: index, a: index.into(), b: Val::Imm(step & 15) }),
+            13 => {
+                let d = self.rng.one(&pointers);
+                self.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d, a: base });
+            }
+            14 => self.op(true),
+            _ => {
+                let (a, b) = (Slot(10).into(), Slot(self.rng.below(22) as u8).into());
+                self.push(Op::Alu { op: AluOp::Xor, ty: Ty::I64, d: Slot(10), a, b });
+            }
+        }
+    }
+}
+
+/// A loop of such instructions that ends when [`ROUNDS`] is zero.
+fn marching_block(rng: &mut Rng) -> Block {
+    let start = (rng.below(0x700) * 2) as u16;
+    let mut block = Block::default();
+    block.clear(start);
+    let mut g = Generator { rng, block, pc: i32::from(start), self_loops: false, last_base: Slot(2) };
+    for _ in 0..2 + g.rng.below(12) {
+        g.push(Op::Insn { pc: PagePc(g.pc), len: 2 });
+        g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(1), a: Val::Slot(Slot(10)) });
+        g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(2), a: Val::Imm(2) });
+        g.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: Slot::temp(0), a: Val::Imm(0) });
+        g.march();
+        g.pc += 2;
+        g.block.insns += 1;
+    }
+    // What does not go on to the end is for other tests, and what closes the loop is below.
+    let to = PagePc(i32::from(start));
+    let leaves = |op: &Op| op.is_terminal() || matches!(*op, Op::Branch { to: there, .. } if there == to);
+    g.block.ops.retain(|op| !leaves(op));
+    g.push(Op::Insn { pc: PagePc(g.pc), len: 2 });
+    g.push(Op::Alu { op: AluOp::Add, ty: Ty::I64, d: ROUNDS, a: ROUNDS.into(), b: Val::Imm(-1) });
+    let (a, b) = (ROUNDS.into(), Val::Imm(0));
+    if g.rng.chance(50) {
+        g.push(Op::Branch { cond: Cond::Ne, a, b, to });
+        g.push(Op::Jump { to: PagePc(0x102) });
+    } else {
+        g.push(Op::Branch { cond: Cond::Eq, a, b, to: PagePc(0x102) });
+        g.push(Op::Jump { to });
+    }
+    g.block.len = (g.pc + 2 - i32::from(start)) as u16;
+    g.block
+}
+
+#[test]
+fn loops_that_go_through_memory() {
+    for optimise in [Optimise::Forced, Optimise::Usual] {
+        for variant in 0..4 {
+            let m = Machine::optimising(pins(variant), 2, optimise);
+            let mut scratch = (Vec::new(), Emitted::default());
+            for n in 0..4000u64 {
+                let mut rng = Rng((variant as u64 + 1) << 32 | (n + 1) << 8 | 0x99);
+                rng.next();
+                let block = marching_block(&mut rng);
+                let mut start = guest(&mut rng);
+                start.slots[usize::from(ROUNDS.0)] = 1 + rng.below(80);
+                start.slots[22] = rng.below(64);
+                start.slots[9] = rng.below(300);
+                let kicked = rng.chance(10);
+                check_how(&m, &block, start, kicked, &mut rng, &mut scratch, |block, oracle| {
+                    run_loop(block, oracle, kicked)
+                });
+            }
+        }
+    }
+}
+
+/// Neighbouring pages of the guest that are none of the host's: whoever goes on past a page's end by what is to be added
+/// there goes wrong.
+#[test]
+fn loops_notice_the_ends_of_pages() {
+    let l = mimus_tcg_ir::backend::ContextLayout::STANDARD;
+    for (variant, step) in (0..4).flat_map(|v| [8i64, 24, 40, -8, -24].map(|s| (v, s))) {
+        let m = Machine::optimising(pins(variant), 2, Optimise::Usual);
+        let entry = |array, page: u64, value| m.context_entry(array, DATA + page * 4096, value);
+        let addend = m.data_addend();
+        // The guest's second page is the host's fourth.
+        entry(l.addend, 1, addend.wrapping_add(2 * 4096));
+        let mut block = Block::default();
+        block.clear(0x200);
+        let (from, to) = (Slot(2), Slot(5));
+        let insn = |n: i32| Op::Insn { pc: PagePc(0x200 + 2 * n), len: 2 };
+        let add = |d: Slot, by| Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: d.into(), b: Val::Imm(by) };
+        let load = Op::Load { d: Slot(10), base: from.into(), off: 0, size: Size::B8, ext: Ext::Zero };
+        let store = Op::Store { src: Slot(10).into(), base: to.into(), off: 0, size: Size::B8 };
+        let branch = Op::Branch { cond: Cond::Ne, a: ROUNDS.into(), b: Val::Imm(0), to: PagePc(0x200) };
+        let rounds = (4096 / step.unsigned_abs()).min(160);
+        block.ops.extend([insn(0), load, insn(1), store, insn(2), add(from, step), insn(3), add(to, step)]);
+        block.ops.extend([insn(4), add(ROUNDS, -1), insn(5), branch, Op::Jump { to: PagePc(0x300) }]);
+        (block.insns, block.len) = (6, 12);
+        let mut rng = Rng(77);
+        let mut start = guest(&mut rng);
+        start.hot = [0; 16];
+        // From the middle of the first page across its end, or back, and from elsewhere in the same pages.
+        let at = |at: u64| DATA + if step > 0 { at } else { 8192 - 8 - at };
+        start.slots[2] = at(0x800);
+        start.slots[5] = at(0xa00);
+        start.slots[usize::from(ROUNDS.0)] = rounds;
+        let mut expected = start.data.clone();
+        let place = |va: u64| match va - DATA {
+            off if off < 4096 => off as usize,
+            off => off as usize + 2 * 4096,
+        };
+        for n in 0..rounds {
+            let moved = |slot: usize| place(start.slots[slot].wrapping_add_signed(step * n as i64));
+            let word: [u8; 8] = expected[moved(2)..moved(2) + 8].try_into().unwrap();
+            expected[moved(5)..moved(5) + 8].copy_from_slice(&word);
+        }
+        let mut info = Emitted::default();
+        info.hints.hot = true;
+        info.hints.scattered = (0x200..0x20c).collect();
+        let mut out = Vec::new();
+        m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
+        m.write_code(m.blocks_at, &out);
+        let mut env = start.env();
+        env.dispatch = m.stubs.dispatch;
+        env.blocks.push((m.blocks_at as u64, info));
+        let (code, pc) = m.run(&mut env, m.blocks_at);
+        assert_eq!((code, pc), (ExitCode::Lookup, CODE + 0x300), "variant {variant}, step {step}");
+        assert_eq!(env.guest.slots[usize::from(ROUNDS.0)], 0);
+        assert!(env.guest.data == expected, "variant {variant}, step {step}: memory differs");
+    }
+}
+
 /// Runs the block by the interpreter until it is left.
 fn run_loop(block: &Block, oracle: &mut Oracle, once: bool) -> Outcome {
     loop {
@@ -549,7 +709,7 @@ fn random_floating_point_blocks() {
 
 #[test]
 fn random_blocks_with_every_optimisation_or_none() {
-    for optimise in [Optimise::Forced, Optimise::Off] {
+    for optimise in [Optimise::Forced, Optimise::Off, Optimise::Compact] {
         many(false, 2000, optimise);
         many(true, 1000, optimise);
     }

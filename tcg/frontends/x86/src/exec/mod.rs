@@ -26,6 +26,7 @@ use crate::helper_ids::{CODE_ITSELF, COUNT};
 use crate::host::Host;
 use crate::native::{Built, Unit, unit_of};
 use crate::segment;
+use crate::stack::Stack;
 use crate::state::{CS, Mode, mask};
 use crate::translate::{is_high, segment_of};
 
@@ -198,10 +199,17 @@ fn linear(cpu: &mut X86Cpu, what: u64, offset: u64, _: u64) -> u64 {
     }
 }
 
-/// Checks that an instruction, or where it leads, is inside the code segment; in 64-bit mode, canonical.
-fn code(cpu: &mut X86Cpu, what: u64, ip: u64, _: u64) -> u64 {
+/// Checks that an instruction, or where it leads, is inside the code segment; in 64-bit mode, canonical. A call's return
+/// address, of `pushed` bytes, has to have a place before that.
+fn code(cpu: &mut X86Cpu, what: u64, ip: u64, pushed: u64) -> u64 {
     let (pc, len) = cpu.current_insn();
     let pc = cpu.wrap(pc);
+    if pushed != 0
+        && let Err(exception) = Stack::current(cpu).probe(cpu, pushed as u32)
+    {
+        raise(cpu, exception, pc);
+        return 0;
+    }
     let itself = what == CODE_ITSELF as u64;
     let (ip, bytes) = if itself { (ip_of(cpu, pc), u32::from(len)) } else { (ip, 1) };
     let st = &cpu.guest.st;

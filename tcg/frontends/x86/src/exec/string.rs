@@ -175,9 +175,10 @@ fn element(x: &mut Exec<'_>, op: &Op) -> Result<bool> {
     let mut equal = true;
     match op.kind {
         Kind::Movs => {
+            // All that the source can fault with comes before the target is looked at.
             let from = source(x, op, bytes)?;
-            let to = target(x, op, bytes, true)?;
             let value = x.load(from, bytes)?;
+            let to = target(x, op, bytes, true)?;
             x.store(to, bytes, value)?;
         }
         Kind::Stos => {
@@ -197,8 +198,9 @@ fn element(x: &mut Exec<'_>, op: &Op) -> Result<bool> {
         }
         Kind::Cmps => {
             let from = source(x, op, bytes)?;
+            let left = x.load(from, bytes)?;
             let with = target(x, op, bytes, false)?;
-            let (left, right) = (x.load(from, bytes)?, x.load(with, bytes)?);
+            let right = x.load(with, bytes)?;
             equal = compare(x, bytes, left, right);
         }
         Kind::Ins => {
@@ -283,17 +285,22 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
         return Ok(0);
     }
     let mut n = count;
-    let mut side = |x: &Exec<'_>, register: usize, seg: usize, write: bool| -> Result<Side> {
+    // What cannot be reached at all is for the single element, which knows what comes first.
+    let mut side = |x: &Exec<'_>, register: usize, seg: usize, write: bool| -> Option<Side> {
         let offset = x.cpu.gpr(register) & op.mask;
-        let va = segment::linear(&x.cpu.guest.st, seg, offset, op.bytes, write)?;
-        x.cpu.guest.st.check_alignment(va, op.bytes)?;
+        let va = segment::linear(&x.cpu.guest.st, seg, offset, op.bytes, write).ok()?;
+        x.cpu.guest.st.check_alignment(va, op.bytes).ok()?;
         n = n.min(in_page(offset, va, op));
-        Ok(Side { seg, offset, va, write })
+        Some(Side { seg, offset, va, write })
     };
-    let reads_source = matches!(op.kind, Kind::Movs | Kind::Cmps | Kind::Lods);
-    let source = if reads_source { Some(side(x, RSI, op.seg, false)?) } else { None };
+    let uses_source = matches!(op.kind, Kind::Movs | Kind::Cmps | Kind::Lods);
+    let uses_target = op.kind != Kind::Lods;
     let writes = matches!(op.kind, Kind::Movs | Kind::Stos);
-    let target = if op.kind == Kind::Lods { None } else { Some(side(x, RDI, ES, writes)?) };
+    let source = if uses_source { side(x, RSI, op.seg, false) } else { None };
+    let target = if uses_target { side(x, RDI, ES, writes) } else { None };
+    if (source.is_some(), target.is_some()) != (uses_source, uses_target) {
+        return Ok(0);
+    }
     if n < 2 {
         return Ok(0);
     }

@@ -65,6 +65,12 @@ impl Tr<'_> {
         PagePc((next + distance) as i32)
     }
 
+    /// Bytes that this instruction, if it is a call, pushes before its target is looked at.
+    fn pushed(&self) -> u32 {
+        let calls = self.insn.is_call_near() || self.insn.is_call_near_indirect();
+        if calls { self.stack_item() } else { 0 }
+    }
+
     /// Checks where a relative branch leads, if it is taken for certain.
     fn check_relative(&mut self, to: PagePc) {
         let known = !self.limited && (!self.careful || self.bits != 64);
@@ -74,7 +80,7 @@ impl Tr<'_> {
         let ip = self.offset_of_pc(to);
         let ip = if self.ip_bytes() == 2 { self.un(UnOp::ZextH, Ty::I64, ip) } else { ip };
         if self.careful {
-            self.check_code(helper_ids::CODE_TARGET, ip);
+            self.check_code(helper_ids::CODE_TARGET, ip, self.pushed());
         } else {
             self.guard_limit(ip);
         }
@@ -85,7 +91,7 @@ impl Tr<'_> {
         let canonical = self.bits == 64 && bytes == 8;
         // Where a helper may have found the address, nothing is left to go back to.
         if self.careful || self.limited || canonical && self.aligned {
-            return self.check_code(helper_ids::CODE_TARGET, ip);
+            return self.check_code(helper_ids::CODE_TARGET, ip, self.pushed());
         }
         if !canonical {
         } else if self.insn.is_call_near_indirect() && !self.kernel {
@@ -233,7 +239,7 @@ impl Tr<'_> {
         let mask = self.alu(AluOp::Sub, Ty::I64, Val::Imm(0), taken);
         // Offset 0, if it is not taken, is always inside.
         let ip = self.alu(AluOp::And, Ty::I64, ip, mask);
-        self.check_code(helper_ids::CODE_TARGET, ip);
+        self.check_code(helper_ids::CODE_TARGET, ip, 0);
     }
 
     fn indirect(&mut self) -> Flow {

@@ -236,7 +236,7 @@ impl Tr<'_> {
     /// Checks that the instruction, or at the beginning of a block all of it, is inside the code segment.
     fn check_limit(&mut self) {
         if self.careful {
-            return self.check_code(helper_ids::CODE_ITSELF, Val::Imm(0));
+            return self.check_code(helper_ids::CODE_ITSELF, Val::Imm(0), 0);
         }
         if self.block.insns != 0 {
             return;
@@ -246,13 +246,13 @@ impl Tr<'_> {
         self.guard_limit(last);
     }
 
-    /// In careful mode: checks an address in code, `#GP(0)`.
-    fn check_code(&mut self, what: i64, ip: Val) {
+    /// In careful mode: checks an address in code, `#GP(0)`; before it, that `pushed` bytes can be pushed.
+    fn check_code(&mut self, what: i64, ip: Val, pushed: u32) {
         self.op(Op::Call {
             helper: helper_ids::CODE,
             kind: CallKind::MayExit,
             ret: None,
-            args: [Val::Imm(what), ip, Val::Imm(0)],
+            args: [Val::Imm(what), ip, Val::Imm(pushed.into())],
         });
     }
 

@@ -116,6 +116,46 @@ fn near_branches_to_addresses_that_are_not_canonical_change_nothing() {
     }
 }
 
+/// A call's return address has to have a place before it matters where the call leads.
+#[test]
+fn calls_push_before_they_look_where_they_lead() {
+    const BAD: u64 = 0x8000_1234_5678_9000;
+    const MISSING: u64 = 0x4000_0000;
+    // The stack pointer, and the exception: #PF of the write, #SS, #GP.
+    for (sp, vector) in [(MISSING + 8, 14), (BAD, 12), (STACK, 13)] {
+        both(|mut g| {
+            g.long();
+            // call rax, on a stack of another page table entry's; exceptions have one of their own.
+            g.put(CODE, &[0xff, 0xd0]);
+            g.put_u64(TSS + 0x24, 0x7000);
+            for v in 12..15 {
+                g.put(IDT + 16 * v + 4, &[1]);
+            }
+            g.change(|s| (s.gpr[RAX], s.gpr[RSP]) = (BAD, sp));
+            let s = g.run();
+            let (found, stack) = halted_in(&g, &s, 8);
+            assert_eq!((found, stack[1], stack[4]), (vector, CODE, sp), "{sp:#x}");
+            if vector == 14 {
+                assert_eq!((stack[0], s.cr2), (2, MISSING));
+            }
+        });
+    }
+    // Beyond the code segment's limit, likewise: call +0x100, by a user with a stack segment of 4 KiB.
+    for (sp, vector) in [(0x3000, 12), (0x800, 13)] {
+        both(|mut g| {
+            user(&mut g, &[0xe8, 0xfb, 0, 0, 0]);
+            g.change(|s| {
+                (s.cs.base, s.cs.limit, s.rip) = (CODE, 0xff, 0);
+                (s.ss.limit, s.gpr[RSP]) = (0xfff, sp);
+            });
+            let s = g.run();
+            let (found, stack) = halted_in(&g, &s, 4);
+            // Error code, EIP, CS, EFLAGS, ESP.
+            assert_eq!((found, stack[0], stack[1], stack[4]), (vector, 0, 0, sp), "{sp:#x}");
+        });
+    }
+}
+
 #[test]
 fn operand_size_prefixes_of_near_branches_are_amds() {
     for vendor in [Vendor::Amd, Vendor::Intel] {

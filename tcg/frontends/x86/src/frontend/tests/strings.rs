@@ -185,3 +185,38 @@ fn a_fault_in_the_middle_leaves_the_rest() {
         assert_eq!(g.u64_at(s.gpr[RSP] + 8), CODE);
     });
 }
+
+/// All that the source can fault with comes before the target is looked at, as processors do it.
+#[test]
+fn the_source_faults_before_the_target() {
+    const MISSING: u64 = 0x4000_0000;
+    const NO_ADDRESS: u64 = 1 << 63;
+    // movsb, movsq, cmpsb, cmpsq; each repeated too
+    let programs: [&[u8]; 8] = [
+        &[0xa4],
+        &[0x48, 0xa5],
+        &[0xa6],
+        &[0x48, 0xa7],
+        &[0xf3, 0xa4],
+        &[0xf3, 0x48, 0xa5],
+        &[0xf3, 0xa6],
+        &[0xf3, 0x48, 0xa7],
+    ];
+    for code in programs {
+        for (from, to, vector) in [(MISSING, NO_ADDRESS, 14), (NO_ADDRESS, MISSING, 13), (MISSING, MISSING + 8, 14)] {
+            for count in [1, 4] {
+                both(|mut g| {
+                    g.long();
+                    g.put(CODE, code);
+                    g.change(|s| (s.gpr[RSI], s.gpr[RDI], s.gpr[RCX]) = (from, to, count));
+                    let s = g.run();
+                    assert_eq!((s.rip - 0xa001) / 16, vector, "{code:x?} {from:#x} {to:#x}");
+                    assert_eq!((s.gpr[RSI], s.gpr[RDI], s.gpr[RCX]), (from, to, count), "{code:x?}");
+                    if vector == 14 {
+                        assert_eq!((s.cr2, g.u64_at(s.gpr[RSP])), (MISSING, 0), "{code:x?}: a read");
+                    }
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Stubs of compact code: what its accesses, jumps and guards share.
+
+use super::{Addresses, Emitter};
+use dynasm::dynasm;
+use dynasmrt::{DynasmApi, DynasmLabelApi};
+use mimus_tcg_ir::backend::compact_access;
+
+impl Emitter<'_> {
+    /// Jumps of compact code to other pages and to addresses.
+    pub(super) fn compact_jumps(&mut self, a: &mut Addresses) {
+        let env = &self.b.config.env;
+        let (kick, page_base) = (self.env(env.kick), self.env(env.page_base));
+        let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.cross = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; cdqe
+            ; add rax, [rbp + page_base]
+            ; cmp DWORD [rbp + kick], 0
+            ; jne >kicked
+            ; mov r14d, eax
+            ; shr r14d, 12
+            ; gs cmp r15d, [r14*8 + table]
+            ; jne >miss
+            ; mov r15, rax
+            ; and r15, -4096
+            ; gs cmp r15, [r14*8 + tag]
+            ; jne >miss
+            ; mov [rbp + page_base], r15
+            ; mov r14, rax
+            ; ret
+            ; kicked:
+            ; add rsp, 8
+        );
+        self.jump_to(a.kicked);
+        dynasm!(self.ops ; .arch x64 ; miss:);
+        self.jump_to(a.link);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.crossed = self.here();
+        dynasm!(self.ops ; .arch x64 ; mov rax, r14 ; jmp ->look_up);
+        a.indirect = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; cmp DWORD [rbp + kick], 0
+            ; je ->look_up
+        );
+        self.jump_to(a.kicked);
+    }
+
+    /// Guards of compact code that do not hold.
+    pub(super) fn compact_guards(&mut self, a: &mut Addresses) {
+        let function = self.b.config.fns.access;
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        a.careful_by_table = self.here();
+        dynasm!(self.ops ; .arch x64 ; ->careful_by_table:);
+        self.save(&self.b.pinned);
+        self.bury_if_alive();
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; xor esi, esi
+            ; xor edx, edx
+            ; xor ecx, ecx
+            ; mov r8, [rsp]
+            ; sub rsp, 8
+            ; mov rax, QWORD function as i64
+            ; call rax
+            // The alignment and the return address both go: the block is left.
+            ; add rsp, 16
+        );
+        self.restore(self.b.caller_saved());
+        self.jump_to(a.careful);
+        if let Some(v) = self.b.config.vector {
+            let guard = self.env(self.b.config.env.guest + v.guard);
+            a.revive_unless = self.here();
+            dynasm!(self.ops ; .arch x64
+                ; test [rbp + guard], r14b
+                ; jne ->careful_by_table
+                ; jmp ->revive
+            );
+        }
+    }
+
+    /// The checks of compact code.
+    pub(super) fn checks(&mut self, a: &mut Addresses) {
+        self.ask_for_access();
+        self.ask_to_warm();
+        for write in [false, true] {
+            for bytes in [1, 2, 4, 8, 10, 16, 32] {
+                a.checks.push((compact_access(bytes, write, false), self.check(bytes, write, false)));
+            }
+            for bytes in [16, 32] {
+                a.checks.push((compact_access(bytes, write, true), self.check(bytes, write, true)));
+            }
+        }
+    }
+
+    fn check(&mut self, bytes: u8, write: bool, aligned: bool) -> usize {
+        let context = self.b.config.context;
+        let tag = if write { context.write_tag } else { context.read_tag };
+        let heat = self.env(self.b.config.env.heat);
+        let size = i32::from(bytes);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        dynasm!(self.ops ; .arch x64
+            ; dec DWORD [rbp + heat]
+            ; js >hot
+            ; cool:
+            ; mov r14d, r15d
+            ; shr r14d, 12
+            ; gs xor r15, [r14*8 + tag]
+        );
+        if aligned {
+            // An aligned offset in the page has no other bits than these.
+            let offset = 0x1000 - size;
+            dynasm!(self.ops ; .arch x64 ; test r15, !offset ; jne >miss);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; cmp r15, 4096 - size ; ja >miss);
+        }
+        dynasm!(self.ops ; .arch x64
+            // The address again: nothing else holds it.
+            ; gs add r15, [r14*8 + tag]
+            ; gs mov r14, [r14*8 + context.addend]
+            ; add r14, r15
+            ; ret
+            ; miss:
+            ; gs xor r15, [r14*8 + tag]
+            ; mov r14d, compact_access(bytes, write, aligned) as i32
+            ; jmp ->ask_for_access
+            ; hot:
+            ; call ->ask_to_warm
+            ; jmp <cool
+        );
+        entry
+    }
+
+    /// Where a check goes on that has not found the page: `r15` address, `r14d` access.
+    fn ask_for_access(&mut self) {
+        dynasm!(self.ops ; .arch x64 ; .align 16 ; ->ask_for_access:);
+        // The runtime looks at slots for what is stored.
+        self.save(&self.b.pinned);
+        dynasm!(self.ops ; .arch x64 ; push rax);
+        if self.b.has_vectors() {
+            self.test_alive();
+            dynasm!(self.ops ; .arch x64 ; jne >alive);
+        }
+        self.access_of_compact(false);
+        if self.b.has_vectors() {
+            dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
+            self.access_of_compact(true);
+        }
+    }
+
+    fn access_of_compact(&mut self, revive: bool) {
+        let function = self.b.config.fns.access;
+        let exit_request = self.env(self.b.config.env.exit_request);
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; mov rsi, r15
+            ; mov edx, r14d
+            ; mov rcx, [rsp]
+            ; mov r8, [rsp + 8]
+            ; mov rax, QWORD function as i64
+            ; call rax
+            ; mov r14, rax
+            ; pop rax
+        );
+        self.restore(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64
+            ; cmp DWORD [rbp + exit_request], 0
+            ; jne ->abandon
+        );
+        if revive {
+            dynasm!(self.ops ; .arch x64 ; jmp ->revive);
+        } else {
+            dynasm!(self.ops ; .arch x64 ; ret);
+        }
+    }
+
+    /// Called by a check with the block's return address behind its own: tells the runtime. `r15` stays, and `rax`.
+    fn ask_to_warm(&mut self) {
+        dynasm!(self.ops ; .arch x64 ; .align 16 ; ->ask_to_warm:);
+        self.save(self.b.caller_saved());
+        dynasm!(self.ops ; .arch x64 ; push rax ; sub rsp, 8);
+        if self.b.has_vectors() {
+            self.test_alive();
+            dynasm!(self.ops ; .arch x64 ; jne >alive);
+        }
+        self.call_warm();
+        dynasm!(self.ops ; .arch x64 ; ret);
+        if self.b.has_vectors() {
+            dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
+            self.call_warm();
+            dynasm!(self.ops ; .arch x64 ; jmp ->revive);
+        }
+    }
+
+    fn call_warm(&mut self) {
+        let function = self.b.config.fns.warm;
+        dynasm!(self.ops ; .arch x64
+            ; lea rdi, [rbp - 128]
+            ; mov rsi, [rsp + 24]
+            ; mov rax, QWORD function as i64
+            ; call rax
+            ; add rsp, 8
+            ; pop rax
+        );
+        self.restore(self.b.caller_saved());
+    }
+}
