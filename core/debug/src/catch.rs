@@ -268,7 +268,8 @@ mod tests {
             ("port 0x10000", "no port"),
             ("port 5-4", "before"),
             ("mode real", "user, supervisor, machine"),
-            ("csr nonsense", "not a number"),
+            ("csr nonsense", "there is no CSR nonsense"),
+            ("csr mcuase", "did you mean mcause?"),
             ("csr 0x1000", "below"),
             ("lightning", "no such event"),
         ] {

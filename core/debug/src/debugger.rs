@@ -40,8 +40,8 @@ struct State {
     spots: Vec<Spot>,
     made: u32,
     vcpu: u32,
-    /// When it stopped the time before.
-    before: Option<CpuState>,
+    /// Each vCPU's when the machine stopped the time before.
+    before: Vec<CpuState>,
     shown: Option<CpuState>,
     /// What was caught last.
     caught: Option<Caught>,
@@ -225,11 +225,11 @@ impl Debugger {
         let number = |text: &str| self.eval(text, &cpu, &state);
         match name {
             "registers" if rest.is_empty() => {
-                let text = registers::show(&cpu, state.before.as_ref());
+                let text = registers::show(&cpu, state.before.get(vcpu as usize));
                 state.shown = Some(cpu);
                 Ok(text)
             }
-            "registers" if rest == "all" => Ok(registers::show_all(&cpu, state.before.as_ref())),
+            "registers" if rest == "all" => Ok(registers::show_all(&cpu, state.before.get(vcpu as usize))),
             "registers" | "print" => Ok(view.value(number(rest)?)),
             "disassemble" => {
                 let mut words = rest.split_whitespace();
@@ -245,15 +245,23 @@ impl Debugger {
             "walk" => Ok(view.walk(number(rest)?)),
             "struct" => info::structure(rest, &view, &number),
             "report" => Ok(report::text(&view)),
+            "vcpu" if rest.is_empty() => {
+                let all = (0..self.target.vcpus()).map(|n| {
+                    let mark = if n == vcpu { '*' } else { ' ' };
+                    let cpu = self.target.state(n)?;
+                    let pc = registers::pc(&cpu);
+                    let off = if self.target.is_on(n) { "" } else { ", off" };
+                    Ok(format!("{mark} vCPU {n} at {pc:016x}{}{off}\n", state.view(&*self.target, n, &cpu).named(pc)))
+                });
+                all.collect()
+            }
             "vcpu" => {
-                if !rest.is_empty() {
-                    let n = number(rest)?;
-                    if n >= u64::from(self.target.vcpus()) {
-                        return Err(format!("there is no vCPU {n}; there are {}", self.target.vcpus()));
-                    }
-                    state.vcpu = n as u32;
+                let (n, all) = (number(rest)?, self.target.vcpus());
+                if n >= u64::from(all) {
+                    return Err(format!("there is no vCPU {n}; they are 0 to {}", all - 1));
                 }
-                Ok(format!("vCPU {}\n", state.vcpu))
+                state.vcpu = n as u32;
+                Ok(format!("vCPU {n}\n"))
             }
             _ => self.info(rest, &view, &state, &number),
         }
@@ -427,7 +435,8 @@ impl Debugger {
 
     /// Commands that show names have them read from the guest's memory, once each time the machine has run.
     fn look_for_linux(&self, name: &str, rest: &str) -> Result<(), String> {
-        const WITH_NAMES: [&str; 8] = ["break", "watch", "print", "disassemble", "x", "backtrace", "report", "struct"];
+        const WITH_NAMES: [&str; 9] =
+            ["break", "watch", "print", "disassemble", "x", "backtrace", "report", "struct", "vcpu"];
         let wanted = WITH_NAMES.contains(&name) || name == "info" && info::needs_linux(rest);
         let mut state = self.lock();
         if !wanted {
@@ -530,7 +539,7 @@ impl Debugger {
 
     fn remember(&self) -> Result<(), String> {
         let mut state = self.lock();
-        state.before = Some(self.target.state(state.vcpu)?);
+        state.before = (0..self.target.vcpus()).map(|vcpu| self.target.state(vcpu)).collect::<Result<_, _>>()?;
         Ok(())
     }
 
