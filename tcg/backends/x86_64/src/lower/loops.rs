@@ -294,7 +294,7 @@ impl Lower<'_> {
 
     /// The copies, behind the block.
     pub(super) fn copy_loop(&mut self) {
-        let Some(Loop { from: Some(from), behind: Some(behind), gains, .. }) = self.looped else {
+        let Some(Loop { edge, recipe, from: Some(from), behind: Some(behind), gains, .. }) = self.looped else {
             return;
         };
         self.asm.bind(from);
@@ -302,7 +302,14 @@ impl Lower<'_> {
             let few = self.test_rounds_left();
             self.enter_homes(Homed::WithWindows);
             let at = self.asm.pos();
-            self.look_windows_up();
+            let flags = match (recipe, self.ops.get(edge)) {
+                (Some(recipe), Some(&Op::BranchF { dead, .. })) => {
+                    self.flags = FlagState::carried(recipe);
+                    self.flags_at_exit(dead)
+                }
+                _ => Routine::NONE,
+            };
+            self.look_windows_up(flags);
             self.windowed_top = Some(self.asm.pos());
             self.lower_copy(at, behind);
             let Some(few) = few else { return };

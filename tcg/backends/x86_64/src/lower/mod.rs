@@ -114,6 +114,7 @@ enum Cold {
     /// A loop's windows are not to be had: a round of the block's own code.
     LeaveWindows {
         from: Fixups,
+        flags: Routine,
     },
     /// The taken side of a branch to another page.
     Cross {
@@ -209,7 +210,11 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     let start = PagePc(i32::from(block.start));
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
     let (looped, windows) = match (start.same_page(), loops) {
-        (true, true) => (loops::find(&block.ops, start), None),
+        (true, true) => {
+            let looped = loops::find(&block.ops, start);
+            let body = looped.and_then(|l| block.ops.get(..=l.edge)).filter(|_| be.copies_loops(&info.hints));
+            (looped, body.filter(|_| !block.narrow).map(windows::Windows::find_beside_flags))
+        }
         (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
         _ => (None, None),
     };
@@ -778,8 +783,9 @@ impl Lower<'_> {
                     self.have_homes(loops::Homed::Not);
                     self.jump(to);
                 }
-                Cold::LeaveWindows { from } => {
+                Cold::LeaveWindows { from, flags } => {
                     self.bind(from);
+                    self.save_at_fault(flags);
                     self.leave_homes();
                     self.asm.jmp_back(0);
                 }

@@ -77,6 +77,10 @@ impl Lower<'_> {
             return;
         }
         let Some((base, extent)) = self.find_stretch(first) else { return };
+        let ops = first..extent.end;
+        if self.leaves_windows(ops.clone()) || self.in_windows() && self.windows.any_of(ops) {
+            return;
+        }
         let Some(lent) = self.find_lender(first, base, (extent.end, extent.writes)) else { return };
         self.keep_stored(first);
         (self.cached, self.last) = (None, None);

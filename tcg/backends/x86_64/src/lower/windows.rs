@@ -9,14 +9,16 @@
 //! The same counter bounds how long the loop goes without a look at the kick word. Whatever is called from the middle of a
 //! round (for an access that is in no window) may change the mapping: it is looked up again after the round.
 
+use super::flags::Routine;
 use super::group::access;
 use super::{Cold, Fixups, Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm, Shift, fits32};
 use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
+use mimus_tcg_ir::unit::UnitMemory;
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{AluOp, Cond, FIRST_TEMP, Op, SLOTS, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Cond, CondF, FIRST_TEMP, FlagOp, Op, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// Windows of a loop.
 const MAX: usize = 5;
@@ -76,6 +78,12 @@ impl Linear {
         Some(Linear { terms, k: self.k.wrapping_add(other.k.wrapping_mul(factor.into())) })
     }
 
+    /// This, shifted to the left by a small constant.
+    fn shifted(self, by: Linear) -> Option<Linear> {
+        let small = by.terms().next().is_none() && (0..4).contains(&by.k);
+        small.then(|| Linear::constant(0).plus(self, 1 << by.k)).flatten()
+    }
+
     /// Whether code can compute it.
     fn is_easy(&self) -> bool {
         fits32(self.k) && self.terms().all(|(_, factor)| matches!(factor, -1 | 1 | 2 | 4 | 8))
@@ -114,11 +122,24 @@ impl Analysis {
                     AluOp::Sh1Add => b.plus(a, 2),
                     AluOp::Sh2Add => b.plus(a, 4),
                     AluOp::Sh3Add => b.plus(a, 8),
-                    AluOp::Shl if b.terms().next().is_none() && (0..4).contains(&b.k) => {
-                        Linear::constant(0).plus(a, 1 << b.k)
-                    }
+                    AluOp::Shl => a.shifted(b),
                     _ => None,
                 }
+            }
+            Op::AluF { op, size, d: Some(_), a, b } if size == Size::B8 || self.loose => {
+                let (a, b) = (self.value(a)?, self.value(b)?);
+                match op {
+                    FlagOp::Add => a.plus(b, 1),
+                    FlagOp::Sub => a.plus(b, -1),
+                    FlagOp::Inc => a.plus(Linear::constant(1), 1),
+                    FlagOp::Dec => a.plus(Linear::constant(1), -1),
+                    FlagOp::Shl => a.shifted(b),
+                    _ => None,
+                }
+            }
+            Op::Lea { base, index, shift, disp, size, .. } if size == Size::B8 || self.loose => {
+                let index = self.value(index)?.shifted(Linear::constant(shift.into()))?;
+                self.value(base)?.plus(index, 1)?.plus(Linear::constant(disp.into()), 1)
             }
             _ => None,
         }
@@ -223,6 +244,12 @@ impl Windows {
         windows
     }
 
+    /// The same of a guest with flags.
+    pub(super) fn find_beside_flags(body: &[Op]) -> Windows {
+        let windows = Windows::find(body);
+        if fits_beside_flags(body, &windows) { windows } else { Windows::default() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -321,17 +348,62 @@ pub(super) enum Held {
 }
 
 /// What the branch that closes a loop waits for, if it is that a value which becomes smaller by a constant each round
-/// reaches zero: that value, in terms of slots at the end of the round before, and the constant.
+/// reaches zero: that value, in terms of slots at the end of the round before, and the constant. A guess.
 fn rounds_left(body: &[Op]) -> Option<(Linear, i64)> {
-    let (&Op::Branch { cond: Cond::Ne | Cond::LtS | Cond::LtU, a, b, .. }, before) = body.split_last()? else {
-        return None;
+    let (edge, before) = body.split_last()?;
+    let compares = match *edge {
+        Op::Branch { cond: Cond::Ne | Cond::LtS | Cond::LtU, .. } => before.len(),
+        Op::BranchF { cond, .. } if !matches!(cond, CondF::E | CondF::P | CondF::Np | CondF::O | CondF::No) => {
+            before.iter().rposition(|op| matches!(op, Op::AluF { .. }))?
+        }
+        _ => return None,
     };
     let mut analysis = Analysis::new(true);
-    before.iter().for_each(|op| analysis.step(op));
-    let distance = analysis.value(b)?.plus(analysis.value(a)?, -1)?;
-    let (distance, step) = analysis.resolve(distance)?;
+    let mut distance = None;
+    for (i, op) in body.iter().enumerate() {
+        if i == compares {
+            distance = match *op {
+                Op::Branch { a, b, .. } | Op::AluF { op: FlagOp::Sub, d: None, a, b, .. } => {
+                    analysis.value(b)?.plus(analysis.value(a)?, -1)
+                }
+                Op::AluF { d: Some(_), .. } => analysis.result(op),
+                _ => None,
+            };
+        }
+        analysis.step(op);
+    }
+    let (distance, step) = analysis.resolve(distance?)?;
     let (distance, step) = if step > 0 { (Linear::constant(0).plus(distance, -1)?, -step) } else { (distance, step) };
     (step < 0 && distance.is_easy()).then_some((distance, -step))
+}
+
+/// Whether the loop with this body may have a copy with windows if it has to do with flags. Of what may call something,
+/// there are only loads and stores, which see to windows then; and vector operands that have windows.
+fn fits_beside_flags(body: &[Op], windows: &Windows) -> bool {
+    body.iter().enumerate().all(|(i, op)| match *op {
+        Op::Unit { insn, .. } => insn.memory == UnitMemory::None || windows.of(i).is_some(),
+        Op::Insn { .. }
+        | Op::Alu { .. }
+        | Op::Un { .. }
+        | Op::GetPc { .. }
+        | Op::Load { .. }
+        | Op::Store { .. }
+        | Op::GuardEnv { .. }
+        | Op::Branch { .. }
+        | Op::BranchF { .. }
+        | Op::Lea { .. }
+        | Op::SetPart { .. }
+        | Op::GetHigh { .. }
+        | Op::SetHigh { .. }
+        | Op::LoadEnv { .. }
+        | Op::AluF { .. }
+        | Op::ShiftDoubleF { .. }
+        | Op::MulWideF { .. }
+        | Op::SetCondF { .. }
+        | Op::CMovF { .. }
+        | Op::DeadFlags { .. } => true,
+        _ => false,
+    })
 }
 
 impl Lower<'_> {
@@ -374,8 +446,9 @@ impl Lower<'_> {
         self.be.config.optimise == mimus_tcg_ir::backend::Optimise::Forced
     }
 
-    /// Looks all windows up and counts the rounds until one leaves its page. Clobbers `rax`, `r14`, `r15`.
-    pub(super) fn look_windows_up(&mut self) {
+    /// Looks all windows up and counts the rounds until one leaves its page. Clobbers `rax`, `r14`, `r15`. `flags`: saves
+    /// what the block's own code expects in the flags' slot.
+    pub(super) fn look_windows_up(&mut self, flags: Routine) {
         let counter = Rm::Env(self.be.slot_disp(COUNTER));
         let mut from = Fixups::default();
         self.asm.mov_rm_i(true, counter, ROUNDS);
@@ -387,7 +460,7 @@ impl Lower<'_> {
         if let Some(reg) = self.windows.counter {
             self.asm.mov_r_rm(true, reg, counter);
         }
-        self.put_off(Cold::LeaveWindows { from });
+        self.put_off(Cold::LeaveWindows { from, flags });
     }
 
     /// Looks one up; jumps if it is not to be had.
@@ -440,9 +513,10 @@ impl Lower<'_> {
     }
 
     /// Whether one of these operations has a window, and is being lowered for the rounds in which it may leave it: another
-    /// page each time, for which no range entry is worth filling.
+    /// page each time, for which no range entry is worth filling. (Loops known to have few rounds run there too.)
     pub(super) fn leaves_windows(&self, ops: std::ops::Range<usize>) -> bool {
-        self.windows.any_of(ops) && self.looped.is_some_and(|l| !l.in_copy)
+        let first_rounds = self.windows.left.is_none() && self.looped.is_some_and(|l| !l.in_copy);
+        first_rounds && self.windows.any_of(ops)
     }
 
     /// Where the access at `base + off` being lowered is, if it is in a window. Clobbers `r14`.
@@ -465,6 +539,7 @@ impl Lower<'_> {
             (from, None) => {
                 self.mov(R14, from);
                 self.asm.alu_r_rm(Alu::Add, true, R14, place);
+                self.flags_lost();
                 Rm::Mem { base: R14, index: None, disp: off }
             }
         })

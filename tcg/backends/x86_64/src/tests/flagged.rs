@@ -9,7 +9,7 @@ use mimus_tcg_ir::verify::{flags_read, flags_written, least_size, rmw_allowed, v
 use mimus_tcg_ir::*;
 
 /// How slots are given to registers: as an x86 frontend does, nothing pinned, and otherwise.
-fn pin_variants() -> [Vec<Slot>; 4] {
+pub(super) fn pin_variants() -> [Vec<Slot>; 4] {
     [
         [3u8, 4, 5, 6, 7, 2, 1, 8, 9, 0, 12].map(Slot).to_vec(),
         vec![],

@@ -4,6 +4,7 @@ mod files;
 mod flagged;
 mod harness;
 mod linking;
+mod marching;
 mod native;
 mod random;
 mod speed;

@@ -339,7 +339,7 @@ pub fn block(rng: &mut Rng, fp: bool) -> (Block, bool) {
 }
 
 /// Counts the rounds of [`loop_block`]; nothing else uses it.
-const ROUNDS: Slot = Slot(23);
+pub(super) const ROUNDS: Slot = Slot(23);
 
 /// A block that jumps to itself until [`ROUNDS`] is zero, now and then out of the middle.
 fn loop_block(rng: &mut Rng) -> Block {
@@ -528,7 +528,7 @@ fn loops_notice_the_ends_of_pages() {
 }
 
 /// Runs the block by the interpreter until it is left.
-fn run_loop(block: &Block, oracle: &mut Oracle, once: bool) -> Outcome {
+pub(super) fn run_loop(block: &Block, oracle: &mut Oracle, once: bool) -> Outcome {
     loop {
         let outcome = interp::run(block, oracle);
         let rounds = oracle.guest.slots[usize::from(ROUNDS.0)];
@@ -609,7 +609,7 @@ pub fn check(
 }
 
 /// The same; `interpret` runs it the other way.
-fn check_how(
+pub(super) fn check_how(
     m: &Machine,
     block: &Block,
     start: Guest,
