@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 
-use mimus_core::backend::CharBackend;
+use mimus_core::backend::{CharBackend, CharEvent};
 use mimus_machines::config::keyval::nearest;
 
 use crate::line_editor::LineEditor;
@@ -154,7 +154,17 @@ pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::i
     let output = Arc::new(Output { device: Arc::downgrade(device), waiting: Mutex::default() });
     let more = output.clone();
     device.set_writable_listener(Box::new(move || more.print(&[])));
-    output.print(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    let greeted = output.clone();
+    let greet = move || greeted.print(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    if device.has_connections() {
+        device.set_event_listener(Box::new(move |event| {
+            if event == CharEvent::Opened {
+                greet();
+            }
+        }));
+    } else {
+        greet();
+    }
     let session = Arc::new(Session::start(move || control.clone(), move |bytes: &[u8]| output.print(bytes))?);
     // Completion asks vCPUs, and this is called on the thread that devices wait for.
     let (keys, typed) = channel::<Vec<u8>>();
@@ -342,13 +352,15 @@ mod tests {
         assert_eq!((of("stop"), of("continue"), of("help"), of("cont")), (1, 0, 1, 1), "{all}");
     }
 
-    /// A device that takes little at a time gets all of it.
+    /// A device that takes little at a time gets all of it, and who connects is greeted.
     #[test]
     fn long_answers() {
+        type Listener<T> = Mutex<Option<Box<dyn Fn(T) + Send + Sync>>>;
         #[derive(Default)]
         struct Narrow {
             all: Mutex<(String, bool)>,
             writable: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+            events: Listener<CharEvent>,
         }
         impl CharBackend for Narrow {
             fn write(&self, data: &[u8]) -> usize {
@@ -364,15 +376,25 @@ mod tests {
             fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
                 *self.writable.lock().unwrap() = Some(listener);
             }
+            fn set_event_listener(&self, listener: Box<dyn Fn(CharEvent) + Send + Sync>) {
+                *self.events.lock().unwrap() = Some(listener);
+            }
+            fn has_connections(&self) -> bool {
+                true
+            }
         }
         let narrow = Arc::new(Narrow::default());
         let device: Arc<dyn CharBackend> = narrow.clone();
         let session = serve(&device, Arc::new(Fake::default())).unwrap();
+        assert_eq!(narrow.all.lock().unwrap().0, "", "nobody is there");
+        for event in [CharEvent::Opened, CharEvent::Closed] {
+            narrow.events.lock().unwrap().as_ref().expect("it listens")(event);
+        }
         session.typed(b"help\r");
-        let wanted = format!("help\r\n{}", format!("{}{PROMPT}", help()).replace('\n', "\r\n"));
+        let wanted = format!("{GREETING}{PROMPT}help\n{}{PROMPT}", help()).replace('\n', "\r\n");
         let writable = narrow.writable.lock().unwrap();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
-        while !narrow.all.lock().unwrap().0.ends_with(&wanted) {
+        while narrow.all.lock().unwrap().0 != wanted {
             assert!(std::time::Instant::now() < end, "{}", narrow.all.lock().unwrap().0);
             writable.as_ref().expect("somebody waits for it")();
         }
