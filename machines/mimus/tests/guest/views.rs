@@ -79,7 +79,8 @@ fn views(c: Option<Commands>, args: &[&str], caller: &str, types: bool) {
     ask(&mut guest, "stop");
     // Until it idles: its shell may still have something to do.
     let deadline = std::time::Instant::now() + crate::harness::LIMIT;
-    while !ask(&mut guest, "backtrace").contains(caller) && std::time::Instant::now() < deadline {
+    let idles = |calls: String| calls.contains(caller) && calls.contains("<do_idle+");
+    while !idles(ask(&mut guest, "backtrace")) && std::time::Instant::now() < deadline {
         ask(&mut guest, "cont");
         std::thread::sleep(std::time::Duration::from_millis(50));
         ask(&mut guest, "stop");
