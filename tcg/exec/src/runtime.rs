@@ -13,6 +13,7 @@ use crate::access::{At, Trapped};
 use crate::env::Cpu;
 use crate::frontend::Access;
 use crate::frontend::GuestFrontend;
+use crate::ranges::Verdict;
 use crate::translate::NoCode;
 
 /// Accesses that compact code makes between two samples of where it is: a sample costs about as much as it has cost by then
@@ -187,11 +188,12 @@ impl<F: GuestFrontend> Cpu<F> {
         let crosses = va & 4095 > 4096 - u64::from(size.bytes());
         // A nanosecond for an instruction.
         let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
-        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
-        if scattered && self.machine.optimise.learns() {
-            self.machine.store.scattered(ret);
-            // The code goes on to jump to itself until it is left.
-            self.check_events();
+        if crosses {
+            return;
+        }
+        let verdict = self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
+        if verdict != Verdict::Stays && self.machine.optimise.learns() {
+            self.machine.store.scattered(ret, verdict == Verdict::InParts);
         }
     }
 }

@@ -130,9 +130,43 @@ pub struct Translated {
     pub host_bytes: u64,
 }
 
+/// What is known of a page's code.
+#[derive(Default)]
+struct Known {
+    hints: Hints,
+    /// Something has been found out since the code was made.
+    news: bool,
+    /// Times that code was made anew for such news, and samples to wait for before it is again.
+    renewals: u32,
+    wait: u32,
+}
+
+impl Known {
+    /// A vCPU is seen in the code. Whether it is to be made anew: for the first time at once, but not each time that one more of
+    /// many accesses turns out to scatter, since all of the page goes.
+    fn is_due(&mut self) -> bool {
+        /// Samples between two times, at most: what scatters is slower until then.
+        const PATIENCE: u32 = 4;
+        if !std::mem::replace(&mut self.hints.hot, true) {
+            return true;
+        }
+        if !self.news {
+            return false;
+        }
+        if self.wait != 0 {
+            self.wait -= 1;
+            return false;
+        }
+        self.news = false;
+        self.wait = self.renewals.min(PATIENCE - 1);
+        self.renewals += 1;
+        true
+    }
+}
+
 #[derive(Default)]
 struct Inner {
-    hints: PageMap<Hints>,
+    hints: PageMap<Known>,
     translated: Translated,
     bump: usize,
     tables_used: usize,
@@ -271,7 +305,7 @@ impl CodeStore {
         let at = inner.bump.next_multiple_of(16);
         let (code, info) = buffers;
         match inner.hints.get(&page) {
-            Some(hints) => info.hints.clone_from(hints),
+            Some(known) => info.hints.clone_from(&known.hints),
             None => {
                 let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
                 let compact = match self.optimise {
@@ -474,8 +508,7 @@ impl CodeStore {
         }
         let Some(page) = self.page_of(table) else { return };
         let mut inner = self.lock();
-        let hints = inner.hints.entry(page).or_default();
-        if !std::mem::replace(&mut hints.hot, true) {
+        if inner.hints.entry(page).or_default().is_due() {
             self.withdraw_and_outdate(&mut inner, page);
         }
     }
@@ -524,9 +557,9 @@ impl CodeStore {
         }
     }
 
-    /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
-    /// parts, then without any.
-    pub fn scattered(&self, ret: usize) {
+    /// The access whose call returns to host address `ret` does not stay in a range, `in_parts`: but perhaps in one of two
+    /// parts. When the page is sampled again its code is made anew.
+    pub fn scattered(&self, ret: usize, in_parts: bool) {
         if !self.optimise.learns() {
             return;
         }
@@ -534,12 +567,15 @@ impl CodeStore {
         let mut inner = self.lock();
         let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
         let BlockRecord { page, live, .. } = inner.blocks[number];
-        let hints = inner.hints.entry(page).or_insert_with(|| Hints { hot: true, ..Hints::default() });
-        let pc = pc.0 as u16;
-        let list = if hints.parted.contains(&pc) { &mut hints.scattered } else { &mut hints.parted };
-        if live && !list.contains(&pc) {
+        if !live {
+            return;
+        }
+        let known = inner.hints.entry(page).or_default();
+        let (pc, hints) = (pc.0 as u16, &mut known.hints);
+        let list = if in_parts { &mut hints.parted } else { &mut hints.scattered };
+        if !list.contains(&pc) {
             list.push(pc);
-            self.withdraw_and_outdate(&mut inner, page);
+            known.news = true;
         }
     }
 
@@ -780,15 +816,28 @@ mod tests {
         assert!(told.hot && told.scattered.is_empty());
         s.sampled(table);
         assert_eq!(s.find(table, 0x100), Some(at), "it is known already");
-        s.scattered(at + 8);
+        s.scattered(at + 8, true);
+        assert_eq!(s.find(table, 0x100), Some(at), "more may be found out");
+        s.sampled(table);
         assert_eq!(s.find(table, 0x100), None);
         let (again, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[][..]));
-        s.scattered(at + 8);
+        s.scattered(at + 8, false);
+        s.sampled(table);
         assert_eq!(s.find(table, 0x100), Some(again), "by a vCPU that is still in the old code");
-        s.scattered(again + 8);
-        let (_, told) = emitted(0x100);
+        s.scattered(again + 8, false);
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), None);
+        let (third, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
+        emitted(0x200);
+        let other = s.find(table, 0x200).unwrap();
+        s.scattered(other + 8, false);
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), Some(third), "not again each time");
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), None);
+        assert_eq!(&*emitted(0x100).1.scattered, &[0x104, 0x204]);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(!emitted(0x100).1.hot, "another program's");
     }

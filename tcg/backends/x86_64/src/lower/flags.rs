@@ -816,6 +816,20 @@ impl FlagState {
         self.save_before
     }
 
+    /// Those that were saved a moment ago: all are in both places.
+    pub(super) fn in_both() -> FlagState {
+        FlagState { in_host: Flags::ALL, ..FlagState::default() }
+    }
+
+    /// Whether all are in the slot, and none are to be saved.
+    pub(super) fn is_in_slot(&self) -> bool {
+        self.in_slot == Flags::ALL && self.save_before == usize::MAX
+    }
+
+    pub(super) fn has_in_host(&self, flags: Flags) -> bool {
+        self.in_host.contains(flags)
+    }
+
     /// The flags are what `recipe` makes, and nowhere.
     pub(super) fn carried(recipe: Recipe) -> FlagState {
         FlagState { in_slot: Flags::NONE, recipe: Some(recipe), ..FlagState::default() }

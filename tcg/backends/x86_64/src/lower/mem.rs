@@ -43,9 +43,16 @@ pub(super) struct Slow {
     fused: Option<Fused>,
     /// The number of its range entry.
     range: Option<u32>,
+    /// What comes next takes the addend to be that of the access's page, but for 0.
+    page_is_used: bool,
 }
 
 impl Slow {
+    /// What comes next takes the addend in `r14` to be that of the access's page, but for 0.
+    pub(super) fn lose_page(&mut self) {
+        self.page_is_used = true;
+    }
+
     /// The bits of the runtime's descriptor that name the range entry.
     fn range_bits(&self) -> u32 {
         self.range.map_or(0, |range| (range + 1) << RANGE_SHIFT)
@@ -262,8 +269,10 @@ impl Lower<'_> {
             return self.compact_load(d, (base, off), size, ext);
         }
         let at = self.address(base, off);
+        let look_up = self.asm.pos();
         let (from, range) = self.translate(at, size, false);
         let access = self.asm.pos();
+        self.note_heads_load(look_up, access, range);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         let xmm = self.fp_pin_to_load(d, size, ext);
@@ -293,7 +302,11 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            page_is_used: false,
         }));
+        if range.is_none() {
+            self.note_page(Some(d), base, at);
+        }
     }
 
     /// A load and the operation behind it, which takes the memory as its operand.
@@ -307,8 +320,10 @@ impl Lower<'_> {
         } else {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
+            let look_up = self.asm.pos();
             let (from, range) = self.translate(at, size, false);
             let access = self.asm.pos();
+            self.note_heads_load(look_up, access, range);
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             let slow = Slow {
                 from,
@@ -325,9 +340,14 @@ impl Lower<'_> {
                 flags,
                 fused: Some(fused),
                 range,
+                page_is_used: false,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
                 self.put_off(Cold::Load(slow));
+                if range.is_none() {
+                    let d = if let Op::AluF { d, .. } = op { d } else { None };
+                    self.note_page(d, base, at);
+                }
             }
         }
         self.flags_lost();
@@ -401,6 +421,10 @@ impl Lower<'_> {
         if let Some(disp) = slow.reload {
             self.mov(RAX, Opnd::Mem(disp));
         }
+        if slow.page_is_used {
+            // No flag changes.
+            dynasm!(self.asm ; .arch x64 ; mov r14d, 0);
+        }
         self.asm.jmp_back(slow.back);
     }
 
@@ -452,6 +476,7 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            page_is_used: false,
         }));
     }
 
@@ -483,6 +508,7 @@ impl Lower<'_> {
             flags: Routine::NONE,
             fused: None,
             range,
+            page_is_used: false,
         }));
     }
 

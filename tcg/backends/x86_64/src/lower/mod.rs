@@ -6,6 +6,7 @@ mod alu;
 mod atomic;
 mod compact;
 mod control;
+mod edge;
 mod flagged;
 mod flags;
 mod fp;
@@ -260,11 +261,16 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         stretch: None,
         in_copy: None,
         copies: Vec::new(),
+        head: None,
+        page: None,
+        in_cold: false,
     };
-    if let Some(guard) = entry_guard {
-        l.entry_guard(guard);
+    match entry_guard {
+        Some(guard) => l.entry_guard(guard),
+        None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
     }
@@ -347,6 +353,11 @@ struct Lower<'a> {
     stretch: Option<stretch::Stretch>,
     in_copy: Option<usize>,
     copies: Vec<stretch::Copy>,
+    /// What jumps to the block's start may do themselves, and the page they may use.
+    head: Option<edge::Head>,
+    page: Option<edge::Page>,
+    /// What was put off is being emitted.
+    in_cold: bool,
 }
 
 impl Lower<'_> {
@@ -372,6 +383,7 @@ impl Lower<'_> {
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
+        self.keep_page(op);
         self.last = self.cached.take();
         if self.flagged {
             return self.op_beside_flags(op);
@@ -749,6 +761,7 @@ impl Lower<'_> {
 
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
+        self.in_cold = true;
         let mut i = 0;
         while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;
