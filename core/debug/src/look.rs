@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use mimus_arch::CpuState;
 use mimus_arch::x86::X86State;
 
+use crate::linux::memory::printable;
 use crate::linux::programs::Space;
 use crate::linux::{Linux, tasks};
 use crate::orc::Orc;
@@ -73,7 +74,11 @@ impl<'a> View<'a> {
 
     /// File and line of the source of an address.
     pub fn source_line(&self, at: u64) -> Option<(String, u32)> {
-        self.symbols.source_line(at).or_else(|| self.of_program(at)?.symbols(at)?.source_line(at))
+        let of_program = || {
+            let (file, line) = self.of_program(at)?.symbols(at)?.source_line(at)?;
+            Some((printable(file.as_bytes()), line))
+        };
+        self.symbols.source_line(at).or_else(of_program)
     }
 
     /// What the file that a program has mapped at an address says of it.

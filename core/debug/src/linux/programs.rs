@@ -11,13 +11,15 @@ use object::{Endianness, pod};
 
 use super::Linux;
 use super::mappings::{Layout, Mapping};
-use super::memory::Memory;
+use super::memory::{Memory, printable};
 use super::page_cache::Cache;
 use super::tasks::{self, Task};
-use crate::symbols::{Symbol, Symbols};
+use crate::symbols::{MOST_OF_GUEST, Symbol, Symbols};
 
 /// Longest file that is looked at; what is behind is left out.
-const LONGEST: u64 = 64 << 20;
+const LONGEST: u64 = 32 << 20;
+/// Most files of a program that a name is looked for in.
+const MOST_FILES: usize = 64;
 /// Most names of an image.
 const MOST_NAMES: usize = 1 << 20;
 const PAGE: u64 = 4096;
@@ -107,7 +109,7 @@ impl<'a> Space<'a> {
 
     /// The address of a name of one of its files.
     pub fn address(&self, name: &str) -> Option<u64> {
-        self.images.iter().find_map(|i| self.of_image(i)?.address(name).ok())
+        self.images.iter().take(MOST_FILES).find_map(|i| self.of_image(i)?.address(name).ok())
     }
 
     /// What is added to the addresses in a file of this name.
@@ -119,7 +121,7 @@ impl<'a> Space<'a> {
     fn read(&self, image: &Image) -> Option<Symbols> {
         let bytes = self.bytes(image);
         let bias = bias(&self.mappings[image.mappings.clone()], &bytes)?;
-        let mut symbols = Symbols::elf(&bytes).unwrap_or_default();
+        let mut symbols = Symbols::elf_of_guest(&bytes).unwrap_or_default();
         if symbols.is_empty()
             && let Some(list) = dynamic_symbols(&bytes)
         {
@@ -135,15 +137,16 @@ impl<'a> Space<'a> {
         let end = mappings.iter().map(|a| a.offset.saturating_add(a.to - a.from)).max().unwrap_or(0);
         let mut bytes = vec![0; end.min(LONGEST) as usize];
         let mut mapped = Vec::new();
-        // Of several that map a page, the file's own is the one that cannot be written to.
-        for a in mappings.iter().filter(|a| !a.rights.contains('w')) {
-            for at in (a.from..a.to).step_by(PAGE as usize) {
-                let offset = a.offset + (at - a.from);
-                let Some(pa) = self.m.translate(at).filter(|_| offset < end.min(LONGEST)) else { continue };
-                let page = &mut bytes[offset as usize..][..PAGE as usize];
-                if self.m.read_physical(pa, page) {
-                    mapped.push((offset / PAGE, pa));
-                }
+        // Of several that map a page, the file's own is the one that cannot be written to. Nobody looks for ever: what is
+        // mapped may be anything.
+        let own = mappings.iter().filter(|a| !a.rights.contains('w'));
+        let pages =
+            own.flat_map(|a| (a.from..a.to).step_by(PAGE as usize).map(|at| (at, a.offset.wrapping_add(at - a.from))));
+        for (at, offset) in pages.take(2 * (LONGEST / PAGE) as usize) {
+            let place = usize::try_from(offset).ok().and_then(|at| bytes.get_mut(at..)?.get_mut(..PAGE as usize));
+            let Some((pa, page)) = self.m.translate(at).zip(place) else { continue };
+            if self.m.read_physical(pa, page) {
+                mapped.push((offset / PAGE, pa));
             }
         }
         let file = mappings.first().map_or(0, |a| a.file);
@@ -260,15 +263,20 @@ fn dynamic_symbols_of<H: FileHeader<Endian = Endianness>>(bytes: &[u8], parts: &
     let many = (strings.checked_sub(table)? as usize / size_of::<H::Sym>()).min(MOST_NAMES);
     let table = slice(table_at, (many * size_of::<H::Sym>()) as u64)?;
     let (table, _) = pod::slice_from_bytes::<H::Sym>(table, many).ok()?;
+    // Many may have one long name.
+    let mut room = MOST_OF_GUEST;
     let named = |s: &H::Sym| {
         let code = s.st_type() == elf::STT_FUNC;
         let at = usize::try_from(s.st_name(endian)).ok().filter(|at| *at != 0)?;
         let name = text.get(at..)?.split(|b| *b == 0).next()?;
         let wanted =
             s.st_shndx(endian) != elf::SHN_UNDEF && (code || s.st_type() == elf::STT_OBJECT) && !name.is_empty();
-        let name = std::str::from_utf8(name).ok()?.to_owned();
         let address = s.st_value(endian).into();
-        (wanted && address >= start).then(|| Symbol { address, size: s.st_size(endian).into(), name, code })
+        if !wanted || address < start {
+            return None;
+        }
+        room = room.checked_sub(name.len())?;
+        Some(Symbol { address, size: s.st_size(endian).into(), name: printable(name), code })
     };
     Some(table.iter().filter_map(named).collect())
 }

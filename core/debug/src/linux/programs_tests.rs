@@ -38,7 +38,7 @@ fn damaged_files() {
             let at = crate::linux::tests::random(&mut seed) as usize % 1024;
             bad[at] = crate::linux::tests::random(&mut seed) as u8;
         }
-        let _ = (dynamic_symbols(&bad), bias(&[], &bad), Symbols::elf(&bad).is_ok());
+        let _ = (dynamic_symbols(&bad), bias(&[], &bad), Symbols::elf_of_guest(&bad).is_ok());
     }
     assert_eq!(dynamic_symbols(b"\x7fELF"), None);
 }
@@ -71,4 +71,16 @@ fn files_in_a_programs_memory() {
         ("[vdso]", 0x6000, 0x7000, 5..6),
     ];
     assert_eq!(found, wanted.map(|(n, a, b, r)| (n.to_owned(), a, b, r)));
+}
+
+/// What a terminal must not be told is not in a name.
+#[test]
+fn names_that_would_do_harm() {
+    let mut bytes = library();
+    let at = bytes.windows(6).position(|w| w == b"\0read\0").expect("a name") + 1;
+    bytes[at..at + 4].copy_from_slice(b"\x1b[2J");
+    let found = dynamic_symbols(&bytes).unwrap();
+    assert!(found.iter().any(|s| s.name == ".[2J") && !found.iter().any(|s| s.name.contains('\x1b')));
+    let all = Symbols::elf_of_guest(&bytes).unwrap();
+    assert!(all.address(".[2J").is_ok() && all.address("\x1b[2J").is_err());
 }
