@@ -216,7 +216,7 @@ fn program_image() -> (Vec<u8>, u64) {
     put(&mut m, 0x2000 + 40 + 16, AT + mm, 4);
     put(&mut m, 0x1000 + 40 + 16, AT + 0x1_3000, 4);
     // A maple tree of one leaf, the tables, and where the program's parts are.
-    put(&mut m, mm + 8, AT + node | 1 << 3 | 2, 4);
+    put(&mut m, mm + 8, (AT + node) | 1 << 3 | 2, 4);
     let tables = 0x1f000;
     put(&mut m, mm + 20, AT + tables, 4);
     let places = [0x1000, 0x1800, 0x2000, 0x2100, 0x3000, 0x3800, 0xbf00, 0xbf10, 0xbf20, 0xbf20, 0xbf40, 33, 0x3000];
