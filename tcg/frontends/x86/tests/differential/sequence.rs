@@ -115,6 +115,15 @@ impl Sequence {
         self.instructions().iter().any(|i| matches!(i.mnemonic(), M::Fldcw | M::Fldenv | M::Frstor))
     }
 
+    /// Whether a data segment register is loaded.
+    pub fn loads_segments(&self) -> bool {
+        use iced_x86::Mnemonic as M;
+        self.instructions().iter().any(|i| {
+            let register = i.op_count() > 0 && i.op_register(0).is_segment_register();
+            crate::select::loads_far(i.mnemonic()) || register && matches!(i.mnemonic(), M::Mov | M::Pop)
+        })
+    }
+
     /// Registers with random values when the instruction at `rip` is reached.
     pub fn random(&self, rip: u64) -> &[usize] {
         let mut at = self.start;
