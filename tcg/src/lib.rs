@@ -159,6 +159,11 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
     fn filter_cpu_model(&self, model: &CpuModel) -> Result<CpuModel, AccelError> {
         match model {
             CpuModel::Riscv(m) => Ok(CpuModel::Riscv(m.restricted_to(SUPPORTED)?)),
+            // A translated processor is none of the host's: what stands for "everything" is `max`.
+            CpuModel::X86(m) if m.host => {
+                let reason = "the host's own processor is there with -accel kvm only; use -cpu max".to_owned();
+                Err(ModelError::Conflict { model: m.name.clone(), reason }.into())
+            }
             CpuModel::X86(m) => Ok(CpuModel::X86(m.restricted_to(cpuid::supported())?)),
             other => Ok(other.clone()),
         }

@@ -91,6 +91,9 @@ pub trait CpuIo: Sync {
         None
     }
 
+    /// An x86 INIT that waited ([`CpuPin::Init`]) is due: the machine resets the vCPU. On its thread; it leaves `run` then.
+    fn take_init(&self, _vcpu: VcpuIndex) {}
+
     /// EOI broadcast to an I/O interrupt controller.
     fn end_of_interrupt(&self, _vcpu: VcpuIndex, _vector: u32) {}
 

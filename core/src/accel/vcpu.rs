@@ -94,6 +94,13 @@ pub trait VcpuHandle: Send + Sync {
     /// [`VcpuSignal::wake`].
     fn set_pin(&self, pin: CpuPin, level: bool);
 
+    /// Whether it is in system management mode (x86), where an INIT waits: raise [`CpuPin::Init`] then, which it takes by
+    /// [`CpuIo::take_init`](super::CpuIo::take_init) behind RSM. Once it was kicked and this was false, it does not enter the
+    /// mode before it has left `run`.
+    fn in_smm(&self) -> bool {
+        false
+    }
+
     /// The vCPU's number.
     fn index(&self) -> VcpuIndex;
 

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use mimus_core::backend::CharBackend;
+use mimus_core::backend::{CharBackend, InputEvent};
 use mimus_machines::config::keyval::nearest;
 
+use crate::input;
 use crate::line_editor::LineEditor;
 
 /// What the monitor can do to a machine. All calls return at once.
@@ -26,6 +27,8 @@ pub trait Control: Send + Sync {
     fn powerdown(&self);
     /// Wakes a guest that sleeps; what to say if it does not.
     fn wakeup(&self) -> String;
+    /// What a person does with keyboard and mouse; what to say if nothing takes it.
+    fn input(&self, events: &[InputEvent]) -> String;
     /// Writes out what disks have pending.
     fn sync(&self);
     /// Ends the run.
@@ -78,7 +81,8 @@ fn quietly(action: impl Fn()) -> String {
 fn help() -> String {
     let rows = COMMANDS.iter().filter(|c| c.0[0] != "help");
     let ours: String = rows.map(|(names, about, _)| mimus_debug::help::line(names[0], about)).collect();
-    let more = mimus_debug::help::line(TRACE.0, TRACE.1) + &mimus_debug::help::help();
+    let input: String = input::COMMANDS.iter().map(|(name, about)| mimus_debug::help::line(name, about)).collect();
+    let more = input + &mimus_debug::help::line(TRACE.0, TRACE.1) + &mimus_debug::help::help();
     // What has another meaning here.
     let ours_only = |line: &&str| !["continue", "stop"].contains(&line.split(' ').next().unwrap_or_default());
     let more: String = more.lines().filter(ours_only).map(|line| format!("{line}\n")).collect();
@@ -92,6 +96,9 @@ fn help_of(name: &str) -> Option<String> {
     if name == "trace" {
         return Some(format!("{}\n  {}\n    trace start boot.trc,what=mem\n", TRACE.0, TRACE.1));
     }
+    if let Some((usage, about)) = input::COMMANDS.iter().find(|(usage, _)| usage.split(' ').next() == Some(name)) {
+        return Some(format!("{usage}\n  {about}\n"));
+    }
     let (names, about, _) = COMMANDS.iter().find(|(names, _, _)| names.contains(&name))?;
     let also = if names.len() > 1 { format!("  also: {}\n", names[1..].join(", ")) } else { String::new() };
     Some(format!("{}\n  {about}\n{also}", names[0]))
@@ -99,7 +106,12 @@ fn help_of(name: &str) -> Option<String> {
 
 /// First words of lines that are ours.
 fn names() -> Vec<&'static str> {
-    COMMANDS.iter().map(|(names, _, _)| names[0]).chain(["trace", "trace start", "trace stop"]).collect()
+    let ours = COMMANDS.iter().map(|(names, _, _)| names[0]).chain(input_names());
+    ours.chain(["trace", "trace start", "trace stop"]).collect()
+}
+
+fn input_names() -> impl Iterator<Item = &'static str> {
+    input::COMMANDS.iter().filter_map(|(usage, _)| usage.split(' ').next())
 }
 
 /// What a line may go on with.
@@ -124,6 +136,9 @@ pub fn execute(line: &str, control: &dyn Control) -> String {
 }
 
 fn own(line: &str, control: &dyn Control) -> Option<String> {
+    if let Some(events) = input::parse(line) {
+        return Some(events.map_or_else(|why| format!("{why}\n"), |events| control.input(&events)));
+    }
     let (_, _, action) = COMMANDS.iter().find(|(names, _, _)| names.contains(&line))?;
     Some(action(control))
 }
@@ -132,7 +147,8 @@ fn own(line: &str, control: &dyn Control) -> Option<String> {
 pub fn execute_debugger(line: &str, control: &dyn Control) -> String {
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     let more = line.strip_prefix("help ").filter(|name| name.contains('_') || *name == "trace").and_then(help_of);
-    let ours = || (line.starts_with("info ") || line.contains('_')).then(|| own(&line, control)).flatten();
+    let named = ["info ", "sendkey"].iter().any(|name| line.starts_with(name));
+    let ours = || (named || line.contains('_')).then(|| own(&line, control)).flatten();
     more.or_else(ours).or_else(|| control.debugger(&line)).unwrap_or_else(|| unknown(&line))
 }
 
@@ -140,7 +156,7 @@ pub fn execute_debugger(line: &str, control: &dyn Control) -> String {
 pub fn unknown(line: &str) -> String {
     let word = line.split(' ').next().unwrap_or_default();
     let ours = COMMANDS.iter().flat_map(|(names, _, _)| names.iter().copied());
-    let debuggers = mimus_debug::help::COMMANDS.iter().map(|c| c.0);
+    let debuggers = mimus_debug::help::COMMANDS.iter().map(|c| c.0).chain(input_names());
     let near = nearest(line, ours).or_else(|| nearest(word, debuggers));
     format!(
         "there is no command '{line}'; {}\n",
@@ -283,6 +299,11 @@ mod tests {
             self.0.lock().unwrap().push("wakeup");
             String::new()
         }
+        fn input(&self, events: &[InputEvent]) -> String {
+            assert_eq!(events.len(), 2);
+            self.0.lock().unwrap().push("input");
+            String::new()
+        }
         fn sync(&self) {}
         fn quit(&self) {
             self.0.lock().unwrap().push("quit");
@@ -303,6 +324,13 @@ mod tests {
             assert_eq!(execute(line, &fake), "");
         }
         assert_eq!(*fake.0.lock().unwrap(), ["stop", "cont", "reset", "powerdown", "wakeup", "quit"]);
+        for run in [execute, execute_debugger] {
+            assert_eq!(run("sendkey  a", &fake), "");
+            assert_eq!(fake.0.lock().unwrap().pop(), Some("input"));
+            assert!(run("sendkey qq", &fake).contains("no key"));
+        }
+        assert!(execute("sendkeys a", &fake).contains("did you mean 'sendkey'?"));
+        assert!(execute("help mouse_move", &fake).starts_with("mouse_move DX"));
         assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));
         assert!(execute("help", &fake).lines().count() > COMMANDS.len());
         assert!(execute("disasemble", &fake).contains("did you mean 'disassemble'?"));
@@ -335,6 +363,9 @@ mod tests {
             fn reset(&self) {}
             fn powerdown(&self) {}
             fn wakeup(&self) -> String {
+                String::new()
+            }
+            fn input(&self, _: &[InputEvent]) -> String {
                 String::new()
             }
             fn sync(&self) {}

@@ -19,6 +19,8 @@ pub trait Hypercalls: Send + Sync {
 pub trait CpuInterrupts: Send + Sync {
     /// See [`CpuIo::acknowledge_interrupt`].
     fn acknowledge(&self, vcpu: VcpuIndex) -> Option<u8>;
+    /// See [`CpuIo::take_init`].
+    fn take_init(&self, _vcpu: VcpuIndex) {}
     /// See [`CpuIo::end_of_interrupt`].
     fn end_of_interrupt(&self, vcpu: VcpuIndex, vector: u32);
     /// See [`CpuIo::sysreg_read`].
@@ -104,6 +106,12 @@ impl CpuIo for MachineIo {
 
     fn acknowledge_interrupt(&self, vcpu: VcpuIndex) -> Option<u8> {
         self.hooks.interrupts.as_ref()?.acknowledge(vcpu)
+    }
+
+    fn take_init(&self, vcpu: VcpuIndex) {
+        if let Some(controllers) = &self.hooks.interrupts {
+            controllers.take_init(vcpu);
+        }
     }
 
     fn end_of_interrupt(&self, vcpu: VcpuIndex, vector: u32) {

@@ -16,35 +16,37 @@ use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT, Stored};
-use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
+use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, PagePc, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    from: Fixup,
+    pub from: Fixup,
     /// Where the access begins, with the addend in `r14`.
-    access: u32,
-    back: u32,
+    pub access: u32,
+    pub back: u32,
     /// The address is `base + off`.
-    base: u8,
-    off: i32,
-    size: Size,
-    ext: Ext,
+    pub base: u8,
+    pub off: i32,
+    pub size: Size,
+    pub ext: Ext,
     /// What to store, or (a slot's home) where to put what was loaded.
-    value: Opnd,
-    insn: Insn,
+    pub value: Opnd,
+    pub insn: Insn,
     /// The vector register that a loaded value goes to as well, or that has what to store.
-    xmm: Option<u8>,
+    pub xmm: Option<u8>,
     /// Displacement of the slot whose value `rax` must hold again.
-    reload: Option<i32>,
+    pub reload: Option<i32>,
     /// What saves the flags first.
-    flags: Routine,
+    pub flags: Routine,
     /// What is done with the value in its stead.
-    fused: Option<Fused>,
+    pub fused: Option<Fused>,
     /// The number of its range entry.
-    range: Option<u32>,
+    pub range: Option<u32>,
     /// What comes next takes the addend to be that of the access's page, but for 0.
-    page_is_used: bool,
+    pub page_is_used: bool,
+    /// The address of code to store; `rax` holds the value of the slot to reload.
+    pub push: Option<PagePc>,
 }
 
 impl Slow {
@@ -303,6 +305,7 @@ impl Lower<'_> {
             fused: None,
             range,
             page_is_used: false,
+            push: None,
         }));
         if range.is_none() {
             self.note_page(Some(d), base, at);
@@ -341,6 +344,7 @@ impl Lower<'_> {
                 fused: Some(fused),
                 range,
                 page_is_used: false,
+                push: None,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
                 self.put_off(Cold::Load(slow));
@@ -477,6 +481,7 @@ impl Lower<'_> {
             fused: None,
             range,
             page_is_used: false,
+            push: None,
         }));
     }
 
@@ -509,6 +514,7 @@ impl Lower<'_> {
             fused: None,
             range,
             page_is_used: false,
+            push: None,
         }));
     }
 
@@ -555,9 +561,15 @@ impl Lower<'_> {
         self.not_served(&slow, true);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
-        match slow.xmm {
-            Some(xmm) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
-            None => self.mov(RAX, slow.value),
+        match (slow.xmm, slow.push) {
+            (Some(xmm), _) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
+            (_, Some(pc)) => {
+                if let Some(disp) = slow.reload {
+                    self.asm.mov_rm_r(true, Rm::Env(disp), RAX);
+                }
+                self.load_pc(RAX, pc);
+            }
+            _ => self.mov(RAX, slow.value),
         }
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));
         self.leave_homes();

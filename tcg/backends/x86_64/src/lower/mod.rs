@@ -15,6 +15,7 @@ mod group;
 mod instrument;
 mod loops;
 mod mem;
+mod push;
 mod rep;
 mod rmw;
 mod stretch;
@@ -260,6 +261,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         lent: None,
         stretch: None,
         in_copy: None,
+        in_slow_group: false,
         copies: Vec::new(),
         head: None,
         page: None,
@@ -352,6 +354,8 @@ struct Lower<'a> {
     /// The stretch being lowered, the number of the one whose copy is, and all copies.
     stretch: Option<stretch::Stretch>,
     in_copy: Option<usize>,
+    /// The operations being lowered are a group's copy's.
+    in_slow_group: bool,
     copies: Vec<stretch::Copy>,
     /// What jumps to the block's start may do themselves, and the page they may use.
     head: Option<edge::Head>,
@@ -398,6 +402,16 @@ impl Lower<'_> {
             && let Some(fused) = self.fusable(d, size)
         {
             return self.load_fused(fused, base, off, size);
+        }
+        if let Op::GetPc { .. } = *op
+            && let Some(push) = self.push_at(self.next.wrapping_sub(1))
+        {
+            let ops = self.ops;
+            self.kept = false;
+            self.push(push);
+            return if let Some(store) = ops.get(push.store) {
+                self.flags_after(store)
+            };
         }
         let stays = match self.last {
             Some(slot) if self.keeps_rax(op) && !writes(op, slot) => self.last,
@@ -673,7 +687,14 @@ impl Lower<'_> {
             };
             rest = after;
             let index = self.ops.len() - rest.len() - 1;
-            if self.puts_check_off(index) {
+            if self.puts_check_off(index) || self.flagged && matches!(next, Op::Guard { .. }) {
+                continue;
+            }
+            if let Op::GetPc { .. } = next
+                && let Some(push) = self.push_at(index)
+                && !self.ops.iter().take(push.store).skip(index).any(|op| writes(op, d))
+            {
+                rest = self.ops.get(push.store + 1..).unwrap_or_default();
                 continue;
             }
             if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {

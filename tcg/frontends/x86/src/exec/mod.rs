@@ -205,7 +205,7 @@ fn code(cpu: &mut X86Cpu, what: u64, ip: u64, pushed: u64) -> u64 {
     let (pc, len) = cpu.current_insn();
     let pc = cpu.wrap(pc);
     if pushed != 0
-        && let Err(exception) = Stack::current(cpu).probe(cpu, pushed as u32)
+        && let Err(exception) = Stack::current(cpu).probe_push(cpu, pushed as u32)
     {
         raise(cpu, exception, pc);
         return 0;
