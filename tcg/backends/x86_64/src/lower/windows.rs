@@ -22,6 +22,11 @@ use mimus_tcg_ir::{AluOp, Cond, CondF, FIRST_TEMP, FlagOp, Op, SLOTS, Size, Slot
 
 /// Windows of a loop.
 const MAX: usize = 5;
+/// The same in 32-bit guests, whose windows take two checks.
+const MAX_NARROW: usize = 3;
+/// There, windows are not this close to either end of the addresses, and offsets of accesses are less than half of it: then
+/// no base on the way to an address is past an end.
+const NARROW_MARGIN: u32 = 1 << 16;
 /// Bytes that a window may span.
 const MAX_SPAN: i64 = 1024;
 /// Bytes that it may move by each round, for each access.
@@ -90,31 +95,62 @@ impl Linear {
     }
 }
 
-/// What a loop's body does to slots. `loose`: sums of 32 bits are taken not to overflow, for guesses.
+/// Which sums are understood.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Width {
+    /// Of 64 bits.
+    Whole,
+    /// Of 32 bits, modulo 2^32, as all addresses are ([`mimus_tcg_ir::Block::narrow`]).
+    Narrow,
+    /// Both, and none is taken to overflow: for guesses.
+    Any,
+}
+
+impl Width {
+    fn has(self, size: Size) -> bool {
+        match self {
+            Width::Whole => size == Size::B8,
+            Width::Narrow => size == Size::B4,
+            Width::Any => size >= Size::B4,
+        }
+    }
+}
+
+/// What a loop's body does to slots.
 struct Analysis {
     values: Vec<Option<Linear>>,
-    loose: bool,
+    width: Width,
 }
 
 impl Analysis {
-    fn new(loose: bool) -> Analysis {
+    fn new(width: Width) -> Analysis {
         // Temporaries have nothing in them when a round begins.
         let value = |n| (n < FIRST_TEMP).then(|| Linear::of(Slot(n)));
-        Analysis { values: (0..SLOTS as u8).map(value).collect(), loose }
+        Analysis { values: (0..SLOTS as u8).map(value).collect(), width }
     }
 
     fn value(&self, val: Val) -> Option<Linear> {
         match val {
+            Val::Imm(imm) if self.width == Width::Narrow => Some(Linear::constant(i64::from(imm as i32))),
             Val::Imm(imm) => Some(Linear::constant(imm)),
             Val::Slot(slot) => *self.values.get(usize::from(slot.0))?,
+        }
+    }
+
+    /// Whether sums of this type are understood. In 32-bit guests those that extend a sign are not.
+    fn has(&self, ty: Ty) -> bool {
+        match ty {
+            Ty::I64 => self.width.has(Size::B8),
+            Ty::U32 => self.width.has(Size::B4),
+            Ty::I32 => self.width == Width::Any,
         }
     }
 
     /// What an operation computes.
     fn result(&self, op: &Op) -> Option<Linear> {
         match *op {
-            Op::Un { op: UnOp::Mov, ty: Ty::I64, a, .. } => self.value(a),
-            Op::Alu { op, ty, a, b, .. } if ty == Ty::I64 || self.loose => {
+            Op::Un { op: UnOp::Mov, ty, a, .. } if ty == Ty::I64 || self.has(ty) => self.value(a),
+            Op::Alu { op, ty, a, b, .. } if self.has(ty) => {
                 let (a, b) = (self.value(a)?, self.value(b)?);
                 match op {
                     AluOp::Add => a.plus(b, 1),
@@ -126,7 +162,7 @@ impl Analysis {
                     _ => None,
                 }
             }
-            Op::AluF { op, size, d: Some(_), a, b } if size == Size::B8 || self.loose => {
+            Op::AluF { op, size, d: Some(_), a, b } if self.width.has(size) => {
                 let (a, b) = (self.value(a)?, self.value(b)?);
                 match op {
                     FlagOp::Add => a.plus(b, 1),
@@ -137,7 +173,7 @@ impl Analysis {
                     _ => None,
                 }
             }
-            Op::Lea { base, index, shift, disp, size, .. } if size == Size::B8 || self.loose => {
+            Op::Lea { base, index, shift, disp, size, .. } if self.width.has(size) => {
                 let index = self.value(index)?.shifted(Linear::constant(shift.into()))?;
                 self.value(base)?.plus(index, 1)?.plus(Linear::constant(disp.into()), 1)
             }
@@ -215,15 +251,16 @@ pub(super) struct Windows {
 
 impl Windows {
     /// Those of a loop's body.
-    pub(super) fn find(body: &[Op]) -> Windows {
+    pub(super) fn find(body: &[Op], narrow: bool) -> Windows {
         let mut taken = false;
-        let mut analysis = Analysis::new(false);
+        let mut analysis = Analysis::new(if narrow { Width::Narrow } else { Width::Whole });
         let mut accesses = Vec::new();
         for (i, op) in body.iter().enumerate() {
             for_each_read(op, |slot| taken |= usize::from(slot.0) >= FIRST_KEPT);
             for_each_written(op, |slot| taken |= usize::from(slot.0) >= FIRST_KEPT);
             if let Some((base, off, bytes, writes)) = access(op)
                 && let Some(value) = analysis.value(base.into())
+                && !(narrow && off.unsigned_abs() >= NARROW_MARGIN / 2)
             {
                 let at = Linear { k: value.k.wrapping_add(off.into()), ..value };
                 accesses.push((i, at, i64::from(bytes), writes));
@@ -239,14 +276,14 @@ impl Windows {
                 windows.enter(op, at, step, bytes, writes);
             }
         }
-        windows.keep_good();
+        windows.keep_good(if narrow { MAX_NARROW } else { MAX });
         windows.left = rounds_left(body);
         windows
     }
 
     /// The same of a guest with flags.
-    pub(super) fn find_beside_flags(body: &[Op]) -> Windows {
-        let windows = Windows::find(body);
+    pub(super) fn find_beside_flags(body: &[Op], narrow: bool) -> Windows {
+        let windows = Windows::find(body, narrow);
         if fits_beside_flags(body, &windows) { windows } else { Windows::default() }
     }
 
@@ -282,13 +319,13 @@ impl Windows {
     }
 
     /// Drops those that leave their page too soon, and what is too many.
-    fn keep_good(&mut self) {
+    fn keep_good(&mut self, max: usize) {
         let mut number = 0;
         let numbers: Vec<Option<usize>> = self
             .list
             .iter()
             .map(|w| {
-                let good = w.step.abs() <= MAX_STEP * w.accesses as i64 && w.span + w.step.abs() < 4096 && number < MAX;
+                let good = w.step.abs() <= MAX_STEP * w.accesses as i64 && w.span + w.step.abs() < 4096 && number < max;
                 number += usize::from(good);
                 good.then(|| number - 1)
             })
@@ -358,7 +395,7 @@ fn rounds_left(body: &[Op]) -> Option<(Linear, i64)> {
         }
         _ => return None,
     };
-    let mut analysis = Analysis::new(true);
+    let mut analysis = Analysis::new(Width::Any);
     let mut distance = None;
     for (i, op) in body.iter().enumerate() {
         if i == compares {
@@ -454,7 +491,8 @@ impl Lower<'_> {
         self.asm.mov_rm_i(true, counter, ROUNDS);
         for i in 0..self.windows.list.len() {
             if let Some(window) = self.windows.list.get(i).copied() {
-                from.add(self.look_window_up(&window, counter));
+                let miss = self.look_window_up(&window, counter);
+                miss.0.into_iter().flatten().for_each(|fixup| from.add(fixup));
             }
         }
         if let Some(reg) = self.windows.counter {
@@ -464,9 +502,16 @@ impl Lower<'_> {
     }
 
     /// Looks one up; jumps if it is not to be had.
-    fn look_window_up(&mut self, window: &Window, counter: Rm) -> Fixup {
+    fn look_window_up(&mut self, window: &Window, counter: Rm) -> Fixups {
         let context = self.be.config.context;
+        let mut from = Fixups::default();
         self.compute(&window.at);
+        if self.narrow {
+            // Not truncated: a sum past 2^32 is in no page.
+            self.asm.lea(false, RAX, R15, -(NARROW_MARGIN as i32));
+            self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), NARROW_MARGIN.wrapping_mul(2).wrapping_neg() as i32);
+            from.add(self.asm.jcc(Cc::Ae));
+        }
         let both = window.reads && window.writes;
         if both {
             self.mov(RAX, Opnd::Reg(R15));
@@ -479,7 +524,7 @@ impl Lower<'_> {
         }
         let last = 4096 - window.span as i32;
         dynasm!(self.asm ; .arch x64 ; cmp r15, last);
-        let from = self.asm.jcc(Cc::A);
+        from.add(self.asm.jcc(Cc::A));
         if window.step != 0 {
             if window.step > 0 {
                 dynasm!(self.asm ; .arch x64 ; mov eax, last ; sub eax, r15d);
