@@ -22,11 +22,10 @@ use mimus_tcg_ir::{AluOp, Cond, CondF, FIRST_TEMP, FlagOp, Op, SLOTS, Size, Slot
 
 /// Windows of a loop.
 const MAX: usize = 5;
-/// The same in 32-bit guests, whose windows take two checks.
+/// The same in 32-bit code, where windows take two checks.
 const MAX_NARROW: usize = 3;
-/// There, windows are not this close to either end of the addresses, and offsets of accesses are less than half of it: then
-/// no base on the way to an address is past an end.
-const NARROW_MARGIN: u32 = 1 << 16;
+/// The lowest offset of an access in a window there.
+const MIN_OFFSET: i32 = -(1 << 15);
 /// Bytes that a window may span.
 const MAX_SPAN: i64 = 1024;
 /// Bytes that it may move by each round, for each access.
@@ -230,6 +229,8 @@ struct Window {
     /// Bytes from there to the end of the highest.
     span: i64,
     step: i64,
+    /// The lowest and the highest that accesses add to their bases.
+    offsets: (i32, i32),
     reads: bool,
     writes: bool,
     accesses: usize,
@@ -260,10 +261,10 @@ impl Windows {
             for_each_written(op, |slot| taken |= usize::from(slot.0) >= FIRST_KEPT);
             if let Some((base, off, bytes, writes)) = access(op)
                 && let Some(value) = analysis.value(base.into())
-                && !(narrow && off.unsigned_abs() >= NARROW_MARGIN / 2)
+                && !(narrow && off < MIN_OFFSET)
             {
                 let at = Linear { k: value.k.wrapping_add(off.into()), ..value };
-                accesses.push((i, at, i64::from(bytes), writes));
+                accesses.push((i, at, i64::from(bytes), (off, writes)));
             }
             analysis.step(op);
         }
@@ -271,9 +272,9 @@ impl Windows {
         if taken {
             return windows;
         }
-        for (op, at, bytes, writes) in accesses {
+        for (op, at, bytes, how) in accesses {
             if let Some((at, step)) = analysis.resolve(at) {
-                windows.enter(op, at, step, bytes, writes);
+                windows.enter(op, at, step, bytes, how);
             }
         }
         windows.keep_good(if narrow { MAX_NARROW } else { MAX });
@@ -292,7 +293,7 @@ impl Windows {
     }
 
     /// Puts an access into a window.
-    fn enter(&mut self, op: usize, at: Linear, step: i64, bytes: i64, writes: bool) {
+    fn enter(&mut self, op: usize, at: Linear, step: i64, bytes: i64, (off, writes): (i32, bool)) {
         if !at.is_easy() || at.terms().next().is_none() {
             return;
         }
@@ -304,6 +305,7 @@ impl Windows {
         match found {
             Some((i, window, (low, high))) => {
                 (window.at.k, window.span) = (low, high - low);
+                window.offsets = (window.offsets.0.min(off), window.offsets.1.max(off));
                 window.reads |= !writes;
                 window.writes |= writes;
                 window.accesses += 1;
@@ -311,8 +313,8 @@ impl Windows {
             }
             None => {
                 let place = COUNTER;
-                let (reads, reg) = (!writes, None);
-                self.list.push(Window { at, span: bytes, step, reads, writes, accesses: 1, place, reg });
+                let (reads, reg, offsets) = (!writes, None, (off, off));
+                self.list.push(Window { at, span: bytes, step, offsets, reads, writes, accesses: 1, place, reg });
                 self.of.push((op, self.list.len() - 1));
             }
         }
@@ -489,6 +491,9 @@ impl Lower<'_> {
         let counter = Rm::Env(self.be.slot_disp(COUNTER));
         let mut from = Fixups::default();
         self.asm.mov_rm_i(true, counter, ROUNDS);
+        if self.narrow {
+            self.test_upper_halves(flags);
+        }
         for i in 0..self.windows.list.len() {
             if let Some(window) = self.windows.list.get(i).copied() {
                 let miss = self.look_window_up(&window, counter);
@@ -501,15 +506,38 @@ impl Lower<'_> {
         self.put_off(Cold::LeaveWindows { from, flags });
     }
 
+    /// Leaves if a slot that a window depends on has more than 32 bits (one of 64-bit code that has not been written since):
+    /// an address is not what was looked up then.
+    fn test_upper_halves(&mut self, flags: Routine) {
+        let mut slots: Vec<Slot> = self.windows.list.iter().flat_map(|w| w.at.terms()).map(|(slot, _)| slot).collect();
+        slots.sort();
+        slots.dedup();
+        for (i, slot) in slots.into_iter().enumerate() {
+            let home = self.home(slot);
+            if i == 0 {
+                self.mov(RAX, home);
+            } else {
+                self.alu_r(Alu::Or, true, RAX, home);
+            }
+        }
+        self.asm.shift_i(Shift::Shr, true, Rm::Reg(RAX), 32);
+        let from = Fixups::one(self.asm.jcc(Cc::Ne));
+        self.put_off(Cold::LeaveWindows { from, flags });
+    }
+
     /// Looks one up; jumps if it is not to be had.
     fn look_window_up(&mut self, window: &Window, counter: Rm) -> Fixups {
         let context = self.be.config.context;
         let mut from = Fixups::default();
         self.compute(&window.at);
         if self.narrow {
-            // Not truncated: a sum past 2^32 is in no page.
-            self.asm.lea(false, RAX, R15, -(NARROW_MARGIN as i32));
-            self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), NARROW_MARGIN.wrapping_mul(2).wrapping_neg() as i32);
+            // No base, which is so much lower than its address, is past an end of the addresses in any of the rounds.
+            let (low, high) = window.offsets;
+            let first = high.max(0) as u32 + if window.step < 0 { 4096 } else { 0 };
+            let end = 0u32.wrapping_sub(8192).wrapping_add_signed(low.min(0));
+            self.asm.mov_r_rm(false, R15, Rm::Reg(R15));
+            self.asm.lea(false, RAX, R15, first.wrapping_neg() as i32);
+            self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), end.wrapping_sub(first) as i32);
             from.add(self.asm.jcc(Cc::Ae));
         }
         let both = window.reads && window.writes;
