@@ -21,10 +21,8 @@ use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Cond, CondF, FIRST_TEMP, FlagOp, Op, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// Windows of a loop.
-const MAX: usize = 5;
-/// The same in 32-bit code, where windows take two checks.
-const MAX_NARROW: usize = 3;
-/// The lowest offset of an access in a window there.
+const MAX: usize = 6;
+/// The lowest offset of an access in a window of 32-bit code.
 const MIN_OFFSET: i32 = -(1 << 15);
 /// Bytes that a window may span.
 const MAX_SPAN: i64 = 1024;
@@ -277,7 +275,7 @@ impl Windows {
                 windows.enter(op, at, step, bytes, how);
             }
         }
-        windows.keep_good(if narrow { MAX_NARROW } else { MAX });
+        windows.keep_good();
         windows.left = rounds_left(body);
         windows
     }
@@ -321,13 +319,13 @@ impl Windows {
     }
 
     /// Drops those that leave their page too soon, and what is too many.
-    fn keep_good(&mut self, max: usize) {
+    fn keep_good(&mut self) {
         let mut number = 0;
         let numbers: Vec<Option<usize>> = self
             .list
             .iter()
             .map(|w| {
-                let good = w.step.abs() <= MAX_STEP * w.accesses as i64 && w.span + w.step.abs() < 4096 && number < max;
+                let good = w.step.abs() <= MAX_STEP * w.accesses as i64 && w.span + w.step.abs() < 4096 && number < MAX;
                 number += usize::from(good);
                 good.then(|| number - 1)
             })
@@ -370,11 +368,11 @@ impl Windows {
         }
     }
 
-    /// Rounds that pay for looking everything up.
+    /// Rounds that pay for looking everything up, twice over. What does not move is cheap to check otherwise.
     fn worth(&self) -> i64 {
-        let accesses: usize = self.list.iter().map(|w| w.accesses).sum();
+        let accesses: usize = self.list.iter().filter(|w| w.step != 0).map(|w| w.accesses).sum();
         let cost = self.list.len() * LOOK_UP + 8;
-        (cost / (accesses * CHECK).max(1) + 1) as i64
+        2 * (cost / (accesses * CHECK).max(1) + 1) as i64
     }
 }
 
@@ -416,17 +414,16 @@ fn rounds_left(body: &[Op]) -> Option<(Linear, i64)> {
     (step < 0 && distance.is_easy()).then_some((distance, -step))
 }
 
-/// Whether the loop with this body may have a copy with windows if it has to do with flags. Of what may call something,
-/// there are only loads and stores, which see to windows then; and vector operands that have windows.
+/// Whether the loop with this body may have a copy with windows if it has to do with flags: all accesses have windows, so
+/// that nothing is called. (Windows for some of them would take stretches from the others.)
 fn fits_beside_flags(body: &[Op], windows: &Windows) -> bool {
     body.iter().enumerate().all(|(i, op)| match *op {
         Op::Unit { insn, .. } => insn.memory == UnitMemory::None || windows.of(i).is_some(),
+        Op::Load { .. } | Op::Store { .. } => windows.of(i).is_some(),
         Op::Insn { .. }
         | Op::Alu { .. }
         | Op::Un { .. }
         | Op::GetPc { .. }
-        | Op::Load { .. }
-        | Op::Store { .. }
         | Op::GuardEnv { .. }
         | Op::Branch { .. }
         | Op::BranchF { .. }
@@ -477,7 +474,7 @@ impl Lower<'_> {
         let (left, step) = self.windows.left.filter(|_| !self.forced())?;
         self.compute(&left);
         let enough = self.windows.worth().saturating_mul(step).min(i64::from(i32::MAX));
-        self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R15), enough as i32);
+        self.asm.alu_rm_i(Alu::Cmp, !self.narrow, Rm::Reg(R15), enough as i32);
         Some(self.asm.jcc(Cc::B))
     }
 
@@ -489,21 +486,19 @@ impl Lower<'_> {
     /// what the block's own code expects in the flags' slot.
     pub(super) fn look_windows_up(&mut self, flags: Routine) {
         let counter = Rm::Env(self.be.slot_disp(COUNTER));
-        let mut from = Fixups::default();
         self.asm.mov_rm_i(true, counter, ROUNDS);
         if self.narrow {
             self.test_upper_halves(flags);
         }
         for i in 0..self.windows.list.len() {
             if let Some(window) = self.windows.list.get(i).copied() {
-                let miss = self.look_window_up(&window, counter);
-                miss.0.into_iter().flatten().for_each(|fixup| from.add(fixup));
+                let from = self.look_window_up(&window, counter);
+                self.put_off(Cold::LeaveWindows { from, flags });
             }
         }
         if let Some(reg) = self.windows.counter {
             self.asm.mov_r_rm(true, reg, counter);
         }
-        self.put_off(Cold::LeaveWindows { from, flags });
     }
 
     /// Leaves if a slot that a window depends on has more than 32 bits (one of 64-bit code that has not been written since):
