@@ -35,13 +35,17 @@ pub fn list() -> String {
     out
 }
 
+/// Properties of a model that are the machine's, not the device's.
+pub fn common_properties(model: &str) -> &'static [&'static str] {
+    if is_bootable(model) { &["id", "bus", "bootindex"] } else { &["id", "bus"] }
+}
+
 /// The text of `-device NAME,help`, or why there is none.
 pub fn properties(name: &str) -> String {
     match find(name) {
         Ok(model) => {
             let mut out = format!("{}: {}\nproperties:\n", model.name, model.summary);
-            let boot = is_bootable(model.name).then_some(&"bootindex");
-            for property in ["id", "bus"].iter().chain(boot).chain((model.properties)()) {
+            for property in common_properties(model.name).iter().chain((model.properties)()) {
                 out.push_str(&format!("  {property}\n"));
             }
             out

@@ -96,7 +96,7 @@ fn switch(value: &str) -> Result<bool, String> {
     }
 }
 
-/// `-accel tcg,tb-size=MIB,engine=jit|interp,opt=on|off|force,stats=on|off,perfmap=on|off,thread=multi`
+/// `-accel tcg,tb-size=MIB,engine=jit|interp,opt=on|off|tiered|compact|force,stats=on|off,perfmap=on|off,thread=multi`
 fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
     let mut engine = EngineConfig { count: config.clock.counted().is_some(), ..EngineConfig::default() };
     if engine.count && config.smp > 1 {
@@ -123,8 +123,8 @@ fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
             }
             "opt" => {
                 let known = Optimise::parse(value);
-                engine.optimise = known
-                    .ok_or_else(|| fail(format!("{value:?} is not known; use on, off, tiered, compact or force")))?;
+                let unknown = || fail(format!("{value:?} is not known; use on, off, tiered, compact or force"));
+                engine.optimise = known.ok_or_else(unknown)?;
             }
             "stats" => engine.time_translation = switch(value).map_err(fail)?,
             "perfmap" => engine.perf_map = switch(value).map_err(fail)?,
@@ -159,6 +159,11 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
     fn filter_cpu_model(&self, model: &CpuModel) -> Result<CpuModel, AccelError> {
         match model {
             CpuModel::Riscv(m) => Ok(CpuModel::Riscv(m.restricted_to(SUPPORTED)?)),
+            // A translated processor is none of the host's: what stands for "everything" is `max`.
+            CpuModel::X86(m) if m.host => {
+                let reason = "the host's own processor is there with -accel kvm only; use -cpu max".to_owned();
+                Err(ModelError::Conflict { model: m.name.clone(), reason }.into())
+            }
             CpuModel::X86(m) => Ok(CpuModel::X86(m.restricted_to(cpuid::supported())?)),
             other => Ok(other.clone()),
         }

@@ -1,10 +1,12 @@
 //! What a running vCPU asks of the machine: the slow path only. Accelerators reach RAM
 //! directly.
 
+use super::signal::VcpuSignal;
 use super::vcpu::{CpuPin, StartRequest, VcpuIndex};
 use crate::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
 use crate::clock::VirtualClock;
 use crate::memory::AddressSpace;
+use std::sync::Arc;
 
 /// How a hypercall ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +78,21 @@ pub trait CpuIo: Sync {
     /// the pin itself. One deadline per vCPU and pin.
     fn arm_pin_timer(&self, _vcpu: VcpuIndex, _pin: CpuPin, _deadline_ns: Option<u64>) {}
 
+    /// The vCPU waits for an interrupt: sleeps until it is given `signal`. `all`: so do all others, or they are off; then whoever
+    /// sleeps may see to it that timers fire meanwhile.
+    fn wait_for_interrupt(&self, signal: &Arc<VcpuSignal>, all: bool) {
+        let _ = all;
+        signal.wait(None);
+    }
+
     /// x86 INTA cycle: the vector to take; of the local APIC first, else of the PIC.
     /// Called with [`CpuPin::Intr`] high and interrupts open; `None` if it was withdrawn.
     fn acknowledge_interrupt(&self, _vcpu: VcpuIndex) -> Option<u8> {
         None
     }
+
+    /// An x86 INIT that waited ([`CpuPin::Init`]) is due: the machine resets the vCPU. On its thread; it leaves `run` then.
+    fn take_init(&self, _vcpu: VcpuIndex) {}
 
     /// EOI broadcast to an I/O interrupt controller.
     fn end_of_interrupt(&self, _vcpu: VcpuIndex, _vector: u32) {}

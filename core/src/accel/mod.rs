@@ -8,6 +8,7 @@ pub mod exit;
 pub mod irqchip;
 pub mod null;
 pub mod shortcuts;
+pub mod signal;
 pub mod trace;
 pub mod vcpu;
 
@@ -21,8 +22,9 @@ pub use irqchip::{
 };
 pub use null::NullAccelerator;
 pub use shortcuts::Shortcuts;
+pub use signal::VcpuSignal;
 pub use trace::{RecentEvent, TraceKinds, TraceSink, TracedCode, Tracer};
 pub use vcpu::{
     Access, CpuPin, DebugCaps, RememberedTranslation, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault,
-    Translation, Vcpu, VcpuDebug, VcpuHandle, VcpuIndex, VcpuSignal,
+    Translation, Vcpu, VcpuDebug, VcpuHandle, VcpuIndex,
 };

@@ -3,9 +3,10 @@
 use super::accelerator::{AccelCaps, AccelError, AccelVm, Accelerator, Unavailable, VmConfig};
 use super::cpu_io::CpuIo;
 use super::exit::VcpuExit;
+use super::signal::VcpuSignal;
 use super::vcpu::{
     Access, CpuPin, RemoteFence, ResetKind, StartRequest, StateError, TranslateFault, Translation, Vcpu, VcpuHandle,
-    VcpuIndex, VcpuSignal,
+    VcpuIndex,
 };
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::riscv::RiscvState;

@@ -5,13 +5,12 @@ use super::catch::Catch;
 use super::cpu_io::CpuIo;
 use super::emulation::EmulationFailure;
 use super::exit::{VcpuExit, WatchKind};
+use super::signal::VcpuSignal;
 use super::trace::RecentEvent;
 use crate::bus::{GuestPhys, GuestVirt};
 use mimus_arch::{CpuState, StateGroups};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// Number of a vCPU, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +94,13 @@ pub trait VcpuHandle: Send + Sync {
     /// [`VcpuSignal::wake`].
     fn set_pin(&self, pin: CpuPin, level: bool);
 
+    /// Whether it is in system management mode (x86), where an INIT waits: raise [`CpuPin::Init`] then, which it takes by
+    /// [`CpuIo::take_init`](super::CpuIo::take_init) behind RSM. Once it was kicked and this was false, it does not enter the
+    /// mode before it has left `run`.
+    fn in_smm(&self) -> bool {
+        false
+    }
+
     /// The vCPU's number.
     fn index(&self) -> VcpuIndex;
 
@@ -105,51 +111,6 @@ pub trait VcpuHandle: Send + Sync {
 
     /// What the run loop sleeps on while the vCPU waits for an interrupt.
     fn signal(&self) -> &Arc<VcpuSignal>;
-}
-
-/// A wake-up that is not lost: `wake` before `wait` makes `wait` return at once.
-#[derive(Default)]
-pub struct VcpuSignal {
-    pending: AtomicBool,
-    lock: Mutex<()>,
-    cond: Condvar,
-}
-
-impl VcpuSignal {
-    /// A signal nobody has given.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
-    }
-
-    /// Ends the current or the next [`VcpuSignal::wait`].
-    pub fn wake(&self) {
-        if !self.pending.swap(true, Ordering::SeqCst) {
-            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
-            self.cond.notify_all();
-        }
-    }
-
-    /// Forgets a wake-up; true if there was one.
-    pub fn take(&self) -> bool {
-        self.pending.swap(false, Ordering::SeqCst)
-    }
-
-    /// Sleeps until woken, or for `timeout`; true if woken.
-    pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let deadline = timeout.map(|t| std::time::Instant::now() + t);
-        while !self.take() {
-            match deadline.map(|d| d.saturating_duration_since(std::time::Instant::now())) {
-                Some(Duration::ZERO) => return false,
-                Some(left) => {
-                    let woken = self.cond.wait_timeout(guard, left);
-                    guard = woken.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                None => guard = self.cond.wait(guard).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-        true
-    }
 }
 
 /// An interrupt input of a vCPU.
@@ -343,22 +304,4 @@ pub struct DebugCaps {
     pub breakpoints: Option<u32>,
     /// Most watchpoints.
     pub watchpoints: Option<u32>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wake_is_not_lost() {
-        let s = VcpuSignal::new();
-        assert!(!s.wait(Some(Duration::from_millis(1))));
-        s.wake();
-        assert!(s.wait(None));
-        let t = s.clone();
-        let waiter = std::thread::spawn(move || t.wait(None));
-        s.wake();
-        assert!(waiter.join().unwrap());
-        assert!(!s.take());
-    }
 }

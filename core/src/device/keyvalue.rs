@@ -14,6 +14,8 @@ use std::fmt;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pairs: Vec<(String, String)>,
+    /// Keys that somebody else takes out before [`Options::to_config`].
+    others: Vec<&'static str>,
 }
 
 /// An option that cannot be used.
@@ -154,6 +156,11 @@ impl Options {
         Some(self.pairs.remove(at).1)
     }
 
+    /// Keys which there are beside those of a configuration struct, that are taken out before: errors name them too.
+    pub fn allow_others(&mut self, keys: &[&'static str]) {
+        self.others.extend(keys);
+    }
+
     /// All pairs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs.iter().map(|(k, v)| (k.as_str(), v.as_str()))
@@ -256,11 +263,12 @@ impl<'de> Deserializer<'de> for Root<'_> {
         visitor: V,
     ) -> Result<V::Value, OptionError> {
         if let Some((key, _)) = self.options.iter().find(|(k, _)| !fields.contains(k)) {
+            let known: Vec<&str> = self.options.others.iter().chain(fields).copied().collect();
             return Err(OptionError::UnknownKey {
                 of: self.of.to_owned(),
                 key: key.to_owned(),
-                hint: did_you_mean(key, fields.iter().copied()),
-                known: if fields.is_empty() { "none".to_owned() } else { fields.join(", ") },
+                hint: did_you_mean(key, known.iter().copied()),
+                known: if known.is_empty() { "none".to_owned() } else { known.join(", ") },
             });
         }
         self.deserialize_any(visitor)
@@ -480,6 +488,13 @@ mod tests {
         let unknown = text("disk,driv=hd0");
         assert!(unknown.starts_with("disk: no property \"driv\"; did you mean \"drive\"?"), "{unknown}");
         assert!(unknown.contains("properties: drive, serial, queue-size"), "{unknown}");
+        let mut taken = Options::parse("buss=x").unwrap();
+        taken.allow_others(&["id", "bus"]);
+        let unknown = taken.to_config::<Config>("disk").unwrap_err().to_string();
+        assert!(
+            unknown.contains("did you mean \"bus\"?") && unknown.contains("properties: id, bus, drive,"),
+            "{unknown}"
+        );
         assert_eq!(text("disk,queue-size=64K"), "disk: queue-size=\"64K\": expected at most 65535");
         assert!(text("disk,queue-size=-1").contains("expected a number"));
         assert!(text("disk,read-only=maybe").contains("on or off"));

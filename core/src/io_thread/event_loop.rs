@@ -4,6 +4,8 @@
 //! loop applies queued memory-map changes (the *after hook*), because a callback may
 //! have made a device move its regions.
 
+use super::keeper::Keeper;
+use crate::accel::VcpuSignal;
 use crate::clock::clocks::ClockListener;
 use crate::clock::{ClockKind, Clocks, InstructionClock, Shift, Timer, TimerQueue};
 use crate::error::HostError;
@@ -16,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{JoinHandle, ThreadId};
+use std::time::Duration;
 
 /// Which readiness a registration wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -88,6 +91,7 @@ struct Shared {
     thread: Mutex<Option<ThreadId>>,
     /// One for each queue of timers.
     alarms: Vec<Alarm>,
+    keeper: Keeper,
 }
 
 /// Ends the loop's sleep at a deadline that came up meanwhile. Who arms a timer sets it: waking the loop to have it sleep
@@ -95,8 +99,9 @@ struct Shared {
 struct Alarm {
     timer: OwnedFd,
     queue: OnceLock<Weak<TimerQueue>>,
-    /// Held from the look at the queue to the setting, so that the last who sets it has seen the first deadline.
-    setting: Mutex<()>,
+    /// Held from the look at the queue to the setting, so that the last who sets it has seen the first deadline. Whether it is
+    /// set, or has gone off.
+    setting: Mutex<bool>,
 }
 
 /// epoll data of the eventfd.
@@ -105,6 +110,8 @@ const WAKE_TOKEN: u64 = 0;
 const ALARM_TOKEN: u64 = 1;
 /// Alarms there are.
 const ALARMS: usize = 3;
+/// The virtual clock's.
+const VIRTUAL: usize = 0;
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,13 +131,33 @@ impl Shared {
         if *lock(&self.thread) == Some(std::thread::current().id()) {
             return;
         }
+        if queue == VIRTUAL && self.keeper.tell() {
+            return;
+        }
+        self.set_alarm(queue);
+    }
+
+    /// Has the loop woken at the queue's first deadline.
+    fn set_alarm(&self, queue: usize) {
         let Some(alarm) = self.alarms.get(queue) else { return self.wake() };
-        let _setting = lock(&alarm.setting);
+        let mut is_set = lock(&alarm.setting);
         let Some(queue) = alarm.queue.get().and_then(Weak::upgrade) else { return self.wake() };
         // `None`: the clock stands, and tells when it goes on; or somebody else has disarmed it.
         let Some(ns) = queue.wait_ns() else { return };
         if ns == 0 || alarm.set(ns).is_err() {
             self.wake();
+        } else {
+            *is_set = true;
+        }
+    }
+
+    /// Lets the loop sleep on at the queue's first deadline.
+    fn stop_alarm(&self, queue: usize) {
+        let Some(alarm) = self.alarms.get(queue) else { return };
+        let mut is_set = lock(&alarm.setting);
+        if std::mem::replace(&mut *is_set, false) {
+            // At worst it goes off for nothing.
+            let _ = alarm.set(0);
         }
     }
 }
@@ -142,7 +169,7 @@ impl Alarm {
         Ok(Alarm { timer, queue: OnceLock::new(), setting: Mutex::default() })
     }
 
-    /// To go off in `ns`, which is not 0; forgets what it was set to before.
+    /// To go off in `ns`; never if that is 0. Forgets what it was set to before.
     fn set(&self, ns: u64) -> rustix::io::Result<()> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let time = Itimerspec { it_interval: zero, it_value: timespec(ns) };
@@ -156,6 +183,7 @@ fn timespec(ns: u64) -> Timespec {
 
 impl ClockListener for Shared {
     fn clock_changed(&self) {
+        self.keeper.tell();
         self.wake();
     }
 }
@@ -164,12 +192,6 @@ struct Queues {
     virt: Arc<TimerQueue>,
     host: Arc<TimerQueue>,
     realtime: Arc<TimerQueue>,
-}
-
-impl Queues {
-    fn all(&self) -> [&Arc<TimerQueue>; 3] {
-        [&self.virt, &self.host, &self.realtime]
-    }
 }
 
 /// An I/O thread; stops and joins it when dropped.
@@ -208,6 +230,7 @@ impl IoThread {
             after: Mutex::default(),
             thread: Mutex::default(),
             alarms,
+            keeper: Keeper::default(),
         });
         let queue = |number, kind| {
             let waker = Arc::downgrade(&shared);
@@ -222,7 +245,7 @@ impl IoThread {
             queue
         };
         let queues = Arc::new(Queues {
-            virt: queue(0, ClockKind::Virtual),
+            virt: queue(VIRTUAL, ClockKind::Virtual),
             host: queue(1, ClockKind::Host),
             realtime: queue(2, ClockKind::Realtime),
         });
@@ -283,6 +306,48 @@ impl IoThreadHandle {
         self.run_soon(move || drop(tx));
         // Ends when the task has run, or was dropped with the loop.
         let _ = rx.recv();
+        self.shared.keeper.barrier();
+    }
+
+    /// Sleeps until `signal` is given. Timers of the virtual clock fire on this thread meanwhile: that saves waking two threads
+    /// for each. If another thread does so already, this one only sleeps.
+    pub fn keep_time(&self, signal: &Arc<VcpuSignal>) {
+        let (shared, virt) = (&self.shared, &self.queues.virt);
+        if !shared.keeper.begin(signal) {
+            signal.wait(None);
+            return;
+        }
+        shared.stop_alarm(VIRTUAL);
+        loop {
+            // `None`: the clock stands, or nothing is armed: both are told.
+            let wait = virt.wait_ns().map(Duration::from_nanos);
+            if wait != Some(Duration::ZERO) && signal.wait(wait) {
+                break;
+            }
+            guarded("a timer", || {
+                shared.keeper.fire(virt);
+            });
+            self.run_after_hook();
+            if signal.take() {
+                break;
+            }
+        }
+        shared.keeper.end();
+        if virt.first_deadline().is_some() {
+            shared.set_alarm(VIRTUAL);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_time_kept(&self) -> bool {
+        self.shared.keeper.is_kept()
+    }
+
+    fn run_after_hook(&self) {
+        let after = lock(&self.shared.after).clone();
+        if let Some(hook) = after {
+            guarded("the after hook", || hook());
+        }
     }
 
     /// True on the I/O thread itself.
@@ -406,15 +471,14 @@ fn run(handle: &IoThreadHandle) {
         let tasks = lock(&shared.tasks).as_mut().map(std::mem::take).unwrap_or_default();
         let idle = tasks.is_empty();
         tasks.into_iter().for_each(|t| guarded("a queued task", t));
-        handle.queues.all().iter().for_each(|q| {
+        let queues = &handle.queues;
+        guarded("a timer", || shared.keeper.fire_unless_kept(&queues.virt));
+        [&queues.host, &queues.realtime].iter().for_each(|q| {
             guarded("a timer", || {
                 q.fire();
             })
         });
-        let after = lock(&shared.after).clone();
-        if let Some(hook) = after {
-            guarded("the after hook", || hook());
-        }
+        handle.run_after_hook();
         if shared.stop.load(Ordering::SeqCst) && idle && lock(&shared.tasks).as_ref().is_none_or(Vec::is_empty) {
             return;
         }
@@ -436,7 +500,10 @@ fn run(handle: &IoThreadHandle) {
 /// How long to sleep: `None` is until something happens.
 fn timeout(handle: &IoThreadHandle) -> Option<Timespec> {
     let stopping = handle.shared.stop.load(Ordering::SeqCst);
-    let waits = handle.queues.all().into_iter().filter_map(|q| q.wait_ns());
+    let queues = &handle.queues;
+    // Who stops keeping time sets an alarm.
+    let virt = (!handle.shared.keeper.is_kept()).then(|| queues.virt.wait_ns()).flatten();
+    let waits = [virt, queues.host.wait_ns(), queues.realtime.wait_ns()].into_iter().flatten();
     let ns = if stopping { Some(0) } else { waits.min() }?;
     Some(timespec(ns))
 }
@@ -479,7 +546,6 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     const SOON: Duration = Duration::from_secs(5);
 

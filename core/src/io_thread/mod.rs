@@ -2,6 +2,7 @@
 //! threads for calls that block.
 
 pub mod event_loop;
+mod keeper;
 pub mod worker;
 
 pub use event_loop::{FdRegistration, Interest, IoThread, IoThreadHandle, Readiness, SharedFd};

@@ -45,6 +45,8 @@ struct State {
     exclusive: bool,
     inside: usize,
     active: usize,
+    /// Threads that wait for `changed`.
+    waiting: usize,
     power: Vec<Power>,
     /// A debugger keeps it outside while others run.
     held: Vec<bool>,
@@ -65,6 +67,7 @@ impl PauseGate {
             exclusive: false,
             inside: 0,
             active: 0,
+            waiting: 0,
             power: vec![Power::Off; vcpus],
             held: vec![false; vcpus],
         };
@@ -75,8 +78,11 @@ impl PauseGate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, guard: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    fn wait<'a>(&self, mut guard: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        guard.waiting += 1;
+        let mut guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        guard.waiting -= 1;
+        guard
     }
 
     /// On the vCPU's thread: waits until it may run, has work, or must end.
@@ -103,7 +109,10 @@ impl PauseGate {
         let mut s = self.lock();
         s.inside -= 1;
         s.active -= 1;
-        self.changed.notify_all();
+        // A system call even if nobody waits.
+        if s.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Wakes threads in [`PauseGate::enter`] to look at their queues.

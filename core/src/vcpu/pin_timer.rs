@@ -41,6 +41,11 @@ impl PinTimers {
         }
     }
 
+    /// The thread whose timers they are.
+    pub fn io_thread(&self) -> &IoThreadHandle {
+        &self.io_thread
+    }
+
     fn make(&self, handle: &Arc<dyn VcpuHandle>, pin: CpuPin) -> Timer {
         let timer = self.io_thread.timer(ClockKind::Virtual);
         let handle = handle.clone();

@@ -17,6 +17,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A vCPU whose last sleep was that long may keep time during the next. It is not worth its while when vCPUs wake each other
+/// many times between two ticks.
+const LONG_SLEEP: Duration = Duration::from_micros(500);
 
 /// Something a vCPU did that concerns the machine. All vCPUs have been asked to pause.
 #[derive(Debug)]
@@ -284,10 +289,17 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether no vCPU has anything to do. Of two that find so at once, one may be wrong.
+    fn all_wait(&self) -> bool {
+        let waits = |(i, s): (usize, &Slot)| s.halted.load(Ordering::SeqCst) || self.gate.power(i) != Power::On;
+        self.slots.iter().enumerate().all(waits)
+    }
+
     /// A vCPU's thread.
     fn run(&self, index: usize, mut vcpu: Box<dyn Vcpu>, io: &dyn CpuIo) {
         let number = VcpuIndex(index as u32);
         let slot = &self.slots[index];
+        let mut sleeps_long = false;
         update_role(|r| r.vcpu = Some(number));
         loop {
             match self.gate.enter(index, || slot.queue.has_work()) {
@@ -307,7 +319,7 @@ impl Shared {
                     let exit = exit.unwrap_or_else(|_| {
                         VcpuExit::Failed(AccelError::Other(format!("vCPU {number}: the accelerator panicked")))
                     });
-                    self.handle_exit(number, slot, exit);
+                    self.handle_exit(number, slot, exit, io, &mut sleeps_long);
                 }
             }
         }
@@ -315,13 +327,15 @@ impl Shared {
         slot.queue.close();
     }
 
-    fn handle_exit(&self, number: VcpuIndex, slot: &Slot, exit: VcpuExit) {
+    fn handle_exit(&self, number: VcpuIndex, slot: &Slot, exit: VcpuExit, io: &dyn CpuIo, sleeps_long: &mut bool) {
         let event = match exit {
             VcpuExit::Kicked => return,
             VcpuExit::Halted => {
-                slot.halted.store(true, Ordering::Relaxed);
-                slot.handle.signal().wait(None);
-                slot.halted.store(false, Ordering::Relaxed);
+                slot.halted.store(true, Ordering::SeqCst);
+                let from = Instant::now();
+                io.wait_for_interrupt(slot.handle.signal(), *sleeps_long && self.all_wait());
+                *sleeps_long = from.elapsed() >= LONG_SLEEP;
+                slot.halted.store(false, Ordering::SeqCst);
                 return;
             }
             VcpuExit::Shutdown(cause) => VcpuEvent::Shutdown(cause),

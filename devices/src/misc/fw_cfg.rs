@@ -118,10 +118,23 @@ pub enum FwCfgError {
 /// access the device.
 pub type WriteListener = Box<dyn Fn(&[u8]) + Send>;
 
+/// Asked for the contents of an item when the guest selects it, as [`WriteListener`] is called.
+pub type SelectListener = Box<dyn Fn() -> Vec<u8> + Send>;
+
+#[derive(Default)]
 struct Item {
     data: Vec<u8>,
     /// The guest may write it by DMA.
     writable: Option<WriteListener>,
+    /// It is made when it is selected: what it is made of is saved elsewhere.
+    made: Option<SelectListener>,
+}
+
+impl Item {
+    /// Its contents are not what the machine's configuration says.
+    fn changes(&self) -> bool {
+        self.writable.is_some() || self.made.is_some()
+    }
 }
 
 /// The registers, as saved. Items are part of the configuration, except those the guest can write.
@@ -159,7 +172,19 @@ impl FwCfg {
 
     /// Adds a file; returns its number. Names are paths such as `etc/table-loader` or `opt/org.example/x`.
     pub fn add_file(&mut self, name: &str, data: impl Into<Vec<u8>>) -> Result<u16, FwCfgError> {
-        self.insert_file(name, data.into(), None)
+        self.insert_file(name, Item { data: data.into(), ..Item::default() })
+    }
+
+    /// Adds a file whose contents are made each time the guest selects it, `len` bytes; with a listener the guest may
+    /// overwrite it then.
+    pub fn add_made_file(
+        &mut self,
+        name: &str,
+        len: usize,
+        make: SelectListener,
+        writable: Option<WriteListener>,
+    ) -> Result<u16, FwCfgError> {
+        self.insert_file(name, Item { data: vec![0; len], writable, made: Some(make) })
     }
 
     /// Adds a file the guest may overwrite, but not lengthen.
@@ -169,7 +194,7 @@ impl FwCfg {
         data: impl Into<Vec<u8>>,
         listener: WriteListener,
     ) -> Result<u16, FwCfgError> {
-        self.insert_file(name, data.into(), Some(listener))
+        self.insert_file(name, Item { data: data.into(), writable: Some(listener), made: None })
     }
 
     /// Replaces what a file holds; false if there is none of that name, or the data are 4 GiB or more.
@@ -216,10 +241,10 @@ impl FwCfg {
     }
 
     fn set(&mut self, key: u16, data: Vec<u8>) {
-        self.items.insert(key, Item { data, writable: None });
+        self.items.insert(key, Item { data, ..Item::default() });
     }
 
-    fn insert_file(&mut self, name: &str, data: Vec<u8>, writable: Option<WriteListener>) -> Result<u16, FwCfgError> {
+    fn insert_file(&mut self, name: &str, item: Item) -> Result<u16, FwCfgError> {
         let printable = name.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
         if name.is_empty() || name.len() >= NAME_BYTES || !printable {
             return Err(FwCfgError::Name(name.to_owned()));
@@ -227,12 +252,12 @@ impl FwCfg {
         if self.files.contains_key(name) {
             return Err(FwCfgError::Duplicate(name.to_owned()));
         }
-        check_len(name, &data)?;
+        check_len(name, &item.data)?;
         let next = key::FILE_FIRST + self.files.len() as u16;
         if next >= FILE_END {
             return Err(FwCfgError::Full(name.to_owned()));
         }
-        self.items.insert(next, Item { data, writable });
+        self.items.insert(next, item);
         self.files.insert(name.to_owned(), next);
         self.update_directory();
         Ok(next)
@@ -255,6 +280,11 @@ impl FwCfg {
     fn select(&mut self, selector: u16) {
         self.selected = selector & KEY_MASK;
         self.offset = 0;
+        if let Some(Item { data, made: Some(made), .. }) = self.items.get_mut(&self.selected) {
+            let len = data.len();
+            *data = made();
+            data.resize(len, 0);
+        }
     }
 
     /// Bytes of the selected item from the current offset on.
@@ -419,7 +449,7 @@ impl SaveRestore for FwCfg {
     type State = State;
 
     fn save_state(&self) -> State {
-        let writable = self.items.iter().filter(|(_, i)| i.writable.is_some());
+        let writable = self.items.iter().filter(|(_, i)| i.changes());
         State {
             selected: self.selected,
             offset: self.offset,
@@ -431,7 +461,7 @@ impl SaveRestore for FwCfg {
     fn restore_state(&mut self, state: State) -> Result<(), SnapshotError> {
         let invalid = |field, reason: String| Err(SnapshotError::invalid(Self::SCHEMA, field, reason));
         for (key, data) in &state.written {
-            let item = self.items.get(key).filter(|i| i.writable.is_some());
+            let item = self.items.get(key).filter(|i| i.changes());
             if item.is_none_or(|i| i.data.len() != data.len()) {
                 return invalid(
                     "written",
@@ -445,9 +475,11 @@ impl SaveRestore for FwCfg {
         }
         (self.selected, self.offset, self.dma_high) = (state.selected, state.offset, state.dma_high);
         for (key, data) in state.written {
-            if let Some(Item { data: old, writable: Some(listener) }) = self.items.get_mut(&key) {
-                *old = data;
-                listener(old);
+            if let Some(item) = self.items.get_mut(&key) {
+                item.data = data;
+                if let Item { data, writable: Some(listener), made: None } = item {
+                    listener(data);
+                }
             }
         }
         Ok(())

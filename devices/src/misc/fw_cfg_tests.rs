@@ -130,3 +130,33 @@ fn writable_files_saved_and_restored() {
     crate::testing::reset(&*other);
     assert_eq!(read(&other, 4), b"QEMU");
 }
+
+/// Made when it is selected, as long as it always was; written, if it may be, from then on.
+#[test]
+fn files_that_are_made() {
+    let ram = Ram::new(0x1_0000);
+    let value = Arc::new(AtomicU32::new(0));
+    let build = || {
+        let (f, shown, told) = (device(&ram), value.clone(), value.clone());
+        let make = move || vec![shown.load(Ordering::Relaxed) as u8; 3];
+        let written = Box::new(move |d: &[u8]| told.store(d[0].into(), Ordering::Relaxed));
+        let w = lock(&f).add_made_file("etc/w", 2, Box::new(make.clone()), Some(written)).unwrap();
+        let m = lock(&f).add_made_file("etc/m", 4, Box::new(make), None).unwrap();
+        (f, w, m)
+    };
+    let (f, w, m) = build();
+    ram.put(0x2000, &[5]);
+    assert_eq!(dma(&f, &ram, u32::from(w) << 16 | DMA_SELECT | DMA_WRITE, 1, 0x2000), 0);
+    select(&f, m);
+    assert_eq!(read(&f, 5), [5, 5, 5, 0, 0]);
+    assert_eq!(dma(&f, &ram, u32::from(m) << 16 | DMA_SELECT | DMA_WRITE, 1, 0x2000), DMA_ERROR);
+    // What was made is saved, for it may be half read; what it was made of is not this device's.
+    select(&f, m);
+    assert_eq!(read(&f, 1), [5]);
+    value.store(7, Ordering::Relaxed);
+    let (other, _, _) = build();
+    assert_round_trip(&f, &other);
+    assert_eq!((read(&other, 2), value.load(Ordering::Relaxed)), (vec![5, 5], 7));
+    select(&other, w);
+    assert_eq!(read(&other, 2), [7, 7]);
+}

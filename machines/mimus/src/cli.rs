@@ -95,6 +95,9 @@ pub struct SystemArgs {
     /// Monitor: none, stdio, or as -serial
     #[arg(long, value_name = "BACKEND")]
     pub monitor: Option<String>,
+    /// What firmware writes to port 0xe9, as -serial (port 0x402: -device isa-debugcon,iobase=0x402,chardev=ID)
+    #[arg(long, value_name = "BACKEND")]
+    pub debugcon: Option<String>,
     /// Serial port and monitor in this terminal (Ctrl-A h for help)
     #[arg(long)]
     pub nographic: bool,
@@ -330,6 +333,17 @@ impl SystemArgs {
                 "-display {other}: there are no graphical displays (yet); use -nographic for the terminal, or -display none"
             ),
         };
+        if let Some(text) = &self.debugcon {
+            let id = match CharBackend::parse_legacy("-debugcon", text)? {
+                CharBackend::Chardev { id } => id,
+                backend => {
+                    let id = "debugcon".to_owned();
+                    config.chardevs.push(Chardev { id: id.clone(), mux: false, backend });
+                    id
+                }
+            };
+            config.devices.push(format!("isa-debugcon,chardev={id}"));
+        }
         config.serials = parse_all(&self.serial, |t| CharBackend::parse_legacy("-serial", t))?;
         let monitor = self.monitor.as_deref().map(|t| CharBackend::parse_legacy("-monitor", t)).transpose()?;
         let stdio_taken = config.chardevs.iter().any(|c| matches!(c.backend, CharBackend::Stdio { .. }))
@@ -402,6 +416,11 @@ mod tests {
         assert_eq!(config("-display none").unwrap().serials, [B::Null]);
         let c = config("-monitor stdio").unwrap();
         assert_eq!((c.serials, c.monitor), (vec![B::Null], B::Stdio { monitor: false, signal: true }));
+        let c = config("-debugcon stdio -device isa-debug-exit").unwrap();
+        assert_eq!((c.chardevs[0].id.as_str(), c.serials), ("debugcon", vec![B::Null]));
+        assert_eq!(c.devices, ["isa-debug-exit", "isa-debugcon,chardev=debugcon"]);
+        let c = config("-debugcon chardev:x -chardev null,id=x").unwrap();
+        assert_eq!((c.chardevs.len(), c.devices), (1, vec!["isa-debugcon,chardev=x".to_owned()]));
         assert!(config("-serial stdio -monitor stdio").unwrap_err().contains("mon:stdio"));
         assert!(config("-display gtk").unwrap_err().contains("-nographic"));
     }

@@ -336,6 +336,9 @@ mod tests {
         fn wakeup(&self) -> String {
             String::new()
         }
+        fn input(&self, _: &[mimus_core::backend::InputEvent]) -> String {
+            String::new()
+        }
         fn sync(&self) {}
         fn registers(&self) -> String {
             String::new()

@@ -13,6 +13,7 @@ mod debugger;
 mod doctor;
 mod gdb;
 mod host;
+mod input;
 mod line_editor;
 mod logging;
 mod monitor;

@@ -3,13 +3,15 @@
 //! Names and effects are those of QEMU's human monitor. Commands act on [`Control`], which
 //! the running machine implements; a command is one row of [`COMMANDS`].
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
-use mimus_core::backend::CharBackend;
+use mimus_core::backend::{CharBackend, CharEvent, InputEvent};
 use mimus_machines::config::keyval::nearest;
 
+use crate::input;
 use crate::line_editor::LineEditor;
 
 /// What the monitor can do to a machine. All calls return at once.
@@ -26,6 +28,8 @@ pub trait Control: Send + Sync {
     fn powerdown(&self);
     /// Wakes a guest that sleeps; what to say if it does not.
     fn wakeup(&self) -> String;
+    /// What a person does with keyboard and mouse; what to say if nothing takes it.
+    fn input(&self, events: &[InputEvent]) -> String;
     /// Writes out what disks have pending.
     fn sync(&self);
     /// Ends the run.
@@ -78,7 +82,8 @@ fn quietly(action: impl Fn()) -> String {
 fn help() -> String {
     let rows = COMMANDS.iter().filter(|c| c.0[0] != "help");
     let ours: String = rows.map(|(names, about, _)| mimus_debug::help::line(names[0], about)).collect();
-    let more = mimus_debug::help::line(TRACE.0, TRACE.1) + &mimus_debug::help::help();
+    let input: String = input::COMMANDS.iter().map(|(name, about)| mimus_debug::help::line(name, about)).collect();
+    let more = input + &mimus_debug::help::line(TRACE.0, TRACE.1) + &mimus_debug::help::help();
     // What has another meaning here.
     let ours_only = |line: &&str| !["continue", "stop"].contains(&line.split(' ').next().unwrap_or_default());
     let more: String = more.lines().filter(ours_only).map(|line| format!("{line}\n")).collect();
@@ -92,6 +97,9 @@ fn help_of(name: &str) -> Option<String> {
     if name == "trace" {
         return Some(format!("{}\n  {}\n    trace start boot.trc,what=mem\n", TRACE.0, TRACE.1));
     }
+    if let Some((usage, about)) = input::COMMANDS.iter().find(|(usage, _)| usage.split(' ').next() == Some(name)) {
+        return Some(format!("{usage}\n  {about}\n"));
+    }
     let (names, about, _) = COMMANDS.iter().find(|(names, _, _)| names.contains(&name))?;
     let also = if names.len() > 1 { format!("  also: {}\n", names[1..].join(", ")) } else { String::new() };
     Some(format!("{}\n  {about}\n{also}", names[0]))
@@ -99,7 +107,12 @@ fn help_of(name: &str) -> Option<String> {
 
 /// First words of lines that are ours.
 fn names() -> Vec<&'static str> {
-    COMMANDS.iter().map(|(names, _, _)| names[0]).chain(["trace", "trace start", "trace stop"]).collect()
+    let ours = COMMANDS.iter().map(|(names, _, _)| names[0]).chain(input_names());
+    ours.chain(["trace", "trace start", "trace stop"]).collect()
+}
+
+fn input_names() -> impl Iterator<Item = &'static str> {
+    input::COMMANDS.iter().filter_map(|(usage, _)| usage.split(' ').next())
 }
 
 /// What a line may go on with.
@@ -124,6 +137,9 @@ pub fn execute(line: &str, control: &dyn Control) -> String {
 }
 
 fn own(line: &str, control: &dyn Control) -> Option<String> {
+    if let Some(events) = input::parse(line) {
+        return Some(events.map_or_else(|why| format!("{why}\n"), |events| control.input(&events)));
+    }
     let (_, _, action) = COMMANDS.iter().find(|(names, _, _)| names.contains(&line))?;
     Some(action(control))
 }
@@ -132,7 +148,8 @@ fn own(line: &str, control: &dyn Control) -> Option<String> {
 pub fn execute_debugger(line: &str, control: &dyn Control) -> String {
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     let more = line.strip_prefix("help ").filter(|name| name.contains('_') || *name == "trace").and_then(help_of);
-    let ours = || (line.starts_with("info ") || line.contains('_')).then(|| own(&line, control)).flatten();
+    let named = ["info ", "sendkey"].iter().any(|name| line.starts_with(name));
+    let ours = || (named || line.contains('_')).then(|| own(&line, control)).flatten();
     more.or_else(ours).or_else(|| control.debugger(&line)).unwrap_or_else(|| unknown(&line))
 }
 
@@ -140,7 +157,7 @@ pub fn execute_debugger(line: &str, control: &dyn Control) -> String {
 pub fn unknown(line: &str) -> String {
     let word = line.split(' ').next().unwrap_or_default();
     let ours = COMMANDS.iter().flat_map(|(names, _, _)| names.iter().copied());
-    let debuggers = mimus_debug::help::COMMANDS.iter().map(|c| c.0);
+    let debuggers = mimus_debug::help::COMMANDS.iter().map(|c| c.0).chain(input_names());
     let near = nearest(line, ours).or_else(|| nearest(word, debuggers));
     format!(
         "there is no command '{line}'; {}\n",
@@ -150,14 +167,21 @@ pub fn unknown(line: &str) -> String {
 
 /// A monitor on a character device of its own.
 pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::io::Result<Arc<Session>> {
-    let output = Arc::downgrade(device);
-    let print = move |bytes: &[u8]| {
-        if let Some(output) = output.upgrade() {
-            output.write(bytes);
-        }
-    };
-    let session = Arc::new(Session::start(move || control.clone(), print)?);
-    device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    let output = Arc::new(Output { device: Arc::downgrade(device), waiting: Mutex::default() });
+    let more = output.clone();
+    device.set_writable_listener(Box::new(move || more.print(&[])));
+    let greeted = output.clone();
+    let greet = move || greeted.print(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    if device.has_connections() {
+        device.set_event_listener(Box::new(move |event| {
+            if event == CharEvent::Opened {
+                greet();
+            }
+        }));
+    } else {
+        greet();
+    }
+    let session = Arc::new(Session::start(move || control.clone(), move |bytes: &[u8]| output.print(bytes))?);
     // Completion asks vCPUs, and this is called on the thread that devices wait for.
     let (keys, typed) = channel::<Vec<u8>>();
     let typed_at = session.clone();
@@ -172,6 +196,28 @@ pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::i
         typed.len()
     }));
     Ok(session)
+}
+
+/// What is printed to a device that takes only some of it at a time.
+struct Output {
+    device: Weak<dyn CharBackend>,
+    waiting: Mutex<VecDeque<u8>>,
+}
+
+impl Output {
+    fn print(&self, bytes: &[u8]) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        waiting.extend(bytes);
+        let Some(device) = self.device.upgrade() else { return waiting.clear() };
+        while !waiting.is_empty() {
+            let taken = device.write(waiting.as_slices().0);
+            if taken == 0 {
+                // Its listener calls.
+                return;
+            }
+            waiting.drain(..taken);
+        }
+    }
 }
 
 type Print = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -283,6 +329,11 @@ mod tests {
             self.0.lock().unwrap().push("wakeup");
             String::new()
         }
+        fn input(&self, events: &[InputEvent]) -> String {
+            assert_eq!(events.len(), 2);
+            self.0.lock().unwrap().push("input");
+            String::new()
+        }
         fn sync(&self) {}
         fn quit(&self) {
             self.0.lock().unwrap().push("quit");
@@ -303,6 +354,13 @@ mod tests {
             assert_eq!(execute(line, &fake), "");
         }
         assert_eq!(*fake.0.lock().unwrap(), ["stop", "cont", "reset", "powerdown", "wakeup", "quit"]);
+        for run in [execute, execute_debugger] {
+            assert_eq!(run("sendkey  a", &fake), "");
+            assert_eq!(fake.0.lock().unwrap().pop(), Some("input"));
+            assert!(run("sendkey qq", &fake).contains("no key"));
+        }
+        assert!(execute("sendkeys a", &fake).contains("did you mean 'sendkey'?"));
+        assert!(execute("help mouse_move", &fake).starts_with("mouse_move DX"));
         assert!(execute("sytem_reset", &fake).contains("did you mean 'system_reset'?"));
         assert!(execute("help", &fake).lines().count() > COMMANDS.len());
         assert!(execute("disasemble", &fake).contains("did you mean 'disassemble'?"));
@@ -322,6 +380,54 @@ mod tests {
         assert_eq!((of("stop"), of("continue"), of("help"), of("cont")), (1, 0, 1, 1), "{all}");
     }
 
+    /// A device that takes little at a time gets all of it, and who connects is greeted.
+    #[test]
+    fn long_answers() {
+        type Listener<T> = Mutex<Option<Box<dyn Fn(T) + Send + Sync>>>;
+        #[derive(Default)]
+        struct Narrow {
+            all: Mutex<(Vec<u8>, bool)>,
+            writable: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+            events: Listener<CharEvent>,
+        }
+        impl CharBackend for Narrow {
+            fn write(&self, data: &[u8]) -> usize {
+                let mut all = self.all.lock().unwrap();
+                // Every other time it is full.
+                all.1 = !all.1;
+                let taken = if all.1 { data.len().min(7) } else { 0 };
+                all.0.extend(&data[..taken]);
+                taken
+            }
+            fn set_receiver(&self, _: mimus_core::backend::char::CharReceiver) {}
+            fn input_ready(&self) {}
+            fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
+                *self.writable.lock().unwrap() = Some(listener);
+            }
+            fn set_event_listener(&self, listener: Box<dyn Fn(CharEvent) + Send + Sync>) {
+                *self.events.lock().unwrap() = Some(listener);
+            }
+            fn has_connections(&self) -> bool {
+                true
+            }
+        }
+        let narrow = Arc::new(Narrow::default());
+        let device: Arc<dyn CharBackend> = narrow.clone();
+        let session = serve(&device, Arc::new(Fake::default())).unwrap();
+        assert!(narrow.all.lock().unwrap().0.is_empty(), "nobody is there");
+        for event in [CharEvent::Opened, CharEvent::Closed] {
+            narrow.events.lock().unwrap().as_ref().expect("it listens")(event);
+        }
+        session.typed(b"help\r");
+        let wanted = format!("{GREETING}{PROMPT}help\n{}{PROMPT}", help()).replace('\n', "\r\n");
+        let writable = narrow.writable.lock().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        while narrow.all.lock().unwrap().0 != wanted.as_bytes() {
+            assert!(std::time::Instant::now() < end, "{}", String::from_utf8_lossy(&narrow.all.lock().unwrap().0));
+            writable.as_ref().expect("somebody waits for it")();
+        }
+    }
+
     /// What waits for the machine does not hold up the keyboard, and Ctrl-C ends it.
     #[test]
     fn commands_that_wait() {
@@ -335,6 +441,9 @@ mod tests {
             fn reset(&self) {}
             fn powerdown(&self) {}
             fn wakeup(&self) -> String {
+                String::new()
+            }
+            fn input(&self, _: &[InputEvent]) -> String {
                 String::new()
             }
             fn sync(&self) {}

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use anyhow::{Context, bail};
 use mimus_machines::boot::human;
-use mimus_machines::config::{Drive, HostForward, MachineConfig, NetdevBackend, Protocol};
+use mimus_machines::config::{Drive, DriveInterface, HostForward, MachineConfig, NetdevBackend, Protocol};
 
 use crate::host;
 
@@ -69,6 +69,9 @@ fn disk(drive: &Drive, snapshot: bool) -> anyhow::Result<()> {
             bail!("-drive file={name}: it is a directory; give a disk image")
         }
         Ok(_) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound && drive.interface == DriveInterface::Pflash => {
+            bail!("-drive if=pflash,file={name}: no such file; give a firmware image, or a copy of its variables")
+        }
         Err(e) if e.kind() == ErrorKind::NotFound => {
             bail!("-drive file={name}: no such file; make an empty disk with: truncate -s 8G {name}")
         }

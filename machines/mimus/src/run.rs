@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use mimus_core::accel::{AccelVm, VcpuIndex};
 use mimus_core::arch::StateGroups;
+use mimus_core::backend::{InputEvent, InputSink};
 use mimus_core::vcpu::VcpuThreads;
 use mimus_debug::debugger::Debugger;
 use mimus_debug::symbols::Symbols;
@@ -69,6 +70,7 @@ pub fn run_machine(config: MachineConfig, debug: bool) -> anyhow::Result<ExitCod
         tracing: tracing.clone(),
         accel: name,
         vm: machine.vm().clone(),
+        inputs: machine.inputs().to_vec(),
     });
     let monitors = consoles.attach(&operator)?;
     // gdb is told of all stops, and says itself when the machine goes on.
@@ -266,6 +268,7 @@ pub(crate) struct Operator {
     threads: VcpuThreads,
     accel: &'static str,
     vm: Arc<dyn AccelVm>,
+    inputs: Vec<Arc<dyn InputSink>>,
     debugger: Arc<Debugger>,
     live: Arc<Live>,
     tracing: Arc<Tracing>,
@@ -292,8 +295,8 @@ impl Operator {
 
 impl Control for Operator {
     fn debugger(&self, line: &str) -> Option<String> {
-        match line.strip_prefix("trace ") {
-            Some(rest) => Some(self.trace(rest)),
+        match line.strip_prefix("trace").filter(|rest| rest.is_empty() || rest.starts_with(' ')) {
+            Some(rest) => Some(self.trace(rest.trim())),
             None => self.debugger.execute(line),
         }
     }
@@ -326,6 +329,17 @@ impl Control for Operator {
             }
             state => format!("the guest does not sleep: it is {}\n", state.name()),
         }
+    }
+    fn input(&self, events: &[InputEvent]) -> String {
+        if self.inputs.is_empty() {
+            return "this board has no keyboard and no mouse; type at its console\n".to_owned();
+        }
+        // While a guest sleeps its devices do not.
+        if !matches!(self.control.state(), RunState::Running | RunState::Suspended) {
+            return "the machine stands: nothing would take it; let it go on first\n".to_owned();
+        }
+        self.inputs.iter().for_each(|sink| sink.input(events));
+        String::new()
     }
     fn sync(&self) {
         self.control.request(Request::Sync);

@@ -203,7 +203,7 @@ fn bad_input_for_pcs() {
     let riscv = dir.file("Image", &image(1 << 16));
     let large = dir.file("initrd", &vec![1; 64 << 20]);
     let bios = dir.file("bios", &[0; 100_000]);
-    let cases: [(&str, &[&str], &str); 12] = [
+    let cases: [(&str, &[&str], &str); 14] = [
         ("x86_64", &["-kernel", &short], "truncated"),
         (
             "x86_64",
@@ -219,6 +219,8 @@ fn bad_input_for_pcs() {
         ),
         ("x86_64", &["-bios", &bios], "multiple of 64 KiB"),
         ("x86_64", &["-kernel", &kernel, "-cpu", "qemu64,+avx3"], "did you mean"),
+        ("x86_64", &["-kernel", &kernel, "-cpu", "qemu64,avx3=1"], "no feature \"avx3\"; did you mean"),
+        ("x86_64", &["-drive", "if=pflash,format=raw,file=none.fd"], "no such file; give a firmware image"),
         ("x86_64", &["-kernel", &kernel, "-cpu", "qmeu64"], "did you mean \"qemu64\"?"),
         ("x86_64", &["-kernel", &kernel, "-M", "virt"], "it is a board of riscv64"),
         ("x86_64", &["-kernel", &kernel, "-M", "q35,kernel-irqchip=on"], "has no interrupt controllers of its own"),
@@ -229,6 +231,8 @@ fn bad_input_for_pcs() {
         let text = x86(guest, args);
         assert!(text.contains(says), "{says}: {text}");
     }
+    let text = error(&["system", "x86_64", "-accel", "tcg", "-kernel", &kernel, "-cpu", "host"]);
+    assert!(text.contains("-accel kvm only; use -cpu max"), "{text}");
 }
 
 #[test]

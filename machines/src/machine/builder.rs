@@ -8,6 +8,7 @@ use mimus_core::accel::{
     AccelVm, Accelerator, EmulationFallback, IrqChip, IrqChipMode, Shortcuts, Vcpu, VcpuHandle, VcpuIndex, VmConfig,
 };
 use mimus_core::arch::{CpuModel, GuestArch};
+use mimus_core::backend::InputSink;
 use mimus_core::bus::{AccessRules, PioSpace};
 use mimus_core::clock::{Clocks, Shift};
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
@@ -141,6 +142,7 @@ pub struct MachineBuilder {
     devices: Vec<(String, Arc<dyn Device>)>,
     spaces: Vec<Arc<AddressSpace>>,
     pci: Vec<Arc<PciBus>>,
+    inputs: Vec<Arc<dyn InputSink>>,
 }
 
 impl MachineBuilder {
@@ -224,6 +226,7 @@ impl MachineBuilder {
             devices: Vec::new(),
             spaces: Vec::new(),
             pci: Vec::new(),
+            inputs: Vec::new(),
         })
     }
 
@@ -365,6 +368,11 @@ impl MachineBuilder {
         self.spaces.push(space);
     }
 
+    /// Takes note of a keyboard or mouse.
+    pub fn add_input(&mut self, sink: Arc<dyn InputSink>) {
+        self.inputs.push(sink);
+    }
+
     /// Takes note of a PCI bus, for whoever looks at the machine from outside.
     pub fn add_pci_bus(&mut self, bus: &Arc<PciBus>) {
         self.pci.push(bus.clone());
@@ -422,6 +430,7 @@ impl MachineBuilder {
             io,
             devices: self.devices,
             pci: self.pci,
+            inputs: self.inputs,
             _spaces: self.spaces,
         }))
     }

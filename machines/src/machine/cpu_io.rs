@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, StartRequest, SysReg, VcpuHandle, VcpuIndex};
+use mimus_core::accel::{CpuIo, CpuPin, HypercallResult, StartRequest, SysReg, VcpuHandle, VcpuIndex, VcpuSignal};
 use mimus_core::bus::{AccessSize, MemTxAttrs, PioSpace};
 use mimus_core::clock::VirtualClock;
 use mimus_core::memory::AddressSpace;
@@ -19,6 +19,8 @@ pub trait Hypercalls: Send + Sync {
 pub trait CpuInterrupts: Send + Sync {
     /// See [`CpuIo::acknowledge_interrupt`].
     fn acknowledge(&self, vcpu: VcpuIndex) -> Option<u8>;
+    /// See [`CpuIo::take_init`].
+    fn take_init(&self, _vcpu: VcpuIndex) {}
     /// See [`CpuIo::end_of_interrupt`].
     fn end_of_interrupt(&self, vcpu: VcpuIndex, vector: u32);
     /// See [`CpuIo::sysreg_read`].
@@ -106,6 +108,12 @@ impl CpuIo for MachineIo {
         self.hooks.interrupts.as_ref()?.acknowledge(vcpu)
     }
 
+    fn take_init(&self, vcpu: VcpuIndex) {
+        if let Some(controllers) = &self.hooks.interrupts {
+            controllers.take_init(vcpu);
+        }
+    }
+
     fn end_of_interrupt(&self, vcpu: VcpuIndex, vector: u32) {
         if let Some(controllers) = &self.hooks.interrupts {
             controllers.end_of_interrupt(vcpu, vector);
@@ -139,6 +147,14 @@ impl CpuIo for MachineIo {
             armed.fetch_or(1 << bit, Ordering::SeqCst);
         }
         self.timers.arm(vcpu, pin, deadline_ns);
+    }
+
+    fn wait_for_interrupt(&self, signal: &Arc<VcpuSignal>, all: bool) {
+        if all {
+            self.timers.io_thread().keep_time(signal);
+        } else {
+            signal.wait(None);
+        }
     }
 
     fn clock(&self) -> &VirtualClock {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mimus_core::accel::{AccelVm, CpuIo, ResetKind, ShutdownCause, StartRequest, VcpuIndex};
 use mimus_core::arch::{CpuModel, CpuState, StateGroups};
-use mimus_core::backend::BlockRequest;
+use mimus_core::backend::{BlockRequest, InputSink};
 use mimus_core::device::{Device, Drain, ResetPhase, Services};
 use mimus_core::io_thread::IoThread;
 use mimus_core::memory::AddressSpace;
@@ -53,6 +53,8 @@ pub type SetUp = Arc<dyn Fn(&mut CpuState) + Send + Sync>;
 pub enum PowerOn {
     /// Not, until another starts it.
     Off,
+    /// Nor this, which until then has its reset state with changes.
+    OffWith(SetUp),
     /// At the architecture's reset vector.
     AtReset,
     /// At an address with arguments.
@@ -84,6 +86,7 @@ pub(super) struct Parts {
     pub io: Arc<MachineIo>,
     pub devices: Vec<(String, Arc<dyn Device>)>,
     pub pci: Vec<Arc<PciBus>>,
+    pub inputs: Vec<Arc<dyn InputSink>>,
     /// What nobody else keeps.
     pub _spaces: Vec<Arc<AddressSpace>>,
 }
@@ -107,6 +110,11 @@ impl Machine {
     /// What its devices share: memory, clocks, back ends.
     pub fn services(&self) -> &Services {
         &self.parts.services
+    }
+
+    /// What takes what a person does: keyboards and mice.
+    pub fn inputs(&self) -> &[Arc<dyn InputSink>] {
+        &self.parts.inputs
     }
 
     /// The CPU model as the accelerator runs it.
@@ -287,18 +295,23 @@ impl Machine {
                 PowerOn::Off => {}
                 PowerOn::AtReset => _ = p.threads.power_on(i, None),
                 PowerOn::At(request) => _ = p.threads.power_on(i, Some(request)),
+                PowerOn::OffWith(change) => self.change_state(i, change)?,
                 PowerOn::With(change) => {
-                    let set = self.on_vcpu(i, move |v| {
-                        let mut state = v.get_state(StateGroups::All);
-                        change(&mut state);
-                        v.set_state(&state)
-                    })?;
-                    set.map_err(|e| MachineError::Other(format!("vCPU {i}: {e}")))?;
+                    self.change_state(i, change)?;
                     p.threads.power_on(i, None);
                 }
             }
         }
         Ok(())
+    }
+
+    fn change_state(&self, vcpu: VcpuIndex, change: SetUp) -> Result<(), MachineError> {
+        let set = self.on_vcpu(vcpu, move |v| {
+            let mut state = v.get_state(StateGroups::All);
+            change(&mut state);
+            v.set_state(&state)
+        })?;
+        set.map_err(|e| MachineError::Other(format!("vCPU {vcpu}: {e}")))
     }
 
     pub(super) fn on_vcpu<R: Send + 'static>(

@@ -209,6 +209,7 @@ impl Peripherals {
         let model = registry::find(driver).map_err(|e| MachineError::other(format!("{option}: {e}")))?;
         let number = self.count;
         self.count += 1;
+        options.allow_others(registry::common_properties(model.name));
         let id = options.take("id");
         let boot_index = self.boot_index(&mut options).map_err(|e| fail(&e))?;
         let path = match &id {

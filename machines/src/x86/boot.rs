@@ -31,7 +31,7 @@ const SMBIOS_ANCHOR: u64 = 0xf_0040;
 const REAL_MODE_END: u32 = 1 << 20;
 
 /// What firmware would do to the chipset, after a reset and before a kernel.
-pub type SetUpChipset = Box<dyn Fn(&Services) -> Result<(), SnapshotError> + Send>;
+pub type SetUpChipset = Box<dyn Fn() -> Result<(), SnapshotError> + Send>;
 /// Presses the power button; false if nobody listens.
 pub type PressPowerButton = Box<dyn Fn() -> bool + Send>;
 
@@ -124,7 +124,7 @@ impl Board for PcBoard {
             log::warn!("the guest slept with waking vector {vector:#x}, which is none in real mode: it starts anew");
             return self.boot(services);
         }
-        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
+        (self.set_up)().map_err(|e| MachineError::other(e.to_string()))?;
         services.map.apply_pending();
         Ok(self.others_wait(PowerOn::With(resume(vector))))
     }
@@ -136,7 +136,13 @@ impl Board for PcBoard {
 
 impl PcBoard {
     fn others_wait(&self, first: PowerOn) -> Vec<PowerOn> {
-        let others = if self.all_on { PowerOn::AtReset } else { PowerOn::Off };
+        // What firmware sets up on each processor, it does.
+        let others = match (self.firmware, self.all_on) {
+            (true, true) => PowerOn::AtReset,
+            (true, false) => PowerOn::Off,
+            (false, true) => PowerOn::With(with_memory_types(|_| ())),
+            (false, false) => PowerOn::OffWith(with_memory_types(|_| ())),
+        };
         let mut out = vec![others; self.config.smp.cpus as usize];
         out[0] = first;
         out
@@ -167,7 +173,7 @@ impl PcBoard {
         let initrd_size = initrd.as_ref().map(|i| (i.what.as_str(), i.value.len() as u64));
         let placement = direct::place(self.memory, (&what, &image), initrd_size, tables)?;
 
-        (self.set_up)(services).map_err(|e| MachineError::other(e.to_string()))?;
+        (self.set_up)().map_err(|e| MachineError::other(e.to_string()))?;
         services.map.apply_pending();
         let zero = self.used.swap(true, Ordering::Relaxed);
         load(services, &what, &image, zero)?;

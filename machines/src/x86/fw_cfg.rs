@@ -5,11 +5,13 @@
 //! emulated machines agreed on.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use mimus_devices::misc::fw_cfg::{FwCfg, FwCfgError, key};
 
 use super::acpi::{SleepStates, TableSet, loader};
-use super::{kernel_rom, layout, smbios};
+use super::smm::SmiFeatures;
+use super::{kernel_rom, layout, smbios, smm};
 use crate::boot::x86::{CMDLINE, Image, Memory, bzimage, check_cmdline, place};
 use crate::boot::{self, BootError};
 use crate::config::{BootOrder, MachineConfig};
@@ -43,6 +45,8 @@ pub struct Contents<'a> {
     pub kernel: bool,
     /// What it is to boot from.
     pub boot_list: BootList,
+    /// What firmware may negotiate of SMIs.
+    pub smi: Option<Arc<Mutex<SmiFeatures>>>,
     /// Its sleep states.
     pub sleep: Option<SleepStates>,
 }
@@ -63,6 +67,9 @@ pub fn fill(f: &mut FwCfg, c: &Contents<'_>) -> Result<(), MachineError> {
         for (name, data) in loader::files(set) {
             f.add_file(name, data).map_err(fail)?;
         }
+    }
+    if let Some(features) = &c.smi {
+        smm::add_files(f, features).map_err(fail)?;
     }
     if let Some(states) = c.sleep {
         f.add_file("etc/system-states", states.packed()).map_err(fail)?;
@@ -162,8 +169,6 @@ pub fn boot_bytes(order: Option<&String>) -> [(u8, u8); 2] {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use mimus_core::device::lock;
     use mimus_core::memory::{DmaHandle, MemoryMap, MemoryRegion};
 
@@ -187,6 +192,7 @@ mod tests {
             smbios: &[1, 2, 3],
             kernel: true,
             boot_list: BootList::default(),
+            smi: None,
             sleep: None,
         };
         let mut f = lock(&device);

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use mimus_core::accel::irqchip::PIC_SCHEMA;
-use mimus_core::accel::{CpuPin, IrqChip, IrqChipMode, ResetKind, StartRequest, SysReg, VcpuIndex};
+use mimus_core::accel::{CpuPin, IrqChip, IrqChipMode, ResetKind, StartRequest, SysReg, VcpuHandle, VcpuIndex};
 use mimus_core::arch::x86::irqchip::PicState;
 use mimus_core::bus::MemTxResult;
 use mimus_core::bus::Requester;
@@ -129,7 +129,7 @@ fn split(b: &mut MachineBuilder, chip: &Arc<dyn IrqChip>) -> Result<Interrupts, 
 }
 
 /// INTR of the bootstrap processor.
-struct Intr(Arc<dyn mimus_core::accel::VcpuHandle>);
+struct Intr(Arc<dyn VcpuHandle>);
 
 impl IrqController for Intr {
     fn set_input(&self, _pin: u32, level: bool) {
@@ -145,7 +145,7 @@ fn user(b: &mut MachineBuilder) -> Result<Interrupts, MachineError> {
     });
     let (io_of, pic_of) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
     let links = LapicLinks {
-        processors: Arc::new(Starter(b.threads().clone())),
+        processors: Arc::new(Starter { threads: b.threads().clone(), handles: b.vcpus().to_vec() }),
         end_of_interrupt: end_of_interrupt(&io_of),
         acknowledge_pic: Some(acknowledge(&pic_of)),
         tsc: b.vm().tsc(),
@@ -227,22 +227,35 @@ impl IrqController for Gsis {
 }
 
 /// Starts and stops processors as IPIs say (SDM vol. 3, 9.4).
-struct Starter(VcpuThreads);
+struct Starter {
+    threads: VcpuThreads,
+    handles: Vec<Arc<dyn VcpuHandle>>,
+}
 
 impl Processors for Starter {
+    fn stop(&self, vcpu: VcpuIndex) -> bool {
+        self.threads.power_off(vcpu);
+        // One that is about to enter the mode finds that it is to leave first: see `VcpuHandle::in_smm`.
+        let handle = self.handles.get(vcpu.as_usize()).filter(|h| h.in_smm());
+        if let Some(handle) = handle {
+            handle.set_pin(CpuPin::Init, true);
+            self.threads.power_on(vcpu, None);
+        }
+        handle.is_none()
+    }
+
     fn init(&self, vcpu: VcpuIndex) {
-        self.0.power_off(vcpu);
         if vcpu.0 == 0 {
-            let reset = self.0.run_on(vcpu, |v| v.reset(ResetKind::Init, None));
+            let reset = self.threads.run_on(vcpu, |v| v.reset(ResetKind::Init, None));
             if reset.is_ok() {
-                self.0.power_on(vcpu, None);
+                self.threads.power_on(vcpu, None);
             }
         }
     }
 
     fn start_up(&self, vcpu: VcpuIndex, vector: u8) {
         let pc = u64::from(vector) << 12;
-        self.0.start_vcpu(vcpu, StartRequest { pc, arg0: 0, arg1: 0 });
+        self.threads.start_vcpu(vcpu, StartRequest { pc, arg0: 0, arg1: 0 });
     }
 }
 
@@ -252,6 +265,10 @@ struct UserHooks(Arc<Lapics>);
 impl CpuInterrupts for UserHooks {
     fn acknowledge(&self, vcpu: VcpuIndex) -> Option<u8> {
         self.0.acknowledge(vcpu)
+    }
+
+    fn take_init(&self, vcpu: VcpuIndex) {
+        self.0.take_init(vcpu);
     }
 
     /// The models end interrupts among themselves.

@@ -5,22 +5,20 @@
 //! Addresses and interrupts are those of QEMU's board of that name (its documentation,
 //! `system/i386/microvm`, and its DSDT are the interface).
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
-
 use mimus_core::device::lock;
 use mimus_core::memory::MemoryRegion;
 use mimus_devices::acpi::ged::{self, Ged, GedRequest};
 
-use super::boot::{PcBoard, Started};
+use super::boot::Started;
 use super::common::{self, GuestRequests};
-use super::fw_cfg::Contents;
-use super::interrupts::{Interrupts, mask_pic};
+use super::finish::{self, Parts};
+use super::interrupts::Interrupts;
 use super::options::{Kind, Options};
 use super::rom::{self, Firmware};
 use super::{acpi, isa, layout};
 use crate::config::MachineConfig;
 use crate::machine::peripherals::{MmioSlots, Peripherals};
-use crate::machine::{CpuHooks, Host, Machine, MachineBuilder, MachineError, Policy};
+use crate::machine::{Host, Machine, MachineBuilder, MachineError};
 
 /// The virtio-mmio slots.
 const VIRTIO_BASE: u64 = 0xfeb0_0000;
@@ -66,48 +64,29 @@ pub fn build(config: &MachineConfig, host: Host<'_>) -> Result<Machine, MachineE
     });
 
     let tables = options.acpi.then(|| acpi::build(&description(config, &options, &serials)));
-    let smbios = common::smbios_tables(kind, config, &b, memory)?;
-    let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents = Contents {
-        config,
-        memory,
-        acpi: tables.as_ref(),
-        smbios: &smbios,
-        kernel: starts_firmware,
-        boot_list,
-        sleep: None,
-    };
-    common::add_fw_cfg(&mut b, &contents)?;
     let cmdline = match options.acpi || !options.auto_kernel_cmdline {
         true => String::new(),
         false => virtio_arguments(&used),
     };
-    let pic = ints.pic.clone();
-    let board = PcBoard {
+    let parts = Parts {
         kind,
-        config: config.clone(),
+        config,
         memory,
-        firmware: starts_firmware,
+        firmware: !matches!(firmware, Firmware::None),
         acpi: tables,
-        smbios,
+        sleep_states: None,
+        boot_list,
+        smi: None,
         cmdline,
-        set_up: Box::new(move |_| mask_pic(&*pic)),
-        power_button: Box::new(move || match &ged {
-            Some(ged) => {
-                lock(ged).press_power_button();
-                true
-            }
-            None => false,
+        set_up: Box::new(|| ()),
+        power_button: Box::new(move || {
+            let pressed = ged.as_ref().map(|ged| lock(ged).press_power_button());
+            pressed.is_some()
         }),
         sleep: None,
-        facs: AtomicU64::new(0),
-        all_on: ints.accelerator_starts,
         started: Started::new(|| {}),
-        used: AtomicBool::new(false),
     };
-    let policy = Policy { no_reboot: config.no_reboot, no_shutdown: config.no_shutdown };
-    let hooks = CpuHooks { interrupts: ints.hooks, ..CpuHooks::default() };
-    b.finish(Box::new(board), hooks, policy)
+    finish::finish(b, ints, parts)
 }
 
 fn add_ged(b: &mut MachineBuilder, ints: &Interrupts) -> Result<std::sync::Arc<std::sync::Mutex<Ged>>, MachineError> {

@@ -5,6 +5,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod common;
+mod finish;
 pub mod fw_cfg;
 pub mod interrupts;
 pub mod isa;

@@ -3,7 +3,6 @@
 //! Addresses, interrupts and functions are those of QEMU's boards of these names, for
 //! which their firmware is written (SeaBIOS, OVMF).
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use mimus_core::clock::ClockKind;
@@ -22,10 +21,10 @@ use mimus_devices::pci::southbridge::{Ich9Lpc, Piix3, Piix4Pm, PirqRouter, ich9,
 use mimus_devices::timer::hpet::{self, Hpet, HpetLines};
 use mimus_devices::timer::mc146818::Mc146818;
 
-use super::boot::{PcBoard, Sleep, Started};
+use super::boot::{Sleep, Started};
 use super::common::{self, GuestRequests};
-use super::fw_cfg::Contents;
-use super::interrupts::{GSIS, Interrupts, mask_pic};
+use super::finish::{self, Parts};
+use super::interrupts::{GSIS, Interrupts};
 use super::options::{Kind, Options};
 use super::pci_setup::{PIRQ_IRQS, PM_BASE, PciSetup};
 use super::rom::{self, Firmware};
@@ -34,7 +33,7 @@ use crate::boards;
 use crate::boot::x86::Memory;
 use crate::config::MachineConfig;
 use crate::machine::peripherals::Peripherals;
-use crate::machine::{CpuHooks, Host, Machine, MachineBuilder, MachineError, Policy};
+use crate::machine::{Host, Machine, MachineBuilder, MachineError};
 
 /// System control interrupt.
 const IRQ_SCI: u32 = 9;
@@ -68,7 +67,10 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
     let window = MemoryRegion::container("bios-window", rom::WINDOW_LEN);
     let firmware = rom::add(&mut b, config, &window, rom::PC_BIOS)?;
     let smm = smm::wanted(&b, &options, &firmware)?;
-    let pm = add_pm(&mut b, kind, &ints, smm)?;
+    // Those who read it know the ICH9's only.
+    let features = if kind == Kind::Q35 { Some(smm::features(&mut b)?) } else { None };
+    let smi = smm.then(|| smm::line(&b, features.clone()));
+    let pm = add_pm(&mut b, kind, &ints, smi)?;
     let (bus, keep_map) = add_pci(&mut b, kind, &ints, &pm, memory, &window, smm)?;
     let serials = isa::add_serials(&mut b, &ints, config, &serials, SERIALS)?;
     let cmos = super::fw_cfg::cmos(memory, config.smp.cpus, &config.firmware.order);
@@ -93,48 +95,28 @@ fn build(kind: Kind, config: &MachineConfig, host: Host<'_>) -> Result<Machine, 
         description(kind, &options, &serials, pm_base(kind, &firmware), mmio32, layout::mmio64(memory, bits));
     let apic_ids = (0..config.smp.cpus).collect();
     let tables = options.acpi.then(|| acpi::build(&acpi::Config { apic_ids, platform }));
-    let smbios = common::smbios_tables(kind, config, &b, memory)?;
-    let starts_firmware = !matches!(firmware, Firmware::None);
-    let contents = Contents {
-        config,
-        memory,
-        acpi: tables.as_ref(),
-        smbios: &smbios,
-        kernel: starts_firmware,
-        boot_list,
-        sleep: options.acpi.then_some(SLEEP),
-    };
-    common::add_fw_cfg(&mut b, &contents)?;
-
     let pirq_of = if kind == Kind::Q35 { q35::pirq_of } else { i440fx::pirq_of };
     let setup = PciSetup { kind, bus, pm: pm.clone(), mmio32, pirq_of };
-    let pic = ints.pic.clone();
     let sleep = sleep(&pm, &rtc, keep_map);
-    let board = PcBoard {
+    let parts = Parts {
         kind,
-        config: config.clone(),
+        config,
         memory,
-        firmware: starts_firmware,
+        firmware: !matches!(firmware, Firmware::None),
         acpi: tables,
-        smbios,
+        sleep_states: options.acpi.then_some(SLEEP),
+        boot_list,
+        smi: features,
         cmdline: String::new(),
-        set_up: Box::new(move |_| {
-            setup.run();
-            mask_pic(&*pic)
-        }),
+        set_up: Box::new(move || setup.run()),
         power_button: Box::new(move || {
             lock(&pm).press_power_button();
             true
         }),
         sleep: Some(sleep),
-        facs: AtomicU64::new(0),
-        all_on: ints.accelerator_starts,
         started: Started::new(boot_order_after_once(rtc, config)),
-        used: AtomicBool::new(false),
     };
-    let policy = Policy { no_reboot: config.no_reboot, no_shutdown: config.no_shutdown };
-    let hooks = CpuHooks { interrupts: ints.hooks, ..CpuHooks::default() };
-    b.finish(Box::new(board), hooks, policy)
+    finish::finish(b, ints, parts)
 }
 
 /// How it sleeps with its memory kept, and wakes.
@@ -181,10 +163,9 @@ fn add_pm(
     b: &mut MachineBuilder,
     kind: Kind,
     ints: &Interrupts,
-    smm: bool,
+    smi: Option<IrqLine>,
 ) -> Result<Arc<Mutex<AcpiPm>>, MachineError> {
     let requests = GuestRequests::new(b);
-    let smi = smm.then(|| smm::line(b));
     let (sleep, wake) = (requests.clone(), requests.clone());
     let suspend = Suspend { sleep: Box::new(move || sleep.sleep()), wake: Box::new(move || wake.wake()) };
     let power_off = Box::new(move || requests.power_off());
@@ -282,6 +263,7 @@ fn add_legacy(b: &mut MachineBuilder, options: &Options, ints: &Interrupts) -> R
         let device = I8042::new(lines, Box::new(move || reset.reset()));
         b.map_pio("i8042-data", (0x60, 1), i8042::RULES, i8042::REGION_DATA, device.clone())?;
         b.map_pio("i8042-command", (0x64, 1), i8042::RULES, i8042::REGION_COMMAND, device.clone())?;
+        b.add_input(I8042::sink(&device));
         b.add_device("/machine/i8042", device)?;
     } else {
         // Where its output would be, the line is pulled up.

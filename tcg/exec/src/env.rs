@@ -84,6 +84,8 @@ pub(crate) struct Mailbox {
     pub pins: AtomicU64,
     /// The vCPU may be executing guest code, or hold what it read from its contexts.
     pub in_guest: AtomicBool,
+    /// It sees the alternate memory.
+    pub alternate: AtomicBool,
     /// Requests, and whether there are any.
     requests: Mutex<Vec<Request>>,
     pending: AtomicBool,
@@ -105,6 +107,7 @@ impl Mailbox {
             index,
             pins: AtomicU64::new(0),
             in_guest: AtomicBool::new(false),
+            alternate: AtomicBool::new(false),
             requests: Mutex::new(Vec::new()),
             pending: AtomicBool::new(false),
         }
@@ -410,11 +413,20 @@ impl<F: GuestFrontend> Cpu<F> {
         F::ALTERNATE_MEMORY && self.machine.alternate.view().is_some()
     }
 
+    /// Announces that the alternate memory will be used; false if something from outside has the vCPU leave first.
+    pub fn announce_alternate_memory(&mut self) -> bool {
+        self.mailbox.alternate.store(true, Ordering::SeqCst);
+        let leaves = self.head.kick.load(Ordering::SeqCst) & KICK_LEAVE != 0;
+        self.mailbox.alternate.store(!leaves, Ordering::SeqCst);
+        !leaves
+    }
+
     /// Accesses from now on see the alternate memory, or no longer. Part of what
     /// [`GuestFrontend::context_key`] depends on; generated code is left before anything else is accessed.
     pub fn use_alternate_memory(&mut self, on: bool) {
         if self.alternate != on {
             self.alternate = on;
+            self.mailbox.alternate.store(on, Ordering::SeqCst);
             self.refresh_view(true);
         }
     }

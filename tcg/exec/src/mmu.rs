@@ -8,6 +8,7 @@ use mimus_core::memory::FlatView;
 use mimus_tcg_ir::Size;
 
 use crate::context::{Context, DataFill, Filled};
+use crate::ranges::Verdict;
 
 /// How many contexts a vCPU keeps. The one used longest ago makes room.
 const CONTEXTS: usize = 40;
@@ -102,7 +103,7 @@ impl Mmu {
 
     /// See [`Context::fill_range`]; for the current context. `counted`: the time, in microseconds, of a vCPU whose time is its
     /// instructions.
-    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size, counted: Option<u32>) -> bool {
+    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size, counted: Option<u32>) -> Verdict {
         let began = self.began;
         let now = || counted.unwrap_or_else(|| began.elapsed().as_micros() as u32);
         self.entries[self.current].context.fill_range(number, va, size, now)

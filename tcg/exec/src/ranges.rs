@@ -28,6 +28,16 @@ const STEP_SCATTERED: u8 = 6;
 /// Pages that are looked at in each direction for a range, and for a long one.
 const REACH: [u64; 2] = [4, 256];
 
+/// Whether an access that missed its range is served by one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Stays,
+    /// It had better have one of two parts.
+    InParts,
+    /// It had better have none.
+    Scatters,
+}
+
 /// A range entry in memory.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
@@ -165,6 +175,12 @@ impl Part {
         Entry { first, len, addend, boundary: !0, second: addend, ..Entry::default() }
     }
 
+    /// Whether one of `others` is beside it.
+    fn is_beside(&self, others: &[Part; 2]) -> bool {
+        let beside = |other: &&Part| other.len != 0 && (other.end() == self.first || other.first == self.end());
+        others.iter().any(|other| beside(&other))
+    }
+
     /// An entry of this and the one of `others` that is beside it, if one is.
     fn beside(self, others: &[Part; 2]) -> Entry {
         let before = others.iter().find(|part| part.len != 0 && part.end() == self.first && self.first != 0);
@@ -243,21 +259,25 @@ impl Context {
     }
 
     /// After an access at `va` that missed range entry `number`: if it is time, lets it say what the page entries around
-    /// say. `now`: microseconds. Whether the access misses too often.
-    pub fn fill_range(&mut self, number: u32, va: u64, size: Size, now: impl FnOnce() -> u32) -> bool {
+    /// say. `now`: microseconds.
+    pub fn fill_range(&mut self, number: u32, va: u64, size: Size, now: impl FnOnce() -> u32) -> Verdict {
         let old = self.read_entry(number);
         if old.patience != u32::MAX {
-            return false;
+            return Verdict::Stays;
         }
         let mut next = Entry { since: now(), ..old };
         let strayed = old.limit != 0;
         let scattered = next.pace(next.since.wrapping_sub(old.since), strayed);
+        let mut verdict = if scattered { Verdict::Scatters } else { Verdict::Stays };
         if let Some((page, found)) = self.range_around(number, va, &old, next.long != 0) {
+            if scattered && !ContextLayout::range_has_parts(number) && found.is_beside(&old.parts()) {
+                verdict = Verdict::InParts;
+            }
             self.enter_range(number, size, (page, found), (old, next));
         } else {
             self.write_entry(number, next);
         }
-        scattered
+        verdict
     }
 
     /// The pages around `va` that its access may have and that are one range, as far as is looked; and its page.
@@ -395,7 +415,7 @@ mod tests {
     /// An access that missed and is told the runtime, at once.
     fn miss(c: &mut Context, number: u32, va: u64, size: Size) -> bool {
         c.write_entry(number, Entry { patience: u32::MAX, ..c.read_entry(number) });
-        c.fill_range(number, va, size, || 0)
+        c.fill_range(number, va, size, || 0) != Verdict::Stays
     }
 
     fn load(n: u32) -> u32 {
@@ -532,7 +552,32 @@ mod tests {
         let entry = c.read_entry(number);
         let patience = entry.patience.wrapping_sub(1);
         c.write_entry(number, Entry { patience, ..entry });
-        entry.patience == 0 && c.fill_range(number, va, Size::B4, || now)
+        entry.patience == 0 && c.fill_range(number, va, Size::B4, || now) != Verdict::Stays
+    }
+
+    #[test]
+    fn accesses_to_two_neighbours_are_told_from_those_to_many_places() {
+        let mut c = Context::new().unwrap();
+        for n in 0..100 {
+            // Each page is far from its neighbour in the host's memory.
+            fill(&mut c, 0x10_0000 + n * PAGE, HOST + (n * 37 % 100) * 2 * PAGE);
+        }
+        let verdict = |c: &mut Context, number: u32, place: fn(u64) -> u64| {
+            (0..10_000).find_map(|n| {
+                let va = 0x10_0000 + place(n) * PAGE;
+                if hits(c, number, va).is_some() {
+                    return None;
+                }
+                let entry = c.read_entry(number);
+                c.write_entry(number, Entry { patience: entry.patience.wrapping_sub(1), ..entry });
+                let verdict = (entry.patience == 0).then(|| c.fill_range(number, va, Size::B4, || 0))?;
+                Some(verdict).filter(|verdict| *verdict != Verdict::Stays)
+            })
+        };
+        assert_eq!(verdict(&mut c, load(0), |n| 7 + n % 2), Some(Verdict::InParts));
+        assert_eq!(verdict(&mut c, load(1), |n| n * 7 % 100), Some(Verdict::Scatters));
+        let parted = ContextLayout::range(0, Size::B4, false, true);
+        assert_eq!(verdict(&mut c, parted, |n| n * 7 % 100), Some(Verdict::Scatters), "not in two parts either");
     }
 
     #[test]

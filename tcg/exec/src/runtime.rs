@@ -13,6 +13,7 @@ use crate::access::{At, Trapped};
 use crate::env::Cpu;
 use crate::frontend::Access;
 use crate::frontend::GuestFrontend;
+use crate::ranges::Verdict;
 use crate::translate::NoCode;
 
 /// Accesses that compact code makes between two samples of where it is: a sample costs about as much as it has cost by then
@@ -28,6 +29,11 @@ impl<F: GuestFrontend> Cpu<F> {
         let at = At::Return(ret);
         if bytes != 0 {
             self.head.heat = self.head.heat.saturating_sub(SLOW_HEAT);
+            // Mostly it is a page that has not been looked up yet: then the side table need not be searched.
+            let goes_by_tlb = va & 4095 <= 4096 - u64::from(bytes) && (!aligned || va.is_multiple_of(bytes.into()));
+            if let Some(host) = goes_by_tlb.then(|| self.host_by_tlb(va, write)).flatten() {
+                return Ok(host);
+            }
         }
         let mut stored = Stored::Unknown;
         if (write || F::FLAGS)
@@ -75,17 +81,17 @@ impl<F: GuestFrontend> Cpu<F> {
             self.store(at, va, value, size)?;
             return Ok(buffer);
         }
-        // What is stored only the code can say: it does so itself, or the instruction is executed with care.
-        if va & 4095 <= 4096 - u64::from(bytes) {
-            if self.mmu.context().lookup_write(va).is_none() {
-                // A fault is for careful execution to find again, in its place among what the instruction does.
-                let _fault = self.locate(va, Access::Store);
-            }
-            if let Some(host) = self.mmu.context().lookup_write(va) {
-                return Ok(host);
-            }
-        }
+        // What is stored only the code can say: the instruction is executed with care.
         Err(self.carefully(ret))
+    }
+
+    /// Where an access inside a page may be made by the code itself, once the page has been entered into the TLB if it may be.
+    fn host_by_tlb(&mut self, va: u64, write: bool) -> Option<u64> {
+        let access = if write { Access::Store } else { Access::Load };
+        // A fault is found again by who has the side table's entry.
+        let _fault = self.locate(va, access);
+        let context = self.mmu.context();
+        if write { context.lookup_write(va) } else { context.lookup_read(va) }
     }
 
     /// Has the instruction whose code called executed with care, by itself.
@@ -187,11 +193,12 @@ impl<F: GuestFrontend> Cpu<F> {
         let crosses = va & 4095 > 4096 - u64::from(size.bytes());
         // A nanosecond for an instruction.
         let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
-        let scattered = !crosses && self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
-        if scattered && self.machine.optimise.learns() {
-            self.machine.store.scattered(ret);
-            // The code goes on to jump to itself until it is left.
-            self.check_events();
+        if crosses {
+            return;
+        }
+        let verdict = self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
+        if verdict != Verdict::Stays && self.machine.optimise.learns() {
+            self.machine.store.scattered(ret, verdict == Verdict::InParts);
         }
     }
 }

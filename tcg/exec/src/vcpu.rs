@@ -158,6 +158,10 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
         }
     }
 
+    fn in_smm(&self) -> bool {
+        self.peer.mailbox.alternate.load(Ordering::SeqCst)
+    }
+
     fn index(&self) -> VcpuIndex {
         self.peer.mailbox.index
     }

@@ -89,6 +89,15 @@ fn boot_order_of_devices() {
         let text = refused("q35", device);
         assert!(text.contains(says) && text.contains("bootindex") && !text.contains('\n'), "{text}");
     }
+    // What is the machine's is among the properties an error lists.
+    for (device, says) in [
+        ("ide-hd,drive=a,bootidex=1", "did you mean \"bootindex\"?; properties: id, bus, bootindex, "),
+        ("virtio-net-pci,x=1", "properties: id, bus, bootindex, "),
+        ("virtio-rng-pci,buss=1", "did you mean \"bus\"?; properties: id, bus, filename"),
+    ] {
+        let text = refused("q35", device);
+        assert!(text.contains(says), "{text}");
+    }
     let twice = ["virtio-blk-pci,drive=a,bootindex=1", "virtio-blk-pci,drive=b,bootindex=1"];
     let text = build("q35", &twice, &disks).err().unwrap().to_string();
     assert!(text.contains("bootindex=1 is another device's"), "{text}");

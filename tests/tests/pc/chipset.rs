@@ -342,3 +342,83 @@ fn what_cannot_be_is_one_line() {
     let text = error(setup);
     assert!(text.contains("multiple of 64 KiB") && text.contains("-bios"), "{text}");
 }
+
+/// Firmware asks for SMIs of all processors, as OVMF does; only what there is, and once.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn smi_features_are_negotiated() {
+    let start = || {
+        let mut setup = Setup::new("q35").translated().cpus(3);
+        let mut rom = vec![0xf4; 64 << 10];
+        rom[0xfff0..0xfff3].copy_from_slice(&[0xf4, 0xeb, 0xfd]);
+        setup.config.boot.bios = Bios::File(setup.file("rom.bin", &rom));
+        setup.start()
+    };
+    let mut pc = start();
+    let key = |pc: &Pc, name: &str| pc.fw_cfg_key(name).unwrap_or_else(|| panic!("{name}"));
+    let write = |pc: &Pc, value: u64| {
+        pc.store(0x8000, 8, value);
+        // Select and write, 8 bytes, from 0x8000: all big-endian.
+        let control = u32::from(key(pc, "etc/smi/requested-features")) << 16 | 8 | 16;
+        pc.store(0x9000, 4, control.swap_bytes().into());
+        pc.store(0x9004, 4, 8u32.swap_bytes().into());
+        pc.store(0x9008, 8, 0x8000u64.swap_bytes());
+        pc.output(0x518, 4, 0x9000u32.swap_bytes().into());
+        assert_eq!(pc.load(0x9000, 4), 0, "done without an error");
+    };
+    let agreed = |pc: &Pc| pc.fw_cfg_file("etc/smi/features-ok").unwrap();
+    let waiting = |pc: &Pc| -> Vec<bool> {
+        let pending =
+            |i| pc.machine.vcpu_state(VcpuIndex(i), StateGroups::All).unwrap().as_x86().unwrap().events.smi_pending;
+        (0..3).map(pending).collect()
+    };
+    let smi = |pc: &Pc| {
+        // PMBASE, APM's SMIs on.
+        set_config(pc, 31 << 3, 0x40, 0x601);
+        set_config(pc, 31 << 3, 0x44, 0x80);
+        pc.output(0x630, 4, 0x21);
+        pc.outb(0xb2, 0);
+    };
+    assert_eq!(pc.fw_cfg_file("etc/smi/supported-features"), Some(1u64.to_le_bytes().to_vec()));
+    smi(&pc);
+    assert_eq!(waiting(&pc), [true, false, false], "nothing was asked for: the one whose access it was");
+    // A feature that there is not.
+    write(&pc, 0x41);
+    assert_eq!(agreed(&pc), [0]);
+    write(&pc, 1);
+    assert_eq!(agreed(&pc), [1]);
+    // Too late.
+    write(&pc, 0);
+    assert_eq!(agreed(&pc), [1]);
+    smi(&pc);
+    assert_eq!(waiting(&pc), [true; 3]);
+    let mut saved = std::io::Cursor::new(Vec::new());
+    pc.machine.save(&mut saved).unwrap();
+    let mut other = start();
+    other.machine.restore(&mut &saved.into_inner()[..]).unwrap();
+    assert_eq!(agreed(&other), [1]);
+    assert_eq!(waiting(&other), [true; 3]);
+    // A reset forgets it.
+    pc.machine.reset().unwrap();
+    assert_eq!(pc.fw_cfg_file("etc/smi/requested-features"), Some(vec![0; 8]));
+    smi(&pc);
+    assert_eq!(waiting(&pc), [true, false, false]);
+    // The PIIX has none.
+    let mut setup = Setup::new("pc").translated();
+    setup.config.boot.bios = Bios::File(setup.file("rom.bin", &vec![0xf4; 64 << 10]));
+    assert_eq!(setup.start().fw_cfg_file("etc/smi/features-ok"), None);
+}
+
+/// Without firmware, memory types are the same on all processors, as Linux wants them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn memory_types_of_all_processors() {
+    use mimus_core::arch::x86::{MpState, msr};
+    let pc = Setup::new("q35").translated().cpus(3).kernel(&bzimage()).start();
+    for vcpu in 0..3 {
+        let state = pc.machine.vcpu_state(VcpuIndex(vcpu), StateGroups::All).unwrap();
+        let s = state.as_x86().unwrap();
+        assert_eq!(s.msr(msr::MTRR_DEF_TYPE), Some(1 << 11 | 6), "{vcpu}");
+        assert_eq!(s.mp_state == MpState::Running, vcpu == 0);
+    }
+}

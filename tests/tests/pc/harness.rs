@@ -190,8 +190,20 @@ impl Pc {
         String::from_utf8_lossy(&self.serial.contents()).into_owned()
     }
 
+    /// The number of the file `name` of fw_cfg.
+    pub fn fw_cfg_key(&self, name: &str) -> Option<u16> {
+        self.fw_cfg_entry(name).map(|entry| entry.0)
+    }
+
     /// The file `name` of fw_cfg, by its ports.
     pub fn fw_cfg_file(&self, name: &str) -> Option<Vec<u8>> {
+        let (key, len) = self.fw_cfg_entry(name)?;
+        self.output(0x510, 2, key.into());
+        Some((0..len).map(|_| self.inb(0x511)).collect())
+    }
+
+    /// Its number and length.
+    fn fw_cfg_entry(&self, name: &str) -> Option<(u16, usize)> {
         let select = |key: u16| self.output(0x510, 2, key.into());
         let number = |bytes: &[u8]| bytes.iter().fold(0u32, |n, b| n << 8 | u32::from(*b));
         let read = |len: usize| (0..len).map(|_| self.inb(0x511)).collect::<Vec<u8>>();
@@ -201,8 +213,7 @@ impl Pc {
             let entry = read(64);
             let found: Vec<u8> = entry[8..].iter().copied().take_while(|b| *b != 0).collect();
             if found == name.as_bytes() {
-                select(number(&entry[4..6]) as u16);
-                return Some(read(number(&entry[..4]) as usize));
+                return Some((number(&entry[4..6]) as u16, number(&entry[..4]) as usize));
             }
         }
         None

@@ -22,4 +22,6 @@ mod microvm;
 mod programs;
 mod saved;
 #[cfg(target_arch = "x86_64")]
+mod sleep;
+#[cfg(target_arch = "x86_64")]
 mod swap;

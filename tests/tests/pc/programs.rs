@@ -18,12 +18,14 @@ use mimus_tcg::TcgFallback;
 use crate::harness::{Pc, Setup, skipped};
 
 /// Longest wait for firmware: an emulating KVM on a busy host.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// What runs the guest's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Engine {
+pub enum Engine {
+    /// The host's KVM.
     Kvm,
+    /// The translator.
     Tcg,
 }
 
@@ -35,7 +37,7 @@ impl Engine {
 }
 
 /// The machine on an engine, running, or why there is none, told under the test's name.
-fn on(engine: Engine, test: &str, setup: Setup) -> Option<Pc> {
+pub fn on(engine: Engine, test: &str, setup: Setup) -> Option<Pc> {
     let setup = match engine {
         Engine::Kvm => {
             Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup }
@@ -92,7 +94,7 @@ programs! {
     processors_start_each_other,
 }
 
-fn wait_for(pc: &Pc, text: &str) {
+pub fn wait_for(pc: &Pc, text: &str) {
     let deadline = Instant::now() + LIMIT;
     while !pc.output_text().contains(text) {
         assert!(Instant::now() < deadline, "{text:?} does not come; the serial port said:\n{}", pc.output_text());

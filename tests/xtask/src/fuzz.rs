@@ -35,6 +35,7 @@ cargo xtask fuzz x86 [OPTION...]   random sequences, by generated code, interpre
   --class C        integer, vector, x87 or all (default)
   --bits N         16, 32, 64, or all (default)
   --length N       instructions of a sequence (default 16)
+  --bad N          of 100 accesses and stack pointers, how many more may fault (default 0)
   --keep-going N   report N differences before stopping (default 1)
   --debug          do not optimise
 ",
@@ -46,6 +47,7 @@ cargo xtask fuzz x86 [OPTION...]   random sequences, by generated code, interpre
             ("--class", "MIMUS_FUZZ_CLASS"),
             ("--bits", "MIMUS_FUZZ_BITS"),
             ("--length", "MIMUS_FUZZ_LENGTH"),
+            ("--bad", "MIMUS_FUZZ_BAD"),
             ("--keep-going", "MIMUS_FUZZ_KEEP_GOING"),
         ],
         usual: &[("MIMUS_FUZZ_COUNT", "10000000")],

@@ -30,44 +30,14 @@ impl Named {
     }
 }
 
-/// What every 64-bit processor has (x86-64-v1 and what system software needs with it).
-pub(super) const BASE64: &[&str] = &[
-    "fpu",
-    "vme",
-    "de",
-    "pse",
-    "tsc",
-    "msr",
-    "pae",
-    "mce",
-    "cx8",
-    "apic",
-    "sep",
-    "mtrr",
-    "pge",
-    "mca",
-    "cmov",
-    "pat",
-    "pse36",
-    "clflush",
-    "mmx",
-    "fxsr",
-    "sse",
-    "sse2",
-    "pni",
-    "hypervisor",
-    "syscall",
-    "nx",
-    "lm",
-];
 /// What x86-64-v2 adds.
 const V2: &[&str] = &["ssse3", "cx16", "sse4-1", "sse4-2", "popcnt", "lahf-lm"];
 /// What x86-64-v3 adds.
 const V3: &[&str] = &["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave", "xsaveopt"];
 /// What x86-64-v4 adds.
 const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
-/// What a 32-bit processor of the Pentium III to 4 has.
-const BASE32: &[&str] = &[
+/// What a 32-bit processor of the Pentium III to 4 has, and every 64-bit one.
+pub(super) const BASE: &[&str] = &[
     "fpu",
     "vme",
     "de",
@@ -93,6 +63,8 @@ const BASE32: &[&str] = &[
     "pni",
     "hypervisor",
 ];
+/// What every 64-bit processor has beside it: x86-64-v1, and what system software needs with it.
+pub(super) const LONG: &[&str] = &["syscall", "nx", "lm"];
 /// Paravirtual features that need nothing from the processor.
 const PARAVIRTUAL: &[&str] = &["kvmclock", "kvmclock-stable-bit", "kvm-nopiodelay"];
 /// A virtual machine's local APIC.
@@ -120,14 +92,14 @@ macro_rules! models {
 /// All of them, in the order help texts list them.
 pub(super) const MODELS: &[Named] = models![
     "qemu64" "a plain 64-bit processor, runs anywhere (default with KVM)" Amd 15 107 1 "Mimus virtual CPU"
-        = "", BASE64, PARAVIRTUAL, &["cx16", "lahf-lm", "x2apic"];
+        = "", BASE, LONG, PARAVIRTUAL, &["cx16", "lahf-lm", "x2apic"];
     "kvm64" "a plain 64-bit processor of Intel's" Intel 15 6 1 "Mimus virtual CPU (Intel)"
-        = "", BASE64, PARAVIRTUAL, &["cx16", "x2apic"];
-    "x86-64-v1" "the x86-64 baseline" Intel 6 15 11 "Mimus virtual CPU (x86-64-v1)" = "", BASE64, PARAVIRTUAL, APIC;
+        = "", BASE, LONG, PARAVIRTUAL, &["cx16", "x2apic"];
+    "x86-64-v1" "the x86-64 baseline" Intel 6 15 11 "Mimus virtual CPU (x86-64-v1)" = "", BASE, LONG, PARAVIRTUAL, APIC;
     "x86-64-v2" "the x86-64-v2 level" Intel 6 26 3 "Mimus virtual CPU (x86-64-v2)" = "x86-64-v1", V2;
     "x86-64-v3" "the x86-64-v3 level: AVX2, BMI, FMA" Intel 6 60 4 "Mimus virtual CPU (x86-64-v3)" = "x86-64-v2", V3;
     "x86-64-v4" "the x86-64-v4 level: AVX-512" Intel 6 85 4 "Mimus virtual CPU (x86-64-v4)" = "x86-64-v3", V4;
-    "qemu32" "a plain 32-bit processor" Intel 6 6 3 "Mimus virtual CPU (32-bit)" = "", BASE32, PARAVIRTUAL;
+    "qemu32" "a plain 32-bit processor" Intel 6 6 3 "Mimus virtual CPU (32-bit)" = "", BASE, PARAVIRTUAL;
     "Nehalem" "Intel Core i7 9xx (2008)" Intel 6 26 3 "Intel Core i7 9xx (Nehalem)" = "x86-64-v2", &["ss"];
     "Westmere" "Intel Xeon 56xx (2010)" Intel 6 44 1 "Intel Xeon E56xx (Westmere)"
         = "Nehalem", &["aes", "pclmulqdq"];

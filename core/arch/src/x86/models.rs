@@ -1,7 +1,7 @@
 //! CPU models of x86: `-cpu NAME,+feature,-feature,feature=on|off`.
 
 use super::features::{CpuidFeature, X86Features};
-use super::model_table::{MODELS, Named};
+use super::model_table::{BASE, LONG, MODELS, Named};
 use crate::guest_arch::GuestArch;
 use crate::model::{ModelError, hint};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,11 @@ impl X86Model {
         MODELS.iter().map(|m| (m.name, m.summary)).chain(SPECIAL)
     }
 
+    /// The features that every 64-bit processor has.
+    pub fn base64() -> X86Features {
+        X86Features::of(BASE).union(X86Features::of(LONG))
+    }
+
     /// The model when no `-cpu` is given and the accelerator has no wish.
     pub fn default_for(arch: GuestArch) -> Self {
         let name = if arch == GuestArch::I386 { "qemu32" } else { "qemu64" };
@@ -153,22 +158,23 @@ impl X86Model {
             self.phys_bits = bits.ok_or_else(|| bad("32 to 52"))?;
             return Ok(());
         }
+        let feature = CpuidFeature::from_name(key);
+        if feature.is_none() && !PROPERTIES.contains(&key) {
+            return Err(ModelError::UnknownFeature {
+                model: self.name.clone(),
+                feature: key.to_owned(),
+                hint: hint(key, CpuidFeature::names().chain(PROPERTIES)),
+            });
+        }
         let on = match value {
             "on" | "true" | "yes" => true,
             "off" | "false" | "no" => false,
             _ => return Err(bad("on or off")),
         };
-        match key {
-            "kvm" => self.kvm = on,
-            "enforce" => self.enforce = on,
-            _ => {
-                let feature = CpuidFeature::from_name(key).ok_or_else(|| ModelError::UnknownFeature {
-                    model: self.name.clone(),
-                    feature: key.to_owned(),
-                    hint: hint(key, CpuidFeature::names().chain(PROPERTIES)),
-                })?;
-                self.set_feature(feature, on);
-            }
+        match feature {
+            Some(feature) => self.set_feature(feature, on),
+            None if key == "kvm" => self.kvm = on,
+            None => self.enforce = on,
         }
         Ok(())
     }
@@ -239,12 +245,13 @@ mod tests {
         assert!(text("x86-64-v5").contains("did you mean"), "{}", text("x86-64-v5"));
         assert!(text("qemu64,+avx3").contains("did you mean"), "{}", text("qemu64,+avx3"));
         assert!(text("qemu64,avx=maybe").contains("on or off"));
+        assert!(text("qemu64,avx3=1").contains("did you mean"), "{}", text("qemu64,avx3=1"));
         assert!(text("qemu64,phys-bits=60").contains("32 to 52"));
     }
 
     #[test]
     fn restriction_drops_or_refuses() {
-        let supported = X86Features::of(super::super::model_table::BASE64);
+        let supported = X86Model::base64();
         let m = parse("x86-64-v4").unwrap().restricted_to(supported).unwrap();
         assert_eq!(m.features, supported);
         let err = parse("qemu64,+avx2,+bmi2").unwrap().restricted_to(supported).unwrap_err();

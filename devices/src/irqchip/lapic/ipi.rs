@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mimus_core::accel::CpuPin;
+use mimus_core::accel::{CpuPin, VcpuIndex};
 
 use super::Lapics;
 use super::apic::Apic;
@@ -69,7 +69,16 @@ impl Lapics {
     }
 
     pub(super) fn init(&self, apic: &Arc<Apic>) {
-        apic.init_reset();
-        self.links.processors.init(apic.index());
+        if self.links.processors.stop(apic.index()) {
+            apic.init_reset();
+            self.links.processors.init(apic.index());
+        }
+    }
+
+    /// The vCPU takes an INIT that was held.
+    pub fn take_init(&self, vcpu: VcpuIndex) {
+        if let Some(apic) = self.apic(vcpu) {
+            self.init(apic);
+        }
     }
 }

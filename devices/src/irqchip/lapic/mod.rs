@@ -54,7 +54,10 @@ pub const LINT1: u32 = 1;
 
 /// What INIT and start-up IPIs do, which the board knows. Called with no lock held, on the sender's thread.
 pub trait Processors: Send + Sync {
-    /// An INIT: the vCPU stops and waits for a start-up IPI; the bootstrap processor starts at its reset vector.
+    /// An INIT: the vCPU stops. False if it has to take the INIT later, in system management mode, and goes on: it
+    /// calls [`Lapics::take_init`] then.
+    fn stop(&self, vcpu: VcpuIndex) -> bool;
+    /// It has stopped for an INIT, and waits for a start-up IPI; the bootstrap processor starts at its reset vector.
     fn init(&self, vcpu: VcpuIndex);
     /// A start-up IPI: the vCPU, if it waits for one, starts at `vector << 12` in real mode; else nothing happens.
     fn start_up(&self, vcpu: VcpuIndex, vector: u8);

@@ -6,7 +6,7 @@ use mimus_core::accel::{RemoteFence, VcpuSignal};
 use mimus_core::bus::MemTxAttrs;
 use mimus_core::snapshot::{Payload, Snapshot};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// A vCPU that remembers levels, and counts the rising edges of NMI and SMI.
 struct Cpu {
@@ -34,7 +34,7 @@ impl VcpuHandle for Cpu {
 }
 
 #[derive(Default)]
-struct Calls(Mutex<Vec<String>>);
+struct Calls(Mutex<Vec<String>>, AtomicBool);
 
 impl Calls {
     fn add(&self, text: String) {
@@ -46,6 +46,13 @@ impl Calls {
 }
 
 impl Processors for Calls {
+    fn stop(&self, vcpu: VcpuIndex) -> bool {
+        let holds = self.1.load(SeqCst);
+        if holds {
+            self.add(format!("hold {vcpu}"));
+        }
+        !holds
+    }
     fn init(&self, vcpu: VcpuIndex) {
         self.add(format!("init {vcpu}"));
     }
@@ -388,6 +395,21 @@ fn init_and_start_up() {
     assert_eq!(pc.calls.take(), ["start 1 at 0x10"], "not the bootstrap processor");
     pc.w(1, ICR, 3 << 18 | 0x500);
     assert_eq!(pc.calls.take(), ["init 0"]);
+}
+
+/// In system management mode an INIT waits, and the APIC stays as it is until it is taken.
+#[test]
+fn an_init_is_held() {
+    let pc = Pc::new(2);
+    pc.w(1, TPR, 0x30);
+    pc.calls.1.store(true, SeqCst);
+    pc.ipi(0, 1, 0xc500);
+    assert_eq!((pc.calls.take(), pc.r(1, TPR)), (vec!["hold 1".to_owned()], 0x30));
+    pc.calls.1.store(false, SeqCst);
+    pc.lapics.take_init(VcpuIndex(1));
+    assert_eq!((pc.calls.take(), pc.r(1, TPR)), (vec!["init 1".to_owned()], 0));
+    pc.lapics.take_init(VcpuIndex(7));
+    assert_eq!(pc.calls.take(), [] as [&str; 0]);
 }
 
 #[test]

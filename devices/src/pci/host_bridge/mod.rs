@@ -4,6 +4,7 @@ pub mod config_ports;
 mod ecam;
 pub mod gpex;
 pub mod i440fx;
+pub mod pc_host;
 pub mod pc_memory;
 pub mod q35;
 #[cfg(test)]

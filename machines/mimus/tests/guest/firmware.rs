@@ -162,7 +162,7 @@ fn seabios_boots_the_686_kernel_with_four_vcpus() {
 }
 
 /// Both banks, and a copy of the variables.
-fn flash(dir: &Dir, ovmf: &Path, code: &str) -> [String; 2] {
+pub fn flash(dir: &Dir, ovmf: &Path, code: &str) -> [String; 2] {
     std::fs::copy(ovmf.join("vars.fd"), dir.path("vars.fd")).unwrap();
     [
         format!("if=pflash,format=raw,readonly=on,file={}", ovmf.join(code).display()),

@@ -1,12 +1,14 @@
-//! Suspend to RAM: Linux sleeps and comes back, through SeaBIOS and without firmware, by the monitor and by the RTC's
+//! Suspend to RAM: Linux sleeps and comes back, through SeaBIOS, through OVMF and without firmware, by the monitor and by the RTC's
 //! alarm, with its memory, a program that runs, its disk and its network.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use mimus_machines::guests::firmware::OVMF;
 use mimus_machines::guests::x86::SEABIOS;
 use sha2::{Digest, Sha256};
 
+use crate::firmware::flash;
 use crate::harness::{Dir, LIMIT, Mimus, generic_commands, guest, hex};
 use crate::network::serve;
 
@@ -47,7 +49,28 @@ impl Before<'_> {
     }
 }
 
-fn sleeps(test: &str, board: &str, firmware: bool) {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Firmware {
+    None,
+    SeaBios,
+    /// OVMF with this code.
+    Ovmf(&'static str),
+}
+
+/// The options that start `firmware`, or `None` after saying why there is none.
+fn options(test: &str, dir: &Dir, firmware: Firmware) -> Option<Vec<String>> {
+    let file = match firmware {
+        Firmware::None => return Some(Vec::new()),
+        Firmware::SeaBios => guest(test, &SEABIOS)?.join("bios-256k.bin"),
+        Firmware::Ovmf(code) => {
+            let [code, vars] = flash(dir, &guest(test, &OVMF)?, code);
+            return Some(["-drive".into(), code, "-drive".into(), vars].into());
+        }
+    };
+    Some(vec!["-bios".into(), Path::to_str(&file).unwrap().into()])
+}
+
+fn sleeps(test: &str, board: &str, firmware: Firmware) {
     let Some(c) = generic_commands(test) else { return };
     let dir = Dir::new(test);
     let contents = vec![0x5a; 1 << 20];
@@ -55,12 +78,8 @@ fn sleeps(test: &str, board: &str, firmware: bool) {
     let drive = format!("file={},format=raw,if=virtio", dir.path("disk.img"));
     let mut args = vec!["-accel", "tcg", "-M", board, "-smp", "2", "-no-reboot", "-drive", &drive];
     args.extend(["-nic", "user,model=virtio-net-pci"]);
-    let bios;
-    if firmware {
-        let Some(files) = guest(test, &SEABIOS) else { return };
-        bios = files.join("bios-256k.bin");
-        args.extend(["-bios", Path::to_str(&bios).unwrap()]);
-    }
+    let Some(start) = options(test, &dir, firmware) else { return };
+    args.extend(start.iter().map(String::as_str));
     let mut guest = c.boot(&args);
     assert!(guest.run("cat /sys/power/mem_sleep").contains("[deep]"), "S3 is there, and what Linux prefers");
     let page = "what a web server has";
@@ -105,15 +124,26 @@ fn sleeps(test: &str, board: &str, firmware: bool) {
 
 #[test]
 fn q35_sleeps_and_wakes_through_seabios() {
-    sleeps("q35_sleeps_and_wakes_through_seabios", "q35", true);
+    sleeps("q35_sleeps_and_wakes_through_seabios", "q35", Firmware::SeaBios);
 }
 
 #[test]
 fn pc_sleeps_and_wakes_through_seabios() {
-    sleeps("pc_sleeps_and_wakes_through_seabios", "pc", true);
+    sleeps("pc_sleeps_and_wakes_through_seabios", "pc", Firmware::SeaBios);
 }
 
 #[test]
 fn q35_sleeps_and_wakes_without_firmware() {
-    sleeps("q35_sleeps_and_wakes_without_firmware", "q35", false);
+    sleeps("q35_sleeps_and_wakes_without_firmware", "q35", Firmware::None);
+}
+
+/// Whose processors find system management mode at its place again.
+#[test]
+fn q35_sleeps_and_wakes_through_ovmf() {
+    sleeps("q35_sleeps_and_wakes_through_ovmf", "q35", Firmware::Ovmf("code-secboot.fd"));
+}
+
+#[test]
+fn pc_sleeps_and_wakes_through_ovmf() {
+    sleeps("pc_sleeps_and_wakes_through_ovmf", "pc", Firmware::Ovmf("code.fd"));
 }

@@ -23,7 +23,7 @@ fn boots_under(tcg: &[&str], commands: Option<Commands>, board: &str, smp: &str,
     let expected = format!("{}  -", hex(&Sha256::digest("y\n".repeat(500_000))));
     assert_eq!(hashes.lines().filter(|l| *l == expected).count(), 4, "{hashes}");
     let log = guest.run("dmesg");
-    for complaint in ["BUG:", "Oops", "WARNING:", "unchecked MSR", "Call Trace", "soft lockup"] {
+    for complaint in ["BUG:", "Oops", "WARNING:", "unchecked MSR", "Call Trace", "soft lockup", "inconsistent"] {
         assert!(!log.contains(complaint), "{complaint}:\n{log}");
     }
     guest.send("poweroff -f\n");
@@ -93,6 +93,20 @@ fn the_default_model_needs_no_mitigations() {
         assert!(all.contains(&format!("{flaw}:Not affected")), "{all}");
     }
     guest.send("poweroff -f\n");
+    guest.end_well();
+}
+
+/// By the PS/2 keyboard: Linux restarts at Ctrl-Alt-Delete if nobody has told it otherwise.
+#[test]
+fn keys_from_the_monitor() {
+    let Some(c) = generic_commands("keys_from_the_monitor") else { return };
+    let mut guest = c.boot(&[&["-M", "pc", "-no-reboot"], &TCG[..]].concat());
+    assert_eq!(guest.run("cat /proc/sys/kernel/ctrl-alt-del"), "1");
+    guest.send("\x01c");
+    guest.wait_for("(mimus) ");
+    guest.send("sendkey ctrl-alt-delet\n");
+    guest.wait_for("did you mean");
+    guest.send("sendkey ctrl-alt-delete\n");
     guest.end_well();
 }
 

@@ -17,6 +17,7 @@ use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
+use crate::frontend::Starts;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
@@ -89,6 +90,8 @@ struct Page {
     stores: u32,
     /// Entry table that the block reaching into the next page was made for; 0 if none.
     next_table: u32,
+    /// Where blocks begin: empty, or a bit for each offset.
+    starts: Vec<u64>,
 }
 
 /// Where to undo a link: code offsets.
@@ -130,9 +133,43 @@ pub struct Translated {
     pub host_bytes: u64,
 }
 
+/// What is known of a page's code.
+#[derive(Default)]
+struct Known {
+    hints: Hints,
+    /// Something has been found out since the code was made.
+    news: bool,
+    /// Times that code was made anew for such news, and samples to wait for before it is again.
+    renewals: u32,
+    wait: u32,
+}
+
+impl Known {
+    /// A vCPU is seen in the code. Whether it is to be made anew: for the first time at once, but not each time that one more of
+    /// many accesses turns out to scatter, since all of the page goes.
+    fn is_due(&mut self) -> bool {
+        /// Samples between two times, at most: what scatters is slower until then.
+        const PATIENCE: u32 = 4;
+        if !std::mem::replace(&mut self.hints.hot, true) {
+            return true;
+        }
+        if !self.news {
+            return false;
+        }
+        if self.wait != 0 {
+            self.wait -= 1;
+            return false;
+        }
+        self.news = false;
+        self.wait = self.renewals.min(PATIENCE - 1);
+        self.renewals += 1;
+        true
+    }
+}
+
 #[derive(Default)]
 struct Inner {
-    hints: PageMap<Hints>,
+    hints: PageMap<Known>,
     translated: Translated,
     bump: usize,
     tables_used: usize,
@@ -221,6 +258,29 @@ impl CodeStore {
         inner.pages.get_mut(&page).map_or(0, |p| p.stores)
     }
 
+    /// Whether a block at `start` of `page` would be made compact. If so, `starts` gets where in the page blocks begin.
+    pub fn is_made_compact(&self, page: PageKey, start: u16, starts: &mut Starts) -> bool {
+        let inner = self.lock();
+        let p = inner.pages.get(&page);
+        let compact = !inner.hints.contains_key(&page) && self.makes_compact(p, start);
+        if compact {
+            match p.and_then(|p| p.starts.as_array()) {
+                Some(there) => *starts = *there,
+                None => starts.fill(0),
+            }
+        }
+        compact
+    }
+
+    /// The same for a page of which nothing has been found out.
+    fn makes_compact(&self, page: Option<&Page>, start: u16) -> bool {
+        match self.optimise {
+            Optimise::Compact => true,
+            Optimise::Tiered => page.is_none_or(|p| !p.warm.contains(&start)),
+            Optimise::Off | Optimise::Usual | Optimise::Forced => false,
+        }
+    }
+
     /// The entry table that the block of `page` that reaches into the next page was made for.
     pub fn next_table(&self, page: PageKey) -> u32 {
         self.lock().pages.get(&page).map_or(0, |p| p.next_table)
@@ -264,25 +324,21 @@ impl CodeStore {
     ) -> Published {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let fresh = |(key, stamp): &(PageKey, u32)| inner.pages.get(key).is_some_and(|p| p.stores == *stamp);
-        if !fresh(&(page, stamp)) || !next_page.as_ref().is_none_or(fresh) {
+        let fresh = |key: PageKey, stamp: u32| inner.pages.get(&key).filter(|p| p.stores == stamp);
+        let Some(p) = fresh(page, stamp) else { return Published::Stale };
+        if next_page.is_some_and(|(key, stamp)| fresh(key, stamp).is_none()) {
             return Published::Stale;
         }
         let at = inner.bump.next_multiple_of(16);
         let (code, info) = buffers;
         match inner.hints.get(&page) {
-            Some(hints) => info.hints.clone_from(hints),
+            Some(known) => info.hints.clone_from(&known.hints),
             None => {
-                let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
-                let compact = match self.optimise {
-                    Optimise::Compact => true,
-                    Optimise::Tiered => !warm(),
-                    Optimise::Off | Optimise::Usual | Optimise::Forced => false,
-                };
+                let compact = self.makes_compact(Some(p), block.start);
                 info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
             }
         }
-        info.table = inner.pages.get(&page).map_or(0, |p| p.table);
+        info.table = p.table;
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
             return Published::Full;
@@ -334,6 +390,10 @@ impl CodeStore {
         let p = inner.pages.entry(page).or_default();
         p.granules |= granules(start, end.min(4096)) | block.granules;
         p.blocks.push(number);
+        p.starts.resize(64, 0);
+        if let Some(word) = p.starts.get_mut(usize::from(block.start / 64)) {
+            *word |= 1 << (block.start % 64);
+        }
         if next_table != 0 {
             p.next_table = next_table;
         }
@@ -365,7 +425,11 @@ impl CodeStore {
         let field = self.mapping.code_base() + patch as usize;
         // An address in the block, not the end of the one before it.
         let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
-        let compact = inner.blocks[to].compact;
+        let BlockRecord { compact, live, .. } = inner.blocks[to];
+        if !live {
+            // Withdrawn since it was found.
+            return;
+        }
         let to = to as u32;
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
@@ -474,8 +538,7 @@ impl CodeStore {
         }
         let Some(page) = self.page_of(table) else { return };
         let mut inner = self.lock();
-        let hints = inner.hints.entry(page).or_default();
-        if !std::mem::replace(&mut hints.hot, true) {
+        if inner.hints.entry(page).or_default().is_due() {
             self.withdraw_and_outdate(&mut inner, page);
         }
     }
@@ -524,9 +587,9 @@ impl CodeStore {
         }
     }
 
-    /// The access whose call returns to host address `ret` does not stay in a range: it is made anew with one of two
-    /// parts, then without any.
-    pub fn scattered(&self, ret: usize) {
+    /// The access whose call returns to host address `ret` does not stay in a range, `in_parts`: but perhaps in one of two
+    /// parts. When the page is sampled again its code is made anew.
+    pub fn scattered(&self, ret: usize, in_parts: bool) {
         if !self.optimise.learns() {
             return;
         }
@@ -534,12 +597,15 @@ impl CodeStore {
         let mut inner = self.lock();
         let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
         let BlockRecord { page, live, .. } = inner.blocks[number];
-        let hints = inner.hints.entry(page).or_insert_with(|| Hints { hot: true, ..Hints::default() });
-        let pc = pc.0 as u16;
-        let list = if hints.parted.contains(&pc) { &mut hints.scattered } else { &mut hints.parted };
-        if live && !list.contains(&pc) {
+        if !live {
+            return;
+        }
+        let known = inner.hints.entry(page).or_default();
+        let (pc, hints) = (pc.0 as u16, &mut known.hints);
+        let list = if in_parts { &mut hints.parted } else { &mut hints.scattered };
+        if !list.contains(&pc) {
             list.push(pc);
-            self.withdraw_and_outdate(&mut inner, page);
+            known.news = true;
         }
     }
 
@@ -557,6 +623,7 @@ impl CodeStore {
             let blocks = std::mem::take(&mut p.blocks);
             let incoming = std::mem::take(&mut p.incoming);
             p.inner_links.clear();
+            p.starts.clear();
             let table = p.table;
             p.granules = 0;
             p.next_table = 0;
@@ -780,15 +847,28 @@ mod tests {
         assert!(told.hot && told.scattered.is_empty());
         s.sampled(table);
         assert_eq!(s.find(table, 0x100), Some(at), "it is known already");
-        s.scattered(at + 8);
+        s.scattered(at + 8, true);
+        assert_eq!(s.find(table, 0x100), Some(at), "more may be found out");
+        s.sampled(table);
         assert_eq!(s.find(table, 0x100), None);
         let (again, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[][..]));
-        s.scattered(at + 8);
+        s.scattered(at + 8, false);
+        s.sampled(table);
         assert_eq!(s.find(table, 0x100), Some(again), "by a vCPU that is still in the old code");
-        s.scattered(again + 8);
-        let (_, told) = emitted(0x100);
+        s.scattered(again + 8, false);
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), None);
+        let (third, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
+        emitted(0x200);
+        let other = s.find(table, 0x200).unwrap();
+        s.scattered(other + 8, false);
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), Some(third), "not again each time");
+        s.sampled(table);
+        assert_eq!(s.find(table, 0x100), None);
+        assert_eq!(&*emitted(0x100).1.scattered, &[0x104, 0x204]);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(!emitted(0x100).1.hot, "another program's");
     }

@@ -10,37 +10,14 @@ use mimus_arch::x86::{Vendor, X86Features, X86Model};
 use crate::native;
 use crate::state::State;
 
-/// What this frontend can do on any host.
+/// What this frontend can do on any host, beside what every 64-bit processor has.
 const HAVE: &[&str] = &[
-    "fpu",
-    "de",
-    "pse",
-    "tsc",
-    "msr",
-    "pae",
-    "mce",
-    "cx8",
-    "apic",
-    "sep",
-    "mtrr",
-    "pge",
-    "mca",
-    "cmov",
-    "pat",
-    "pse36",
-    "clflush",
-    "mmx",
-    "fxsr",
-    "sse",
-    "sse2",
     "ss",
-    "pni",
     "cx16",
     "pcid",
     "movbe",
     "x2apic",
     "xsave",
-    "hypervisor",
     "arat",
     "fsgsbase",
     "tsc-adjust",
@@ -54,7 +31,6 @@ const HAVE: &[&str] = &[
     "clwb",
     "umip",
     "pku",
-    "vme",
     "la57",
     "rdpid",
     "fsrm",
@@ -62,11 +38,8 @@ const HAVE: &[&str] = &[
     "xsavec",
     "xsaves",
     "xgetbv1",
-    "syscall",
-    "nx",
     "pdpe1gb",
     "rdtscp",
-    "lm",
     "lahf-lm",
     "cr8legacy",
     "3dnowprefetch",
@@ -108,9 +81,8 @@ const KVM_SIGNATURE: &[u8; 12] = b"KVMKVMKVM\0\0\0";
 
 /// The features that can be had on this host.
 pub fn supported() -> X86Features {
-    let mut all = X86Features::of(HAVE);
-    all = all.union(X86Features::of(NEED_HOST).intersection(native::host_features()));
-    all
+    let units = X86Features::of(NEED_HOST).intersection(native::host_features());
+    X86Model::base64().union(X86Features::of(HAVE)).union(units)
 }
 
 /// A model as CPUID shows it, and what of it the rest of the frontend asks often.
@@ -128,8 +100,8 @@ pub struct Features {
     pub misaligned_sse: bool,
     /// KVM's signature and paravirtual features are shown.
     pub kvm: bool,
-    /// Instruction sets, by the decoder's numbers.
-    pub(crate) isa: Vec<bool>,
+    /// Which instructions there are, by the decoder's numbers.
+    pub(crate) codes: Vec<bool>,
     /// The model is one of AMD's: where the makers' processors differ, it does as theirs do.
     pub amd: bool,
     pub phys_bits: u8,
@@ -171,10 +143,10 @@ impl Features {
             signature: signature(model),
             brand,
             index,
-            isa: Vec::new(),
+            codes: Vec::new(),
             set,
         };
-        features.isa = crate::decode::instruction_sets(&features);
+        features.codes = crate::decode::codes(&features);
         features
     }
 

@@ -187,8 +187,13 @@ pub(crate) fn step(cpu: &mut X86Cpu) {
     if cpu.hit_abandoned() {
         return;
     }
-    // An IRET has set what is to be there for the instruction it returns to.
-    if !insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)) {
+    // An IRET has set what is to be there for the instruction it returns to; a repeated instruction that has not ended
+    // is still the one that goes on.
+    let keeps = insn.is_some_and(|i| {
+        matches!(i.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
+            || cpu.head.pc == pc && i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix())
+    });
+    if !keeps {
         cpu.guest.st.flags &= !RFLAGS_RF;
     }
     let entered = cpl == 3 && cpu.guest.st.cpl == 0;

@@ -297,6 +297,7 @@ fn to_outer<H: Host + ?Sized>(
         check_stack(ss, d, cpl, Exception::gp_sel)?;
         segment::mark_accessed(h, ss, d)?.segment(ss)
     };
+    let outwards = cpl > h.st().cpl;
     segment::change_level(h, cpl, code, Some(stack_segment));
     let sp_mask = h.st().stack_mask();
     let sp = sp.wrapping_add(release);
@@ -304,17 +305,22 @@ fn to_outer<H: Host + ?Sized>(
     // A 16-bit return to a 32-bit stack takes 16 bits of it.
     let new = if sp_mask == 0xffff || bytes == 2 && !to_long { old & !0xffff | sp & 0xffff } else { sp & sp_mask };
     h.set_gpr(4, new);
-    drop_inner_segments(h, cpl);
+    if outwards {
+        drop_inner_segments(h, cpl);
+    }
     h.set_ip(ip & if to_long { !0 } else { 0xffff_ffff });
     Ok(())
 }
 
-/// Data segments that the outer level may not use become null (SDM section 6.8.6).
+/// Data segments that the outer level may not use become null (SDM section 6.8.6). One that is null already has no
+/// privilege of its own: its selector becomes 0, the base stays.
 fn drop_inner_segments<H: Host + ?Sized>(h: &mut H, cpl: u8) {
     for seg in [ES, DS, FS, GS] {
         let s = h.st().seg[seg];
         let conforming = s.attributes & 0xc == 0xc;
-        if s.attributes & attr::UNUSABLE == 0 && !conforming && s.dpl() < cpl {
+        if s.attributes & attr::UNUSABLE != 0 {
+            h.st_mut().seg[seg].selector = 0;
+        } else if !conforming && s.dpl() < cpl {
             set_segment(h, seg, Segment::UNUSABLE);
         }
     }

@@ -22,6 +22,7 @@ use crate::cpuid;
 use crate::debugging;
 use crate::decode::{MAX_LEN, fetch};
 use crate::exception::{Exception, Result};
+use crate::exec::waiting::Waiting;
 use crate::exec::{self, Decoded};
 use crate::fpu;
 use crate::host::{Flush, Host, Stop};
@@ -41,6 +42,7 @@ pub(crate) const PIN_INTR: u64 = 1;
 pub(crate) const PIN_NMI: u64 = 2;
 pub(crate) const PIN_SMI: u64 = 4;
 pub(crate) const PIN_A20_MASK: u64 = 8;
+pub(crate) const PIN_INIT: u64 = 16;
 /// Physical addresses with A20 masked.
 const A20_MASK: u64 = !(1 << 20);
 /// Instructions executed one by one before the run loop is looked at.
@@ -64,7 +66,7 @@ pub struct X86Guest {
     pub(crate) deliveries: u64,
     /// The x87 unit is the guest's: inside `run`.
     pub(crate) fpu_loaded: bool,
-    pub(crate) pauses: u8,
+    pub(crate) waiting: Waiting,
     /// What physical addresses are masked with outside of system management mode.
     pub(crate) phys_mask: u64,
     /// The address after the HLT that waits, or waited until the event now to be taken.
@@ -335,10 +337,14 @@ fn take_smi(cpu: &mut X86Cpu, pins: u64) -> bool {
     if pins & PIN_SMI == 0 || cpu.guest.st.smm {
         return false;
     }
-    cpu.change_pins(PIN_SMI, 0);
     if !cpu.has_alternate_memory() {
+        cpu.change_pins(PIN_SMI, 0);
         return false;
     }
+    if !cpu.announce_alternate_memory() {
+        return false;
+    }
+    cpu.change_pins(PIN_SMI, 0);
     cpu.guest.deliveries += 1;
     let (pc, ip) = (cpu.head.pc, ip_of(cpu, cpu.head.pc));
     let halted = cpu.guest.halted_at.take() == Some(pc);
@@ -354,6 +360,13 @@ fn take_external(cpu: &mut X86Cpu) -> bool {
     let pins = cpu.pins();
     update_a20(cpu, pins);
     if take_smi(cpu, pins) {
+        return true;
+    }
+    // One that came in system management mode, where it waits (SDM volume 3, section 32.3.2).
+    if pins & PIN_INIT != 0 && !cpu.guest.st.smm {
+        cpu.change_pins(PIN_INIT, 0);
+        let index = cpu.index();
+        cpu.io(|io| io.take_init(index));
         return true;
     }
     if pins & PIN_NMI != 0 {
@@ -426,7 +439,7 @@ impl GuestFrontend for X86 {
     const FLAGS: bool = true;
     const COHERENT_CODE: bool = true;
     const LENIENT_BUS: bool = true;
-    const LATCHED_PINS: u64 = PIN_NMI | PIN_SMI;
+    const LATCHED_PINS: u64 = PIN_NMI | PIN_SMI | PIN_INIT;
     const MODE_PINS: u64 = PIN_A20_MASK;
     const ALTERNATE_MEMORY: bool = true;
     const TRAPS_USE_SLOTS: bool = true;
@@ -452,7 +465,7 @@ impl GuestFrontend for X86 {
             leave: false,
             deliveries: 0,
             fpu_loaded: false,
-            pauses: 0,
+            waiting: Waiting::default(),
             phys_mask: !0,
             halted_at: None,
         })
@@ -480,7 +493,7 @@ impl GuestFrontend for X86 {
         if init {
             cpu.guest.st.tsc_offset = tsc_offset;
         }
-        cpu.change_pins(PIN_NMI | PIN_SMI, 0);
+        cpu.change_pins(PIN_NMI | PIN_SMI | PIN_INIT, 0);
         cpu.guest.halted_at = None;
         cpu.halted = halted;
     }
@@ -623,8 +636,8 @@ impl GuestFrontend for X86 {
         let st = &cpu.guest.st;
         let pins = cpu.pins();
         let nmi = (pins & PIN_NMI != 0 || st.nmi_pending) && !st.nmi_masked;
-        let smi = pins & PIN_SMI != 0 && !st.smm;
-        nmi || smi || pins & PIN_INTR != 0 && st.flags & RFLAGS_IF != 0
+        let outside = pins & (PIN_SMI | PIN_INIT) != 0 && !st.smm;
+        nmi || outside || pins & PIN_INTR != 0 && st.flags & RFLAGS_IF != 0
     }
 
     fn pin_bit(pin: CpuPin) -> Option<u32> {
@@ -632,6 +645,7 @@ impl GuestFrontend for X86 {
             CpuPin::Intr => Some(PIN_INTR.trailing_zeros()),
             CpuPin::Nmi => Some(PIN_NMI.trailing_zeros()),
             CpuPin::Smi => Some(PIN_SMI.trailing_zeros()),
+            CpuPin::Init => Some(PIN_INIT.trailing_zeros()),
             CpuPin::A20Mask => Some(PIN_A20_MASK.trailing_zeros()),
             _ => None,
         }
@@ -672,6 +686,7 @@ impl GuestFrontend for X86 {
         state.events.intr = pins & PIN_INTR != 0;
         state.events.nmi_pending |= pins & PIN_NMI != 0;
         state.events.smi_pending = pins & PIN_SMI != 0;
+        state.events.init_latched = pins & PIN_INIT != 0;
         if cpu.halted {
             state.mp_state = MpState::Halted;
         }
@@ -684,7 +699,9 @@ impl GuestFrontend for X86 {
         };
         let now = cpu.now();
         let registers = from_arch(&mut cpu.guest.st, state, now)?;
-        cpu.change_pins(PIN_NMI | PIN_SMI, if state.events.smi_pending { PIN_SMI } else { 0 });
+        let smi = if state.events.smi_pending { PIN_SMI } else { 0 };
+        let init = if state.events.init_latched { PIN_INIT } else { 0 };
+        cpu.change_pins(PIN_NMI | PIN_SMI | PIN_INIT, smi | init);
         set_registers(cpu, &registers);
         cpu.halted = state.mp_state != MpState::Running;
         cpu.guest.halted_at = (state.mp_state == MpState::Halted).then_some(cpu.head.pc);

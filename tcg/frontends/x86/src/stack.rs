@@ -75,13 +75,23 @@ impl Stack {
     ///
     /// # Errors
     /// What [`Stack::push`] would fail with.
+    pub fn probe_push(mut self, cpu: &mut X86Cpu, bytes: u32) -> Result<()> {
+        self.skip(u64::from(bytes).wrapping_neg());
+        self.probe(cpu, bytes)
+    }
+
+    /// Whether `bytes` can be written on top.
+    ///
+    /// # Errors
+    /// `#SS(0)` or a page fault.
     pub fn probe(&self, cpu: &mut X86Cpu, bytes: u32) -> Result<()> {
-        let sp = self.sp & !self.mask | self.sp.wrapping_sub(u64::from(bytes)) & self.mask;
-        let at = Self { sp, ..*self }.linear(&cpu.guest.st, bytes)?;
-        for byte in [at, at.wrapping_add(u64::from(bytes) - 1)] {
-            let byte = cpu.wrap(byte);
-            if cpu.host_for_store(byte).is_err() {
-                return Err(taken(cpu, byte));
+        let at = self.linear(&cpu.guest.st, bytes)?;
+        let last = at.wrapping_add(u64::from(bytes) - 1);
+        let behind = ((at ^ last) > 4095).then_some(last & !4095);
+        for page in std::iter::once(at).chain(behind) {
+            let page = cpu.wrap(page);
+            if cpu.host_for_store(page).is_err() {
+                return Err(taken(cpu, page));
             }
         }
         Ok(())

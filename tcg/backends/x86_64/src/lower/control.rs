@@ -108,9 +108,12 @@ impl Lower<'_> {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::Cross { from, to });
         } else if self.is_backward(to) || self.is_self(to) {
-            let over = self.asm.jcc_short(cc.invert());
-            self.jump_back(to);
-            self.asm.bind_short(over);
+            let over = self.asm.jcc(cc.invert());
+            let in_host = self.flagged && self.flags.has_in_host(Flags::ALL);
+            if !(self.is_self(to) && self.jump_round(in_host)) {
+                self.jump_back(to);
+            }
+            self.asm.bind(over);
         } else {
             self.asm.pad_jump(2);
             let site = self.asm.jcc(cc);
@@ -121,10 +124,12 @@ impl Lower<'_> {
     /// The same, with the flags going to their slot on that side.
     pub(super) fn branch_and_save(&mut self, cc: Cc, to: PagePc) {
         if to.same_page() && (self.is_backward(to) || self.is_self(to)) {
-            let over = self.asm.jcc_short(cc.invert());
+            let over = self.asm.jcc(cc.invert());
             self.save_at_exit();
-            self.jump_back(to);
-            self.asm.bind_short(over);
+            if !(self.is_self(to) && self.jump_round(true)) {
+                self.jump_back(to);
+            }
+            self.asm.bind(over);
         } else {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::SaveAndGo { from, to });
@@ -242,7 +247,9 @@ impl Lower<'_> {
             self.set(d, t);
         }
         if self.compact {
-            self.asm.jmp_abs(self.be.stubs.indirect);
+            let stubs = &self.be.stubs;
+            self.asm.call_abs(if hint == JumpHint::Return { stubs.back } else { stubs.indirect });
+            dynasm!(self.asm ; .arch x64 ; jmp rax);
             return;
         }
         let unchecked = self.unchecked.take();

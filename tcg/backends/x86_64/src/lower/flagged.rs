@@ -465,6 +465,15 @@ impl Lower<'_> {
             Opnd::Imm(_) => false,
             n => self.load_count(n),
         };
+        if let (Opnd::Imm(n), Opnd::Reg(t)) = (n, a)
+            && self.home(d) == a
+            && size >= Size::B4
+        {
+            let b = self.in_reg(b, R14);
+            self.asm.wide(Map::Of, size, opcode, b, Rm::Reg(t));
+            self.asm.push(n as u8);
+            return self.flags_from(&whole);
+        }
         let moved = |v: Opnd| if v == Opnd::Reg(RCX) && saved { Opnd::Reg(R15) } else { v };
         // In rax throughout: rare enough.
         self.mov(RAX, moved(a));

@@ -302,6 +302,7 @@ impl Lower<'_> {
         self.fp_alive = slow.fp_alive;
         (self.cached, self.last) = (None, None);
         self.skip = 0;
+        self.in_slow_group = true;
         for i in slow.first..slow.end {
             if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
                 self.flags_before(i);
@@ -310,6 +311,7 @@ impl Lower<'_> {
             }
         }
         self.lent = None;
+        self.in_slow_group = false;
         self.asm.jmp_back(slow.back);
     }
 }

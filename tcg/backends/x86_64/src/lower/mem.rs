@@ -16,36 +16,45 @@ use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{ContextLayout, RANGE_SHIFT, Stored};
-use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
+use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, PagePc, Size, Slot, Val};
 
 /// An access that the TLB did not serve.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slow {
-    from: Fixup,
+    pub from: Fixup,
     /// Where the access begins, with the addend in `r14`.
-    access: u32,
-    back: u32,
+    pub access: u32,
+    pub back: u32,
     /// The address is `base + off`.
-    base: u8,
-    off: i32,
-    size: Size,
-    ext: Ext,
+    pub base: u8,
+    pub off: i32,
+    pub size: Size,
+    pub ext: Ext,
     /// What to store, or (a slot's home) where to put what was loaded.
-    value: Opnd,
-    insn: Insn,
+    pub value: Opnd,
+    pub insn: Insn,
     /// The vector register that a loaded value goes to as well, or that has what to store.
-    xmm: Option<u8>,
+    pub xmm: Option<u8>,
     /// Displacement of the slot whose value `rax` must hold again.
-    reload: Option<i32>,
+    pub reload: Option<i32>,
     /// What saves the flags first.
-    flags: Routine,
+    pub flags: Routine,
     /// What is done with the value in its stead.
-    fused: Option<Fused>,
+    pub fused: Option<Fused>,
     /// The number of its range entry.
-    range: Option<u32>,
+    pub range: Option<u32>,
+    /// What comes next takes the addend to be that of the access's page, but for 0.
+    pub page_is_used: bool,
+    /// The address of code to store; `rax` holds the value of the slot to reload.
+    pub push: Option<PagePc>,
 }
 
 impl Slow {
+    /// What comes next takes the addend in `r14` to be that of the access's page, but for 0.
+    pub(super) fn lose_page(&mut self) {
+        self.page_is_used = true;
+    }
+
     /// The bits of the runtime's descriptor that name the range entry.
     fn range_bits(&self) -> u32 {
         self.range.map_or(0, |range| (range + 1) << RANGE_SHIFT)
@@ -262,8 +271,10 @@ impl Lower<'_> {
             return self.compact_load(d, (base, off), size, ext);
         }
         let at = self.address(base, off);
+        let look_up = self.asm.pos();
         let (from, range) = self.translate(at, size, false);
         let access = self.asm.pos();
+        self.note_heads_load(look_up, access, range);
         let place = Rm::Mem { base: at.base, index: Some(R14), disp: at.off };
         let home = self.home(d);
         let xmm = self.fp_pin_to_load(d, size, ext);
@@ -293,7 +304,12 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            page_is_used: false,
+            push: None,
         }));
+        if range.is_none() {
+            self.note_page(Some(d), base, at);
+        }
     }
 
     /// A load and the operation behind it, which takes the memory as its operand.
@@ -307,8 +323,10 @@ impl Lower<'_> {
         } else {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
+            let look_up = self.asm.pos();
             let (from, range) = self.translate(at, size, false);
             let access = self.asm.pos();
+            self.note_heads_load(look_up, access, range);
             self.on_memory(fused, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
             let slow = Slow {
                 from,
@@ -325,9 +343,15 @@ impl Lower<'_> {
                 flags,
                 fused: Some(fused),
                 range,
+                page_is_used: false,
+                push: None,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
                 self.put_off(Cold::Load(slow));
+                if range.is_none() {
+                    let d = if let Op::AluF { d, .. } = op { d } else { None };
+                    self.note_page(d, base, at);
+                }
             }
         }
         self.flags_lost();
@@ -401,6 +425,10 @@ impl Lower<'_> {
         if let Some(disp) = slow.reload {
             self.mov(RAX, Opnd::Mem(disp));
         }
+        if slow.page_is_used {
+            // No flag changes.
+            dynasm!(self.asm ; .arch x64 ; mov r14d, 0);
+        }
         self.asm.jmp_back(slow.back);
     }
 
@@ -452,6 +480,8 @@ impl Lower<'_> {
             flags,
             fused: None,
             range,
+            page_is_used: false,
+            push: None,
         }));
     }
 
@@ -483,6 +513,8 @@ impl Lower<'_> {
             flags: Routine::NONE,
             fused: None,
             range,
+            page_is_used: false,
+            push: None,
         }));
     }
 
@@ -529,9 +561,15 @@ impl Lower<'_> {
         self.not_served(&slow, true);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
         self.save_at_fault(slow.flags);
-        match slow.xmm {
-            Some(xmm) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
-            None => self.mov(RAX, slow.value),
+        match (slow.xmm, slow.push) {
+            (Some(xmm), _) => dynasm!(self.asm ; .arch x64 ; vmovq rax, Rx(xmm)),
+            (_, Some(pc)) => {
+                if let Some(disp) = slow.reload {
+                    self.asm.mov_rm_r(true, Rm::Env(disp), RAX);
+                }
+                self.load_pc(RAX, pc);
+            }
+            _ => self.mov(RAX, slow.value),
         }
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | slow.range_bits()));
         self.leave_homes();

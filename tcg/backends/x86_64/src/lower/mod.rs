@@ -6,6 +6,7 @@ mod alu;
 mod atomic;
 mod compact;
 mod control;
+mod edge;
 mod flagged;
 mod flags;
 mod fp;
@@ -14,6 +15,7 @@ mod group;
 mod instrument;
 mod loops;
 mod mem;
+mod push;
 mod rep;
 mod rmw;
 mod stretch;
@@ -31,6 +33,7 @@ use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
+use std::cell::Cell;
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,7 +222,10 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
-    let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
+    let Kept { cold, mut needs, routines } = KEPT.take();
+    if be.config.flags {
+        flags::needs(&block.ops, edge, &mut needs);
+    }
     let mut l = Lower {
         be,
         asm: Asm::new(out, at),
@@ -227,7 +233,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         ops: &block.ops,
         next: 0,
         compact,
-        cold: Vec::with_capacity(block.ops.len() + 4),
+        cold,
         pin: be.pin,
         homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
@@ -250,7 +256,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         skip: 0,
         product: false,
         kept_half: None,
-        routines: Vec::new(),
+        routines,
         looped,
         windows: windows.unwrap_or_default(),
         windowed_top: None,
@@ -259,12 +265,18 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         lent: None,
         stretch: None,
         in_copy: None,
+        in_slow_group: false,
         copies: Vec::new(),
+        head: None,
+        page: None,
+        in_cold: false,
     };
-    if let Some(guard) = entry_guard {
-        l.entry_guard(guard);
+    match entry_guard {
+        Some(guard) => l.entry_guard(guard),
+        None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
     }
@@ -274,6 +286,23 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     }
     l.copy_loop();
     l.finish_cold();
+    let Lower { mut cold, mut needs, mut routines, .. } = l;
+    cold.clear();
+    needs.clear();
+    routines.clear();
+    KEPT.set(Kept { cold, needs, routines });
+}
+
+/// Vectors of [`Lower`], empty, kept from block to block.
+#[derive(Default)]
+struct Kept {
+    cold: Vec<(Cold, loops::Homed)>,
+    needs: Vec<flags::Needs>,
+    routines: Vec<u32>,
+}
+
+thread_local! {
+    static KEPT: Cell<Kept> = Cell::default();
 }
 
 /// The state of lowering one block.
@@ -346,7 +375,14 @@ struct Lower<'a> {
     /// The stretch being lowered, the number of the one whose copy is, and all copies.
     stretch: Option<stretch::Stretch>,
     in_copy: Option<usize>,
+    /// The operations being lowered are a group's copy's.
+    in_slow_group: bool,
     copies: Vec<stretch::Copy>,
+    /// What jumps to the block's start may do themselves, and the page they may use.
+    head: Option<edge::Head>,
+    page: Option<edge::Page>,
+    /// What was put off is being emitted.
+    in_cold: bool,
 }
 
 impl Lower<'_> {
@@ -372,6 +408,7 @@ impl Lower<'_> {
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
+        self.keep_page(op);
         self.last = self.cached.take();
         if self.flagged {
             return self.op_beside_flags(op);
@@ -386,6 +423,16 @@ impl Lower<'_> {
             && let Some(fused) = self.fusable(d, size)
         {
             return self.load_fused(fused, base, off, size);
+        }
+        if let Op::GetPc { .. } = *op
+            && let Some(push) = self.push_at(self.next.wrapping_sub(1))
+        {
+            let ops = self.ops;
+            self.kept = false;
+            self.push(push);
+            return if let Some(store) = ops.get(push.store) {
+                self.flags_after(store)
+            };
         }
         let stays = match self.last {
             Some(slot) if self.keeps_rax(op) && !writes(op, slot) => self.last,
@@ -661,7 +708,14 @@ impl Lower<'_> {
             };
             rest = after;
             let index = self.ops.len() - rest.len() - 1;
-            if self.puts_check_off(index) {
+            if self.puts_check_off(index) || self.flagged && matches!(next, Op::Guard { .. }) {
+                continue;
+            }
+            if let Op::GetPc { .. } = next
+                && let Some(push) = self.push_at(index)
+                && !self.ops.iter().take(push.store).skip(index).any(|op| writes(op, d))
+            {
+                rest = self.ops.get(push.store + 1..).unwrap_or_default();
                 continue;
             }
             if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
@@ -749,6 +803,7 @@ impl Lower<'_> {
 
     /// Emits what was put off. Cold code may put off more.
     fn finish_cold(&mut self) {
+        self.in_cold = true;
         let mut i = 0;
         while let Some(&(cold, homed)) = self.cold.get(i) {
             i += 1;

@@ -171,7 +171,8 @@ impl Lower<'_> {
         {
             // An aligned operand is in the range if its beginning is.
             let extra = if insn.aligned { 0 } else { bytes - size_within(insn.bytes.into()).bytes() as i32 };
-            self.asm.lea(true, R15, at.base, at.off);
+            let folded = at.off.checked_add(extra);
+            self.asm.lea(true, R15, at.base, folded.unwrap_or(at.off));
             if insn.aligned {
                 dynasm!(self.asm ; .arch x64 ; test r15b, BYTE insn.bytes as i8 - 1);
                 let mut from = Fixups::one(self.asm.jcc(Cc::Ne));
@@ -180,7 +181,7 @@ impl Lower<'_> {
                 }
                 return (from, Some(range));
             }
-            if extra != 0 {
+            if folded.is_none() {
                 self.asm.alu_rm_i(Alu::Add, true, Rm::Reg(R15), extra);
             }
             return (self.compare_span(range, extra), Some(range));

@@ -400,7 +400,50 @@ impl Generator<'_> {
         self.block.insns += 1;
     }
 
+    /// A call, mostly of an address from memory: the address of what is behind it is stored before the jump.
+    fn call(&mut self) {
+        let (target, address) = (Slot::temp(0), Slot::temp(1));
+        self.push(Op::Insn { pc: PagePc(self.pc), len: 5 });
+        self.pc += 5;
+        self.block.insns += 1;
+        let (base, off) = self.base();
+        match self.rng.below(4) {
+            0 => {
+                let a = Val::Slot(Slot(self.rng.below(12) as u8));
+                self.push(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: target, a });
+            }
+            n => {
+                let size = if n == 1 { Size::B4 } else { Size::B8 };
+                self.push(Op::Load { d: target, base, off, size, ext: Ext::Zero });
+            }
+        }
+        if self.rng.chance(40) {
+            let cond = self.rng.one(&[Cond::Eq, Cond::GeU]);
+            self.push(Op::Guard { cond, a: target.into(), b: Val::Imm(1 << 47) });
+        }
+        self.push(Op::GetPc { d: address, pc: PagePc(self.pc) });
+        let mut stored = address;
+        if self.rng.chance(40) {
+            stored = Slot::temp(2);
+            self.push(Op::Un { op: UnOp::ZextW, ty: Ty::I64, d: stored, a: address.into() });
+        }
+        let size = if self.rng.chance(90) == (stored == address) { Size::B8 } else { Size::B4 };
+        let base = Slot(self.rng.one(&ADDRESS_SLOTS));
+        let off = self.rng.one(&[-8, -4, 0, 16]);
+        self.push(Op::Store { src: stored.into(), base: base.into(), off, size });
+        let (op, a) = (AluOp::Sub, base.into());
+        self.push(Op::Alu { op, ty: Ty::I64, d: base, a, b: Val::Imm(8) });
+        if self.rng.chance(30) {
+            let to = self.target();
+            return self.push(Op::Jump { to });
+        }
+        self.push(Op::JumpReg { base: target, off: 0, link: None, hint: JumpHint::Call });
+    }
+
     fn terminal(&mut self) {
+        if self.rng.chance(30) {
+            return self.call();
+        }
         if self.rng.chance(40) {
             let mask = if self.rng.chance(60) { Flags::ALL } else { self.flags() };
             self.push(Op::DeadFlags { mask });

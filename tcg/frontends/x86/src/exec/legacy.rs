@@ -223,11 +223,7 @@ fn enter(x: &mut Exec<'_>) -> Result<()> {
     }
     stack.skip(size.wrapping_neg());
     // The new top must be writable.
-    let user = x.cpu.user();
-    let probe = segment::linear(&x.cpu.guest.st, SS, stack.sp & stack.mask, bytes, true)?;
-    x.cpu.guest.st.check_alignment(probe, bytes)?;
-    let value = x.cpu.lin_read(probe, bytes, user)?;
-    x.cpu.lin_write(probe, bytes, value, user)?;
+    stack.probe(x.cpu, bytes)?;
     stack.commit(x.cpu);
     x.set_reg(bp, top);
     Ok(())

@@ -9,6 +9,7 @@ pub(crate) mod quick;
 mod string;
 mod system;
 mod vector;
+pub(crate) mod waiting;
 mod xstate;
 
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
@@ -205,7 +206,7 @@ fn code(cpu: &mut X86Cpu, what: u64, ip: u64, pushed: u64) -> u64 {
     let (pc, len) = cpu.current_insn();
     let pc = cpu.wrap(pc);
     if pushed != 0
-        && let Err(exception) = Stack::current(cpu).probe(cpu, pushed as u32)
+        && let Err(exception) = Stack::current(cpu).probe_push(cpu, pushed as u32)
     {
         raise(cpu, exception, pc);
         return 0;

@@ -5,6 +5,7 @@ use crate::exception::Exception;
 use crate::far;
 use crate::host::{Host, Stop};
 use crate::interrupt::{hardware, raise, software};
+use crate::state::FS;
 
 #[test]
 fn real_mode() {
@@ -66,6 +67,23 @@ fn data_segments_of_the_inner_level_are_dropped() {
     far::iret(&mut h, 4, 0).unwrap();
     assert_eq!(h.st.cpl, 3);
     assert_eq!(h.st.seg[DS].attributes & attr::UNUSABLE, attr::UNUSABLE);
+}
+
+/// A null selector that names a level is one of level 0 where a return leads outwards; at the same level it stays.
+#[test]
+fn null_selectors_lose_their_level_on_the_way_out() {
+    for (code, stack, left) in [(CODE3, DATA3, 0), (CODE0, DATA0, 3)] {
+        let mut h = protected();
+        crate::segment::load(&mut h, FS, 3).unwrap();
+        h.st.seg[FS].base = 0x1234;
+        h.gpr[RSP] = 0x5f00;
+        for (i, v) in [0x1000, code.into(), 2, 0x6000, stack.into()].into_iter().enumerate() {
+            h.put(0x5f00 + 4 * i as u64, 4, v);
+        }
+        far::iret(&mut h, 4, 0).unwrap();
+        let fs = h.st.seg[FS];
+        assert_eq!((fs.selector, fs.base, fs.attributes & attr::UNUSABLE), (left, 0x1234, attr::UNUSABLE));
+    }
 }
 
 /// Table 7-5 and section 7.15.

@@ -21,6 +21,8 @@ pub struct Generator {
     info: InstructionInfoFactory,
     /// By code size: 16, 32, 64: instructions that go on, and that fault.
     codes: [(Vec<Code>, Vec<Code>); 3],
+    /// Of 100 accesses, and stack pointers, how many are to where they may fault, beside the few that always are.
+    bad: u64,
 }
 
 /// One sequence's circumstances.
@@ -30,6 +32,8 @@ pub struct Place<'a> {
     pub roles: Roles,
     /// Registers before the sequence.
     regs: &'a Regs,
+    /// Of 100 accesses, how many are to where they may fault.
+    bad: u64,
 }
 
 /// General register `n` of `bytes` bytes; `high`: AH to BH for 4 to 7.
@@ -70,7 +74,12 @@ impl Place<'_> {
     fn address(&mut self, size: usize) -> u64 {
         let size = size.max(1) as u64;
         let step = if size >= 16 && self.r.chance(85) { size.next_power_of_two().min(64) } else { 1 };
-        match self.r.below(100) {
+        let usual = if self.r.chance(self.bad) { 16 } else { 100 };
+        match self.r.below(usual) {
+            // Where there is nothing at all.
+            7..16 if usual == 16 => {
+                self.r.pick(&[DATA + 0x8000, DATA - 0x1000, READ_ONLY, READ_ONLY + 0xff8]) + self.r.below(9)
+            }
             // Over the end of a page.
             0..4 => DATA + 0x1000 * (1 + self.r.below(2)) - self.r.below(size + 1),
             // Into the page that is not writable, and past the end.
@@ -97,7 +106,7 @@ impl Place<'_> {
         } else {
             self.roles.p
         };
-        let (mut displacement, mut parts) = (target, 0);
+        let (mut displacement, mut parts) = (target, 0u64);
         let form = self.r.below(16);
         if form == 0 && vsib.is_none() {
             // No register: absolute, or relative to the instruction.
@@ -109,16 +118,16 @@ impl Place<'_> {
             return;
         }
         insn.set_memory_base(gpr(base, bytes, false));
-        parts += self.regs.gpr[base];
+        parts = parts.wrapping_add(self.regs.gpr[base]);
         let scale = 1 << self.r.below(4);
         if let Some(index) = vsib {
             insn.set_memory_index(index);
             insn.set_memory_index_scale(scale);
-            parts += 0x200;
+            parts = parts.wrapping_add(0x200);
         } else if self.r.chance(50) {
             insn.set_memory_index(gpr(self.roles.x, bytes, false));
             insn.set_memory_index_scale(scale);
-            parts += self.regs.gpr[self.roles.x] * u64::from(scale);
+            parts = parts.wrapping_add(self.regs.gpr[self.roles.x].wrapping_mul(u64::from(scale)));
         }
         displacement = if wild { self.r.below(256) } else { displacement.wrapping_sub(parts) };
         if !wide {
@@ -140,11 +149,11 @@ impl Place<'_> {
 
     /// A memory operand with a 16-bit address.
     fn short_memory(&mut self, insn: &mut Instruction, target: u64) {
-        let mut parts = 0;
+        let mut parts = 0u64;
         let form = self.r.below(8) & if self.roles.x == RDX { !2 } else { !0 };
         if form & 1 != 0 {
             insn.set_memory_base(gpr(self.roles.p, 2, false));
-            parts += self.regs.gpr[self.roles.p];
+            parts = parts.wrapping_add(self.regs.gpr[self.roles.p]);
         }
         if form & 2 != 0 {
             // Of SI and DI alone, the decoder says base.
@@ -154,7 +163,7 @@ impl Place<'_> {
             } else {
                 insn.set_memory_base(x)
             }
-            parts += self.regs.gpr[self.roles.x];
+            parts = parts.wrapping_add(self.regs.gpr[self.roles.x]);
         }
         let displacement = target.wrapping_sub(parts) & 0xffff;
         insn.set_memory_displacement64(displacement);
@@ -335,10 +344,10 @@ fn writes(access: OpAccess) -> bool {
 }
 
 impl Generator {
-    pub fn new(class: Class) -> Generator {
+    pub fn new(class: Class, bad: u64) -> Generator {
         let features = select::features();
         let codes = [16, 32, 64].map(|bits| select::instructions(class, bits, &features));
-        Generator { features, info: InstructionInfoFactory::new(), codes }
+        Generator { features, info: InstructionInfoFactory::new(), codes, bad }
     }
 
     /// What the model has.
@@ -349,11 +358,14 @@ impl Generator {
     /// A sequence of about `length` instructions, and the registers before it.
     pub fn sequence(&mut self, r: &mut Random, bits: u32, length: usize) -> (Sequence, Regs) {
         let roles = Roles::random(r, bits);
-        let regs = Regs::random(r, bits, &roles);
+        let mut regs = Regs::random(r, bits, &roles);
+        if r.chance(self.bad) {
+            regs.faulting(r, bits, &roles);
+        }
         // Some begin near a page's end.
         let start = CODE + if r.chance(20) { 0x1000 - r.below(64) } else { 0x800 + r.below(64) };
         let mut sequence = Sequence { bits, start, items: Vec::new() };
-        let mut place = Place { r, bits, roles, regs: &regs };
+        let mut place = Place { r, bits, roles, regs: &regs, bad: self.bad };
         let mut count = 0;
         while count < length {
             let item =

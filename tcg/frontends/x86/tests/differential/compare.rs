@@ -27,6 +27,8 @@ pub struct Job {
     pub seed: u64,
     /// Instructions of a sequence.
     pub length: usize,
+    /// Of 100 accesses and stack pointers, how many more may fault.
+    pub bad: u64,
     /// After how many differences to stop.
     pub failures: u64,
 }
@@ -93,7 +95,7 @@ impl Drop for End<'_> {
 }
 
 fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
-    let mut generator = Generator::new(job.class);
+    let mut generator = Generator::new(job.class, job.bad);
     let mut coverage = Coverage::new();
     let mut manners = [0u64; 4];
     let mut failures = Vec::new();

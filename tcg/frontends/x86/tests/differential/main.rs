@@ -10,6 +10,7 @@
 //! | `MIMUS_FUZZ_CLASS` | `integer`, `vector`, `x87`, `all` |
 //! | `MIMUS_FUZZ_BITS` | 16, 32, 64, or all (0) |
 //! | `MIMUS_FUZZ_LENGTH` | instructions of a sequence |
+//! | `MIMUS_FUZZ_BAD` | of 100 accesses and stack pointers, how many more are to where they may fault |
 //! | `MIMUS_FUZZ_KEEP_GOING` | report so many failures before stopping |
 //!
 //! Left out is what a program of the host's cannot execute alike: system calls, identification and clocks, INT1 (which
@@ -47,6 +48,7 @@ fn job(class: Class, bits: u32) -> Job {
         count: number("MIMUS_TEST_ROUNDS", 8_000),
         seed: number("MIMUS_TEST_SEED", 1),
         length: 16,
+        bad: 0,
         failures: 1,
     }
 }
@@ -92,6 +94,14 @@ fn mixed() {
     check(job(Class::All, 0));
 }
 
+/// Short sequences of which most fault, by more than one thing at once: what comes first.
+#[test]
+fn faults() {
+    for bits in [64, 32, 16] {
+        check(Job { count: number("MIMUS_TEST_ROUNDS", 6_000), length: 3, bad: 60, ..job(Class::All, bits) });
+    }
+}
+
 /// What `cargo xtask fuzz x86` runs.
 #[test]
 fn fuzz() {
@@ -106,6 +116,7 @@ fn fuzz() {
         count: count.parse().expect("MIMUS_FUZZ_COUNT: a number"),
         seed: number("MIMUS_FUZZ_SEED", 1),
         length: number("MIMUS_FUZZ_LENGTH", 16) as usize,
+        bad: number("MIMUS_FUZZ_BAD", 0),
         failures: number("MIMUS_FUZZ_KEEP_GOING", 1),
     });
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use mimus_arch::x86::regs::*;
 
-use crate::layout::{P_VALUE, W_VALUE, data_base};
+use crate::layout::{DATA, DATA_LEN, P_VALUE, READ_ONLY, W_VALUE, data_base};
 use crate::random::Random;
 
 /// Bytes of an XSAVE area with x87, SSE and AVX.
@@ -114,6 +114,24 @@ impl Regs {
         }
         regs.random_units(r);
         regs
+    }
+
+    /// A stack pointer near where nothing can be pushed or popped, or nowhere; alignment is checked more often.
+    pub fn faulting(&mut self, r: &mut Random, bits: u32, roles: &Roles) {
+        let base = data_base(bits);
+        let near = r.pick(&[DATA, READ_ONLY, DATA + DATA_LEN as u64, DATA + 0x1000, DATA + 0x8000]) - base;
+        self.gpr[RSP] = match bits {
+            64 if r.chance(20) => r.pick(&W_VALUE),
+            16 => near.wrapping_add(r.below(33)).wrapping_sub(16) & 0xffff,
+            _ => near.wrapping_add(r.below(33)).wrapping_sub(16),
+        };
+        if r.chance(25) {
+            self.flags |= RFLAGS_AC;
+        }
+        if r.chance(20) {
+            // The other pointer, too.
+            self.gpr[roles.x] = self.gpr[RSP];
+        }
     }
 
     fn random_units(&mut self, r: &mut Random) {

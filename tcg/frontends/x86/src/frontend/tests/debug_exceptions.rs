@@ -89,6 +89,37 @@ fn the_resume_flag_goes_on_at_a_breakpoint() {
     });
 }
 
+/// A repeated instruction is one: that its breakpoint is passed holds for all repetitions, also where one of data comes
+/// in between (SDM section 18.3.1.1).
+#[test]
+fn the_resume_flag_stays_for_all_repetitions() {
+    for (control, hits) in [(0x401, 1), (0x401 | 0x10_0004, 2)] {
+        both(|mut g| {
+            g.protected();
+            // or dword [esp+8],0x10000 where DR6 says 0: mov eax,dr6; test al,1; jz on; or …; on: xor eax,eax; mov dr6,eax;
+            // inc dword [COUNTER]; iret
+            let mut handler = vec![0x0f, 0x21, 0xf0, 0xa8, 1, 0x74, 8, 0x81, 0x4c, 0x24, 8, 0, 0, 1, 0];
+            handler.extend([0x31, 0xc0, 0x0f, 0x23, 0xf0, 0xff, 0x05]);
+            handler.extend((COUNTER as u32).to_le_bytes());
+            handler.push(0xcf);
+            g.put(HANDLER - 0x1000, &handler);
+            g.put(HANDLER, &[0xe9, 0xfb, 0xef, 0xff, 0xff]);
+            g.change(|s| {
+                (s.gpr[RCX], s.gpr[RSI], s.gpr[RDI]) = (5, DATA, DATA + 0x20);
+                s.dr[0] = CODE + 1;
+                s.dr[1] = DATA + 0x22;
+                s.dr7 = control;
+            });
+            g.put(DATA, &[1, 2, 3, 4, 5]);
+            // nop; rep movsb; hlt
+            g.put(CODE, &[0x90, 0xf3, 0xa4, 0xf4]);
+            let s = g.run();
+            assert_eq!((s.rip, s.gpr[RCX], u32_at(&g, COUNTER)), (CODE + 4, 0, hits), "{control:#x}");
+            assert_eq!(g.u64_at(DATA + 0x20), 0x05_0403_0201);
+        });
+    }
+}
+
 #[test]
 fn single_steps_stop_after_each_repetition() {
     both(|mut g| {

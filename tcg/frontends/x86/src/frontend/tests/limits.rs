@@ -156,6 +156,26 @@ fn calls_push_before_they_look_where_they_lead() {
     }
 }
 
+/// The last thing that ENTER does is to see whether the new top of the stack could be written (volume 2, ENTER).
+#[test]
+fn enter_faults_as_a_write_to_the_new_top() {
+    both(|mut g| {
+        g.long();
+        // enter 0x1000, 0; the page below the stack's is the last one that is mapped
+        g.put(CODE, &[0xc8, 0, 0x10, 0, 0]);
+        g.put_u64(TABLES + 0x1000 + 8, (TABLES + 0x2000) | 7);
+        g.put_u64(TABLES + 0x2000 + 8, (TABLES + 0x3000) | 7);
+        g.put_u64(TABLES + 0x3000 + 8, DATA | 7);
+        g.put_u64(TSS + 0x24, 0x7000);
+        g.put(IDT + 16 * 14 + 4, &[1]);
+        g.change(|s| (s.gpr[RSP], s.gpr[RBP]) = (0x4020_1010, 0x77));
+        let s = g.run();
+        let (vector, stack) = halted_in(&g, &s, 8);
+        assert_eq!((vector, stack[0], stack[1], s.cr2), (14, 2, CODE, 0x4020_0008));
+        assert_eq!((stack[4], s.gpr[RBP]), (0x4020_1010, 0x77));
+    });
+}
+
 #[test]
 fn operand_size_prefixes_of_near_branches_are_amds() {
     for vendor in [Vendor::Amd, Vendor::Intel] {

@@ -45,6 +45,8 @@ pub struct TestIo {
     pub vector: Mutex<Option<u8>>,
     /// Whose INTR pin falls with the acknowledgement.
     pub handle: Mutex<Option<Arc<dyn VcpuHandle>>>,
+    /// INITs taken: the machine would turn the vCPU off and have it leave.
+    pub inits: Mutex<u32>,
 }
 
 impl CpuIo for TestIo {
@@ -60,6 +62,12 @@ impl CpuIo for TestIo {
     fn pio_write(&self, _: VcpuIndex, port: u16, _: AccessSize, value: u64) {
         if port == 0xe9 {
             self.output.lock().unwrap().push(value as u8);
+        }
+    }
+    fn take_init(&self, _: VcpuIndex) {
+        *self.inits.lock().unwrap() += 1;
+        if let Some(handle) = &*self.handle.lock().unwrap() {
+            handle.kick();
         }
     }
     fn acknowledge_interrupt(&self, _: VcpuIndex) -> Option<u8> {
@@ -119,6 +127,7 @@ impl Guest {
             output: Mutex::default(),
             vector: Mutex::default(),
             handle: Mutex::default(),
+            inits: Mutex::default(),
         };
         Guest { interprets: interpret, vcpu, io, machine, all_ram, ram, shared: Some(shared) }
     }

@@ -136,6 +136,40 @@ fn smbase_is_moved_and_survives_init() {
     });
 }
 
+/// In the mode an INIT waits, in a saved state too; it comes behind RSM, before the next instruction and before NMIs.
+#[test]
+fn an_init_waits_in_the_mode() {
+    both(|mut g| {
+        // hlt; inc dword cs:[0x9000]; rsm
+        let smram = g.smram(&[0xf4, 0x2e, 0x66, 0xff, 0x06, 0x00, 0x90, 0x0f, 0xaa]);
+        g.long();
+        g.put(CODE, &[0x90, 0xf4]);
+        let handle = g.vcpu.handle();
+        *g.io.handle.lock().unwrap() = Some(handle.clone());
+        assert!(!handle.in_smm());
+        g.pulse(CpuPin::Smi);
+        assert_eq!(g.run().rip, HANDLER + 1);
+        assert!(handle.in_smm());
+        g.pulse(CpuPin::Init);
+        g.pulse(CpuPin::Nmi);
+        let s = g.run();
+        assert_eq!((s.rip, s.events.smm, s.events.init_latched), (HANDLER + 1, true, true));
+        let mut state = g.state();
+        state.mp_state = MpState::Running;
+        g.set(state);
+        assert!(matches!(g.vcpu.run(&g.io), VcpuExit::Kicked), "the machine has it leave");
+        let s = g.state();
+        assert_eq!((s.rip, s.events.smm, s.events.init_latched), (CODE, false, false));
+        assert_eq!((*g.io.inits.lock().unwrap(), word(&smram, 0x9000), handle.in_smm()), (1, 1, false));
+        // A reset leaves none.
+        g.pulse(CpuPin::Smi);
+        g.run();
+        g.pulse(CpuPin::Init);
+        g.vcpu.reset(ResetKind::Warm, None);
+        assert!(!g.state().events.init_latched && !handle.in_smm());
+    });
+}
+
 #[test]
 fn rsm_is_no_instruction_elsewhere() {
     both(|mut g| {
