@@ -562,8 +562,10 @@ fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
 /// A far pointer in memory: offset, then selector.
 fn far_pointer(x: &mut Exec<'_>) -> Result<(u16, u64, u32)> {
     let bytes = x.insn.memory_size().size() as u32 - 2;
-    let at = x.aligned_address(bytes + 2, bytes, false)?;
+    // The selector is looked at when the offset has been loaded.
+    let at = x.address(bytes, false)?;
     let offset = x.load(at, bytes)?;
+    let at = x.aligned_address(bytes + 2, bytes, false)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     Ok((x.load(at, 2)? as u16, offset, bytes))
 }
