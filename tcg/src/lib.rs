@@ -96,7 +96,7 @@ fn switch(value: &str) -> Result<bool, String> {
     }
 }
 
-/// `-accel tcg,tb-size=MIB,engine=jit|interp,opt=on|off|force,stats=on|off,perfmap=on|off,thread=multi`
+/// `-accel tcg,tb-size=MIB,engine=jit|interp,opt=on|off|tiered|compact|force,stats=on|off,perfmap=on|off,thread=multi`
 fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
     let mut engine = EngineConfig { count: config.clock.counted().is_some(), ..EngineConfig::default() };
     if engine.count && config.smp > 1 {
@@ -123,8 +123,8 @@ fn engine_config(config: &VmConfig) -> Result<EngineConfig, AccelError> {
             }
             "opt" => {
                 let known = Optimise::parse(value);
-                engine.optimise = known
-                    .ok_or_else(|| fail(format!("{value:?} is not known; use on, off, tiered, compact or force")))?;
+                let unknown = || fail(format!("{value:?} is not known; use on, off, tiered, compact or force"));
+                engine.optimise = known.ok_or_else(unknown)?;
             }
             "stats" => engine.time_translation = switch(value).map_err(fail)?,
             "perfmap" => engine.perf_map = switch(value).map_err(fail)?,

@@ -100,7 +100,8 @@ fn range(text: &str, number: Number<'_>) -> Result<(u64, u64), String> {
 }
 
 fn register(what: &str, text: &str, number: Number<'_>) -> Result<SystemRegister, String> {
-    let named = |of: Option<u64>| of.map_or_else(|| number(text), Ok);
+    // A mistyped name is no number, nor a symbol.
+    let named = |of: Option<u64>| of.map_or_else(|| number(text).map_err(|_| no_register(what, text)), Ok);
     let lower = text.to_lowercase();
     Ok(match what {
         "csr" => {
@@ -116,6 +117,21 @@ fn register(what: &str, text: &str, number: Number<'_>) -> Result<SystemRegister
             SystemRegister::Control(u8::try_from(named(n)?).map_err(|_| format!("{text} is no control register"))?)
         }
     })
+}
+
+fn no_register(what: &str, text: &str) -> String {
+    let names: Vec<&str> = match what {
+        "csr" => csr::CSRS.iter().map(|(_, name)| *name).collect(),
+        "msr" => msr_names().collect(),
+        _ => vec!["0", "2", "3", "4", "8"],
+    };
+    let lower = text.to_lowercase();
+    let near = names.into_iter().map(|n| (strsim::damerau_levenshtein(n, &lower), n)).filter(|(d, _)| *d <= 2).min();
+    let what = what.to_uppercase();
+    match near {
+        Some((_, near)) if what != "CR" => format!("there is no {what} {text}; did you mean {near}?"),
+        _ => format!("there is no {what} {text}; Tab lists the names, and numbers will do"),
+    }
 }
 
 fn modes(cpu: &CpuState) -> &'static [(&'static str, u32, u32)] {
@@ -252,7 +268,8 @@ mod tests {
             ("port 0x10000", "no port"),
             ("port 5-4", "before"),
             ("mode real", "user, supervisor, machine"),
-            ("csr nonsense", "not a number"),
+            ("csr nonsense", "there is no CSR nonsense"),
+            ("csr mcuase", "did you mean mcause?"),
             ("csr 0x1000", "below"),
             ("lightning", "no such event"),
         ] {

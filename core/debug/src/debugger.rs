@@ -10,6 +10,7 @@ use crate::catch;
 use crate::expr::{self, Values};
 use crate::help::{self, COMMANDS, SHORT};
 use crate::info;
+use crate::linux::programs::Space;
 use crate::linux::{Linux, modules};
 use crate::look;
 use crate::registers;
@@ -20,6 +21,9 @@ use crate::target::{Point, Stop, Target, read_number, read_virtual, write_virtua
 
 /// Most steps of `until`.
 const UNTIL: u64 = 10_000_000;
+
+/// What `step` takes.
+const STEP: &str = "step [N] [branch|call|return|exception]";
 
 /// A breakpoint or watchpoint of the user.
 struct Spot {
@@ -36,8 +40,8 @@ struct State {
     spots: Vec<Spot>,
     made: u32,
     vcpu: u32,
-    /// When it stopped the time before.
-    before: Option<CpuState>,
+    /// Each vCPU's when the machine stopped the time before.
+    before: Vec<CpuState>,
     shown: Option<CpuState>,
     /// What was caught last.
     caught: Option<Caught>,
@@ -62,9 +66,21 @@ impl State {
         self.linux = found;
     }
 
+    /// Moves files of programs that can be anywhere to where the one that runs has them.
+    fn follow_program(&mut self, target: &dyn Target, cpu: &CpuState) {
+        let State { symbols, linux: Some(linux), .. } = self else { return };
+        if !symbols.may_move() {
+            return;
+        }
+        if let Some(space) = linux.memory(target, cpu).ok().and_then(|m| Space::current(&m, linux)) {
+            symbols.follow(|file| space.bias_of(file));
+        }
+    }
+
     fn view<'a>(&'a self, target: &'a dyn Target, vcpu: u32, cpu: &'a CpuState) -> look::View<'a> {
         let linux = self.linux.as_ref();
-        look::View { target, vcpu, cpu, symbols: &self.symbols, linux, orc: linux.and_then(|l| l.orc.as_ref()) }
+        let orc = linux.and_then(|l| l.orc.as_ref());
+        look::View { linux, orc, ..look::View::new(target, vcpu, cpu, &self.symbols) }
     }
 }
 
@@ -91,6 +107,7 @@ struct Context<'a> {
     vcpu: u32,
     state: &'a CpuState,
     symbols: &'a Symbols,
+    linux: Option<&'a Linux>,
     caught: Option<Caught>,
 }
 
@@ -112,7 +129,13 @@ impl Values for Context<'_> {
         registers::get(self.state, name)
     }
     fn symbol(&self, name: &str) -> Result<u64, String> {
-        self.symbols.address(name)
+        self.symbols.address(name).or_else(|unknown| {
+            let of_program = || {
+                let linux = self.linux?;
+                Space::current(&linux.memory(self.target, self.state).ok()?, linux)?.address(name)
+            };
+            of_program().ok_or(unknown)
+        })
     }
     fn memory(&self, address: u64, bytes: usize) -> Option<u64> {
         read_number(self.target, self.vcpu, address, bytes)
@@ -202,11 +225,11 @@ impl Debugger {
         let number = |text: &str| self.eval(text, &cpu, &state);
         match name {
             "registers" if rest.is_empty() => {
-                let text = registers::show(&cpu, state.before.as_ref());
+                let text = registers::show(&cpu, state.before.get(vcpu as usize));
                 state.shown = Some(cpu);
                 Ok(text)
             }
-            "registers" if rest == "all" => Ok(registers::show_all(&cpu, state.before.as_ref())),
+            "registers" if rest == "all" => Ok(registers::show_all(&cpu, state.before.get(vcpu as usize))),
             "registers" | "print" => Ok(view.value(number(rest)?)),
             "disassemble" => {
                 let mut words = rest.split_whitespace();
@@ -222,15 +245,23 @@ impl Debugger {
             "walk" => Ok(view.walk(number(rest)?)),
             "struct" => info::structure(rest, &view, &number),
             "report" => Ok(report::text(&view)),
+            "vcpu" if rest.is_empty() => {
+                let all = (0..self.target.vcpus()).map(|n| {
+                    let mark = if n == vcpu { '*' } else { ' ' };
+                    let cpu = self.target.state(n)?;
+                    let pc = registers::pc(&cpu);
+                    let off = if self.target.is_on(n) { "" } else { ", off" };
+                    Ok(format!("{mark} vCPU {n} at {pc:016x}{}{off}\n", state.view(&*self.target, n, &cpu).named(pc)))
+                });
+                all.collect()
+            }
             "vcpu" => {
-                if !rest.is_empty() {
-                    let n = number(rest)?;
-                    if n >= u64::from(self.target.vcpus()) {
-                        return Err(format!("there is no vCPU {n}; there are {}", self.target.vcpus()));
-                    }
-                    state.vcpu = n as u32;
+                let (n, all) = (number(rest)?, self.target.vcpus());
+                if n >= u64::from(all) {
+                    return Err(format!("there is no vCPU {n}; they are 0 to {}", all - 1));
                 }
-                Ok(format!("vCPU {}\n", state.vcpu))
+                state.vcpu = n as u32;
+                Ok(format!("vCPU {n}\n"))
             }
             _ => self.info(rest, &view, &state, &number),
         }
@@ -263,7 +294,8 @@ impl Debugger {
 
     fn eval(&self, text: &str, cpu: &CpuState, state: &State) -> Result<u64, String> {
         let (vcpu, symbols, caught) = (state.vcpu, &state.symbols, state.caught);
-        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols, caught })
+        let linux = state.linux.as_ref();
+        expr::eval(text, &Context { target: &*self.target, vcpu, state: cpu, symbols, linux, caught })
     }
 
     /// The value of an expression now.
@@ -403,7 +435,8 @@ impl Debugger {
 
     /// Commands that show names have them read from the guest's memory, once each time the machine has run.
     fn look_for_linux(&self, name: &str, rest: &str) -> Result<(), String> {
-        const WITH_NAMES: [&str; 8] = ["break", "watch", "print", "disassemble", "x", "backtrace", "report", "struct"];
+        const WITH_NAMES: [&str; 9] =
+            ["break", "watch", "print", "disassemble", "x", "backtrace", "report", "struct", "vcpu"];
         let wanted = WITH_NAMES.contains(&name) || name == "info" && info::needs_linux(rest);
         let mut state = self.lock();
         if !wanted {
@@ -417,11 +450,14 @@ impl Debugger {
         state.looked = registers;
         let there = |l: &Linux| l.memory(&*self.target, &cpu).is_ok();
         // While paging is off, as in firmware's calls, what was known is kept.
-        if crate::walk::scheme(&cpu).is_none() || state.linux.as_ref().is_some_and(there) {
+        if crate::walk::scheme(&cpu).is_none() {
             return Ok(());
         }
-        let found = Linux::find(&*self.target, &cpu).ok();
-        state.set_linux(found, &*self.target, &cpu);
+        if !state.linux.as_ref().is_some_and(there) {
+            let found = Linux::find(&*self.target, &cpu).ok();
+            state.set_linux(found, &*self.target, &cpu);
+        }
+        state.follow_program(&*self.target, &cpu);
         Ok(())
     }
 
@@ -503,7 +539,7 @@ impl Debugger {
 
     fn remember(&self) -> Result<(), String> {
         let mut state = self.lock();
-        state.before = Some(self.target.state(state.vcpu)?);
+        state.before = (0..self.target.vcpus()).map(|vcpu| self.target.state(vcpu)).collect::<Result<_, _>>()?;
         Ok(())
     }
 
@@ -514,7 +550,10 @@ impl Debugger {
             None if rest == "exception" || StepKind::by_name(rest).is_some() => ("", rest),
             None => (rest, "insn"),
         };
-        let n = if n.is_empty() { 1 } else { self.value(n)? };
+        let n = if n.is_empty() { 1 } else { self.value(n).map_err(|e| format!("{e}; {STEP}"))? };
+        if n >> 63 != 0 {
+            return Err(format!("step {rest}: it goes forwards only; {STEP}"));
+        }
         if word == "exception" {
             return self.to_exception(n);
         }

@@ -136,6 +136,9 @@ fn stepping_and_breaking() {
     assert!(
         run(&d, "s 2 call").contains("=>") && run(&d, "s return").contains("=>") && run(&d, "s 1 + 2").contains("=>")
     );
+    assert!(run(&d, "step -1").contains("forwards only"));
+    assert!(run(&d, "step 5 foo").contains("[branch|call|return|exception]"), "{}", run(&d, "step 5 foo"));
+    assert!(run(&d, "catch csr stap").contains("there is no CSR stap; did you mean satp?"));
     run(&d, "watch 0x200 4 rw");
     assert!(fake.points.lock().unwrap().contains(&Point::Watch { va: 0x200, len: 4, kind: WatchKind::ReadWrite }));
 }
@@ -152,6 +155,8 @@ fn looking() {
     assert_eq!(run(&d, "p u16[0x7f8] + 1"), "0x1235 4661\n");
     assert_eq!(run(&d, "set u16[0x7f8] = 0x1111"), "");
     assert_eq!(run(&d, "p u16[0x7f8]"), "0x1111 4369\n");
+    assert!(run(&d, "p u24[0x7f8]").contains("u24[…]: there are u8, u16, u32 and u64"));
+    assert!(run(&d, "vcpu").starts_with("* vCPU 0 at 00000000") && run(&d, "vcpu 7").contains("they are 0 to 0"));
     run(&d, "set a0 = 0x77");
     assert_eq!(run(&d, "p $a0"), "0x77 119\n");
     assert!(run(&d, "bt").contains("#1  0000000000001111"), "{}", run(&d, "bt"));

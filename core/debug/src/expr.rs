@@ -134,6 +134,12 @@ impl<'a> Parser<'a> {
     }
 
     fn primary(&mut self) -> Result<u64, String> {
+        if let Some((word, _)) = self.rest.split_once('[').filter(|(word, _)| {
+            word.strip_prefix('u').is_some_and(|bits| !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()))
+        }) && !["u8", "u16", "u32", "u64"].contains(&word)
+        {
+            return Err(format!("{word}[…]: there are u8, u16, u32 and u64"));
+        }
         for (name, bytes) in [("u8[", 1), ("u16[", 2), ("u32[", 4), ("u64[", 8), ("[", 8)] {
             if self.eat(name) {
                 let at = self.binary(0)?;

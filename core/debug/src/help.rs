@@ -27,7 +27,7 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
     ),
     ("watch", "ADDRESS [BYTES] [r|w|rw] [if EXPR]", "stops after an access"),
     ("delete", "[NUMBER]", "removes breakpoints and watchpoints, or all (short: d)"),
-    ("vcpu", "[N]", "the current vCPU, or another"),
+    ("vcpu", "[N]", "the vCPUs and where they are; makes another the current one"),
     ("symbols", "FILE [BIAS]", "loads names: ELF (vmlinux) or System.map"),
     ("walk", "ADDRESS", "the page-table walk of an address, every entry decoded"),
     ("report", "", "all of the above that one wants to see after a crash"),

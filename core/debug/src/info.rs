@@ -1,5 +1,7 @@
 //! The views of `info`: one table of them, and what shows each.
 
+use crate::linux::mappings::{self, Layout};
+use crate::linux::programs::Space;
 use crate::linux::{Linux, dmesg, modules, tasks};
 use crate::look::{Number, View};
 use crate::{devices, firmware, pci};
@@ -33,7 +35,8 @@ pub const VIEWS: &[Info] = &[
     info("pci", "", "PCI functions with their BARs and capabilities", false, |_, v, _| Ok(pci::show(&v.target.pci()))),
     info("acpi", "[TABLE]", "ACPI tables in the guest's memory", false, |t, v, _| firmware::acpi(t, v.target)),
     info("fdt", "[NODE]", "the device tree in the guest's memory", false, |n, v, _| firmware::fdt(n, v.target)),
-    info("tasks", "", "tasks of the Linux that runs", true, show_tasks),
+    info("tasks", "", "tasks of the Linux that runs, and what programs execute", true, show_tasks),
+    info("maps", "[PID]", "what a program has mapped: files, heap, stack", true, show_maps),
     info("modules", "", "its modules", true, show_modules),
     info("dmesg", "[N]", "the last N messages of its log", true, show_dmesg),
 ];
@@ -114,7 +117,27 @@ fn linux<'a>(view: &'a View<'_>) -> Result<&'a Linux, String> {
 
 fn show_tasks(_: &str, view: &View<'_>, _: Number<'_>) -> Result<String, String> {
     let linux = linux(view)?;
-    Ok(tasks::show(&tasks::read(&linux.memory(view.target, view.cpu)?, linux)?))
+    let m = linux.memory(view.target, view.cpu)?;
+    Ok(tasks::show(&m, linux, &tasks::read(&m, linux)?))
+}
+
+fn show_maps(rest: &str, view: &View<'_>, number: Number<'_>) -> Result<String, String> {
+    let linux = linux(view)?;
+    let m = linux.memory(view.target, view.cpu)?;
+    let all = tasks::read(&m, linux)?;
+    let found;
+    let space = if rest.is_empty() {
+        found = Layout::find(&m, linux, &all).map(drop);
+        found
+            .and_then(|()| view.space().ok_or_else(|| "no program's memory is in use here: info maps PID".to_owned()))?
+    } else {
+        let pid = number(rest)?;
+        let task = all.iter().find(|t| u64::from(t.pid) == pid);
+        let task = task.ok_or_else(|| format!("there is no task {pid}; 'info tasks' lists them"))?;
+        &Space::of(&m, linux, &all, task)?
+    };
+    let title = format!("task {} ({})\n", space.task.pid, space.task.name);
+    Ok(title + &mappings::show(&space.mappings))
 }
 
 fn show_modules(_: &str, view: &View<'_>, _: Number<'_>) -> Result<String, String> {
@@ -151,7 +174,7 @@ fn tlb(rest: &str, view: &View<'_>, number: Number<'_>) -> Result<String, String
         let pa = e.pa.map_or("-".to_owned(), |pa| format!("{pa:#x}"));
         let rights: String =
             [(e.read, 'r'), (e.write, 'w'), (e.execute, 'x')].map(|(on, c)| if on { c } else { '-' }).iter().collect();
-        out.push_str(&format!("{:016x} {rights} physical {pa}{}\n", e.va, view.named_page(e.va)));
+        out.push_str(&format!("{:016x} {rights} physical {pa}{}\n", e.va, view.named(e.va)));
     }
     match (out.is_empty(), only) {
         (false, _) => Ok(out),

@@ -1,10 +1,13 @@
 //! Looking at a stopped machine: memory, code, calls, page tables.
 
+use std::cell::OnceCell;
 use std::fmt::Write as _;
 
 use mimus_arch::CpuState;
 use mimus_arch::x86::X86State;
 
+use crate::linux::memory::printable;
+use crate::linux::programs::Space;
 use crate::linux::{Linux, tasks};
 use crate::orc::Orc;
 use crate::registers;
@@ -28,26 +31,72 @@ pub struct View<'a> {
     pub linux: Option<&'a Linux>,
     /// Its ORC tables.
     pub orc: Option<&'a Orc>,
+    /// The program whose memory is looked at, once that was asked for.
+    pub space: OnceCell<Option<Space<'a>>>,
 }
 
 /// Evaluates an expression.
 pub type Number<'a> = &'a dyn Fn(&str) -> Result<u64, String>;
 
-impl View<'_> {
-    /// ` <name+0x12>`, or nothing.
-    pub fn named(&self, at: u64) -> String {
-        self.symbols.describe(at).map_or(String::new(), |n| format!(" <{n}>"))
+impl<'a> View<'a> {
+    /// With the names of files alone.
+    pub fn new(target: &'a dyn Target, vcpu: u32, cpu: &'a CpuState, symbols: &'a Symbols) -> View<'a> {
+        View { target, vcpu, cpu, symbols, linux: None, orc: None, space: OnceCell::new() }
     }
 
-    /// The name at the begin of a page, or of the first in it.
-    pub fn named_page(&self, page: u64) -> String {
-        self.symbols.describe(page).map_or(String::new(), |n| format!(" <{n}>"))
+    /// The program whose memory is looked at.
+    pub fn space(&self) -> Option<&Space<'a>> {
+        let find = || {
+            let linux = self.linux?;
+            Space::current(&linux.memory(self.target, self.cpu).ok()?, linux)
+        };
+        self.space.get_or_init(find).as_ref()
+    }
+
+    /// What the guest's own memory says of an address of a program.
+    fn of_program(&self, at: u64) -> Option<&Space<'a>> {
+        let wide = !matches!(self.cpu, CpuState::X86(s) if s.efer & 1 << 10 == 0);
+        // Nothing is mapped in the first page; where the halves meet is a 32-bit kernel's choice.
+        (at > 0xfff && (!wide || at >> 63 == 0)).then(|| self.space()).flatten()
+    }
+
+    /// The name at or before an address, or the file that a program has mapped there, and how far before.
+    pub fn lookup(&self, at: u64) -> Option<(String, u64)> {
+        let known = self.symbols.lookup(at).map(|(symbol, off)| (symbol.name.clone(), off));
+        known.or_else(|| self.of_program(at)?.lookup(at))
+    }
+
+    /// Where the function that an address is in begins.
+    pub fn begin(&self, at: u64) -> Option<u64> {
+        let of_program = || Some(self.of_program(at)?.symbols(at)?.lookup(at)?.1);
+        self.symbols.lookup(at).map(|(_, off)| off).or_else(of_program).map(|off| at - off)
+    }
+
+    /// File and line of the source of an address.
+    pub fn source_line(&self, at: u64) -> Option<(String, u32)> {
+        let of_program = || {
+            let (file, line) = self.of_program(at)?.symbols(at)?.source_line(at)?;
+            Some((printable(file.as_bytes()), line))
+        };
+        self.symbols.source_line(at).or_else(of_program)
+    }
+
+    /// What the file that a program has mapped at an address says of it.
+    pub fn program_symbols(&self, at: u64) -> Option<&Symbols> {
+        self.of_program(at)?.symbols(at)
+    }
+
+    /// ` <name+0x12>`, or nothing.
+    pub fn named(&self, at: u64) -> String {
+        let text =
+            |(name, off): (String, u64)| if off == 0 { format!(" <{name}>") } else { format!(" <{name}+{off:#x}>") };
+        self.lookup(at).map_or(String::new(), text)
     }
 
     /// The name of a place behind a call, which may be the last of its function.
     fn returning(&self, pc: u64) -> String {
-        let found = self.symbols.lookup(pc.wrapping_sub(1));
-        found.map_or(String::new(), |(symbol, off)| format!(" <{}+{:#x}>", symbol.name, off + 1))
+        let found = self.lookup(pc.wrapping_sub(1));
+        found.map_or(String::new(), |(name, off)| format!(" <{name}+{:#x}>", off + 1))
     }
 
     /// A value in full.
@@ -77,10 +126,10 @@ impl View<'_> {
                 break;
             }
             let (text, len) = self.target.disassemble(bits, &bytes, at);
-            let named = self.symbols.lookup(at).filter(|(_, off)| i == 0 || *off == 0);
-            if let Some((symbol, off)) = named {
-                let line = self.symbols.source_line(at).map_or(String::new(), |(f, l)| format!(" {}:{l}", shown(&f)));
-                let _ = writeln!(out, "{}+{off:#x}:{line}", symbol.name);
+            let named = self.lookup(at).filter(|(_, off)| i == 0 || *off == 0);
+            if let Some((name, off)) = named {
+                let line = self.source_line(at).map_or(String::new(), |(f, l)| format!(" {}:{l}", shown(&f)));
+                let _ = writeln!(out, "{name}+{off:#x}:{line}");
             }
             let mark = if at == pc { "=>" } else { "  " };
             let raw: String = bytes.iter().take(len).map(|b| format!("{b:02x}")).collect();
@@ -212,38 +261,36 @@ impl View<'_> {
         let all = tasks::read(&m, linux)?;
         let task = all.iter().find(|t| u64::from(t.pid) == pid);
         let task = task.ok_or_else(|| format!("there is no task {pid}; 'info tasks' lists them"))?;
-        if task.running {
+        // A kernel without types does not say who runs; who has the vCPU's stack, or, in a program, its memory does.
+        let sp = registers::frame(self.cpu).0;
+        let on_stack = |stack: u64| sp >= stack && sp - stack < if m.word == 4 { 8 << 10 } else { 16 << 10 };
+        let here = linux.types.is_none()
+            && (task.stack.is_some_and(on_stack) || !m.is_kernel(sp) && self.space().is_some_and(|s| s.task == *task));
+        if task.running || here {
             return Err(format!(
                 "task {pid} ({}) runs now, on vCPU {}: select that, then 'backtrace'",
                 task.name,
                 task.cpu.unwrap_or(0)
             ));
         }
-        let (pc, kept) = tasks::kept(&m, linux, task)?;
-        let root = tasks::page_tables(&m, linux, task);
-        let space = walk::scheme(self.cpu).zip(root).map(|(scheme, root)| scheme.with_root(root));
-        Ok(self.calls(unwind::frames_of_task(self, (pc, &kept), space, 64)))
+        let (pc, kept) = tasks::kept(&m, linux, &all, task)?;
+        let space = Space::of(&m, linux, &all, task).ok();
+        let tables = space.as_ref().map(|space| space.memory().scheme());
+        let View { target, vcpu, cpu, symbols, .. } = *self;
+        let its = View { target, vcpu, cpu, symbols, linux: self.linux, orc: self.orc, space: OnceCell::from(space) };
+        Ok(its.calls(unwind::frames_of_task(&its, (pc, &kept), tables, 64)))
     }
 
     fn calls(&self, frames: Vec<Frame>) -> String {
         let mut out = String::new();
         for (i, Frame { pc, method }) in frames.into_iter().enumerate() {
             let exact = matches!(method, Method::Pc | Method::Exception);
-            let line = self.symbols.source_line(if exact { pc } else { pc.wrapping_sub(1) });
+            let line = self.source_line(if exact { pc } else { pc.wrapping_sub(1) });
             let line = line.map_or(String::new(), |(f, l)| format!(" at {}:{l}", shown(&f)));
             let name = if exact { self.named(pc) } else { self.returning(pc) };
             let _ = writeln!(out, "#{i:<2} {pc:016x}{name}{line}  [{}]", method.name());
         }
         out
-    }
-
-    /// Whether the vCPU is in its kernel.
-    pub fn cpu_is_kernel(&self) -> bool {
-        match self.cpu {
-            CpuState::X86(s) => s.cpl() == 0,
-            CpuState::Riscv(s) => s.privilege != mimus_arch::riscv::Privilege::User,
-            _ => false,
-        }
     }
 
     /// Reads page-table entries.
@@ -310,7 +357,11 @@ impl View<'_> {
             }
             rest = &rest[period * times..];
         }
-        if out.is_empty() { "none is remembered (only the translator remembers them)\n".to_owned() } else { out }
+        if out.is_empty() {
+            "there was none yet, or the accelerator is not the translator, which remembers them\n".to_owned()
+        } else {
+            out
+        }
     }
 
     /// The physical address space.

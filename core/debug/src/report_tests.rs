@@ -14,7 +14,7 @@ fn x86_advice(recent: &[RecentEvent], cr2: u64, limit: u16) -> String {
     let CpuState::X86(mut s) = ram.state(0).unwrap() else { panic!("it is x86") };
     (s.cr0, s.cr2, s.idtr.base, s.idtr.limit) = (s.cr0 | 1, cr2, 0xffff_ffff_8100_0000, limit);
     let (symbols, state) = (Symbols::default(), CpuState::X86(s.clone()));
-    let view = View { target: &ram, vcpu: 0, cpu: &state, symbols: &symbols, linux: None, orc: None };
+    let view = View::new(&ram, 0, &state, &symbols);
     let mut out = Vec::new();
     x86(&view, &s, recent, &mut out);
     out.join("\n")

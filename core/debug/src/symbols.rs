@@ -8,6 +8,7 @@ use std::sync::Arc;
 use gimli::{EndianArcSlice, RunTimeEndian, SectionId};
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SymbolKind};
 
+use crate::linux::memory::printable;
 use crate::orc::Orc;
 use crate::trace::report::Image;
 
@@ -61,6 +62,8 @@ struct File {
     path: PathBuf,
     /// Added to every address of the file.
     bias: u64,
+    /// It can be anywhere, and nobody has said where.
+    moves: bool,
 }
 
 /// A section of call frame information.
@@ -72,6 +75,8 @@ pub struct Frames {
     pub big_endian: bool,
 }
 
+/// Bytes of all names of a file of the guest's.
+pub(crate) const MOST_OF_GUEST: usize = 64 << 20;
 /// An address without a size reaches this far.
 const REACH: u64 = 1 << 20;
 
@@ -139,23 +144,44 @@ impl Symbols {
     /// # Errors
     /// What is wrong with it.
     pub fn elf(bytes: &[u8]) -> Result<Symbols, String> {
+        Symbols::of_elf(bytes, true)
+    }
+
+    /// From the bytes of an ELF file that the guest has made: what says that it is much longer once it is unpacked is left
+    /// out.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn elf_of_guest(bytes: &[u8]) -> Result<Symbols, String> {
+        Symbols::of_elf(bytes, false)
+    }
+
+    fn of_elf(bytes: &[u8], unpack: bool) -> Result<Symbols, String> {
         let file = object::File::parse(bytes).map_err(|e| e.to_string())?;
-        let list = file.symbols().filter_map(|s| {
+        // What was stripped has those that a loader needs.
+        let own = file.symbols().next().is_some();
+        let all: Box<dyn Iterator<Item = _>> =
+            if own { Box::new(file.symbols()) } else { Box::new(file.dynamic_symbols()) };
+        // Many symbols may have one long name.
+        let mut room = if unpack { usize::MAX } else { MOST_OF_GUEST };
+        let list = all.filter_map(|s| {
             let name = s.name().ok().filter(|n| !n.is_empty() && !n.starts_with('$') && !n.starts_with(".L"))?;
             let wanted =
                 matches!(s.kind(), SymbolKind::Text | SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label);
-            (wanted && s.is_definition()).then(|| Symbol {
-                address: s.address(),
-                size: s.size(),
-                name: name.to_owned(),
-                code: s.kind() != SymbolKind::Data,
-            })
+            if !wanted || !s.is_definition() {
+                return None;
+            }
+            room = room.checked_sub(name.len())?;
+            let name = if unpack { name.to_owned() } else { printable(name.as_bytes()) };
+            Some(Symbol { address: s.address(), size: s.size(), name, code: s.kind() != SymbolKind::Data })
         });
         let names = Names::from_list(list.collect());
         let image = file.segments().map(|s| (s.address(), s.address().saturating_add(s.size())));
         let image = image.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-        let (lines, frames, orc) = (lines(&file).ok(), frames(&file), orc(&file));
-        let this = File { names, lines, frames, orc, image, path: PathBuf::new(), bias: 0 };
+        let moves = file.kind() == object::ObjectKind::Dynamic;
+        let sections = Sections { file, unpack };
+        let (lines, frames, orc) = (lines(&sections).ok(), frames(&sections), orc(&sections));
+        let this = File { names, lines, frames, orc, image, path: PathBuf::new(), bias: 0, moves };
         Ok(Symbols { files: vec![this], guest: None })
     }
 
@@ -231,7 +257,22 @@ impl Symbols {
 
     /// The files' addresses are this far below the guest's (KASLR, modules).
     pub fn set_bias(&mut self, bias: u64) {
-        self.files.iter_mut().for_each(|f| f.bias = bias);
+        self.files.iter_mut().for_each(|f| (f.bias, f.moves) = (bias, f.moves && bias == 0));
+    }
+
+    /// Whether there is a file that can be anywhere, and nobody has said where.
+    pub fn may_move(&self) -> bool {
+        self.files.iter().any(|f| f.moves)
+    }
+
+    /// Moves such files to where those of their names are, if they are anywhere.
+    pub fn follow(&mut self, place: impl Fn(&str) -> Option<u64>) {
+        for file in self.files.iter_mut().filter(|f| f.moves) {
+            let name = file.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if let Some(bias) = place(name) {
+                file.bias = bias;
+            }
+        }
     }
 
     /// Whether there are none.
@@ -384,34 +425,49 @@ fn path_ends_with(path: &str, end: &str) -> bool {
     path.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
 }
 
-fn endian(file: &object::File<'_>) -> RunTimeEndian {
-    if file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big }
+/// A file's sections.
+struct Sections<'a> {
+    file: object::File<'a>,
+    /// Those that are compressed too.
+    unpack: bool,
 }
 
-fn lines(file: &object::File<'_>) -> Result<Lines, gimli::Error> {
-    let endian = endian(file);
+impl Sections<'_> {
+    /// Where a section is, and its bytes, if there are any.
+    fn section(&self, name: &str) -> Option<(u64, Vec<u8>)> {
+        let section = self.file.section_by_name(name)?;
+        let packed = section.compressed_data().ok()?;
+        let data = match packed.format {
+            object::CompressionFormat::None => packed.data.to_vec(),
+            _ if self.unpack => section.uncompressed_data().ok()?.into_owned(),
+            _ => return None,
+        };
+        (!data.is_empty()).then(|| (section.address(), data))
+    }
+}
+
+fn lines(sections: &Sections<'_>) -> Result<Lines, gimli::Error> {
+    let endian = if sections.file.is_little_endian() { RunTimeEndian::Little } else { RunTimeEndian::Big };
     let load = |id: SectionId| {
-        let data = file.section_by_name(id.name()).and_then(|s| s.uncompressed_data().ok());
-        Ok::<_, gimli::Error>(EndianArcSlice::new(data.unwrap_or_default().into_owned().into(), endian))
+        let (_, data) = sections.section(id.name()).unwrap_or_default();
+        Ok::<_, gimli::Error>(EndianArcSlice::new(data.into(), endian))
     };
     let dwarf = gimli::Dwarf::load(load)?;
     addr2line::Context::from_dwarf(dwarf)
 }
 
 /// A file may have both, each of other functions: what assemblers and compilers make of `-g` and of `-funwind-tables`.
-fn frames(file: &object::File<'_>) -> Vec<Frames> {
+fn frames(sections: &Sections<'_>) -> Vec<Frames> {
     let section = |(name, eh)| {
-        let section = file.section_by_name(name)?;
-        let bytes = section.uncompressed_data().ok().filter(|d| !d.is_empty())?.into_owned();
-        Some(Frames { bytes, address: section.address(), eh, big_endian: !file.is_little_endian() })
+        let (address, bytes) = sections.section(name)?;
+        Some(Frames { bytes, address, eh, big_endian: !sections.file.is_little_endian() })
     };
     [(".eh_frame", true), (".debug_frame", false)].into_iter().filter_map(section).collect()
 }
 
-fn orc(file: &object::File<'_>) -> Option<Orc> {
-    let section = |name| file.section_by_name(name);
-    let (distances, entries) = (section(".orc_unwind_ip")?, section(".orc_unwind")?);
-    Orc::new(&distances.uncompressed_data().ok()?, distances.address(), &entries.uncompressed_data().ok()?)
+fn orc(sections: &Sections<'_>) -> Option<Orc> {
+    let ((address, distances), (_, entries)) = (sections.section(".orc_unwind_ip")?, sections.section(".orc_unwind")?);
+    Orc::new(&distances, address, &entries)
 }
 
 #[cfg(test)]

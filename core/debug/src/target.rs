@@ -70,6 +70,10 @@ pub struct TlbEntry {
 /// A machine. Calls are made by one thread, which is none of the machine's own.
 pub trait Target: Send + Sync {
     fn vcpus(&self) -> u32;
+    /// Whether a vCPU has been started.
+    fn is_on(&self, _vcpu: u32) -> bool {
+        true
+    }
     /// The architectural state.
     fn state(&self, vcpu: u32) -> Result<CpuState, String>;
     fn set_state(&self, vcpu: u32, state: CpuState) -> Result<(), String>;

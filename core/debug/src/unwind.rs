@@ -83,8 +83,8 @@ const I386: Numbers = Numbers { sp: 4, fp: 5, link: None, word: 4 };
 /// DWARF's number of each register of x86-64 in encoding order.
 const X86_64_ORDER: [usize; 16] = [0, 2, 1, 3, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15];
 
-struct Unwinder<'a> {
-    view: &'a View<'a>,
+struct Unwinder<'a, 'v> {
+    view: &'a View<'v>,
     n: Numbers,
     /// Page tables, if not those that the vCPU uses.
     space: Option<Scheme>,
@@ -121,7 +121,7 @@ pub fn frames_of_task(
     chain(&Unwinder { view, n, space }, Regs { pc, r, exact: false }, Method::Switch, most)
 }
 
-fn chain(unwinder: &Unwinder<'_>, mut regs: Regs, method: Method, most: usize) -> Vec<Frame> {
+fn chain(unwinder: &Unwinder<'_, '_>, mut regs: Regs, method: Method, most: usize) -> Vec<Frame> {
     let n = unwinder.n;
     let mut found = vec![Frame { pc: regs.pc, method }];
     while found.len() < most {
@@ -159,7 +159,7 @@ fn start(cpu: &CpuState) -> Option<(Numbers, Regs)> {
     Some((n, Regs { pc: registers::pc(cpu), r, exact: true }))
 }
 
-impl Unwinder<'_> {
+impl Unwinder<'_, '_> {
     fn load(&self, at: u64) -> Option<u64> {
         self.number(at, self.n.word as usize)
     }
@@ -190,7 +190,9 @@ impl Unwinder<'_> {
     }
 
     fn cfi(&self, regs: &Regs) -> Option<Regs> {
-        self.view.symbols.frames().find_map(|(frames, bias)| {
+        let program = self.view.program_symbols(Self::place(regs));
+        let all = self.view.symbols.frames().chain(program.into_iter().flat_map(|p| p.frames()));
+        all.into_iter().find_map(|(frames, bias)| {
             let endian = if frames.big_endian { RunTimeEndian::Big } else { RunTimeEndian::Little };
             let bytes = EndianSlice::new(&frames.bytes, endian);
             let at = Self::place(regs).wrapping_sub(bias);
@@ -401,7 +403,7 @@ impl Unwinder<'_> {
         if first && let Some(found) = self.not_saved_yet(regs, fp) {
             return Some(found);
         }
-        if let Some(saved) = self.encoded(fp) {
+        if let Some(saved) = self.encoded(regs.pc, fp) {
             return Some((saved, Method::Exception));
         }
         // RISC-V: return address and caller's frame pointer are below the frame, x86: above it (psABIs).
@@ -425,10 +427,8 @@ impl Unwinder<'_> {
         let n = self.n;
         let mut next = Regs { exact: false, ..regs.clone() };
         if let Some(link) = n.link {
-            let same = |a: u64, b: u64| match (self.view.symbols.lookup(a), self.view.symbols.lookup(b)) {
-                (Some((x, _)), Some((y, _))) => x.address == y.address,
-                _ => false,
-            };
+            let begin = |at: u64| self.view.begin(at);
+            let same = |a: u64, b: u64| a == b || begin(a).is_some_and(|begin_a| Some(begin_a) == begin(b));
             let ra = regs.r[link].filter(|ra| *ra != 0)?;
             if Some(ra) == self.load(fp.wrapping_sub(8)) || same(ra, regs.pc) {
                 return None;
@@ -436,8 +436,7 @@ impl Unwinder<'_> {
             next.pc = ra;
             return Some((next, Method::Link));
         }
-        let (_, offset) = self.view.symbols.lookup(regs.pc)?;
-        if offset != 0 {
+        if self.view.begin(regs.pc)? != regs.pc {
             return None;
         }
         let sp = regs.r[n.sp]?;
@@ -448,10 +447,10 @@ impl Unwinder<'_> {
 
     /// Linux's entry code for x86 leaves a mark in the frame pointer that says: here are saved registers. It is bit 0, in
     /// 32-bit kernels a cleared bit 31.
-    fn encoded(&self, fp: u64) -> Option<Regs> {
+    fn encoded(&self, pc: u64, fp: u64) -> Option<Regs> {
         match (self.n.link, self.n.word) {
             (None, 8) if fp & 1 != 0 && fp >> 63 != 0 => self.x86_64_saved(fp - 1),
-            (None, 4) if fp >> 31 == 0 && fp > 0x1000 && self.view.cpu_is_kernel() => self.i386_saved(fp | 1 << 31),
+            (None, 4) if fp >> 31 == 0 && fp > 0x1000 && pc >> 31 == 1 => self.i386_saved(fp | 1 << 31),
             _ => None,
         }
     }

@@ -51,7 +51,7 @@ fn frame_pointers_of_both_widths() {
         let ram = Ram::new(word, base, image);
         let names = symbols(base);
         let at = |rip: u64, rsp: u64| cpu(&ram, move |s| (s.rip, s.gpr[4], s.gpr[5]) = (rip, rsp, stack + 0x100));
-        let view = |cpu| View { target: &ram, vcpu: 0, cpu, symbols: &names, linux: None, orc: None };
+        let view = |cpu| View::new(&ram, 0, cpu, &names);
         let state = at(base + 0x240, stack + 0xe0);
         let chain = [(base + 0x140, Method::FramePointer), (base + 0x20, Method::FramePointer)];
         assert_eq!(methods(&view(&state)), [&[(base + 0x240, Method::Pc)][..], &chain].concat(), "{word}");
@@ -84,7 +84,7 @@ fn orc_through_an_exception() {
     let orc = Orc::new(&distances, BASE + 0x5000, &entries.iter().flat_map(|e| e.1).collect::<Vec<u8>>()).unwrap();
     let names = symbols(BASE);
     let state = cpu(&ram, |s| (s.rip, s.gpr[4]) = (BASE + 0x240, stack + 0x100));
-    let view = View { target: &ram, vcpu: 0, cpu: &state, symbols: &names, linux: None, orc: Some(&orc) };
+    let view = View { orc: Some(&orc), ..View::new(&ram, 0, &state, &names) };
     let found = methods(&view);
     assert_eq!(
         found[..4],
@@ -114,7 +114,7 @@ fn hostile_stacks() {
         let state = cpu(&ram, |s| {
             (s.rip, s.gpr[4], s.gpr[5]) = (BASE + 0x10, BASE + 0x1000, BASE + 0x1000 + 8 * round + round % 2);
         });
-        let view = View { target: &ram, vcpu: 0, cpu: &state, symbols: &names, linux: None, orc: None };
+        let view = View::new(&ram, 0, &state, &names);
         assert!(frames(&view, 64).len() <= 64);
     }
 }

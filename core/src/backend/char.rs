@@ -33,6 +33,11 @@ pub trait CharBackend: Send + Sync {
     /// Sets who is told of events, on the I/O thread.
     fn set_event_listener(&self, _listener: Box<dyn Fn(CharEvent) + Send + Sync>) {}
 
+    /// Whether somebody connects and leaves, of which the event listener is told; until somebody has, output is dropped.
+    fn has_connections(&self) -> bool {
+        false
+    }
+
     /// Writes everything out before the program ends.
     fn flush(&self) {}
 

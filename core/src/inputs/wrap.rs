@@ -240,6 +240,9 @@ impl CharBackend for Char {
     fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
         let _ = self.writable_listener.set(listener);
     }
+    fn has_connections(&self) -> bool {
+        self.inner.has_connections()
+    }
     fn set_event_listener(&self, listener: Box<dyn Fn(CharEvent) + Send + Sync>) {
         let _ = self.event_listener.set(listener);
         let this = self.this.clone();

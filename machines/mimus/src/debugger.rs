@@ -194,6 +194,9 @@ impl Target for Live {
     fn vcpus(&self) -> u32 {
         self.threads.count() as u32
     }
+    fn is_on(&self, vcpu: u32) -> bool {
+        self.threads.is_on(VcpuIndex(vcpu))
+    }
     fn state(&self, vcpu: u32) -> Result<CpuState, String> {
         self.on(vcpu, |v| v.get_state(StateGroups::All))
     }
@@ -247,6 +250,11 @@ impl Target for Live {
     fn step(&self, vcpu: u32, n: u64, kind: StepKind) -> Result<Stop, String> {
         if self.running() {
             return Err("the machine runs; stop it first".to_owned());
+        }
+        if !self.is_on(vcpu) {
+            return Err(format!(
+                "vCPU {vcpu} is off: the guest has not started it, and there is nothing that it would execute"
+            ));
         }
         // It may have come between two steps of one command.
         if self.interrupted.swap(false, Ordering::SeqCst) {

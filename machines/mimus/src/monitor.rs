@@ -3,11 +3,12 @@
 //! Names and effects are those of QEMU's human monitor. Commands act on [`Control`], which
 //! the running machine implements; a command is one row of [`COMMANDS`].
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
-use mimus_core::backend::{CharBackend, InputEvent};
+use mimus_core::backend::{CharBackend, CharEvent, InputEvent};
 use mimus_machines::config::keyval::nearest;
 
 use crate::input;
@@ -166,14 +167,21 @@ pub fn unknown(line: &str) -> String {
 
 /// A monitor on a character device of its own.
 pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::io::Result<Arc<Session>> {
-    let output = Arc::downgrade(device);
-    let print = move |bytes: &[u8]| {
-        if let Some(output) = output.upgrade() {
-            output.write(bytes);
-        }
-    };
-    let session = Arc::new(Session::start(move || control.clone(), print)?);
-    device.write(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    let output = Arc::new(Output { device: Arc::downgrade(device), waiting: Mutex::default() });
+    let more = output.clone();
+    device.set_writable_listener(Box::new(move || more.print(&[])));
+    let greeted = output.clone();
+    let greet = move || greeted.print(format!("{GREETING}{PROMPT}").replace('\n', "\r\n").as_bytes());
+    if device.has_connections() {
+        device.set_event_listener(Box::new(move |event| {
+            if event == CharEvent::Opened {
+                greet();
+            }
+        }));
+    } else {
+        greet();
+    }
+    let session = Arc::new(Session::start(move || control.clone(), move |bytes: &[u8]| output.print(bytes))?);
     // Completion asks vCPUs, and this is called on the thread that devices wait for.
     let (keys, typed) = channel::<Vec<u8>>();
     let typed_at = session.clone();
@@ -188,6 +196,28 @@ pub fn serve(device: &Arc<dyn CharBackend>, control: Arc<dyn Control>) -> std::i
         typed.len()
     }));
     Ok(session)
+}
+
+/// What is printed to a device that takes only some of it at a time.
+struct Output {
+    device: Weak<dyn CharBackend>,
+    waiting: Mutex<VecDeque<u8>>,
+}
+
+impl Output {
+    fn print(&self, bytes: &[u8]) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        waiting.extend(bytes);
+        let Some(device) = self.device.upgrade() else { return waiting.clear() };
+        while !waiting.is_empty() {
+            let taken = device.write(waiting.as_slices().0);
+            if taken == 0 {
+                // Its listener calls.
+                return;
+            }
+            waiting.drain(..taken);
+        }
+    }
 }
 
 type Print = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -348,6 +378,54 @@ mod tests {
         }
         let of = |name: &str| all.lines().filter(|l| l.split(' ').next() == Some(name)).count();
         assert_eq!((of("stop"), of("continue"), of("help"), of("cont")), (1, 0, 1, 1), "{all}");
+    }
+
+    /// A device that takes little at a time gets all of it, and who connects is greeted.
+    #[test]
+    fn long_answers() {
+        type Listener<T> = Mutex<Option<Box<dyn Fn(T) + Send + Sync>>>;
+        #[derive(Default)]
+        struct Narrow {
+            all: Mutex<(Vec<u8>, bool)>,
+            writable: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+            events: Listener<CharEvent>,
+        }
+        impl CharBackend for Narrow {
+            fn write(&self, data: &[u8]) -> usize {
+                let mut all = self.all.lock().unwrap();
+                // Every other time it is full.
+                all.1 = !all.1;
+                let taken = if all.1 { data.len().min(7) } else { 0 };
+                all.0.extend(&data[..taken]);
+                taken
+            }
+            fn set_receiver(&self, _: mimus_core::backend::char::CharReceiver) {}
+            fn input_ready(&self) {}
+            fn set_writable_listener(&self, listener: Box<dyn Fn() + Send + Sync>) {
+                *self.writable.lock().unwrap() = Some(listener);
+            }
+            fn set_event_listener(&self, listener: Box<dyn Fn(CharEvent) + Send + Sync>) {
+                *self.events.lock().unwrap() = Some(listener);
+            }
+            fn has_connections(&self) -> bool {
+                true
+            }
+        }
+        let narrow = Arc::new(Narrow::default());
+        let device: Arc<dyn CharBackend> = narrow.clone();
+        let session = serve(&device, Arc::new(Fake::default())).unwrap();
+        assert!(narrow.all.lock().unwrap().0.is_empty(), "nobody is there");
+        for event in [CharEvent::Opened, CharEvent::Closed] {
+            narrow.events.lock().unwrap().as_ref().expect("it listens")(event);
+        }
+        session.typed(b"help\r");
+        let wanted = format!("{GREETING}{PROMPT}help\n{}{PROMPT}", help()).replace('\n', "\r\n");
+        let writable = narrow.writable.lock().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        while narrow.all.lock().unwrap().0 != wanted.as_bytes() {
+            assert!(std::time::Instant::now() < end, "{}", String::from_utf8_lossy(&narrow.all.lock().unwrap().0));
+            writable.as_ref().expect("somebody waits for it")();
+        }
     }
 
     /// What waits for the machine does not hold up the keyboard, and Ctrl-C ends it.

@@ -295,8 +295,8 @@ impl Operator {
 
 impl Control for Operator {
     fn debugger(&self, line: &str) -> Option<String> {
-        match line.strip_prefix("trace ") {
-            Some(rest) => Some(self.trace(rest)),
+        match line.strip_prefix("trace").filter(|rest| rest.is_empty() || rest.starts_with(' ')) {
+            Some(rest) => Some(self.trace(rest.trim())),
             None => self.debugger.execute(line),
         }
     }

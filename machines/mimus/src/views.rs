@@ -1,5 +1,6 @@
 //! What the debugger's views are made of: devices' states, PCI functions, remembered translations.
 
+use std::fmt;
 use std::sync::Arc;
 
 use mimus_core::bus::AccessSize;
@@ -9,6 +10,7 @@ use mimus_debug::devices::DeviceState;
 use mimus_debug::pci::PciFunction;
 use mimus_devices::pci::PciBus;
 use mimus_machines::machine::Machine;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// Deepest nesting of states in states.
@@ -58,9 +60,75 @@ fn state(path: &str, device: &dyn Device) -> DeviceState {
         Ok(payload) => payload,
         Err(e) => return empty("", e.to_string()),
     };
-    match payload.decode::<Value>() {
-        Ok(fields) => DeviceState { path: path.to_owned(), schema: payload.schema, fields: Ok(nested(fields, 0)) },
+    match payload.decode::<Fields>() {
+        Ok(Fields(fields)) => {
+            DeviceState { path: path.to_owned(), schema: payload.schema, fields: Ok(nested(fields, 0)) }
+        }
         Err(e) => empty(&payload.schema, e.to_string()),
+    }
+}
+
+/// A saved state's fields. Keys of its maps may be numbers, which JSON's are not.
+struct Fields(Value);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+        deserializer.deserialize_any(AnyField).map(Fields)
+    }
+}
+
+struct AnyField;
+
+impl<'de> Visitor<'de> for AnyField {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a field of a saved state")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_bytes<E>(self, v: &[u8]) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(AnyField)
+    }
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(AnyField)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Fields(value)) = seq.next_element()? {
+            all.push(value);
+        }
+        Ok(Value::Array(all))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut all = serde_json::Map::new();
+        while let Some((Fields(key), Fields(value))) = map.next_entry()? {
+            let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+            all.insert(key, value);
+        }
+        Ok(Value::Object(all))
     }
 }
 
@@ -73,7 +141,7 @@ fn nested(value: Value, depth: u32) -> Value {
     {
         let body = body.iter().map(|b| b.as_u64().and_then(|b| u8::try_from(b).ok())).collect::<Option<Vec<u8>>>();
         let payload = body.map(|body| Payload { schema: schema.clone(), version: version as u32, body });
-        if let Some(inner) = payload.and_then(|p| p.decode::<Value>().ok()) {
+        if let Some(Fields(inner)) = payload.and_then(|p| p.decode::<Fields>().ok()) {
             fields.insert("body".to_owned(), inner);
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fen
 
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
 use mimus_core::memory::{FlatKind, PAGE_CODE, RamBlock};
+use mimus_tcg_ir::backend::pack_insn;
 use mimus_tcg_ir::{AmoOp, Ext, Size};
 
 use crate::context::DataFill;
@@ -168,20 +169,25 @@ impl<F: GuestFrontend> Cpu<F> {
         if self.watched(va, len, kinds, pc) { Err(Trapped) } else { Ok(()) }
     }
 
-    /// Before an access: `Trapped` if it is one of a device that is caught.
+    /// Before an access: `Trapped` if it is one of a device that is caught. A trace says of a device's which instruction made it.
     #[inline]
     fn catch_at(&mut self, pc: At, place: &Place, writes: bool) -> Result<(), Trapped> {
-        match *place {
-            Place::Io(pa) if self.device_caught(writes, pa) => {
-                let pc = match pc {
-                    At::Pc(pc) => pc,
-                    At::Return(ret) => self.guest_pc(ret),
-                };
-                self.do_carefully(pc);
-                Err(Trapped)
-            }
-            _ => Ok(()),
+        let Place::Io(pa) = *place else { return Ok(()) };
+        if self.device_caught(writes, pa) {
+            let pc = match pc {
+                At::Pc(pc) => pc,
+                At::Return(ret) => self.guest_pc(ret),
+            };
+            self.do_carefully(pc);
+            return Err(Trapped);
         }
+        if let At::Return(ret) = pc
+            && self.tracing.is_some()
+            && let Some(entry) = self.machine.store.resolve_fault(ret)
+        {
+            self.head.cur_insn = pack_insn(entry.pc, entry.len);
+        }
+        Ok(())
     }
 
     fn fault(&mut self, pc: At, va: u64, access: Access, fault: MemFault) -> Trapped {

@@ -28,6 +28,11 @@ impl Counting {
 }
 
 impl<F: GuestFrontend> Cpu<F> {
+    /// Whether instructions are counted, and time is how many there were.
+    pub fn counts_instructions(&self) -> bool {
+        self.counting.on
+    }
+
     /// Instructions executed, the current one included.
     pub(crate) fn executed(&self) -> u64 {
         let ahead = i64::from(self.head.budget.get()) + i64::from(self.head.count_left);

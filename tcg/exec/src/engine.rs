@@ -164,6 +164,7 @@ impl<F: GuestFrontend> Machine<F> {
         let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512), F::CODE_ALIGN)
             .map_err(|e| format!("code cache: {e}"))?;
         let helpers = F::helpers();
+        let optimise = config.optimise;
         let backend_config = BackendConfig {
             env: Cpu::<F>::layout(),
             context: ContextLayout::STANDARD,
@@ -174,7 +175,7 @@ impl<F: GuestFrontend> Machine<F> {
             fp_pin_order: F::FP_PIN_ORDER.to_vec(),
             fp_flags: F::FP_FLAGS,
             code_align: F::CODE_ALIGN,
-            optimise: config.optimise,
+            optimise,
             flags: F::FLAGS,
             code_base: mapping.code_base(),
         };
@@ -191,12 +192,12 @@ impl<F: GuestFrontend> Machine<F> {
         Ok(Arc::new(Machine {
             memory,
             alternate: AlternateMemory::default(),
-            store: CodeStore::new(mapping, STUBS, config.optimise),
+            store: CodeStore::new(mapping, STUBS, optimise),
             emitter,
             stubs,
             helpers,
             interpret: config.interpret,
-            optimise: config.optimise,
+            optimise,
             translation_time: config.time_translation.then(AtomicU64::default),
             perf_map,
             cuts: Default::default(),

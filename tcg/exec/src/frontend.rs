@@ -74,7 +74,12 @@ pub struct CodeWindow<'a> {
     /// Nothing is read from this offset on.
     pub(crate) end: u32,
     mode: u16,
+    /// Where blocks begin that this one is not to run into.
+    starts: Option<&'a Starts>,
 }
+
+/// A bit for each offset in a page.
+pub(crate) type Starts = [u64; 64];
 
 /// A snapshot of a page of guest code: other vCPUs may write the page itself at any time.
 pub type CodePage = [u8; 4096];
@@ -82,7 +87,7 @@ pub type CodePage = [u8; 4096];
 impl<'a> CodeWindow<'a> {
     /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
     pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
-        CodeWindow { page, next, copied: (0, 4096), end: u32::MAX, mode: 0 }
+        CodeWindow { page, next, copied: (0, 4096), end: u32::MAX, mode: 0, starts: None }
     }
 
     /// The same window, of whose page only the bytes from offset `from` to before `to` are there.
@@ -103,6 +108,17 @@ impl<'a> CodeWindow<'a> {
     /// The same window, its code to be translated for [`GuestFrontend::code_mode`] `mode`.
     pub fn with_mode(self, mode: u16) -> CodeWindow<'a> {
         CodeWindow { mode, ..self }
+    }
+
+    /// The same window, whose block is to end where another begins.
+    pub(crate) fn up_to_blocks(self, starts: Option<&'a Starts>) -> CodeWindow<'a> {
+        CodeWindow { starts, ..self }
+    }
+
+    /// Whether a block that gets to `offset`, between two instructions, is to end there: there is another.
+    pub fn has_block(&self, offset: u32) -> bool {
+        let word = self.starts.and_then(|starts| starts.get(offset as usize / 64));
+        word.is_some_and(|word| word >> (offset % 64) & 1 != 0)
     }
 
     /// The code mode to translate for.

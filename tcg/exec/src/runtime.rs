@@ -29,6 +29,11 @@ impl<F: GuestFrontend> Cpu<F> {
         let at = At::Return(ret);
         if bytes != 0 {
             self.head.heat = self.head.heat.saturating_sub(SLOW_HEAT);
+            // Mostly it is a page that has not been looked up yet: then the side table need not be searched.
+            let goes_by_tlb = va & 4095 <= 4096 - u64::from(bytes) && (!aligned || va.is_multiple_of(bytes.into()));
+            if let Some(host) = goes_by_tlb.then(|| self.host_by_tlb(va, write)).flatten() {
+                return Ok(host);
+            }
         }
         let mut stored = Stored::Unknown;
         if (write || F::FLAGS)
@@ -76,17 +81,17 @@ impl<F: GuestFrontend> Cpu<F> {
             self.store(at, va, value, size)?;
             return Ok(buffer);
         }
-        // What is stored only the code can say: it does so itself, or the instruction is executed with care.
-        if va & 4095 <= 4096 - u64::from(bytes) {
-            if self.mmu.context().lookup_write(va).is_none() {
-                // A fault is for careful execution to find again, in its place among what the instruction does.
-                let _fault = self.locate(va, Access::Store);
-            }
-            if let Some(host) = self.mmu.context().lookup_write(va) {
-                return Ok(host);
-            }
-        }
+        // What is stored only the code can say: the instruction is executed with care.
         Err(self.carefully(ret))
+    }
+
+    /// Where an access inside a page may be made by the code itself, once the page has been entered into the TLB if it may be.
+    fn host_by_tlb(&mut self, va: u64, write: bool) -> Option<u64> {
+        let access = if write { Access::Store } else { Access::Load };
+        // A fault is found again by who has the side table's entry.
+        let _fault = self.locate(va, access);
+        let context = self.mmu.context();
+        if write { context.lookup_write(va) } else { context.lookup_read(va) }
     }
 
     /// Has the instruction whose code called executed with care, by itself.

@@ -14,6 +14,9 @@ const BUFFER: usize = 192 << 10;
 /// accesses each), nor the runtime between two blocks.
 const SLACK: usize = 64 << 10;
 
+/// Words of an access that has begun: its head and address.
+const BEGUN: usize = 3;
+
 /// A vCPU's part of a trace.
 pub(crate) struct VcpuTrace {
     pub trace: Trace,
@@ -69,17 +72,28 @@ impl<F: GuestFrontend> Cpu<F> {
         }
     }
 
-    /// Writes a record of the runtime's.
+    /// Writes a record of the runtime's. In the middle of an access the code of a block has written the access's head and
+    /// address behind the trace's end already ([`mimus_tcg_ir::Op::TraceAccess`]); they move on.
     fn trace_words(&mut self, record: &[u32]) {
+        let begun = self.begun_access();
         if self.head.trace_next > self.head.trace_limit {
             self.hand_over();
         }
         let Some(tracing) = &mut self.tracing else { return };
         let at = (self.head.trace_next - tracing.buffer.as_ptr() as u64) as usize / 4;
-        if let Some(place) = tracing.buffer.get_mut(at..at + record.len()) {
-            place.copy_from_slice(record);
+        if let Some(place) = tracing.buffer.get_mut(at..at + record.len() + BEGUN) {
+            let (now, next) = place.split_at_mut(record.len());
+            now.copy_from_slice(record);
+            next.copy_from_slice(&begun);
             self.head.trace_next += 4 * record.len() as u64;
         }
+    }
+
+    /// What is behind the trace's end.
+    fn begun_access(&self) -> [u32; BEGUN] {
+        let Some(tracing) = &self.tracing else { return [0; BEGUN] };
+        let at = (self.head.trace_next - tracing.buffer.as_ptr() as u64) as usize / 4;
+        tracing.buffer.get(at..at + BEGUN).and_then(|words| words.try_into().ok()).unwrap_or_default()
     }
 
     /// For frontends: the root of the page tables has been written, and the context stays.

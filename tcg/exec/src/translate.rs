@@ -12,7 +12,7 @@ use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
 use crate::code::{PageKey, Published};
 use crate::debug::{NEVER, cut_block};
 use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
-use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, TranslateMode};
+use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, Starts, TranslateMode};
 use crate::trace;
 use mimus_core::memory::PAGE_CODE;
 
@@ -21,6 +21,9 @@ const PAGE_MASK: u64 = 4095;
 const MOST_CODE: usize = 1536;
 /// Bytes before a block that its translation may look at: the heads of loops that it is the end of.
 const LOOK_BACK: usize = 512;
+/// The same for compact code, which is made quickly and not for long. (Both are multiples of what the host copies at once.)
+const COMPACT_CODE: usize = 320;
+const COMPACT_BACK: usize = 64;
 /// Longer than any block takes.
 const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
@@ -33,6 +36,9 @@ pub(crate) struct Scratch {
     /// The bytes of `page` that are of this translation.
     copied: (usize, usize),
     next: Box<CodePage>,
+    /// Where blocks begin in the page, if compact code is to end there.
+    starts: Box<Starts>,
+    compact: bool,
     buffers: (Vec<u8>, Emitted),
 }
 
@@ -43,9 +49,26 @@ impl Default for Scratch {
             page: Box::new([0; 4096]),
             copied: (0, 0),
             next: Box::new([0; 4096]),
+            starts: Box::new([0; 64]),
+            compact: false,
             buffers: Default::default(),
         }
     }
+}
+
+impl Scratch {
+    /// Takes what is `from..end` of the page at `host`.
+    fn copy(&mut self, host: *const u8, (from, end): (usize, usize)) {
+        copy_code(host, from, &mut self.page[from..end]);
+        self.copied = (from, end);
+    }
+}
+
+/// What is to be there of a page for a block.
+fn around(start: u16, compact: bool) -> (usize, usize) {
+    let first = usize::from(start);
+    let (before, behind) = if compact { (COMPACT_BACK, COMPACT_CODE) } else { (LOOK_BACK, MOST_CODE) };
+    (first.saturating_sub(before), (first + behind).min(4096))
 }
 
 /// Code to go on in.
@@ -195,15 +218,18 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some(stamp) = self.claim(key, pa, in_guest) else { return Err(self.later(KICK_SELF)) };
         let Some((host, _)) = self.code_page(pa) else { return Err(self.later(KICK_SELF)) };
         let mut scratch = self.scratch.take().unwrap_or_default();
-        let first = usize::from(start);
-        // Blocks made ahead may begin anywhere.
-        let all = self.machine.optimise == Optimise::Forced;
-        let around = (first.saturating_sub(LOOK_BACK), (first + MOST_CODE).min(4096));
-        let (from, end) = if all { (0, 4096) } else { around };
-        copy_code(host, from, &mut scratch.page[from..end]);
-        scratch.copied = (from, end);
+        let optimise = self.machine.optimise;
+        let compact = matches!(optimise, Optimise::Tiered | Optimise::Compact)
+            && self.machine.store.is_made_compact(key, start, &mut scratch.starts);
+        scratch.compact = compact;
+        if optimise == Optimise::Forced {
+            // Blocks made ahead may begin anywhere.
+            scratch.copy(host, (0, 4096));
+        } else {
+            scratch.copy(host, around(start, compact));
+        }
         let result = self.translate_page(va, start, (key, stamp), in_guest, &mut scratch);
-        if let (Ok(code), Optimise::Forced) = (&result, self.machine.optimise) {
+        if let (Ok(code), Optimise::Forced) = (&result, optimise) {
             self.link_ahead(va & !PAGE_MASK, (key, stamp), code.host, &mut scratch);
         }
         self.scratch = Some(scratch);
@@ -266,6 +292,7 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let (from, end) = scratch.copied;
         let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).copied(from, end).with_mode(mode);
+        let window = window.up_to_blocks(scratch.compact.then_some(&*scratch.starts));
         if cut_here {
             cut_block(&mut scratch.block, start);
         } else {

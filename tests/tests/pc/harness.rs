@@ -8,6 +8,7 @@ use std::sync::Arc;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use mimus_core::accel::{Accelerator, CpuIo, EmulationFallback, NullAccelerator, VcpuIndex};
+use mimus_core::arch::{CpuState, StateGroups};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
 use mimus_devices::char::host::RingBuf;
 use mimus_machines::boards;
@@ -217,6 +218,16 @@ impl Pc {
             }
         }
         None
+    }
+
+    /// Where the bootstrap processor is, for messages.
+    pub fn bootstrap(&self) -> String {
+        match self.machine.vcpu_state(BSP, StateGroups::All) {
+            Ok(CpuState::X86(s)) => {
+                format!("{:?} at {:#x}:{:#x}, flags {:#x}, {:?}", s.mp_state, s.cs.base, s.rip, s.rflags, s.events)
+            }
+            other => format!("{other:?}"),
+        }
     }
 
     /// Carries out what was asked of the machine so far; how the run ended, if it did.

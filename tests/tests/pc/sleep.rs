@@ -5,8 +5,6 @@ use std::time::{Duration, Instant};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use mimus_core::accel::VcpuIndex;
-use mimus_core::arch::StateGroups;
 use mimus_machines::config::{Drive, DriveInterface};
 use mimus_machines::machine::RunEnd;
 
@@ -98,18 +96,12 @@ fn sleeps(engine: Engine, test: &str, board: &str, setup: Setup) {
             break end;
         }
         let (state, text) = (pc.machine.state(), pc.output_text());
-        assert!(Instant::now() < deadline, "{board}: {state:?} after {text:?}: {:?}", bsp(&pc));
+        assert!(Instant::now() < deadline, "{board}: {state:?} after {text:?}: {}", pc.bootstrap());
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(end, RunEnd::PowerOff, "{board}: {}", pc.output_text());
     let text = pc.output_text();
     assert!(text.contains("!S") && text.ends_with('W'), "{board}: {text}");
-}
-
-/// Where the bootstrap processor is.
-fn bsp(pc: &Pc) -> (u64, u64) {
-    let state = pc.machine.vcpu_state(VcpuIndex(0), StateGroups::All).unwrap();
-    state.as_x86().map(|s| (s.cs.base, s.rip)).unwrap()
 }
 
 /// Puts the waking vector where firmware looks for it, the code it leads to, and what is to stay; lets the guest go.

@@ -318,6 +318,7 @@ pub const OTHERS: &[(&str, &str)] = &[
     ("ich9-lpc", "LPC bridge, interrupt routing, reset (Intel ICH9); see: info pci"),
     ("piix3", "ISA bridge, interrupt routing (Intel 82371SB); see: info pci"),
     ("piix4-pm", "power management function (Intel 82371AB); see: info pci"),
+    ("smi-features", "what firmware wants of SMIs, as it says through fw_cfg (QEMU's SMI features)"),
     ("port92", "system control port A: A20, fast reset"),
     ("post", "port 0x80: power-on self-test codes"),
     ("i8257", "DMA controllers (Intel 8237A)"),

@@ -2,11 +2,15 @@
 //!
 //! Format: Documentation/bpf/btf.rst. Only what leads to members of structures is kept.
 
+use std::collections::HashMap;
+
 use super::memory::{Memory, printable};
 
 const MAGIC: u64 = 0xeb9f;
 /// Longest type and string sections.
 const MOST: u64 = 32 << 20;
+/// Bytes of a name.
+const LONGEST_NAME: usize = 512;
 /// Deepest nesting that a path of members, typedefs and anonymous structures takes.
 const DEEPEST: u32 = 32;
 /// Most members that one question looks at.
@@ -28,6 +32,8 @@ pub struct Btf {
     strings: Vec<u8>,
     /// Where type `i` begins; type 0 is void.
     starts: Vec<u32>,
+    /// The first structure or union of each name.
+    structures: HashMap<Vec<u8>, u32>,
     /// Bytes of a pointer.
     word: u64,
 }
@@ -91,7 +97,7 @@ impl Btf {
         };
         let types = part(8).ok_or("BTF: its types are not in it")?.to_vec();
         let strings = part(16).ok_or("BTF: its strings are not in it")?.to_vec();
-        let mut btf = Btf { types, strings, starts: vec![u32::MAX], word };
+        let mut btf = Btf { types, strings, starts: vec![u32::MAX], structures: HashMap::new(), word };
         let mut at = 0;
         while at < btf.types.len() {
             let t = btf.header(at).ok_or("BTF: a type is cut off")?;
@@ -103,6 +109,10 @@ impl Btf {
                 0 | 2 | 7..=12 | 16 | TYPE_TAG => 0,
                 kind => return Err(format!("BTF: kind {kind} is not known")),
             };
+            if matches!(t.kind, STRUCT | UNION) {
+                let name = btf.name(t.name).to_vec();
+                btf.structures.entry(name).or_insert(btf.starts.len() as u32);
+            }
             btf.starts.push(at as u32);
             at = t.rest + rest;
         }
@@ -125,6 +135,7 @@ impl Btf {
 
     fn name(&self, at: u32) -> &[u8] {
         let text = self.strings.get(at as usize..).unwrap_or_default();
+        let text = &text[..text.len().min(LONGEST_NAME)];
         &text[..text.iter().position(|b| *b == 0).unwrap_or(text.len())]
     }
 
@@ -139,9 +150,7 @@ impl Btf {
     }
 
     fn structure(&self, name: &str) -> Option<u32> {
-        (1..self.starts.len() as u32).find(|id| {
-            self.ty(*id).is_some_and(|t| matches!(t.kind, STRUCT | UNION) && self.name(t.name) == name.as_bytes())
-        })
+        self.structures.get(name.as_bytes()).copied()
     }
 
     /// Bytes of a structure.

@@ -52,6 +52,29 @@ impl<'a> Memory<'a> {
         Memory { scheme, pages: RefCell::default(), ..self }
     }
 
+    /// The physical address of the topmost page table.
+    pub fn root(&self) -> u64 {
+        self.scheme.root()
+    }
+
+    /// The same memory by other page tables, those of a program.
+    pub fn of_space(&self, root: u64) -> Memory<'a> {
+        let (target, scheme) = (self.target, self.scheme.with_root(root));
+        Memory {
+            target,
+            scheme,
+            pages: RefCell::default(),
+            left: Cell::new(BUDGET),
+            word: self.word,
+            riscv: self.riscv,
+        }
+    }
+
+    /// How addresses are translated.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
     /// An address with the bits that the guest's have.
     pub fn address(&self, va: u64) -> u64 {
         if self.word == 4 { va & 0xffff_ffff } else { va }
@@ -138,6 +161,22 @@ impl<'a> Memory<'a> {
         }
         let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
         Some(printable(&bytes[..end]))
+    }
+
+    /// Text that ends within so many bytes, and has some.
+    pub fn name(&self, va: u64, most: usize) -> Option<String> {
+        let mut bytes = Vec::new();
+        let mut byte = [0];
+        while bytes.len() <= most {
+            if !self.read(va.wrapping_add(bytes.len() as u64), &mut byte) {
+                return None;
+            }
+            if byte[0] == 0 {
+                return (!bytes.is_empty()).then(|| printable(&bytes));
+            }
+            bytes.push(byte[0]);
+        }
+        None
     }
 
     /// Hands the mapped pages from `from` to `to` (exclusive) to `look`, in order, until it is satisfied.

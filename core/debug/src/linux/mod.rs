@@ -3,15 +3,21 @@
 //! * [`vmcoreinfo`]: the kernel's own account of where its tables are;
 //! * [`kallsyms`]: its names; found by their structure where vmcoreinfo says nothing;
 //! * [`btf`]: its types, if it has them;
-//! * [`tasks`], [`modules`], [`dmesg`]: what is made of these.
+//! * [`guess`]: where members of structures are, without types;
+//! * [`tasks`], [`modules`], [`dmesg`]: what is made of these;
+//! * [`mappings`], [`page_cache`], [`programs`]: what programs have mapped, and the names of what they execute.
 //!
 //! Kernels of 5.10 and later, 32-bit and 64-bit. Nothing depends on where the kernel is (KASLR).
 
 pub mod btf;
 pub mod dmesg;
+mod guess;
 pub mod kallsyms;
+pub mod mappings;
 pub mod memory;
 pub mod modules;
+mod page_cache;
+pub mod programs;
 pub mod tasks;
 pub mod vmcoreinfo;
 

@@ -1,21 +1,18 @@
 //! The tasks of a Linux kernel: from `init_task` along the list of processes, with their threads.
 //!
 //! Where members are in `task_struct` is different in every configuration. BTF says it; a kernel without is asked by what
-//! must be true of its tasks: the first is called `swapper`, they are on one ring, processes 1 and 2 are children of
-//! process 0, and each process's number is also its group's.
-
-use std::collections::{HashMap, HashSet};
+//! must be true of its tasks: see [`super::guess`].
 
 use super::Linux;
 use super::btf::Btf;
+use super::guess;
+use super::mappings;
 use super::memory::{Memory, printable};
 
 /// Most tasks listed.
-const MOST: usize = 65_536;
+pub(super) const MOST: usize = 65_536;
 /// Bytes of a name.
-const NAME: usize = 16;
-/// Longest `task_struct`.
-const LONGEST: u64 = 16 << 10;
+pub(super) const NAME: usize = 16;
 
 /// A task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,24 +30,29 @@ pub struct Task {
     pub running: bool,
     /// It has no address space of its own.
     pub kernel: bool,
+    /// Virtual address of its `mm_struct`, where it is known.
+    pub mm: Option<u64>,
+    /// The lowest address of its stack in the kernel.
+    pub stack: Option<u64>,
     pub name: String,
 }
 
 /// Offsets in `task_struct`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    tasks: u64,
-    pid: u64,
-    tgid: u64,
-    name: u64,
-    parent: u64,
-    state: Option<u64>,
-    exit_state: Option<u64>,
-    mm: Option<u64>,
-    on_cpu: Option<u64>,
-    cpu: Option<u64>,
+    pub(super) tasks: u64,
+    pub(super) pid: u64,
+    pub(super) tgid: u64,
+    pub(super) name: u64,
+    pub(super) parent: u64,
+    pub(super) state: Option<u64>,
+    pub(super) exit_state: Option<u64>,
+    pub(super) mm: Option<u64>,
+    pub(super) on_cpu: Option<u64>,
+    pub(super) cpu: Option<u64>,
+    pub(super) stack: Option<u64>,
     /// `signal`, `thread_head` there, `thread_node`.
-    threads: Option<(u64, u64, u64)>,
+    pub(super) threads: Option<(u64, u64, u64)>,
 }
 
 impl Layout {
@@ -67,10 +69,19 @@ impl Layout {
             state: at("__state").or_else(|| at("state")),
             exit_state: at("exit_state"),
             mm: at("mm"),
+            stack: at("stack"),
             on_cpu: at("on_cpu"),
             cpu: at("thread_info.cpu").or_else(|| at("cpu")),
             threads: at("signal").zip(head).zip(at("thread_node")).map(|((s, h), n)| (s, h, n)),
         })
+    }
+}
+
+/// The first task, and where members are.
+fn layout(m: &Memory<'_>, linux: &Linux) -> Result<(u64, Layout), String> {
+    match linux.types.as_ref().and_then(Layout::of_types) {
+        Some(layout) => Ok((linux.symbol("init_task")?, layout)),
+        None => guess::tasks(m, linux),
     }
 }
 
@@ -79,10 +90,7 @@ impl Layout {
 /// # Errors
 /// What of it is not as it must be.
 pub fn read(m: &Memory<'_>, linux: &Linux) -> Result<Vec<Task>, String> {
-    let (first, layout) = match linux.types.as_ref().and_then(Layout::of_types) {
-        Some(layout) => (linux.symbol("init_task")?, layout),
-        None => guess(m, linux)?,
-    };
+    let (first, layout) = layout(m, linux)?;
     let leaders = ring(m, first.wrapping_add(layout.tasks), MOST)
         .ok_or("tasks: the list that begins at init_task is broken: it is being changed, or memory is damaged")?;
     let mut out = Vec::new();
@@ -130,6 +138,10 @@ fn task(m: &Memory<'_>, l: &Layout, at: u64) -> Option<Task> {
         (_, Some(state)) => m.long(at.wrapping_add(state)).map_or('?', |s| letter(s as u32)),
         _ => '?',
     };
+    let mm = match l.mm {
+        Some(mm) => Some(m.long(at.wrapping_add(mm))?),
+        None => None,
+    };
     Some(Task {
         at,
         pid,
@@ -138,10 +150,9 @@ fn task(m: &Memory<'_>, l: &Layout, at: u64) -> Option<Task> {
         state,
         cpu: l.cpu.and_then(number),
         running: l.on_cpu.and_then(number) == Some(1),
-        kernel: match l.mm {
-            Some(mm) => m.long(at.wrapping_add(mm))? == 0,
-            None => pid == 0 || pid == 2 || parent == 2,
-        },
+        kernel: mm.map_or(pid == 0 || pid == 2 || parent == 2, |mm| mm == 0),
+        mm: mm.filter(|mm| *mm != 0),
+        stack: l.stack.and_then(|stack| m.long(at.wrapping_add(stack))),
         name: m.text(at.wrapping_add(l.name), NAME)?,
     })
 }
@@ -157,167 +168,58 @@ fn letter(state: u32) -> char {
     LETTERS.iter().find(|(bit, _)| state & bit != 0).map_or('R', |(_, letter)| *letter)
 }
 
-/// Offsets found by what must hold.
-fn guess(m: &Memory<'_>, linux: &Linux) -> Result<(u64, Layout), String> {
-    let names = match linux.symbol("init_task") {
-        Ok(at) => find_name(m, at, at.saturating_add(LONGEST)),
-        Err(_) => {
-            let (from, to) = linux.image();
-            find_name(m, from, to)
-        }
-    };
-    let found = names.into_iter().find_map(|name| Layout::guess(m, name));
-    found.ok_or_else(|| {
-        "tasks: the kernel has no BTF, and no init_task with a list of tasks was found; break later in its boot"
-            .to_owned()
-    })
-}
-
-/// Where the first task's name may be.
-fn find_name(m: &Memory<'_>, from: u64, to: u64) -> Vec<u64> {
-    let mut found = Vec::new();
-    m.pages(from, to, &mut |va, page| {
-        for (i, piece) in page.chunks_exact(m.word).enumerate() {
-            let at = va + (i * m.word) as u64;
-            if piece.starts_with(b"swap") && (from..to).contains(&at) {
-                let rest = &page[i * m.word..];
-                if rest.starts_with(b"swapper/0\0") || rest.starts_with(b"swapper\0") {
-                    found.push(at);
-                }
-            }
-        }
-        found.len() > 256
-    });
-    found
-}
-
-impl Layout {
-    /// From where the first task's name is: its address, and offsets from it.
-    fn guess(m: &Memory<'_>, name: u64) -> Option<(u64, Layout)> {
-        let word = m.word as u64;
-        let named = |at: u64| {
-            let mut text = [0; NAME];
-            m.read(at, &mut text)
-                && text
-                    .iter()
-                    .position(|b| *b == 0)
-                    .is_some_and(|end| end > 0 && text[..end].iter().all(|b| (0x20..0x7f).contains(b)))
-        };
-        // The list of processes is the longest ring of what has a name in the same place.
-        let mut best: Option<(u64, Vec<u64>)> = None;
-        for distance in (word..LONGEST / 2).step_by(m.word) {
-            let head = name - distance;
-            let Some(next) = m.long(head).filter(|next| *next != head && m.is_kernel(*next)) else { continue };
-            if m.long(next.wrapping_add(word)) != Some(head) || !named(next.wrapping_add(distance)) {
-                continue;
-            }
-            let Some(nodes) = ring(m, head, MOST) else { continue };
-            let all = nodes.iter().all(|n| named(n.wrapping_add(distance)));
-            if all && nodes.len() >= 3 && best.as_ref().is_none_or(|(_, b)| nodes.len() > b.len()) {
-                best = Some((distance, nodes));
-            }
-        }
-        let (distance, nodes) = best?;
-        let from_list = |node: u64, offset: u64| node.wrapping_add(offset);
-        let pids = (0..distance).step_by(4).find(|offset| is_pid(m, &nodes, *offset))?;
-        // Processes 1 and 2 have process 0 for a parent.
-        let tgid = pids + 4;
-        let parent = (tgid + 4..distance).step_by(4).filter(|o| o.is_multiple_of(word)).find_map(|offset| {
-            let of = |i: usize| m.long(from_list(nodes[i], offset));
-            let (a, b, own) = (of(1)?, of(2)?, of(0)?);
-            (a == b && a == own && a < nodes[0] && nodes[0] - a < LONGEST).then_some((offset, a))
-        })?;
-        let (parent, first) = parent;
-        let tasks = nodes[0] - first;
-        let bases: HashSet<u64> = nodes.iter().map(|n| n.wrapping_sub(tasks)).collect();
-        if !nodes.iter().all(|n| m.long(from_list(*n, parent)).is_some_and(|p| bases.contains(&p))) {
-            return None;
-        }
-        // The state is before the pointer to the stack, the first of the members that point to memory of whole pages.
-        let stack = (word..tasks.min(128)).step_by(m.word).find(|offset| {
-            let mut seen = HashMap::new();
-            nodes.iter().all(|n| {
-                let stack = m.long(n.wrapping_sub(tasks).wrapping_add(*offset));
-                stack.is_some_and(|s| s & 0xfff == 0 && m.is_kernel(s) && seen.insert(s, ()).is_none())
-            })
-        });
-        let layout = Layout {
-            tasks,
-            pid: tasks + pids,
-            tgid: tasks + tgid,
-            name: tasks + distance,
-            parent: tasks + parent,
-            state: stack.map(|s| s - word),
-            // `struct thread_info` of x86 ends with it, before the state.
-            cpu: stack.filter(|s| !m.riscv && *s >= 2 * word).map(|s| s - word - 4),
-            ..Layout::default()
-        };
-        Some((first, layout))
-    }
-}
-
-/// Whether a process's number and its group's are behind the list's node by so much, in all tasks.
-fn is_pid(m: &Memory<'_>, nodes: &[u64], offset: u64) -> bool {
-    let mut seen = HashSet::new();
-    nodes.iter().enumerate().all(|(i, node)| {
-        let pid = m.number(node.wrapping_add(offset), 4);
-        let tgid = m.number(node.wrapping_add(offset + 4), 4);
-        let right = match i {
-            0..=2 => pid == Some(i as u64),
-            _ => pid.is_some_and(|p| (3..1 << 22).contains(&p)),
-        };
-        right && pid == tgid && seen.insert(pid)
-    })
-}
-
 /// What the kernel keeps of a task while another runs: where it goes on, and registers by DWARF's numbers.
 ///
 /// # Errors
-/// The kernel has no types that say where.
-pub fn kept(m: &Memory<'_>, linux: &Linux, task: &Task) -> Result<(u64, Vec<(usize, u64)>), String> {
-    let types =
-        linux.types.as_ref().ok_or("this kernel has no types (BTF) that say where a task's registers are kept")?;
-    let member = |path: &str| {
-        let member = types.member("task_struct", path).map(|f| task.at.wrapping_add(f.offset()));
-        member.ok_or_else(|| format!("task_struct has no {path} here"))
-    };
+/// It cannot be found out where.
+pub fn kept(m: &Memory<'_>, linux: &Linux, all: &[Task], task: &Task) -> Result<(u64, Vec<(usize, u64)>), String> {
     let load = |at: u64| m.long(at).ok_or_else(|| format!("there is no memory at {at:#x}"));
-    let sp = load(member("thread.sp")?)?;
+    let first = if m.riscv { "thread.ra" } else { "thread.sp" };
+    let told = linux.types.as_ref().and_then(|types| types.member("task_struct", first));
+    let offset = match told {
+        Some(member) => member.offset(),
+        None => guess::kept(m, linux, all, &layout(m, linux)?.1).ok_or(
+            "it was not found where this kernel keeps the registers of tasks that wait: it has no types (BTF), and too \
+             few of its tasks wait; let it boot further",
+        )?,
+    };
+    let at = task.at.wrapping_add(offset);
     if m.riscv {
-        // s0 to s11 are x8, x9, x18 to x27; the return address is another member.
-        let saved = member("thread.s")?;
-        let numbers = [8, 9].into_iter().chain(18..28);
-        let mut kept = vec![(2, sp)];
-        for (i, number) in (0..).zip(numbers) {
-            kept.push((number, load(saved.wrapping_add(8 * i))?));
-        }
-        return Ok((load(member("thread.ra")?)?, kept));
+        // `ra`, `sp`, then s0 to s11, which are x8, x9, x18 to x27.
+        let numbers = [2, 8, 9].into_iter().chain(18..28);
+        let kept: Result<_, String> = (1..).zip(numbers).map(|(i, n)| Ok((n, load(at.wrapping_add(8 * i))?))).collect();
+        return Ok((load(at)?, kept?));
     }
-    // The stack holds what the switch pushed (`struct inactive_task_frame`): r15 to r12, rbx, rbp, the return address.
+    // The stack holds what the switch pushed (`struct inactive_task_frame`), then the return address: r15 to r12, rbx, rbp;
+    // in 32-bit kernels flags, esi, edi, ebx, ebp.
+    let (numbers, sp): (&[Option<usize>], _) = match m.word {
+        8 => (&[Some(15), Some(14), Some(13), Some(12), Some(3), Some(6)], 7),
+        _ => (&[None, Some(6), Some(7), Some(3), Some(5)], 4),
+    };
+    let (top, word) = (load(at)?, m.word as u64);
     let mut kept = Vec::new();
-    for (i, number) in (0..).zip([15, 14, 13, 12, 3, 6]) {
-        kept.push((number, load(sp.wrapping_add(8 * i))?));
+    for (i, number) in (0..).zip(numbers) {
+        if let Some(number) = number {
+            kept.push((*number, load(top.wrapping_add(word * i))?));
+        }
     }
-    kept.push((7, sp.wrapping_add(56)));
-    Ok((load(sp.wrapping_add(48))?, kept))
+    let ra = top.wrapping_add(word * numbers.len() as u64);
+    kept.push((sp, ra.wrapping_add(word)));
+    Ok((load(ra)?, kept))
 }
 
-/// The physical address of a task's topmost page table; `None` of the kernel's own threads, and where no types say it.
-pub fn page_tables(m: &Memory<'_>, linux: &Linux, task: &Task) -> Option<u64> {
-    let types = linux.types.as_ref()?;
-    let mm = m.long(task.at.wrapping_add(types.member("task_struct", "mm")?.offset())).filter(|mm| *mm != 0)?;
-    m.translate(m.long(mm.wrapping_add(types.member("mm_struct", "pgd")?.offset()))?)
-}
-
-/// A table of them.
-pub fn show(tasks: &[Task]) -> String {
+/// A table of them, with the files that those of programs execute.
+pub fn show(m: &Memory<'_>, linux: &Linux, tasks: &[Task]) -> String {
+    let areas = mappings::Layout::find(m, linux, tasks).ok();
     let mut out = format!("{:>7} {:>7} {:>7} state cpu {:<18} name\n", "pid", "process", "parent", "task_struct");
     for t in tasks {
         let cpu = t.cpu.map_or("-".to_owned(), |c| c.to_string());
         let name = if t.kernel { format!("[{}]", t.name) } else { t.name.clone() };
         let mark = if t.running { '*' } else { ' ' };
+        let file = areas.as_ref().zip(t.mm).and_then(|(areas, mm)| areas.program(m, mm));
+        let file = file.map_or(String::new(), |file| format!("  {file}"));
         out.push_str(&format!(
-            "{:>7} {:>7} {:>7} {}{mark}    {cpu:>3} {:<#18x} {name}\n",
+            "{:>7} {:>7} {:>7} {}{mark}    {cpu:>3} {:<#18x} {name}{file}\n",
             t.pid, t.tgid, t.parent, t.state, t.at
         ));
     }

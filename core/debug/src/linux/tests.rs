@@ -205,6 +205,79 @@ fn tasks_by_what_must_hold() {
     assert_eq!(tasks[3].at, 0xc100_4000);
 }
 
+/// The same with a program: process 1 has three areas, two of a file, and arguments.
+fn program_image() -> (Vec<u8>, u64) {
+    const AT: u64 = 0xc100_0000;
+    let mut m = tasks_image();
+    m.resize(0x20000, 0);
+    let (mm, node, area, file, folder) = (0x10000, 0x10400, 0x10800, 0x11000, 0x11800);
+    // `mm` and `active_mm` behind the list; a kernel thread's `active_mm` is what it came upon.
+    put(&mut m, 0x2000 + 40 + 12, AT + mm, 4);
+    put(&mut m, 0x2000 + 40 + 16, AT + mm, 4);
+    put(&mut m, 0x1000 + 40 + 16, AT + 0x1_3000, 4);
+    // A maple tree of one leaf, the tables, and where the program's parts are.
+    put(&mut m, mm + 8, (AT + node) | 1 << 3 | 2, 4);
+    let tables = 0x1f000;
+    put(&mut m, mm + 20, AT + tables, 4);
+    let places = [0x1000, 0x1800, 0x2000, 0x2100, 0x3000, 0x3800, 0xbf00, 0xbf10, 0xbf20, 0xbf20, 0xbf40, 33, 0x3000];
+    (0..).zip(places).for_each(|(i, place)| put(&mut m, mm + 40 + 4 * i, place, 4));
+    // Slots: nothing, text, nothing, data, a hole, the vDSO, nothing.
+    let slots = [(0xfff, 0), (0x1fff, area), (0x2fff, area + 0x80), (0x3fff, area + 0x100), (0, 0)];
+    for (i, (pivot, entry)) in (0..).zip(slots) {
+        put(&mut m, node + 4 + 4 * i, pivot, 4);
+        put(&mut m, node + 128 + 4 * i, if entry == 0 { 0 } else { AT + entry }, 4);
+    }
+    for (i, (flags, file, page)) in (0..).zip([(0x75, AT + file, 0), (0x73, AT + file, 5), (0x75, 0, 0)]) {
+        let at = area + 0x80 * i;
+        let fields = [
+            0x1000 + 0x1000 * i,
+            0x2000 + 0x1000 * i,
+            AT + mm,
+            0x25,
+            flags,
+            0,
+            0,
+            AT + 0x500 + 0x40 * (i / 2),
+            page,
+            file,
+        ];
+        (0..).zip(fields).for_each(|(i, field)| put(&mut m, at + 4 * i, field, 4));
+    }
+    // The file's folder entry: parent, length and name, which is in it.
+    put(&mut m, file + 12, AT + file + 0x100, 4);
+    for (at, parent, name) in [(file + 0x100, folder, "sh"), (folder, folder, "/")] {
+        put(&mut m, at + 16, AT + parent, 4);
+        put(&mut m, at + 28, AT + at + 40, 4);
+        m[(at + 40) as usize..][..name.len()].copy_from_slice(name.as_bytes());
+    }
+    (m, tables)
+}
+
+/// Its kernel is mapped by the program's tables, a copy of those in use.
+fn program_ram((image, tables): (Vec<u8>, u64)) -> Ram {
+    let mut ram = Ram::new(4, 0xc100_0000, image);
+    let from = ram.bytes[..4096].to_vec();
+    ram.bytes[TABLES + tables as usize..][..4096].copy_from_slice(&from);
+    ram
+}
+
+#[test]
+fn a_program_by_what_must_hold() {
+    let ram = program_ram(program_image());
+    let (m, linux) = (ram.memory(), linux_without_types());
+    let all = tasks::read(&m, &linux).unwrap();
+    assert_eq!((all[1].mm, all[0].mm, all[3].mm), (Some(0xc101_0000), None, None));
+    let space = programs::Space::of(&m, &linux, &all, &all[1]).unwrap();
+    let shown = mappings::show(&space.mappings);
+    let wanted = "00001000-00002000 r-xp 00000000 /sh\n00002000-00003000 rw-p 00005000 /sh\n00003000-00004000 r-xp 00000000 [vdso]\n";
+    assert_eq!(shown, wanted);
+    assert_eq!(space.lookup(0x1234), Some(("sh".to_owned(), 0x234)));
+    assert!(tasks::show(&m, &linux, &all).contains(" init  /sh\n"));
+    let why = programs::Space::of(&m, &linux, &all, &all[2]).err().unwrap();
+    assert!(why.contains("it has mapped nothing"), "{why}");
+    assert!(programs::Space::current(&m, &linux).is_none(), "the tables in use are the kernel's own");
+}
+
 /// Structures changed at random: answers or errors, and an end.
 #[test]
 fn hostile_structures() {
@@ -224,5 +297,27 @@ fn hostile_structures() {
         let ram = Ram::new(4, 0xc100_0000, bad);
         let _ = tasks::read(&ram.memory(), &linux_without_types());
         let _ = modules::read(&ram.memory(), &linux_without_types());
+    }
+}
+
+#[test]
+fn hostile_programs() {
+    let ((image, tables), mut seed) = (program_image(), 3);
+    for _ in 0..300 {
+        let mut bad = image.clone();
+        for _ in 0..3 {
+            let at = [0x10000, 0x10400, 0x10480, 0x10800, 0x10880, 0x11000, 0x11100, 0x11800];
+            let at = at[random(&mut seed) as usize % at.len()] + random(&mut seed) as usize % 128;
+            bad[at] = random(&mut seed) as u8;
+        }
+        let ram = program_ram((bad, tables));
+        let (m, linux) = (ram.memory(), linux_without_types());
+        let Ok(all) = tasks::read(&m, &linux) else { continue };
+        for task in &all {
+            if let Ok(space) = programs::Space::of(&m, &linux, &all, task) {
+                let _ = (space.lookup(0x1800), space.address("main"), mappings::show(&space.mappings));
+            }
+            let _ = tasks::kept(&m, &linux, &all, task);
+        }
     }
 }

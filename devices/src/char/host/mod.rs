@@ -27,6 +27,10 @@ macro_rules! stream_methods {
             self.stream.set_event_listener(listener);
         }
 
+        fn has_connections(&self) -> bool {
+            true
+        }
+
         fn flush(&self) {
             self.stream.flush();
         }

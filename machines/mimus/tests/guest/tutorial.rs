@@ -121,6 +121,37 @@ fn the_trace_tells_who_wrote_it() {
     }
 }
 
+/// What is traced of an access to a device does not get in the way of what is traced of the same access to memory.
+#[test]
+fn a_trace_of_everything() {
+    let test = "tutorial::a_trace_of_everything";
+    let dir = Dir::new("tutorial-everything");
+    let Some(kernel) = kernel(test, &dir, &mended()) else { return };
+    let file = dir.path("trace");
+    let traced = format!("{file},what=all");
+    let mut machine = Mimus::riscv64(&["-accel", "tcg", "-bios", "none", "-kernel", &kernel, "-trace", &traced]);
+    machine.end_well();
+    let said = machine.transcript().replace('\r', "");
+    let text = said.find("light is dim").and_then(|at| said.get(at..)).expect(&said);
+    let text = &text[..text.find("all sensors read\n").expect(text) + "all sensors read\n".len()];
+    let mut mimus = Mimus::start(&["trace", "print", &file, "-n", "1000000"]);
+    mimus.end_well();
+    let printed = mimus.transcript();
+    let lines: Vec<&str> = printed.lines().map(str::trim).collect();
+    let mut written = Vec::new();
+    for pair in lines.windows(2) {
+        // Time, vCPU, the instruction's address, then what it did.
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let (device, access) = (words(pair[0]), words(pair[1]));
+        let what = device.get(3..).unwrap_or_default().join(" ");
+        let Some(value) = what.strip_prefix("device write 1 at 0x10000000 = ") else { continue };
+        assert_eq!(access[..3], device[..3], "{pair:?}");
+        assert_eq!(access[3..].join(" "), format!("store 1 at 0000000010000000 = {value}"), "{pair:?}");
+        written.push(u8::from_str_radix(value.trim_start_matches("0x"), 16).unwrap());
+    }
+    assert_eq!(String::from_utf8_lossy(&written).replace('\r', ""), text);
+}
+
 /// Coverage of the mended kernel, line by line and block by block.
 #[test]
 fn coverage_of_the_mended_kernel() {

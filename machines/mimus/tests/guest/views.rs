@@ -19,6 +19,9 @@ fn ask(guest: &mut Mimus, command: &str) -> String {
 /// What a guest says of itself, before it is looked at.
 struct Own {
     start_kernel: u64,
+    /// What process 1 executes, and where it has mapped it.
+    program: String,
+    maps: String,
     threads: HashSet<(String, String)>,
     modules: Vec<(String, String)>,
     log: String,
@@ -50,8 +53,12 @@ impl Own {
         );
         let acpi = guest.run("ls /sys/firmware/acpi/tables 2>/dev/null; true");
         let words = |text: String| text.lines().map(str::to_owned).collect();
+        let program = guest.run("readlink /proc/1/exe");
+        let maps = guest.run("cat /proc/1/maps");
         Own {
             start_kernel,
+            program,
+            maps,
             threads,
             modules,
             log,
@@ -72,7 +79,8 @@ fn views(c: Option<Commands>, args: &[&str], caller: &str, types: bool) {
     ask(&mut guest, "stop");
     // Until it idles: its shell may still have something to do.
     let deadline = std::time::Instant::now() + crate::harness::LIMIT;
-    while !ask(&mut guest, "backtrace").contains(caller) && std::time::Instant::now() < deadline {
+    let idles = |calls: String| calls.contains(caller) && calls.contains("<do_idle+");
+    while !idles(ask(&mut guest, "backtrace")) && std::time::Instant::now() < deadline {
         ask(&mut guest, "cont");
         std::thread::sleep(std::time::Duration::from_millis(50));
         ask(&mut guest, "stop");
@@ -100,6 +108,8 @@ fn linux(guest: &mut Mimus, own: &Own, caller: &str, types: bool) {
         .filter_map(|l| {
             let pid = l.split_whitespace().next()?;
             let name = l.get(l.find("0x")?..)?.split_once(' ')?.1.trim_start();
+            // The file that it executes is behind two blanks.
+            let name = name.split_once("  ").map_or(name, |(name, _)| name);
             let name = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
             Some((pid.to_owned(), name.to_owned()))
         })
@@ -110,6 +120,13 @@ fn linux(guest: &mut Mimus, own: &Own, caller: &str, types: bool) {
         seen.contains(&("0".into(), "swapper/0".into())) || seen.contains(&("0".into(), "swapper".into())),
         "{tasks}"
     );
+    let init = tasks.lines().find(|l| l.split_whitespace().next() == Some("1")).unwrap_or_default();
+    assert!(
+        init.ends_with(&format!("  {}", own.program)) && own.program.starts_with('/'),
+        "{init}, not {}",
+        own.program
+    );
+    maps(guest, own);
     let modules = ask(guest, "info modules");
     let lines: Vec<&str> = modules.lines().skip(1).collect();
     for ((name, address), line) in own.modules.iter().zip(&lines) {
@@ -122,14 +139,44 @@ fn linux(guest: &mut Mimus, own: &Own, caller: &str, types: bool) {
     assert!(!text.is_empty() && log.contains(text), "{log}, not {}", own.log);
     let calls = ask(guest, "backtrace");
     assert!(calls.contains(caller) && calls.lines().count() > 2, "{calls}");
+    let waits = ask(guest, "backtrace 2");
+    let switched = waits.starts_with("#0 ") && waits.contains("schedule+") && waits.contains("<kthreadd+0x");
+    assert!(switched, "{waits}");
+    // A shell that waits for a command does so in its program, whose file is named.
+    let waits = ask(guest, "backtrace 1");
+    let mut own_frames = waits.lines().skip_while(|l| !l.ends_with("[saved registers]"));
+    let first = own_frames.next().unwrap_or_default();
+    // On i386 by way of the vDSO, whose names it has with it.
+    let own_frame = if first.contains("<__kernel_vsyscall+0x") { own_frames.next() } else { Some(first) };
+    assert!(own_frame.is_some_and(|l| l.contains("<busybox+0x")), "{waits}");
     if types {
-        let waits = ask(guest, "backtrace 2");
-        let switched = waits.starts_with("#0 ") && waits.contains("schedule+") && waits.contains("<kthreadd+0x");
-        assert!(switched, "{waits}");
         let task = ask(guest, "struct task_struct init_task");
         assert!(task.contains(" comm at ") && task.contains(" pid = 0x0\n"), "{task}");
     }
     assert!(ask(guest, "info taks").contains("did you mean 'info tasks'?"));
+}
+
+/// What process 1 has mapped is what `/proc/1/maps` said.
+fn maps(guest: &mut Mimus, own: &Own) {
+    let seen = ask(guest, "info maps 1");
+    // Device and inode are not shown.
+    let line = |l: &str| {
+        let w: Vec<&str> = l.split_whitespace().collect();
+        format!("{} {} {} {}", w[0], w[1], w[2], w.get(5).unwrap_or(&"")).trim_end().to_owned()
+    };
+    let wanted: Vec<String> = own.maps.lines().map(line).collect();
+    assert!(wanted.len() > 4, "{}", own.maps);
+    let mut lines = seen.lines();
+    assert!(lines.next().is_some_and(|l| l.starts_with("task 1 (")), "{seen}");
+    for wanted in wanted {
+        // What is new since are areas that the shell has grown by.
+        let heap = wanted.ends_with("[heap]") || wanted.ends_with("[stack]");
+        let same =
+            |l: &str| if heap { l.ends_with(wanted.rsplit(' ').next().unwrap_or_default()) } else { l == wanted };
+        assert!(lines.by_ref().any(same), "{wanted} is not in, or not in its place:\n{seen}");
+    }
+    assert!(ask(guest, "info maps 2").contains("it has mapped nothing"));
+    assert!(ask(guest, "info maps 987654").contains("there is no task 987654"));
 }
 
 fn machine(guest: &mut Mimus, own: &Own) {

@@ -62,8 +62,11 @@ pub struct Addresses {
     /// The same as `careful` and `kicked` for an offset from the page, in `eax`.
     careful_at: usize,
     kicked_at: usize,
-    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned, unless it is to leave.
+    /// Called: the code at the address in `rax`, whose bit 0 is ignored where code is 2-aligned, to `rax`, for who called to
+    /// jump there: the host predicts each such jump by itself. Leaves if it has to.
     pub indirect: usize,
+    /// The same for a return, which is not remembered.
+    pub back: usize,
     /// Called by a jump to the offset `eax` from the page: returns if the page there has the entry table `r15d`; `page_base`
     /// is that page's then, and `r14` the whole address. Goes on as [`Addresses::link`] otherwise.
     pub cross: usize,
@@ -261,7 +264,6 @@ impl Emitter<'_> {
         let (pc, kick, exit_request) = (self.env(env.pc), self.env(env.kick), self.env(env.exit_request));
         let (page_base, exit_code) = (self.env(env.page_base), self.env(env.exit_code));
         let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
-        let code_base = self.b.config.code_base as i32;
         dynasm!(self.ops ; .arch x64
             // Entered with the return address of an abandoned block's call on the stack.
             ; .align 16
@@ -277,14 +279,7 @@ impl Emitter<'_> {
             ; mov rax, [rbp + pc]
             ; ->look_up:
         );
-        if env.jumps != 0 {
-            let (ring, at) = (self.env(env.jumps), self.env(env.jumps_at));
-            dynasm!(self.ops ; .arch x64
-                ; movzx r14d, BYTE [rbp + at]
-                ; mov [rbp + r14*8 + ring], rax
-                ; inc BYTE [rbp + at]
-            );
-        }
+        self.note_jump();
         dynasm!(self.ops ; .arch x64
             ; mov r14d, eax
             ; shr r14d, 12
@@ -293,6 +288,34 @@ impl Emitter<'_> {
             ; gs cmp r15, [r14*8 + tag]
             ; jne ->probe_miss
             ; mov [rbp + page_base], r15
+        );
+        self.entry(table);
+        dynasm!(self.ops ; .arch x64
+            ; jmp rax
+            ; kicked:
+            ; mov DWORD [rbp + exit_code], ExitCode::Kicked as i32
+            ; jmp ->exit
+        );
+        dispatch
+    }
+
+    /// Remembers the address in `rax`, which is looked up. Clobbers `r14`.
+    fn note_jump(&mut self) {
+        let env = &self.b.config.env;
+        if env.jumps != 0 {
+            let (ring, at) = (self.env(env.jumps), self.env(env.jumps_at));
+            dynasm!(self.ops ; .arch x64
+                ; movzx r14d, BYTE [rbp + at]
+                ; mov [rbp + r14*8 + ring], rax
+                ; inc BYTE [rbp + at]
+            );
+        }
+    }
+
+    /// The code of the address in `rax` by the entry table of page number `r14`: to `rax`. `r14` is the offset then.
+    fn entry(&mut self, table: i32) {
+        let code_base = self.b.config.code_base as i32;
+        dynasm!(self.ops ; .arch x64
             ; gs mov r15d, [r14*8 + table]
             ; mov r14d, eax
         );
@@ -301,14 +324,7 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.ops ; .arch x64 ; and r14d, 0xffe ; mov eax, [r15 + r14*2]);
         }
-        dynasm!(self.ops ; .arch x64
-            ; add eax, code_base
-            ; jmp rax
-            ; kicked:
-            ; mov DWORD [rbp + exit_code], ExitCode::Kicked as i32
-            ; jmp ->exit
-        );
-        dispatch
+        dynasm!(self.ops ; .arch x64 ; add eax, code_base);
     }
 
     /// Loads, stores and atomics that the TLB does not serve.

@@ -17,6 +17,7 @@ use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::mapping::CodeMapping;
+use crate::frontend::Starts;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
@@ -89,6 +90,8 @@ struct Page {
     stores: u32,
     /// Entry table that the block reaching into the next page was made for; 0 if none.
     next_table: u32,
+    /// Where blocks begin: empty, or a bit for each offset.
+    starts: Vec<u64>,
 }
 
 /// Where to undo a link: code offsets.
@@ -255,6 +258,29 @@ impl CodeStore {
         inner.pages.get_mut(&page).map_or(0, |p| p.stores)
     }
 
+    /// Whether a block at `start` of `page` would be made compact. If so, `starts` gets where in the page blocks begin.
+    pub fn is_made_compact(&self, page: PageKey, start: u16, starts: &mut Starts) -> bool {
+        let inner = self.lock();
+        let p = inner.pages.get(&page);
+        let compact = !inner.hints.contains_key(&page) && self.makes_compact(p, start);
+        if compact {
+            match p.and_then(|p| p.starts.as_array()) {
+                Some(there) => *starts = *there,
+                None => starts.fill(0),
+            }
+        }
+        compact
+    }
+
+    /// The same for a page of which nothing has been found out.
+    fn makes_compact(&self, page: Option<&Page>, start: u16) -> bool {
+        match self.optimise {
+            Optimise::Compact => true,
+            Optimise::Tiered => page.is_none_or(|p| !p.warm.contains(&start)),
+            Optimise::Off | Optimise::Usual | Optimise::Forced => false,
+        }
+    }
+
     /// The entry table that the block of `page` that reaches into the next page was made for.
     pub fn next_table(&self, page: PageKey) -> u32 {
         self.lock().pages.get(&page).map_or(0, |p| p.next_table)
@@ -298,8 +324,9 @@ impl CodeStore {
     ) -> Published {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let fresh = |(key, stamp): &(PageKey, u32)| inner.pages.get(key).is_some_and(|p| p.stores == *stamp);
-        if !fresh(&(page, stamp)) || !next_page.as_ref().is_none_or(fresh) {
+        let fresh = |key: PageKey, stamp: u32| inner.pages.get(&key).filter(|p| p.stores == stamp);
+        let Some(p) = fresh(page, stamp) else { return Published::Stale };
+        if next_page.is_some_and(|(key, stamp)| fresh(key, stamp).is_none()) {
             return Published::Stale;
         }
         let at = inner.bump.next_multiple_of(16);
@@ -307,16 +334,11 @@ impl CodeStore {
         match inner.hints.get(&page) {
             Some(known) => info.hints.clone_from(&known.hints),
             None => {
-                let warm = || inner.pages.get(&page).is_some_and(|p| p.warm.contains(&block.start));
-                let compact = match self.optimise {
-                    Optimise::Compact => true,
-                    Optimise::Tiered => !warm(),
-                    Optimise::Off | Optimise::Usual | Optimise::Forced => false,
-                };
+                let compact = self.makes_compact(Some(p), block.start);
                 info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
             }
         }
-        info.table = inner.pages.get(&page).map_or(0, |p| p.table);
+        info.table = p.table;
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
             return Published::Full;
@@ -368,6 +390,10 @@ impl CodeStore {
         let p = inner.pages.entry(page).or_default();
         p.granules |= granules(start, end.min(4096)) | block.granules;
         p.blocks.push(number);
+        p.starts.resize(64, 0);
+        if let Some(word) = p.starts.get_mut(usize::from(block.start / 64)) {
+            *word |= 1 << (block.start % 64);
+        }
         if next_table != 0 {
             p.next_table = next_table;
         }
@@ -399,7 +425,11 @@ impl CodeStore {
         let field = self.mapping.code_base() + patch as usize;
         // An address in the block, not the end of the one before it.
         let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
-        let compact = inner.blocks[to].compact;
+        let BlockRecord { compact, live, .. } = inner.blocks[to];
+        if !live {
+            // Withdrawn since it was found.
+            return;
+        }
         let to = to as u32;
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
@@ -593,6 +623,7 @@ impl CodeStore {
             let blocks = std::mem::take(&mut p.blocks);
             let incoming = std::mem::take(&mut p.incoming);
             p.inner_links.clear();
+            p.starts.clear();
             let table = p.table;
             p.granules = 0;
             p.next_table = 0;

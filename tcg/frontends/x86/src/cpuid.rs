@@ -100,8 +100,8 @@ pub struct Features {
     pub misaligned_sse: bool,
     /// KVM's signature and paravirtual features are shown.
     pub kvm: bool,
-    /// Instruction sets, by the decoder's numbers.
-    pub(crate) isa: Vec<bool>,
+    /// Which instructions there are, by the decoder's numbers.
+    pub(crate) codes: Vec<bool>,
     /// The model is one of AMD's: where the makers' processors differ, it does as theirs do.
     pub amd: bool,
     pub phys_bits: u8,
@@ -143,10 +143,10 @@ impl Features {
             signature: signature(model),
             brand,
             index,
-            isa: Vec::new(),
+            codes: Vec::new(),
             set,
         };
-        features.isa = crate::decode::instruction_sets(&features);
+        features.codes = crate::decode::codes(&features);
         features
     }
 

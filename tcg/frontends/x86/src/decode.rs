@@ -101,16 +101,18 @@ pub fn fetch(code: CodeWindow<'_>, offset: u32, out: &mut [u8; MAX_LEN]) -> usiz
 
 /// Whether the model has the instruction.
 pub fn available(insn: &Instruction, f: &Features) -> bool {
-    if matches!(insn.mnemonic(), Mnemonic::Prefetch | Mnemonic::Prefetchw) {
-        // 64-bit processors have it, or do nothing.
-        return f.has("3dnowprefetch") || f.long_mode;
-    }
-    insn.cpuid_features().iter().all(|&feature| f.isa[feature as usize])
+    f.codes.get(insn.code() as usize).is_some_and(|there| *there)
 }
 
-/// Which of the decoder's instruction sets the model has.
-pub fn instruction_sets(f: &Features) -> Vec<bool> {
-    CpuidFeature::values().map(|feature| has(feature, f)).collect()
+/// Which of the decoder's instructions the model has.
+pub fn codes(f: &Features) -> Vec<bool> {
+    let sets: Vec<bool> = CpuidFeature::values().map(|feature| has(feature, f)).collect();
+    let code = |code: Code| match code.mnemonic() {
+        // 64-bit processors have it, or do nothing.
+        Mnemonic::Prefetch | Mnemonic::Prefetchw => f.has("3dnowprefetch") || f.long_mode,
+        _ => code.cpuid_features().iter().all(|&feature| sets[feature as usize]),
+    };
+    Code::values().map(code).collect()
 }
 
 fn has(feature: CpuidFeature, f: &Features) -> bool {

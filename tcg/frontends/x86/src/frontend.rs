@@ -22,6 +22,7 @@ use crate::cpuid;
 use crate::debugging;
 use crate::decode::{MAX_LEN, fetch};
 use crate::exception::{Exception, Result};
+use crate::exec::waiting::Waiting;
 use crate::exec::{self, Decoded};
 use crate::fpu;
 use crate::host::{Flush, Host, Stop};
@@ -65,7 +66,7 @@ pub struct X86Guest {
     pub(crate) deliveries: u64,
     /// The x87 unit is the guest's: inside `run`.
     pub(crate) fpu_loaded: bool,
-    pub(crate) pauses: u8,
+    pub(crate) waiting: Waiting,
     /// What physical addresses are masked with outside of system management mode.
     pub(crate) phys_mask: u64,
     /// The address after the HLT that waits, or waited until the event now to be taken.
@@ -464,7 +465,7 @@ impl GuestFrontend for X86 {
             leave: false,
             deliveries: 0,
             fpu_loaded: false,
-            pauses: 0,
+            waiting: Waiting::default(),
             phys_mask: !0,
             halted_at: None,
         })

@@ -247,7 +247,9 @@ impl Lower<'_> {
             self.set(d, t);
         }
         if self.compact {
-            self.asm.jmp_abs(self.be.stubs.indirect);
+            let stubs = &self.be.stubs;
+            self.asm.call_abs(if hint == JumpHint::Return { stubs.back } else { stubs.indirect });
+            dynasm!(self.asm ; .arch x64 ; jmp rax);
             return;
         }
         let unchecked = self.unchecked.take();

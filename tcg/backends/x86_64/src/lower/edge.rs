@@ -13,13 +13,13 @@
 use super::flags::{FlagState, Routine};
 use super::loops::Homed;
 use super::mem::Address;
-use super::{Cold, Lower};
+use super::{Cold, Lower, writes};
 use crate::asm::{Alu, Cc, R14, R15, Rm, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::Optimise;
 use mimus_tcg_ir::verify::flags_read;
-use mimus_tcg_ir::{AluOp, Op, Slot, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Op, Slot, Ty, UnOp, Val};
 
 /// Operations that a jump may do at most.
 const MAX_OPS: usize = 12;
@@ -43,9 +43,11 @@ pub(super) struct Head {
 /// The page that was looked up last: its addend is in `r14`, or 0 if the access was served otherwise.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Page {
-    /// An address in it: a register and an offset.
-    base: u8,
+    /// An address in it: a slot in a register and an offset.
+    base: (Slot, u8),
     off: i32,
+    /// What has been added to the slot since.
+    added: Option<(Slot, u8)>,
     /// The access's cold code.
     cold: usize,
 }
@@ -155,27 +157,43 @@ impl Lower<'_> {
         let cold = self.cold.len().wrapping_sub(1);
         let stays = d != Some(slot) && self.pin_of(slot) == Some(at.base);
         if self.head.is_some() && self.in_block() && stays && at.off.unsigned_abs() < MAX_OFF {
-            self.page = Some(Page { base: at.base, off: at.off, cold });
+            self.page = Some(Page { base: (slot, at.base), off: at.off, added: None, cold });
         }
     }
 
-    /// Before an operation: forgets the page unless `r14` stays.
+    /// Before an operation: forgets the page unless `r14` stays, and the address is still known.
     #[inline]
     pub(super) fn keep_page(&mut self, op: &Op) {
-        if self.page.is_some() {
-            let small = |val: Val| match val {
-                Val::Slot(_) => true,
-                Val::Imm(imm) => fits32(imm),
-            };
-            let keeps = match *op {
-                Op::Insn { .. } | Op::DeadFlags { .. } => true,
-                Op::BranchF { .. } => self.flags.has_in_host(flags_read(op)),
-                Op::Branch { a, b, .. } => small(a) && small(b),
-                _ => false,
-            };
-            if !keeps {
-                self.page = None;
+        if let Some(page) = self.page {
+            self.page = self.page_behind(page, op);
+        }
+    }
+
+    fn page_behind(&self, page: Page, op: &Op) -> Option<Page> {
+        let small = |val: Val| match val {
+            Val::Slot(_) => true,
+            Val::Imm(imm) => fits32(imm),
+        };
+        let keeps = match *op {
+            Op::DeadFlags { .. } => true,
+            Op::BranchF { .. } => self.flags.has_in_host(flags_read(op)),
+            Op::Branch { a, b, .. } => small(a) && small(b),
+            _ => self.keeps_r14(op),
+        };
+        let (base, added) = (page.base.0, page.added);
+        if !keeps || added.is_some_and(|(slot, _)| writes(op, slot)) {
+            return None;
+        }
+        if !writes(op, base) {
+            return Some(page);
+        }
+        match *op {
+            Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a, b: Val::Slot(by) }
+                if d == base && a == Val::Slot(d) && by != d && added.is_none() =>
+            {
+                Some(Page { added: Some((by, self.pin_of(by)?)), ..page })
             }
+            _ => None,
         }
     }
 
@@ -227,9 +245,16 @@ impl Lower<'_> {
         let Some(&Op::Load { base, off, size, .. }) = self.ops.get(head.load) else { return };
         self.flags = FlagState::default();
         // Where in the page the address was, less what was its base, which may change now.
-        self.asm.lea(false, R15, page.base, page.off);
+        let Page { base: (_, was), added, .. } = page;
+        self.asm.lea(false, R15, was, page.off);
+        if let Some((_, by)) = added {
+            self.asm.alu_r_rm(Alu::Sub, false, R15, Rm::Reg(by));
+        }
         dynasm!(self.asm ; .arch x64 ; and r15d, 4095);
-        self.asm.alu_r_rm(Alu::Sub, true, R15, Rm::Reg(page.base));
+        self.asm.alu_r_rm(Alu::Sub, true, R15, Rm::Reg(was));
+        if let Some((_, by)) = added {
+            self.asm.alu_r_rm(Alu::Add, true, R15, Rm::Reg(by));
+        }
         self.redo(head.first, head.load);
         self.next = head.load + 1;
         let at = self.address(base, off);

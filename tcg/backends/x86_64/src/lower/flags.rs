@@ -132,16 +132,16 @@ fn produces(op: &Op) -> bool {
     }
 }
 
-/// The flags needed after each operation of a block; empty if it has nothing to do with flags. `edge`: index of a branch
-/// that closes a loop, where they need not be in their slot (see [`super::loops`]).
-pub(super) fn needs(ops: &[Op], edge: Option<usize>) -> Vec<Needs> {
+/// The flags needed after each operation of a block, to `all`, which is empty; none if it has nothing to do with flags.
+/// `edge`: index of a branch that closes a loop, where they need not be in their slot (see [`super::loops`]).
+pub(super) fn needs(ops: &[Op], edge: Option<usize>, all: &mut Vec<Needs>) {
     if !ops.iter().any(mimus_tcg_ir::verify::uses_flags) {
-        return Vec::new();
+        return;
     }
-    let mut all = vec![Needs::default(); ops.len()];
+    all.resize(ops.len(), Needs::default());
     let mut now = Needs::default();
     let mut after = None;
-    for (i, (op, place)) in ops.iter().zip(&mut all).enumerate().rev() {
+    for (i, (op, place)) in ops.iter().zip(all).enumerate().rev() {
         *place = now;
         let (_, must) = flags_written(op);
         now = Needs { hard: now.hard.without(must), soft: now.soft.without(must) };
@@ -159,7 +159,6 @@ pub(super) fn needs(ops: &[Op], edge: Option<usize>) -> Vec<Needs> {
         }
         after = Some(op);
     }
-    all
 }
 
 /// The bits of the slot that hold a set of flags.

@@ -33,6 +33,7 @@ use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
+use std::cell::Cell;
 
 /// An operand as the host has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,13 +216,16 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         (true, true) => {
             let looped = loops::find(&block.ops, start);
             let body = looped.and_then(|l| block.ops.get(..=l.edge)).filter(|_| be.copies_loops(&info.hints));
-            (looped, body.filter(|_| !block.narrow).map(windows::Windows::find_beside_flags))
+            (looped, body.map(|body| windows::Windows::find_beside_flags(body, block.narrow)))
         }
         (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
         _ => (None, None),
     };
     let edge = looped.map(|l| l.edge);
-    let needs = if be.config.flags { flags::needs(&block.ops, edge) } else { Vec::new() };
+    let Kept { cold, mut needs, routines } = KEPT.take();
+    if be.config.flags {
+        flags::needs(&block.ops, edge, &mut needs);
+    }
     let mut l = Lower {
         be,
         asm: Asm::new(out, at),
@@ -229,7 +233,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         ops: &block.ops,
         next: 0,
         compact,
-        cold: Vec::with_capacity(block.ops.len() + 4),
+        cold,
         pin: be.pin,
         homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
@@ -252,7 +256,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         skip: 0,
         product: false,
         kept_half: None,
-        routines: Vec::new(),
+        routines,
         looped,
         windows: windows.unwrap_or_default(),
         windowed_top: None,
@@ -282,6 +286,23 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     }
     l.copy_loop();
     l.finish_cold();
+    let Lower { mut cold, mut needs, mut routines, .. } = l;
+    cold.clear();
+    needs.clear();
+    routines.clear();
+    KEPT.set(Kept { cold, needs, routines });
+}
+
+/// Vectors of [`Lower`], empty, kept from block to block.
+#[derive(Default)]
+struct Kept {
+    cold: Vec<(Cold, loops::Homed)>,
+    needs: Vec<flags::Needs>,
+    routines: Vec<u32>,
+}
+
+thread_local! {
+    static KEPT: Cell<Kept> = Cell::default();
 }
 
 /// The state of lowering one block.

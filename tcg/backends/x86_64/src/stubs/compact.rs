@@ -38,12 +38,38 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; .align 16);
         a.crossed = self.here();
         dynasm!(self.ops ; .arch x64 ; mov rax, r14 ; jmp ->look_up);
-        a.indirect = self.here();
+        a.indirect = self.indirect(a, true);
+        a.back = self.indirect(a, false);
+    }
+
+    /// See [`Addresses::indirect`] and [`Addresses::back`].
+    fn indirect(&mut self, a: &Addresses, noted: bool) -> usize {
+        let env = &self.b.config.env;
+        let (kick, page_base) = (self.env(env.kick), self.env(env.page_base));
+        let (tag, table) = (self.b.config.context.exec_tag, self.b.config.context.exec_table);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
         dynasm!(self.ops ; .arch x64
             ; cmp DWORD [rbp + kick], 0
-            ; je ->look_up
+            ; jne >kicked
         );
+        if noted {
+            self.note_jump();
+        }
+        dynasm!(self.ops ; .arch x64
+            ; mov r14d, eax
+            ; shr r14d, 12
+            ; mov r15, rax
+            ; and r15, -4096
+            ; gs cmp r15, [r14*8 + tag]
+            ; jne >miss
+            ; mov [rbp + page_base], r15
+        );
+        self.entry(table);
+        dynasm!(self.ops ; .arch x64 ; ret ; kicked: ; add rsp, 8);
         self.jump_to(a.kicked);
+        dynasm!(self.ops ; .arch x64 ; miss: ; add rsp, 8 ; jmp ->probe_miss);
+        entry
     }
 
     /// Guards of compact code that do not hold.

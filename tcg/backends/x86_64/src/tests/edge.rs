@@ -10,12 +10,15 @@ use mimus_tcg_ir::*;
 const KEY: Slot = Slot(1);
 const NODE: Slot = Slot(10);
 const SIDE: Slot = Slot(2);
+/// What is added to the node for its side.
+const BYTES: Slot = Slot(8);
 const START: i32 = 0x200;
 /// Where a null pointer and the key lead.
 const NULL: PagePc = PagePc(0x300);
 const FOUND: PagePc = PagePc(0x400);
 
-fn block(flags: bool) -> Block {
+/// `early`: without flags, what comes next is computed before the branch back.
+fn block(flags: bool, early: bool) -> Block {
     let mut block = Block::default();
     block.clear(START as u16);
     let insn = |n: i32| Op::Insn { pc: PagePc(START + 2 * n), len: 2 };
@@ -43,6 +46,26 @@ fn block(flags: bool) -> Block {
             compare(FlagOp::Sub, key, KEY),
             insn(6),
             Op::BranchF { cond: CondF::Ne, to: back, dead },
+            Op::Jump { to: FOUND },
+        ]
+    } else if early {
+        let branch = |cond, a: Slot, b: Val, to| Op::Branch { cond, a: a.into(), b, to };
+        let alu = |op, d, a: Slot, b: Val| Op::Alu { op, ty: Ty::I64, d, a: a.into(), b };
+        vec![
+            insn(0),
+            load(NODE, NODE, 0, Size::B8),
+            insn(1),
+            branch(Cond::Eq, NODE, Val::Imm(0), NULL),
+            insn(2),
+            load(SIDE, NODE, 16, Size::B4),
+            insn(3),
+            alu(AluOp::SetLtU, BYTES, SIDE, KEY.into()),
+            insn(4),
+            alu(AluOp::Shl, BYTES, BYTES, Val::Imm(3)),
+            insn(5),
+            alu(AluOp::Add, NODE, NODE, BYTES.into()),
+            insn(6),
+            branch(Cond::Ne, SIDE, KEY.into(), back),
             Op::Jump { to: FOUND },
         ]
     } else {
@@ -118,13 +141,28 @@ fn walk(data: &[u8], (mut node, mut side, key): (u64, u64, u64), flags: bool) ->
     }
 }
 
+/// The key that was read last before a null pointer.
+fn last_key(data: &[u8], node: u64, key: u64) -> Option<u64> {
+    let (mut node, mut side, mut last) = (node, 0, None);
+    loop {
+        node = word(data, node + 8 * side, 8);
+        if node == 0 {
+            return last;
+        }
+        let found = word(data, node + 16, 4);
+        last = Some(found);
+        side = u64::from(found < key);
+    }
+}
+
 #[test]
 fn loops_that_follow_pointers() {
-    for (flags, variant) in [(true, 0), (true, 1), (true, 3), (false, 0), (false, 1), (false, 3)] {
+    let forms = [(true, false), (false, false), (false, true)];
+    for ((flags, early), variant) in forms.into_iter().flat_map(|form| [0, 1, 3].map(|variant| (form, variant))) {
         let m = Machine::optimising(pins(variant), if flags { 1 } else { 2 }, Optimise::Usual);
         let l = ContextLayout::STANDARD;
         m.context_entry(l.addend, DATA + 4096, m.data_addend().wrapping_add(2 * 4096));
-        let block = block(flags);
+        let block = block(flags, early);
         for seed in 1..400 {
             let mut rng = Rng(seed << 20 | 0x55);
             rng.next();
@@ -137,8 +175,15 @@ fn loops_that_follow_pointers() {
             start.slots[usize::from(KEY.0)] = key;
             // A part of it is overwritten; or it is the key that was read last.
             start.slots[usize::from(SIDE.0)] = if flags { rng.next() } else { (key + 1) * (1 - side) };
-            let side = if flags { side } else { u64::from((key + 1) * (1 - side) < key) };
-            let expected = walk(&start.data, (node, side, key), flags);
+            let side = match (flags, early) {
+                (false, true) => 0,
+                (false, false) => u64::from((key + 1) * (1 - side) < key),
+                (true, _) => side,
+            };
+            let mut expected = walk(&start.data, (node, side, key), flags);
+            if early && expected.2 == NULL {
+                expected.1 = last_key(&start.data, node, key).unwrap_or(start.slots[usize::from(SIDE.0)]);
+            }
             let mut info = Emitted::default();
             info.hints.hot = true;
             // (What has a range entry would be served by the runtime, which knows nothing of the second page.)
@@ -146,7 +191,7 @@ fn loops_that_follow_pointers() {
             let mut out = Vec::new();
             m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
             m.write_code(m.blocks_at, &out);
-            let what = format!("flags {flags}, variant {variant}, seed {seed}");
+            let what = format!("flags {flags}, early {early}, variant {variant}, seed {seed}");
             let mut env = start.env();
             env.dispatch = m.stubs.dispatch;
             env.blocks.push((m.blocks_at as u64, info));
@@ -159,8 +204,9 @@ fn loops_that_follow_pointers() {
             if code == ExitCode::Kicked && pc < CODE + NULL.0 as u64 {
                 assert!(kicked, "{what}");
                 let first = word(&env.guest.data, node + 8 * side, 8);
-                assert_eq!(slot(NODE), first, "{what}: after one round");
                 let found = word(&env.guest.data, first + 16, 4);
+                let on = if early { 8 * u64::from(found < key) } else { 0 };
+                assert_eq!(slot(NODE), first + on, "{what}: after one round");
                 let carry = Flags::unpack(slot(FLAGS)).contains(Flags::CF);
                 if flags {
                     assert_eq!(carry, found < key, "{what}");

@@ -68,6 +68,11 @@ pub trait CodeWindow {
     /// The halfword at byte `offset` (even) of the page that the block begins in; offsets from 4096 up are
     /// in the next page. `None` if that page is not available.
     fn halfword(&self, offset: u32) -> Option<u16>;
+
+    /// Whether a block is to end at `offset`, between two instructions, as there is another.
+    fn has_block(&self, _offset: u32) -> bool {
+        false
+    }
 }
 
 impl<F: Fn(u32) -> Option<u16>> CodeWindow for F {
@@ -79,6 +84,10 @@ impl<F: Fn(u32) -> Option<u16>> CodeWindow for F {
 impl CodeWindow for mimus_tcg_exec::frontend::CodeWindow<'_> {
     fn halfword(&self, offset: u32) -> Option<u16> {
         mimus_tcg_exec::frontend::CodeWindow::halfword(self, offset)
+    }
+
+    fn has_block(&self, offset: u32) -> bool {
+        mimus_tcg_exec::frontend::CodeWindow::has_block(self, offset)
     }
 }
 
@@ -107,7 +116,8 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
             tr.drop_dead();
             return Ok(());
         }
-        if pc >= PAGE || tr.block.insns >= cfg.max_insns || cfg.careful || tr.exits >= MAX_SIDE_EXITS {
+        let full = tr.block.insns >= cfg.max_insns || tr.exits >= MAX_SIDE_EXITS;
+        if pc >= PAGE || cfg.careful || full || code.has_block(pc) {
             break;
         }
     }

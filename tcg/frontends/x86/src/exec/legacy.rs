@@ -185,8 +185,10 @@ fn decimal_adjust(x: &mut Exec<'_>) -> Result<()> {
 
 fn bound(x: &mut Exec<'_>) -> Result<()> {
     let bytes = x.insn.op_register(0).size() as u32;
-    let at = x.aligned_address(2 * bytes, bytes, false)?;
+    // The second bound is looked at when the first one has been loaded.
+    let at = x.address(bytes, false)?;
     let lower = sext(x.load(at, bytes)?, bytes) as i64;
+    let at = x.aligned_address(2 * bytes, bytes, false)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     let upper = sext(x.load(at, bytes)?, bytes) as i64;
     let index = sext(x.reg(x.insn.op_register(0)), bytes) as i64;

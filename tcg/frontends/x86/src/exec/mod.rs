@@ -9,6 +9,7 @@ pub(crate) mod quick;
 mod string;
 mod system;
 mod vector;
+pub(crate) mod waiting;
 mod xstate;
 
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};

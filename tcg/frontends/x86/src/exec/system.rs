@@ -8,6 +8,7 @@ use mimus_tcg_ir::Size;
 use mimus_tcg_ir::flags::Flags;
 
 use super::Exec;
+use super::waiting::Rest;
 use crate::exception::{Exception, Result};
 use crate::frontend::X86Cpu;
 use crate::host::Host;
@@ -18,9 +19,6 @@ use crate::translate::segment_number;
 use crate::{control, cpuid, far, interrupt, msr, smm, syscall, task};
 
 type Run = fn(&mut Exec<'_>) -> Result<()>;
-
-/// After how many PAUSEs the host may run something else.
-const PAUSES_PER_YIELD: u8 = 32;
 
 /// The function for a system instruction.
 pub(super) fn find(insn: &Instruction) -> Option<Run> {
@@ -289,13 +287,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             port_out(x, port, from.size() as u32, value)
         },
         M::Pause => |x| {
-            x.cpu.guest.pauses += 1;
-            if x.cpu.guest.pauses >= PAUSES_PER_YIELD {
-                x.cpu.guest.pauses = 0;
-                std::thread::yield_now();
-            } else {
-                std::hint::spin_loop();
-            }
+            pause(x.cpu);
             Ok(())
         },
         // A hint that may do nothing, whatever its address.
@@ -501,6 +493,18 @@ pub(super) fn pop_flags(cpu: &mut X86Cpu, bytes: u32) -> Result<()> {
     Ok(())
 }
 
+fn pause(cpu: &mut X86Cpu) {
+    let mut waiting = cpu.guest.waiting;
+    let rest = waiting.pause(|| cpu.now());
+    cpu.guest.waiting = waiting;
+    match rest {
+        Rest::Spin => std::hint::spin_loop(),
+        // Where time is instructions, it passes by executing them.
+        Rest::Sleep(time) if !cpu.counts_instructions() => std::thread::sleep(time),
+        Rest::Yield | Rest::Sleep(_) => std::thread::yield_now(),
+    }
+}
+
 fn rdtsc(x: &mut Exec<'_>) -> Result<()> {
     read_tsc(x.cpu)?;
     if x.insn.mnemonic() == Mnemonic::Rdtscp {
@@ -517,6 +521,7 @@ pub(super) fn read_tsc(cpu: &mut X86Cpu) -> Result<()> {
         return Err(Exception::GP0);
     }
     let now = cpu.now();
+    cpu.guest.waiting.time_read();
     let value = cpu.guest.st.tsc(now);
     cpu.set_gpr(RAX, value & 0xffff_ffff);
     cpu.set_gpr(RDX, value >> 32);
@@ -557,8 +562,10 @@ fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
 /// A far pointer in memory: offset, then selector.
 fn far_pointer(x: &mut Exec<'_>) -> Result<(u16, u64, u32)> {
     let bytes = x.insn.memory_size().size() as u32 - 2;
-    let at = x.aligned_address(bytes + 2, bytes, false)?;
+    // The selector is looked at when the offset has been loaded.
+    let at = x.address(bytes, false)?;
     let offset = x.load(at, bytes)?;
+    let at = x.aligned_address(bytes + 2, bytes, false)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     Ok((x.load(at, 2)? as u16, offset, bytes))
 }

@@ -52,7 +52,8 @@ pub(crate) enum Flow {
 pub(crate) struct Tr<'a> {
     block: &'a mut Block,
     insn: Instruction,
-    packed: Packed,
+    /// The instruction's.
+    bytes: &'a [u8],
     /// Code size: 16, 32 or 64.
     bits: u32,
     /// CS, DS, ES and SS need no check and have base 0.
@@ -93,15 +94,20 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let within = code.page_from(start);
     let mut decoder = decode::decoder(within, bits, u64::from(at), &state.features);
     loop {
-        let mut bytes = [0; MAX_LEN];
-        let have = fetch(code, at, &mut bytes);
         let done = (at - u32::from(start)) as usize;
-        let insn = if done + MAX_LEN <= within.len() {
-            debug_assert_eq!(decoder.position(), done);
-            decode::of_model(decoder.decode(), &bytes[..have], bits, &state.features)
-        } else {
-            decode::decode(&bytes[..have], bits, u64::from(at), &state.features)
+        let mut copied = [0; MAX_LEN];
+        let (insn, bytes) = match within.get(done..done + MAX_LEN) {
+            Some(bytes) => {
+                debug_assert_eq!(decoder.position(), done);
+                (decode::of_model(decoder.decode(), bytes, bits, &state.features), bytes)
+            }
+            None => {
+                let have = fetch(code, at, &mut copied);
+                let bytes = &copied[..have];
+                (decode::decode(bytes, bits, u64::from(at), &state.features), bytes)
+            }
         };
+        let have = bytes.len();
         let len = if insn.is_invalid() { have.clamp(1, 1.max(insn.len())) } else { insn.len() };
         // Only the first instruction of a block may reach into the next page.
         let crosses = at + len as u32 > 4096 || insn.is_invalid() && have < MAX_LEN;
@@ -111,7 +117,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             break;
         }
         let mut tr = Tr {
-            packed: pack(&bytes[..len], bits),
+            bytes: &bytes[..len],
             block: &mut *block,
             insn,
             bits,
@@ -138,7 +144,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         if flow == Flow::End {
             break;
         }
-        if careful || at >= 4096 || block.insns >= MAX_INSNS {
+        if careful || at >= 4096 || block.insns >= MAX_INSNS || code.has_block(at) {
             block.ops.push(Op::Jump { to: PagePc(at as i32) });
             break;
         }
@@ -197,6 +203,11 @@ impl Tr<'_> {
             (true, 32 | 16, 4) => Some((Size::B4, Ty::U32)),
             _ => None,
         }
+    }
+
+    /// The instruction for a helper.
+    fn packed(&self) -> Packed {
+        pack(self.bytes, self.bits)
     }
 
     /// A fresh temporary.
@@ -287,7 +298,7 @@ impl Tr<'_> {
         } else {
             Val::Imm(0)
         };
-        let [low, high] = self.packed;
+        let [low, high] = self.packed();
         self.op(Op::Call {
             helper: helper_ids::EXECUTE,
             kind: CallKind::MayExit,

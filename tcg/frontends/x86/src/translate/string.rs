@@ -103,7 +103,7 @@ impl Tr<'_> {
     }
 
     fn string_helper(&mut self) -> Flow {
-        let [low, high] = self.packed;
+        let [low, high] = self.packed();
         self.op(Op::Call {
             helper: helper_ids::STRING,
             kind: CallKind::MayExit,
