@@ -55,7 +55,9 @@ pub struct Console {
 #[derive(Default)]
 struct Output {
     waiting: VecDeque<u8>,
-    /// The writer has taken bytes that it has not written yet.
+    /// The writing thread waits for something to write.
+    asleep: bool,
+    /// It has taken bytes that it has not written yet.
     writing: bool,
     /// Somebody got fewer bytes in than they had.
     refused: bool,
@@ -135,6 +137,7 @@ impl Console {
         loop {
             let mut state = self.output();
             while state.waiting.is_empty() {
+                state.asleep = true;
                 state = self.output_changed.wait(state).unwrap_or_else(|e| e.into_inner());
             }
             let bytes: Vec<u8> = state.waiting.drain(..).collect();
@@ -247,8 +250,11 @@ impl CharBackend for Console {
         let taken = data.len().min(room);
         state.waiting.extend(&data[..taken]);
         state.refused |= taken < data.len();
-        drop(state);
-        self.output_changed.notify_all();
+        // A system call for each byte otherwise, needed or not: the writing thread looks again before it sleeps.
+        if std::mem::take(&mut state.asleep) {
+            drop(state);
+            self.output_changed.notify_all();
+        }
         taken
     }
 

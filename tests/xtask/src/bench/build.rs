@@ -31,10 +31,35 @@ pub fn programs(guest: &Guest, target: &Path) -> anyhow::Result<PathBuf> {
             guest.compiler_package
         )
     })?;
-    let dir = target.join("bench").join(guest.arch);
-    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    build(compiler, guest.arch, &target.join("bench").join(guest.arch), &[])
+}
+
+/// What the host's compiler makes for the host of the programs of a guest that it cannot run: as it would (`native`), and
+/// (`scalar`) without what such a guest does not have, vectors, but with the fused multiplications that it has. The C
+/// library's own functions use vectors in both.
+pub fn for_host(target: &Path) -> anyhow::Result<[(&'static str, PathBuf); 2]> {
+    let compiler: &[&str] = &["gcc"];
+    if !works(compiler) {
+        bail!(
+            "no C compiler for the host's own figures: apt-get install gcc libc6-dev, or leave them out with --no-native"
+        );
+    }
+    let dir = target.join("bench/host");
+    let arch = std::env::consts::ARCH;
+    let mut scalar = vec!["-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-ffp-contract=fast"];
+    if arch == "x86_64" {
+        scalar.push("-mfma");
+    }
+    Ok([
+        ("native", build(compiler, "host", &dir.join("native"), &[])?),
+        ("scalar", build(compiler, "host", &dir.join("scalar"), &scalar)?),
+    ])
+}
+
+fn build(compiler: &[&str], arch: &str, dir: &Path, more: &[&str]) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let from = crate::root().join("tests/xtask/bench");
-    let x86 = guest.arch != "riscv64";
+    let x86 = matches!(arch, "x86_64" | "i386");
     let mut objects = Vec::new();
     for (source, name, own, for_x86) in SOURCES {
         if for_x86 && !x86 {
@@ -42,9 +67,9 @@ pub fn programs(guest: &Guest, target: &Path) -> anyhow::Result<PathBuf> {
         }
         let object = dir.join(name).with_extension("o");
         let mut command = Command::new(compiler[0]);
-        command.args(&compiler[1..]).args(["-O2", "-std=gnu11", "-Wall", "-Wextra", "-c"]);
+        command.args(&compiler[1..]).args(["-O2", "-std=gnu11", "-Wall", "-Wextra", "-c"]).args(more);
         // Debian's i386 compilers take any 686; its double arithmetic is measured both ways.
-        if guest.arch == "i386" && name == "float" {
+        if arch == "i386" && name == "float" {
             command.args(["-msse2", "-mfpmath=sse"]);
         }
         if x86 {

@@ -1,9 +1,10 @@
 //! Mimus beside QEMU: the same kernel, initrd and machine, in turn, several times.
 //!
 //! Figures are CPU time of the emulator's process. The guest stops before and after each row
-//! until it is told to go on, so that the clock is read at exactly that point; on a host of the
-//! guest's kind the same rows run natively as well. Only ratios from runs made in turn on one
-//! machine mean anything.
+//! until it is told to go on, so that the clock is read at exactly that point. The same rows run
+//! natively as well: the guest's own programs on a host of its kind, else the same sources compiled
+//! for the host, once as its compiler likes and once without vectors. Only ratios from runs made in
+//! turn on one machine mean anything.
 
 mod build;
 mod child;
@@ -111,6 +112,9 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
     if options.emulators.iter().any(|e| e == "mimus") {
         crate::cargo(&["build", "--release", "--package", "mimus"])?;
     }
+    let host = (options.native && options.programs && !runs_natively(guest.arch))
+        .then(|| build::for_host(&target))
+        .transpose()?;
     let mimus = target.join("release/mimus");
     let name = format!("qemu-system-{}", guest.arch);
     let with_qemu = options.emulators.iter().any(|e| e == "qemu");
@@ -130,7 +134,12 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
             println!("run {round} of {emulator}: {boot:.2} s to /init");
             results.entry(emulator.clone()).or_default().push(rows);
         }
-        if options.native {
+        if let Some(host) = &host {
+            for (name, program) in host {
+                let rows = native::run_other(&options, program, *name == "scalar")?;
+                results.entry((*name).to_owned()).or_default().push(rows);
+            }
+        } else if options.native {
             let rows = native::run(&options, programs.as_deref(), &files)?;
             results.entry("native".to_owned()).or_default().push(rows);
         }
@@ -158,7 +167,7 @@ fn parse(words: &[&str]) -> anyhow::Result<Options> {
         emulators: vec!["qemu".into(), "mimus".into()],
         phases: true,
         programs: true,
-        native: runs_natively(guest.arch),
+        native: true,
         rows: Vec::new(),
         cpu: None,
         kernel: None,

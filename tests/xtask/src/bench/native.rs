@@ -44,6 +44,19 @@ pub fn run(options: &Options, programs: Option<&Path>, files: &guests::Bench) ->
     Ok(rows)
 }
 
+/// Runs the rows by a program that is the guest's only by its source. Its values are left out if it need not compute the
+/// same: products and sums are fused or not as it suits the compiler.
+pub fn run_other(options: &Options, program: &Path, same: bool) -> anyhow::Result<Vec<Row>> {
+    if !options.any_program() {
+        return Ok(Vec::new());
+    }
+    let mut rows = ends(&output(Command::new(program).args(options.program_rows()))?);
+    if !same {
+        rows.iter_mut().for_each(|row| row.2 = None);
+    }
+    Ok(rows)
+}
+
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("{:?}", command.get_program()))?;
     if !output.status.success() {

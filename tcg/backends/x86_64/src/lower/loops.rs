@@ -142,7 +142,7 @@ pub(super) fn find_plain(be: &X86_64, ops: &[Op], start: PagePc) -> Option<(Loop
     let guards_hold = guards_hold(body);
     let homes = find_homes(be, body, &Windows::default());
     let gains = homes[0].is_some() || guards_hold && body.iter().any(|op| matches!(op, Op::GuardEnv { .. }));
-    let mut windows = Windows::find(body);
+    let mut windows = Windows::find(body, false);
     let homes_with_windows = find_homes(be, body, &windows);
     for home in homes_with_windows.into_iter().flatten() {
         if let Tenant::Held(what) = home.tenant {

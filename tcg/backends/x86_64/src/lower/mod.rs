@@ -216,7 +216,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         (true, true) => {
             let looped = loops::find(&block.ops, start);
             let body = looped.and_then(|l| block.ops.get(..=l.edge)).filter(|_| be.copies_loops(&info.hints));
-            (looped, body.filter(|_| !block.narrow).map(windows::Windows::find_beside_flags))
+            (looped, body.map(|body| windows::Windows::find_beside_flags(body, block.narrow)))
         }
         (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
         _ => (None, None),

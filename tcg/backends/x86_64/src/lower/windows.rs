@@ -21,7 +21,9 @@ use mimus_tcg_ir::verify::{for_each_read, for_each_written};
 use mimus_tcg_ir::{AluOp, Cond, CondF, FIRST_TEMP, FlagOp, Op, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// Windows of a loop.
-const MAX: usize = 5;
+const MAX: usize = 6;
+/// The lowest offset of an access in a window of 32-bit code.
+const MIN_OFFSET: i32 = -(1 << 15);
 /// Bytes that a window may span.
 const MAX_SPAN: i64 = 1024;
 /// Bytes that it may move by each round, for each access.
@@ -90,31 +92,62 @@ impl Linear {
     }
 }
 
-/// What a loop's body does to slots. `loose`: sums of 32 bits are taken not to overflow, for guesses.
+/// Which sums are understood.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Width {
+    /// Of 64 bits.
+    Whole,
+    /// Of 32 bits, modulo 2^32, as all addresses are ([`mimus_tcg_ir::Block::narrow`]).
+    Narrow,
+    /// Both, and none is taken to overflow: for guesses.
+    Any,
+}
+
+impl Width {
+    fn has(self, size: Size) -> bool {
+        match self {
+            Width::Whole => size == Size::B8,
+            Width::Narrow => size == Size::B4,
+            Width::Any => size >= Size::B4,
+        }
+    }
+}
+
+/// What a loop's body does to slots.
 struct Analysis {
     values: Vec<Option<Linear>>,
-    loose: bool,
+    width: Width,
 }
 
 impl Analysis {
-    fn new(loose: bool) -> Analysis {
+    fn new(width: Width) -> Analysis {
         // Temporaries have nothing in them when a round begins.
         let value = |n| (n < FIRST_TEMP).then(|| Linear::of(Slot(n)));
-        Analysis { values: (0..SLOTS as u8).map(value).collect(), loose }
+        Analysis { values: (0..SLOTS as u8).map(value).collect(), width }
     }
 
     fn value(&self, val: Val) -> Option<Linear> {
         match val {
+            Val::Imm(imm) if self.width == Width::Narrow => Some(Linear::constant(i64::from(imm as i32))),
             Val::Imm(imm) => Some(Linear::constant(imm)),
             Val::Slot(slot) => *self.values.get(usize::from(slot.0))?,
+        }
+    }
+
+    /// Whether sums of this type are understood. In 32-bit guests those that extend a sign are not.
+    fn has(&self, ty: Ty) -> bool {
+        match ty {
+            Ty::I64 => self.width.has(Size::B8),
+            Ty::U32 => self.width.has(Size::B4),
+            Ty::I32 => self.width == Width::Any,
         }
     }
 
     /// What an operation computes.
     fn result(&self, op: &Op) -> Option<Linear> {
         match *op {
-            Op::Un { op: UnOp::Mov, ty: Ty::I64, a, .. } => self.value(a),
-            Op::Alu { op, ty, a, b, .. } if ty == Ty::I64 || self.loose => {
+            Op::Un { op: UnOp::Mov, ty, a, .. } if ty == Ty::I64 || self.has(ty) => self.value(a),
+            Op::Alu { op, ty, a, b, .. } if self.has(ty) => {
                 let (a, b) = (self.value(a)?, self.value(b)?);
                 match op {
                     AluOp::Add => a.plus(b, 1),
@@ -126,7 +159,7 @@ impl Analysis {
                     _ => None,
                 }
             }
-            Op::AluF { op, size, d: Some(_), a, b } if size == Size::B8 || self.loose => {
+            Op::AluF { op, size, d: Some(_), a, b } if self.width.has(size) => {
                 let (a, b) = (self.value(a)?, self.value(b)?);
                 match op {
                     FlagOp::Add => a.plus(b, 1),
@@ -137,7 +170,7 @@ impl Analysis {
                     _ => None,
                 }
             }
-            Op::Lea { base, index, shift, disp, size, .. } if size == Size::B8 || self.loose => {
+            Op::Lea { base, index, shift, disp, size, .. } if self.width.has(size) => {
                 let index = self.value(index)?.shifted(Linear::constant(shift.into()))?;
                 self.value(base)?.plus(index, 1)?.plus(Linear::constant(disp.into()), 1)
             }
@@ -194,6 +227,8 @@ struct Window {
     /// Bytes from there to the end of the highest.
     span: i64,
     step: i64,
+    /// The lowest and the highest that accesses add to their bases.
+    offsets: (i32, i32),
     reads: bool,
     writes: bool,
     accesses: usize,
@@ -215,18 +250,19 @@ pub(super) struct Windows {
 
 impl Windows {
     /// Those of a loop's body.
-    pub(super) fn find(body: &[Op]) -> Windows {
+    pub(super) fn find(body: &[Op], narrow: bool) -> Windows {
         let mut taken = false;
-        let mut analysis = Analysis::new(false);
+        let mut analysis = Analysis::new(if narrow { Width::Narrow } else { Width::Whole });
         let mut accesses = Vec::new();
         for (i, op) in body.iter().enumerate() {
             for_each_read(op, |slot| taken |= usize::from(slot.0) >= FIRST_KEPT);
             for_each_written(op, |slot| taken |= usize::from(slot.0) >= FIRST_KEPT);
             if let Some((base, off, bytes, writes)) = access(op)
                 && let Some(value) = analysis.value(base.into())
+                && !(narrow && off < MIN_OFFSET)
             {
                 let at = Linear { k: value.k.wrapping_add(off.into()), ..value };
-                accesses.push((i, at, i64::from(bytes), writes));
+                accesses.push((i, at, i64::from(bytes), (off, writes)));
             }
             analysis.step(op);
         }
@@ -234,9 +270,9 @@ impl Windows {
         if taken {
             return windows;
         }
-        for (op, at, bytes, writes) in accesses {
+        for (op, at, bytes, how) in accesses {
             if let Some((at, step)) = analysis.resolve(at) {
-                windows.enter(op, at, step, bytes, writes);
+                windows.enter(op, at, step, bytes, how);
             }
         }
         windows.keep_good();
@@ -245,8 +281,8 @@ impl Windows {
     }
 
     /// The same of a guest with flags.
-    pub(super) fn find_beside_flags(body: &[Op]) -> Windows {
-        let windows = Windows::find(body);
+    pub(super) fn find_beside_flags(body: &[Op], narrow: bool) -> Windows {
+        let windows = Windows::find(body, narrow);
         if fits_beside_flags(body, &windows) { windows } else { Windows::default() }
     }
 
@@ -255,7 +291,7 @@ impl Windows {
     }
 
     /// Puts an access into a window.
-    fn enter(&mut self, op: usize, at: Linear, step: i64, bytes: i64, writes: bool) {
+    fn enter(&mut self, op: usize, at: Linear, step: i64, bytes: i64, (off, writes): (i32, bool)) {
         if !at.is_easy() || at.terms().next().is_none() {
             return;
         }
@@ -267,6 +303,7 @@ impl Windows {
         match found {
             Some((i, window, (low, high))) => {
                 (window.at.k, window.span) = (low, high - low);
+                window.offsets = (window.offsets.0.min(off), window.offsets.1.max(off));
                 window.reads |= !writes;
                 window.writes |= writes;
                 window.accesses += 1;
@@ -274,8 +311,8 @@ impl Windows {
             }
             None => {
                 let place = COUNTER;
-                let (reads, reg) = (!writes, None);
-                self.list.push(Window { at, span: bytes, step, reads, writes, accesses: 1, place, reg });
+                let (reads, reg, offsets) = (!writes, None, (off, off));
+                self.list.push(Window { at, span: bytes, step, offsets, reads, writes, accesses: 1, place, reg });
                 self.of.push((op, self.list.len() - 1));
             }
         }
@@ -331,11 +368,11 @@ impl Windows {
         }
     }
 
-    /// Rounds that pay for looking everything up.
+    /// Rounds that pay for looking everything up, twice over. What does not move is cheap to check otherwise.
     fn worth(&self) -> i64 {
-        let accesses: usize = self.list.iter().map(|w| w.accesses).sum();
+        let accesses: usize = self.list.iter().filter(|w| w.step != 0).map(|w| w.accesses).sum();
         let cost = self.list.len() * LOOK_UP + 8;
-        (cost / (accesses * CHECK).max(1) + 1) as i64
+        2 * (cost / (accesses * CHECK).max(1) + 1) as i64
     }
 }
 
@@ -358,7 +395,7 @@ fn rounds_left(body: &[Op]) -> Option<(Linear, i64)> {
         }
         _ => return None,
     };
-    let mut analysis = Analysis::new(true);
+    let mut analysis = Analysis::new(Width::Any);
     let mut distance = None;
     for (i, op) in body.iter().enumerate() {
         if i == compares {
@@ -377,17 +414,16 @@ fn rounds_left(body: &[Op]) -> Option<(Linear, i64)> {
     (step < 0 && distance.is_easy()).then_some((distance, -step))
 }
 
-/// Whether the loop with this body may have a copy with windows if it has to do with flags. Of what may call something,
-/// there are only loads and stores, which see to windows then; and vector operands that have windows.
+/// Whether the loop with this body may have a copy with windows if it has to do with flags: all accesses have windows, so
+/// that nothing is called. (Windows for some of them would take stretches from the others.)
 fn fits_beside_flags(body: &[Op], windows: &Windows) -> bool {
     body.iter().enumerate().all(|(i, op)| match *op {
         Op::Unit { insn, .. } => insn.memory == UnitMemory::None || windows.of(i).is_some(),
+        Op::Load { .. } | Op::Store { .. } => windows.of(i).is_some(),
         Op::Insn { .. }
         | Op::Alu { .. }
         | Op::Un { .. }
         | Op::GetPc { .. }
-        | Op::Load { .. }
-        | Op::Store { .. }
         | Op::GuardEnv { .. }
         | Op::Branch { .. }
         | Op::BranchF { .. }
@@ -438,7 +474,7 @@ impl Lower<'_> {
         let (left, step) = self.windows.left.filter(|_| !self.forced())?;
         self.compute(&left);
         let enough = self.windows.worth().saturating_mul(step).min(i64::from(i32::MAX));
-        self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R15), enough as i32);
+        self.asm.alu_rm_i(Alu::Cmp, !self.narrow, Rm::Reg(R15), enough as i32);
         Some(self.asm.jcc(Cc::B))
     }
 
@@ -450,23 +486,55 @@ impl Lower<'_> {
     /// what the block's own code expects in the flags' slot.
     pub(super) fn look_windows_up(&mut self, flags: Routine) {
         let counter = Rm::Env(self.be.slot_disp(COUNTER));
-        let mut from = Fixups::default();
         self.asm.mov_rm_i(true, counter, ROUNDS);
+        if self.narrow {
+            self.test_upper_halves(flags);
+        }
         for i in 0..self.windows.list.len() {
             if let Some(window) = self.windows.list.get(i).copied() {
-                from.add(self.look_window_up(&window, counter));
+                let from = self.look_window_up(&window, counter);
+                self.put_off(Cold::LeaveWindows { from, flags });
             }
         }
         if let Some(reg) = self.windows.counter {
             self.asm.mov_r_rm(true, reg, counter);
         }
+    }
+
+    /// Leaves if a slot that a window depends on has more than 32 bits (one of 64-bit code that has not been written since):
+    /// an address is not what was looked up then.
+    fn test_upper_halves(&mut self, flags: Routine) {
+        let mut slots: Vec<Slot> = self.windows.list.iter().flat_map(|w| w.at.terms()).map(|(slot, _)| slot).collect();
+        slots.sort();
+        slots.dedup();
+        for (i, slot) in slots.into_iter().enumerate() {
+            let home = self.home(slot);
+            if i == 0 {
+                self.mov(RAX, home);
+            } else {
+                self.alu_r(Alu::Or, true, RAX, home);
+            }
+        }
+        self.asm.shift_i(Shift::Shr, true, Rm::Reg(RAX), 32);
+        let from = Fixups::one(self.asm.jcc(Cc::Ne));
         self.put_off(Cold::LeaveWindows { from, flags });
     }
 
     /// Looks one up; jumps if it is not to be had.
-    fn look_window_up(&mut self, window: &Window, counter: Rm) -> Fixup {
+    fn look_window_up(&mut self, window: &Window, counter: Rm) -> Fixups {
         let context = self.be.config.context;
+        let mut from = Fixups::default();
         self.compute(&window.at);
+        if self.narrow {
+            // No base, which is so much lower than its address, is past an end of the addresses in any of the rounds.
+            let (low, high) = window.offsets;
+            let first = high.max(0) as u32 + if window.step < 0 { 4096 } else { 0 };
+            let end = 0u32.wrapping_sub(8192).wrapping_add_signed(low.min(0));
+            self.asm.mov_r_rm(false, R15, Rm::Reg(R15));
+            self.asm.lea(false, RAX, R15, first.wrapping_neg() as i32);
+            self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), end.wrapping_sub(first) as i32);
+            from.add(self.asm.jcc(Cc::Ae));
+        }
         let both = window.reads && window.writes;
         if both {
             self.mov(RAX, Opnd::Reg(R15));
@@ -479,7 +547,7 @@ impl Lower<'_> {
         }
         let last = 4096 - window.span as i32;
         dynasm!(self.asm ; .arch x64 ; cmp r15, last);
-        let from = self.asm.jcc(Cc::A);
+        from.add(self.asm.jcc(Cc::A));
         if window.step != 0 {
             if window.step > 0 {
                 dynasm!(self.asm ; .arch x64 ; mov eax, last ; sub eax, r15d);

@@ -3,7 +3,7 @@
 use super::flagged::pin_variants;
 use super::harness::*;
 use super::random::{ROUNDS, Rng, check_how, guest, run_loop};
-use mimus_tcg_ir::backend::{Emitted, Optimise};
+use mimus_tcg_ir::backend::{Emitted, ExitCode, HostBackend, Optimise};
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::*;
 
@@ -151,6 +151,93 @@ fn loops_with_flags_that_go_through_memory() {
                     run_loop(block, oracle, kicked)
                 });
             }
+        }
+    }
+}
+
+/// A copy in 32-bit code across the end of a page, its addresses made in several ways. Neighbouring pages of the guest are
+/// none of the host's.
+#[test]
+fn narrow_loops_notice_the_ends_of_pages() {
+    const BASE: u64 = 0x0123_4000;
+    let l = mimus_tcg_ir::backend::ContextLayout::STANDARD;
+    for (variant, pins) in pin_variants().into_iter().enumerate() {
+        for (optimise, how) in [Optimise::Usual, Optimise::Forced].into_iter().flat_map(|o| (0..4).map(move |h| (o, h)))
+        {
+            let m = Machine::optimising(pins.clone(), 1, optimise);
+            let addend = m.data_addend().wrapping_add(DATA).wrapping_sub(BASE);
+            for (page, host) in [(0, 0), (1, 3)] {
+                let va = BASE + page * 4096;
+                m.context_entry(l.read_tag, va, va);
+                m.context_entry(l.write_tag, va, va);
+                m.context_entry(l.addend, va, addend.wrapping_add((host - page) * 4096));
+            }
+            let mut block = Block::default();
+            block.clear(0x200);
+            block.narrow = true;
+            let (from, index, t) = (Slot(6), Slot(9), Slot::temp(0));
+            let (base, off, rounds, end) = match how {
+                // Off a register that is negative, or past the end, before the offset is added.
+                0 => (Val::Slot(from), 0, 200u64, 0u64),
+                1 => (from.into(), -0x4000, 200, 0x4000),
+                // With an index that counts up to zero, or one that is added to something past the end.
+                _ => (t.into(), 0, 200, if how == 2 { 0x1_0000_0000 - 8 * 200 } else { 0x2_0000_0000 - 0x800 }),
+            };
+            let insn = |n: i32| Op::Insn { pc: PagePc(0x200 + 2 * n), len: 2 };
+            block.ops.push(insn(0));
+            if how >= 2 {
+                let (base, index) = (from.into(), index.into());
+                block.ops.push(Op::Lea { d: t, base, index, shift: 0, disp: 0, size: Size::B4 });
+            }
+            let (d, ext) = (Slot(10), Ext::Zero);
+            block.ops.push(Op::Load { d, base, off, size: Size::B4, ext });
+            block.ops.push(insn(1));
+            if how >= 2 {
+                let (base, index) = (from.into(), index.into());
+                block.ops.push(Op::Lea { d: t, base, index, shift: 0, disp: 0, size: Size::B4 });
+            }
+            block.ops.push(Op::Store { src: d.into(), base, off: off + 4, size: Size::B4 });
+            block.ops.push(insn(2));
+            let moves = if how >= 2 { index } else { from };
+            let add =
+                |d: Slot, b| Op::AluF { op: FlagOp::Add, size: Size::B4, d: Some(d), a: d.into(), b: Val::Imm(b) };
+            block.ops.push(add(moves, 8));
+            block.ops.push(insn(3));
+            block.ops.push(add(ROUNDS, -1));
+            block.ops.push(Op::BranchF { cond: CondF::Ne, to: PagePc(0x200), dead: Flags::ALL });
+            block.ops.push(Op::Jump { to: PagePc(0x300) });
+            (block.insns, block.len) = (4, 8);
+            let mut rng = Rng(0x1234);
+            let mut start = guest(&mut rng);
+            start.hot = [0; 16];
+            start.slots[usize::from(FLAGS.0)] = Flags::NONE.pack();
+            start.slots[usize::from(ROUNDS.0)] = rounds;
+            start.slots[9] = end as u32 as u64;
+            start.slots[6] = match how {
+                0 | 1 => BASE + 0xc00 + end,
+                _ => u64::from((BASE + 0xc00).wrapping_sub(end) as u32),
+            };
+            let mut expected = start.data.clone();
+            for n in 0..rounds as usize {
+                let place = |at: usize| if at < 4096 { at } else { at + 2 * 4096 };
+                let at = 0xc00 + 8 * n;
+                let word: [u8; 4] = expected[place(at)..place(at) + 4].try_into().unwrap();
+                expected[place(at + 4)..place(at + 4) + 4].copy_from_slice(&word);
+            }
+            let mut info = Emitted::default();
+            info.hints.hot = true;
+            info.hints.scattered = (0x200..0x208).collect();
+            let mut out = Vec::new();
+            m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
+            m.write_code(m.blocks_at, &out);
+            let mut env = start.env();
+            env.dispatch = m.stubs.dispatch;
+            env.blocks.push((m.blocks_at as u64, info));
+            let (code, pc) = m.run(&mut env, m.blocks_at);
+            let what = format!("variant {variant}, {optimise:?}, way {how}");
+            assert_eq!((code, pc), (ExitCode::Lookup, CODE + 0x300), "{what}");
+            assert_eq!(env.guest.slots[usize::from(ROUNDS.0)], 0, "{what}");
+            assert!(env.guest.data == expected, "{what}: memory differs");
         }
     }
 }
