@@ -9,7 +9,7 @@
 use memmap2::{MmapMut, MmapOptions};
 use mimus_tcg_ir::backend::ContextLayout;
 
-use crate::ranges::{FilledRanges, HostSet, IndexSet};
+use crate::ranges::{FilledRanges, IndexSet};
 
 /// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
 const INVALID: u64 = !0;
@@ -81,8 +81,6 @@ pub struct Context {
     large: Vec<LargeRegion>,
     /// Range entries that are filled: those of other pages only, then those that go with local ones.
     pub(crate) ranges: [FilledRanges; 2],
-    /// Where they let stores through to.
-    pub(crate) writable_hosts: HostSet,
 }
 
 impl Context {
@@ -100,7 +98,6 @@ impl Context {
             local_indices: IndexSet::new(),
             large: Vec::new(),
             ranges: [FilledRanges::new(), FilledRanges::new()],
-            writable_hosts: HostSet::default(),
         };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);

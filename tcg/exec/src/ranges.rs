@@ -128,31 +128,6 @@ impl IndexSet {
     }
 }
 
-/// Host addresses by the MiB, hashed: those that a range lets stores through to, and perhaps others. Each new page of code asks
-/// every context of every vCPU, and most know nothing of it.
-#[derive(Default)]
-pub(crate) struct HostSet([u64; 8]);
-
-impl HostSet {
-    /// Bits of an address below those that tell MiBs apart.
-    const SHIFT: u32 = 20;
-    const BITS: u64 = 512;
-
-    /// Adds the `len` bytes from `host` on.
-    fn insert(&mut self, host: u64, len: u64) {
-        let first = host >> Self::SHIFT;
-        let more = (host.saturating_add(len) >> Self::SHIFT).saturating_sub(first);
-        for granule in (0..=more.min(Self::BITS)).map(|n| (first + n) % Self::BITS) {
-            self.0[granule as usize / 64] |= 1 << (granule % 64);
-        }
-    }
-
-    fn contains(&self, host: u64) -> bool {
-        let granule = (host >> Self::SHIFT) % Self::BITS;
-        self.0[granule as usize / 64] >> (granule % 64) & 1 != 0
-    }
-}
-
 /// Range entries that are filled.
 pub(crate) struct FilledRanges {
     list: Vec<FilledRange>,
@@ -273,11 +248,6 @@ impl Context {
     }
 
     fn write_entry(&mut self, number: u32, entry: Entry) {
-        if ContextLayout::range_is_write(number) {
-            for part in entry.parts().iter().filter(|part| part.len != 0) {
-                self.writable_hosts.insert(part.first.wrapping_add(part.addend), part.len);
-            }
-        }
         // SAFETY: as in `read_entry`.
         unsafe { self.entry(number).write(entry) }
     }
@@ -367,7 +337,6 @@ impl Context {
     pub(crate) fn drop_ranges(&mut self) {
         self.drop_ranges_in(0);
         self.drop_ranges_in(1);
-        self.writable_hosts = HostSet::default();
     }
 
     /// Empties those that say something of local pages.
@@ -401,9 +370,6 @@ impl Context {
 
     /// Empties those that let stores through to the host page `host`.
     pub(crate) fn drop_writable_ranges(&mut self, host: u64) {
-        if !self.writable_hosts.contains(host) {
-            return;
-        }
         let maps = |part: &Part| host.wrapping_sub(part.first.wrapping_add(part.addend)) < part.len;
         for list in 0..self.ranges.len() {
             self.drop_ranges_where(list, |context, filled| {
@@ -464,18 +430,6 @@ mod tests {
     fn hits(c: &Context, number: u32, va: u64) -> Option<u64> {
         let entry = c.read_entry(number);
         (va.wrapping_sub(entry.first) < entry.limit).then(|| va.wrapping_add(entry.addend))
-    }
-
-    #[test]
-    fn hosts_by_the_mib() {
-        let mut set = HostSet::default();
-        assert!(!set.contains(0x7f00_1230_0000));
-        set.insert(0x7f00_123f_f000, 0x2000);
-        for (host, there) in [(0x122f_f000, false), (0x123f_f000, true), (0x1240_0000, true), (0x1250_0000, false)] {
-            assert_eq!(set.contains(0x7f00_0000_0000 + host), there, "{host:#x}");
-        }
-        set.insert(0x1000, u64::MAX);
-        assert!((0..600).all(|mib| set.contains(mib << 20)));
     }
 
     #[test]
