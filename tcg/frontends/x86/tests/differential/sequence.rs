@@ -1,6 +1,6 @@
 //! Sequences: items that can be left out one by one, each a few instructions at any address.
 
-use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter};
+use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter, Register};
 use mimus_tcg_frontend_x86::decode::maker_options;
 
 use crate::regs::ARITHMETIC;
@@ -122,6 +122,27 @@ impl Sequence {
             let register = i.op_count() > 0 && i.op_register(0).is_segment_register();
             crate::select::loads_far(i.mnemonic()) || register && matches!(i.mnemonic(), M::Mov | M::Pop)
         })
+    }
+
+    /// Whether the instruction at `regs.rip` adds the base of FS or GS to an address that is not canonical (with 48
+    /// bits). AMD's processors refuse that, measured; the SDM asks it of the sum only (volume 1 section 3.3.7.1).
+    pub fn based_from_outside(&self, regs: &crate::regs::Regs) -> bool {
+        let Some(insn) = self.instructions().into_iter().find(|i| i.ip() == regs.rip) else { return false };
+        let based = |r| matches!(r, Register::FS | Register::GS);
+        if self.bits != 64 || !based(insn.memory_segment()) {
+            return false;
+        }
+        let value = |r: Register| match r {
+            Register::ES | Register::CS | Register::SS | Register::DS | Register::FS | Register::GS => Some(0),
+            r if r.is_gpr() && r.size() >= 4 => {
+                let value = regs.gpr[r.full_register().number()];
+                Some(if r.size() == 8 { value } else { value & 0xffff_ffff })
+            }
+            _ => None,
+        };
+        let operands = 0..insn.op_count();
+        let outside = |va: u64| (va as i64) << 16 >> 16 != va as i64;
+        operands.filter_map(|n| insn.virtual_address(n, 0, |r, _, _| value(r))).any(outside)
     }
 
     /// Registers with random values when the instruction at `rip` is reached.
