@@ -768,15 +768,20 @@ impl Emitter<'_> {
         a.trace_full = self.here();
         self.save(self.b.caller_saved());
         dynasm!(self.ops ; .arch x64 ; push rax);
+        self.beside_vectors(Self::trace_call);
+    }
+
+    /// A call of the runtime and the return to the block, with vectors put away meanwhile where they are alive.
+    fn beside_vectors(&mut self, call: fn(&mut Self)) {
         if self.b.has_vectors() {
             self.test_alive();
             dynasm!(self.ops ; .arch x64 ; jne >alive);
         }
-        self.trace_call();
+        call(self);
         dynasm!(self.ops ; .arch x64 ; ret);
         if self.b.has_vectors() {
             dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
-            self.trace_call();
+            call(self);
             dynasm!(self.ops ; .arch x64 ; jmp ->revive);
         }
     }

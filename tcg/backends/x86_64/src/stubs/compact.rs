@@ -206,17 +206,7 @@ impl Emitter<'_> {
         dynasm!(self.ops ; .arch x64 ; .align 16 ; ->ask_to_warm:);
         self.save(self.b.caller_saved());
         dynasm!(self.ops ; .arch x64 ; push rax ; sub rsp, 8);
-        if self.b.has_vectors() {
-            self.test_alive();
-            dynasm!(self.ops ; .arch x64 ; jne >alive);
-        }
-        self.call_warm();
-        dynasm!(self.ops ; .arch x64 ; ret);
-        if self.b.has_vectors() {
-            dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
-            self.call_warm();
-            dynasm!(self.ops ; .arch x64 ; jmp ->revive);
-        }
+        self.beside_vectors(Self::call_warm);
     }
 
     fn call_warm(&mut self) {
