@@ -117,12 +117,13 @@ pub fn sysenter<H: Host + ?Sized>(h: &mut H) -> Result<()> {
 /// `#GP(0)`; `#UD` in AMD's long mode.
 pub fn sysexit<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
     let st = h.st();
-    if st.features.amd && st.long() {
-        return Err(Exception::UD);
-    }
     let selector = st.msrs.sysenter_cs as u16 & !3;
     if st.mode() == Mode::Real || selector == 0 || st.cpl != 0 {
         return Err(Exception::GP0);
+    }
+    // Found out behind the privilege, unlike SYSENTER's.
+    if st.features.amd && st.long() {
+        return Err(Exception::UD);
     }
     let (ip, sp) = (h.gpr(RDX), h.gpr(RCX));
     if wide && !(h.st().canonical(ip) && h.st().canonical(sp)) {
