@@ -45,7 +45,8 @@ fn cr4_has_the_bits_of_the_model() {
 /// Section 5.4.1: the pointers are loaded again when caching or what paging does changes, not otherwise.
 #[test]
 fn page_directory_pointers_are_loaded_by_cr0_and_cr4() {
-    let changes: [(&str, fn(&mut TestHost) -> Result<(), Exception>, bool); 7] = [
+    type Change = fn(&mut TestHost) -> Result<(), Exception>;
+    let changes: [(&str, Change, bool); 7] = [
         ("CD", |h| write_cr(h, 0, h.st.cr0 ^ CR0_CD), true),
         ("CD and NW", |h| write_cr(h, 0, h.st.cr0 ^ CR0_CD ^ CR0_NW), true),
         ("WP", |h| write_cr(h, 0, h.st.cr0 ^ CR0_WP), false),
