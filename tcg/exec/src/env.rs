@@ -209,7 +209,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
-                heat: [crate::runtime::heat(); HEATS],
+                heat: [crate::runtime::HEAT; HEATS],
             },
             guest,
             mmu: Mmu::new(!0)?,

@@ -135,7 +135,7 @@ impl Machine {
                 unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
                 heat: offset_of!(Env, heat) as i32,
-            heats: 1,
+                heats: 1,
                 ..EnvLayout::default()
             },
             context: ContextLayout::STANDARD,
