@@ -174,6 +174,8 @@ struct Inner {
     modes: PageMap<Vec<PageKey>>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
+    /// Their code offsets, side by side for who searches.
+    block_codes: Vec<u32>,
     /// For each stretch of code of [`STRETCH`] bytes the number of the first block that begins in it or after it.
     first_in: Vec<u32>,
     sites: Vec<LinkSite>,
@@ -370,6 +372,7 @@ impl CodeStore {
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
         let recipes = append(&mut inner.recipes, &info.recipes).0;
+        inner.block_codes.push(at as u32);
         inner.blocks.push(BlockRecord {
             code: at as u32,
             code_len: code.len() as u32,
@@ -679,7 +682,7 @@ impl Inner {
         // Behind the last block's beginning there is no entry.
         let from = self.first_in.get(stretch).map_or(self.blocks.len(), |n| *n as usize);
         let to = self.first_in.get(stretch + 1).map_or(self.blocks.len(), |n| *n as usize);
-        let after = from + self.blocks.get(from..to)?.partition_point(|b| b.code < offset);
+        let after = from + self.block_codes.get(from..to)?.partition_point(|code| *code < offset);
         let number = after.checked_sub(1)?;
         let block = &self.blocks[number];
         (offset <= block.code + block.code_len).then_some(number)
