@@ -543,6 +543,21 @@ impl CodeStore {
         }
     }
 
+    /// No code is taken to run often any more, until it is found running again.
+    pub fn cool(&self) {
+        if !self.optimise.learns() {
+            return;
+        }
+        let mut inner = self.lock();
+        let hot = inner
+            .hints
+            .iter_mut()
+            .filter_map(|(page, known)| std::mem::replace(&mut known.hints.hot, false).then_some(*page));
+        for page in hot.collect::<Vec<_>>() {
+            self.withdraw_and_outdate(&mut inner, page);
+        }
+    }
+
     /// The compact block around host address `ret` was found running. If that has been so before, it is made anew, with its
     /// checks in line. Whether it will be.
     pub fn warm(&self, ret: usize) -> bool {
