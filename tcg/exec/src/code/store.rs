@@ -889,6 +889,38 @@ mod tests {
     }
 
     #[test]
+    fn what_has_run_often_may_cool() {
+        let s = store();
+        let pages = [PageKey::new(0x7000, 3), PageKey::new(0x8000, 3)];
+        let is_hot = |page: PageKey| {
+            let mut hot = false;
+            let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+                *code = vec![0; 16];
+                hot = info.hints.hot;
+            };
+            let stamp = s.begin(page, &AtomicU8::new(0));
+            assert!(matches!(
+                s.publish((page, stamp), None, &block(0x100, 8), emit, &mut Default::default()),
+                Published::At(_)
+            ));
+            hot
+        };
+        let tables = pages.map(|page| s.table(page).unwrap());
+        assert!(!pages.map(is_hot).contains(&true));
+        s.sampled(tables[0]);
+        assert!(is_hot(pages[0]));
+        let stamp = s.begin(pages[0], &AtomicU8::new(0));
+        s.cool();
+        assert_eq!(s.find(tables[0], 0x100), None);
+        assert!(s.find(tables[1], 0x100).is_some(), "it was not hot");
+        let late = s.publish((pages[0], stamp), None, &block(0, 4), |_, _, _| (), &mut Default::default());
+        assert_eq!(late, Published::Stale, "a translation begun before");
+        assert!(!is_hot(pages[0]));
+        s.sampled(tables[0]);
+        assert!(is_hot(pages[0]), "found running again");
+    }
+
+    #[test]
     fn compact_blocks_found_running_are_made_anew_one_by_one() {
         let s = CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Tiered);
         let page = PageKey::new(0x7000, 3);
