@@ -238,6 +238,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
+        went_back: false,
         counting: false,
         boxed: 0,
         fp_alive: false,
@@ -323,6 +324,8 @@ struct Lower<'a> {
     homed: loops::Homed,
     start: PagePc,
     insn: Insn,
+    /// The block has gone on before its start.
+    went_back: bool,
     /// Instructions are counted.
     counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
@@ -405,6 +408,7 @@ impl Lower<'_> {
     #[inline]
     fn op(&mut self, op: &Op) {
         if let Op::Insn { pc, len } = *op {
+            self.went_back |= pc < self.start;
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
