@@ -382,6 +382,18 @@ fn superblocks_end_where_they_must() {
     // Many nops.
     let b = block(&[0x13; 60]);
     assert_eq!((b.insns, b.len), (48, 192));
+    // More in a loop, but not without end.
+    let loop_of = |n: usize| {
+        let back = (-4 * n as i32) as u32;
+        let bnez = (back >> 12 & 1) << 31
+            | (back >> 5 & 63) << 25
+            | 0x0005_1063
+            | (back >> 1 & 15) << 8
+            | (back >> 11 & 1) << 7;
+        block(&[vec![0x0015_0513; n], vec![bnez, END]].concat())
+    };
+    assert_eq!((loop_of(47).insns, loop_of(60).insns, loop_of(140).insns), (48, 61, 141));
+    assert_eq!(loop_of(300).insns, 48);
     // A branch on equal registers is none.
     assert_eq!(block(&[0x0000_0463, END]).ops.last(), Some(&Op::Jump { to: PagePc(0x108) }));
     assert_eq!(block(&[0x0000_1463, END]).insns, 2);

@@ -81,6 +81,7 @@ enum Cold {
     Rep(rep::Slow),
     Revive(unit::Revive),
     Division(wide::SlowDivision),
+    DivideByHost(alu::OtherDivisor),
     /// Leaves before a division that the host cannot do.
     CarefulDivision {
         from: Fixups,
@@ -825,6 +826,7 @@ impl Lower<'_> {
                     }
                 }
                 Cold::Division(slow) => self.slow_division(slow),
+                Cold::DivideByHost(other) => self.divide_by_other(other),
                 Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),

@@ -7,7 +7,7 @@
 //! An interpreter's operations end with a jump to the place that looks for the next one. A block that goes on there jumps through
 //! a register by itself, which the host foretells better than a jump that all of them share.
 
-use super::{CodeWindow, MAX_SIDE_EXITS, PAGE, fetch};
+use super::{CodeWindow, LONGEST_LOOP, MAX_SIDE_EXITS, PAGE, fetch};
 
 /// Instructions behind the branch's target to look at.
 const REACH: u32 = 16;
@@ -30,7 +30,13 @@ pub(super) fn follows<W: CodeWindow + ?Sized>(code: &W, start: u32, pc: u32, ins
     let Flow::Branch(by) = flow(insn, len) else { return None };
     let next = pc + u32::from(len);
     let to = pc.checked_add_signed(by).filter(|to| (next + 1..PAGE).contains(to) && !code.has_block(*to))?;
-    (leads_to(code, to, start, 0) && !leads_to(code, next, start, MAX_SIDE_EXITS - 1)).then_some(to)
+    let other_side = || leads_to(code, next, start, MAX_SIDE_EXITS - 1, REACH * MAX_SIDE_EXITS);
+    (leads_to(code, to, start, 0, REACH) && !other_side()).then_some(to)
+}
+
+/// Whether a block that begins at `start` and has got to `pc` is a loop that ends soon.
+pub(super) fn is_loop<W: CodeWindow + ?Sized>(code: &W, start: u32, pc: u32) -> bool {
+    leads_to(code, pc, start, 2, LONGEST_LOOP.into())
 }
 
 /// If the jump `insn` at `pc` leads to a jump through a register, but for a return, that is near: where.
@@ -63,9 +69,9 @@ fn jumps_by_register(insn: u32, len: u8) -> bool {
 }
 
 /// Whether code at `from`, past at most `exits` branches, jumps or branches to `head`.
-fn leads_to<W: CodeWindow + ?Sized>(code: &W, from: u32, head: u32, exits: u32) -> bool {
+fn leads_to<W: CodeWindow + ?Sized>(code: &W, from: u32, head: u32, exits: u32, reach: u32) -> bool {
     let (mut pc, mut passed) = (from, 0);
-    for _ in 0..REACH * (exits + 1) {
+    for _ in 0..reach {
         let Some((insn, len)) = fetch(code, pc).filter(|_| pc < PAGE) else { return false };
         let leads = |by: i32| pc.checked_add_signed(by) == Some(head);
         match flow(insn, len) {

@@ -33,6 +33,8 @@ use mimus_tcg_ir::{AluOp, Block, CallKind, Op, PagePc, Slot, Ty, UnOp, Val};
 
 /// Instructions in a block, if the configuration does not say otherwise.
 pub const DEFAULT_MAX_INSNS: u16 = 48;
+/// Instructions of a block that is a loop.
+const LONGEST_LOOP: u16 = 144;
 /// Side exits of a block.
 const MAX_SIDE_EXITS: u32 = 6;
 /// Bytes of a page.
@@ -57,6 +59,11 @@ impl TranslateConfig {
     /// The same guest, one instruction at a time.
     pub fn careful(self) -> TranslateConfig {
         TranslateConfig { careful: true, max_insns: 1, ..self }
+    }
+
+    /// Guest instructions in a block that is a loop, at most.
+    fn longest_loop(&self) -> u16 {
+        if self.max_insns < DEFAULT_MAX_INSNS { self.max_insns } else { LONGEST_LOOP }
     }
 
     /// The guest's extensions.
@@ -133,6 +140,7 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
             return Ok(());
         }
         let full = tr.block.insns >= cfg.max_insns || tr.exits >= MAX_SIDE_EXITS;
+        let full = full && !(tr.block.insns < cfg.longest_loop() && follow::is_loop(code, u32::from(start), pc));
         if pc >= PAGE || cfg.careful || full || code.has_block(pc) {
             break;
         }
