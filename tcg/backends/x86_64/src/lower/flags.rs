@@ -493,15 +493,16 @@ impl Lower<'_> {
             // A way out of the block saves them where it is taken.
             let saves = host && matches!(op, Op::BranchF { .. });
             let in_slot = !closes && !saves && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
-            let in_fault = may_fault(op) && recipe.is_none();
+            let checked = recipe.is_none() && self.is_checked_rmw(index, op);
+            let in_fault = may_fault(op) && recipe.is_none() && !checked;
             let in_division =
                 matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
             if in_slot || in_fault || in_division {
                 return latest;
             }
             if self.carried(op, after).intersects(pending) {
-                // A memory operation looks its address up first.
-                host &= !matches!(op, Op::Rmw { .. });
+                // A memory operation looks its address up first, mostly.
+                host &= checked || !matches!(op, Op::Rmw { .. });
                 match (host, recipe) {
                     (true, _) => {}
                     // What the slot has is looked at there, and brings no other flag to the host's.
