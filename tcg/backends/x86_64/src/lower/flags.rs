@@ -484,6 +484,7 @@ impl Lower<'_> {
         let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
+        let bare = recipe.is_none();
         let (mut recipe, mut host) = (recipe, true);
         let ops = self.ops.get(first..).unwrap_or_default();
         for (i, op) in ops.iter().enumerate() {
@@ -493,7 +494,8 @@ impl Lower<'_> {
             // A way out of the block saves them where it is taken.
             let saves = host && matches!(op, Op::BranchF { .. });
             let in_slot = !closes && !saves && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
-            let checked = recipe.is_none() && self.is_checked_rmw(index, op);
+            // With a recipe, an access before it may go on in the stretch's copy without having saved them.
+            let checked = bare && self.is_checked_rmw(index, op);
             let in_fault = may_fault(op) && recipe.is_none() && !checked;
             let in_division =
                 matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
