@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mimus_core::accel::{CpuIo, RemoteFence, VcpuExit, VcpuIndex};
 use mimus_core::memory::FlatView;
-use mimus_tcg_ir::backend::EnvLayout;
+use mimus_tcg_ir::backend::{DIVISORS, Divisor, EnvLayout};
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 
 use crate::access::RamWindow;
@@ -71,6 +71,7 @@ pub struct EnvHead {
     pub(crate) jumps: crate::jumps::Jumps,
     /// Accesses that compact code may make until it is asked where they are made.
     pub(crate) heat: i32,
+    pub(crate) divisors: [Divisor; DIVISORS],
 }
 
 /// See `EnvLayout::unit_buffer`.
@@ -207,6 +208,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
                 heat: crate::runtime::HEAT,
+                divisors: Default::default(),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -264,6 +266,7 @@ impl<F: GuestFrontend> Cpu<F> {
             jumps: at(offset_of!(EnvHead, jumps.places)),
             jumps_at: at(offset_of!(EnvHead, jumps.at)),
             heat: at(offset_of!(EnvHead, heat)),
+            divisors: at(offset_of!(EnvHead, divisors)),
         }
     }
 

@@ -243,6 +243,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             vector_dead: offset_of!(Env, vector_dead) as i32,
             guest: offset_of!(Env, hot) as i32,
             heat: offset_of!(Env, heat) as i32,
+            divisors: 0,
             unit_buffer: offset_of!(Env, buffer) as i32,
             ..EnvLayout::default()
         },

@@ -56,6 +56,7 @@ pub struct Env {
     pub unit_va: u64,
     pub unit_buffer: [u8; 96],
     pub heat: i32,
+    pub divisors: [Divisor; DIVISORS],
     pub guest: Guest,
     /// Blocks in the code memory, by address, to resolve return addresses.
     pub blocks: Vec<(u64, Emitted)>,
@@ -135,6 +136,7 @@ impl Machine {
                 unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
                 heat: offset_of!(Env, heat) as i32,
+                divisors: offset_of!(Env, divisors) as i32,
                 ..EnvLayout::default()
             },
             context: ContextLayout::STANDARD,
@@ -302,6 +304,7 @@ impl Guest {
             unit_va: 0,
             unit_buffer: [0; 96],
             heat: 3,
+            divisors: Default::default(),
             guest: self,
             blocks: Vec::new(),
             dispatch: 0,
