@@ -89,6 +89,8 @@ pub(crate) struct Mailbox {
     pub alternate: AtomicBool,
     /// Requests, and whether there are any.
     requests: Mutex<Vec<Request>>,
+    /// Times that it was found in generated code (see `sampling`).
+    pub samples: AtomicU32,
     pending: AtomicBool,
 }
 
@@ -110,6 +112,7 @@ impl Mailbox {
             in_guest: AtomicBool::new(false),
             alternate: AtomicBool::new(false),
             requests: Mutex::new(Vec::new()),
+            samples: AtomicU32::new(0),
             pending: AtomicBool::new(false),
         }
     }
@@ -160,6 +163,7 @@ pub struct Cpu<F: GuestFrontend> {
     /// The virtual clock when it was looked at last for the trace.
     pub(crate) last_time: u64,
     pub(crate) recent: crate::recent::Recent,
+    pub(crate) samples: crate::sampling::Samples,
     /// Generated code runs.
     pub(crate) in_generated: bool,
     /// A trap to take once generated code has been left: `head.pc` is its instruction's.
@@ -229,6 +233,7 @@ impl<F: GuestFrontend> Cpu<F> {
             tracing: None,
             last_time: 0,
             recent: Default::default(),
+            samples: Default::default(),
             in_generated: false,
             fault_later: None,
             stopped: None,

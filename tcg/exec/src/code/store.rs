@@ -543,6 +543,21 @@ impl CodeStore {
         }
     }
 
+    /// No code is taken to run often any more, until it is found running again.
+    pub fn cool(&self) {
+        if !self.optimise.learns() {
+            return;
+        }
+        let mut inner = self.lock();
+        let hot = inner
+            .hints
+            .iter_mut()
+            .filter_map(|(page, known)| std::mem::replace(&mut known.hints.hot, false).then_some(*page));
+        for page in hot.collect::<Vec<_>>() {
+            self.withdraw_and_outdate(&mut inner, page);
+        }
+    }
+
     /// The compact block around host address `ret` was found running. If that has been so before, it is made anew, with its
     /// checks in line. Whether it will be.
     pub fn warm(&self, ret: usize) -> bool {
@@ -871,6 +886,38 @@ mod tests {
         assert_eq!(&*emitted(0x100).1.scattered, &[0x104, 0x204]);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(!emitted(0x100).1.hot, "another program's");
+    }
+
+    #[test]
+    fn what_has_run_often_may_cool() {
+        let s = store();
+        let pages = [PageKey::new(0x7000, 3), PageKey::new(0x8000, 3)];
+        let is_hot = |page: PageKey| {
+            let mut hot = false;
+            let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+                *code = vec![0; 16];
+                hot = info.hints.hot;
+            };
+            let stamp = s.begin(page, &AtomicU8::new(0));
+            assert!(matches!(
+                s.publish((page, stamp), None, &block(0x100, 8), emit, &mut Default::default()),
+                Published::At(_)
+            ));
+            hot
+        };
+        let tables = pages.map(|page| s.table(page).unwrap());
+        assert!(!pages.map(is_hot).contains(&true));
+        s.sampled(tables[0]);
+        assert!(is_hot(pages[0]));
+        let stamp = s.begin(pages[0], &AtomicU8::new(0));
+        s.cool();
+        assert_eq!(s.find(tables[0], 0x100), None);
+        assert!(s.find(tables[1], 0x100).is_some(), "it was not hot");
+        let late = s.publish((pages[0], stamp), None, &block(0, 4), |_, _, _| (), &mut Default::default());
+        assert_eq!(late, Published::Stale, "a translation begun before");
+        assert!(!is_hot(pages[0]));
+        s.sampled(tables[0]);
+        assert!(is_hot(pages[0]), "found running again");
     }
 
     #[test]
