@@ -16,8 +16,10 @@ use crate::frontend::GuestFrontend;
 use crate::ranges::Verdict;
 use crate::translate::NoCode;
 
-/// Times that a compact block begins before it is made anew.
+/// Times that a compact block begins before it is asked about: then a kernel's, which serves all programs, is made anew.
 pub(crate) const HEAT: u16 = 64;
+/// Times more that a program's begins before it is. (Of compilers, say, a good part of the code runs some hundred times.)
+const PATIENCE: u16 = 448;
 
 impl<F: GuestFrontend> Cpu<F> {
     /// An access of compact code that the TLB does not serve: where the code may make it.
@@ -286,14 +288,15 @@ extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
     let machine = cpu.machine.clone();
-    let Some(block) = machine.store.warm(ret) else {
+    let patient = F::address_space(cpu).1 == F::PROGRAMS;
+    let Some(block) = machine.store.warm(ret, patient) else {
         debug_assert!(false, "no block around return address {ret:#x}");
         return ret;
     };
     if let Some(place) = cpu.head.heat.get_mut(block.number % HEATS) {
-        *place = HEAT;
+        *place = if block.due { HEAT } else { PATIENCE };
     }
-    if !machine.optimise.learns() {
+    if !block.due {
         return ret;
     }
     cpu.head.count_left = 0;

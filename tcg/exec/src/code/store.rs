@@ -109,6 +109,8 @@ struct BlockRecord {
     start: u16,
     live: bool,
     compact: bool,
+    /// It has begun often once before.
+    asked: bool,
     sites: (u32, u32),
     faults: (u32, u32),
     /// Number of the first of its recipes.
@@ -211,6 +213,8 @@ pub struct Warm {
     /// Where it begins.
     pub page: PageKey,
     pub start: u16,
+    /// It is to be made again.
+    pub due: bool,
 }
 
 /// The jump a link request came from.
@@ -380,6 +384,7 @@ impl CodeStore {
             start: block.start,
             live: true,
             compact: info.hints.compact,
+            asked: false,
             sites,
             faults,
             recipes,
@@ -570,19 +575,23 @@ impl CodeStore {
         }
     }
 
-    /// The block around host address `ret`. If it is compact, it is no longer when it is made again.
-    pub fn warm(&self, ret: usize) -> Option<Warm> {
+    /// The block around host address `ret`, which has begun often. If it is compact, it is no longer when it is made again; if
+    /// `patient`, only once it has been asked about before.
+    pub fn warm(&self, ret: usize, patient: bool) -> Option<Warm> {
         let mut guard = self.lock();
         let inner = &mut *guard;
         let number = inner.block_at(self.offset(ret)?)?;
-        let BlockRecord { page, start, live, .. } = inner.blocks[number];
+        let block = &mut inner.blocks[number];
+        let due = self.optimise.learns() && (!patient || block.asked);
+        block.asked = true;
+        let BlockRecord { page, start, live, .. } = *block;
         if live
-            && self.optimise.learns()
+            && due
             && let Some(page) = inner.pages.get_mut(&page).filter(|p| !p.warm.contains(&start))
         {
             page.warm.push(start);
         }
-        Some(Warm { number, page, start })
+        Some(Warm { number, page, start, due })
     }
 
     /// Has what leads to the compact block where block `number` begins lead to that, which is not published yet. Who is in the
@@ -955,7 +964,8 @@ mod tests {
         s.link(&site, one, page, |field, to| to.wrapping_sub(field + 4) as u32);
         let linked = |block: usize| s.mapping().patched(block + 12 - s.mapping().code_base());
         assert_eq!(linked(two), one.wrapping_sub(two + 16) as u32);
-        assert_eq!(s.warm(one + 8), Some(Warm { number: 0, page, start: 0x100 }));
+        assert_eq!(s.warm(one + 8, true), Some(Warm { number: 0, page, start: 0x100, due: false }));
+        assert_eq!(s.warm(one + 8, true), Some(Warm { number: 0, page, start: 0x100, due: true }));
         let table = s.table(page).unwrap();
         assert_eq!(s.find(table, 0x100), Some(one), "until there is another");
         let (anew, compact) = make(0x100);

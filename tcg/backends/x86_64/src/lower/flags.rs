@@ -514,6 +514,7 @@ impl Lower<'_> {
         let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
+        let bare = recipe.is_none();
         let (mut recipe, mut host) = (recipe, true);
         let ops = self.ops.get(first..).unwrap_or_default();
         for (i, op) in ops.iter().enumerate() {
@@ -524,7 +525,9 @@ impl Lower<'_> {
             // A way out of the block saves them where it is taken.
             let saves = host && matches!(op, Op::BranchF { .. });
             let in_slot = !closes && !saves && own.in_slot.intersects(pending);
-            let in_fault = own.faults && recipe.is_none();
+            // With a recipe, an access before it may go on in the stretch's copy without having saved them.
+            let checked = bare && self.is_checked_rmw(index, op);
+            let in_fault = own.faults && recipe.is_none() && !checked;
             let in_division =
                 matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
             if in_slot || in_fault || in_division {
@@ -532,8 +535,8 @@ impl Lower<'_> {
             }
             let carried = own.carried(after.any());
             if carried.intersects(pending) {
-                // A memory operation looks its address up first.
-                host &= !matches!(op, Op::Rmw { .. });
+                // A memory operation looks its address up first, mostly.
+                host &= checked || !matches!(op, Op::Rmw { .. });
                 match (host, recipe) {
                     (true, _) => {}
                     // What the slot has is looked at there, and brings no other flag to the host's.
