@@ -8,13 +8,12 @@ use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{Emitted, Optimise};
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
 
-use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
+use crate::access::{copy_code, copy_page};
 use crate::code::{PageKey, Published};
 use crate::debug::{NEVER, cut_block};
-use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
+use crate::env::{Cpu, KICK_FULL, KICK_SELF};
 use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, Starts, TranslateMode};
 use crate::trace;
-use mimus_core::memory::PAGE_CODE;
 
 const PAGE_MASK: u64 = 4095;
 /// Bytes of guest code that a block may have.
@@ -163,33 +162,6 @@ impl<F: GuestFrontend> Cpu<F> {
     fn later(&mut self, why: u32) -> NoCode {
         self.head.kick.fetch_or(why, Ordering::SeqCst);
         NoCode::Later
-    }
-
-    /// Marks a page as code, so that stores to it are noticed, and answers its stamp. `None`: not now.
-    fn claim(&mut self, key: PageKey, pa: u64, in_guest: bool) -> Option<u32> {
-        let machine = self.machine.clone();
-        let (_, flags) = self.code_page(pa)?;
-        let before = flags.load(Ordering::SeqCst);
-        if before & PAGE_CODE != 0 {
-            return Some(machine.store.begin(key, flags));
-        }
-        let peers = machine.peers();
-        if before & PAGE_STORE_CACHED == 0 {
-            return Some(machine.store.begin(key, flags));
-        }
-        // Some TLB may let stores through: every vCPU withdraws that before the page's bytes are read.
-        if in_guest && peers.len() > 1 {
-            return None;
-        }
-        let stamp = machine.store.begin(key, flags);
-        self.mmu.revoke_write(key.host());
-        for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
-            peer.post(Request::RevokeWrite(key.host()));
-        }
-        for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
-            peer.wait_outside();
-        }
-        Some(stamp)
     }
 
     /// A physical address of the page that the context has at `va`, for what is known of pages by it.

@@ -14,7 +14,7 @@ use mimus_tcg_ir::backend::ExitCode;
 use mimus_tcg_ir::interp::{Outcome, run};
 
 use crate::engine::Machine;
-use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, KICK_SELF, Mailbox, Peer, Request};
+use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, KICK_REQUEST, KICK_SELF, Mailbox, Peer, Request};
 use crate::frontend::{Access, GuestFrontend};
 use crate::translate::{Code, NoCode};
 
@@ -265,7 +265,7 @@ impl<F: GuestFrontend> Cpu<F> {
     fn sample(&mut self) {
         if !self.counting.on
             && self.head.exit_code == ExitCode::Kicked as u32
-            && self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF) == KICK_EVENT
+            && self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF | KICK_REQUEST) == KICK_EVENT
             && self.mmu.calm_since_sample()
             && F::address_space(self).1 == F::PROGRAMS
             && let Some(table) = self.mmu.context().code_table(self.head.pc)

@@ -16,6 +16,7 @@ use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
 use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
+use super::counts::Counts;
 use super::mapping::CodeMapping;
 use crate::frontend::Starts;
 
@@ -192,6 +193,7 @@ pub struct CodeStore {
     /// End of the stubs.
     first_block: usize,
     optimise: Optimise,
+    counts: Counts,
     inner: Mutex<Inner>,
 }
 
@@ -232,7 +234,7 @@ impl CodeStore {
     pub fn new(mapping: CodeMapping, stubs: usize, optimise: Optimise) -> CodeStore {
         let first_block = stubs.next_multiple_of(64);
         let inner = Inner { bump: first_block, ..Inner::default() };
-        CodeStore { mapping, first_block, optimise, inner: Mutex::new(inner) }
+        CodeStore { mapping, first_block, optimise, counts: Counts::default(), inner: Mutex::new(inner) }
     }
 
     /// The memory underneath.
@@ -250,12 +252,17 @@ impl CodeStore {
         self.lock().page_of_table.get(number).copied()
     }
 
-    /// Marks `page`, whose flags are `flags`, as holding code, and answers its stamp for
-    /// [`CodeStore::publish`]. To be called before the page's bytes are read.
-    pub fn begin(&self, page: PageKey, flags: &AtomicU8) -> u32 {
-        let mut inner = self.lock();
-        flags.fetch_or(PAGE_CODE, Ordering::SeqCst);
-        inner.pages.get_mut(&page).map_or(0, |p| p.stores)
+    /// Changes the flags of `page` from `before` to `after`, which says that it holds code, and answers its stamp for
+    /// [`CodeStore::publish`]. `None`: they were something else. To be called before the page's bytes are read.
+    pub fn begin(&self, page: PageKey, flags: &AtomicU8, before: u8, after: u8) -> Option<u32> {
+        let inner = self.lock();
+        flags.compare_exchange(before, after, Ordering::SeqCst, Ordering::SeqCst).ok()?;
+        Some(inner.pages.get(&page).map_or(0, |p| p.stores))
+    }
+
+    /// How often what had to be made again.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Whether a block at `start` of `page` would be made compact. If so, `starts` gets where in the page blocks begin.
@@ -328,6 +335,11 @@ impl CodeStore {
         let Some(p) = fresh(page, stamp) else { return Published::Stale };
         if next_page.is_some_and(|(key, stamp)| fresh(key, stamp).is_none()) {
             return Published::Stale;
+        }
+        if let Some(host) = self.find(p.table, block.start.into()) {
+            // Another vCPU was quicker.
+            Counts::add(&self.counts.twice, 1);
+            return Published::At(host);
         }
         let at = inner.bump.next_multiple_of(16);
         let (code, info) = buffers;
@@ -499,7 +511,7 @@ impl CodeStore {
             // Copied: the list is in `inner`.
             let keys = keys.to_vec();
             for key in keys {
-                self.withdraw(inner, key);
+                Counts::add(&self.counts.overwritten, self.withdraw(inner, key));
                 // What is there now is another program's.
                 inner.hints.remove(&key);
                 if let Some(p) = inner.pages.get_mut(&key) {
@@ -539,7 +551,7 @@ impl CodeStore {
         let Some(page) = self.page_of(table) else { return };
         let mut inner = self.lock();
         if inner.hints.entry(page).or_default().is_due() {
-            self.withdraw_and_outdate(&mut inner, page);
+            Counts::add(&self.counts.renewed, self.withdraw_and_outdate(&mut inner, page));
         }
     }
 
@@ -609,14 +621,16 @@ impl CodeStore {
         }
     }
 
-    fn withdraw_and_outdate(&self, inner: &mut Inner, page: PageKey) {
+    fn withdraw_and_outdate(&self, inner: &mut Inner, page: PageKey) -> usize {
         if let Some(p) = inner.pages.get_mut(&page) {
             p.stores = p.stores.wrapping_add(1);
         }
-        self.withdraw(inner, page);
+        self.withdraw(inner, page)
     }
 
-    fn withdraw(&self, inner: &mut Inner, page: PageKey) {
+    /// Withdraws the page's blocks, and those that reach into it; how many there were.
+    fn withdraw(&self, inner: &mut Inner, page: PageKey) -> usize {
+        let mut count = 0;
         let mut pages = vec![page];
         while let Some(key) = pages.pop() {
             let Some(p) = inner.pages.get_mut(&key) else { continue };
@@ -628,6 +642,7 @@ impl CodeStore {
             p.granules = 0;
             p.next_table = 0;
             pages.append(&mut p.crossed_from);
+            count += blocks.len();
             for number in blocks {
                 let block = &mut inner.blocks[number as usize];
                 block.live = false;
@@ -637,6 +652,7 @@ impl CodeStore {
                 self.unlink(point);
             }
         }
+        count
     }
 
     /// Forgets everything. No vCPU is in generated code, and each drops its contexts before it is again.
@@ -709,9 +725,14 @@ mod tests {
         Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
     }
 
+    fn begin(s: &CodeStore, page: PageKey, flags: &AtomicU8) -> u32 {
+        let before = flags.load(Ordering::SeqCst);
+        s.begin(page, flags, before, before | PAGE_CODE).unwrap()
+    }
+
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
         s.table(page).unwrap();
-        let stamp = s.begin(page, &AtomicU8::new(0));
+        let stamp = begin(s, page, &AtomicU8::new(0));
         let emit = |_at: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0xcc; 32];
         match s.publish((page, stamp), None, b, emit, &mut Default::default()) {
             Published::At(at) => at,
@@ -733,7 +754,7 @@ mod tests {
         let s = store();
         let page = PageKey::new(0x7000, 0);
         s.table(page).unwrap();
-        let stamp = s.begin(page, &AtomicU8::new(0));
+        let stamp = begin(&s, page, &AtomicU8::new(0));
         let lengths = [32, 9000, 16, 4096, 5000, 64];
         let starts: Vec<usize> = (0..6u16)
             .map(|i| {
@@ -781,7 +802,7 @@ mod tests {
         let tables = modes.map(|page| s.table(page).unwrap());
         assert_eq!(s.page_of(tables[1]), Some(modes[1]));
         assert_eq!(s.find(tables[1], 0x100), None, "each mode has a table of its own");
-        let stamp = s.begin(modes[2], &AtomicU8::new(0));
+        let stamp = begin(&s, modes[2], &AtomicU8::new(0));
         let flags = AtomicU8::new(PAGE_CODE);
         s.store_to_code(0x7000, 0x200, 1, &flags);
         assert_eq!((s.find(tables[0], 0x100), s.find(tables[1], 0x200)), (None, None));
@@ -812,7 +833,7 @@ mod tests {
         let page = PageKey::new(0x7000, 0);
         let flags = AtomicU8::new(0);
         s.table(page).unwrap();
-        let stamp = s.begin(page, &flags);
+        let stamp = begin(&s, page, &flags);
         s.store_to_code(0x7000, 0x800, 8, &flags);
         let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 16];
         let result = s.publish((page, stamp), None, &block(0, 4), emit, &mut Default::default());
@@ -832,7 +853,7 @@ mod tests {
                 info.faults = vec![FaultEntry { host: 8, pc, len: 4, left: 0, stored, recipe: u16::MAX }];
                 told = info.hints.clone();
             };
-            let stamp = s.begin(page, &AtomicU8::new(0));
+            let stamp = begin(&s, page, &AtomicU8::new(0));
             let Published::At(at) = s.publish((page, stamp), None, &block(offset, 8), emit, &mut Default::default())
             else {
                 panic!("there is room")
@@ -886,7 +907,7 @@ mod tests {
                     vec![LinkSite { patch: 12, unlinked: 32, return_offset: 40, guard: u32::MAX, to: PagePc(0x100) }];
             };
             s.table(page).unwrap();
-            let stamp = s.begin(page, &AtomicU8::new(0));
+            let stamp = begin(&s, page, &AtomicU8::new(0));
             match s.publish((page, stamp), None, &block(start, 4), emit, &mut Default::default()) {
                 Published::At(at) => (at, told.compact),
                 other => panic!("{other:?}"),
