@@ -33,6 +33,9 @@ pub(crate) const KICK_SELF: u32 = 16;
 /// A request is in the mailbox.
 pub(crate) const KICK_REQUEST: u32 = 32;
 
+/// Places in which compact blocks count how often they begin: as many as are in use at a time, if they can be.
+pub(crate) const HEATS: usize = 1 << 14;
+
 /// The part of the environment that is the same for every guest.
 #[repr(C)]
 pub struct EnvHead {
@@ -71,8 +74,8 @@ pub struct EnvHead {
     pub(crate) unit_buffer: UnitBuffer,
     /// See `jumps`.
     pub(crate) jumps: crate::jumps::Jumps,
-    /// Accesses that compact code may make until it is asked where they are made.
-    pub(crate) heat: i32,
+    /// How often compact blocks may still begin until one is asked about.
+    pub(crate) heat: [u16; HEATS],
 }
 
 /// See `EnvLayout::unit_buffer`.
@@ -208,7 +211,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
-                heat: crate::runtime::HEAT,
+                heat: [crate::runtime::heat(); HEATS],
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -266,6 +269,7 @@ impl<F: GuestFrontend> Cpu<F> {
             jumps: at(offset_of!(EnvHead, jumps.places)),
             jumps_at: at(offset_of!(EnvHead, jumps.at)),
             heat: at(offset_of!(EnvHead, heat)),
+            heats: HEATS as u32,
         }
     }
 

@@ -271,6 +271,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         page: None,
         in_cold: false,
     };
+    l.count_beginnings();
     match entry_guard {
         Some(guard) => l.entry_guard(guard),
         None => l.find_head(),
