@@ -299,20 +299,17 @@ impl Context {
         if self.fills.is_empty() {
             return;
         }
-        let (mut left, mut any) = (pages, false);
+        let mut left = pages;
         while left != 0 {
-            any |= self.revoke_page(host + u64::from(left.trailing_zeros()) * PAGE);
+            self.revoke_page(host + u64::from(left.trailing_zeros()) * PAGE);
             left &= left - 1;
         }
-        if any {
-            self.drop_writable_ranges(host, (64 - u64::from(pages.leading_zeros())) * PAGE);
-        }
+        // Also where another page has taken an index over.
+        self.drop_writable_ranges(host, (64 - u64::from(pages.leading_zeros())) * PAGE);
     }
 
-    /// The same of one page; whether any had it.
-    fn revoke_page(&mut self, host: u64) -> bool {
+    fn revoke_page(&mut self, host: u64) {
         const L: ContextLayout = ContextLayout::STANDARD;
-        let mut any = false;
         let mut number = self.lists[usize::from(hash_of(host))];
         while let Some(&fill) = (number as usize).checked_sub(1).and_then(|i| self.fills.get(i)) {
             number = fill.next;
@@ -320,10 +317,8 @@ impl Context {
             let tag = self.get(L.write_tag, index);
             if tag != INVALID && tag.wrapping_add(self.get(L.addend, index)) == host {
                 self.set(L.write_tag, index, INVALID);
-                any = true;
             }
         }
-        any
     }
 
     /// What is entered, by address.

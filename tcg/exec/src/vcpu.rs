@@ -247,8 +247,8 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         cpu.head.exit_code = ExitCode::Kicked as u32;
     }
     mailbox.in_guest.store(false, Ordering::SeqCst);
-    drop(gate);
     cpu.sample();
+    drop(gate);
     if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
         cpu.refresh_crossing(cpu.head.pc);
         cpu.careful_or_break();
@@ -269,8 +269,11 @@ impl<F: GuestFrontend> Cpu<F> {
             && self.mmu.calm_since_sample()
             && F::address_space(self).1 == F::PROGRAMS
             && let Some(table) = self.mmu.context().code_table(self.head.pc)
+            && self.machine.store.sampled(table, (self.head.pc & 4095) as u16)
+            && let Some(page) = self.machine.store.page_of(table)
         {
-            self.machine.store.sampled(table);
+            // If it cannot be now, it is when the block has begun often.
+            let _made = self.make_anew(self.head.pc, page);
         }
     }
 }

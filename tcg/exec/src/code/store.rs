@@ -17,11 +17,14 @@ use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
 use super::counts::Counts;
-use super::mapping::CodeMapping;
+use super::mapping::{CodeMapping, HUGE};
 use crate::frontend::Starts;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
+
+/// Bytes of a huge page that have been written when it is made one.
+const HUGE_FROM: usize = 128 << 10;
 
 /// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
 const STRETCH: u32 = 12;
@@ -78,10 +81,12 @@ struct Page {
     granules: u64,
     /// Linked jumps from other pages into this one.
     incoming: Vec<PatchPoint>,
-    /// Linked jumps within the page to compact blocks.
+    /// Linked jumps within the page, if its blocks are made anew one by one.
     inner_links: Vec<PatchPoint>,
     /// Where blocks begin that are not to be compact.
     warm: Vec<u16>,
+    /// Where blocks begin that were found running, one by one: they are hot.
+    hot: Vec<u16>,
     /// Pages with a block whose last instruction reaches into this one.
     crossed_from: Vec<PageKey>,
     /// Counts stores to the page while it was marked as code: a translation begun before one is stale.
@@ -110,6 +115,7 @@ struct BlockRecord {
     start: u16,
     live: bool,
     compact: bool,
+    hot: bool,
     sites: (u32, u32),
     faults: (u32, u32),
     /// Number of the first of its recipes.
@@ -274,7 +280,7 @@ impl CodeStore {
     pub fn is_made_compact(&self, page: PageKey, start: u16, starts: &mut Starts) -> bool {
         let inner = self.lock();
         let p = inner.pages.get(&page);
-        let compact = !inner.hints.contains_key(&page) && self.makes_compact(p, start);
+        let compact = self.makes_compact(p, start);
         if compact {
             match p.and_then(|p| p.starts.as_array()) {
                 Some(there) => *starts = *there,
@@ -284,7 +290,7 @@ impl CodeStore {
         compact
     }
 
-    /// The same for a page of which nothing has been found out.
+    /// The same for a page that is known.
     fn makes_compact(&self, page: Option<&Page>, start: u16) -> bool {
         match self.optimise {
             Optimise::Compact => true,
@@ -341,20 +347,21 @@ impl CodeStore {
         if next_page.is_some_and(|(key, stamp)| fresh(key, stamp).is_none()) {
             return Published::Stale;
         }
-        if let Some(host) = self.find(p.table, block.start.into()) {
+        let (code, info) = buffers;
+        let compact = self.makes_compact(Some(p), block.start);
+        match inner.hints.get(&page) {
+            Some(known) if !compact => info.hints.clone_from(&known.hints),
+            _ => info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() },
+        }
+        info.hints.hot |= p.hot.contains(&block.start);
+        if let Some(there) = inner.block_of(&self.mapping, p, block.start)
+            && (there.compact, there.hot) == (compact, info.hints.hot)
+        {
             // Another vCPU was quicker.
             Counts::add(&self.counts.twice, 1);
-            return Published::At(host);
+            return Published::At(self.mapping.code_base() + there.code as usize);
         }
         let at = inner.bump.next_multiple_of(16);
-        let (code, info) = buffers;
-        match inner.hints.get(&page) {
-            Some(known) => info.hints.clone_from(&known.hints),
-            None => {
-                let compact = self.makes_compact(Some(p), block.start);
-                info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
-            }
-        }
         info.table = p.table;
         let number = inner.blocks.len() as u32;
         info.number = number;
@@ -389,6 +396,7 @@ impl CodeStore {
             start: block.start,
             live: true,
             compact: info.hints.compact,
+            hot: info.hints.hot,
             sites,
             faults,
             recipes,
@@ -414,11 +422,17 @@ impl CodeStore {
         if next_table != 0 {
             p.next_table = next_table;
         }
-        if !info.hints.compact && p.warm.contains(&block.start) {
+        if self.optimise == Optimise::Tiered {
             self.replace(inner, page, number);
         }
         let Some(p) = inner.pages.get(&page) else { return Published::Stale };
         self.mapping.set_entry(p.table, start, at as u32);
+        let (before, now) = ((at.saturating_sub(HUGE_FROM)) / HUGE, (inner.bump.saturating_sub(HUGE_FROM)) / HUGE);
+        let begins = inner.bump >= HUGE_FROM && (before != now || at < HUGE_FROM);
+        drop(guard);
+        if begins {
+            self.mapping.use_huge_page(now * HUGE);
+        }
         Published::At(self.mapping.code_base() + at)
     }
 
@@ -446,8 +460,7 @@ impl CodeStore {
         let field = self.mapping.code_base() + patch as usize;
         // An address in the block, not the end of the one before it.
         let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
-        let BlockRecord { compact, live, .. } = inner.blocks[to];
-        if !live {
+        if !inner.blocks[to].live {
             // Withdrawn since it was found.
             return;
         }
@@ -455,7 +468,8 @@ impl CodeStore {
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
             let point = PatchPoint { patch, unlinked: base + from.site.unlinked, guard: u32::MAX, to };
-            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| compact) {
+            let replaced = self.optimise == Optimise::Tiered;
+            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| replaced) {
                 page.inner_links.push(point);
             }
             return;
@@ -525,6 +539,7 @@ impl CodeStore {
                 inner.hints.remove(&key);
                 if let Some(p) = inner.pages.get_mut(&key) {
                     p.warm.clear();
+                    p.hot.clear();
                 }
             }
             code = 0;
@@ -552,15 +567,70 @@ impl CodeStore {
         self.withdraw_and_outdate(&mut self.lock(), page);
     }
 
-    /// A vCPU was seen in code of the page with this entry table: from now on it is made for running often.
-    pub fn sampled(&self, table: u32) {
+    /// A vCPU was seen in code of the page with this entry table, about to go on at `offset`: from now on it is made for running
+    /// often. Whether the block there is to be made anew by itself.
+    pub fn sampled(&self, table: u32, offset: u16) -> bool {
         if !self.optimise.learns() {
-            return;
+            return false;
         }
-        let Some(page) = self.page_of(table) else { return };
-        let mut inner = self.lock();
+        let Some(page) = self.page_of(table) else { return false };
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if self.optimise == Optimise::Tiered {
+            return self.sampled_block(inner, page, offset);
+        }
         if inner.hints.entry(page).or_default().is_due() {
-            Counts::add(&self.counts.renewed, self.withdraw_and_outdate(&mut inner, page));
+            Counts::add(&self.counts.renewed, self.withdraw_and_outdate(inner, page));
+        }
+        false
+    }
+
+    /// The same where blocks are made anew one by one: a page's first sample says something of the block alone, the next of all
+    /// that have begun often.
+    fn sampled_block(&self, inner: &mut Inner, page: PageKey, start: u16) -> bool {
+        let Some(p) = inner.pages.get_mut(&page) else { return false };
+        let first = p.hot.is_empty();
+        let is_new = !p.hot.contains(&start) && self.mapping.entry(p.table, start.into()) != 0;
+        if is_new {
+            p.hot.push(start);
+            if !p.warm.contains(&start) {
+                p.warm.push(start);
+            }
+            Counts::add(&self.counts.renewed, 1);
+        }
+        if first {
+            return is_new;
+        }
+        let known = inner.hints.entry(page).or_default();
+        let was_hot = known.hints.hot;
+        if known.is_due() {
+            let numbers: Vec<u32> = inner.pages.get(&page).map_or_else(Vec::new, |p| p.blocks.clone());
+            for number in numbers {
+                let block = &inner.blocks[number as usize];
+                // At first what was not hot yet, then what is made of what has been found out since.
+                if block.live && !block.compact && block.hot == was_hot {
+                    self.retire(inner, page, number);
+                    Counts::add(&self.counts.renewed, 1);
+                }
+            }
+        }
+        is_new
+    }
+
+    /// Withdraws one block.
+    fn retire(&self, inner: &mut Inner, page: PageKey, number: u32) {
+        let block = &mut inner.blocks[number as usize];
+        block.live = false;
+        let Some(p) = inner.pages.get_mut(&page) else { return };
+        self.mapping.set_entry(p.table, u32::from(block.start), 0);
+        for links in [&mut p.incoming, &mut p.inner_links] {
+            links.retain(|point| {
+                let leads_on = point.to != number;
+                if !leads_on {
+                    self.unlink(*point);
+                }
+                leads_on
+            });
         }
     }
 
@@ -592,7 +662,6 @@ impl CodeStore {
             self.mapping.patch(point.patch as usize, code.wrapping_sub(point.patch.wrapping_add(4)));
             point.to = number;
         }
-        p.inner_links.retain(|point| point.to != number);
     }
 
     /// Undoes a link.
@@ -689,6 +758,13 @@ impl CodeStore {
 }
 
 impl Inner {
+    /// The block at an offset of a page.
+    fn block_of(&self, mapping: &CodeMapping, page: &Page, start: u16) -> Option<&BlockRecord> {
+        let code = mapping.entry(page.table, start.into());
+        let number = (code != 0).then(|| self.block_at(code + 1)).flatten()?;
+        self.blocks.get(number)
+    }
+
     /// The block whose code contains `offset` (or ends there: a return address may be its end).
     fn block_at(&self, offset: u32) -> Option<usize> {
         let stretch = (offset >> STRETCH) as usize;
@@ -869,32 +945,32 @@ mod tests {
         };
         let table = s.table(page).unwrap();
         assert!(!emitted(0x100).1.hot);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         let (at, told) = emitted(0x100);
         assert!(told.hot && told.scattered.is_empty());
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), Some(at), "it is known already");
         s.scattered(at + 8, true);
         assert_eq!(s.find(table, 0x100), Some(at), "more may be found out");
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         let (again, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[][..]));
         s.scattered(at + 8, false);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), Some(again), "by a vCPU that is still in the old code");
         s.scattered(again + 8, false);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         let (third, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
         emitted(0x200);
         let other = s.find(table, 0x200).unwrap();
         s.scattered(other + 8, false);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), Some(third), "not again each time");
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         assert_eq!(&*emitted(0x100).1.scattered, &[0x104, 0x204]);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
