@@ -10,20 +10,18 @@ use kvm_ioctls::VmFd;
 use mimus_core::accel::{AccelError, CoalescedIo, CpuIo, VcpuIndex};
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// The collected writes of a VM.
 pub struct Coalescer {
     vm: Arc<VmFd>,
     ring: OnceLock<CoalescedRing>,
-    /// Whoever makes writes: they stay in order.
-    order: Mutex<()>,
 }
 
 impl Coalescer {
     /// No ranges yet.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, ring: OnceLock::new(), order: Mutex::default() }
+        Self { vm, ring: OnceLock::new() }
     }
 
     /// Maps the ring through the first vCPU.
@@ -35,13 +33,11 @@ impl Coalescer {
         Ok(())
     }
 
-    /// Makes the collected writes, as vCPU `vcpu` (which of them made them is not known).
+    /// Makes the collected writes, as vCPU `vcpu` (which of them made them is not known). None of those collected before
+    /// is still to be made after it, even if another thread is at it.
     pub fn make_writes(&self, io: &dyn CpuIo, vcpu: VcpuIndex) {
         let Some(ring) = self.ring.get().filter(|r| !r.is_empty()) else { return };
-        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(write) = ring.pop() {
-            make(io, vcpu, &write);
-        }
+        ring.drain(|write| make(io, vcpu, write));
     }
 
     fn set(&self, on: bool, pio: bool, addr: GuestPhys, len: u32) -> Result<(), AccelError> {

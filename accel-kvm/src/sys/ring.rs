@@ -29,7 +29,7 @@ pub struct CoalescedWrite {
 /// The ring of coalesced writes.
 pub struct CoalescedRing {
     map: MmapRaw,
-    /// One reader at a time.
+    /// One reader at a time: writes stay in order.
     reader: Mutex<()>,
 }
 
@@ -49,27 +49,30 @@ impl CoalescedRing {
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().cast::<u32>().add(which)) }
     }
 
-    /// True if nothing was collected by now.
+    /// True if nothing was collected by now that has not been made.
     pub fn is_empty(&self) -> bool {
-        self.index(0).load(Ordering::Relaxed) == self.index(1).load(Ordering::Acquire)
+        self.index(0).load(Ordering::Acquire) == self.index(1).load(Ordering::Acquire)
     }
 
-    /// Takes the oldest write.
-    pub fn pop(&self) -> Option<CoalescedWrite> {
+    /// Has all collected writes made, the oldest first. One leaves the ring when it is made: whoever finds the ring empty
+    /// comes after all of them.
+    pub fn drain(&self, mut make: impl FnMut(&CoalescedWrite)) {
         let _one = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = self.index(0).load(Ordering::Relaxed) % RING_ENTRIES;
-        if first == self.index(1).load(Ordering::Acquire) % RING_ENTRIES {
-            return None;
+        loop {
+            let first = self.index(0).load(Ordering::Relaxed) % RING_ENTRIES;
+            if first == self.index(1).load(Ordering::Acquire) % RING_ENTRIES {
+                return;
+            }
+            let at = RING_HEADER + first as usize * size_of::<kvm_coalesced_mmio>();
+            // SAFETY: `first` is below the number of entries that fit the page. The kernel does not write an
+            // entry again before `first` has passed it.
+            let (entry, pio) = unsafe {
+                let entry = self.map.as_mut_ptr().add(at).cast::<kvm_coalesced_mmio>().read();
+                (entry, entry.__bindgen_anon_1.pio != 0)
+            };
+            make(&CoalescedWrite { pio, addr: entry.phys_addr, len: entry.len.min(8), data: entry.data });
+            self.index(0).store((first + 1) % RING_ENTRIES, Ordering::Release);
         }
-        let at = RING_HEADER + first as usize * size_of::<kvm_coalesced_mmio>();
-        // SAFETY: `first` is below the number of entries that fit the page. The kernel does not write an
-        // entry again before `first` has passed it.
-        let (entry, pio) = unsafe {
-            let entry = self.map.as_mut_ptr().add(at).cast::<kvm_coalesced_mmio>().read();
-            (entry, entry.__bindgen_anon_1.pio != 0)
-        };
-        self.index(0).store((first + 1) % RING_ENTRIES, Ordering::Release);
-        Some(CoalescedWrite { pio, addr: entry.phys_addr, len: entry.len.min(8), data: entry.data })
     }
 }
 

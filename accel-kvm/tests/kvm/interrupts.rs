@@ -10,6 +10,7 @@ use mimus_core::irq::IrqLine;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 type Result = std::result::Result<(), iced_x86::IcedError>;
@@ -330,6 +331,62 @@ fn collected_writes_keep_their_order() {
     collected.remove(false, GuestPhys(HOLE), 0x100).expect("removed");
     collected.flush(&*g.bus);
     assert_eq!(g.bus.take(), []);
+}
+
+/// An index port that is collected and a data port that is not: the index is there when the data are asked for, whoever
+/// makes collected writes meanwhile.
+#[test]
+fn collected_writes_are_made_before_what_follows() {
+    let name = "collected_writes_are_made_before_what_follows";
+    let Some(mut g) = Setup::default().build(name) else { return };
+    g.long(0);
+    let vm = g.vm.clone();
+    let collected = vm.coalesced_io().expect("collected writes");
+    collected.add(true, GuestPhys(0x70), 1).expect("added");
+    let index = AtomicU64::new(0);
+    g.bus.set_handler(move |_, seen| match *seen {
+        Seen::Out(0x70, _, value) => {
+            // Time for the guest to overtake it.
+            std::thread::sleep(Duration::from_millis(1));
+            index.store(value, Ordering::SeqCst);
+            None
+        }
+        Seen::In(0x71, _) => Some(index.load(Ordering::SeqCst)),
+        _ => None,
+    });
+    g.code(CODE, 64, |a| {
+        let [mut again, mut wait, mut right] = std::array::from_fn(|_| a.create_label());
+        a.mov(ecx, 200)?;
+        a.set_label(&mut again)?;
+        a.mov(eax, ecx)?;
+        a.out(0x70, al)?;
+        // Longer from round to round, so that the other thread is in the middle of it in some.
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.dec(eax)?;
+        a.jnz(wait)?;
+        a.in_(al, 0x71)?;
+        a.cmp(al, cl)?;
+        a.je(right)?;
+        a.inc(dword_ptr(DATA))?;
+        a.set_label(&mut right)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    let (bus, done) = (g.bus.clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                collected.flush(&*bus);
+                std::thread::yield_now();
+            }
+        });
+        let exit = g.run(0);
+        done.store(true, Ordering::SeqCst);
+        assert!(matches!(exit, VcpuExit::Halted), "{exit:?}");
+    });
+    assert_eq!(g.load(DATA), 0, "indices that were not there yet");
 }
 
 #[test]

@@ -385,8 +385,10 @@ impl<F: GuestFrontend> Cpu<F> {
             F::translate(&self.guest, window, start, TranslateMode::Careful, block);
             end = self.machine.cuts.first_from(key, start.saturating_add(block.len));
         }
-        F::translate(&self.guest, window.until(end), start, TranslateMode::Block, block);
-        if self.machine.cuts.first_from(key, 0).is_some() {
+        let cut = self.machine.cuts.first_from(key, 0).is_some();
+        let window = window.until(end).and_elsewhere(!cut && !self.machine.instrumentation().is_on());
+        F::translate(&self.guest, window, start, TranslateMode::Block, block);
+        if cut {
             // Somebody will look.
             block.keep_all_flags();
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mimus_core::accel::{CpuIo, RemoteFence, VcpuExit, VcpuIndex};
 use mimus_core::memory::FlatView;
-use mimus_tcg_ir::backend::EnvLayout;
+use mimus_tcg_ir::backend::{DIVISORS, Divisor, EnvLayout};
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 
 use crate::access::RamWindow;
@@ -76,6 +76,7 @@ pub struct EnvHead {
     pub(crate) jumps: crate::jumps::Jumps,
     /// How often compact blocks may still begin until one is asked about.
     pub(crate) heat: [u16; HEATS],
+    pub(crate) divisors: [Divisor; DIVISORS],
 }
 
 /// See `EnvLayout::unit_buffer`.
@@ -93,6 +94,8 @@ pub(crate) struct Mailbox {
     pub alternate: AtomicBool,
     /// Requests, and whether there are any.
     requests: Mutex<Vec<Request>>,
+    /// Times that it was found in generated code (see `sampling`).
+    pub samples: AtomicU32,
     pending: AtomicBool,
 }
 
@@ -114,6 +117,7 @@ impl Mailbox {
             in_guest: AtomicBool::new(false),
             alternate: AtomicBool::new(false),
             requests: Mutex::new(Vec::new()),
+            samples: AtomicU32::new(0),
             pending: AtomicBool::new(false),
         }
     }
@@ -164,6 +168,7 @@ pub struct Cpu<F: GuestFrontend> {
     /// The virtual clock when it was looked at last for the trace.
     pub(crate) last_time: u64,
     pub(crate) recent: crate::recent::Recent,
+    pub(crate) samples: crate::sampling::Samples,
     /// Generated code runs.
     pub(crate) in_generated: bool,
     /// A trap to take once generated code has been left: `head.pc` is its instruction's.
@@ -211,7 +216,8 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
-                heat: [crate::runtime::heat(); HEATS],
+                heat: [crate::runtime::HEAT; HEATS],
+                divisors: Default::default(),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -232,6 +238,7 @@ impl<F: GuestFrontend> Cpu<F> {
             tracing: None,
             last_time: 0,
             recent: Default::default(),
+            samples: Default::default(),
             in_generated: false,
             fault_later: None,
             stopped: None,
@@ -270,6 +277,7 @@ impl<F: GuestFrontend> Cpu<F> {
             jumps_at: at(offset_of!(EnvHead, jumps.at)),
             heat: at(offset_of!(EnvHead, heat)),
             heats: HEATS as u32,
+            divisors: at(offset_of!(EnvHead, divisors)),
         }
     }
 

@@ -76,6 +76,7 @@ pub struct CodeWindow<'a> {
     mode: u16,
     /// Where blocks begin that this one is not to run into.
     starts: Option<&'a Starts>,
+    elsewhere: bool,
 }
 
 /// A bit for each offset in a page.
@@ -87,7 +88,7 @@ pub type CodePage = [u8; 4096];
 impl<'a> CodeWindow<'a> {
     /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
     pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
-        CodeWindow { page, next, copied: (0, 4096), end: u32::MAX, mode: 0, starts: None }
+        CodeWindow { page, next, copied: (0, 4096), end: u32::MAX, mode: 0, starts: None, elsewhere: false }
     }
 
     /// The same window, of whose page only the bytes from offset `from` to before `to` are there.
@@ -119,6 +120,16 @@ impl<'a> CodeWindow<'a> {
     pub fn has_block(&self, offset: u32) -> bool {
         let word = self.starts.and_then(|starts| starts.get(offset as usize / 64));
         word.is_some_and(|word| word >> (offset % 64) & 1 != 0)
+    }
+
+    /// The same window, whose block may go on anywhere in the page after a jump.
+    pub(crate) fn and_elsewhere(self, elsewhere: bool) -> CodeWindow<'a> {
+        CodeWindow { elsewhere, ..self }
+    }
+
+    /// Whether a block may do so: not if it has to end somewhere, or if stretches of instructions are counted.
+    pub fn goes_on_elsewhere(&self) -> bool {
+        self.elsewhere
     }
 
     /// The code mode to translate for.

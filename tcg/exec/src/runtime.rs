@@ -17,10 +17,7 @@ use crate::ranges::Verdict;
 use crate::translate::NoCode;
 
 /// Times that a compact block begins before it is made anew.
-pub(crate) fn heat() -> u16 {
-    static H: std::sync::OnceLock<u16> = std::sync::OnceLock::new();
-    *H.get_or_init(|| std::env::var("MIMUS_HEAT").ok().and_then(|s| s.parse().ok()).unwrap_or(256))
-}
+pub(crate) const HEAT: u16 = 64;
 
 impl<F: GuestFrontend> Cpu<F> {
     /// An access of compact code that the TLB does not serve: where the code may make it.
@@ -294,7 +291,7 @@ extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
         return ret;
     };
     if let Some(place) = cpu.head.heat.get_mut(block.number % HEATS) {
-        *place = heat();
+        *place = HEAT;
     }
     if !machine.optimise.learns() {
         return ret;

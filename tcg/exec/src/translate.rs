@@ -294,18 +294,27 @@ impl<F: GuestFrontend> Cpu<F> {
         };
         let next_page = next.map(|(fetched, stamp)| (fetched.key, stamp));
         match machine.store.publish(page, next_page, block, emit, &mut scratch.buffers) {
+            Published::There(host) => {
+                self.keep_interpreted(host, cut_here, scratch);
+                Ok(Code { host, page: page.0 })
+            }
             Published::At(host) => {
                 trace::code(va, &scratch.buffers.0, host, &*machine.emitter);
                 if let Some(map) = &machine.perf_map {
                     map.block(va, host, scratch.buffers.0.len());
                 }
-                if machine.interpret && !cut_here {
-                    self.interp_blocks.insert(host, Rc::new(block.clone()));
-                }
+                self.keep_interpreted(host, cut_here, scratch);
                 Ok(Code { host, page: page.0 })
             }
             Published::Full => Err(self.later(KICK_FULL)),
             Published::Stale => Err(self.later(KICK_SELF)),
+        }
+    }
+
+    /// Where the interpreter runs everything: what it is to do for the code at `host`.
+    fn keep_interpreted(&mut self, host: usize, cut_here: bool, scratch: &Scratch) {
+        if self.machine.interpret && !cut_here {
+            self.interp_blocks.insert(host, Rc::new(scratch.block.clone()));
         }
     }
 

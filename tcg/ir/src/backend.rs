@@ -61,6 +61,8 @@ pub struct EnvLayout {
     pub heat: i32,
     /// Places at [`EnvLayout::heat`]: a power of two.
     pub heats: u32,
+    /// [`Divisor`]s of divisions ([`DIVISORS`] of them), each found by its instruction's offset; 0: there are none.
+    pub divisors: i32,
 }
 
 /// The words of the trace that generated code writes into a buffer, 4 bytes each.
@@ -403,6 +405,28 @@ pub struct Emitted {
     pub table: u32,
     /// Told as well: the block's number.
     pub number: u32,
+}
+
+/// Entries of [`EnvLayout::divisors`].
+pub const DIVISORS: usize = 8;
+
+/// What unsigned divisions of 64 bits remember of the last divisor: the quotient of `n` is `(((n - t) >> 1) + t) >> shift`,
+/// where `t` is the upper half of `magic` times `n`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Divisor {
+    pub divisor: u64,
+    pub magic: u64,
+    pub shift: u64,
+    /// Divisions by others until one of those is remembered instead.
+    pub patience: u64,
+}
+
+impl Default for Divisor {
+    /// As of a division by 2^63.
+    fn default() -> Divisor {
+        Divisor { divisor: 1 << 63, magic: 0, shift: 62, patience: 0 }
+    }
 }
 
 /// Which of the optimisations are used that can be left out.

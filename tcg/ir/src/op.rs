@@ -758,7 +758,7 @@ pub struct Block {
     pub ops: Vec<Op>,
     /// Offset of the first instruction in its page, in bytes (0..4096).
     pub start: u16,
-    /// Bytes of guest code covered. `start + len` may pass the page's end by at most one instruction.
+    /// Bytes of guest code covered, but for what is before the start (`granules`). `start + len` may pass the page's end by at most one instruction.
     pub len: u16,
     /// Number of guest instructions.
     pub insns: u16,
@@ -778,6 +778,14 @@ impl Block {
         self.insns = 0;
         self.narrow = false;
         self.granules = 0;
+    }
+
+    /// Notes that it was made from the code at an offset before its start.
+    pub fn cover(&mut self, offset: u16, len: u8) {
+        let last = offset + u16::from(len.max(1)) - 1;
+        for granule in offset / 64..=last / 64 {
+            self.granules |= 1u64.checked_shl(granule.into()).unwrap_or(0);
+        }
     }
 
     /// Has all flags in their place wherever the block is left, for those who look there.

@@ -66,6 +66,7 @@ pub fn verify(block: &Block) -> Result<(), VerifyError> {
         temps: 0,
         changed: false,
         start: block.start,
+        granules: block.granules,
         flagged: block.ops.iter().any(uses_flags),
     };
     if block.start >= 4096 {
@@ -117,6 +118,7 @@ struct Verifier {
     /// Whether this instruction may have changed guest state already.
     changed: bool,
     start: u16,
+    granules: u64,
     /// Whether the block has operations on flags.
     flagged: bool,
 }
@@ -164,14 +166,17 @@ impl Verifier {
         if self.insns == 0 && pc.0 != i32::from(self.start) {
             return Err(format!("first instruction at {:#x}, but the block starts at {:#x}", pc.0, self.start));
         }
-        if pc.0 < self.end {
+        let covered = |byte: i32| (0..4096).contains(&byte) && self.granules >> (byte / 64) & 1 != 0;
+        let last = pc.0 + i32::from(len) - 1;
+        let before_start = last < i32::from(self.start) && covered(pc.0) && covered(last);
+        if pc.0 < self.end && !before_start {
             return Err(format!("instruction at {:#x} is before the last one's end {:#x}", pc.0, self.end));
         }
         if !pc.same_page() {
             return Err(format!("instruction at {:#x} is not in the block's page", pc.0));
         }
         self.insns += 1;
-        self.end = pc.0 + i32::from(len);
+        self.end = self.end.max(pc.0 + i32::from(len));
         self.temps = 0;
         self.changed = false;
         Ok(())

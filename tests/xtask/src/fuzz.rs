@@ -31,7 +31,8 @@ const KINDS: [Kind; 2] = [
 cargo xtask fuzz x86 [OPTION...]   random sequences, by generated code, interpreter and host
 
   --count N        instructions (default 10000000)
-  --seed N         where to begin (default: the clock); what a failure prints reproduces it
+  --seed N         what the sequences are made from (default: the clock): another number, other sequences, however near;
+                   what a failure prints reproduces it
   --class C        integer, vector, x87 or all (default)
   --bits N         16, 32, 64, or all (default)
   --length N       instructions of a sequence (default 16)

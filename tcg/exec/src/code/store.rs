@@ -20,6 +20,10 @@ use super::counts::Counts;
 use super::mapping::{CodeMapping, HUGE};
 use crate::frontend::Starts;
 
+mod learning;
+
+use learning::Known;
+
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
 
@@ -135,40 +139,6 @@ pub struct Translated {
     pub host_bytes: u64,
 }
 
-/// What is known of a page's code.
-#[derive(Default)]
-struct Known {
-    hints: Hints,
-    /// Something has been found out since the code was made.
-    news: bool,
-    /// Times that code was made anew for such news, and samples to wait for before it is again.
-    renewals: u32,
-    wait: u32,
-}
-
-impl Known {
-    /// A vCPU is seen in the code. Whether it is to be made anew: for the first time at once, but not each time that one more of
-    /// many accesses turns out to scatter, since all of the page goes.
-    fn is_due(&mut self) -> bool {
-        /// Samples between two times, at most: what scatters is slower until then.
-        const PATIENCE: u32 = 4;
-        if !std::mem::replace(&mut self.hints.hot, true) {
-            return true;
-        }
-        if !self.news {
-            return false;
-        }
-        if self.wait != 0 {
-            self.wait -= 1;
-            return false;
-        }
-        self.news = false;
-        self.wait = self.renewals.min(PATIENCE - 1);
-        self.renewals += 1;
-        true
-    }
-}
-
 #[derive(Default)]
 struct Inner {
     hints: PageMap<Known>,
@@ -181,6 +151,8 @@ struct Inner {
     modes: PageMap<Vec<PageKey>>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
+    /// Their code offsets, side by side for who searches.
+    block_codes: Vec<u32>,
     /// For each stretch of code of [`STRETCH`] bytes the number of the first block that begins in it or after it.
     first_in: Vec<u32>,
     sites: Vec<LinkSite>,
@@ -203,6 +175,8 @@ pub struct CodeStore {
 pub enum Published {
     /// Runs at this host address.
     At(usize),
+    /// The same has been published meanwhile, at this host address.
+    There(usize),
     /// No room: the cache must be emptied.
     Full,
     /// The page was written meanwhile: translate again.
@@ -359,7 +333,7 @@ impl CodeStore {
         {
             // Another vCPU was quicker.
             Counts::add(&self.counts.twice, 1);
-            return Published::At(self.mapping.code_base() + there.code as usize);
+            return Published::There(self.mapping.code_base() + there.code as usize);
         }
         let at = inner.bump.next_multiple_of(16);
         info.table = p.table;
@@ -389,6 +363,7 @@ impl CodeStore {
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
         let recipes = append(&mut inner.recipes, &info.recipes).0;
+        inner.block_codes.push(at as u32);
         inner.blocks.push(BlockRecord {
             code: at as u32,
             code_len: code.len() as u32,
@@ -567,73 +542,6 @@ impl CodeStore {
         self.withdraw_and_outdate(&mut self.lock(), page);
     }
 
-    /// A vCPU was seen in code of the page with this entry table, about to go on at `offset`: from now on it is made for running
-    /// often. Whether the block there is to be made anew by itself.
-    pub fn sampled(&self, table: u32, offset: u16) -> bool {
-        if !self.optimise.learns() {
-            return false;
-        }
-        let Some(page) = self.page_of(table) else { return false };
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        if self.optimise == Optimise::Tiered {
-            return self.sampled_block(inner, page, offset);
-        }
-        if inner.hints.entry(page).or_default().is_due() {
-            Counts::add(&self.counts.renewed, self.withdraw_and_outdate(inner, page));
-        }
-        false
-    }
-
-    /// The same where blocks are made anew one by one: a page's first sample says something of the block alone, the next of all
-    /// that have begun often.
-    fn sampled_block(&self, inner: &mut Inner, page: PageKey, start: u16) -> bool {
-        let Some(p) = inner.pages.get_mut(&page) else { return false };
-        let first = p.hot.is_empty();
-        let is_new = !p.hot.contains(&start) && self.mapping.entry(p.table, start.into()) != 0;
-        if is_new {
-            p.hot.push(start);
-            if !p.warm.contains(&start) {
-                p.warm.push(start);
-            }
-            Counts::add(&self.counts.renewed, 1);
-        }
-        if first {
-            return is_new;
-        }
-        let known = inner.hints.entry(page).or_default();
-        let was_hot = known.hints.hot;
-        if known.is_due() {
-            let numbers: Vec<u32> = inner.pages.get(&page).map_or_else(Vec::new, |p| p.blocks.clone());
-            for number in numbers {
-                let block = &inner.blocks[number as usize];
-                // At first what was not hot yet, then what is made of what has been found out since.
-                if block.live && !block.compact && block.hot == was_hot {
-                    self.retire(inner, page, number);
-                    Counts::add(&self.counts.renewed, 1);
-                }
-            }
-        }
-        is_new
-    }
-
-    /// Withdraws one block.
-    fn retire(&self, inner: &mut Inner, page: PageKey, number: u32) {
-        let block = &mut inner.blocks[number as usize];
-        block.live = false;
-        let Some(p) = inner.pages.get_mut(&page) else { return };
-        self.mapping.set_entry(p.table, u32::from(block.start), 0);
-        for links in [&mut p.incoming, &mut p.inner_links] {
-            links.retain(|point| {
-                let leads_on = point.to != number;
-                if !leads_on {
-                    self.unlink(*point);
-                }
-                leads_on
-            });
-        }
-    }
-
     /// The block around host address `ret`. If it is compact, it is no longer when it is made again.
     pub fn warm(&self, ret: usize) -> Option<Warm> {
         let mut guard = self.lock();
@@ -672,28 +580,6 @@ impl CodeStore {
         if point.unlinked != LinkSite::STAYS {
             let next = point.patch.wrapping_add(4);
             self.mapping.patch(point.patch as usize, point.unlinked.wrapping_sub(next));
-        }
-    }
-
-    /// The access whose call returns to host address `ret` does not stay in a range, `in_parts`: but perhaps in one of two
-    /// parts. When the page is sampled again its code is made anew.
-    pub fn scattered(&self, ret: usize, in_parts: bool) {
-        if !self.optimise.learns() {
-            return;
-        }
-        let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
-        let mut inner = self.lock();
-        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
-        let BlockRecord { page, live, .. } = inner.blocks[number];
-        if !live {
-            return;
-        }
-        let known = inner.hints.entry(page).or_default();
-        let (pc, hints) = (pc.0 as u16, &mut known.hints);
-        let list = if in_parts { &mut hints.parted } else { &mut hints.scattered };
-        if !list.contains(&pc) {
-            list.push(pc);
-            known.news = true;
         }
     }
 
@@ -771,7 +657,7 @@ impl Inner {
         // Behind the last block's beginning there is no entry.
         let from = self.first_in.get(stretch).map_or(self.blocks.len(), |n| *n as usize);
         let to = self.first_in.get(stretch + 1).map_or(self.blocks.len(), |n| *n as usize);
-        let after = from + self.blocks.get(from..to)?.partition_point(|b| b.code < offset);
+        let after = from + self.block_codes.get(from..to)?.partition_point(|code| *code < offset);
         let number = after.checked_sub(1)?;
         let block = &self.blocks[number];
         (offset <= block.code + block.code_len).then_some(number)
@@ -975,6 +861,38 @@ mod tests {
         assert_eq!(&*emitted(0x100).1.scattered, &[0x104, 0x204]);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(!emitted(0x100).1.hot, "another program's");
+    }
+
+    #[test]
+    fn what_has_run_often_may_cool() {
+        let s = store();
+        let pages = [PageKey::new(0x7000, 3), PageKey::new(0x8000, 3)];
+        let is_hot = |page: PageKey| {
+            let mut hot = false;
+            let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+                *code = vec![0; 16];
+                hot = info.hints.hot;
+            };
+            let stamp = begin(&s, page, &AtomicU8::new(0));
+            assert!(matches!(
+                s.publish((page, stamp), None, &block(0x100, 8), emit, &mut Default::default()),
+                Published::At(_)
+            ));
+            hot
+        };
+        let tables = pages.map(|page| s.table(page).unwrap());
+        assert!(!pages.map(is_hot).contains(&true));
+        s.sampled(tables[0], 0x100);
+        assert!(is_hot(pages[0]));
+        let stamp = begin(&s, pages[0], &AtomicU8::new(0));
+        s.cool();
+        assert_eq!(s.find(tables[0], 0x100), None);
+        assert!(s.find(tables[1], 0x100).is_some(), "it was not hot");
+        let late = s.publish((pages[0], stamp), None, &block(0, 4), |_, _, _| (), &mut Default::default());
+        assert_eq!(late, Published::Stale, "a translation begun before");
+        assert!(!is_hot(pages[0]));
+        s.sampled(tables[0], 0x100);
+        assert!(is_hot(pages[0]), "found running again");
     }
 
     #[test]

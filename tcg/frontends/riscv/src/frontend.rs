@@ -293,9 +293,8 @@ impl GuestFrontend for Riscv {
             TranslateMode::Block => state.translate,
             TranslateMode::Careful => state.translate.careful(),
         };
-        let halfword = |offset: u32| code.halfword(offset);
         // The runtime has the next page ready if `crosses_page` said so.
-        let missing = translate_block(block, &halfword, start, &config).is_err();
+        let missing = translate_block(block, &code, start, &config).is_err();
         debug_assert!(!missing, "the instruction at {start:#x} needs the next page");
     }
 

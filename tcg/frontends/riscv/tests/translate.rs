@@ -382,6 +382,18 @@ fn superblocks_end_where_they_must() {
     // Many nops.
     let b = block(&[0x13; 60]);
     assert_eq!((b.insns, b.len), (48, 192));
+    // More in a loop, but not without end.
+    let loop_of = |n: usize| {
+        let back = (-4 * n as i32) as u32;
+        let bnez = (back >> 12 & 1) << 31
+            | (back >> 5 & 63) << 25
+            | 0x0005_1063
+            | (back >> 1 & 15) << 8
+            | (back >> 11 & 1) << 7;
+        block(&[vec![0x0015_0513; n], vec![bnez, END]].concat())
+    };
+    assert_eq!((loop_of(47).insns, loop_of(60).insns, loop_of(140).insns), (48, 61, 141));
+    assert_eq!(loop_of(300).insns, 48);
     // A branch on equal registers is none.
     assert_eq!(block(&[0x0000_0463, END]).ops.last(), Some(&Op::Jump { to: PagePc(0x108) }));
     assert_eq!(block(&[0x0000_1463, END]).insns, 2);
@@ -390,6 +402,85 @@ fn superblocks_end_where_they_must() {
     let mut cfg = config();
     cfg.max_insns = 3;
     assert_eq!(block_at(0, &[0x13; 9], &cfg).unwrap().insns, 3);
+}
+
+/// A loop past code that is seldom executed (`strlen` is one): the block goes on where the loop does.
+#[test]
+fn blocks_follow_branches_that_lead_back() {
+    let (bnez, ret, nop) = (0x0005_1a63, 0x0000_8067, 0x13);
+    let (head, tail) = (0xfff5_0513, 0x0015_8593);
+    let back = 0xfe5f_f06f;
+    let code = [head, bnez, ret, nop, nop, nop, tail, back];
+    let b = block(&code);
+    verify(&b).unwrap();
+    let exit = Op::Branch { cond: Cond::Eq, a: Slot(10).into(), b: Val::Imm(0), to: PagePc(0x108) };
+    assert!(b.ops.contains(&exit), "{:?}", b.ops);
+    assert_eq!(b.ops.last(), Some(&Op::Jump { to: PagePc(0x100) }));
+    assert_eq!((b.insns, b.len), (4, 0x20));
+    let mut machine = Machine::new();
+    machine.slots[10] = 3;
+    for _ in 0..3 {
+        interp::run(&b, &mut machine);
+    }
+    assert_eq!(machine.slots[10..12], [0, 2]);
+    // By a branch, with the code behind it.
+    let b = block(&[head, bnez, ret, nop, nop, nop, tail, 0xfe05_12e3, END]);
+    assert_eq!(b.insns, 5);
+    // What leads back on the other side as well is left as it is, and what leads elsewhere.
+    let b = block(&[head, bnez, nop, nop, nop, nop, tail, back]);
+    assert_eq!(b.insns, 8);
+    let b = block(&[head, bnez, ret, nop, nop, nop, tail, ret]);
+    assert_eq!(b.insns, 3);
+    let b = block_at(0x100, &code, &config().careful()).unwrap();
+    assert_eq!(b.insns, 1);
+}
+
+/// An interpreter's operation, which jumps to what looks for the next one: a jump through a register.
+#[test]
+fn blocks_follow_jumps_to_dispatchers() {
+    // 100: bltu a6, a5, +0x40; ld a5, 0(a5); jr a5; 110: addi a1, a1, 1; j 100
+    let dispatcher = [0x04f8_6063, 0x0007_b783, 0x0007_8067, 0x13, 0x0015_8593, 0xfedf_f06f];
+    let code = halfwords(&dispatcher);
+    let window = |at: u32| code.get((at as usize).checked_sub(0x100)? / 2).copied();
+    let mut b = Block::default();
+    translate_block(&mut b, &window, 0x110, &config()).unwrap();
+    verify(&b).unwrap();
+    assert_eq!((b.insns, b.len, b.granules), (5, 8, 1 << 4));
+    assert!(matches!(b.ops.last(), Some(Op::JumpReg { hint: JumpHint::None, .. })), "{:?}", b.ops);
+    // Not into itself.
+    translate_block(&mut b, &window, 0x10c, &config()).unwrap();
+    verify(&b).unwrap();
+    assert_eq!(b.insns, 6);
+    translate_block(&mut b, &window, 0x104, &config()).unwrap();
+    assert_eq!(b.insns, 2);
+    let straight = config().careful();
+    translate_block(&mut b, &window, 0x114, &straight).unwrap();
+    assert_eq!((b.insns, b.ops.last()), (1, Some(&Op::Jump { to: PagePc(0x100) })));
+    // A return is left where it is.
+    let code = halfwords(&[0x0007_b783, 0x8067, 0x0015_8593, 0xff5f_f06f]);
+    let window = |at: u32| code.get((at as usize).checked_sub(0x100)? / 2).copied();
+    translate_block(&mut b, &window, 0x108, &config()).unwrap();
+    assert_eq!((b.insns, b.ops.last()), (2, Some(&Op::Jump { to: PagePc(0x100) })));
+}
+
+/// Words are extended where somebody looks at all of them.
+#[test]
+fn only_words_that_are_read_whole_are_extended() {
+    let addw = |rd, rs1, rs2| r_type(0x3b, 0, 0, rd, rs1, rs2);
+    let extended = |insns: &[u32]| {
+        let b = block(insns);
+        let words = |op: &&Op| matches!(op, Op::Alu { ty: Ty::I32, .. } | Op::Un { op: UnOp::SextW, .. });
+        b.ops.iter().filter(words).count()
+    };
+    assert_eq!(extended(&[addw(10, 11, 12), addw(10, 10, 13), addw(10, 10, 14), END]), 1);
+    // Compared, stored, loaded past, and at an exit it is the whole.
+    assert_eq!(extended(&[addw(10, 11, 12), r_type(0x33, 0, 3, 13, 10, 11), addw(10, 10, 13), END]), 2);
+    assert_eq!(extended(&[addw(10, 11, 12), 0x0006_2583, addw(10, 10, 13), END]), 2);
+    assert_eq!(extended(&[addw(10, 11, 12), 0x00b5_0463, addw(10, 10, 13), END]), 2);
+    // Through what goes bit by bit.
+    assert_eq!(extended(&[addw(10, 11, 12), r_type(0x33, 0, 4, 10, 10, 11), addw(10, 10, 13), END]), 1);
+    // A right shift is not.
+    assert_eq!(extended(&[addw(10, 11, 12), r_type(0x13, 0, 5, 10, 10, 3), addw(10, 10, 13), END]), 2);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use mimus_core::accel::SysReg;
 use crate::exception::{Exception, Result};
 use crate::host::{Flush, Host};
 use crate::paging;
+use crate::segment::system;
 use crate::state::{CS, State};
 
 /// MOV from a control register.
@@ -60,7 +61,9 @@ pub fn write_cr<H: Host + ?Sized>(h: &mut H, n: u8, value: u64) -> Result<()> {
     }
 }
 
-const CR0_ALL: u64 = CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG;
+/// Bits of CR0 that there are; the others of the lower half are ignored.
+pub(crate) const CR0_ALL: u64 =
+    CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG;
 
 /// Sets CR0, entering or leaving protection, paging and long mode.
 ///
@@ -79,7 +82,10 @@ pub fn write_cr0<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     let enables = new & !old & CR0_PG != 0;
     let disables = old & !new & CR0_PG != 0;
     if enables && st.efer & EFER_LME != 0 {
-        if st.cr4 & CR4_PAE == 0 || st.seg[CS].attributes & attr::L != 0 {
+        // Intel's do not take a 16-bit TSS along (section 11.8.5).
+        let small =
+            !st.features.amd && st.tr.attributes & attr::UNUSABLE == 0 && st.tr.attributes & 0xd == system::TSS16;
+        if st.cr4 & CR4_PAE == 0 || st.seg[CS].attributes & attr::L != 0 || small {
             return Err(Exception::GP0);
         }
         h.st_mut().efer |= EFER_LMA;
@@ -88,7 +94,8 @@ pub fn write_cr0<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
             return Err(Exception::GP0);
         }
         h.st_mut().efer &= !EFER_LMA;
-    } else if enables && st.cr4 & CR4_PAE != 0 {
+    } else if (old ^ new) & (CR0_PG | CR0_CD | CR0_NW) != 0 && new & CR0_PG != 0 && st.cr4 & CR4_PAE != 0 && !st.long()
+    {
         let cr3 = st.cr3;
         paging::load_pdptrs(h, cr3)?;
     }
@@ -124,33 +131,11 @@ fn write_cr3<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bits of CR4 that the model has.
-pub(crate) fn cr4_mask(st: &State) -> u64 {
-    let mut bits = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
-    let optional = [
-        ("umip", CR4_UMIP),
-        ("pku", CR4_PKE),
-        ("vme", CR4_VME | CR4_PVI),
-        ("la57", CR4_LA57),
-        ("fsgsbase", CR4_FSGSBASE),
-        ("pcid", CR4_PCIDE),
-        ("xsave", CR4_OSXSAVE),
-        ("smep", CR4_SMEP),
-        ("smap", CR4_SMAP),
-    ];
-    for (name, bit) in optional {
-        if st.features.has(name) {
-            bits |= bit;
-        }
-    }
-    bits
-}
-
 fn write_cr4<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     let st = h.st();
     let old = st.cr4;
     let changed = old ^ value;
-    if value & !cr4_mask(st) != 0 {
+    if value & !st.features.cr4 != 0 {
         return Err(Exception::GP0);
     }
     if st.long() && (value & CR4_PAE == 0 || changed & CR4_LA57 != 0) {
@@ -224,7 +209,7 @@ pub fn invpcid<H: Host + ?Sized>(h: &mut H, kind: u64, pcid: u64, va: u64) -> Re
         return Err(Exception::GP0);
     }
     match kind {
-        0 if !h.st().canonical(va) => return Err(Exception::GP0),
+        0 if !h.st().canonical_base(va) => return Err(Exception::GP0),
         0 => h.flush(Flush::Page(va, Some(pcid))),
         1 => h.flush(Flush::NonGlobal(Some(pcid))),
         2 => h.flush(Flush::All),

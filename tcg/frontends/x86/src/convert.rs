@@ -37,7 +37,8 @@ pub fn to_arch(st: &State, regs: &Registers, now: u64) -> X86State {
         .filter_map(|index| msrs.stored(index).map(|value| Msr { index, value: *value }))
         .collect();
     out.events = Events {
-        shadow_sti: st.shadow,
+        shadow_sti: st.shadow && !st.shadow_ss,
+        shadow_mov_ss: st.shadow && st.shadow_ss,
         held_breakpoints: (st.held_back & 0xf) as u8,
         nmi_masked: st.nmi_masked,
         nmi_pending: st.nmi_pending,
@@ -180,6 +181,7 @@ pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers,
     }
     st.set_tsc(now, from.tsc);
     st.shadow = from.events.shadow_sti || from.events.shadow_mov_ss;
+    st.shadow_ss = from.events.shadow_mov_ss;
     st.held_back = u64::from(from.events.held_breakpoints & 0xf);
     st.nmi_masked = from.events.nmi_masked;
     st.nmi_pending = from.events.nmi_pending;

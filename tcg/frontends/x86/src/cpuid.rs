@@ -90,6 +90,10 @@ pub fn supported() -> X86Features {
 pub struct Features {
     pub set: X86Features,
     pub pdpe1gb: bool,
+    pub pse36: bool,
+    pub la57: bool,
+    /// Bits of CR4 that are not reserved.
+    pub cr4: u64,
     pub long_mode: bool,
     pub nx: bool,
     pub syscall: bool,
@@ -129,6 +133,9 @@ impl Features {
         };
         let mut features = Self {
             pdpe1gb: set.has_name("pdpe1gb"),
+            pse36: set.has_name("pse36"),
+            la57: set.has_name("la57") && long_mode,
+            cr4: cr4_bits(&set),
             long_mode,
             nx: set.has_name("nx"),
             syscall: set.has_name("syscall"),
@@ -183,6 +190,30 @@ impl Features {
     fn basic_max(&self) -> u32 {
         0x16
     }
+}
+
+/// Bits of CR4 that a model has (SDM volume 3 section 2.5).
+fn cr4_bits(set: &X86Features) -> u64 {
+    let bits = [
+        ("vme", CR4_VME | CR4_PVI),
+        ("tsc", CR4_TSD),
+        ("de", CR4_DE),
+        ("pse", CR4_PSE),
+        ("pae", CR4_PAE),
+        ("mce", CR4_MCE),
+        ("pge", CR4_PGE),
+        ("fxsr", CR4_OSFXSR),
+        ("sse", CR4_OSXMMEXCPT),
+        ("umip", CR4_UMIP),
+        ("la57", CR4_LA57),
+        ("fsgsbase", CR4_FSGSBASE),
+        ("pcid", CR4_PCIDE),
+        ("xsave", CR4_OSXSAVE),
+        ("smep", CR4_SMEP),
+        ("smap", CR4_SMAP),
+        ("pku", CR4_PKE),
+    ];
+    bits.iter().filter(|(name, _)| set.has_name(name)).fold(CR4_PCE, |all, (_, bit)| all | bit)
 }
 
 fn signature(model: &X86Model) -> u32 {

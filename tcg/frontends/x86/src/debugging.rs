@@ -11,7 +11,7 @@ use mimus_arch::x86::regs::*;
 
 use crate::blame::instruction;
 use crate::exception::Exception;
-use crate::frontend::{X86Cpu, raise};
+use crate::frontend::{X86Cpu, raise, resume_repeated, settle_resume_flag};
 use crate::host::Host;
 use crate::state::{SS, State};
 use crate::translate::segment_number;
@@ -21,7 +21,7 @@ const WRITE: u64 = 1;
 const PORT: u64 = 2;
 const READ_WRITE: u64 = 3;
 /// DR6: a single step.
-const BS: u64 = 1 << 14;
+pub(crate) const SINGLE_STEP: u64 = 1 << 14;
 
 /// Whether instructions are executed one by one.
 pub(crate) fn steps(st: &State) -> bool {
@@ -169,35 +169,46 @@ fn loads_ss(insn: &Instruction) -> bool {
         && segment_number(insn.op_register(0)) == SS
 }
 
-/// Executes one instruction, with the debug exceptions around it.
-pub(crate) fn step(cpu: &mut X86Cpu) {
+/// Whether RF stays as the instruction has left it: it has set what is to be there for the instruction it goes to, or it is
+/// repeated and not at its end.
+fn keeps_resume_flag(cpu: &X86Cpu, insn: &Instruction, pc: u64, task: u16) -> bool {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Iret | M::Iretd | M::Iretq | M::Rsm => true,
+        M::Ltr => false,
+        // A task switch.
+        _ if cpu.guest.st.tr.selector != task => true,
+        _ => cpu.head.pc == pc && insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()),
+    }
+}
+
+/// Executes one instruction, with the debug exceptions around it. `behind_ss`: the last one has loaded SS; then Intel's
+/// processors meet no breakpoint at this one (SDM section 18.3.1.1), AMD's do.
+pub(crate) fn step(cpu: &mut X86Cpu, behind_ss: bool) {
     let pc = cpu.head.pc;
+    settle_resume_flag(cpu, pc);
     let st = &cpu.guest.st;
     let hit = breakpoints(st, pc);
-    if hit != 0 && st.flags & RFLAGS_RF == 0 {
+    if hit != 0 && st.flags & RFLAGS_RF == 0 && (!behind_ss || st.features.amd) {
         raise(cpu, Exception { vector: VECTOR_DB, error: None, payload: hit }, pc);
         cpu.head.exit_request = 0;
         return;
     }
     let trap = st.flags & RFLAGS_TF != 0;
-    let (before, cpl) = (cpu.guest.deliveries, st.cpl);
+    let (before, cpl, task) = (cpu.guest.deliveries, st.cpl, st.tr.selector);
     let insn = instruction(cpu, pc);
     let accessed = insn.as_ref().map_or(0, |i| accesses(cpu, i));
     cpu.step_careful();
     if cpu.hit_abandoned() {
         return;
     }
-    // An IRET has set what is to be there for the instruction it returns to; a repeated instruction that has not ended
-    // is still the one that goes on.
-    let keeps = insn.is_some_and(|i| {
-        matches!(i.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
-            || cpu.head.pc == pc && i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix())
-    });
-    if !keeps {
+    if !insn.is_some_and(|i| keeps_resume_flag(cpu, &i, pc, task)) {
         cpu.guest.st.flags &= !RFLAGS_RF;
     }
+    let elsewhere = cpu.guest.deliveries != before;
+    // What enters the system by itself (SYSCALL, SYSENTER, a call gate) is stepped over if it leaves TF as it is.
     let entered = cpl == 3 && cpu.guest.st.cpl == 0;
-    let elsewhere = cpu.guest.deliveries != before || entered;
+    let trap = trap && (!entered || cpu.guest.st.flags & RFLAGS_TF != 0);
     if !elsewhere && insn.is_some_and(|i| loads_ss(&i)) {
         // Held back, even if an interrupt's handler is what comes next.
         cpu.guest.st.held_back |= accessed;
@@ -207,9 +218,10 @@ pub(crate) fn step(cpu: &mut X86Cpu) {
     if elsewhere && held_back == 0 {
         return;
     }
-    let payload = held_back | if elsewhere { 0 } else { accessed | if trap { BS } else { 0 } };
+    let payload = held_back | if elsewhere { 0 } else { accessed | if trap { SINGLE_STEP } else { 0 } };
     if payload != 0 {
         let pc = cpu.head.pc;
+        resume_repeated(cpu, pc);
         raise(cpu, Exception { vector: VECTOR_DB, error: None, payload }, pc);
         cpu.head.exit_request = 0;
     }

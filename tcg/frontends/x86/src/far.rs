@@ -84,7 +84,7 @@ pub fn jump<H: Host + ?Sized>(h: &mut H, selector: u16, offset: u64, bytes: u32,
             h.set_ip(ip);
             Ok(())
         }
-        Gate::Task(tss) => task::switch(h, tss, Switch::Jump, next),
+        Gate::Task(tss) => task::switch(h, tss, Switch::Jump, next).map(drop),
     }
 }
 
@@ -119,7 +119,7 @@ pub fn call<H: Host + ?Sized>(h: &mut H, selector: u16, offset: u64, bytes: u32,
     }
     match gate_kind(h, selector, d)? {
         Gate::Call => through_gate(h, selector, d, next),
-        Gate::Task(tss) => task::switch(h, tss, Switch::Call, next),
+        Gate::Task(tss) => task::switch(h, tss, Switch::Call, next).map(drop),
     }
 }
 
@@ -155,7 +155,7 @@ fn call_gate<H: Host + ?Sized>(h: &mut H, selector: u16, d: Descriptor) -> Resul
     let (target, mut ip) = d.gate();
     if h.st().long() {
         let at = segment::descriptor_address(h.st(), selector, 16).ok_or(Exception::gp_sel(selector))?;
-        let high = h.lin_read(at.wrapping_add(8), 8, false)?;
+        let high = h.table_read(at.wrapping_add(8), 8)?;
         if high >> 40 & 0x1f != 0 {
             return Err(Exception::gp_sel(selector));
         }
@@ -348,6 +348,12 @@ pub fn iret<H: Host + ?Sized>(h: &mut H, bytes: u32, next: u64) -> Result<()> {
         h.check_events();
     }
     let mode = h.st().mode();
+    iret_by_mode(h, bytes, next, mode)?;
+    h.resume_flag_set();
+    Ok(())
+}
+
+fn iret_by_mode<H: Host + ?Sized>(h: &mut H, bytes: u32, next: u64, mode: Mode) -> Result<()> {
     if matches!(mode, Mode::Real | Mode::V86) {
         return iret_real(h, bytes, mode);
     }
@@ -356,8 +362,8 @@ pub fn iret<H: Host + ?Sized>(h: &mut H, bytes: u32, next: u64) -> Result<()> {
             return Err(Exception::GP0);
         }
         let base = h.st().tr.base;
-        let link = h.lin_read(base, 2, false)? as u16;
-        return task::switch(h, link, Switch::Return, next);
+        let link = h.table_read(base, 2)? as u16;
+        return task::switch(h, link, Switch::Return, next).map(drop);
     }
     let mut stack = Stack::current(h);
     let ip = stack.pop(h, bytes)?;
@@ -424,6 +430,10 @@ fn iret_to_v86<H: Host + ?Sized>(h: &mut H, mut stack: Stack, ip: u64, cs: u16, 
     let mut data = [0u16; 4];
     for selector in &mut data {
         *selector = stack.pop(h, 4)? as u16;
+    }
+    // Intel's refuse what AMD's truncate (SDM volume 2 and APM volume 3 "IRET").
+    if ip > 0xffff && !h.st().features.amd {
+        return Err(Exception::GP0);
     }
     h.set_rflags(flags, !0);
     h.set_cpl(3);

@@ -71,6 +71,8 @@ pub struct X86Guest {
     pub(crate) phys_mask: u64,
     /// The address after the HLT that waits, or waited until the event now to be taken.
     pub(crate) halted_at: Option<u64>,
+    /// The repeated string instruction that was left to go on with what remains of it.
+    pub(crate) repeats: Option<u64>,
 }
 
 pub(crate) type X86Cpu = Cpu<X86>;
@@ -155,6 +157,9 @@ impl Host for X86Cpu {
         let st = &self.guest.st;
         let pc = if st.is_64bit() { ip } else { st.seg[CS].base.wrapping_add(ip & 0xffff_ffff) & 0xffff_ffff };
         self.jump(pc);
+    }
+    fn resume_flag_set(&mut self) {
+        self.guest.st.resume_at = self.head.pc;
     }
     fn mode_changed(&mut self) {
         self.guest.leave = true;
@@ -309,12 +314,31 @@ fn beyond_code(st: &State, va: u64) -> bool {
     !st.is_64bit() && !segment::in_limit(code, va.wrapping_sub(code.base) & 0xffff_ffff, 1)
 }
 
+/// Clears RF if the instruction it was of has been executed: at `pc` is another one. Only where instructions are executed
+/// one by one is it cleared at once.
+pub(crate) fn settle_resume_flag(cpu: &mut X86Cpu, pc: u64) {
+    let st = &mut cpu.guest.st;
+    if st.flags & RFLAGS_RF != 0 && st.resume_at != pc {
+        st.flags &= !RFLAGS_RF;
+    }
+}
+
+/// Sets RF for what interrupts a repeated string instruction that is to go on at `pc`, so that its breakpoint does not hit
+/// again: Intel's processors do (SDM section 18.3.1.1); AMD's manual has RF set for faults only.
+pub(crate) fn resume_repeated(cpu: &mut X86Cpu, pc: u64) {
+    if cpu.guest.repeats.take() == Some(pc) && !cpu.guest.st.features.amd {
+        cpu.guest.st.flags |= RFLAGS_RF;
+        cpu.guest.st.resume_at = pc;
+    }
+}
+
 /// Takes an exception of the instruction at `pc`.
 pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
     if cpu.abandoned() {
         return cpu.jump(pc);
     }
     cpu.guest.deliveries += 1;
+    settle_resume_flag(cpu, pc);
     let ip = ip_of(cpu, pc);
     // A stop goes on where it was.
     cpu.head.pc = pc;
@@ -347,6 +371,7 @@ fn take_smi(cpu: &mut X86Cpu, pins: u64) -> bool {
     cpu.change_pins(PIN_SMI, 0);
     cpu.guest.deliveries += 1;
     let (pc, ip) = (cpu.head.pc, ip_of(cpu, cpu.head.pc));
+    settle_resume_flag(cpu, pc);
     let halted = cpu.guest.halted_at.take() == Some(pc);
     smm::enter(cpu, ip, halted);
     cpu.guest.st.update_guards();
@@ -393,7 +418,10 @@ fn take_external(cpu: &mut X86Cpu) -> bool {
 fn deliver(cpu: &mut X86Cpu, vector: u8) {
     cpu.guest.deliveries += 1;
     cpu.guest.halted_at = None;
-    let ip = ip_of(cpu, cpu.head.pc);
+    let pc = cpu.head.pc;
+    settle_resume_flag(cpu, pc);
+    resume_repeated(cpu, pc);
+    let ip = ip_of(cpu, pc);
     interrupt::hardware(cpu, vector, ip);
     cpu.guest.st.update_guards();
     cpu.switch_context();
@@ -468,6 +496,7 @@ impl GuestFrontend for X86 {
             waiting: Waiting::default(),
             phys_mask: !0,
             halted_at: None,
+            repeats: None,
         })
     }
 
@@ -607,7 +636,7 @@ impl GuestFrontend for X86 {
             if !debugging::steps(&cpu.guest.st) || cpu.stops_at_breakpoint() {
                 return taken;
             }
-            debugging::step(cpu);
+            debugging::step(cpu, false);
             if cpu.kicked() {
                 break;
             }
@@ -621,14 +650,15 @@ impl GuestFrontend for X86 {
     }
 
     fn step(cpu: &mut Cpu<Self>) {
-        let shadow = std::mem::take(&mut cpu.guest.st.shadow);
-        if debugging::steps(&cpu.guest.st) {
-            debugging::step(cpu)
+        let st = &mut cpu.guest.st;
+        let (shadow, behind_ss) = (std::mem::take(&mut st.shadow), std::mem::take(&mut st.shadow_ss));
+        if debugging::steps(st) {
+            debugging::step(cpu, behind_ss)
         } else {
             cpu.step_careful()
         }
         if cpu.hit_abandoned() {
-            cpu.guest.st.shadow = shadow;
+            (cpu.guest.st.shadow, cpu.guest.st.shadow_ss) = (shadow, behind_ss);
         }
     }
 
@@ -676,6 +706,7 @@ impl GuestFrontend for X86 {
     }
 
     fn get_state(cpu: &mut Cpu<Self>) -> CpuState {
+        settle_resume_flag(cpu, cpu.head.pc);
         let registers = Registers {
             gpr: std::array::from_fn(|i| cpu.head.slots[i]),
             ip: ip_of(cpu, cpu.head.pc),
@@ -759,6 +790,8 @@ pub(crate) fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     }
     cpu.smm_changed();
     cpu.set_ip(registers.ip);
+    cpu.resume_flag_set();
+    cpu.guest.repeats = None;
     cpu.head.exit_request = 0;
     cpu.guest.st.update_guards();
     cpu.switch_context();

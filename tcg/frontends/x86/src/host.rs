@@ -41,6 +41,8 @@ pub trait Host {
     fn base_changed(&mut self, seg: usize);
     /// Goes on at this offset of the (new) code segment.
     fn set_ip(&mut self, ip: u64);
+    /// RF may have been set, for the instruction where it goes on now.
+    fn resume_flag_set(&mut self) {}
     /// Something that [`State::context_key`] or [`State::code_mode`] depends on changed.
     fn mode_changed(&mut self);
     /// [`State::smm`] changed: so does the memory that accesses see, from now on.
@@ -107,6 +109,24 @@ pub trait Host {
         self.phys_write(leaf.pa, first, value & mask(first));
         self.note_access(true, va, bytes, value);
         Ok(())
+    }
+
+    /// Reads 1 to 8 bytes of a descriptor table or a task-state segment.
+    ///
+    /// # Errors
+    /// The page fault.
+    fn table_read(&mut self, va: u64, bytes: u32) -> Result<u64> {
+        paging::check_implicit(self, va, bytes, Access::Load)?;
+        self.lin_read(va, bytes, false)
+    }
+
+    /// Writes 1 to 8 bytes of one.
+    ///
+    /// # Errors
+    /// The page fault; nothing is written then.
+    fn table_write(&mut self, va: u64, bytes: u32, value: u64) -> Result<()> {
+        paging::check_implicit(self, va, bytes, Access::Store)?;
+        self.lin_write(va, bytes, value, false)
     }
 
     /// Truncates a linear address to what the mode has.

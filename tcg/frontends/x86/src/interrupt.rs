@@ -39,7 +39,10 @@ struct Event {
 /// Traps (`#DB`, `#BP`, `#OF`) come with the address of the next instruction.
 pub fn raise<H: Host + ?Sized>(h: &mut H, exception: Exception, ip: u64) {
     let mut current = exception;
+    let mut ip = ip;
     loop {
+        // Behind a task switch, it is the new task's.
+        ip = h.st_mut().task_entry.take().unwrap_or(ip);
         match current.vector {
             VECTOR_PF => h.st_mut().cr2 = current.payload,
             VECTOR_DB => {
@@ -54,7 +57,11 @@ pub fn raise<H: Host + ?Sized>(h: &mut H, exception: Exception, ip: u64) {
             source: Source::Exception,
             error: if real { None } else { current.error },
             ip,
-            resume: !matches!(current.vector, VECTOR_DB | VECTOR_BP | VECTOR_OF),
+            resume: match current.vector {
+                // General detect is a fault, and not one of an instruction breakpoint.
+                VECTOR_DB => current.payload == 1 << 13,
+                vector => !matches!(vector, VECTOR_BP | VECTOR_OF),
+            },
         };
         let Err(next) = deliver(h, event) else { return };
         if current.vector == VECTOR_DF {
@@ -171,7 +178,7 @@ fn deliver_real<H: Host + ?Sized>(h: &mut H, event: Event) -> Result<()> {
     if offset + 3 > u64::from(idtr.limit) {
         return Err(Exception::gp(u32::from(event.vector) * 8 + 2));
     }
-    let entry = h.lin_read(idtr.base.wrapping_add(offset), 4, false)?;
+    let entry = h.table_read(idtr.base.wrapping_add(offset), 4)?;
     let mut stack = Stack::current(h);
     let flags = h.rflags();
     stack.push(h, flags, 2)?;
@@ -196,7 +203,7 @@ fn deliver_protected<H: Host + ?Sized>(h: &mut H, event: Event) -> Result<()> {
     if offset + 7 > u64::from(idtr.limit) {
         return Err(Exception::gp(idt_code(event)));
     }
-    let gate = Descriptor(h.lin_read(idtr.base.wrapping_add(offset) & 0xffff_ffff, 8, false)?);
+    let gate = Descriptor(h.table_read(idtr.base.wrapping_add(offset) & 0xffff_ffff, 8)?);
     let kind = gate.kind();
     let known = matches!(kind, system::TASK_GATE | system::INT16 | system::TRAP16 | system::INT32 | system::TRAP32);
     if gate.is_segment() || !known {
@@ -210,11 +217,14 @@ fn deliver_protected<H: Host + ?Sized>(h: &mut H, event: Event) -> Result<()> {
     }
     let (selector, target) = gate.gate();
     if kind == system::TASK_GATE {
-        task::switch(h, selector, Switch::Interrupt, event.ip)?;
+        let entry = task::switch(h, selector, Switch::Interrupt { resume: event.resume }, event.ip)?;
         if let Some(code) = event.error {
             let bytes = if h.st().tr.attributes & 8 != 0 { 4 } else { 2 };
             let mut stack = Stack::current(h);
-            stack.push(h, u64::from(code), bytes)?;
+            if let Err(e) = stack.push(h, u64::from(code), bytes) {
+                h.st_mut().task_entry = Some(entry);
+                return Err(e);
+            }
             stack.commit(h);
         }
         return Ok(());
@@ -308,8 +318,8 @@ fn deliver_long<H: Host + ?Sized>(h: &mut H, event: Event) -> Result<()> {
         return Err(Exception::gp(idt_code(event)));
     }
     let at = idtr.base.wrapping_add(offset);
-    let gate = Descriptor(h.lin_read(at, 8, false)?);
-    let high = h.lin_read(at.wrapping_add(8), 8, false)?;
+    let gate = Descriptor(h.table_read(at, 8)?);
+    let high = h.table_read(at.wrapping_add(8), 8)?;
     if gate.is_segment() || !matches!(gate.kind(), system::INT32 | system::TRAP32) || high >> 40 & 0x1f != 0 {
         return Err(Exception::gp(idt_code(event)));
     }

@@ -177,14 +177,14 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
         number::TSC => st.tsc(now),
         _ if kvmclock::is_clock(index) && kvmclock::available(st) => kvmclock::read(st, index),
         MPERF | APERF => st.tsc(now),
-        number::EFER if long || st.features.nx => st.efer,
+        number::EFER if has_efer(st) => st.efer,
         number::FS_BASE if long => st.seg[FS].base,
         number::GS_BASE if long => st.seg[GS].base,
         number::APIC_BASE => h.sysreg_read(SysReg::Msr(index)).unwrap_or_else(|| h.st().apic_base),
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_read(SysReg::Msr(index)).ok_or(Exception::GP0)?
         }
-        number::MTRR_CAP => MTRR_RANGES as u64 | 1 << 8 | 1 << 10,
+        number::MTRR_CAP if st.features.has("mtrr") => MTRR_RANGES as u64 | 1 << 8 | 1 << 10,
         // No machine-check banks.
         number::MCG_CAP => 0,
         BIOS_SIGN_ID => 0x1_0000_0000,
@@ -199,6 +199,11 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
     })
 }
 
+/// Whether it is one of the variable ranges of the MTRRs.
+fn variable(index: u32) -> bool {
+    (number::MTRR_PHYS_BASE0..number::MTRR_PHYS_BASE0 + 2 * MTRR_RANGES as u32).contains(&index)
+}
+
 /// Whether the model has one of those that are stored.
 fn exists(st: &State, index: u32) -> bool {
     match index {
@@ -208,6 +213,9 @@ fn exists(st: &State, index: u32) -> bool {
         number::TSC_ADJUST => st.features.has("tsc-adjust"),
         // Systems set IBRS once where the capabilities say that this is enough. The feature itself would have them
         // issue barriers at each switch of address spaces, which bar nothing here.
+        number::PAT => st.features.has("pat"),
+        number::MTRR_DEF_TYPE => st.features.has("mtrr"),
+        _ if FIXED.contains(&index) || variable(index) => st.features.has("mtrr"),
         number::SPEC_CTRL => st.features.has("spec-ctrl") || st.features.has("arch-capabilities"),
         number::XSS => st.features.has("xsaves"),
         // RSM alone writes it.
@@ -239,28 +247,23 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
             st.msrs.tsc_adjust = value;
             kvmclock::refresh(h);
         }
-        number::EFER => return write_efer(h, value),
+        number::EFER if has_efer(st) => return write_efer(h, value),
         number::FS_BASE | number::GS_BASE if st.features.long_mode => {
             canonical(st, value)?;
             let seg = if index == number::FS_BASE { FS } else { GS };
             st.seg[seg].base = value;
             h.base_changed(seg);
         }
-        number::APIC_BASE => {
-            if h.sysreg_write(SysReg::Msr(index), value).is_some() {
-                h.st_mut().apic_base = value;
-            } else if value & !0xf_ffff_f900 != 0 {
-                return Err(Exception::GP0);
-            } else {
-                h.st_mut().apic_base = value;
-            }
-        }
+        number::APIC_BASE => return write_apic_base(h, value),
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_write(SysReg::Msr(index), value).ok_or(Exception::GP0)?;
         }
         BIOS_SIGN_ID | DEBUGCTL | AMD_INT_PENDING | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
         _ if !exists(st, index) => return Err(Exception::GP0),
         number::LSTAR | number::CSTAR | number::KERNEL_GS_BASE | number::SYSENTER_ESP | number::SYSENTER_EIP => {
+            // AMD's SYSENTER is of 32 bits, and so are its registers.
+            let short = st.features.amd && matches!(index, number::SYSENTER_ESP | number::SYSENTER_EIP);
+            let value = if short { value & 0xffff_ffff } else { value };
             if st.features.long_mode {
                 canonical(st, value)?;
             }
@@ -270,7 +273,13 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
             return Err(Exception::GP0);
         }
         _ if !valid_mtrr(st, index, value) => return Err(Exception::GP0),
-        number::TSC_AUX if value >> 32 != 0 => return Err(Exception::GP0),
+        // AMD's drop what Intel's refuse.
+        number::TSC_AUX if value >> 32 != 0 && !st.features.amd => return Err(Exception::GP0),
+        number::TSC_AUX => st.msrs.tsc_aux = value & 0xffff_ffff,
+        // Locked until the next reset.
+        number::FEATURE_CONTROL if st.msrs.feature_control & 1 != 0 => return Err(Exception::GP0),
+        // IBRS, STIBP, SSBD.
+        number::SPEC_CTRL if value & !7 != 0 => return Err(Exception::GP0),
         number::XSS if value != 0 => return Err(Exception::GP0),
         number::FMASK => st.msrs.fmask = value & 0xffff_ffff,
         number::MTRR_CAP | number::MCG_CAP | PLATFORM_INFO | EBL_CR_POWERON | AMD_PATCH_LEVEL => {
@@ -285,18 +294,38 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
 fn valid_mtrr(st: &State, index: u32, value: u64) -> bool {
     let kind = |t: u64| matches!(t, 0 | 1 | 4..=6);
     let beyond = !((1u64 << st.phys_bits) - 1);
-    let last = number::MTRR_PHYS_BASE0 + 2 * MTRR_RANGES as u32;
     match index {
         number::MTRR_DEF_TYPE => kind(value & 0xff) && value & !0xcff == 0,
         _ if FIXED.contains(&index) => (0..8).all(|i| kind(value >> (8 * i) & 0xff)),
-        _ if !(number::MTRR_PHYS_BASE0..last).contains(&index) => true,
+        _ if !variable(index) => true,
         _ if (index - number::MTRR_PHYS_BASE0).is_multiple_of(2) => kind(value & 0xff) && value & (beyond | 0xf00) == 0,
         _ => value & (beyond | 0x7ff) == 0,
     }
 }
 
 fn canonical(st: &State, value: u64) -> Result<()> {
-    if st.canonical(value) { Ok(()) } else { Err(Exception::GP0) }
+    if st.canonical_base(value) { Ok(()) } else { Err(Exception::GP0) }
+}
+
+fn has_efer(st: &State) -> bool {
+    st.features.long_mode || st.features.nx || st.features.syscall
+}
+
+/// SDM volume 3 section 11.12.5: the local APIC says which modes follow which. Without one nothing depends on it.
+fn write_apic_base<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
+    let st = h.st();
+    let beyond = !((1u64 << st.phys_bits) - 1);
+    let x2 = if st.features.has("x2apic") { number::APIC_BASE_X2APIC } else { 0 };
+    let known = number::APIC_BASE_ENABLE | number::APIC_BASE_BSP | x2;
+    if value & (beyond | 0xfff & !known) != 0 {
+        return Err(Exception::GP0);
+    }
+    let index = SysReg::Msr(number::APIC_BASE);
+    if h.sysreg_write(index, value).is_none() && h.sysreg_read(index).is_some() {
+        return Err(Exception::GP0);
+    }
+    h.st_mut().apic_base = value;
+    Ok(())
 }
 
 /// SDM volume 3 section 2.2.1: LME only while paging is off; LMA is the processor's.
@@ -314,6 +343,10 @@ fn write_efer<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     }
     let old = st.efer;
     if value & !(writable | EFER_LMA) != 0 {
+        return Err(Exception::GP0);
+    }
+    // Intel's ignore what is written to LMA, AMD's want it as it is (APM volume 2 section 3.1.7).
+    if st.features.amd && (old ^ value) & EFER_LMA != 0 {
         return Err(Exception::GP0);
     }
     if (old ^ value) & EFER_LME != 0 && st.cr0 & CR0_PG != 0 {

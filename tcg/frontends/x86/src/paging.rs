@@ -82,8 +82,9 @@ fn format(st: &State) -> Format {
 /// Bits that must be zero in an entry (SDM tables 5-4 to 5-20).
 fn reserved(st: &State, entry_bytes: u32, level: u32, entry: u64, large: bool) -> bool {
     if entry_bytes == 4 {
-        // PSE-36: bits 20:13 are address bits 39:32; bit 21 is reserved.
-        return large && entry & (1 << 21) != 0;
+        // PSE-36: bits 20:13 are address bits 39:32, as far as the processor has them. The others up to 21 are reserved.
+        let high = if st.features.pse36 { st.phys_bits.clamp(32, 40) - 32 } else { 0 };
+        return large && entry & 0x003f_e000 & !(((1 << high) - 1) << 13) != 0;
     }
     let phys = !((1u64 << st.phys_bits) - 1) & 0x000f_ffff_ffff_f000;
     let mut bits = phys;
@@ -99,6 +100,10 @@ fn reserved(st: &State, entry_bytes: u32, level: u32, entry: u64, large: bool) -
         bits |= ((1u64 << size_bits) - 1) & !0x1fff;
     } else if level >= 4 || (level == 3 && st.long() && !st.features.pdpe1gb) {
         bits |= PS;
+    }
+    if level >= 4 && st.features.amd {
+        // APM volume 2 section 5.3.3: where a page would have G.
+        bits |= G;
     }
     entry & bits != 0
 }
@@ -117,6 +122,24 @@ pub fn walk<H: Host + ?Sized>(h: &mut H, va: u64, access: Access, user: bool) ->
 /// As [`walk`].
 pub fn peek<H: Host + ?Sized>(h: &mut H, va: u64, access: Access, user: bool) -> Result<Leaf> {
     translate(h, va, access, user, false)
+}
+
+/// Checks an access that the processor makes for itself, to a descriptor table or task-state segment: AC does not excuse it
+/// from SMAP (SDM section 5.6.1, implicit accesses).
+///
+/// # Errors
+/// The page fault.
+pub fn check_implicit<H: Host + ?Sized>(h: &mut H, va: u64, bytes: u32, access: Access) -> Result<()> {
+    let st = h.st();
+    let flags = st.flags;
+    if st.cr4 & CR4_SMAP == 0 || flags & RFLAGS_AC == 0 || st.cpl == 3 {
+        return Ok(());
+    }
+    h.st_mut().flags &= !RFLAGS_AC;
+    let (first, last) = (h.wrap(va), h.wrap(va.wrapping_add(u64::from(bytes) - 1)));
+    let checked = walk(h, first, access, false).and_then(|_| walk(h, last, access, false));
+    h.st_mut().flags = flags;
+    checked.map(drop)
 }
 
 fn translate<H: Host + ?Sized>(h: &mut H, va: u64, access: Access, user: bool, mark: bool) -> Result<Leaf> {

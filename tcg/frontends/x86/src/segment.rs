@@ -108,7 +108,7 @@ pub fn descriptor_address(st: &State, selector: u16, bytes: u32) -> Option<u64> 
 /// `fault`, or a page fault.
 pub fn fetch<H: Host + ?Sized>(h: &mut H, selector: u16, fault: fn(u16) -> Exception) -> Result<Descriptor> {
     let at = descriptor_address(h.st(), selector, 8).ok_or(fault(selector))?;
-    Ok(Descriptor(h.lin_read(at, 8, false)?))
+    Ok(Descriptor(h.table_read(at, 8)?))
 }
 
 /// Sets the accessed bit of a descriptor in memory.
@@ -117,7 +117,7 @@ pub fn mark_accessed<H: Host + ?Sized>(h: &mut H, selector: u16, d: Descriptor) 
     if accessed != d
         && let Some(at) = descriptor_address(h.st(), selector, 8)
     {
-        h.lin_write(at.wrapping_add(5), 1, accessed.0 >> 40, false)?;
+        h.table_write(at.wrapping_add(5), 1, accessed.0 >> 40)?;
     }
     Ok(accessed)
 }
@@ -301,8 +301,11 @@ pub fn load_ldtr<H: Host + ?Sized>(h: &mut H, selector: u16) -> Result<()> {
         h.st_mut().ldtr = Segment { selector, ..Segment::UNUSABLE };
         return Ok(());
     }
+    if selector & 4 != 0 {
+        return Err(Exception::gp_sel(selector));
+    }
     let (d, high) = system_descriptor(h, selector, Exception::gp_sel)?;
-    if selector & 4 != 0 || d.is_segment() || d.kind() != system::LDT {
+    if d.is_segment() || d.kind() != system::LDT {
         return Err(Exception::gp_sel(selector));
     }
     if !d.present() {
@@ -322,9 +325,12 @@ pub fn load_tr<H: Host + ?Sized>(h: &mut H, selector: u16) -> Result<()> {
     if selector & !3 == 0 {
         return Err(Exception::GP0);
     }
+    if selector & 4 != 0 {
+        return Err(Exception::gp_sel(selector));
+    }
     let (d, high) = system_descriptor(h, selector, Exception::gp_sel)?;
     let available = d.kind() == system::TSS32 || d.kind() == system::TSS16 && !h.st().long();
-    if selector & 4 != 0 || d.is_segment() || !available {
+    if d.is_segment() || !available {
         return Err(Exception::gp_sel(selector));
     }
     if !d.present() {
@@ -344,8 +350,8 @@ pub fn load_tr<H: Host + ?Sized>(h: &mut H, selector: u16) -> Result<()> {
 pub fn set_busy<H: Host + ?Sized>(h: &mut H, selector: u16, busy: bool) -> Result<()> {
     let Some(at) = descriptor_address(h.st(), selector, 8) else { return Err(Exception::gp_sel(selector)) };
     let at = at.wrapping_add(5);
-    let old = h.lin_read(at, 1, false)?;
-    h.lin_write(at, 1, if busy { old | 2 } else { old & !2 }, false)
+    let old = h.table_read(at, 1)?;
+    h.table_write(at, 1, if busy { old | 2 } else { old & !2 })
 }
 
 /// A system descriptor, and the upper half of its base: in long mode it has sixteen bytes.
@@ -359,12 +365,12 @@ fn system_descriptor<H: Host + ?Sized>(
         return Ok((d, 0));
     }
     let at = descriptor_address(h.st(), selector, 16).ok_or(fault(selector))?;
-    let high = h.lin_read(at.wrapping_add(8), 8, false)?;
+    let high = h.table_read(at.wrapping_add(8), 8)?;
     if high >> 40 & 0x1f != 0 {
         return Err(fault(selector));
     }
     let base = high << 32 | d.base();
-    if !h.st().canonical(base) {
+    if !h.st().canonical_base(base) {
         return Err(fault(selector));
     }
     Ok((d, high & 0xffff_ffff))

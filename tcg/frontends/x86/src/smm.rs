@@ -103,7 +103,7 @@ pub fn enter<H: Host + ?Sized>(h: &mut H, ip: u64, halted: bool) {
     st.smm = true;
     st.smm_inside_nmi = st.nmi_masked;
     st.nmi_masked = true;
-    st.shadow = false;
+    (st.shadow, st.shadow_ss) = (false, false);
     h.smm_changed();
     let at = h.st().msrs.smbase.wrapping_add(AREA) & 0xffff_ffff;
     if h.st().features.long_mode {
@@ -324,20 +324,32 @@ pub fn resume<H: Host + ?Sized>(h: &mut H) -> bool {
 fn possible<H: Host + ?Sized>(h: &H, s: &Saved) -> bool {
     let st = h.st();
     let paging = s.cr0 & CR0_PG != 0;
-    let long = s.efer & EFER_LMA != 0;
+    let long = active(s);
+    // Neither 32-bit nor 64-bit code; addresses that the processor does not have.
+    let code = s.seg[CS].attributes & (attr::L | attr::DB) != attr::L | attr::DB;
+    let root = s.cr3 >> if long { u32::from(st.phys_bits) } else { 32 } == 0;
+    // Their upper halves are reserved.
+    let debug = (s.dr6 | s.dr7) >> 32 == 0;
     let cr0 = s.cr0 >> 32 == 0 && (!paging || s.cr0 & CR0_PE != 0) && (s.cr0 & CR0_NW == 0 || s.cr0 & CR0_CD != 0);
     let efer = s.efer & !(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE) == 0
         && (s.efer & (EFER_LME | EFER_LMA) == 0 || st.features.long_mode)
-        && (!long || paging && s.cr4 & CR4_PAE != 0 && s.efer & EFER_LME != 0);
+        && (!long || s.cr4 & CR4_PAE != 0 && code && s.rflags & RFLAGS_VM == 0)
+        && (long || s.efer & EFER_LMA == 0);
     let wide = |n: usize| long && (n == FS || n == GS);
     let bases = s.seg.iter().enumerate().all(|(n, s)| s.base >> 32 == 0 || wide(n));
-    cr0 && efer && bases && s.cr4 & !control::cr4_mask(st) == 0 && (long || s.cr4 & CR4_PCIDE == 0)
+    cr0 && efer && bases && root && debug && s.cr4 & !st.features.cr4 == 0 && (long || s.cr4 & CR4_PCIDE == 0)
+}
+
+/// Whether long mode is active: LMA follows from what turns it on.
+fn active(s: &Saved) -> bool {
+    s.cr0 & CR0_PG != 0 && s.efer & EFER_LME != 0
 }
 
 fn restore<H: Host + ?Sized>(h: &mut H, s: &Saved) {
+    let lma = if active(s) { EFER_LMA } else { 0 };
     let st = h.st_mut();
-    st.cr0 = s.cr0 | CR0_ET;
-    (st.cr3, st.cr4, st.efer) = (s.cr3, s.cr4, s.efer);
+    st.cr0 = s.cr0 & control::CR0_ALL | CR0_ET;
+    (st.cr3, st.cr4, st.efer) = (s.cr3, s.cr4, s.efer | lma);
     st.dr6 = s.dr6 & 0xe00f | DR6_FIXED;
     st.dr7 = s.dr7 & 0xffff_2bff | DR7_FIXED;
     (st.ldtr, st.tr, st.gdtr, st.idtr) = (s.ldtr, s.tr, s.gdtr, s.idtr);
@@ -357,4 +369,5 @@ fn restore<H: Host + ?Sized>(h: &mut H, s: &Saved) {
     h.mode_changed();
     h.check_events();
     h.set_ip(s.rip);
+    h.resume_flag_set();
 }

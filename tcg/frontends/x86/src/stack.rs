@@ -20,24 +20,26 @@ pub struct Stack {
     pub user: bool,
     /// 64-bit: no segment.
     flat: bool,
+    /// What of it does not fit is an exception with its selector: of a stack that is not the current one.
+    other: bool,
 }
 
 impl Stack {
     /// The current one.
     pub fn current<H: Host + ?Sized>(h: &H) -> Self {
         let st = h.st();
-        Self { ss: st.seg[SS], sp: h.gpr(4), mask: st.stack_mask(), user: h.user(), flat: st.is_64bit() }
+        Self { ss: st.seg[SS], sp: h.gpr(4), mask: st.stack_mask(), user: h.user(), flat: st.is_64bit(), other: false }
     }
 
     /// Another one, of privilege level `cpl`; not for 64-bit code.
     pub fn new(ss: Segment, sp: u64, cpl: u8) -> Self {
         let mask = if ss.attributes & attr::DB != 0 { 0xffff_ffff } else { 0xffff };
-        Self { ss, sp, mask, user: cpl == 3, flat: false }
+        Self { ss, sp, mask, user: cpl == 3, flat: false, other: true }
     }
 
     /// Another one, for 64-bit code.
     pub fn long(ss: Segment, sp: u64, cpl: u8) -> Self {
-        Self { ss, sp, mask: !0, user: cpl == 3, flat: true }
+        Self { ss, sp, mask: !0, user: cpl == 3, flat: true, other: false }
     }
 
     fn linear(&self, st: &State, bytes: u32) -> Result<u64> {
@@ -50,7 +52,8 @@ impl Stack {
         } else {
             let offset = self.sp & self.mask;
             if !in_limit(&self.ss, offset, bytes) {
-                return Err(Exception::ss(0));
+                let selector = if self.other { u32::from(self.ss.selector) & 0xfffc } else { 0 };
+                return Err(Exception::ss(selector));
             }
             self.ss.base.wrapping_add(offset) & 0xffff_ffff
         };

@@ -128,6 +128,12 @@ pub struct State {
     pub fpu_pointers: FpuPointers,
     /// Interrupts wait until after the next instruction.
     pub shadow: bool,
+    /// It was a load of SS: an instruction breakpoint there is not met either.
+    pub shadow_ss: bool,
+    /// The instruction that RF is of, if it is set: what stands in the flags behind it has gone.
+    pub resume_at: u64,
+    /// Where a task goes on whose switch has raised an exception: the exception is the new task's.
+    pub task_entry: Option<u64>,
     /// DR6 bits of data breakpoints that a load of SS met: raised after the next instruction.
     pub held_back: u64,
     /// An NMI handler runs.
@@ -183,6 +189,9 @@ impl State {
             tsc_offset: 0,
             fpu_pointers: FpuPointers::default(),
             shadow: false,
+            shadow_ss: false,
+            resume_at: 0,
+            task_entry: None,
             held_back: 0,
             nmi_masked: false,
             nmi_pending: false,
@@ -290,6 +299,13 @@ impl State {
     /// A canonical address (SDM volume 1 section 3.3.7.1).
     pub fn canonical(&self, va: u64) -> bool {
         let shift = if self.cr4 & CR4_LA57 != 0 { 64 - 57 } else { 64 - 48 };
+        ((va << shift) as i64 >> shift) as u64 == va
+    }
+
+    /// Whether the base of a segment or table, an MSR or an invalidation takes the address: processors that can have 57 bits
+    /// take as many whatever CR4.LA57 says.
+    pub fn canonical_base(&self, va: u64) -> bool {
+        let shift = if self.features.la57 { 64 - 57 } else { 64 - 48 };
         ((va << shift) as i64 >> shift) as u64 == va
     }
 

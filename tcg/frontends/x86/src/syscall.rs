@@ -48,13 +48,15 @@ pub fn syscall<H: Host + ?Sized>(h: &mut H, next: u64) -> Result<()> {
         h.set_gpr(R11, flags & !RFLAGS_RF);
     }
     h.set_rflags(0, mask | RFLAGS_RF);
-    let stack = flat((selector & !3).wrapping_add(8), DATA | attr::DB, 0);
+    // The code segment's selector is without a level, the stack's as it is.
+    let stack = flat(selector.wrapping_add(8), DATA | attr::DB, 0);
     change_level(h, 0, flat(selector & !3, CODE | size, 0), Some(stack));
     h.set_ip(target);
     Ok(())
 }
 
-/// SYSRET; `wide` with REX.W.
+/// SYSRET; `wide` with REX.W. An address that is not canonical is found out here by Intel's processors, and at the next
+/// instruction, at level 3, by AMD's.
 ///
 /// # Errors
 /// `#UD`, `#GP(0)`
@@ -64,7 +66,7 @@ pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
     }
     h.need_cpl0()?;
     let target = h.gpr(RCX);
-    if wide && !h.st().canonical(target) {
+    if wide && !h.st().features.amd && !h.st().canonical(target) {
         return Err(Exception::GP0);
     }
     let selector = (h.st().msrs.star >> 48) as u16;
@@ -112,12 +114,16 @@ pub fn sysenter<H: Host + ?Sized>(h: &mut H) -> Result<()> {
 /// SYSEXIT; `wide` with REX.W.
 ///
 /// # Errors
-/// `#GP(0)`
+/// `#GP(0)`; `#UD` in AMD's long mode.
 pub fn sysexit<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
     let st = h.st();
     let selector = st.msrs.sysenter_cs as u16 & !3;
     if st.mode() == Mode::Real || selector == 0 || st.cpl != 0 {
         return Err(Exception::GP0);
+    }
+    // Found out behind the privilege, unlike SYSENTER's.
+    if st.features.amd && st.long() {
+        return Err(Exception::UD);
     }
     let (ip, sp) = (h.gpr(RDX), h.gpr(RCX));
     if wide && !(h.st().canonical(ip) && h.st().canonical(sp)) {

@@ -15,7 +15,10 @@ use crate::state::{CS, DS, ES, FS, GS, SS};
 pub enum Switch {
     Jump,
     Call,
-    Interrupt,
+    /// `resume`: the old task goes on with RF.
+    Interrupt {
+        resume: bool,
+    },
     Return,
 }
 
@@ -25,7 +28,7 @@ fn tss_read<H: Host + ?Sized>(h: &mut H, offset: u64, bytes: u32) -> Result<u64>
         return Err(Exception::ts(tr.selector));
     }
     let at = h.wrap(tr.base.wrapping_add(offset));
-    h.lin_read(at, bytes, false)
+    h.table_read(at, bytes)
 }
 
 /// A stack pointer of a 64-bit TSS.
@@ -126,11 +129,13 @@ struct Task {
     trap: bool,
 }
 
-/// Switches to the task of TSS `selector`; `ip` is where the old one goes on (SDM section 9.3).
+/// Switches to the task of TSS `selector`; `ip` is where the old one goes on (SDM section 9.3). Answers where the new one
+/// does.
 ///
 /// # Errors
-/// Those of section 9.3. Past the commit point the new task is in place and takes the exception.
-pub fn switch<H: Host + ?Sized>(h: &mut H, selector: u16, how: Switch, ip: u64) -> Result<()> {
+/// Those of section 9.3. Past the commit point the new task is in place and takes the exception
+/// ([`crate::state::State::task_entry`]).
+pub fn switch<H: Host + ?Sized>(h: &mut H, selector: u16, how: Switch, ip: u64) -> Result<u64> {
     let wrong = if how == Switch::Return { Exception::ts } else { Exception::gp_sel };
     if selector & 4 != 0 {
         return Err(wrong(selector));
@@ -158,8 +163,9 @@ pub fn switch<H: Host + ?Sized>(h: &mut H, selector: u16, how: Switch, ip: u64) 
     if matches!(how, Switch::Jump | Switch::Return) {
         segment::set_busy(h, old, false)?;
     }
-    if matches!(how, Switch::Call | Switch::Interrupt) {
-        h.lin_write(base + tss32::LINK, 2, u64::from(old), false)?;
+    let nests = matches!(how, Switch::Call | Switch::Interrupt { .. });
+    if nests {
+        h.table_write(base + tss32::LINK, 2, u64::from(old))?;
     }
     if how != Switch::Return {
         segment::set_busy(h, selector, true)?;
@@ -169,12 +175,17 @@ pub fn switch<H: Host + ?Sized>(h: &mut H, selector: u16, how: Switch, ip: u64) 
     h.st_mut().tr = tr;
     h.st_mut().cr0 |= CR0_TS;
     h.st_mut().dr7 &= !0x155;
-    let nested = if matches!(how, Switch::Call | Switch::Interrupt) { RFLAGS_NT } else { 0 };
-    load_task(h, &new, nested)
+    let nested = if nests { RFLAGS_NT } else { 0 };
+    if let Err(e) = load_task(h, &new, nested) {
+        h.st_mut().task_entry = Some(new.ip);
+        return Err(e);
+    }
+    h.resume_flag_set();
+    Ok(new.ip)
 }
 
 fn read_task<H: Host + ?Sized>(h: &mut H, base: u64, wide: bool) -> Result<Task> {
-    let mut at = |offset: u64, bytes: u32| h.lin_read(base.wrapping_add(offset) & 0xffff_ffff, bytes, false);
+    let mut at = |offset: u64, bytes: u32| h.table_read(base.wrapping_add(offset) & 0xffff_ffff, bytes);
     let mut task = Task { cr3: None, ip: 0, flags: 0, gpr: [0; 8], seg: [0; 6], ldt: 0, trap: false };
     if wide {
         task.cr3 = Some(at(tss32::CR3, 4)?);
@@ -208,24 +219,26 @@ fn save_task<H: Host + ?Sized>(h: &mut H, how: Switch, ip: u64) -> Result<()> {
     if how == Switch::Return {
         flags &= !RFLAGS_NT;
     }
+    if how == (Switch::Interrupt { resume: true }) {
+        flags |= RFLAGS_RF;
+    }
     let wide = tr.attributes & 8 != 0;
     let (bytes, ip_at, flags_at, gpr_at, seg_at, segs) = if wide {
         (4, tss32::EIP, tss32::EFLAGS, tss32::GPR, tss32::SEG, 6)
     } else {
         (2, tss16::IP, tss16::FLAGS, tss16::GPR, tss16::SEG, 4)
     };
-    let mut put = |offset: u64, bytes: u32, value: u64| {
-        h.lin_write(tr.base.wrapping_add(offset) & 0xffff_ffff, bytes, value, false)
-    };
+    let mut put =
+        |offset: u64, bytes: u32, value: u64| h.table_write(tr.base.wrapping_add(offset) & 0xffff_ffff, bytes, value);
     put(ip_at, bytes, ip)?;
     put(flags_at, bytes, flags)?;
     for i in 0..8 {
         let value = h.gpr(i);
-        h.lin_write(tr.base + gpr_at + u64::from(bytes) * i as u64, bytes, value, false)?;
+        h.table_write(tr.base + gpr_at + u64::from(bytes) * i as u64, bytes, value)?;
     }
     for i in 0..segs {
         let value = u64::from(h.st().seg[i].selector);
-        h.lin_write(tr.base + seg_at + u64::from(bytes) * i as u64, 2, value, false)?;
+        h.table_write(tr.base + seg_at + u64::from(bytes) * i as u64, 2, value)?;
     }
     Ok(())
 }

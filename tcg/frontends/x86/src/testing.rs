@@ -19,6 +19,8 @@ pub(crate) struct TestHost {
     pub stopped: Option<Stop>,
     pub events_checked: bool,
     pub sysregs: HashMap<SysReg, u64>,
+    /// One whose device does not take what is written.
+    pub refused: Option<SysReg>,
 }
 
 impl TestHost {
@@ -36,6 +38,7 @@ impl TestHost {
             stopped: None,
             events_checked: false,
             sysregs: HashMap::new(),
+            refused: None,
         }
     }
 
@@ -106,6 +109,9 @@ impl Host for TestHost {
         self.sysregs.get(&reg).copied()
     }
     fn sysreg_write(&mut self, reg: SysReg, value: u64) -> Option<()> {
+        if self.refused == Some(reg) {
+            return None;
+        }
         self.sysregs.get_mut(&reg).map(|old| *old = value)
     }
     fn stop(&mut self, why: Stop) {

@@ -4,13 +4,14 @@
 //! register, or in `rax` for a slot in memory. Because an operand may itself be in the target register, checks
 //! for aliasing are on register numbers, never on slots. `r14` and `r15` are free for constants and counts.
 
-use super::{Lower, Opnd};
-use crate::asm::{Alu, Cc, Map, R14, R15, RAX, RCX, RDX, Rm, Shift, Vex, fits32};
+use super::{Cold, Lower, Opnd};
+use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, RCX, RDX, Rm, Shift, Vex, fits32};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::Optimise;
+use mimus_tcg_ir::backend::{DIVISORS, Divisor, Optimise};
 use mimus_tcg_ir::interp;
 use mimus_tcg_ir::{AluOp, Op, PagePc, SLOTS, Slot, Ty, UnOp, Val};
+use std::mem::{offset_of, size_of};
 
 /// Where the other half of a division is kept: the last temporary, which no instruction has use for.
 const KEPT: Slot = Slot((SLOTS - 1) as u8);
@@ -29,6 +30,18 @@ pub fn reads_operands_first(op: AluOp) -> bool {
             | AluOp::RemS
             | AluOp::RemU
     )
+}
+
+/// A division by another number than the one that is remembered: `rax` by `r14`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OtherDivisor {
+    from: Fixup,
+    back: u32,
+    rem: bool,
+    /// The other half is wanted too.
+    keep: bool,
+    /// Offset of the [`Divisor`] from `rbp`.
+    entry: i32,
 }
 
 impl Lower<'_> {
@@ -413,6 +426,10 @@ impl Lower<'_> {
         self.mov(RAX, a);
         self.mov(R14, b);
         self.save_rdx();
+        if let Some(entry) = self.remembered_divisor().filter(|_| !signed && w) {
+            self.divide_by_product(entry, rem, keep);
+            return self.finish_with_rdx(d, ty);
+        }
         self.asm.test_rr(w, R14);
         let zero = self.asm.jcc_short(Cc::E);
         let minus_one = signed.then(|| {
@@ -457,6 +474,101 @@ impl Lower<'_> {
             self.mov32(RAX, Opnd::Reg(RAX));
         }
         self.finish_with_rdx(d, ty);
+    }
+
+    /// Where the division being lowered remembers its last divisor, in code that runs often.
+    fn remembered_divisor(&self) -> Option<i32> {
+        let (divisors, number) = (self.be.config.env.divisors, self.insn.pc.0 as usize / 2 % DIVISORS);
+        let offset = (number * size_of::<Divisor>()) as i32;
+        (divisors != 0 && self.info.hints.hot).then(|| self.be.env(divisors + offset))
+    }
+
+    /// `rax` by `r14`, which mostly is the divisor of the last time: a product takes the host half as long as a division.
+    fn divide_by_product(&mut self, entry: i32, rem: bool, keep: bool) {
+        let (magic, shift) = (entry + offset_of!(Divisor, magic) as i32, entry + offset_of!(Divisor, shift) as i32);
+        dynasm!(self.asm ; .arch x64 ; cmp r14, [rbp + entry]);
+        let from = self.asm.jcc(Cc::Ne);
+        dynasm!(self.asm ; .arch x64
+            ; mov rdx, [rbp + magic]
+            ; mulx rdx, r14, rax
+            ; mov r14, rax
+            ; sub r14, rdx
+            ; shr r14, 1
+            ; add rdx, r14
+            ; mov r14, [rbp + shift]
+            ; shrx rdx, rdx, r14
+        );
+        if rem || keep {
+            dynasm!(self.asm ; .arch x64 ; mov r14, [rbp + entry] ; imul r14, rdx ; sub rax, r14);
+        }
+        // The quotient is in rdx and the remainder in rax, the other way round than behind a division.
+        if keep {
+            let kept = Rm::Env(self.be.slot_disp(KEPT));
+            self.asm.mov_rm_r(true, kept, if rem { RDX } else { RAX });
+        }
+        if !rem {
+            self.mov(RAX, Opnd::Reg(RDX));
+        }
+        let back = self.asm.pos();
+        self.put_off(Cold::DivideByHost(OtherDivisor { from, back, rem, keep, entry }));
+    }
+
+    /// The same by a number that is not remembered; now and then it is from now on.
+    pub(super) fn divide_by_other(&mut self, other: OtherDivisor) {
+        const PATIENCE: i32 = 16;
+        let OtherDivisor { from, back, rem, keep, entry } = other;
+        let at = |offset: usize| entry + offset as i32;
+        let (magic, shift) = (at(offset_of!(Divisor, magic)), at(offset_of!(Divisor, shift)));
+        let (patience, kept) = (at(offset_of!(Divisor, patience)), self.be.slot_disp(KEPT));
+        self.asm.bind(from);
+        dynasm!(self.asm ; .arch x64 ; sub QWORD [rbp + patience], BYTE 1);
+        let not_yet = self.asm.jcc_short(Cc::Ae);
+        // Powers of two, and 0, have no such product.
+        dynasm!(self.asm ; .arch x64
+            ; mov QWORD [rbp + patience], PATIENCE
+            ; lea rdx, [r14 - 1]
+            ; test rdx, r14
+        );
+        let power = self.asm.jcc_short(Cc::E);
+        // 2^64 times the power of two below the divisor, divided by it; twice that, rounded up.
+        dynasm!(self.asm ; .arch x64
+            ; mov [rbp + kept], rax
+            ; bsr rdx, r14
+            ; mov [rbp + shift], rdx
+            ; xor eax, eax
+            ; bts rax, rdx
+            ; mov rdx, rax
+            ; xor eax, eax
+            ; div r14
+            ; add rax, rax
+            ; add rdx, rdx
+        );
+        let carry = self.asm.jcc_short(Cc::B);
+        dynasm!(self.asm ; .arch x64 ; cmp rdx, r14);
+        let less = self.asm.jcc_short(Cc::B);
+        self.asm.bind_short(carry);
+        dynasm!(self.asm ; .arch x64 ; add rax, 1);
+        self.asm.bind_short(less);
+        dynasm!(self.asm ; .arch x64
+            ; add rax, 1
+            ; mov [rbp + magic], rax
+            ; mov [rbp + entry], r14
+            ; mov rax, [rbp + kept]
+        );
+        self.asm.bind_short(not_yet);
+        self.asm.bind_short(power);
+        self.asm.test_rr(true, R14);
+        let zero = self.asm.jcc_short(Cc::E);
+        dynasm!(self.asm ; .arch x64 ; xor edx, edx ; div r14);
+        if keep {
+            self.asm.mov_rm_r(true, Rm::Env(kept), if rem { RAX } else { RDX });
+        }
+        if rem {
+            self.mov(RAX, Opnd::Reg(RDX));
+        }
+        self.asm.jmp_back(back);
+        self.zero_divisor(zero, rem, keep);
+        self.asm.jmp_back(back);
     }
 
     /// One more than the index of the operation that computes the other half of a division, if it comes soon and

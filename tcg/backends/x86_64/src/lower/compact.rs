@@ -160,7 +160,12 @@ impl Lower<'_> {
 /// Whether compact code is slower than other code at an operation.
 fn is_slower(op: &Op) -> bool {
     match *op {
-        Op::Load { .. } | Op::Store { .. } | Op::Rmw { .. } | Op::CmpXchg { .. } | Op::Unit { .. } | Op::JumpReg { .. } => true,
+        Op::Load { .. }
+        | Op::Store { .. }
+        | Op::Rmw { .. }
+        | Op::CmpXchg { .. }
+        | Op::Unit { .. }
+        | Op::JumpReg { .. } => true,
         Op::Branch { to, .. } | Op::BranchF { to, .. } | Op::Jump { to } => !to.same_page(),
         _ => false,
     }

@@ -69,7 +69,7 @@ impl Lower<'_> {
 
     /// Whether a jump to `to` closes a loop, and so must notice the kick word.
     fn is_backward(&self, to: PagePc) -> bool {
-        to <= self.insn.pc
+        to <= self.insn.pc || self.went_back
     }
 
     /// Whether `to` is the block itself.

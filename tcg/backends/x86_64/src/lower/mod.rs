@@ -81,6 +81,7 @@ enum Cold {
     Rep(rep::Slow),
     Revive(unit::Revive),
     Division(wide::SlowDivision),
+    DivideByHost(alu::OtherDivisor),
     /// Leaves before a division that the host cannot do.
     CarefulDivision {
         from: Fixups,
@@ -238,6 +239,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         homed: loops::Homed::Not,
         start: PagePc(i32::from(block.start)),
         insn: Insn { pc: PagePc(i32::from(block.start)), len: 0, left: 0 },
+        went_back: false,
         counting: false,
         boxed: 0,
         fp_alive: false,
@@ -277,6 +279,10 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        if compact {
+            l.lower_simply(i);
+            continue;
+        }
         l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
@@ -324,6 +330,8 @@ struct Lower<'a> {
     homed: loops::Homed,
     start: PagePc,
     insn: Insn,
+    /// The block has gone on before its start.
+    went_back: bool,
     /// Instructions are counted.
     counting: bool,
     /// Slots known to hold a NaN-boxed single, a bit each.
@@ -387,6 +395,17 @@ struct Lower<'a> {
 }
 
 impl Lower<'_> {
+    /// [`Lower::lower_at`] in compact code, which has neither groups nor loops.
+    #[inline]
+    fn lower_simply(&mut self, i: usize) {
+        if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
+            self.flags_before(i);
+            self.before = self.cached;
+            self.next = i + 1;
+            self.op(op);
+        }
+    }
+
     /// The operation with number `i`, unless it has been lowered with one before it.
     #[inline]
     fn lower_at(&mut self, i: usize) {
@@ -406,6 +425,7 @@ impl Lower<'_> {
     #[inline]
     fn op(&mut self, op: &Op) {
         if let Op::Insn { pc, len } = *op {
+            self.went_back |= pc < self.start;
             self.insn = Insn { pc, len, left: self.insn.left.saturating_sub(1) };
             return;
         }
@@ -822,6 +842,7 @@ impl Lower<'_> {
                     }
                 }
                 Cold::Division(slow) => self.slow_division(slow),
+                Cold::DivideByHost(other) => self.divide_by_other(other),
                 Cold::CarefulDivision { from, insn, flags } => self.careful_division(from, insn, flags),
                 Cold::Flags { recipe, number } => self.flags_routine(recipe, number),
                 Cold::Group(slow) => self.slow_group(slow),

@@ -245,6 +245,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             guest: offset_of!(Env, hot) as i32,
             heat: offset_of!(Env, heat) as i32,
             heats: 1,
+            divisors: 0,
             unit_buffer: offset_of!(Env, buffer) as i32,
             ..EnvLayout::default()
         },

@@ -56,6 +56,7 @@ pub struct Env {
     pub unit_va: u64,
     pub unit_buffer: [u8; 96],
     pub heat: u16,
+    pub divisors: [Divisor; DIVISORS],
     pub guest: Guest,
     /// Blocks in the code memory, by address, to resolve return addresses.
     pub blocks: Vec<(u64, Emitted)>,
@@ -135,7 +136,8 @@ impl Machine {
                 unit_buffer: offset_of!(Env, unit_buffer) as i32,
                 guest: (guest + offset_of!(Guest, hot)) as i32,
                 heat: offset_of!(Env, heat) as i32,
-            heats: 1,
+                heats: 1,
+                divisors: offset_of!(Env, divisors) as i32,
                 ..EnvLayout::default()
             },
             context: ContextLayout::STANDARD,
@@ -303,6 +305,7 @@ impl Guest {
             unit_va: 0,
             unit_buffer: [0; 96],
             heat: 1,
+            divisors: Default::default(),
             guest: self,
             blocks: Vec::new(),
             dispatch: 0,

@@ -1,5 +1,6 @@
 //! Generated code against the IR's interpreter, on random blocks and on programs that link.
 
+mod division;
 mod edge;
 mod files;
 mod flagged;

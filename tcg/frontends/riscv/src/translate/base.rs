@@ -71,7 +71,10 @@ impl Translator<'_> {
             return self.misaligned_target(to);
         }
         self.link(a.rd);
-        self.end(Op::Jump { to });
+        match self.follow {
+            Some(on) => (self.next, self.went_on) = (on, true),
+            None => self.end(Op::Jump { to }),
+        }
         true
     }
 
@@ -144,7 +147,13 @@ impl Translator<'_> {
             self.emit(Op::Branch { cond: negate(cond), a: x, b: y, to: self.next_pc() });
             return self.misaligned_target(to);
         }
-        self.emit(Op::Branch { cond, a: x, b: y, to });
+        match self.follow {
+            Some(on) => {
+                self.emit(Op::Branch { cond: negate(cond), a: x, b: y, to: self.next_pc() });
+                self.next = on;
+            }
+            None => self.emit(Op::Branch { cond, a: x, b: y, to }),
+        }
         self.exits += 1;
         true
     }

@@ -29,6 +29,8 @@ pub(super) struct Known {
     shifts: [Shifted; REGISTERS],
     /// Some shifts have been made a rotation: they may be of no use any more.
     rotates: bool,
+    /// Some results have been extended, perhaps for nobody.
+    extends: bool,
 }
 
 impl Known {
@@ -42,6 +44,7 @@ impl Known {
             (self.words, self.shifts) = (0, Default::default());
         }
         let (word, shift) = (self.gives_word(op), self.shift_of(op));
+        self.extends |= matches!(op, Op::Alu { ty: Ty::I32, .. } | Op::Un { op: UnOp::SextW, .. });
         for_each_written(op, |slot| {
             let n = usize::from(slot.0);
             if let (Some(version), Some(place)) = (self.versions.get_mut(n), self.shifts.get_mut(n)) {
@@ -169,30 +172,72 @@ impl Translator<'_> {
         self.block.ops.remove(at);
     }
 
-    /// At the block's end: drops shifts whose results are overwritten before anything reads them or may leave the block.
+    /// At the block's end: drops what computes results that are overwritten before anything reads them or may leave the block,
+    /// and does not extend words of which only the low half is read until then.
     pub(super) fn drop_dead(&mut self) {
-        if !self.known.rotates {
+        if !self.known.rotates && !self.known.extends {
             return;
         }
-        // Slots whose values matter, a bit each; temporaries always do.
-        let mut live = u64::MAX;
+        // Slots whose values matter, and those of which the upper half does, a bit each; temporaries always do.
+        let (mut live, mut upper) = (u64::MAX, u64::MAX);
+        let bit = |slot: Slot| 1u64.checked_shl(slot.0.into()).unwrap_or(0);
         let mut at = self.block.ops.len();
         while at > 0 {
             at -= 1;
-            let Some(op) = self.block.ops.get(at) else { break };
-            match op {
-                Op::Insn { .. } => {}
-                Op::Alu { d, .. } | Op::Un { d, .. } | Op::GetPc { d, .. } => {
-                    let bit = 1u64.checked_shl(d.0.into()).unwrap_or(0);
-                    if bit != 0 && live & bit == 0 {
-                        self.block.ops.remove(at);
-                        continue;
-                    }
-                    live &= !bit;
-                    for_each_read(op, |slot| live |= 1u64.checked_shl(slot.0.into()).unwrap_or(0));
+            let Some(op) = self.block.ops.get_mut(at) else { break };
+            let d = match *op {
+                Op::Insn { .. } => continue,
+                Op::Alu { d, .. } | Op::Un { d, .. } | Op::GetPc { d, .. } => d,
+                _ => {
+                    (live, upper) = (u64::MAX, u64::MAX);
+                    continue;
                 }
-                _ => live = u64::MAX,
+            };
+            if bit(d) != 0 && live & bit(d) == 0 {
+                self.block.ops.remove(at);
+                continue;
             }
+            let whole = bit(d) == 0 || upper & bit(d) != 0;
+            if !whole {
+                *op = without_upper_half(*op);
+            }
+            live &= !bit(d);
+            upper &= !bit(d);
+            let reads_whole = reads_upper_half(op, whole);
+            for_each_read(op, |slot| {
+                live |= bit(slot);
+                upper |= if reads_whole { bit(slot) } else { 0 };
+            });
         }
+    }
+}
+
+/// An operation that gives the same low half, for less.
+fn without_upper_half(op: Op) -> Op {
+    match op {
+        Op::Alu { op: alu @ (AluOp::Add | AluOp::Sub | AluOp::Mul), ty: Ty::I32, d, a, b } => {
+            Op::Alu { op: alu, ty: Ty::I64, d, a, b }
+        }
+        Op::Alu { op: AluOp::Shl, ty: Ty::I32, d, a, b: Val::Imm(by) } => {
+            Op::Alu { op: AluOp::Shl, ty: Ty::I64, d, a, b: Val::Imm(by & 31) }
+        }
+        Op::Alu { op: alu @ (AluOp::Shl | AluOp::Shr | AluOp::Rol | AluOp::Ror), ty: Ty::I32, d, a, b } => {
+            Op::Alu { op: alu, ty: Ty::U32, d, a, b }
+        }
+        Op::Un { op: UnOp::SextW | UnOp::ZextW, d, a, .. } => Op::Un { op: UnOp::Mov, ty: Ty::I64, d, a },
+        other => other,
+    }
+}
+
+/// Whether an operation's result, or its low half if that is all that matters, depends on the upper halves of operands.
+fn reads_upper_half(op: &Op, whole: bool) -> bool {
+    match *op {
+        // Words are made of words.
+        Op::Alu { op, ty: Ty::I32 | Ty::U32, .. } => mimus_tcg_ir::interp::is_64_bit_only(op),
+        Op::Alu { op: AluOp::Add | AluOp::Sub | AluOp::Mul | AluOp::And | AluOp::Or | AluOp::Xor, .. } => whole,
+        Op::Alu { op: AluOp::Shl, b: Val::Imm(_), .. } => whole,
+        Op::Un { op: UnOp::SextW | UnOp::ZextW, .. } => false,
+        Op::Un { op: UnOp::Mov, ty: Ty::I64, .. } => whole,
+        _ => true,
     }
 }

@@ -10,6 +10,7 @@
 //! | `bitmanip` | Zba, Zbb, Zbs, Zicond where one IR operation is not enough; Zimop |
 //! | `atomic` | A |
 //! | `float` | F and D |
+//! | `follow` | which side of a branch a block goes on at |
 //! | `fold` | what compilers make of several instructions, in fewer operations |
 //! | `system` | CSRs, privileged instructions, fences, cache-block management |
 //!
@@ -20,6 +21,7 @@ mod base;
 mod bitmanip;
 mod float;
 mod fold;
+mod follow;
 mod methods;
 mod system;
 
@@ -31,6 +33,8 @@ use mimus_tcg_ir::{AluOp, Block, CallKind, Op, PagePc, Slot, Ty, UnOp, Val};
 
 /// Instructions in a block, if the configuration does not say otherwise.
 pub const DEFAULT_MAX_INSNS: u16 = 48;
+/// Instructions of a block that is a loop.
+const LONGEST_LOOP: u16 = 144;
 /// Side exits of a block.
 const MAX_SIDE_EXITS: u32 = 6;
 /// Bytes of a page.
@@ -57,6 +61,11 @@ impl TranslateConfig {
         TranslateConfig { careful: true, max_insns: 1, ..self }
     }
 
+    /// Guest instructions in a block that is a loop, at most.
+    fn longest_loop(&self) -> u16 {
+        if self.max_insns < DEFAULT_MAX_INSNS { self.max_insns } else { LONGEST_LOOP }
+    }
+
     /// The guest's extensions.
     pub fn features(&self) -> Features {
         self.features
@@ -73,6 +82,11 @@ pub trait CodeWindow {
     fn has_block(&self, _offset: u32) -> bool {
         false
     }
+
+    /// Whether a block may go on anywhere in the page after a jump.
+    fn goes_on_elsewhere(&self) -> bool {
+        true
+    }
 }
 
 impl<F: Fn(u32) -> Option<u16>> CodeWindow for F {
@@ -88,6 +102,10 @@ impl CodeWindow for mimus_tcg_exec::frontend::CodeWindow<'_> {
 
     fn has_block(&self, offset: u32) -> bool {
         mimus_tcg_exec::frontend::CodeWindow::has_block(self, offset)
+    }
+
+    fn goes_on_elsewhere(&self) -> bool {
+        mimus_tcg_exec::frontend::CodeWindow::goes_on_elsewhere(self)
     }
 }
 
@@ -110,13 +128,19 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
     let mut tr = Translator::new(block, cfg);
     let mut pc = u32::from(start);
     while let Some((insn, len)) = fetch(code, pc) {
+        tr.follow = match cfg.careful {
+            true => None,
+            false => follow::follows(code, u32::from(start), pc, insn, len)
+                .or_else(|| follow::dispatches(code, u32::from(start), pc, insn, len).filter(|_| !tr.went_on)),
+        };
         tr.instruction(pc, insn, len);
-        pc += u32::from(len);
+        pc = tr.next;
         if tr.ended {
             tr.drop_dead();
             return Ok(());
         }
         let full = tr.block.insns >= cfg.max_insns || tr.exits >= MAX_SIDE_EXITS;
+        let full = full && !(tr.block.insns < cfg.longest_loop() && follow::is_loop(code, u32::from(start), pc));
         if pc >= PAGE || cfg.careful || full || code.has_block(pc) {
             break;
         }
@@ -156,6 +180,10 @@ struct Translator<'a> {
     /// A terminal was emitted.
     ended: bool,
     exits: u32,
+    /// The current instruction is a branch or a jump, and the block is to go on there.
+    follow: Option<u32>,
+    /// A jump has been followed.
+    went_on: bool,
     /// A register known to hold an address relative to the page, from `auipc`; 0 if none.
     pc_reg: u8,
     pc_value: PagePc,
@@ -178,6 +206,8 @@ impl<'a> Translator<'a> {
             temps: 0,
             ended: false,
             exits: 0,
+            follow: None,
+            went_on: false,
             pc_reg: 0,
             pc_value: PagePc(0),
             fp_known: 0,
@@ -193,7 +223,10 @@ impl<'a> Translator<'a> {
         self.insn = insn;
         self.temps = 0;
         self.block.insns += 1;
-        self.block.len = (self.next - u32::from(self.block.start)) as u16;
+        match pc.checked_sub(u32::from(self.block.start)) {
+            Some(from) => self.block.len = self.block.len.max(from as u16 + u16::from(len)),
+            None => self.block.cover(pc as u16, len),
+        }
         self.emit(Op::Insn { pc: self.here(), len });
         let mark = self.block.ops.len();
         let legal = if len == 2 { decode16(self, insn as u16) } else { decode32(self, insn) };

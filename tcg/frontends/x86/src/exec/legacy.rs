@@ -283,8 +283,7 @@ fn load_popped(cpu: &mut X86Cpu, seg: usize, selector: u16, after: Stack) -> Res
     segment::load(cpu, seg, selector)?;
     after.commit(cpu);
     if seg == SS {
-        cpu.guest.st.shadow = true;
-        Host::check_events(cpu);
+        super::system::inhibit_behind_ss(cpu);
     }
     Ok(())
 }

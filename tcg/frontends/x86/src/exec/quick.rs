@@ -91,7 +91,7 @@ fn run(cpu: &mut X86Cpu, what: Quick, after: u64, (a, b): (u64, u64)) -> Result<
             let next = ip_of(cpu, after);
             return syscall::syscall(cpu, next);
         }
-        Quick::Sysret => return syscall::sysret(cpu, true),
+        Quick::Sysret => return super::system::sysret(cpu, true),
         Quick::Iretq => {
             let next = ip_of(cpu, after);
             return far::iret(cpu, 8, next);

@@ -105,6 +105,7 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
     if !rep {
         return element(x, &op).map(drop);
     }
+    x.cpu.guest.repeats = None;
     // Debug exceptions come after each repetition.
     let single = crate::debugging::steps(&x.cpu.guest.st);
     loop {
@@ -128,6 +129,7 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
         if count > done && (single || x.cpu.kicked() || x.cpu.code_changed()) {
             // Goes on with the rest afterwards.
             let pc = x.pc;
+            x.cpu.guest.repeats = Some(pc);
             x.cpu.jump(pc);
             return Ok(());
         }

@@ -9,8 +9,9 @@ use mimus_tcg_ir::flags::Flags;
 
 use super::Exec;
 use super::waiting::Rest;
+use crate::debugging::SINGLE_STEP;
 use crate::exception::{Exception, Result};
-use crate::frontend::X86Cpu;
+use crate::frontend::{X86Cpu, ip_of, settle_resume_flag};
 use crate::host::Host;
 use crate::segment;
 use crate::stack::Stack;
@@ -211,7 +212,8 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
             control::xsetbv(x.cpu, x.reg(Register::ECX) as u32, value)
         },
         M::Stac | M::Clac => |x| {
-            if x.cpu.guest.st.cpl != 0 || x.mode() == Mode::Real {
+            // Virtual-8086 mode has none, real mode does.
+            if x.cpu.guest.st.cpl != 0 {
                 return Err(Exception::UD);
             }
             let on = x.insn.mnemonic() == Mnemonic::Stac;
@@ -228,7 +230,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => segment_bases,
         M::Syscall => |x| syscall::syscall(x.cpu, x.next),
-        M::Sysret | M::Sysretq => |x| syscall::sysret(x.cpu, x.insn.mnemonic() == Mnemonic::Sysretq),
+        M::Sysret | M::Sysretq => |x| sysret(x.cpu, x.insn.mnemonic() == Mnemonic::Sysretq),
         M::Sysenter => |x| syscall::sysenter(x.cpu),
         M::Sysexit | M::Sysexitq => |x| syscall::sysexit(x.cpu, x.insn.mnemonic() == Mnemonic::Sysexitq),
         M::Int => |x| {
@@ -237,6 +239,7 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         },
         M::Int3 => |x| trap(x, VECTOR_BP),
         M::Int1 => |x| {
+            settle_resume_flag(x.cpu, x.pc);
             x.cpu.guest.deliveries += 1;
             let next = x.next;
             interrupt::raise(x.cpu, Exception::plain(VECTOR_DB), next);
@@ -301,6 +304,17 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
     })
 }
 
+/// SYSRET. If it sets TF, a step ends right there, before the instruction it leads to: unlike behind IRET.
+pub(super) fn sysret(cpu: &mut X86Cpu, wide: bool) -> Result<()> {
+    syscall::sysret(cpu, wide)?;
+    if cpu.guest.st.flags & RFLAGS_TF != 0 {
+        cpu.guest.deliveries += 1;
+        let ip = ip_of(cpu, cpu.head.pc);
+        interrupt::raise(cpu, Exception { vector: VECTOR_DB, error: None, payload: SINGLE_STEP }, ip);
+    }
+    Ok(())
+}
+
 /// A register operand of 64 bits in 64-bit mode, else of 32.
 fn wide_register(x: &Exec<'_>, i: u32) -> u64 {
     x.reg(x.insn.op_register(i))
@@ -312,12 +326,14 @@ fn set_zf(x: &mut Exec<'_>, on: bool) {
 }
 
 fn software(x: &mut Exec<'_>, vector: u8) -> Result<()> {
+    settle_resume_flag(x.cpu, x.pc);
     interrupt::software(x.cpu, vector, x.next)?;
     x.cpu.guest.deliveries += 1;
     Ok(())
 }
 
 fn trap(x: &mut Exec<'_>, vector: u8) -> Result<()> {
+    settle_resume_flag(x.cpu, x.pc);
     interrupt::trap(x.cpu, vector, x.next)?;
     x.cpu.guest.deliveries += 1;
     Ok(())
@@ -336,7 +352,7 @@ fn mov_to_segment(x: &mut Exec<'_>) -> Result<()> {
 pub(super) fn load_segment(cpu: &mut X86Cpu, seg: usize, selector: u16) -> Result<()> {
     segment::load(cpu, seg, selector)?;
     if seg == SS {
-        inhibit(cpu);
+        inhibit_behind_ss(cpu);
     }
     Ok(())
 }
@@ -358,6 +374,12 @@ pub(super) fn inhibit(cpu: &mut X86Cpu) {
     Host::check_events(cpu);
 }
 
+/// The same behind a load of SS, which holds back more (SDM section 7.8.3).
+pub(super) fn inhibit_behind_ss(cpu: &mut X86Cpu) {
+    cpu.guest.st.shadow_ss = true;
+    inhibit(cpu);
+}
+
 fn load_table(x: &mut Exec<'_>) -> Result<()> {
     let wide = x.cpu.guest.st.is_64bit();
     x.cpu.need_cpl0()?;
@@ -370,7 +392,7 @@ fn load_table(x: &mut Exec<'_>) -> Result<()> {
     if matches!(x.insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) {
         base &= 0xff_ffff;
     }
-    if wide && !x.cpu.guest.st.canonical(base) {
+    if wide && !x.cpu.guest.st.canonical_base(base) {
         return Err(Exception::GP0);
     }
     let st = &mut x.cpu.guest.st;
@@ -551,7 +573,7 @@ fn segment_bases(x: &mut Exec<'_>) -> Result<()> {
         return Ok(());
     }
     let base = x.reg(r);
-    if !x.cpu.guest.st.canonical(base) {
+    if !x.cpu.guest.st.canonical_base(base) {
         return Err(Exception::GP0);
     }
     x.cpu.guest.st.seg[seg].base = base;

@@ -60,6 +60,7 @@ fn debug_registers() {
 #[test]
 fn model_specific_registers() {
     let mut h = long();
+    h.st.features.la57 = false;
     assert_eq!(msr::write(&mut h, number::LSTAR, 1 << 47), Err(Exception::GP0));
     msr::write(&mut h, number::LSTAR, 0x1234).unwrap();
     assert_eq!(msr::read(&mut h, number::LSTAR), Ok(0x1234));

@@ -173,3 +173,56 @@ fn flags_and_privilege() {
     h.set_rflags(!0, far::writable_flags(&h, 0, 2));
     assert_eq!(h.rflags() & !0xffff, 0, "a 16-bit operand leaves the upper half");
 }
+
+/// What does not fit on the stack of an inner level names it (section 7.15, interrupt 12); on the current one it does not.
+#[test]
+fn stacks_without_room() {
+    let small = |limit: u64| 0x0040_9300_0000_0000 | limit;
+    let stack = ABSENT;
+    for limit in [0x6ffe, 0x6fef, 0x6000] {
+        let mut h = protected();
+        h.put(GDT + u64::from(stack), 8, small(limit));
+        h.put(TSS + 8, 4, stack.into());
+        to_user(&mut h);
+        assert_eq!(software(&mut h, 0x80, 2), Err(Exception::ss(stack.into())), "{limit:#x}");
+        // As an exception's delivery it says that it came from outside of the program.
+        h.put(IDT + 8 * 12, 8, 0);
+        h.put(IDT + 8 * 11, 8, 0);
+        raise(&mut h, Exception::UD, 0x1000);
+        assert_eq!(h.stopped, Some(Stop::TripleFault));
+        // A call gate.
+        let mut h = protected();
+        h.put(GDT + u64::from(stack), 8, small(limit));
+        h.put(TSS + 8, 4, stack.into());
+        h.put(TSS + 4, 4, 0x7100);
+        to_user(&mut h);
+        assert_eq!(far::call(&mut h, GATE, 0, 4, 0x1007), Err(Exception::ss(stack.into())));
+    }
+    let mut h = protected();
+    h.put(GDT + u64::from(stack), 8, small(0x6fff));
+    h.put(TSS + 8, 4, stack.into());
+    to_user(&mut h);
+    assert_eq!((software(&mut h, 0x80, 2), h.gpr[RSP]), (Ok(()), 0x7000 - 20), "all of it fits");
+    let mut h = protected();
+    h.st.seg[SS].limit = 0x5000;
+    assert_eq!(software(&mut h, 0x80, 2), Err(Exception::ss(0)), "the current one");
+}
+
+/// RF in the pushed flags (section 18.3.1.1): of faults, general detect among them, not of traps.
+#[test]
+fn the_resume_flag_of_exceptions() {
+    let debug = |payload| Exception { vector: VECTOR_DB, error: None, payload };
+    let cases = [
+        (Exception::UD, true),
+        (Exception::DE, true),
+        (debug(1 << 13), true),
+        (debug(1 << 14), false),
+        (debug(1), false),
+        (Exception::plain(VECTOR_BP), false),
+    ];
+    for (exception, pushed) in cases {
+        let mut h = protected();
+        raise(&mut h, exception, 0x1000);
+        assert_eq!(h.get(h.gpr[RSP] + 8, 4) & RFLAGS_RF != 0, pushed, "{exception:?}");
+    }
+}

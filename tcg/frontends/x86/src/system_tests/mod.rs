@@ -2,7 +2,9 @@
 
 mod control;
 mod events;
+mod makers;
 mod pages;
+mod registers;
 mod smm;
 mod tasks;
 mod transfers;

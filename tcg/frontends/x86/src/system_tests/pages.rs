@@ -232,6 +232,37 @@ fn reserved_bits_of_32_bit_modes() {
     h.st.cr3 = 0x10000;
     h.put(0x10004, 4, 0x0080_0087 | 1 << 21);
     assert_eq!(code(walk(&mut h, 0x40_0000, Access::Load, true)), 13);
+    // Of bits 20:13 those that are address bits (table 5-4): all, some and none.
+    for (phys_bits, pse36, first) in [(40, true, 21), (36, true, 17), (32, true, 13), (40, false, 13)] {
+        h.st.phys_bits = phys_bits;
+        h.st.features.pse36 = pse36;
+        for bit in 13..21 {
+            h.put(0x10004, 4, 0x0080_0087 | 1 << bit);
+            let result = walk(&mut h, 0x40_0000, Access::Load, true).map(|leaf| leaf.pa);
+            if bit < first {
+                assert_eq!(result, Ok(0x80_0000 | 1 << (bit + 19)), "bit {bit} of {phys_bits}");
+            } else {
+                assert_eq!(result.unwrap_err().error, Some(13), "bit {bit} of {phys_bits}");
+            }
+        }
+    }
+}
+
+/// Section 5.6.1: AC excuses a program's accesses to user pages, not the processor's own to its tables.
+#[test]
+fn implicit_accesses_and_smap() {
+    let mut h = long();
+    h.put(0x13008, 8, 0x1007);
+    let load = |h: &mut TestHost| crate::segment::load(h, DS, DATA0);
+    (h.st.cr4, h.st.flags) = (CR4_PAE | CR4_SMAP, RFLAGS_AC);
+    assert!(walk(&mut h, GDT, Access::Load, false).is_ok());
+    assert_eq!(load(&mut h), Err(Exception::page(1, GDT + u64::from(DATA0))), "the GDT");
+    assert_eq!(h.st.flags, RFLAGS_AC);
+    h.put(0x13008, 8, 0x1003);
+    assert_eq!(load(&mut h), Ok(()));
+    h.put(0x13008, 8, 0x1007);
+    h.st.cr4 = CR4_PAE;
+    assert_eq!(load(&mut h), Ok(()));
 }
 
 /// Five levels: 57 bits of address, and the boundary of what is canonical.

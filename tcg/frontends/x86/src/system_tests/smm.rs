@@ -95,6 +95,11 @@ fn what_resume_refuses() {
         (0x7f48, 1 << 31, "reserved bits of CR4"),
         (0x7ed0, 1 << 20, "reserved bits of EFER"),
         (0x7ed0, EFER_LMA, "long mode active but not on"),
+        (0x7f50, 1 << 40, "a root beyond physical addresses"),
+        (0x7f60, 1 << 32, "reserved bits of DR7"),
+        (0x7f68, 1 << 32, "reserved bits of DR6"),
+        (0x7f70, RFLAGS_VM, "virtual-8086 in long mode"),
+        (0x7e12, 0xffff_ffff_e09b, "code of 32 and of 64 bits"),
         (0x7f48, 0, "long mode without PAE"),
         (0x7e08, 1 << 32, "a base above 4 GiB"),
     ];
@@ -105,4 +110,17 @@ fn what_resume_refuses() {
         smm::resume(&mut h);
         assert_eq!(h.stopped, Some(Stop::TripleFault), "{why}");
     }
+}
+
+/// LMA follows from what turns long mode on; bits of CR0 that there are not are ignored.
+#[test]
+fn long_mode_is_found_again() {
+    let mut h = interrupted(long());
+    smm::enter(&mut h, 0x5555, false);
+    let efer = h.get(AREA + 0x7ed0, 8);
+    h.put(AREA + 0x7ed0, 8, efer & !EFER_LMA);
+    let cr0 = h.get(AREA + 0x7f58, 8);
+    h.put(AREA + 0x7f58, 8, cr0 | 0x40);
+    smm::resume(&mut h);
+    assert_eq!((h.stopped, h.st.efer, h.st.cr0), (None, efer, cr0));
 }

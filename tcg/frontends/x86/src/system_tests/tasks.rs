@@ -230,6 +230,7 @@ fn call_gates_in_long_mode() {
 #[test]
 fn sysret_and_sysexit_to_no_address() {
     let mut h = long();
+    h.st.features.amd = false;
     h.st.msrs.star = 0x30 << 48;
     h.st.msrs.sysenter_cs = 8;
     let before = (h.ip, h.st.cpl, h.gpr[RSP], h.st.seg[CS].selector, h.rflags());
@@ -270,4 +271,58 @@ fn iret_to_virtual_8086_mode_is_for_level_0() {
     }
     far::iret(&mut h, 8, 0).unwrap();
     assert_eq!((h.st.mode(), h.ip, h.st.flags & RFLAGS_VM), (Mode::Long, 0x100, 0));
+}
+
+/// Past the commit point, the exception has the new task's address: of what is wrong with its segments, of T, and of an error
+/// code that its stack does not take.
+#[test]
+fn exceptions_of_a_new_task_have_its_address() {
+    // The exception's handler is reached through an interrupt gate, in the new task.
+    let frame = |h: &mut TestHost, at: u64| (h.ip, h.st.tr.selector, h.get(at, 4));
+    for (at, value, handler) in [(0x48, u64::from(ABSENT), 11), (0x64, 1, 1)] {
+        let mut h = tasked();
+        h.put(OTHER_AT + at, 2, value);
+        let e = switch(&mut h, OTHER, Switch::Jump, 0x1111).unwrap_err();
+        interrupt::raise(&mut h, e, 0x1111);
+        let code = if handler == 11 { 4 } else { 0 };
+        let at = h.gpr[RSP] + code;
+        assert_eq!(frame(&mut h, at), (0x8000 + 16 * handler, OTHER, 0xaaaa));
+        // What comes later has its own.
+        interrupt::raise(&mut h, Exception::UD, 0x2222);
+        let at = h.gpr[RSP];
+        assert_eq!(frame(&mut h, at), (0x8060, OTHER, 0x2222));
+    }
+    // An interrupt through a task gate to a task with T.
+    let mut h = tasked();
+    h.put(OTHER_AT + 0x64, 2, 1);
+    h.put(IDT + 8 * 0x30, 8, gate(OTHER, 0, 5, 0));
+    interrupt::hardware(&mut h, 0x30, 0x1111);
+    let at = h.gpr[RSP];
+    assert_eq!(frame(&mut h, at), (0x8010, OTHER, 0xaaaa));
+    assert_eq!(h.get(TSS + 0x20, 4), 0x1111, "the old task goes on where it was");
+    // No room for the error code: #SS(0) in the new task, whose handler is a task of its own.
+    let mut h = tasked();
+    h.put(OTHER_AT + 0x38, 4, 1);
+    h.put(GDT + u64::from(ABSENT), 8, 0x0040_9300_0000_0fff);
+    h.put(OTHER_AT + 0x50, 4, ABSENT.into());
+    h.put(IDT + 8 * 13, 8, gate(OTHER, 0, 5, 0));
+    h.put(IDT + 8 * 8, 8, gate(SMALL, 0, 5, 0));
+    interrupt::raise(&mut h, Exception::GP0, 0x1111);
+    assert_eq!((h.st.tr.selector, h.get(OTHER_AT + 0x20, 4)), (SMALL, 0xaaaa), "a double fault of the new task");
+}
+
+/// A fault's task gate saves RF with the old task's flags (section 18.3.1.1), an interrupt's does not.
+#[test]
+fn the_resume_flag_of_an_interrupted_task() {
+    for fault in [false, true] {
+        let mut h = tasked();
+        h.put(IDT + 8 * 6, 8, gate(OTHER, 0, 5, 0));
+        if fault {
+            interrupt::raise(&mut h, Exception::UD, 0x1111);
+        } else {
+            interrupt::hardware(&mut h, 6, 0x1111);
+        }
+        assert_eq!(h.get(TSS + 0x24, 4) & RFLAGS_RF != 0, fault);
+        assert_eq!(h.st.flags & RFLAGS_RF, 0);
+    }
 }

@@ -144,7 +144,11 @@ fn system_calls_from_compatibility_mode() {
         assert_eq!((h.rflags(), h.gpr[RSP]), (RFLAGS_NT | RFLAGS_CF | 2, 0x5000));
         let (cs, ss) = (h.st.seg[CS], h.st.seg[SS]);
         assert_eq!((cs.selector, cs.base, cs.limit), (0x08, 0, u32::MAX));
-        assert_eq!((ss.selector, ss.base, ss.limit), (0x10, 0, u32::MAX));
+        assert_eq!(
+            (ss.selector, ss.base, ss.limit),
+            (0x13, 0, u32::MAX),
+            "the code's selector without its level, plus 8"
+        );
         // And back to 32-bit code.
         h.gpr[RCX] |= 1 << 40;
         syscall::sysret(&mut h, false).unwrap();

@@ -121,6 +121,7 @@ impl Takeover<'_> {
         st.phys_bits = PHYS_BITS;
         st.apic_base = from.apic_base;
         st.shadow = from.events.shadow_sti || from.events.shadow_mov_ss;
+        st.shadow_ss = from.events.shadow_mov_ss;
         st.held_back = 0;
         st.nmi_masked = from.events.nmi_masked;
         (st.nmi_pending, st.smm) = (false, false);
@@ -237,12 +238,12 @@ impl Takeover<'_> {
         }
         let st = &mut self.cpu.guest.st;
         let trap = st.flags & RFLAGS_TF != 0;
-        let shadow = std::mem::take(&mut st.shadow);
+        let shadow = (std::mem::take(&mut st.shadow), std::mem::take(&mut st.shadow_ss));
         let (cpl, delivered) = (st.cpl, self.cpu.guest.deliveries);
         self.cpu.step_careful();
         self.cpu.head.exit_request = 0;
         if self.cpu.abandoned() {
-            self.cpu.guest.st.shadow = shadow;
+            (self.cpu.guest.st.shadow, self.cpu.guest.st.shadow_ss) = shadow;
             return Ok(false);
         }
         self.changes.instructions += 1;
@@ -288,8 +289,8 @@ impl Takeover<'_> {
         let CpuState::X86(out) = &mut *self.state else { return changes };
         let st = &self.cpu.guest.st;
         core_to_arch(st, &registers, out);
-        out.events.shadow_sti = st.shadow;
-        out.events.shadow_mov_ss = false;
+        out.events.shadow_sti = st.shadow && !st.shadow_ss;
+        out.events.shadow_mov_ss = st.shadow && st.shadow_ss;
         out.events.nmi_masked = st.nmi_masked;
         if halted {
             out.mp_state = mimus_arch::x86::MpState::Halted;

@@ -104,7 +104,8 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
         if coverage.completed >= job.count {
             break;
         }
-        let mut r = Random::new(job.seed.wrapping_add(n));
+        let seed = seed_of(job.seed, n);
+        let mut r = Random::new(seed);
         let all: &[u32] = if engines.host.local { &[16, 32, 32, 64, 64, 64] } else { &[32, 64, 64] };
         let bits = if job.bits == 0 { r.pick(all) } else { job.bits };
         let (sequence, before) = generator.sequence(&mut r, bits, job.length);
@@ -124,7 +125,7 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
         if found.is_empty() {
             continue;
         }
-        let text = report(&mut engines, job.seed.wrapping_add(n), case);
+        let text = report(&mut engines, seed, case);
         if job.failures <= 1 {
             return Err(text);
         }
@@ -166,6 +167,12 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// The seed of case `n`: the first one's is the job's, so that what a failure prints is where to begin; the others' are far
+/// from those of any other job.
+fn seed_of(job: u64, n: u64) -> u64 {
+    if n == 0 { job } else { Random::new(job ^ Random::new(n).next()).next() }
 }
 
 /// Most sequences are run as they are.

@@ -6,7 +6,7 @@
 //! | variable | |
 //! |---|---|
 //! | `MIMUS_FUZZ_COUNT` | instructions to run |
-//! | `MIMUS_FUZZ_SEED` | where to begin |
+//! | `MIMUS_FUZZ_SEED` | what the sequences are made from: another number, other sequences |
 //! | `MIMUS_FUZZ_CLASS` | `integer`, `vector`, `x87`, `all` |
 //! | `MIMUS_FUZZ_BITS` | 16, 32, 64, or all (0) |
 //! | `MIMUS_FUZZ_LENGTH` | instructions of a sequence |

@@ -98,7 +98,7 @@ fn bases_of_fs_and_gs() {
             g.put(CODE, &[0xf3, 0x48, 0x0f, 0xae, 0xda]);
             g.change(|s| {
                 s.cr4 |= cr4;
-                s.gpr[RDX] = 1 << 47;
+                s.gpr[RDX] = 1 << 63;
             });
             assert_eq!(g.run().rip, handler(vector));
         });

@@ -8,6 +8,7 @@ mod features;
 mod limits;
 mod native;
 mod programs;
+mod resume;
 mod rules;
 mod smm;
 mod strings;
@@ -37,6 +38,9 @@ pub const GDT: u64 = 0x4000;
 pub const IDT: u64 = 0x5000;
 pub const TSS: u64 = 0x6000;
 
+/// A port whose reading requests interrupt 0x30.
+pub const INTERRUPTS: u16 = 0x71;
+
 pub struct TestIo {
     clock: Arc<VirtualClock>,
     memory: Arc<AddressSpace>,
@@ -57,6 +61,12 @@ impl CpuIo for TestIo {
         &self.memory
     }
     fn pio_read(&self, _: VcpuIndex, port: u16, size: AccessSize) -> u64 {
+        if let Some(handle) = self.handle.lock().unwrap().as_ref()
+            && port == INTERRUPTS
+        {
+            *self.vector.lock().unwrap() = Some(0x30);
+            handle.set_pin(CpuPin::Intr, true);
+        }
         (u64::from(port) * 0x0101_0101) & size.mask()
     }
     fn pio_write(&self, _: VcpuIndex, port: u16, _: AccessSize, value: u64) {
@@ -105,7 +115,8 @@ pub const SHARED: u64 = 0x1000_0000;
 pub const SHARED_LEN: u64 = 0x1_0000;
 
 impl Guest {
-    pub fn new(interpret: bool) -> Guest {
+    /// With a CPU model by its name.
+    pub fn of(model: &str, interpret: bool) -> Guest {
         let all_ram = GuestRam::new();
         let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).unwrap();
         let shared = all_ram.add_block("shared", SHARED_LEN, RamBacking::Private).unwrap();
@@ -119,7 +130,7 @@ impl Guest {
         let config = EngineConfig { code_size: 4 << 20, interpret, ..EngineConfig::default() };
         let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
-        let model = CpuModel::parse(GuestArch::X86_64, "max").unwrap();
+        let model = CpuModel::parse(GuestArch::X86_64, model).unwrap();
         let vcpu = TcgVcpu::new(&machine, VcpuIndex(0), &model).unwrap();
         let io = TestIo {
             clock: VirtualClock::new(),
@@ -268,9 +279,14 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs a test with the interpreter and with generated code.
 pub fn both(test: impl Fn(Guest)) {
+    both_of("max", test);
+}
+
+/// The same with a CPU model.
+pub fn both_of(model: &str, test: impl Fn(Guest)) {
     // A code cache takes addresses below 2 GiB: one machine at a time.
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for interpret in [true, false] {
-        test(Guest::new(interpret));
+        test(Guest::of(model, interpret));
     }
 }
