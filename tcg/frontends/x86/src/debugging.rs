@@ -4,7 +4,7 @@
 //! before it, from its operands.
 //!
 //! Spec: SDM volume 3 sections 18.2 (debug registers) and 18.3.1 (debug exceptions), 7.8.3 (loads of SS). Left out: data
-//! breakpoints on what the delivery of exceptions accesses.
+//! breakpoints on what the delivery of exceptions accesses; steps of gathers that fault half-way; branch steps (BTF).
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use mimus_arch::x86::regs::*;
