@@ -149,6 +149,8 @@ pub struct Machine<F: GuestFrontend> {
     gate: RwLock<()>,
     /// The code cache is about to be emptied, by the one who holds the other.
     closing: AtomicBool,
+    /// A thread looks where vCPUs are (see `sampling`).
+    pub(crate) watched: AtomicBool,
     turn: Mutex<()>,
 }
 
@@ -205,6 +207,7 @@ impl<F: GuestFrontend> Machine<F> {
             peers: RwLock::new(Arc::new(Vec::new())),
             gate: RwLock::new(()),
             closing: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             turn: Mutex::new(()),
         }))
     }

@@ -31,6 +31,9 @@ pub(crate) const KICK_FULL: u32 = 8;
 /// The vCPU asked for its own events to be looked at.
 pub(crate) const KICK_SELF: u32 = 16;
 
+/// Places in which compact blocks count how often they begin: as many as are in use at a time, if they can be.
+pub(crate) const HEATS: usize = 1 << 14;
+
 /// The part of the environment that is the same for every guest.
 #[repr(C)]
 pub struct EnvHead {
@@ -69,8 +72,8 @@ pub struct EnvHead {
     pub(crate) unit_buffer: UnitBuffer,
     /// See `jumps`.
     pub(crate) jumps: crate::jumps::Jumps,
-    /// Accesses that compact code may make until it is asked where they are made.
-    pub(crate) heat: i32,
+    /// How often compact blocks may still begin until one is asked about.
+    pub(crate) heat: [u16; HEATS],
     pub(crate) divisors: [Divisor; DIVISORS],
 }
 
@@ -89,6 +92,8 @@ pub(crate) struct Mailbox {
     pub alternate: AtomicBool,
     /// Requests, and whether there are any.
     requests: Mutex<Vec<Request>>,
+    /// Times that it was found in generated code (see `sampling`).
+    pub samples: AtomicU32,
     pending: AtomicBool,
 }
 
@@ -110,6 +115,7 @@ impl Mailbox {
             in_guest: AtomicBool::new(false),
             alternate: AtomicBool::new(false),
             requests: Mutex::new(Vec::new()),
+            samples: AtomicU32::new(0),
             pending: AtomicBool::new(false),
         }
     }
@@ -160,6 +166,7 @@ pub struct Cpu<F: GuestFrontend> {
     /// The virtual clock when it was looked at last for the trace.
     pub(crate) last_time: u64,
     pub(crate) recent: crate::recent::Recent,
+    pub(crate) samples: crate::sampling::Samples,
     /// Generated code runs.
     pub(crate) in_generated: bool,
     /// A trap to take once generated code has been left: `head.pc` is its instruction's.
@@ -207,7 +214,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
-                heat: crate::runtime::HEAT,
+                heat: [crate::runtime::HEAT; HEATS],
                 divisors: Default::default(),
             },
             guest,
@@ -229,6 +236,7 @@ impl<F: GuestFrontend> Cpu<F> {
             tracing: None,
             last_time: 0,
             recent: Default::default(),
+            samples: Default::default(),
             in_generated: false,
             fault_later: None,
             stopped: None,
@@ -266,6 +274,7 @@ impl<F: GuestFrontend> Cpu<F> {
             jumps: at(offset_of!(EnvHead, jumps.places)),
             jumps_at: at(offset_of!(EnvHead, jumps.at)),
             heat: at(offset_of!(EnvHead, heat)),
+            heats: HEATS as u32,
             divisors: at(offset_of!(EnvHead, divisors)),
         }
     }

@@ -10,6 +10,7 @@
 //! * `debug`: breakpoints, watchpoints, single steps;
 //! * `instrument`, `tracing`, `count`: traces of what is executed, and counting instructions; `recent`: the last
 //!   exceptions;
+//! * `sampling`: which code runs often;
 //! * `perf`: what generated code is, for the host's profiler;
 //! * [`lent`]: executing single instructions of another engine's guest;
 //! * [`hostfp`]: the host's floating-point control word.
@@ -36,6 +37,7 @@ mod perf;
 mod ranges;
 mod recent;
 mod runtime;
+mod sampling;
 mod trace;
 mod tracing;
 mod translate;

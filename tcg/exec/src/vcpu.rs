@@ -14,8 +14,9 @@ use mimus_tcg_ir::backend::ExitCode;
 use mimus_tcg_ir::interp::{Outcome, run};
 
 use crate::engine::Machine;
-use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, KICK_SELF, Mailbox, Peer, Request};
-use crate::frontend::{Access, GuestFrontend};
+use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, Mailbox, Peer, Request};
+use crate::frontend::{Access, GuestFrontend, PublishedTsc};
+use crate::sampling::watch_beginning;
 use crate::translate::{Code, NoCode};
 
 /// A vCPU under the translator.
@@ -23,6 +24,8 @@ pub struct TcgVcpu<F: GuestFrontend> {
     peer: Arc<Peer<F>>,
     machine: Arc<Machine<F>>,
     signal: Arc<VcpuSignal>,
+    /// Its beginning is watched, or has been.
+    watched: bool,
 }
 
 impl<F: GuestFrontend> TcgVcpu<F> {
@@ -36,9 +39,14 @@ impl<F: GuestFrontend> TcgVcpu<F> {
         let cpu = Cpu::new(machine.clone(), mailbox.clone(), state).map_err(|e| format!("vCPU {index}: {e}"))?;
         let peer = Arc::new(Peer { mailbox, cell: CpuCell::new(cpu) });
         machine.add_peer(peer.clone());
-        let mut vcpu = TcgVcpu { peer, machine: machine.clone(), signal: VcpuSignal::new() };
+        let mut vcpu = TcgVcpu { peer, machine: machine.clone(), signal: VcpuSignal::new(), watched: false };
         F::reset(vcpu.cpu(), ResetKind::Cold, None);
         Ok(vcpu)
+    }
+
+    /// Where it publishes its time-stamp counter, if it has one.
+    pub fn published_tsc(&mut self) -> Option<Arc<PublishedTsc>> {
+        F::published_tsc(&self.cpu().guest)
     }
 
     /// Runs `f` on the vCPU, whose guest is another engine's: see [`crate::lent`].
@@ -64,6 +72,9 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
     }
 
     fn run(&mut self, io: &dyn CpuIo) -> VcpuExit {
+        if !std::mem::replace(&mut self.watched, true) {
+            watch_beginning(&self.machine);
+        }
         self.cpu().with_io(io, run_guest)
     }
 
@@ -80,6 +91,7 @@ impl<F: GuestFrontend> Vcpu for TcgVcpu<F> {
     }
 
     fn reset(&mut self, kind: ResetKind, start: Option<StartRequest>) {
+        self.watched &= kind == ResetKind::Init;
         let cpu = self.cpu();
         cpu.mmu.flush_all();
         cpu.halted = false;
@@ -252,26 +264,6 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
     if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
         cpu.refresh_crossing(cpu.head.pc);
         cpu.careful_or_break();
-    }
-}
-
-impl<F: GuestFrontend> Cpu<F> {
-    /// After generated code was left: if what made it leave came from outside, as timers do, where the vCPU is says
-    /// something about where it spends its time. Not if it counts: when something comes is the host's affair, and what is
-    /// made of the code, which a trace shows, has to be the same when the run is repeated.
-    ///
-    /// Kernels run in every address space: range entries of theirs would be filled in each. So would those of programs that
-    /// live shortly.
-    fn sample(&mut self) {
-        if !self.counting.on
-            && self.head.exit_code == ExitCode::Kicked as u32
-            && self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF) == KICK_EVENT
-            && self.mmu.calm_since_sample()
-            && F::address_space(self).1 == F::PROGRAMS
-            && let Some(table) = self.mmu.context().code_table(self.head.pc)
-        {
-            self.machine.store.sampled(table);
-        }
     }
 }
 

@@ -232,7 +232,7 @@ impl Lower<'_> {
     }
 
     /// The first access off `base` of this kind in operations `first` to `end`; none if any of them does not stay in a
-    /// range: the others would not either.
+    /// range: the others would not either. (There are read-modify-writes in a stretch only.)
     pub(super) fn find_lender(&self, first: usize, base: Slot, (end, writes): (usize, bool)) -> Option<Lent> {
         let mut pc = self.insn.pc;
         let mut lender = None;
@@ -240,7 +240,8 @@ impl Lower<'_> {
             if let Op::Insn { pc: at, .. } = *what {
                 pc = at;
             }
-            let Some((_, _, bytes, write)) = access(what).filter(|(b, ..)| *b == base) else { continue };
+            let found = super::stretch::access(what).filter(|(b, ..)| *b == base);
+            let Some((_, _, bytes, write)) = found else { continue };
             if !self.stays_in_range(pc.0) {
                 return None;
             }

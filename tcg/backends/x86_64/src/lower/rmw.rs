@@ -83,6 +83,11 @@ impl Lower<'_> {
             }
             return;
         }
+        if let Some(place) = self.rmw_in_stretch(whole) {
+            self.cached = None;
+            self.rmw_at(whole, place, RSP);
+            return self.flags_from(whole);
+        }
         let at = self.rmw_address(base, off);
         let flags = self.flags_at_fault();
         let free = match op {

@@ -7,13 +7,15 @@
 //! on. So no cold code leads back into the stretch: an access that misses goes on in a copy of it, before the operation it
 //! belongs to, in which each access is checked by itself, with the same range entries.
 
-use super::group::{Lent, access, adjustment};
-use super::{Cold, Fixups, Insn, Lower, writes};
+use super::group::{Lent, adjustment};
+use super::{Cold, Fixups, Insn, Lower, group, writes};
 use crate::PIN_REGS;
 use crate::asm::{Alu, Fixup, R14, R15, RAX, RSP, Rm, fits32};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::Optimise;
-use mimus_tcg_ir::{AluOp, FIRST_TEMP, Op, Slot, Val};
+use mimus_tcg_ir::flags::Flags;
+use mimus_tcg_ir::verify::flags_written;
+use mimus_tcg_ir::{AluOp, FIRST_TEMP, Op, RmwOp, Slot, Val};
 
 /// Bytes that a stretch's accesses may span.
 const MAX_SPAN: i64 = 1024;
@@ -126,6 +128,24 @@ impl Lower<'_> {
                 Rm::Mem { base: R14, index: None, disp }
             }
         })
+    }
+
+    /// Where a read-modify-write is, if the stretch has checked it. No flag changes. Clobbers `r14`.
+    pub(super) fn rmw_in_stretch(&mut self, op: &Op) -> Option<Rm> {
+        match *op {
+            Op::Rmw { base, off, .. } if is_simple_rmw(op) => self.in_stretch(base, off),
+            _ => None,
+        }
+    }
+
+    /// Whether operation `index` is a read-modify-write that the stretch being lowered has checked, so that it does not
+    /// fault and finds the host's flags as the operation before it left them; and sets all of them. (Of others, flags would
+    /// be left that the stretch's copy has elsewhere.)
+    pub(super) fn is_checked_rmw(&self, index: usize, op: &Op) -> bool {
+        let Some(stretch) = self.stretch.filter(|stretch| index < stretch.end) else { return false };
+        matches!(*op, Op::Rmw { base, .. } if base == Val::Slot(stretch.base))
+            && is_simple_rmw(op)
+            && flags_written(op).1 == Flags::ALL
     }
 
     /// After an operation of a stretch.
@@ -266,6 +286,19 @@ impl Lower<'_> {
         for (_, from, _) in misses {
             self.asm.bind(from);
         }
+    }
+}
+
+/// A read-modify-write that gives nothing back.
+fn is_simple_rmw(op: &Op) -> bool {
+    matches!(op, Op::Rmw { op: RmwOp::F(_), lock: false, old: None, .. })
+}
+
+/// [`group::access`], with read-modify-writes.
+pub(super) fn access(op: &Op) -> Option<(Slot, i32, u32, bool)> {
+    match *op {
+        Op::Rmw { base: Val::Slot(base), off, size, .. } if is_simple_rmw(op) => Some((base, off, size.bytes(), true)),
+        _ => group::access(op),
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 const PAUSES_PER_YIELD: u8 = 32;
 /// How often the clock is looked at in a wait for time, in PAUSEs.
 const PAUSES_PER_LOOK: u32 = 8;
-/// Waits that have lasted this many nanoseconds are slept through: for half as long again, at most [`LONGEST`].
+/// Waits that have lasted this many nanoseconds are slept through: for half as long again, at most [`LONGEST`]. If the wait before
+/// was as long, so is this one taken to be, and is slept through from its first look on.
 const LONG: u64 = 60_000;
 /// An interrupt does not end a sleep.
 const LONGEST: u64 = 100_000;
@@ -31,6 +32,9 @@ pub(crate) struct Waiting {
     /// PAUSEs of the present wait for time, and when it began, in nanoseconds.
     rounds: u32,
     since: u64,
+    /// How long it has lasted, and how long the one before it did, as far as anybody looked.
+    lasted: u64,
+    before: u64,
 }
 
 impl Waiting {
@@ -45,14 +49,18 @@ impl Waiting {
             1 if self.rounds != 0 => {
                 self.rounds = self.rounds.wrapping_add(1);
                 if self.rounds.is_multiple_of(PAUSES_PER_LOOK) {
-                    let elapsed = now().saturating_sub(self.since);
-                    if elapsed >= LONG {
-                        return Rest::Sleep(Duration::from_nanos((elapsed / 2).min(LONGEST)));
+                    self.lasted = now().saturating_sub(self.since);
+                    let known = self.lasted.max(self.before);
+                    if known >= LONG {
+                        return Rest::Sleep(Duration::from_nanos((known / 2).min(LONGEST)));
                     }
                 }
             }
             0 => self.rounds = 0,
-            _ => (self.rounds, self.since) = (1, now()),
+            _ => {
+                self.before = std::mem::take(&mut self.lasted);
+                (self.rounds, self.since) = (1, now());
+            }
         }
         self.pauses += 1;
         if self.pauses < PAUSES_PER_YIELD {
@@ -87,6 +95,16 @@ mod tests {
         let sleeps = wait(&mut waiting, 5_000_000, 400);
         assert_eq!(sleeps.first(), Some(&Duration::from_nanos(31_500)), "not before it is long");
         assert_eq!(sleeps.iter().max(), Some(&Duration::from_nanos(LONGEST)));
+    }
+
+    #[test]
+    fn the_next_one_is_taken_to_be_as_long() {
+        let mut waiting = Waiting::default();
+        wait(&mut waiting, 0, 250);
+        let sleeps = wait(&mut waiting, 5_000_000, 10);
+        assert_eq!(sleeps, [Duration::from_nanos(LONGEST)]);
+        // It was short after all.
+        assert_eq!(wait(&mut waiting, 6_000_000, 50), []);
     }
 
     #[test]
