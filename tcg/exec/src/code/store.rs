@@ -139,6 +139,8 @@ struct Known {
     hints: Hints,
     /// Something has been found out since the code was made.
     news: bool,
+    /// Blocks do not run on into the next page: it is not the same page everywhere.
+    stays: bool,
     /// Times that code was made anew for such news, and samples to wait for before it is again.
     renewals: u32,
     wait: u32,
@@ -281,7 +283,24 @@ impl CodeStore {
         }
     }
 
-    /// The entry table that the block of `page` that reaches into the next page was made for.
+    /// Whether blocks of `page` may run on into the page with entry table `next`: in code that runs often, and behind which
+    /// there has always been that page.
+    pub fn runs_on(&self, page: PageKey, next: u32) -> bool {
+        let inner = self.lock();
+        let known = inner.hints.get(&page);
+        let hot = known.map_or(self.optimise == Optimise::Forced, |known| known.hints.hot);
+        hot && known.is_none_or(|known| !known.stays)
+            && inner.pages.get(&page).is_some_and(|p| p.next_table == 0 || p.next_table == next)
+    }
+
+    /// Behind `page` there is not always the same page: its blocks are made anew, and do not run on.
+    pub fn stay(&self, page: PageKey) {
+        let mut inner = self.lock();
+        inner.hints.entry(page).or_default().stays = true;
+        self.withdraw_and_outdate(&mut inner, page);
+    }
+
+    /// The entry table that the blocks of `page` that reach into the next page were made for.
     pub fn next_table(&self, page: PageKey) -> u32 {
         self.lock().pages.get(&page).map_or(0, |p| p.next_table)
     }
