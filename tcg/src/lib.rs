@@ -8,17 +8,18 @@ mod fallback;
 
 pub use fallback::TcgFallback;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mimus_arch::{CpuModel, GuestArch, ModelError};
 use mimus_core::accel::{
-    AccelCaps, AccelError, AccelVm, Accelerator, Names, Tracer, Unavailable, Vcpu, VcpuIndex, VmConfig,
+    AccelCaps, AccelError, AccelVm, Accelerator, Names, Tracer, TscClock, Unavailable, Vcpu, VcpuIndex, VmConfig,
 };
+use mimus_core::clock::VirtualClock;
 use mimus_core::memory::{CodeWriteListener, MemoryListener, RamBlock};
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::Optimise;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
-use mimus_tcg_exec::frontend::{CodeWindow, GuestFrontend};
+use mimus_tcg_exec::frontend::{CodeWindow, GuestFrontend, PublishedTsc};
 use mimus_tcg_exec::vcpu::TcgVcpu;
 use mimus_tcg_frontend_riscv::frontend::{Riscv, SUPPORTED};
 use mimus_tcg_frontend_x86::cpuid;
@@ -84,7 +85,32 @@ fn create<F: GuestFrontend>(config: &VmConfig, engine: EngineConfig) -> Result<A
     let machine = Machine::<F>::new::<X86_64>(config.memory.clone(), engine)
         .map_err(|reason| Unavailable { accel: NAME, reason })?;
     config.ram.set_code_write_listener(Arc::new(CodeWrites(Arc::downgrade(&machine))));
-    Ok(Arc::new(TcgVm { machine }))
+    let tsc = Arc::new(Tsc { clock: config.clock.clone(), vcpus: Mutex::default() });
+    Ok(Arc::new(TcgVm { machine, tsc, x86: matches!(config.arch, GuestArch::X86_64 | GuestArch::I386) }))
+}
+
+/// The vCPUs' time-stamp counters.
+struct Tsc {
+    clock: Arc<VirtualClock>,
+    vcpus: Mutex<Vec<(VcpuIndex, Arc<PublishedTsc>)>>,
+}
+
+impl Tsc {
+    fn of<R>(&self, wanted: impl Fn(VcpuIndex) -> bool, f: impl FnOnce(&PublishedTsc) -> R) -> Option<R> {
+        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.iter().find(|(index, _)| wanted(*index)).map(|(_, tsc)| f(tsc))
+    }
+}
+
+impl TscClock for Tsc {
+    fn now(&self, vcpu: VcpuIndex) -> u64 {
+        let ns = self.clock.now();
+        self.of(|index| index == vcpu, |tsc| tsc.at(ns)).unwrap_or(ns)
+    }
+
+    fn hz(&self) -> u64 {
+        self.of(|_| true, |tsc| u64::from(tsc.khz()) * 1000).filter(|hz| *hz != 0).unwrap_or(1_000_000_000)
+    }
 }
 
 /// `on` or `off`.
@@ -149,6 +175,8 @@ impl<F: GuestFrontend> CodeWriteListener for CodeWrites<F> {
 
 struct TcgVm<F: GuestFrontend> {
     machine: Arc<Machine<F>>,
+    tsc: Arc<Tsc>,
+    x86: bool,
 }
 
 impl<F: GuestFrontend> AccelVm for TcgVm<F> {
@@ -170,7 +198,10 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
     }
 
     fn create_vcpu(&self, index: VcpuIndex, model: &CpuModel) -> Result<Box<dyn Vcpu>, AccelError> {
-        let vcpu = TcgVcpu::<F>::new(&self.machine, index, model).map_err(AccelError::Other)?;
+        let mut vcpu = TcgVcpu::<F>::new(&self.machine, index, model).map_err(AccelError::Other)?;
+        if let Some(tsc) = vcpu.published_tsc() {
+            self.tsc.vcpus.lock().unwrap_or_else(PoisonError::into_inner).push((index, tsc));
+        }
         Ok(Box::new(vcpu))
     }
 
@@ -180,6 +211,10 @@ impl<F: GuestFrontend> AccelVm for TcgVm<F> {
 
     fn tracer(&self) -> Option<&dyn Tracer> {
         Some(&*self.machine)
+    }
+
+    fn tsc(&self) -> Option<Arc<dyn TscClock>> {
+        if self.x86 { Some(self.tsc.clone()) } else { None }
     }
 
     fn smm_memory_listener(&self) -> Option<Arc<dyn MemoryListener>> {

@@ -75,6 +75,7 @@ fn x86(view: &View<'_>, s: &X86State, recent: &[RecentEvent], out: &mut Vec<Stri
             _ => String::new(),
         };
         out.push(format!("exception {} {name} {which}, of the instruction at {:#x}{more}", fault.cause, fault.pc));
+        began_with(view, &exceptions, out);
     } else if s.cr2 != 0 {
         out.push(format!("CR2: the last page fault was at {0:#x}; see: walk {0:#x}", s.cr2));
     }
@@ -91,6 +92,18 @@ fn x86(view: &View<'_>, s: &X86State, recent: &[RecentEvent], out: &mut Vec<Stri
             ),
         }
     }
+}
+
+/// An instruction that the processor does not have, whose exception could not be delivered: the others follow from it.
+fn began_with(view: &View<'_>, exceptions: &[&RecentEvent], out: &mut Vec<String>) {
+    let Some(last) = exceptions.last() else { return };
+    let began = exceptions.iter().rev().take_while(|e| e.pc == last.pc).last();
+    let Some(began) = began.filter(|e| e.cause == 6) else { return };
+    let code = view.disassemble(began.pc, 1);
+    let text = code.trim().trim_start_matches("=>").trim_start();
+    out.push(format!(
+        "exception 6 #UD began it: the processor does not execute {text}; if the program is right, its CPU model lacks a feature: try -cpu max"
+    ));
 }
 
 fn riscv(s: &RiscvState, last: Option<&RecentEvent>, out: &mut Vec<String>) {

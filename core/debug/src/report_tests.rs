@@ -30,6 +30,12 @@ fn after_a_triple_fault() {
     );
     let text = x86_advice(&[event(13, 0x1000, 0x10), event(8, 0x1000, 0)], 0, 0);
     assert!(text.contains("13 #GP came before") && text.contains("error code 0x10"), "{text}");
+    // What began it, if that is an instruction that there is not.
+    let lost = [event(6, 0x1000, 0), event(13, 0x1000, 0x33), event(8, 0x1000, 0)];
+    let text = x86_advice(&lost, 0, 0);
+    assert!(text.contains("13 #GP came before") && text.contains("#UD began it"), "{text}");
+    assert!(text.contains("does not execute 0000000000001000") && text.contains("-cpu max"), "{text}");
+    assert!(!x86_advice(&[event(6, 0x900, 0), event(13, 0x1000, 0x33), event(8, 0x1000, 0)], 0, 0).contains("#UD"));
     // Where nothing is remembered.
     assert_eq!(x86_advice(&[], 0x1234, 0), "CR2: the last page fault was at 0x1234; see: walk 0x1234");
     assert_eq!(x86_advice(&[], 0, 0), "");

@@ -31,6 +31,9 @@ pub(crate) const KICK_FULL: u32 = 8;
 /// The vCPU asked for its own events to be looked at.
 pub(crate) const KICK_SELF: u32 = 16;
 
+/// Places in which compact blocks count how often they begin: as many as are in use at a time, if they can be.
+pub(crate) const HEATS: usize = 1 << 14;
+
 /// The part of the environment that is the same for every guest.
 #[repr(C)]
 pub struct EnvHead {
@@ -69,8 +72,8 @@ pub struct EnvHead {
     pub(crate) unit_buffer: UnitBuffer,
     /// See `jumps`.
     pub(crate) jumps: crate::jumps::Jumps,
-    /// Accesses that compact code may make until it is asked where they are made.
-    pub(crate) heat: i32,
+    /// How often compact blocks may still begin until one is asked about.
+    pub(crate) heat: [u16; HEATS],
     pub(crate) divisors: [Divisor; DIVISORS],
 }
 
@@ -211,7 +214,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 unit_va: 0,
                 unit_buffer: UnitBuffer([0; 96]),
                 jumps: Default::default(),
-                heat: crate::runtime::HEAT,
+                heat: [crate::runtime::HEAT; HEATS],
                 divisors: Default::default(),
             },
             guest,
@@ -271,6 +274,7 @@ impl<F: GuestFrontend> Cpu<F> {
             jumps: at(offset_of!(EnvHead, jumps.places)),
             jumps_at: at(offset_of!(EnvHead, jumps.at)),
             heat: at(offset_of!(EnvHead, heat)),
+            heats: HEATS as u32,
             divisors: at(offset_of!(EnvHead, divisors)),
         }
     }

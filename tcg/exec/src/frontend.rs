@@ -26,6 +26,34 @@ use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Slot, Val};
 
 use crate::env::Cpu;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// A vCPU's time-stamp counter, as its own thread publishes it for others: it follows the machine's virtual clock.
+#[derive(Debug, Default)]
+pub struct PublishedTsc {
+    khz: AtomicU32,
+    offset: AtomicU64,
+}
+
+impl PublishedTsc {
+    /// The counter is the clock's ns × `khz` / 10^6 + `offset` from now on.
+    pub fn publish(&self, khz: u32, offset: u64) {
+        self.khz.store(khz, Ordering::Relaxed);
+        self.offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// What it is when the clock stands at `ns`.
+    pub fn at(&self, ns: u64) -> u64 {
+        let ticks = u128::from(ns) * u128::from(self.khz()) / 1_000_000;
+        (ticks as u64).wrapping_add(self.offset.load(Ordering::Relaxed))
+    }
+
+    /// Ticks a millisecond.
+    pub fn khz(&self) -> u32 {
+        self.khz.load(Ordering::Relaxed)
+    }
+}
 
 /// Why memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -278,6 +306,12 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// # Errors
     /// One line: what of the model cannot be done.
     fn new_state(model: &CpuModel, index: VcpuIndex) -> Result<Self::State, String>;
+
+    /// Where it publishes its time-stamp counter, if it has one.
+    fn published_tsc(state: &Self::State) -> Option<Arc<PublishedTsc>> {
+        let _ = state;
+        None
+    }
 
     /// Resets registers (`cpu.head`) and state; with `start`, to where a firmware service starts a vCPU.
     fn reset(cpu: &mut Cpu<Self>, kind: ResetKind, start: Option<StartRequest>);

@@ -10,17 +10,16 @@ use mimus_tcg_ir::interp::extend;
 use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, Rm, RmwOp, Size};
 
 use crate::access::{At, Trapped};
-use crate::env::Cpu;
+use crate::env::{Cpu, HEATS};
 use crate::frontend::Access;
 use crate::frontend::GuestFrontend;
 use crate::ranges::Verdict;
 use crate::translate::NoCode;
 
-/// Accesses that compact code makes between two samples of where it is: a sample costs about as much as it has cost by then
-/// that the code is compact.
-pub(crate) const HEAT: i32 = 2048;
-/// What an access that the TLB does not serve counts, beyond those that it serves.
-const SLOW_HEAT: i32 = 16;
+/// Times that a compact block begins before it is asked about: then a kernel's, which serves all programs, is made anew.
+pub(crate) const HEAT: u16 = 64;
+/// Times more that a program's begins before it is. (Of compilers, say, a good part of the code runs some hundred times.)
+const PATIENCE: u16 = 448;
 
 impl<F: GuestFrontend> Cpu<F> {
     /// An access of compact code that the TLB does not serve: where the code may make it.
@@ -28,7 +27,6 @@ impl<F: GuestFrontend> Cpu<F> {
         let (bytes, write, aligned) = compact_access_of(word);
         let at = At::Return(ret);
         if bytes != 0 {
-            self.head.heat = self.head.heat.saturating_sub(SLOW_HEAT);
             // Mostly it is a page that has not been looked up yet: then the side table need not be searched.
             let goes_by_tlb = va & 4095 <= 4096 - u64::from(bytes) && (!aligned || va.is_multiple_of(bytes.into()));
             if let Some(host) = goes_by_tlb.then(|| self.host_by_tlb(va, write)).flatten() {
@@ -286,13 +284,28 @@ extern "C" fn access<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, word: u32, rax
     cpu.access_of_compact(ret, va, word, rax).unwrap_or(0)
 }
 
-extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) {
+extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
-    cpu.head.heat = HEAT;
-    if cpu.machine.store.warm(ret) {
-        // The code goes on to jump to itself until it is left.
-        cpu.check_events();
+    let machine = cpu.machine.clone();
+    let patient = F::address_space(cpu).1 == F::PROGRAMS;
+    let Some(block) = machine.store.warm(ret, patient) else {
+        debug_assert!(false, "no block around return address {ret:#x}");
+        return ret;
+    };
+    if let Some(place) = cpu.head.heat.get_mut(block.number % HEATS) {
+        *place = if block.due { HEAT } else { PATIENCE };
+    }
+    if !block.due {
+        return ret;
+    }
+    cpu.head.count_left = 0;
+    match cpu.make_anew(cpu.head.page_base + u64::from(block.start), block.page) {
+        Ok(code) => code.host,
+        // Its pages are not there: a trap has set the pc.
+        Err(NoCode::Trapped) => machine.stubs.dispatch,
+        // Another time.
+        Err(NoCode::Later | NoCode::Careful) => ret,
     }
 }
 

@@ -123,6 +123,16 @@ impl<F: GuestFrontend> Cpu<F> {
         if let Some(host) = self.machine.store.find(table, offset) {
             return Ok(Code { host, page: key });
         }
+        self.translate_timed(va, key, in_guest)
+    }
+
+    /// The block at `va`, whose page in the current context is `key`, as code made for running often. It replaces the one
+    /// that is there.
+    pub(crate) fn make_anew(&mut self, va: u64, key: PageKey) -> Result<Code, NoCode> {
+        self.translate_timed(va, key, true)
+    }
+
+    fn translate_timed(&mut self, va: u64, key: PageKey, in_guest: bool) -> Result<Code, NoCode> {
         let Some(from) = self.machine.translation_time.is_some().then(Instant::now) else {
             return self.translate_at(va, key, in_guest);
         };

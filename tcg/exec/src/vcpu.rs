@@ -15,7 +15,7 @@ use mimus_tcg_ir::interp::{Outcome, run};
 
 use crate::engine::Machine;
 use crate::env::{Cpu, CpuCell, KICK_EVENT, KICK_FULL, KICK_LEAVE, Mailbox, Peer, Request};
-use crate::frontend::{Access, GuestFrontend};
+use crate::frontend::{Access, GuestFrontend, PublishedTsc};
 use crate::sampling::watch_beginning;
 use crate::translate::{Code, NoCode};
 
@@ -42,6 +42,11 @@ impl<F: GuestFrontend> TcgVcpu<F> {
         let mut vcpu = TcgVcpu { peer, machine: machine.clone(), signal: VcpuSignal::new(), watched: false };
         F::reset(vcpu.cpu(), ResetKind::Cold, None);
         Ok(vcpu)
+    }
+
+    /// Where it publishes its time-stamp counter, if it has one.
+    pub fn published_tsc(&mut self) -> Option<Arc<PublishedTsc>> {
+        F::published_tsc(&self.cpu().guest)
     }
 
     /// Runs `f` on the vCPU, whose guest is another engine's: see [`crate::lent`].

@@ -56,8 +56,11 @@ pub struct EnvLayout {
     pub jumps: i32,
     /// u8: where in it the next goes.
     pub jumps_at: i32,
-    /// i32: accesses that compact code may still make before it calls [`RuntimeFns::warm`].
+    /// u16 for each of [`EnvLayout::heats`] places: how often compact blocks may still begin before one calls
+    /// [`RuntimeFns::warm`]. A block has the place of its number ([`Emitted::number`]), modulo their number.
     pub heat: i32,
+    /// Places at [`EnvLayout::heat`]: a power of two.
+    pub heats: u32,
     /// [`Divisor`]s of divisions ([`DIVISORS`] of them), each found by its instruction's offset; 0: there are none.
     pub divisors: i32,
 }
@@ -264,7 +267,8 @@ pub struct RuntimeFns {
     /// not serve; see [`compact_access`]. The block makes its access at the host address that is answered, which is the
     /// guest's memory or a buffer. Sets `exit_request` on a fault, and to have the instruction executed with care.
     pub access: usize,
-    /// `(env, return_address)`: compact code has made as many accesses as [`EnvLayout::heat`] allowed.
+    /// `(env, return_address) -> host address to go on at`: a compact block has begun as often as [`EnvLayout::heat`]
+    /// allowed. Going on at the return address is going on with the block.
     pub warm: usize,
 }
 
@@ -399,6 +403,8 @@ pub struct Emitted {
     pub hints: Hints,
     /// Told as well: the address of the entry table of the block's page; 0 if it has none.
     pub table: u32,
+    /// Told as well: the block's number.
+    pub number: u32,
 }
 
 /// Entries of [`EnvLayout::divisors`].

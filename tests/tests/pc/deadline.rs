@@ -1,5 +1,5 @@
-//! The local APIC's TSC-deadline timer under KVM, whoever runs the local APIC: never early, never lost, over a move to
-//! another machine as well.
+//! The local APIC's TSC-deadline timer under the translator, and under KVM whoever runs the local APIC: never early, never
+//! lost, over a move to another machine as well.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,13 +107,20 @@ fn program(rounds: u32, ticks: u32) -> Vec<u8> {
     a.assemble(ENTRY).unwrap()
 }
 
+/// In the place of who runs the interrupt controllers under KVM.
+const TRANSLATOR: &str = "translator";
+
 fn setup(irqchip: &str, rounds: u32, ticks: u32) -> Setup {
     let mut kernel = bzimage();
     let code = program(rounds, ticks);
     kernel[0x600..0x600 + code.len()].copy_from_slice(&code);
-    let mut setup = Setup::new("microvm").kernel(&kernel).device("isa-debug-exit").option("kernel-irqchip", irqchip);
+    let setup = Setup::new("microvm").kernel(&kernel).device("isa-debug-exit");
+    let mut setup = if irqchip == TRANSLATOR { setup.translated() } else { setup.option("kernel-irqchip", irqchip) };
     setup.config.memory = 32 << 20;
     setup.config.cpu = Some("max".to_owned());
+    if irqchip == TRANSLATOR {
+        return setup;
+    }
     Setup { accel: Box::new(KvmAccelerator), emulation_failure: Some(Arc::new(TcgFallback)), ..setup }
 }
 
@@ -123,10 +130,19 @@ fn kvm_works(test: &str) -> bool {
 
 #[test]
 fn deadlines_are_kept() {
-    if !kvm_works("deadlines_are_kept") {
-        return;
+    if kvm_works("deadlines_are_kept") {
+        keeps_deadlines(&["off", "split", "on"]);
     }
-    for irqchip in ["off", "split", "on"] {
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn deadlines_are_kept_by_the_translator() {
+    keeps_deadlines(&[TRANSLATOR]);
+}
+
+fn keeps_deadlines(irqchips: &[&str]) {
+    for irqchip in irqchips {
         let mut pc = setup(irqchip, 100, 200_000).start();
         pc.store(IDTR, 8, 0xfff | IDT << 16);
         pc.store(IDTR + 8, 8, IDT >> 48);
@@ -138,10 +154,19 @@ fn deadlines_are_kept() {
 
 #[test]
 fn deadlines_are_kept_over_save_and_restore() {
-    if !kvm_works("deadlines_are_kept_over_save_and_restore") {
-        return;
+    if kvm_works("deadlines_are_kept_over_save_and_restore") {
+        keeps_deadlines_over_moves(&["off", "on"]);
     }
-    for irqchip in ["off", "on"] {
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn deadlines_are_kept_by_the_translator_over_save_and_restore() {
+    keeps_deadlines_over_moves(&[TRANSLATOR]);
+}
+
+fn keeps_deadlines_over_moves(irqchips: &[&str]) {
+    for irqchip in irqchips {
         let make = || setup(irqchip, 1 << 20, 20_000_000).start();
         let mut pc = make();
         pc.store(IDTR, 8, 0xfff | IDT << 16);

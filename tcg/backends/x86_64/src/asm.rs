@@ -254,69 +254,69 @@ impl<'a> Asm<'a> {
         self.at + self.buf.len()
     }
 
+    /// The low `n` bytes of `word`: stored all at once, since a copy of unknown length is a call.
+    #[inline]
+    fn put(&mut self, word: u64, n: usize) {
+        let end = self.buf.len() + n;
+        self.buf.extend_from_slice(&word.to_le_bytes());
+        self.buf.truncate(end);
+    }
+
     /// REX prefix (if needed), opcode, ModRM, SIB and displacement. `byte_reg` and `byte_rm` say that the
     /// operand is an 8-bit register, for which numbers 4–7 need a REX to mean `spl`–`dil`.
     #[inline]
     fn enc(&mut self, map: Map, w: bool, opcode: u8, reg: u8, rm: Rm, byte: (bool, bool)) {
-        let mut bytes = [0u8; 16];
-        let mut n = 0;
-        let mut put = |b: u8| {
-            bytes[n] = b;
-            n += 1;
-        };
         let (b, x, rm_byte) = match rm {
             Rm::Reg(r) => (r >> 3, 0, byte.1 && (4..8).contains(&r)),
             Rm::Env(_) => (0, 0, false),
             Rm::Mem { base, index, .. } => (base >> 3, index.unwrap_or(0) >> 3, false),
         };
         let rex = u8::from(w) << 3 | (reg >> 3) << 2 | x << 1 | b;
+        // The bytes so far, and how many bits they have.
+        let (mut word, mut bits) = (0u64, 0u32);
         if rex != 0 || rm_byte || (byte.0 && (4..8).contains(&reg)) {
-            put(0x40 | rex);
+            (word, bits) = (u64::from(0x40 | rex), 8);
         }
         if map != Map::Base {
-            put(0x0f);
+            word |= 0x0f << bits;
+            bits += 8;
         }
-        put(opcode);
-        let r = (reg & 7) << 3;
+        word |= u64::from(opcode) << bits;
+        bits += 8;
+        self.enc_operand(word, bits, (reg & 7) << 3, rm);
+    }
+
+    /// The rest of an instruction of which `word` has the first `bits`: `r` is the register's field of ModRM.
+    fn enc_operand(&mut self, word: u64, bits: u32, r: u8, rm: Rm) {
+        let n = bits as usize / 8;
+        let with = |modrm: u8| word | u64::from(modrm) << bits;
         match rm {
-            Rm::Reg(m) => put(0xc0 | r | (m & 7)),
+            Rm::Reg(m) => self.put(with(0xc0 | r | (m & 7)), n + 1),
+            Rm::Env(disp) if fits8(disp) => self.put(with(0x40 | r | 5) | u64::from(disp as u8) << (bits + 8), n + 2),
             Rm::Env(disp) => {
-                if fits8(disp) {
-                    put(0x40 | r | 5);
-                    put(disp as u8);
-                } else {
-                    put(0x80 | r | 5);
-                    disp.to_le_bytes().into_iter().for_each(put);
-                }
+                self.put(with(0x80 | r | 5), n + 1);
+                self.put(u64::from(disp as u32), 4);
             }
             Rm::Mem { base, index, disp } => {
                 // A base of rbp or r13 has no form without a displacement.
-                let mode = if disp == 0 && base & 7 != 5 {
-                    0x00
+                let (mode, after) = if disp == 0 && base & 7 != 5 {
+                    (0x00, 0)
                 } else if fits8(disp) {
-                    0x40
+                    (0x40, 1)
                 } else {
-                    0x80
+                    (0x80, 4)
                 };
-                match index {
-                    Some(index) => {
-                        put(mode | r | 4);
-                        put((index & 7) << 3 | (base & 7));
-                    }
-                    None if base & 7 == 4 => {
-                        put(mode | r | 4);
-                        put(0x24);
-                    }
-                    None => put(mode | r | (base & 7)),
+                let sib = match index {
+                    Some(index) => Some((index & 7) << 3 | (base & 7)),
+                    None => (base & 7 == 4).then_some(0x24),
+                };
+                match sib {
+                    Some(sib) => self.put(with(mode | r | 4) | u64::from(sib) << (bits + 8), n + 2),
+                    None => self.put(with(mode | r | (base & 7)), n + 1),
                 }
-                match mode {
-                    0x00 => {}
-                    0x40 => put(disp as u8),
-                    _ => disp.to_le_bytes().into_iter().for_each(put),
-                }
+                self.put(u64::from(disp as u32), after);
             }
         }
-        self.buf.extend_from_slice(&bytes[..n]);
     }
 
     /// An instruction with a register (or opcode extension) and a register-or-memory operand.
@@ -362,8 +362,7 @@ impl<'a> Asm<'a> {
 
     /// The low bytes of a constant that an instruction of `size` takes, at most 4.
     pub fn imm_sized(&mut self, size: Size, imm: i64) {
-        let bytes = imm.to_le_bytes();
-        self.buf.extend_from_slice(&bytes[..size.bytes().min(4) as usize]);
+        self.put(imm as u64, size.bytes().min(4) as usize);
     }
 
     /// `op rm, imm` at `size`; the constant is within 32 bits, sign-extended.
@@ -515,7 +514,7 @@ impl<'a> Asm<'a> {
             Some(_) => (0x80, 4),
         };
         self.buf.extend_from_slice(&[rex, 0x8d, mode | r | 4, sib]);
-        self.buf.extend_from_slice(&disp.to_le_bytes()[..len]);
+        self.put(u64::from(disp as u32), len);
     }
 
     /// `lea reg, [base + index << shift + disp]`, 32 or 64 bits wide, of which `base` or `index` may be missing.
@@ -534,7 +533,7 @@ impl<'a> Asm<'a> {
             Some(_) => (0x80, 4),
         };
         self.buf.extend_from_slice(&[0x8d, mode | (reg & 7) << 3 | 4, sib]);
-        self.buf.extend_from_slice(&disp.to_le_bytes()[..len]);
+        self.put(u64::from(disp as u32), len);
     }
 
     /// `movsxd reg, rm`.

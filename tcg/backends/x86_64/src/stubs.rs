@@ -57,6 +57,8 @@ pub struct Addresses {
     pub note: usize,
     /// Called by the cold code of a link site; does not return to it.
     pub link: usize,
+    /// Called by a compact block that has begun often; goes on in it, or in its place.
+    pub warm: usize,
     /// Called: the trace's buffer is full.
     pub trace_full: usize,
     /// The same as `careful` and `kicked` for an offset from the page, in `eax`.
@@ -744,9 +746,14 @@ impl Emitter<'_> {
 
     /// Links the jump whose cold code called and goes where the runtime says.
     fn link(&mut self, a: &mut Addresses) {
+        a.link = self.go_on_where(self.b.config.fns.link);
+        a.warm = self.go_on_where(self.b.config.fns.warm);
+    }
+
+    /// Called between blocks: goes on at the host address that `function` answers, which is given the return address.
+    fn go_on_where(&mut self, function: usize) -> usize {
         dynasm!(self.ops ; .arch x64 ; .align 16);
-        a.link = self.here();
-        let function = self.b.config.fns.link;
+        let entry = self.here();
         self.save(self.b.caller_saved());
         self.bury_if_alive();
         dynasm!(self.ops ; .arch x64
@@ -760,6 +767,7 @@ impl Emitter<'_> {
         );
         self.restore(self.b.caller_saved());
         dynasm!(self.ops ; .arch x64 ; jmp rax);
+        entry
     }
 
     /// Has the trace's buffer taken away. Registers stay, `rax` and vectors too.

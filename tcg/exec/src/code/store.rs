@@ -25,9 +25,6 @@ const SETTLE: usize = 1 << 20;
 /// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
 const STRETCH: u32 = 12;
 
-/// Times that a compact block is found running before it is made anew.
-const WARM: u8 = 2;
-
 /// Bytes of guest memory per bit of a page's map of translated bytes.
 const GRANULE: u32 = 64;
 
@@ -112,8 +109,8 @@ struct BlockRecord {
     start: u16,
     live: bool,
     compact: bool,
-    /// Times it was found running, as far as that is counted.
-    heat: u8,
+    /// It has begun often once before.
+    asked: bool,
     sites: (u32, u32),
     faults: (u32, u32),
     /// Number of the first of its recipes.
@@ -181,6 +178,8 @@ struct Inner {
     modes: PageMap<Vec<PageKey>>,
     /// In order of code offset.
     blocks: Vec<BlockRecord>,
+    /// Their code offsets, side by side for who searches.
+    block_codes: Vec<u32>,
     /// For each stretch of code of [`STRETCH`] bytes the number of the first block that begins in it or after it.
     first_in: Vec<u32>,
     sites: Vec<LinkSite>,
@@ -206,6 +205,18 @@ pub enum Published {
     Full,
     /// The page was written meanwhile: translate again.
     Stale,
+}
+
+/// A block that has begun often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warm {
+    /// Its number.
+    pub number: usize,
+    /// Where it begins.
+    pub page: PageKey,
+    pub start: u16,
+    /// It is to be made again.
+    pub due: bool,
 }
 
 /// The jump a link request came from.
@@ -358,6 +369,8 @@ impl CodeStore {
             }
         }
         info.table = p.table;
+        let number = inner.blocks.len() as u32;
+        info.number = number;
         emit(self.mapping.code_base() + at, code, info);
         if at + code.len() > self.mapping.code_len() {
             return Published::Full;
@@ -375,7 +388,6 @@ impl CodeStore {
         all.insns += u64::from(block.insns);
         all.guest_bytes += u64::from(block.len);
         all.host_bytes += code.len() as u64;
-        let number = inner.blocks.len() as u32;
         let stretches = (at >> STRETCH) + 1;
         if inner.first_in.len() < stretches {
             inner.first_in.resize(stretches, number);
@@ -383,6 +395,7 @@ impl CodeStore {
         let sites = append(&mut inner.sites, &info.sites);
         let faults = append(&mut inner.faults, &info.faults);
         let recipes = append(&mut inner.recipes, &info.recipes).0;
+        inner.block_codes.push(at as u32);
         inner.blocks.push(BlockRecord {
             code: at as u32,
             code_len: code.len() as u32,
@@ -390,7 +403,7 @@ impl CodeStore {
             start: block.start,
             live: true,
             compact: info.hints.compact,
-            heat: 0,
+            asked: false,
             sites,
             faults,
             recipes,
@@ -416,6 +429,10 @@ impl CodeStore {
         if next_table != 0 {
             p.next_table = next_table;
         }
+        if !info.hints.compact && p.warm.contains(&block.start) {
+            self.replace(inner, page, number);
+        }
+        let Some(p) = inner.pages.get(&page) else { return Published::Stale };
         self.mapping.set_entry(p.table, start, at as u32);
         Published::At(self.mapping.code_base() + at)
     }
@@ -577,37 +594,39 @@ impl CodeStore {
         }
     }
 
-    /// The compact block around host address `ret` was found running. If that has been so before, it is made anew, with its
-    /// checks in line. Whether it will be.
-    pub fn warm(&self, ret: usize) -> bool {
-        if !self.optimise.learns() {
-            return false;
-        }
+    /// The block around host address `ret`, which has begun often. If it is compact, it is no longer when it is made again; if
+    /// `patient`, only once it has been asked about before.
+    pub fn warm(&self, ret: usize, patient: bool) -> Option<Warm> {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return false };
+        let number = inner.block_at(self.offset(ret)?)?;
         let block = &mut inner.blocks[number];
-        if !block.live || !block.compact {
-            return false;
+        let due = self.optimise.learns() && (!patient || block.asked);
+        block.asked = true;
+        let BlockRecord { page, start, live, .. } = *block;
+        if live
+            && due
+            && let Some(page) = inner.pages.get_mut(&page).filter(|p| !p.warm.contains(&start))
+        {
+            page.warm.push(start);
         }
-        block.heat += 1;
-        if block.heat < WARM {
-            return false;
+        Some(Warm { number, page, start, due })
+    }
+
+    /// Has what leads to the compact block where block `number` begins lead to that, which is not published yet. Who is in the
+    /// other goes on there: nothing is wrong with it.
+    fn replace(&self, inner: &mut Inner, page: PageKey, number: u32) {
+        let BlockRecord { start, code, .. } = inner.blocks[number as usize];
+        let Some(p) = inner.pages.get(&page) else { return };
+        let old = self.mapping.entry(p.table, start.into());
+        let Some(old) = (old != 0).then(|| inner.block_at(old + 1)).flatten() else { return };
+        inner.blocks[old].live = false;
+        let Some(p) = inner.pages.get_mut(&page) else { return };
+        for point in p.incoming.iter_mut().chain(&mut p.inner_links).filter(|point| point.to == old as u32) {
+            self.mapping.patch(point.patch as usize, code.wrapping_sub(point.patch.wrapping_add(4)));
+            point.to = number;
         }
-        block.live = false;
-        let Some(page) = inner.pages.get_mut(&block.page) else { return false };
-        page.warm.push(block.start);
-        self.mapping.set_entry(page.table, u32::from(block.start), 0);
-        for links in [&mut page.incoming, &mut page.inner_links] {
-            links.retain(|point| {
-                let leads_on = point.to != number as u32;
-                if !leads_on {
-                    self.unlink(*point);
-                }
-                leads_on
-            });
-        }
-        true
+        p.inner_links.retain(|point| point.to != number);
     }
 
     /// Undoes a link.
@@ -706,7 +725,7 @@ impl Inner {
         // Behind the last block's beginning there is no entry.
         let from = self.first_in.get(stretch).map_or(self.blocks.len(), |n| *n as usize);
         let to = self.first_in.get(stretch + 1).map_or(self.blocks.len(), |n| *n as usize);
-        let after = from + self.blocks.get(from..to)?.partition_point(|b| b.code < offset);
+        let after = from + self.block_codes.get(from..to)?.partition_point(|code| *code < offset);
         let number = after.checked_sub(1)?;
         let block = &self.blocks[number];
         (offset <= block.code + block.code_len).then_some(number)
@@ -961,18 +980,19 @@ mod tests {
         let ((one, compact), (two, _)) = (make(0x100), make(0x200));
         assert!(compact);
         let site = s.resolve_site(two + 40).unwrap();
-        s.link(&site, one, page, |field, to| to.wrapping_sub(field) as u32);
+        s.link(&site, one, page, |field, to| to.wrapping_sub(field + 4) as u32);
         let linked = |block: usize| s.mapping().patched(block + 12 - s.mapping().code_base());
-        assert_ne!(linked(two), 16);
-        for times in 1..WARM {
-            assert!(!s.warm(one + 8), "{times} times");
-        }
-        assert!(s.warm(one + 8));
+        assert_eq!(linked(two), one.wrapping_sub(two + 16) as u32);
+        assert_eq!(s.warm(one + 8, true), Some(Warm { number: 0, page, start: 0x100, due: false }));
+        assert_eq!(s.warm(one + 8, true), Some(Warm { number: 0, page, start: 0x100, due: true }));
         let table = s.table(page).unwrap();
-        assert_eq!((s.find(table, 0x100), s.find(table, 0x200)), (None, Some(two)));
-        assert_eq!(linked(two), 16, "the jump leads to what links it again");
-        assert!(!s.warm(one + 8), "it is known already");
-        assert!(!make(0x100).1);
+        assert_eq!(s.find(table, 0x100), Some(one), "until there is another");
+        let (anew, compact) = make(0x100);
+        assert!(!compact);
+        assert_eq!((s.find(table, 0x100), s.find(table, 0x200)), (Some(anew), Some(two)));
+        assert_eq!(linked(two), anew.wrapping_sub(two + 16) as u32, "the jump leads there");
+        s.link(&site, one, page, |_, _| 0);
+        assert_ne!(linked(two), 0, "nothing is linked to what has been replaced");
         assert!(make(0x300).1);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
         assert!(make(0x100).1, "another program's");

@@ -21,6 +21,7 @@ const HAVE: &[&str] = &[
     "arat",
     "fsgsbase",
     "tsc-adjust",
+    "tsc-deadline",
     "smep",
     "erms",
     "invpcid",

@@ -1,6 +1,7 @@
 //! x86 as the translator's runtime wants it: [`X86`] implements [`GuestFrontend`] by the other modules of this crate.
 
 use std::mem::offset_of;
+use std::sync::Arc;
 
 use iced_x86::{Formatter, NasmFormatter};
 use mimus_arch::x86::regs::*;
@@ -10,7 +11,9 @@ use mimus_core::accel::{
     CpuPin, RemoteFence, ResetCause, ResetKind, StartRequest, SysReg, SystemRegister, VcpuExit, VcpuIndex, catch,
 };
 use mimus_tcg_exec::env::Cpu;
-use mimus_tcg_exec::frontend::{Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, TranslateMode};
+use mimus_tcg_exec::frontend::{
+    Access, CodeWindow, GuestFrontend, Helper, Leaf, MemFault, PublishedTsc, TranslateMode,
+};
 use mimus_tcg_ir::backend::VectorLayout;
 use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::UnitInsn;
@@ -500,6 +503,10 @@ impl GuestFrontend for X86 {
         })
     }
 
+    fn published_tsc(state: &X86Guest) -> Option<Arc<PublishedTsc>> {
+        Some(state.st.tsc_published.clone())
+    }
+
     fn reset(cpu: &mut Cpu<Self>, kind: ResetKind, start: Option<StartRequest>) {
         let init = kind == ResetKind::Init || kind == ResetKind::Warm && start.is_some();
         let mut reset = if init { init_state(cpu) } else { X86State::reset(cpu.guest.st.index == 0) };
@@ -520,7 +527,7 @@ impl GuestFrontend for X86 {
             set_registers(cpu, &registers);
         }
         if init {
-            cpu.guest.st.tsc_offset = tsc_offset;
+            cpu.guest.st.set_tsc_offset(tsc_offset);
         }
         cpu.change_pins(PIN_NMI | PIN_SMI | PIN_INIT, 0);
         cpu.guest.halted_at = None;

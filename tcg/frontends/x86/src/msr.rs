@@ -181,6 +181,7 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
         number::FS_BASE if long => st.seg[FS].base,
         number::GS_BASE if long => st.seg[GS].base,
         number::APIC_BASE => h.sysreg_read(SysReg::Msr(index)).unwrap_or_else(|| h.st().apic_base),
+        number::TSC_DEADLINE if !st.features.has("tsc-deadline") => return Err(Exception::GP0),
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_read(SysReg::Msr(index)).ok_or(Exception::GP0)?
         }
@@ -238,14 +239,14 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
             let delta = value.wrapping_sub(st.tsc(now));
             st.msrs.tsc_adjust = st.msrs.tsc_adjust.wrapping_add(delta);
             st.set_tsc(now, value);
-            kvmclock::refresh(h);
+            counter_moved(h);
         }
         _ if kvmclock::is_clock(index) && kvmclock::available(st) => return kvmclock::write(h, index, value),
         number::TSC_ADJUST if exists(st, index) => {
             let delta = value.wrapping_sub(st.msrs.tsc_adjust);
-            st.tsc_offset = st.tsc_offset.wrapping_add(delta);
+            st.set_tsc_offset(st.tsc_offset.wrapping_add(delta));
             st.msrs.tsc_adjust = value;
-            kvmclock::refresh(h);
+            counter_moved(h);
         }
         number::EFER if has_efer(st) => return write_efer(h, value),
         number::FS_BASE | number::GS_BASE if st.features.long_mode => {
@@ -255,6 +256,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
             h.base_changed(seg);
         }
         number::APIC_BASE => return write_apic_base(h, value),
+        number::TSC_DEADLINE if !st.features.has("tsc-deadline") => return Err(Exception::GP0),
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_write(SysReg::Msr(index), value).ok_or(Exception::GP0)?;
         }
@@ -288,6 +290,15 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         _ => *st.msrs.stored(index).ok_or(Exception::GP0)? = value,
     }
     Ok(())
+}
+
+/// The TSC has been set: a deadline that waits is another time of the clock's now.
+fn counter_moved<H: Host + ?Sized>(h: &mut H) {
+    kvmclock::refresh(h);
+    let index = SysReg::Msr(number::TSC_DEADLINE);
+    if let Some(deadline) = h.sysreg_read(index).filter(|d| *d != 0) {
+        let _ = h.sysreg_write(index, deadline);
+    }
 }
 
 /// Reserved bits and memory types of MTRRs (SDM volume 3 section 12.11.2).

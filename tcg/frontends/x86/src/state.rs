@@ -5,6 +5,8 @@
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, TableRegister, attr};
 use mimus_arch::x86::{X86Model, X86State};
+use mimus_tcg_exec::frontend::PublishedTsc;
+use std::sync::Arc;
 
 use crate::cpuid::Features;
 use crate::exception::{Exception, Result};
@@ -125,6 +127,8 @@ pub struct State {
     /// TSC = virtual clock × `tsc_khz` / 10^6 + `tsc_offset`.
     pub tsc_khz: u32,
     pub tsc_offset: u64,
+    /// Both, for the local APIC's timer.
+    pub tsc_published: Arc<PublishedTsc>,
     pub fpu_pointers: FpuPointers,
     /// Interrupts wait until after the next instruction.
     pub shadow: bool,
@@ -187,6 +191,7 @@ impl State {
             msrs: Msrs::new(),
             tsc_khz: 1_000_000,
             tsc_offset: 0,
+            tsc_published: Arc::default(),
             fpu_pointers: FpuPointers::default(),
             shadow: false,
             shadow_ss: false,
@@ -316,7 +321,13 @@ impl State {
 
     /// Makes the TSC `value` when the clock stands at `ns`.
     pub fn set_tsc(&mut self, ns: u64, value: u64) {
-        self.tsc_offset = value.wrapping_sub(ticks(ns, self.tsc_khz));
+        self.set_tsc_offset(value.wrapping_sub(ticks(ns, self.tsc_khz)));
+    }
+
+    /// Makes the TSC so much more than the clock's ticks.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        self.tsc_published.publish(self.tsc_khz, offset);
     }
 
     /// What of the state translated code depends on, beside the bytes: 12 bits.

@@ -21,6 +21,8 @@ pub(crate) struct TestHost {
     pub sysregs: HashMap<SysReg, u64>,
     /// One whose device does not take what is written.
     pub refused: Option<SysReg>,
+    /// What has been written to them.
+    pub written: Vec<(SysReg, u64)>,
 }
 
 impl TestHost {
@@ -39,6 +41,7 @@ impl TestHost {
             events_checked: false,
             sysregs: HashMap::new(),
             refused: None,
+            written: Vec::new(),
         }
     }
 
@@ -112,6 +115,7 @@ impl Host for TestHost {
         if self.refused == Some(reg) {
             return None;
         }
+        self.written.push((reg, value));
         self.sysregs.get_mut(&reg).map(|old| *old = value)
     }
     fn stop(&mut self, why: Stop) {

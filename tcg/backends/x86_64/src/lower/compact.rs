@@ -8,10 +8,11 @@
 
 use super::{Insn, Lower, Opnd};
 use crate::asm::{R14, R15, RAX, Rm, fits32};
+use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{FaultEntry, LinkSite, Stored};
 use mimus_tcg_ir::unit::{UnitInsn, UnitMemory};
-use mimus_tcg_ir::{Ext, PagePc, Size, Slot, Val};
+use mimus_tcg_ir::{Ext, Op, PagePc, Size, Slot, Val};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,22 @@ impl Kind {
 }
 
 impl Lower<'_> {
+    /// A compact block counts how often it begins, if it would be quicker otherwise. Flags are in their slot there, and the
+    /// host's vector registers do not matter.
+    pub(super) fn count_beginnings(&mut self) {
+        let env = &self.be.config.env;
+        if !self.compact || env.heats == 0 || !self.ops.iter().any(is_slower) {
+            return;
+        }
+        let place = self.info.number & (env.heats - 1);
+        let heat = self.be.env(env.heat + 2 * place as i32);
+        dynasm!(self.asm ; .arch x64 ; dec WORD [rbp + heat]);
+        // jns over the call.
+        self.asm.push(0x79);
+        self.asm.push(5);
+        self.asm.call_abs(self.be.stubs.warm);
+    }
+
     /// The guest address `base + off` to `r15`. `rax` holds what it held, or what [`Lower::cached`] says.
     fn compact_address(&mut self, base: Val, off: i32) {
         let kept = self.last;
@@ -137,5 +154,19 @@ impl Lower<'_> {
         let kind = Kind { write: insn.memory == UnitMemory::Store, aligned: insn.aligned };
         let known = self.be.stubs.check(insn.bytes, kind.write, kind.aligned).is_some();
         Some(kind).filter(|_| self.compact && known)
+    }
+}
+
+/// Whether compact code is slower than other code at an operation.
+fn is_slower(op: &Op) -> bool {
+    match *op {
+        Op::Load { .. }
+        | Op::Store { .. }
+        | Op::Rmw { .. }
+        | Op::CmpXchg { .. }
+        | Op::Unit { .. }
+        | Op::JumpReg { .. } => true,
+        Op::Branch { to, .. } | Op::BranchF { to, .. } | Op::Jump { to } => !to.same_page(),
+        _ => false,
     }
 }

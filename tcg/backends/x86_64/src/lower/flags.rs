@@ -26,6 +26,38 @@ use mimus_tcg_ir::{AluOp, CallKind, CondF, FIRST_TEMP, FlagOp, Op, Size, Slot, T
 pub(super) struct Needs {
     hard: Flags,
     soft: Flags,
+    own: Own,
+}
+
+/// What an operation has to do with flags itself: found once, since looking ahead asks again and again.
+#[derive(Clone, Copy, Default, Debug)]
+struct Own {
+    may: Flags,
+    must: Flags,
+    reads: Flags,
+    in_slot: Flags,
+    faults: bool,
+    produces: bool,
+}
+
+impl Own {
+    fn of(op: &Op, after: Option<&Op>) -> Own {
+        let (may, must) = flags_written(op);
+        let produces = match op {
+            Op::SetFlags { .. } | Op::FlipFlags { .. } => on_host(op),
+            _ => !may.is_empty(),
+        };
+        let (reads, in_slot) = (flags_read(op), needed_in_slot(op, after));
+        Own { may, must, reads, in_slot, faults: may_fault(op), produces }
+    }
+
+    /// The flags that must be in the host's before the operation, if those `after` are needed behind it.
+    fn carried(self, after: Flags) -> Flags {
+        if !self.produces || !after.intersects(self.may) {
+            return self.reads;
+        }
+        self.reads.union(after.without(self.must))
+    }
 }
 
 impl Needs {
@@ -142,19 +174,17 @@ pub(super) fn needs(ops: &[Op], edge: Option<usize>, all: &mut Vec<Needs>) {
     let mut now = Needs::default();
     let mut after = None;
     for (i, (op, place)) in ops.iter().zip(all).enumerate().rev() {
-        *place = now;
-        let (_, must) = flags_written(op);
-        now = Needs { hard: now.hard.without(must), soft: now.soft.without(must) };
+        let own = Own::of(op, after);
+        *place = Needs { own, ..now };
+        now.hard = now.hard.without(own.must);
+        now.soft = now.soft.without(own.must);
         now.hard = match op {
             // Where it leads is the terminal's doing, but what is dead there is said here.
-            Op::DeadFlags { .. } => needed_in_slot(op, after),
-            op if Some(i) == edge => now.hard.union(flags_read(op)),
-            op => now.hard.union(flags_read(op)).union(needed_in_slot(op, after)),
+            Op::DeadFlags { .. } => own.in_slot,
+            _ if Some(i) == edge => now.hard.union(own.reads),
+            _ => now.hard.union(own.reads).union(own.in_slot),
         };
-        if Some(i) == edge {
-            now.soft = Flags::ALL;
-        }
-        if may_fault(op) {
+        if Some(i) == edge || own.faults {
             now.soft = Flags::ALL;
         }
         after = Some(op);
@@ -480,7 +510,7 @@ impl Lower<'_> {
             return never;
         }
         let first = self.next;
-        let changed = self.ops.get(first.wrapping_sub(1)).map_or(Flags::NONE, |op| flags_written(op).0);
+        let changed = self.needs_now().own.may;
         let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
@@ -490,35 +520,37 @@ impl Lower<'_> {
         for (i, op) in ops.iter().enumerate() {
             let index = first + i;
             let after = self.needs.get(index).copied().unwrap_or_default();
+            let own = after.own;
             let closes = self.looped.is_some_and(|l| l.edge == index);
             // A way out of the block saves them where it is taken.
             let saves = host && matches!(op, Op::BranchF { .. });
-            let in_slot = !closes && !saves && needed_in_slot(op, ops.get(i + 1)).intersects(pending);
+            let in_slot = !closes && !saves && own.in_slot.intersects(pending);
             // With a recipe, an access before it may go on in the stretch's copy without having saved them.
             let checked = bare && self.is_checked_rmw(index, op);
-            let in_fault = may_fault(op) && recipe.is_none() && !checked;
+            let in_fault = own.faults && recipe.is_none() && !checked;
             let in_division =
                 matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
             if in_slot || in_fault || in_division {
                 return latest;
             }
-            if self.carried(op, after).intersects(pending) {
+            let carried = own.carried(after.any());
+            if carried.intersects(pending) {
                 // A memory operation looks its address up first, mostly.
                 host &= checked || !matches!(op, Op::Rmw { .. });
                 match (host, recipe) {
                     (true, _) => {}
                     // What the slot has is looked at there, and brings no other flag to the host's.
                     (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => {
-                        host = !in_slot_already.contains(self.carried(op, after));
+                        host = !in_slot_already.contains(carried);
                     }
                     _ => return latest,
                 }
             }
-            if produces(op) && after.any().intersects(flags_written(op).0) {
+            if own.produces && after.any().intersects(own.may) {
                 // Its own plan covers what it leaves.
                 return never;
             }
-            pending = pending.without(flags_written(op).1).and(after.any());
+            pending = pending.without(own.must).and(after.any());
             if pending.is_empty() {
                 return never;
             }

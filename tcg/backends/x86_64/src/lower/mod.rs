@@ -273,11 +273,16 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         page: None,
         in_cold: false,
     };
+    l.count_beginnings();
     match entry_guard {
         Some(guard) => l.entry_guard(guard),
         None => l.find_head(),
     }
     for i in 0..block.ops.len() {
+        if compact {
+            l.lower_simply(i);
+            continue;
+        }
         l.note_head(i);
         l.lower_at(i);
         l.note_loop_end(i);
@@ -390,6 +395,17 @@ struct Lower<'a> {
 }
 
 impl Lower<'_> {
+    /// [`Lower::lower_at`] in compact code, which has neither groups nor loops.
+    #[inline]
+    fn lower_simply(&mut self, i: usize) {
+        if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
+            self.flags_before(i);
+            self.before = self.cached;
+            self.next = i + 1;
+            self.op(op);
+        }
+    }
+
     /// The operation with number `i`, unless it has been lowered with one before it.
     #[inline]
     fn lower_at(&mut self, i: usize) {

@@ -108,7 +108,6 @@ impl Emitter<'_> {
     /// The checks of compact code.
     pub(super) fn checks(&mut self, a: &mut Addresses) {
         self.ask_for_access();
-        self.ask_to_warm();
         for write in [false, true] {
             for bytes in [1, 2, 4, 8, 10, 16, 32] {
                 a.checks.push((compact_access(bytes, write, false), self.check(bytes, write, false)));
@@ -122,14 +121,10 @@ impl Emitter<'_> {
     fn check(&mut self, bytes: u8, write: bool, aligned: bool) -> usize {
         let context = self.b.config.context;
         let tag = if write { context.write_tag } else { context.read_tag };
-        let heat = self.env(self.b.config.env.heat);
         let size = i32::from(bytes);
         dynasm!(self.ops ; .arch x64 ; .align 16);
         let entry = self.here();
         dynasm!(self.ops ; .arch x64
-            ; dec DWORD [rbp + heat]
-            ; js >hot
-            ; cool:
             ; mov r14d, r15d
             ; shr r14d, 12
             ; gs xor r15, [r14*8 + tag]
@@ -151,9 +146,6 @@ impl Emitter<'_> {
             ; gs xor r15, [r14*8 + tag]
             ; mov r14d, compact_access(bytes, write, aligned) as i32
             ; jmp ->ask_for_access
-            ; hot:
-            ; call ->ask_to_warm
-            ; jmp <cool
         );
         entry
     }
@@ -199,26 +191,5 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.ops ; .arch x64 ; ret);
         }
-    }
-
-    /// Called by a check with the block's return address behind its own: tells the runtime. `r15` stays, and `rax`.
-    fn ask_to_warm(&mut self) {
-        dynasm!(self.ops ; .arch x64 ; .align 16 ; ->ask_to_warm:);
-        self.save(self.b.caller_saved());
-        dynasm!(self.ops ; .arch x64 ; push rax ; sub rsp, 8);
-        self.beside_vectors(Self::call_warm);
-    }
-
-    fn call_warm(&mut self) {
-        let function = self.b.config.fns.warm;
-        dynasm!(self.ops ; .arch x64
-            ; lea rdi, [rbp - 128]
-            ; mov rsi, [rsp + 24]
-            ; mov rax, QWORD function as i64
-            ; call rax
-            ; add rsp, 8
-            ; pop rax
-        );
-        self.restore(self.b.caller_saved());
     }
 }

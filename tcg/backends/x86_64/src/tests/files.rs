@@ -35,7 +35,7 @@ struct Env {
     info: Emitted,
     dispatch: usize,
     fault: Option<FaultRecord>,
-    heat: i32,
+    heat: u16,
     buffer: [u8; 8],
     /// What compact code is changing in `buffer`.
     pending: Option<(u64, Size)>,
@@ -187,9 +187,10 @@ extern "C" fn access(env: *mut Env, va: u64, word: u32, rax: u64, ret: u64) -> u
     env.buffer.as_ptr() as u64
 }
 
-extern "C" fn warm(env: *mut Env, _: u64) {
+extern "C" fn warm(env: *mut Env, ret: u64) -> u64 {
     // SAFETY: as above.
-    unsafe { env_of(env) }.heat = 2;
+    unsafe { env_of(env) }.heat = 1;
+    ret
 }
 
 /// A [`mimus_tcg_ir::filetest::FpFn`].
@@ -243,6 +244,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
             vector_dead: offset_of!(Env, vector_dead) as i32,
             guest: offset_of!(Env, hot) as i32,
             heat: offset_of!(Env, heat) as i32,
+            heats: 1,
             divisors: 0,
             unit_buffer: offset_of!(Env, buffer) as i32,
             ..EnvLayout::default()
@@ -303,7 +305,7 @@ fn run(m: &Machine, case: &Case) -> Result<(), String> {
         info,
         dispatch: m.stubs.dispatch,
         fault: None,
-        heat: 2,
+        heat: 1,
         buffer: [0; 8],
         pending: None,
     });

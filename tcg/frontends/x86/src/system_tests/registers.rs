@@ -141,3 +141,27 @@ fn system_segments_of_the_local_table() {
     assert_eq!(crate::segment::load_ldtr(&mut h, 0x0c), Err(Exception::gp_sel(0x0c)), "no page fault of the LDT");
     assert_eq!(crate::segment::load_tr(&mut h, 0x0c), Err(Exception::gp_sel(0x0c)));
 }
+
+/// IA32_TSC_DEADLINE is there with its feature; a new value of the TSC has the local APIC look at it again.
+#[test]
+fn the_deadline_of_the_local_apic() {
+    let index = SysReg::Msr(number::TSC_DEADLINE);
+    let mut h = model("max,-tsc-deadline");
+    h.sysregs.insert(index, 5);
+    assert_eq!(msr::read(&mut h, number::TSC_DEADLINE), Err(Exception::GP0));
+    assert_eq!(msr::write(&mut h, number::TSC_DEADLINE, 7), GP);
+    let mut h = model("max");
+    h.sysregs.insert(index, 0);
+    assert_eq!(msr::write(&mut h, number::TSC_DEADLINE, 7), Ok(()));
+    assert_eq!(msr::read(&mut h, number::TSC_DEADLINE), Ok(7));
+    for n in [number::TSC, number::TSC_ADJUST] {
+        let before = h.written.len();
+        msr::write(&mut h, n, 1 << 40).unwrap();
+        assert_eq!(h.written[before..], [(index, 7)]);
+        assert_eq!(h.st.tsc_published.at(1000), h.st.tsc(1000));
+    }
+    h.sysregs.insert(index, 0);
+    let before = h.written.len();
+    msr::write(&mut h, number::TSC, 0).unwrap();
+    assert_eq!(h.written.len(), before, "none waits");
+}
