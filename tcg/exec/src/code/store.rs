@@ -307,7 +307,9 @@ impl CodeStore {
     /// Behind `page` there is not always the same page: its blocks are made anew, and do not run on.
     pub fn stay(&self, page: PageKey) {
         let mut inner = self.lock();
-        inner.hints.entry(page).or_default().stays = true;
+        let known = inner.hints.entry(page).or_default();
+        known.stays = true;
+        known.hints.hot |= self.optimise == Optimise::Forced;
         self.withdraw_and_outdate(&mut inner, page);
     }
 
