@@ -689,7 +689,17 @@ mod tests {
         assert!(block(&[MARK, MARK, JUMP], 0x10, 4, 2).starts_with("op 1: instruction at 0x10 is before"));
         assert!(block(&[MARK, JUMP], 0x1000, 4, 1).starts_with("block: start 0x1000"));
         let last = |pc| Op::Insn { pc: PagePc(pc), len: 4 };
-        assert!(block(&[last(0xffe), last(0x1002), JUMP], 0xffe, 8, 2).starts_with("op 1: instruction at 0x1002"));
+        let running_on = Block {
+            ops: vec![last(0xffe), last(0x1002), JUMP],
+            start: 0xffe,
+            len: 8,
+            insns: 2,
+            narrow: false,
+            granules: 0,
+        };
+        assert_eq!(verify(&running_on), Ok(()));
+        let far = [last(0xffe), last(0x1ffe), last(0x2002), JUMP];
+        assert!(block(&far, 0xffe, 0x1008, 3).starts_with("op 2: instruction at 0x2002"));
         let crossing =
             Block { ops: vec![last(0xffe), JUMP], start: 0xffe, len: 4, insns: 1, narrow: false, granules: 0 };
         assert_eq!(verify(&crossing), Ok(()));

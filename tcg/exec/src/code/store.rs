@@ -6,6 +6,8 @@
 //! live and die together: a store that overlaps translated bytes withdraws all of them. Withdrawn code is not reused before the whole cache is emptied,
 //! so a vCPU still inside it is safe.
 
+mod run_on;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -292,25 +294,6 @@ impl CodeStore {
             Optimise::Tiered => page.is_none_or(|p| !p.warm.contains(&start)),
             Optimise::Off | Optimise::Usual | Optimise::Forced => false,
         }
-    }
-
-    /// Whether blocks of `page` may run on into the page with entry table `next`: in code that runs often, and behind which
-    /// there has always been that page.
-    pub fn runs_on(&self, page: PageKey, next: u32) -> bool {
-        let inner = self.lock();
-        let known = inner.hints.get(&page);
-        let hot = known.map_or(self.optimise == Optimise::Forced, |known| known.hints.hot);
-        hot && known.is_none_or(|known| !known.stays)
-            && inner.pages.get(&page).is_some_and(|p| p.next_table == 0 || p.next_table == next)
-    }
-
-    /// Behind `page` there is not always the same page: its blocks are made anew, and do not run on.
-    pub fn stay(&self, page: PageKey) {
-        let mut inner = self.lock();
-        let known = inner.hints.entry(page).or_default();
-        known.stays = true;
-        known.hints.hot |= self.optimise == Optimise::Forced;
-        self.withdraw_and_outdate(&mut inner, page);
     }
 
     /// The entry table that the blocks of `page` that reach into the next page were made for.
