@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use mimus_core::bus::{AccessSize, GuestPhys, MemTxAttrs, MemTxResult};
@@ -10,6 +11,7 @@ use mimus_core::memory::{FlatKind, PAGE_CODE, RamBlock};
 use mimus_tcg_ir::backend::pack_insn;
 use mimus_tcg_ir::{AmoOp, Ext, Size};
 
+use crate::claim::mark_of;
 use crate::context::DataFill;
 use crate::env::Cpu;
 use crate::frontend::{Access, GuestFrontend, Leaf, MemFault};
@@ -18,9 +20,6 @@ const PAGE: u64 = 4096;
 /// Kinds of an access: whether it reads, whether it writes.
 const READS: (bool, bool) = (true, false);
 const WRITES: (bool, bool) = (false, true);
-
-/// Page flag: some vCPU's TLB has, or had, store permission for the page.
-pub(crate) const PAGE_STORE_CACHED: u8 = 1 << 7;
 
 /// The access has been turned into a trap: `head.pc` is its handler's.
 pub struct Trapped;
@@ -147,7 +146,7 @@ impl<F: GuestFrontend> Cpu<F> {
             // SAFETY: `self.view` keeps the block alive.
             let flags = unsafe { &*block }.page_flags(offset / PAGE);
             // Announced first, so that whoever turns the page into code knows whom to ask.
-            let before = flags.fetch_or(PAGE_STORE_CACHED, Ordering::SeqCst);
+            let before = flags.fetch_or(mark_of(self.index()), Ordering::SeqCst);
             write = before & PAGE_CODE == 0;
         }
         self.mmu.fill_data(&DataFill {
@@ -745,6 +744,14 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let (block, offset) = range.ram_at(GuestPhys(page))?;
         Some((block.host_ptr(offset), block.page_flags(offset / PAGE)))
+    }
+
+    /// The block that has the RAM page of code at `pa`, and the page's number in it.
+    pub(crate) fn code_block(&self, pa: u64) -> Option<(Arc<RamBlock>, u64)> {
+        self.code_page(pa)?;
+        let page = GuestPhys(pa & !(PAGE - 1));
+        let (block, offset) = self.view.lookup(page)?.ram_at(page)?;
+        Some((block.clone(), offset / PAGE))
     }
 }
 

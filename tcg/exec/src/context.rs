@@ -294,8 +294,21 @@ impl Context {
         }
     }
 
-    /// Revokes store permission for every address that maps the host page `host`.
-    pub fn revoke_write(&mut self, host: u64) {
+    /// Revokes store permission for every address that maps host pages: those from `host` on whose bits are set.
+    pub fn revoke_write(&mut self, host: u64, pages: u64) {
+        if self.fills.is_empty() {
+            return;
+        }
+        let mut left = pages;
+        while left != 0 {
+            self.revoke_page(host + u64::from(left.trailing_zeros()) * PAGE);
+            left &= left - 1;
+        }
+        // Also where another page has taken an index over.
+        self.drop_writable_ranges(host, (64 - u64::from(pages.leading_zeros())) * PAGE);
+    }
+
+    fn revoke_page(&mut self, host: u64) {
         const L: ContextLayout = ContextLayout::STANDARD;
         let mut number = self.lists[usize::from(hash_of(host))];
         while let Some(&fill) = (number as usize).checked_sub(1).and_then(|i| self.fills.get(i)) {
@@ -306,7 +319,6 @@ impl Context {
                 self.set(L.write_tag, index, INVALID);
             }
         }
-        self.drop_writable_ranges(host);
     }
 
     /// What is entered, by address.
@@ -438,7 +450,7 @@ mod tests {
         }
         // Another page under a name that was in use.
         c.fill_data(&data(0x10_0000, host(3), true));
-        c.revoke_write(host(3));
+        c.revoke_write(host(3), 1);
         for n in 0..5000 {
             let va = 0x10_0000 + n * PAGE;
             let revoked = n % 1700 == 3 || n == 0;
@@ -446,9 +458,9 @@ mod tests {
         }
         c.flush();
         c.fill_data(&data(0x10_0000, host(3), true));
-        c.revoke_write(host(4));
+        c.revoke_write(host(4), 1);
         assert!(c.lookup_write(0x10_0000).is_some());
-        c.revoke_write(host(3));
+        c.revoke_write(host(3), 1);
         assert!(c.lookup_write(0x10_0000).is_none());
     }
 
@@ -456,7 +468,7 @@ mod tests {
     fn revoked_pages_stay_readable() {
         let mut c = Context::new().unwrap();
         c.fill_data(&data(0x1000, 0x7000_0000, true));
-        c.revoke_write(0x7000_0000);
+        c.revoke_write(0x7000_0000, 1);
         assert!(c.lookup_read(0x1000).is_some());
         assert_eq!(c.get(ContextLayout::STANDARD.write_tag, 1), INVALID);
     }

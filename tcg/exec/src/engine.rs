@@ -306,6 +306,7 @@ impl<F: GuestFrontend> Machine<F> {
             ("guest code bytes translated", all.guest_bytes),
             ("host code bytes made", all.host_bytes),
         ];
+        list.extend(self.store.counts().list());
         list.extend(time.map(|nanoseconds| ("translation ns", nanoseconds)));
         list
     }

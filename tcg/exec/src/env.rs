@@ -22,7 +22,7 @@ use crate::mmu::Mmu;
 
 /// `run` is to return to the run loop.
 pub(crate) const KICK_LEAVE: u32 = 1;
-/// A pin changed or a request is in the mailbox.
+/// A pin or the memory map changed.
 pub(crate) const KICK_EVENT: u32 = 2;
 /// The vCPU halted itself.
 pub(crate) const KICK_HALT: u32 = 4;
@@ -30,6 +30,8 @@ pub(crate) const KICK_HALT: u32 = 4;
 pub(crate) const KICK_FULL: u32 = 8;
 /// The vCPU asked for its own events to be looked at.
 pub(crate) const KICK_SELF: u32 = 16;
+/// A request is in the mailbox.
+pub(crate) const KICK_REQUEST: u32 = 32;
 
 /// Places in which compact blocks count how often they begin: as many as are in use at a time, if they can be.
 pub(crate) const HEATS: usize = 1 << 14;
@@ -100,8 +102,8 @@ pub(crate) struct Mailbox {
 /// What one vCPU asks of another (see [`Cpu::process_requests`]).
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
-    /// Withdraw store permission from a host page.
-    RevokeWrite(u64),
+    /// Withdraw store permission from host pages: those from an address on that have a bit set.
+    RevokeWrite(u64, u64),
     /// Forget every translation.
     FlushAll,
     Fence(RemoteFence),
@@ -392,7 +394,7 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn process_requests(&mut self) {
         for request in self.mailbox.clone().take() {
             match request {
-                Request::RevokeWrite(host) => self.mmu.revoke_write(host),
+                Request::RevokeWrite(host, pages) => self.mmu.revoke_write(host, pages),
                 Request::FlushAll => {
                     self.mmu.flush_all();
                     // They are known by where their code was.
@@ -520,7 +522,7 @@ impl<F: GuestFrontend> Peer<F> {
     /// Posts a request; it is done before the vCPU next enters guest code.
     pub fn post(&self, request: Request) {
         self.mailbox.post(request);
-        self.cell.kick(KICK_EVENT);
+        self.cell.kick(KICK_REQUEST);
     }
 
     /// Waits until the vCPU is not in guest code that it entered before an earlier [`Peer::post`].

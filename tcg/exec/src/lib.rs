@@ -7,6 +7,7 @@
 //! * [`code`]: the code cache and what is known about the code in it;
 //! * [`context`], [`mmu`], `ranges`: the software TLB;
 //! * `access`, `runtime`, `translate`, `interp`: the slow paths of generated code, by what they are for;
+//! * `claim`: pages that become code;
 //! * `debug`: breakpoints, watchpoints, single steps;
 //! * `instrument`, `tracing`, `count`: traces of what is executed, and counting instructions; `recent`: the last
 //!   exceptions;
@@ -18,6 +19,7 @@
 mod access;
 pub use access::Trapped;
 mod catch;
+mod claim;
 pub use mimus_tcg_ir::backend::Optimise;
 pub mod code;
 pub mod context;

@@ -168,9 +168,10 @@ impl Mmu {
         }
     }
 
-    pub(crate) fn revoke_write(&mut self, host: u64) {
+    /// See [`Context::revoke_write`]; in all contexts.
+    pub(crate) fn revoke_write(&mut self, host: u64, pages: u64) {
         for e in &mut self.entries {
-            e.context.revoke_write(host);
+            e.context.revoke_write(host, pages);
         }
     }
 }

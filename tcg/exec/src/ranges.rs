@@ -368,9 +368,12 @@ impl Context {
         }
     }
 
-    /// Empties those that let stores through to the host page `host`.
-    pub(crate) fn drop_writable_ranges(&mut self, host: u64) {
-        let maps = |part: &Part| host.wrapping_sub(part.first.wrapping_add(part.addend)) < part.len;
+    /// Empties those that let stores through to any of `len` bytes of the host's from `host` on.
+    pub(crate) fn drop_writable_ranges(&mut self, host: u64, len: u64) {
+        let maps = |part: &Part| {
+            let first = part.first.wrapping_add(part.addend);
+            host.wrapping_sub(first) < part.len || first.wrapping_sub(host) < len && part.len != 0
+        };
         for list in 0..self.ranges.len() {
             self.drop_ranges_where(list, |context, filled| {
                 ContextLayout::range_is_write(filled.number)
@@ -482,7 +485,7 @@ mod tests {
         c.drop_entry(0xffff_ffff_0000_5000);
         assert_eq!(hits(&c, load(0), 0x6000), None, "under another name of 32 bits");
         ready(&mut c);
-        c.revoke_write(HOST + 0x6000);
+        c.revoke_write(HOST + 0x6000, 1);
         assert_eq!((hits(&c, load(0), 0x5000), hits(&c, store(0), 0x5000)), (Some(HOST + 0x5000), None));
         ready(&mut c);
         c.fill_data(&DataFill { va: 0x6000, host: HOST, read: true, write: false, local: false, mapping_size: PAGE });
@@ -522,7 +525,7 @@ mod tests {
         miss(&mut c, store(0), 0x5000, Size::B4);
         fill(&mut c, 0x1_0000_5000, HOST + PAGE);
         assert_eq!(hits(&c, store(0), 0x5000), Some(HOST));
-        c.revoke_write(HOST);
+        c.revoke_write(HOST, 1);
         assert_eq!(hits(&c, store(0), 0x5000), None);
         fill(&mut c, 0x5000, HOST);
         miss(&mut c, store(0), 0x5000, Size::B4);
@@ -669,7 +672,7 @@ mod tests {
         }
         assert_eq!((hits_parts(&c, number, 0x5ffc), hits_parts(&c, number, 0x9000)), (None, None));
         // Either part takes both along.
-        c.revoke_write(HOST + 0x4000);
+        c.revoke_write(HOST + 0x4000, 1);
         assert_eq!(hits_parts(&c, number, 0x8000), None);
         miss(&mut c, number, 0x8010, Size::B4);
         miss(&mut c, number, 0x6010, Size::B4);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use mimus_tcg_ir::backend::ExitCode;
 
 use crate::engine::Machine;
-use crate::env::{Cpu, KICK_EVENT, KICK_SELF};
+use crate::env::{Cpu, KICK_EVENT, KICK_REQUEST, KICK_SELF};
 use crate::frontend::GuestFrontend;
 
 /// Samples that are looked back at.
@@ -70,7 +70,7 @@ impl<F: GuestFrontend> Cpu<F> {
     pub(crate) fn sample(&mut self) {
         if self.counting.on
             || self.head.exit_code != ExitCode::Kicked as u32
-            || self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_SELF) != KICK_EVENT
+            || self.head.kick.load(Ordering::Relaxed) & (KICK_EVENT | KICK_REQUEST | KICK_SELF) != KICK_EVENT
         {
             return;
         }
@@ -81,8 +81,13 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let Some(table) = self.mmu.context().code_table(self.head.pc) else { return };
         let mostly = self.samples.is_mostly_in(table);
-        if calm && (mostly || F::address_space(self).1 == F::PROGRAMS) {
-            self.machine.store.sampled(table);
+        let counts = calm && (mostly || F::address_space(self).1 == F::PROGRAMS);
+        if counts
+            && self.machine.store.sampled(table, (self.head.pc & 4095) as u16)
+            && let Some(page) = self.machine.store.page_of(table)
+        {
+            // If it cannot be now, it is when the block begins next.
+            let _made = self.make_anew(self.head.pc, page);
         }
     }
 }

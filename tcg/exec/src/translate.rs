@@ -8,13 +8,12 @@ use mimus_tcg_ir::Block;
 use mimus_tcg_ir::backend::{Emitted, Optimise};
 use mimus_tcg_ir::verify::MAX_INSN_LEN;
 
-use crate::access::{PAGE_STORE_CACHED, copy_code, copy_page};
+use crate::access::{copy_code, copy_page};
 use crate::code::{PageKey, Published};
 use crate::debug::{NEVER, cut_block};
-use crate::env::{Cpu, KICK_FULL, KICK_SELF, Request};
+use crate::env::{Cpu, KICK_FULL, KICK_SELF};
 use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFault, Starts, TranslateMode};
 use crate::trace;
-use mimus_core::memory::PAGE_CODE;
 
 const PAGE_MASK: u64 = 4095;
 /// Bytes of guest code that a block may have.
@@ -178,33 +177,6 @@ impl<F: GuestFrontend> Cpu<F> {
         NoCode::Later
     }
 
-    /// Marks a page as code, so that stores to it are noticed, and answers its stamp. `None`: not now.
-    fn claim(&mut self, key: PageKey, pa: u64, in_guest: bool) -> Option<u32> {
-        let machine = self.machine.clone();
-        let (_, flags) = self.code_page(pa)?;
-        let before = flags.load(Ordering::SeqCst);
-        if before & PAGE_CODE != 0 {
-            return Some(machine.store.begin(key, flags));
-        }
-        let peers = machine.peers();
-        if before & PAGE_STORE_CACHED == 0 {
-            return Some(machine.store.begin(key, flags));
-        }
-        // Some TLB may let stores through: every vCPU withdraws that before the page's bytes are read.
-        if in_guest && peers.len() > 1 {
-            return None;
-        }
-        let stamp = machine.store.begin(key, flags);
-        self.mmu.revoke_write(key.host());
-        for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
-            peer.post(Request::RevokeWrite(key.host()));
-        }
-        for peer in peers.iter().filter(|p| p.mailbox.index != self.index()) {
-            peer.wait_outside();
-        }
-        Some(stamp)
-    }
-
     /// A physical address of the page that the context has at `va`, for what is known of pages by it.
     fn physical(&mut self, va: u64, key: PageKey) -> Result<u64, NoCode> {
         let place = (key.host() >> 12) as usize % self.code_places.len();
@@ -340,14 +312,16 @@ impl<F: GuestFrontend> Cpu<F> {
         };
         let next_page = next.map(|(fetched, stamp)| (fetched.key, stamp));
         match machine.store.publish(page, next_page, block, emit, &mut scratch.buffers) {
+            Published::There(host) => {
+                self.keep_interpreted(host, cut_here, scratch);
+                Ok(Code { host, page: page.0 })
+            }
             Published::At(host) => {
                 trace::code(va, &scratch.buffers.0, host, &*machine.emitter);
                 if let Some(map) = &machine.perf_map {
                     map.block(va, host, scratch.buffers.0.len());
                 }
-                if machine.interpret && !cut_here {
-                    self.interp_blocks.insert(host, Rc::new(block.clone()));
-                }
+                self.keep_interpreted(host, cut_here, scratch);
                 Ok(Code { host, page: page.0 })
             }
             Published::Full => Err(self.later(KICK_FULL)),
@@ -376,6 +350,13 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let stamp = self.claim(next, leaf.pa, in_guest)?;
         Some((Fetched { key: next, table, leaf }, stamp))
+    }
+
+    /// Where the interpreter runs everything: what it is to do for the code at `host`.
+    fn keep_interpreted(&mut self, host: usize, cut_here: bool, scratch: &Scratch) {
+        if self.machine.interpret && !cut_here {
+            self.interp_blocks.insert(host, Rc::new(scratch.block.clone()));
+        }
     }
 
     /// Translates the one instruction at `va` for careful execution, into `scratch.block`.

@@ -259,8 +259,8 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
         cpu.head.exit_code = ExitCode::Kicked as u32;
     }
     mailbox.in_guest.store(false, Ordering::SeqCst);
-    drop(gate);
     cpu.sample();
+    drop(gate);
     if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
         cpu.refresh_crossing(cpu.head.pc);
         cpu.careful_or_break();

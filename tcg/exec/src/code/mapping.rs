@@ -10,11 +10,13 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mprotect, mremap, munmap,
+    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mprotect, mremap_fixed, munmap,
 };
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// Bytes of a huge page of the host.
+pub const HUGE: usize = 2 << 20;
 
 const LOWEST: usize = 0x0100_0000;
 const HIGHEST: usize = 0x7ff0_0000;
@@ -66,11 +68,23 @@ impl CodeMapping {
                 MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
             )?
         };
-        // SAFETY: an old size of 0 makes another mapping of the same shared memory (mremap(2)), wherever the kernel
-        // likes; nothing knows of it yet, so its protection can change.
+        // SAFETY: an old size of 0 makes another mapping of the same shared memory (mremap(2)), in place of a part of a
+        // reservation that nothing else knows of; nothing knows of it yet either, so its protection can change.
         let write = unsafe {
-            let write = mremap(exec, 0, code_len, MremapFlags::MAYMOVE)?;
+            let room = mmap_anonymous(
+                std::ptr::null_mut(),
+                code_len + HUGE,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )?;
+            // Where a huge page of the one can be one of the other too.
+            let before = (exec as usize).wrapping_sub(room as usize) % HUGE;
+            let write = mremap_fixed(exec, 0, code_len, MremapFlags::MAYMOVE, room.byte_add(before))?;
             mprotect(write, code_len, MprotectFlags::READ | MprotectFlags::WRITE)?;
+            if before != 0 {
+                munmap(room, before)?;
+            }
+            munmap(write.byte_add(code_len), HUGE - before)?;
             write
         };
         let non_null = |p: *mut std::ffi::c_void| NonNull::new(p.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory);
@@ -130,6 +144,20 @@ impl CodeMapping {
         // SAFETY: the mapping is shared memory: this drops page-table entries, not contents.
         if let Err(e) = unsafe { madvise(self.write.as_ptr().add(from).cast(), to - from, Advice::LinuxDontNeed) } {
             log::debug!("code cache: cannot settle {from:#x}..{to:#x}: {e}");
+        }
+    }
+
+    /// Has the code around offset `at` in a huge page, if the host can: code is spread widely, and finding each of its small pages'
+    /// addresses is what much of it would wait for. Something of it has been written. May take long: other threads go on.
+    pub fn use_huge_page(&self, at: usize) {
+        let from = at / HUGE * HUGE;
+        if from + HUGE > self.code_len {
+            return;
+        }
+        // SAFETY: moves memory of the mapping to another place of the host's, as it may at any time; where the kernel does not
+        // know of it (before Linux 6.1) it refuses.
+        if unsafe { libc::madvise(self.exec.as_ptr().add(from).cast(), HUGE, libc::MADV_COLLAPSE) } != 0 {
+            log::debug!("code cache: no huge page at {from:#x}: {}", io::Error::last_os_error());
         }
     }
 

@@ -18,11 +18,19 @@ use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
 use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
 
-use super::mapping::CodeMapping;
+use super::counts::Counts;
+use super::mapping::{CodeMapping, HUGE};
 use crate::frontend::Starts;
+
+mod learning;
+
+use learning::Known;
 
 /// Code is taken out of the writable mapping each time this many more bytes have been written.
 const SETTLE: usize = 1 << 20;
+
+/// Bytes of a huge page that have been written when it is made one.
+const HUGE_FROM: usize = 128 << 10;
 
 /// Log2 of the bytes of code for which [`Inner::block_at`] knows where to look.
 const STRETCH: u32 = 12;
@@ -79,10 +87,12 @@ struct Page {
     granules: u64,
     /// Linked jumps from other pages into this one.
     incoming: Vec<PatchPoint>,
-    /// Linked jumps within the page to compact blocks.
+    /// Linked jumps within the page, if its blocks are made anew one by one.
     inner_links: Vec<PatchPoint>,
     /// Where blocks begin that are not to be compact.
     warm: Vec<u16>,
+    /// Where blocks begin that were found running, one by one: they are hot.
+    hot: Vec<u16>,
     /// Pages with a block whose last instruction reaches into this one.
     crossed_from: Vec<PageKey>,
     /// Counts stores to the page while it was marked as code: a translation begun before one is stale.
@@ -113,6 +123,7 @@ struct BlockRecord {
     compact: bool,
     /// It has begun often once before.
     asked: bool,
+    hot: bool,
     sites: (u32, u32),
     faults: (u32, u32),
     /// Number of the first of its recipes.
@@ -130,42 +141,6 @@ pub struct Translated {
     pub guest_bytes: u64,
     /// Bytes of code made of them.
     pub host_bytes: u64,
-}
-
-/// What is known of a page's code.
-#[derive(Default)]
-struct Known {
-    hints: Hints,
-    /// Something has been found out since the code was made.
-    news: bool,
-    /// Blocks do not run on into the next page: it is not the same page everywhere.
-    stays: bool,
-    /// Times that code was made anew for such news, and samples to wait for before it is again.
-    renewals: u32,
-    wait: u32,
-}
-
-impl Known {
-    /// A vCPU is seen in the code. Whether it is to be made anew: for the first time at once, but not each time that one more of
-    /// many accesses turns out to scatter, since all of the page goes.
-    fn is_due(&mut self) -> bool {
-        /// Samples between two times, at most: what scatters is slower until then.
-        const PATIENCE: u32 = 4;
-        if !std::mem::replace(&mut self.hints.hot, true) {
-            return true;
-        }
-        if !self.news {
-            return false;
-        }
-        if self.wait != 0 {
-            self.wait -= 1;
-            return false;
-        }
-        self.news = false;
-        self.wait = self.renewals.min(PATIENCE - 1);
-        self.renewals += 1;
-        true
-    }
 }
 
 #[derive(Default)]
@@ -195,6 +170,7 @@ pub struct CodeStore {
     /// End of the stubs.
     first_block: usize,
     optimise: Optimise,
+    counts: Counts,
     inner: Mutex<Inner>,
 }
 
@@ -203,6 +179,8 @@ pub struct CodeStore {
 pub enum Published {
     /// Runs at this host address.
     At(usize),
+    /// The same has been published meanwhile, at this host address.
+    There(usize),
     /// No room: the cache must be emptied.
     Full,
     /// The page was written meanwhile: translate again.
@@ -247,7 +225,7 @@ impl CodeStore {
     pub fn new(mapping: CodeMapping, stubs: usize, optimise: Optimise) -> CodeStore {
         let first_block = stubs.next_multiple_of(64);
         let inner = Inner { bump: first_block, ..Inner::default() };
-        CodeStore { mapping, first_block, optimise, inner: Mutex::new(inner) }
+        CodeStore { mapping, first_block, optimise, counts: Counts::default(), inner: Mutex::new(inner) }
     }
 
     /// The memory underneath.
@@ -265,19 +243,24 @@ impl CodeStore {
         self.lock().page_of_table.get(number).copied()
     }
 
-    /// Marks `page`, whose flags are `flags`, as holding code, and answers its stamp for
-    /// [`CodeStore::publish`]. To be called before the page's bytes are read.
-    pub fn begin(&self, page: PageKey, flags: &AtomicU8) -> u32 {
-        let mut inner = self.lock();
-        flags.fetch_or(PAGE_CODE, Ordering::SeqCst);
-        inner.pages.get_mut(&page).map_or(0, |p| p.stores)
+    /// Changes the flags of `page` from `before` to `after`, which says that it holds code, and answers its stamp for
+    /// [`CodeStore::publish`]. `None`: they were something else. To be called before the page's bytes are read.
+    pub fn begin(&self, page: PageKey, flags: &AtomicU8, before: u8, after: u8) -> Option<u32> {
+        let inner = self.lock();
+        flags.compare_exchange(before, after, Ordering::SeqCst, Ordering::SeqCst).ok()?;
+        Some(inner.pages.get(&page).map_or(0, |p| p.stores))
+    }
+
+    /// How often what had to be made again.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Whether a block at `start` of `page` would be made compact. If so, `starts` gets where in the page blocks begin.
     pub fn is_made_compact(&self, page: PageKey, start: u16, starts: &mut Starts) -> bool {
         let inner = self.lock();
         let p = inner.pages.get(&page);
-        let compact = !inner.hints.contains_key(&page) && self.makes_compact(p, start);
+        let compact = self.makes_compact(p, start);
         if compact {
             match p.and_then(|p| p.starts.as_array()) {
                 Some(there) => *starts = *there,
@@ -287,7 +270,7 @@ impl CodeStore {
         compact
     }
 
-    /// The same for a page of which nothing has been found out.
+    /// The same for a page that is known.
     fn makes_compact(&self, page: Option<&Page>, start: u16) -> bool {
         match self.optimise {
             Optimise::Compact => true,
@@ -344,15 +327,21 @@ impl CodeStore {
         if next_page.is_some_and(|(key, stamp)| fresh(key, stamp).is_none()) {
             return Published::Stale;
         }
-        let at = inner.bump.next_multiple_of(16);
         let (code, info) = buffers;
+        let compact = self.makes_compact(Some(p), block.start);
         match inner.hints.get(&page) {
-            Some(known) => info.hints.clone_from(&known.hints),
-            None => {
-                let compact = self.makes_compact(Some(p), block.start);
-                info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() };
-            }
+            Some(known) if !compact => info.hints.clone_from(&known.hints),
+            _ => info.hints = Hints { compact, hot: self.optimise == Optimise::Forced, ..Hints::default() },
         }
+        info.hints.hot |= p.hot.contains(&block.start);
+        if let Some(there) = inner.block_of(&self.mapping, p, block.start)
+            && (there.compact, there.hot) == (compact, info.hints.hot)
+        {
+            // Another vCPU was quicker.
+            Counts::add(&self.counts.twice, 1);
+            return Published::There(self.mapping.code_base() + there.code as usize);
+        }
+        let at = inner.bump.next_multiple_of(16);
         info.table = p.table;
         let number = inner.blocks.len() as u32;
         info.number = number;
@@ -389,6 +378,7 @@ impl CodeStore {
             live: true,
             compact: info.hints.compact,
             asked: false,
+            hot: info.hints.hot,
             sites,
             faults,
             recipes,
@@ -414,11 +404,17 @@ impl CodeStore {
         if next_table != 0 {
             p.next_table = next_table;
         }
-        if !info.hints.compact && p.warm.contains(&block.start) {
+        if self.optimise == Optimise::Tiered {
             self.replace(inner, page, number);
         }
         let Some(p) = inner.pages.get(&page) else { return Published::Stale };
         self.mapping.set_entry(p.table, start, at as u32);
+        let (before, now) = ((at.saturating_sub(HUGE_FROM)) / HUGE, (inner.bump.saturating_sub(HUGE_FROM)) / HUGE);
+        let begins = inner.bump >= HUGE_FROM && (before != now || at < HUGE_FROM);
+        drop(guard);
+        if begins {
+            self.mapping.use_huge_page(now * HUGE);
+        }
         Published::At(self.mapping.code_base() + at)
     }
 
@@ -446,8 +442,7 @@ impl CodeStore {
         let field = self.mapping.code_base() + patch as usize;
         // An address in the block, not the end of the one before it.
         let Some(to) = self.offset(target).and_then(|at| inner.block_at(at + 1)) else { return };
-        let BlockRecord { compact, live, .. } = inner.blocks[to];
-        if !live {
+        if !inner.blocks[to].live {
             // Withdrawn since it was found.
             return;
         }
@@ -455,7 +450,8 @@ impl CodeStore {
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
             let point = PatchPoint { patch, unlinked: base + from.site.unlinked, guard: u32::MAX, to };
-            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| compact) {
+            let replaced = self.optimise == Optimise::Tiered;
+            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| replaced) {
                 page.inner_links.push(point);
             }
             return;
@@ -520,11 +516,12 @@ impl CodeStore {
             // Copied: the list is in `inner`.
             let keys = keys.to_vec();
             for key in keys {
-                self.withdraw(inner, key);
+                Counts::add(&self.counts.overwritten, self.withdraw(inner, key));
                 // What is there now is another program's.
                 inner.hints.remove(&key);
                 if let Some(p) = inner.pages.get_mut(&key) {
                     p.warm.clear();
+                    p.hot.clear();
                 }
             }
             code = 0;
@@ -550,33 +547,6 @@ impl CodeStore {
     /// Withdraws all blocks of a page in one mode; a translation begun before is stale.
     pub fn withdraw_page(&self, page: PageKey) {
         self.withdraw_and_outdate(&mut self.lock(), page);
-    }
-
-    /// A vCPU was seen in code of the page with this entry table: from now on it is made for running often.
-    pub fn sampled(&self, table: u32) {
-        if !self.optimise.learns() {
-            return;
-        }
-        let Some(page) = self.page_of(table) else { return };
-        let mut inner = self.lock();
-        if inner.hints.entry(page).or_default().is_due() {
-            self.withdraw_and_outdate(&mut inner, page);
-        }
-    }
-
-    /// No code is taken to run often any more, until it is found running again.
-    pub fn cool(&self) {
-        if !self.optimise.learns() {
-            return;
-        }
-        let mut inner = self.lock();
-        let hot = inner
-            .hints
-            .iter_mut()
-            .filter_map(|(page, known)| std::mem::replace(&mut known.hints.hot, false).then_some(*page));
-        for page in hot.collect::<Vec<_>>() {
-            self.withdraw_and_outdate(&mut inner, page);
-        }
     }
 
     /// The block around host address `ret`, which has begun often. If it is compact, it is no longer when it is made again; if
@@ -611,7 +581,6 @@ impl CodeStore {
             self.mapping.patch(point.patch as usize, code.wrapping_sub(point.patch.wrapping_add(4)));
             point.to = number;
         }
-        p.inner_links.retain(|point| point.to != number);
     }
 
     /// Undoes a link.
@@ -625,36 +594,16 @@ impl CodeStore {
         }
     }
 
-    /// The access whose call returns to host address `ret` does not stay in a range, `in_parts`: but perhaps in one of two
-    /// parts. When the page is sampled again its code is made anew.
-    pub fn scattered(&self, ret: usize, in_parts: bool) {
-        if !self.optimise.learns() {
-            return;
-        }
-        let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
-        let mut inner = self.lock();
-        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
-        let BlockRecord { page, live, .. } = inner.blocks[number];
-        if !live {
-            return;
-        }
-        let known = inner.hints.entry(page).or_default();
-        let (pc, hints) = (pc.0 as u16, &mut known.hints);
-        let list = if in_parts { &mut hints.parted } else { &mut hints.scattered };
-        if !list.contains(&pc) {
-            list.push(pc);
-            known.news = true;
-        }
-    }
-
-    fn withdraw_and_outdate(&self, inner: &mut Inner, page: PageKey) {
+    fn withdraw_and_outdate(&self, inner: &mut Inner, page: PageKey) -> usize {
         if let Some(p) = inner.pages.get_mut(&page) {
             p.stores = p.stores.wrapping_add(1);
         }
-        self.withdraw(inner, page);
+        self.withdraw(inner, page)
     }
 
-    fn withdraw(&self, inner: &mut Inner, page: PageKey) {
+    /// Withdraws the page's blocks, and those that reach into it; how many there were.
+    fn withdraw(&self, inner: &mut Inner, page: PageKey) -> usize {
+        let mut count = 0;
         let mut pages = vec![page];
         while let Some(key) = pages.pop() {
             let Some(p) = inner.pages.get_mut(&key) else { continue };
@@ -666,6 +615,7 @@ impl CodeStore {
             p.granules = 0;
             p.next_table = 0;
             pages.append(&mut p.crossed_from);
+            count += blocks.len();
             for number in blocks {
                 let block = &mut inner.blocks[number as usize];
                 block.live = false;
@@ -675,6 +625,7 @@ impl CodeStore {
                 self.unlink(point);
             }
         }
+        count
     }
 
     /// Forgets everything. No vCPU is in generated code, and each drops its contexts before it is again.
@@ -704,6 +655,13 @@ impl CodeStore {
 }
 
 impl Inner {
+    /// The block at an offset of a page.
+    fn block_of(&self, mapping: &CodeMapping, page: &Page, start: u16) -> Option<&BlockRecord> {
+        let code = mapping.entry(page.table, start.into());
+        let number = (code != 0).then(|| self.block_at(code + 1)).flatten()?;
+        self.blocks.get(number)
+    }
+
     /// The block whose code contains `offset` (or ends there: a return address may be its end).
     fn block_at(&self, offset: u32) -> Option<usize> {
         let stretch = (offset >> STRETCH) as usize;
@@ -747,9 +705,14 @@ mod tests {
         Block { ops: Vec::new(), start, len, insns: 1, narrow: false, granules: 0 }
     }
 
+    fn begin(s: &CodeStore, page: PageKey, flags: &AtomicU8) -> u32 {
+        let before = flags.load(Ordering::SeqCst);
+        s.begin(page, flags, before, before | PAGE_CODE).unwrap()
+    }
+
     fn publish(s: &CodeStore, page: PageKey, b: &Block) -> usize {
         s.table(page).unwrap();
-        let stamp = s.begin(page, &AtomicU8::new(0));
+        let stamp = begin(s, page, &AtomicU8::new(0));
         let emit = |_at: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0xcc; 32];
         match s.publish((page, stamp), None, b, emit, &mut Default::default()) {
             Published::At(at) => at,
@@ -771,7 +734,7 @@ mod tests {
         let s = store();
         let page = PageKey::new(0x7000, 0);
         s.table(page).unwrap();
-        let stamp = s.begin(page, &AtomicU8::new(0));
+        let stamp = begin(&s, page, &AtomicU8::new(0));
         let lengths = [32, 9000, 16, 4096, 5000, 64];
         let starts: Vec<usize> = (0..6u16)
             .map(|i| {
@@ -819,7 +782,7 @@ mod tests {
         let tables = modes.map(|page| s.table(page).unwrap());
         assert_eq!(s.page_of(tables[1]), Some(modes[1]));
         assert_eq!(s.find(tables[1], 0x100), None, "each mode has a table of its own");
-        let stamp = s.begin(modes[2], &AtomicU8::new(0));
+        let stamp = begin(&s, modes[2], &AtomicU8::new(0));
         let flags = AtomicU8::new(PAGE_CODE);
         s.store_to_code(0x7000, 0x200, 1, &flags);
         assert_eq!((s.find(tables[0], 0x100), s.find(tables[1], 0x200)), (None, None));
@@ -850,7 +813,7 @@ mod tests {
         let page = PageKey::new(0x7000, 0);
         let flags = AtomicU8::new(0);
         s.table(page).unwrap();
-        let stamp = s.begin(page, &flags);
+        let stamp = begin(&s, page, &flags);
         s.store_to_code(0x7000, 0x800, 8, &flags);
         let emit = |_: usize, code: &mut Vec<u8>, _: &mut Emitted| *code = vec![0; 16];
         let result = s.publish((page, stamp), None, &block(0, 4), emit, &mut Default::default());
@@ -870,7 +833,7 @@ mod tests {
                 info.faults = vec![FaultEntry { host: 8, pc, len: 4, left: 0, stored, recipe: u16::MAX }];
                 told = info.hints.clone();
             };
-            let stamp = s.begin(page, &AtomicU8::new(0));
+            let stamp = begin(&s, page, &AtomicU8::new(0));
             let Published::At(at) = s.publish((page, stamp), None, &block(offset, 8), emit, &mut Default::default())
             else {
                 panic!("there is room")
@@ -879,32 +842,32 @@ mod tests {
         };
         let table = s.table(page).unwrap();
         assert!(!emitted(0x100).1.hot);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         let (at, told) = emitted(0x100);
         assert!(told.hot && told.scattered.is_empty());
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), Some(at), "it is known already");
         s.scattered(at + 8, true);
         assert_eq!(s.find(table, 0x100), Some(at), "more may be found out");
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         let (again, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[][..]));
         s.scattered(at + 8, false);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), Some(again), "by a vCPU that is still in the old code");
         s.scattered(again + 8, false);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         let (third, told) = emitted(0x100);
         assert_eq!((&*told.parted, &*told.scattered), (&[0x104][..], &[0x104][..]));
         emitted(0x200);
         let other = s.find(table, 0x200).unwrap();
         s.scattered(other + 8, false);
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), Some(third), "not again each time");
-        s.sampled(table);
+        s.sampled(table, 0x100);
         assert_eq!(s.find(table, 0x100), None);
         assert_eq!(&*emitted(0x100).1.scattered, &[0x104, 0x204]);
         s.store_to_code(0x7000, 0x100, 4, &AtomicU8::new(PAGE_CODE));
@@ -921,7 +884,7 @@ mod tests {
                 *code = vec![0; 16];
                 hot = info.hints.hot;
             };
-            let stamp = s.begin(page, &AtomicU8::new(0));
+            let stamp = begin(&s, page, &AtomicU8::new(0));
             assert!(matches!(
                 s.publish((page, stamp), None, &block(0x100, 8), emit, &mut Default::default()),
                 Published::At(_)
@@ -930,16 +893,16 @@ mod tests {
         };
         let tables = pages.map(|page| s.table(page).unwrap());
         assert!(!pages.map(is_hot).contains(&true));
-        s.sampled(tables[0]);
+        s.sampled(tables[0], 0x100);
         assert!(is_hot(pages[0]));
-        let stamp = s.begin(pages[0], &AtomicU8::new(0));
+        let stamp = begin(&s, pages[0], &AtomicU8::new(0));
         s.cool();
         assert_eq!(s.find(tables[0], 0x100), None);
         assert!(s.find(tables[1], 0x100).is_some(), "it was not hot");
         let late = s.publish((pages[0], stamp), None, &block(0, 4), |_, _, _| (), &mut Default::default());
         assert_eq!(late, Published::Stale, "a translation begun before");
         assert!(!is_hot(pages[0]));
-        s.sampled(tables[0]);
+        s.sampled(tables[0], 0x100);
         assert!(is_hot(pages[0]), "found running again");
     }
 
@@ -956,7 +919,7 @@ mod tests {
                     vec![LinkSite { patch: 12, unlinked: 32, return_offset: 40, guard: u32::MAX, to: PagePc(0x100) }];
             };
             s.table(page).unwrap();
-            let stamp = s.begin(page, &AtomicU8::new(0));
+            let stamp = begin(&s, page, &AtomicU8::new(0));
             match s.publish((page, stamp), None, &block(start, 4), emit, &mut Default::default()) {
                 Published::At(at) => (at, told.compact),
                 other => panic!("{other:?}"),

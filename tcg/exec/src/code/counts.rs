@@ -1,0 +1,36 @@
+//! How often code had to be made again, and other vCPUs be stopped for it: for `info accel`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts since the machine was made.
+#[derive(Default)]
+pub struct Counts {
+    /// Pages that became code while a TLB might let stores through to them.
+    pub revocations: AtomicU64,
+    /// Vcpus that were asked to withdraw store permission, all together.
+    pub asked: AtomicU64,
+    /// Blocks withdrawn by stores to their pages.
+    pub overwritten: AtomicU64,
+    /// Blocks withdrawn to be made anew for running often.
+    pub renewed: AtomicU64,
+    /// Translations of what another vCPU had translated meanwhile.
+    pub twice: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn add(count: &AtomicU64, n: usize) {
+        count.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// Counts with their names.
+    pub(crate) fn list(&self) -> [(&'static str, u64); 5] {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        [
+            ("revocations of store permission", of(&self.revocations)),
+            ("vCPUs asked for one", of(&self.asked)),
+            ("blocks overwritten", of(&self.overwritten)),
+            ("blocks made anew", of(&self.renewed)),
+            ("blocks made twice", of(&self.twice)),
+        ]
+    }
+}
