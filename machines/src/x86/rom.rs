@@ -142,9 +142,10 @@ fn add_rom(b: &mut MachineBuilder, path: &Path, window: &MemoryRegion) -> Result
                 path.display()
             ),
             false => format!(
-                "it has {len} bytes; firmware is a multiple of {} and has at most {}: is the file cut short?",
+                "it has {len} bytes; firmware is a multiple of {} and has at most {}: {}",
                 human(UNIT),
-                human(MAX_ROM)
+                human(MAX_ROM),
+                if len > MAX_ROM { "is it a disk image (-drive file=…)?" } else { "is the file cut short?" }
             ),
         };
         return Err(ConfigError::new("-bios", &path.display().to_string(), why).into());

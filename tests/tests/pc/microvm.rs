@@ -156,7 +156,13 @@ fn what_cannot_be_is_one_line() {
     }
     let mut setup = Setup::new("microvm");
     setup.config.boot.bios = mimus_machines::config::Bios::File(setup.file("bios", &[0; 1000]));
-    assert!(error(setup).contains("firmware is a multiple of 64 KiB"));
+    let text = error(setup);
+    assert!(text.contains("firmware is a multiple of 64 KiB") && text.contains("cut short"), "{text}");
+    let mut setup = Setup::new("microvm");
+    let path = setup.file("large.bin", &vec![0; 17 << 20]);
+    setup.config.boot.bios = mimus_machines::config::Bios::File(path);
+    let text = error(setup);
+    assert!(text.contains("at most 16 MiB") && text.contains("a disk image (-drive"), "{text}");
     let mut pc = Setup::new("microvm").kernel(b"no kernel at all").try_build().unwrap();
     let text = pc.machine.power_on().unwrap_err().to_string();
     assert!(text.contains("-kernel") && text.contains("bzImage"), "{text}");
