@@ -105,6 +105,8 @@ pub struct CodeWindow<'a> {
     /// Where blocks begin that this one is not to run into.
     starts: Option<&'a Starts>,
     elsewhere: bool,
+    /// See [`CodeWindow::runs_on`].
+    runs_on: u16,
 }
 
 /// A bit for each offset in a page.
@@ -116,7 +118,8 @@ pub type CodePage = [u8; 4096];
 impl<'a> CodeWindow<'a> {
     /// A window over `page`, and over the page that follows it in virtual memory if it may be read.
     pub fn new(page: &'a CodePage, next: Option<&'a CodePage>) -> CodeWindow<'a> {
-        CodeWindow { page, next, copied: (0, 4096), end: u32::MAX, mode: 0, starts: None, elsewhere: false }
+        let (starts, end) = (None, u32::MAX);
+        CodeWindow { page, next, copied: (0, 4096), end, mode: 0, starts, elsewhere: false, runs_on: 0 }
     }
 
     /// The same window, of whose page only the bytes from offset `from` to before `to` are there.
@@ -142,6 +145,17 @@ impl<'a> CodeWindow<'a> {
     /// The same window, whose block is to end where another begins.
     pub(crate) fn up_to_blocks(self, starts: Option<&'a Starts>) -> CodeWindow<'a> {
         CodeWindow { starts, ..self }
+    }
+
+    /// The same window, whose block may run on over the page's end.
+    pub(crate) fn running_on(self, runs_on: u16) -> CodeWindow<'a> {
+        CodeWindow { runs_on, ..self }
+    }
+
+    /// Bytes of the next page that a block may have, beside an instruction that begins in the page: 0 unless the page
+    /// behind it was looked up for that.
+    pub fn runs_on(&self) -> u16 {
+        self.runs_on
     }
 
     /// Whether a block that gets to `offset`, between two instructions, is to end there: there is another.
@@ -313,6 +327,12 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// Translates at `start` (offset in the page), for [`CodeWindow::mode`]. In [`TranslateMode::Careful`], exactly
     /// one instruction. An instruction that reaches into the next page is a block of its own.
     fn translate(state: &Self::State, code: CodeWindow<'_>, start: u16, mode: TranslateMode, block: &mut Block);
+
+    /// Whether blocks of code of this mode, in code that runs often, may go on over a page's end.
+    fn runs_on(mode: u16) -> bool {
+        let _ = mode;
+        false
+    }
 
     /// Whether the instruction at `start` reaches into the next page.
     fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool;

@@ -23,6 +23,9 @@ const LOOK_BACK: usize = 512;
 /// The same for compact code, which is made quickly and not for long. (Both are multiples of what the host copies at once.)
 const COMPACT_CODE: usize = 320;
 const COMPACT_BACK: usize = 64;
+/// Bytes of the next page that a block may run on for, and where one begins that does.
+const RUN_ON: usize = 512;
+const RUN_FROM: usize = 4096 - (MOST_CODE - RUN_ON);
 /// Longer than any block takes.
 const MAX_TRANSLATION: Duration = Duration::from_millis(1);
 /// Bytes that an instruction may have.
@@ -271,9 +274,24 @@ impl<F: GuestFrontend> Cpu<F> {
                 copy_page(host, &mut scratch.next);
             }
             next = Some((fetched, stamp));
+            let key = page.0;
+            let before = self.machine.store.next_table(key);
+            if F::runs_on(mode) && before != 0 && before != fetched.table {
+                self.machine.store.stay(key);
+            }
+        }
+        let mut runs_on = 0;
+        if !cut_here && next.is_none() && !scratch.compact && usize::from(start) >= RUN_FROM && F::runs_on(mode) {
+            next = self.next_to_run_on(va, page.0, in_guest);
+            if let Some((host, _)) = next.and_then(|(fetched, _)| self.code_page(fetched.leaf.pa)) {
+                // An instruction's length, or two of them, is looked at behind the end.
+                copy_code(host, 0, &mut scratch.next[..RUN_ON + 2 * LONGEST]);
+                runs_on = RUN_ON as u16;
+            }
         }
         let (from, end) = scratch.copied;
         let window = CodeWindow::new(&scratch.page, next.map(|_| &*scratch.next)).copied(from, end).with_mode(mode);
+        let window = window.running_on(runs_on);
         let window = window.up_to_blocks(scratch.compact.then_some(&*scratch.starts));
         if cut_here {
             cut_block(&mut scratch.block, start);
@@ -309,6 +327,29 @@ impl<F: GuestFrontend> Cpu<F> {
             Published::Full => Err(self.later(KICK_FULL)),
             Published::Stale => Err(self.later(KICK_SELF)),
         }
+    }
+
+    /// The page behind that of `va`, with its stamp, if the current context has it and a block may run on into it.
+    fn next_to_run_on(&mut self, va: u64, key: PageKey, in_guest: bool) -> Option<(Fetched, u32)> {
+        let machine = self.machine.clone();
+        if machine.interpret || machine.optimise == Optimise::Off || machine.instrumentation().is_on() {
+            return None;
+        }
+        let next_va = (va | PAGE_MASK).wrapping_add(1);
+        let table = self.mmu.context().code_table(next_va)?;
+        let next = machine.store.page_of(table)?;
+        let cut = [key, next].iter().any(|key| machine.cuts.first_from(*key, 0).is_some());
+        if cut || next.mode() != key.mode() || next.host() == key.host() || !machine.store.runs_on(key, table) {
+            return None;
+        }
+        // It has been walked to before, so this finds the same, or that it is gone.
+        let leaf = F::walk(self, next_va, Access::Fetch).ok().filter(|leaf| leaf.cacheable)?;
+        let (host, _) = self.code_page(leaf.pa)?;
+        if host as u64 != next.host() {
+            return None;
+        }
+        let stamp = self.claim(next, leaf.pa, in_guest)?;
+        Some((Fetched { key: next, table, leaf }, stamp))
     }
 
     /// Where the interpreter runs everything: what it is to do for the code at `host`.
@@ -353,28 +394,43 @@ impl<F: GuestFrontend> Cpu<F> {
         result
     }
 
-    /// After a block that reaches into the next page refused to run: makes it run next time.
+    /// After a block refused to run, perhaps one that reaches into the next page: makes it run next time.
     pub(crate) fn refresh_crossing(&mut self, va: u64) {
-        if va & PAGE_MASK <= PAGE_MASK - u64::from(MAX_INSN_LEN - 1) {
+        let offset = (va & PAGE_MASK) as usize;
+        let last = 4096 - usize::from(MAX_INSN_LEN) < offset;
+        if offset < RUN_FROM {
             return;
         }
         let Some(table) = self.mmu.context().code_table(va) else { return };
         let Some(key) = self.machine.store.page_of(table) else { return };
-        if self.machine.store.next_table(key) == 0 {
+        if !last && !F::runs_on(key.mode()) {
             return;
         }
+        let made_for = self.machine.store.next_table(key);
         let next_va = (va | PAGE_MASK).wrapping_add(1);
-        let Ok(leaf) = F::walk(self, next_va, Access::Fetch) else { return };
-        let Some((host, _)) = self.code_page(leaf.pa) else { return };
-        if !leaf.cacheable {
+        if made_for == 0 || self.mmu.context().code_table(next_va) == Some(made_for) {
             return;
         }
-        let next_key = PageKey::new(host as u64, key.mode());
-        let Some(next_table) = self.machine.store.table(next_key) else { return };
-        self.cut_page(next_va, next_key);
-        self.mmu.fill_code(next_va, next_table, leaf.local, leaf.mapping_size);
-        if self.machine.store.next_table(key) != next_table {
+        let there = self.enter_next(next_va, key);
+        if there == Some(made_for) {
+            return;
+        }
+        if F::runs_on(key.mode()) {
+            // Blocks that end at the page's end do not mind.
+            self.machine.store.stay(key);
+        } else if there.is_some() {
             self.machine.store.withdraw_page(key);
         }
+    }
+
+    /// Enters the page at `va`, behind page `key`, into the context's code map; its entry table.
+    fn enter_next(&mut self, va: u64, key: PageKey) -> Option<u32> {
+        let leaf = F::walk(self, va, Access::Fetch).ok().filter(|leaf| leaf.cacheable)?;
+        let (host, _) = self.code_page(leaf.pa)?;
+        let next = PageKey::new(host as u64, key.mode());
+        let table = self.machine.store.table(next)?;
+        self.cut_page(va, next);
+        self.mmu.fill_code(va, table, leaf.local, leaf.mapping_size);
+        Some(table)
     }
 }

@@ -434,10 +434,10 @@ impl Default for Divisor {
 pub enum Optimise {
     /// None: to find out whether one of them is to blame.
     Off,
-    /// Those that pay.
-    #[default]
+    /// Those that pay, but all code is made for running often.
     Usual,
-    /// Those, and code is compact until it is found running.
+    /// Those that pay: code is compact until it has run often.
+    #[default]
     Tiered,
     /// All code stays as it is made first, however often it runs: for tests.
     Compact,
@@ -466,7 +466,7 @@ impl Optimise {
         })
     }
 
-    /// What [`Optimise::VARIABLE`] says, for running tests with it; the usual ones if it says nothing.
+    /// What [`Optimise::VARIABLE`] says, for running tests with it; [`Optimise::Tiered`] if it says nothing.
     pub fn from_environment() -> Optimise {
         std::env::var(Self::VARIABLE).ok().and_then(|name| Optimise::parse(&name)).unwrap_or_default()
     }

@@ -758,7 +758,8 @@ pub struct Block {
     pub ops: Vec<Op>,
     /// Offset of the first instruction in its page, in bytes (0..4096).
     pub start: u16,
-    /// Bytes of guest code covered, but for what is before the start (`granules`). `start + len` may pass the page's end by at most one instruction.
+    /// Bytes of guest code covered, but for what is before the start (`granules`). `start + len` may pass the page's end: by
+    /// one instruction, or where the block runs on.
     pub len: u16,
     /// Number of guest instructions.
     pub insns: u16,
@@ -799,7 +800,7 @@ impl Block {
         }
     }
 
-    /// Whether the block's last instruction reaches into the next page.
+    /// Whether the block reaches into the next page.
     pub fn crosses_page(&self) -> bool {
         u32::from(self.start) + u32::from(self.len) > 4096
     }

@@ -4,8 +4,8 @@
 //!
 //! * The first operation is an [`Op::Insn`] mark; the last one is terminal, and no other is.
 //! * `insns` is the number of marks, at least 1. Marks ascend without overlap from `start`, each in the
-//!   block's page, each of 1 to [`MAX_INSN_LEN`] bytes; the last instruction ends at `start + len`, so it alone
-//!   may reach into the next page.
+//!   block's page or, where the block runs on over its end, the next one; each of 1 to [`MAX_INSN_LEN`] bytes; the last
+//!   instruction ends at `start + len`.
 //! * Slots are below [`SLOTS`]. A temporary is written before it is read, within its guest instruction.
 //! * Operations that exist at 64 bits only have type `I64`: [`is_64_bit_only`] ones, and `SextW`, `ZextW` and
 //!   `OrcB`. `BSet`, `BClr`, `BInv` and `BExt` have `I64` or `I32`.
@@ -172,8 +172,8 @@ impl Verifier {
         if pc.0 < self.end && !before_start {
             return Err(format!("instruction at {:#x} is before the last one's end {:#x}", pc.0, self.end));
         }
-        if !pc.same_page() {
-            return Err(format!("instruction at {:#x} is not in the block's page", pc.0));
+        if !(0..2 * 4096).contains(&pc.0) {
+            return Err(format!("instruction at {:#x} is not in the block's page nor in the next", pc.0));
         }
         self.insns += 1;
         self.end = self.end.max(pc.0 + i32::from(len));
@@ -689,7 +689,17 @@ mod tests {
         assert!(block(&[MARK, MARK, JUMP], 0x10, 4, 2).starts_with("op 1: instruction at 0x10 is before"));
         assert!(block(&[MARK, JUMP], 0x1000, 4, 1).starts_with("block: start 0x1000"));
         let last = |pc| Op::Insn { pc: PagePc(pc), len: 4 };
-        assert!(block(&[last(0xffe), last(0x1002), JUMP], 0xffe, 8, 2).starts_with("op 1: instruction at 0x1002"));
+        let running_on = Block {
+            ops: vec![last(0xffe), last(0x1002), JUMP],
+            start: 0xffe,
+            len: 8,
+            insns: 2,
+            narrow: false,
+            granules: 0,
+        };
+        assert_eq!(verify(&running_on), Ok(()));
+        let far = [last(0xffe), last(0x1ffe), last(0x2002), JUMP];
+        assert!(block(&far, 0xffe, 0x1008, 3).starts_with("op 2: instruction at 0x2002"));
         let crossing =
             Block { ops: vec![last(0xffe), JUMP], start: 0xffe, len: 4, insns: 1, narrow: false, granules: 0 };
         assert_eq!(verify(&crossing), Ok(()));

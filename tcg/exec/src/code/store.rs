@@ -6,6 +6,8 @@
 //! live and die together: a store that overlaps translated bytes withdraws all of them. Withdrawn code is not reused before the whole cache is emptied,
 //! so a vCPU still inside it is safe.
 
+mod run_on;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -277,7 +279,7 @@ impl CodeStore {
         }
     }
 
-    /// The entry table that the block of `page` that reaches into the next page was made for.
+    /// The entry table that the blocks of `page` that reach into the next page were made for.
     pub fn next_table(&self, page: PageKey) -> u32 {
         self.lock().pages.get(&page).map_or(0, |p| p.next_table)
     }

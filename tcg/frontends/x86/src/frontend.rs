@@ -542,6 +542,10 @@ impl GuestFrontend for X86 {
         translate::translate(&guest.st, code, start, mode, block);
     }
 
+    fn runs_on(mode: u16) -> bool {
+        translate::runs_on(mode)
+    }
+
     fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
         translate::crosses_page(code, start)
     }

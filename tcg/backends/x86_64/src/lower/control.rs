@@ -101,7 +101,9 @@ impl Lower<'_> {
 
     /// A side exit if the host's flags are so.
     pub(super) fn branch_on(&mut self, cc: Cc, to: PagePc) {
-        if self.homed != Homed::Not {
+        if self.branch_past_flags(cc, to) {
+            // The flags come first.
+        } else if self.homed != Homed::Not {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::LeaveLoop { from, to });
         } else if !to.same_page() {

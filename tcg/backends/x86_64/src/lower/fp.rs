@@ -90,7 +90,7 @@ impl Lower<'_> {
 
     /// Whether the runtime's function does all of the operation: the host has no such operation, or rounds
     /// by MXCSR only, or a floating-point slot is (unusually) in a general register.
-    fn in_software(&self, op: FpOp, fmt: FpFmt, rm: Rm, d: Slot, [a, b, c]: [Slot; 3]) -> bool {
+    pub(super) fn in_software(&self, op: FpOp, fmt: FpFmt, rm: Rm, d: Slot, [a, b, c]: [Slot; 3]) -> bool {
         let rounds = match op {
             FpOp::Add
             | FpOp::Sub
@@ -154,6 +154,14 @@ impl Lower<'_> {
         match self.be.fp_pin_of(slot) {
             Some(reg) if self.fp_alive => Src::Reg(reg),
             _ => Src::Mem(self.be.slot_disp(slot)),
+        }
+    }
+
+    /// The bits of a double to a general register.
+    pub(super) fn fp_bits(&mut self, t: u8, slot: Slot) {
+        match self.src(slot) {
+            Src::Reg(reg) => dynasm!(self.asm ; .arch x64 ; vmovq Rq(t), Rx(reg)),
+            Src::Mem(disp) => dynasm!(self.asm ; .arch x64 ; mov Rq(t), [rbp + disp]),
         }
     }
 
@@ -290,9 +298,9 @@ impl Lower<'_> {
     /// The helper for floating-point flags without a call, unless flags change: compilers read them before a comparison and
     /// write them back behind it, and the host takes long to change its control word. `false`: it is another helper.
     pub(super) fn fp_flags_in_line(&mut self, helper: u16, kind: CallKind, ret: Option<Slot>, args: [Val; 3]) -> bool {
-        let Some(own) = self.be.config.fp_flags.filter(|own| own.helper == helper && kind == CallKind::Pure) else {
+        if self.be.config.fp_flags.is_none_or(|own| own.helper != helper || kind != CallKind::Pure) {
             return false;
-        };
+        }
         let (Val::Imm(write), Some(&stub)) = (args[0], self.be.stubs.helpers_pure.get(usize::from(helper))) else {
             return false;
         };
@@ -302,17 +310,13 @@ impl Lower<'_> {
         if self.restored.is_some_and(|index| index + 1 == self.next) {
             return true;
         }
-        let scratch = self.be.env(self.be.config.env.mxcsr);
-        let flags = self.be.env(self.be.config.env.guest.wrapping_add(own.flags));
-        let table = self.be.stubs.fp_flags as i32;
+        if let (0, Some(ret)) = (write, ret)
+            && self.put_flags_off(ret)
+        {
+            return true;
+        }
         let new = self.home_val(args[1]);
-        dynasm!(self.asm ; .arch x64
-            ; stmxcsr [rbp + scratch]
-            ; mov eax, [rbp + scratch]
-            ; and eax, 0x3f
-            ; movzx eax, BYTE [rax + table]
-            ; or al, [rbp + flags]
-        );
+        self.fp_flags_to_rax();
         if write != 0 {
             self.mov32(R14, new);
             dynasm!(self.asm ; .arch x64 ; and r14d, 31 ; cmp eax, r14d);

@@ -136,6 +136,9 @@ impl Lower<'_> {
         if !hints.hot || listed(&hints.scattered) || self.leaves_windows(op..op + 1) {
             return None;
         }
+        if let Some((_, range)) = self.promised.iter().find(|(other, _)| *other == op) {
+            return Some(*range);
+        }
         let lent = self.lent.filter(|lent| lent.op == op).map(|lent| lent.range);
         if let Some(range) = lent.or_else(|| self.given_range(op)) {
             return Some(range);
@@ -143,6 +146,21 @@ impl Lower<'_> {
         let range = self.be.new_range(size, write, listed(&hints.parted));
         self.give_range(op, range);
         Some(range)
+    }
+
+    /// The range entry that operation `op`, which comes later, will have.
+    pub(super) fn promise_range(&mut self, op: usize, size: Size) -> u32 {
+        if let Some((_, range)) = self.promised.iter().find(|(other, _)| *other == op) {
+            return *range;
+        }
+        let range = self.be.new_range(size, false, false);
+        self.promised.push((op, range));
+        range
+    }
+
+    /// Jumps if an address is not in a range.
+    pub(super) fn outside_range(&mut self, (base, off): (u8, i32), range: u32, size: Size) -> Fixup {
+        self.compare_range(Address { base, off, slot: None }, range, size)
     }
 
     /// Whether the access of the instruction at `pc` is to have a range entry of one part.

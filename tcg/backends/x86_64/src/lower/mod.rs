@@ -16,6 +16,7 @@ mod instrument;
 mod loops;
 mod mem;
 mod push;
+mod quiet;
 mod rep;
 mod rmw;
 mod stretch;
@@ -194,6 +195,18 @@ enum Cold {
         t: u8,
         back: u32,
     },
+    /// Floating-point flags to a slot.
+    ReadFpFlags {
+        from: Fixups,
+        to: Slot,
+        back: u32,
+    },
+    /// The taken side of a branch, with floating-point flags in a slot.
+    LateFpFlags {
+        from: Fixup,
+        slot: Slot,
+        to: PagePc,
+    },
     /// Loads vector registers with what their slots' memory holds.
     ReviveFp {
         from: Fixup,
@@ -245,6 +258,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         fp_alive: false,
         compared: None,
         restored: None,
+        unread: None,
+        promised: Vec::new(),
         has_fp_pins: !be.config.fp_pin_order.is_empty(),
         cached: None,
         last: None,
@@ -342,6 +357,10 @@ struct Lower<'a> {
     compared: Option<(Slot, Cc, usize)>,
     /// Index of the write of floating-point flags that the comparison before it has done already.
     restored: Option<usize>,
+    /// Floating-point flags that have not been read yet.
+    unread: Option<quiet::Unread>,
+    /// Range entries of operations that come later.
+    promised: Vec<(usize, u32)>,
     has_fp_pins: bool,
     /// The slot whose value `rax` also holds after the operation being lowered.
     cached: Option<Slot>,
@@ -900,6 +919,8 @@ impl Lower<'_> {
                 Cold::FpFlags { from, stub, revive, back } => self.change_fp_flags(from, stub, revive, back),
                 Cold::RestoreFpFlags { from, was, stub, back } => self.restore_fp_flags(from, was, stub, back),
                 Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),
+                Cold::ReadFpFlags { from, to, back } => self.read_fp_flags(from, to, back),
+                Cold::LateFpFlags { from, slot, to } => self.late_fp_flags(from, slot, to),
                 Cold::ReviveFp { from, back } => {
                     self.asm.bind(from);
                     self.asm.call_abs(self.be.stubs.revive);

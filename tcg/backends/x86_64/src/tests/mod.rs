@@ -8,5 +8,6 @@ mod harness;
 mod linking;
 mod marching;
 mod native;
+mod quiet;
 mod random;
 mod speed;

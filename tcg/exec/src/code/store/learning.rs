@@ -10,6 +10,8 @@ pub(super) struct Known {
     pub hints: Hints,
     /// Something has been found out since the code was made.
     news: bool,
+    /// Blocks do not run on into the next page: it is not the same page everywhere.
+    pub stays: bool,
     /// Times that code was made anew for such news, and samples to wait for before it is again.
     renewals: u32,
     wait: u32,

@@ -89,6 +89,8 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     let limited = bits != 64 && !code_mode.flat();
     let mut at = u32::from(start);
     let mut guards = 0;
+    // The end of what the block may have.
+    let limit = 4096 + if careful { 0 } else { u32::from(code.runs_on()) };
     block.narrow = bits != 64;
     // For all but what may reach into the next page.
     let within = code.page_from(start);
@@ -109,8 +111,8 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         };
         let have = bytes.len();
         let len = if insn.is_invalid() { have.clamp(1, 1.max(insn.len())) } else { insn.len() };
-        // Only the first instruction of a block may reach into the next page.
-        let crosses = at + len as u32 > 4096 || insn.is_invalid() && have < MAX_LEN;
+        // Only the first instruction of a block may reach past that.
+        let crosses = at + len as u32 > limit || insn.is_invalid() && have < MAX_LEN;
         let first = block.insns == 0;
         if crosses && !first {
             block.ops.push(Op::Jump { to: PagePc(at as i32) });
@@ -144,7 +146,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         if flow == Flow::End {
             break;
         }
-        if careful || at >= 4096 || block.insns >= MAX_INSNS || code.has_block(at) {
+        if careful || at >= limit || block.insns >= MAX_INSNS || code.has_block(at) {
             block.ops.push(Op::Jump { to: PagePc(at as i32) });
             break;
         }
@@ -159,6 +161,12 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
             *pc = last;
         }
     }
+}
+
+/// Whether blocks may run on over a page's end: limits are checked by pages.
+pub fn runs_on(mode: u16) -> bool {
+    let mode = CodeMode(mode);
+    mode.bits() == 64 || mode.flat()
 }
 
 /// Whether the instruction at `start` reaches into the next page.

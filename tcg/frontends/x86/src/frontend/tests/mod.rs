@@ -1,6 +1,7 @@
 //! Guest programs of a few instructions, run by the interpreter and by the host backend, and random instructions
 //! against the host's own processor.
 
+mod border;
 mod catches;
 mod debug;
 mod debug_exceptions;
@@ -117,6 +118,17 @@ pub const SHARED_LEN: u64 = 0x1_0000;
 impl Guest {
     /// With a CPU model by its name.
     pub fn of(model: &str, interpret: bool) -> Guest {
+        let config = EngineConfig { interpret, ..EngineConfig::default() };
+        Guest::configured(model, config)
+    }
+
+    /// Optimised so.
+    pub fn optimised(interpret: bool, optimise: mimus_tcg_ir::backend::Optimise) -> Guest {
+        Guest::configured("max", EngineConfig { interpret, optimise, ..EngineConfig::default() })
+    }
+
+    fn configured(model: &str, config: EngineConfig) -> Guest {
+        let interpret = config.interpret;
         let all_ram = GuestRam::new();
         let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).unwrap();
         let shared = all_ram.add_block("shared", SHARED_LEN, RamBacking::Private).unwrap();
@@ -127,7 +139,7 @@ impl Guest {
             t.map(&root, 0, &MemoryRegion::ram("ram", &ram));
             t.map(&root, SHARED, &MemoryRegion::ram("shared", &shared));
         });
-        let config = EngineConfig { code_size: 4 << 20, interpret, ..EngineConfig::default() };
+        let config = EngineConfig { code_size: 4 << 20, ..config };
         let machine = Machine::<X86>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::X86_64, model).unwrap();
