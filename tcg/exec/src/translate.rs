@@ -16,7 +16,7 @@ use crate::frontend::{Access, CodePage, CodeWindow, GuestFrontend, Leaf, MemFaul
 use crate::trace;
 
 const PAGE_MASK: u64 = 4095;
-/// Bytes of guest code that a block may have.
+/// Bytes of guest code from its start on that a translation may look at.
 const MOST_CODE: usize = 1536;
 /// Bytes before a block that its translation may look at: the heads of loops that it is the end of.
 const LOOK_BACK: usize = 512;
@@ -302,7 +302,8 @@ impl<F: GuestFrontend> Cpu<F> {
                 more.apply(&mut scratch.block, window, F::code_bits(mode));
             }
         }
-        debug_assert!(usize::from(scratch.block.len) <= MOST_CODE);
+        // With everything forced the whole page is there, and a block that follows a jump may span more than MOST_CODE.
+        debug_assert!(next.is_some() || usize::from(scratch.block.start) + usize::from(scratch.block.len) <= end);
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();
         let guard = if cut_here { Some(NEVER) } else { next.map(|(fetched, _)| fetched.table) };
