@@ -276,7 +276,7 @@ impl<F: GuestFrontend> Cpu<F> {
             next = Some((fetched, stamp));
             let key = page.0;
             let before = self.machine.store.next_table(key);
-            if F::runs_on(mode) && before != 0 && before != fetched.table {
+            if before != 0 && before != fetched.table && self.machine.store.has_run_on(key) {
                 self.machine.store.stay(key);
             }
         }
@@ -404,7 +404,8 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let Some(table) = self.mmu.context().code_table(va) else { return };
         let Some(key) = self.machine.store.page_of(table) else { return };
-        if !last && !F::runs_on(key.mode()) {
+        let runs_on = self.machine.store.has_run_on(key);
+        if !last && !runs_on {
             return;
         }
         let made_for = self.machine.store.next_table(key);
@@ -416,7 +417,8 @@ impl<F: GuestFrontend> Cpu<F> {
         if there == Some(made_for) {
             return;
         }
-        if F::runs_on(key.mode()) {
+        // An instruction that reaches over the end is made again for the page that is there; where there is none, it faults.
+        if runs_on {
             // Blocks that end at the page's end do not mind.
             self.machine.store.stay(key);
         } else if there.is_some() {

@@ -99,6 +99,8 @@ struct Page {
     stores: u32,
     /// Entry table that the block reaching into the next page was made for; 0 if none.
     next_table: u32,
+    /// Some of them may run on into it, beside an instruction that begins in this page.
+    ran_on: bool,
     /// Where blocks begin: empty, or a bit for each offset.
     starts: Vec<u64>,
 }
@@ -614,6 +616,7 @@ impl CodeStore {
             let table = p.table;
             p.granules = 0;
             p.next_table = 0;
+            p.ran_on = false;
             pages.append(&mut p.crossed_from);
             count += blocks.len();
             for number in blocks {
