@@ -166,7 +166,11 @@ impl<F: GuestFrontend> Machine<F> {
         let mapping = CodeMapping::new(config.code_size, (config.code_size / CODE_PER_TABLE).max(512), F::CODE_ALIGN)
             .map_err(|e| format!("code cache: {e}"))?;
         let helpers = F::helpers();
-        let optimise = config.optimise;
+        // Where runs are to repeat, code is made once: which blocks there are does not depend on when it was made anew.
+        let optimise = match config.optimise {
+            Optimise::Tiered if config.count => Optimise::Usual,
+            other => other,
+        };
         let backend_config = BackendConfig {
             env: Cpu::<F>::layout(),
             context: ContextLayout::STANDARD,
