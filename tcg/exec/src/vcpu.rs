@@ -261,7 +261,8 @@ fn compile_and_run<F: GuestFrontend>(cpu: &mut Cpu<F>) {
     mailbox.in_guest.store(false, Ordering::SeqCst);
     cpu.sample();
     drop(gate);
-    if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful {
+    // With no budget left it is a timer's turn, and the instruction's afterwards.
+    if ExitCode::from_raw(cpu.head.exit_code) == ExitCode::Careful && !cpu.budget_spent() {
         cpu.refresh_crossing(cpu.head.pc);
         cpu.careful_or_break();
     }
