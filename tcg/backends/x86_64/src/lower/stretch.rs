@@ -66,15 +66,14 @@ struct Extent {
 }
 
 impl Lower<'_> {
-    /// The register for what is to be added.
+    /// The register for what is to be added. (What does floating point in software does not preserve it.)
     fn spare(&self) -> Option<u8> {
-        PIN_REGS.get(self.be.pinned.len()).copied()
+        PIN_REGS.get(self.be.pinned.len()).copied().filter(|_| self.be.config.flags)
     }
 
     /// Starts a stretch at operation `first` if it is worth one.
     pub(super) fn enter_stretch(&mut self, first: usize) {
-        let on =
-            self.info.hints.hot && !self.compact && self.be.config.flags && self.be.config.optimise != Optimise::Off;
+        let on = self.info.hints.hot && !self.compact && self.be.config.optimise != Optimise::Off;
         if !on || self.stretch.is_some() || self.in_copy.is_some() || self.group.is_some() {
             return;
         }
@@ -331,7 +330,8 @@ fn is_plain(op: &Op) -> bool {
         | Op::FlipFlags { .. }
         | Op::DeadFlags { .. }
         | Op::Rmw { .. }
-        | Op::Unit { .. } => true,
+        | Op::Unit { .. }
+        | Op::Fp { .. } => true,
         Op::Alu { op, .. } => !matches!(op, AluOp::DivS | AluOp::DivU | AluOp::RemS | AluOp::RemU),
         _ => false,
     }
