@@ -15,7 +15,7 @@ fn is_state(index: u32) -> bool {
 }
 
 /// MSRs that are state though no list of KVM's has them.
-const UNLISTED: &[u32] = &[msr::MTRR_DEF_TYPE, msr::MCG_STATUS];
+const UNLISTED: &[u32] = &[msr::DEBUGCTL, msr::MTRR_DEF_TYPE, msr::MCG_STATUS];
 
 /// Fixed-range MTRRs, and as many variable ones as KVM has (8).
 fn mtrrs() -> impl Iterator<Item = u32> {

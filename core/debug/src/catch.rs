@@ -10,13 +10,14 @@ pub const USAGE: &str = "catch exception [N], interrupt [N], csr|msr|cr REGISTER
                          [r|w|rw], mode [NAME] or process [ROOT]";
 
 /// x86's model-specific registers that have short names.
-const MSRS: [(&str, u32); 17] = [
+const MSRS: [(&str, u32); 18] = [
     ("tsc", 0x10),
     ("apic_base", 0x1b),
     ("sysenter_cs", 0x174),
     ("sysenter_esp", 0x175),
     ("sysenter_eip", 0x176),
     ("misc_enable", 0x1a0),
+    ("debugctl", 0x1d9),
     ("pat", 0x277),
     ("tsc_deadline", 0x6e0),
     ("efer", 0xc000_0080),

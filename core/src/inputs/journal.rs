@@ -1,6 +1,8 @@
 //! The file of what came from outside: a line of text for each, so that it can be read and changed by hand.
 //!
 //! `mimus-inputs 1 seed=7`, then `TIME ID BYTES`: nanoseconds of the virtual clock, where to, and what, in hexadecimal.
+//! `-` for bytes: something was there, and the device took nothing. The guest saw nothing of it, but the vCPU stopped there to
+//! ask, and does again: so even the blocks of code that a trace shows are the same.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -8,6 +10,8 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 const MAGIC: &str = "mimus-inputs 1 seed=";
+/// No bytes.
+const NOTHING: &str = "-";
 /// Longest line taken: the largest frame, twice.
 const MAX_LINE: u64 = 1 << 18;
 
@@ -36,6 +40,9 @@ fn bad(path: &Path, line: usize, why: &str) -> io::Error {
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
+    if text == NOTHING {
+        return Some(Vec::new());
+    }
     let digit = |b: &u8| char::from(*b).to_digit(16).map(|d| d as u8);
     let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
         [a, b] => Some(digit(a)? << 4 | digit(b)?),
@@ -82,10 +89,13 @@ impl Journal {
         Ok((Journal::Replay(places), seed))
     }
 
-    /// Notes that `bytes` reached `id`.
+    /// Notes that `bytes` reached `id`; none: that it was asked.
     pub fn note(&mut self, id: &str, at: u64, bytes: &[u8]) {
         if let Journal::Record(file, error) = self {
-            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            let mut hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            if hex.is_empty() {
+                hex.push_str(NOTHING);
+            }
             if let Err(e) = writeln!(file, "{at} {id} {hex}") {
                 error.get_or_insert(e);
             }

@@ -92,6 +92,37 @@ fn what_is_typed_comes_at_its_time_and_comes_again() {
 }
 
 #[test]
+fn a_device_that_takes_nothing_is_asked_again_at_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("inputs");
+    let first = Setup::new();
+    first.inputs.record(&file, 7).unwrap();
+    let (keyboard, port, seen) = first.device(0);
+    first.clock.advance(100);
+    keyboard.types("x");
+    first.queue.fire();
+    first.clock.advance(50);
+    port.input_ready();
+    first.queue.fire();
+    assert_eq!(seen.lock().unwrap().len(), 2);
+    first.inputs.finish().unwrap();
+    let noted = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(noted, "mimus-inputs 1 seed=7\n100 char:serial0 -\n150 char:serial0 -\n");
+
+    let again = Setup::new();
+    again.inputs.replay(&file).unwrap();
+    let (_keyboard, _port, seen) = again.device(3);
+    let mut times = Vec::new();
+    while let Some(at) = again.queue.first_deadline() {
+        again.clock.advance(at - again.clock.now());
+        assert!(again.queue.fire());
+        times.push(at);
+    }
+    assert_eq!(times, [100, 150]);
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[test]
 fn files_that_are_none() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("inputs");

@@ -93,23 +93,33 @@ impl Line {
         if self.replayed {
             let mut to_come = lock(&self.to_come);
             while let Some(event) = to_come.pop_front_if(|e| e.at <= now) {
-                lock(&self.waiting).push_back(event.bytes);
+                if !event.bytes.is_empty() {
+                    lock(&self.waiting).push_back(event.bytes);
+                }
             }
             drop(to_come);
             self.arm_next();
         }
+        let note = |bytes: &[u8]| {
+            if let Some(inputs) = self.inputs.upgrade() {
+                inputs.journal().note(&self.id, now, bytes);
+            }
+        };
+        let mut asked_for_nothing = true;
         loop {
             let Some(bytes) = lock(&self.waiting).pop_front() else { break };
             let taken = deliver(&bytes).min(bytes.len());
-            if taken > 0
-                && let Some(inputs) = self.inputs.upgrade()
-            {
-                inputs.journal().note(&self.id, now, &bytes[..taken]);
+            if taken > 0 {
+                asked_for_nothing = false;
+                note(&bytes[..taken]);
             }
             if taken < bytes.len() {
                 lock(&self.waiting).push_front(bytes[taken..].to_vec());
                 break;
             }
+        }
+        if asked_for_nothing {
+            note(&[]);
         }
     }
 }

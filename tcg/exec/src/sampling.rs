@@ -4,7 +4,8 @@
 //! Code that runs often has for each access a range entry in each address space, which is a line of the host's caches that nothing
 //! else uses. In loops these lines are there; in code that runs once a system call they are not, and while address spaces come
 //! and go the entries are empty besides. So of a kernel's pages, which run in every address space, only those count in which
-//! most of the time is spent; and if address spaces do not last, nothing is taken to run often any more.
+//! most of the time is spent; and if address spaces do not last, nothing is taken to run often any more. A compiler has no place
+//! where it spends its time: a program's page counts when it has been found before, or where programs of late have such places.
 //!
 //! [`CodeStore::sampled`]: crate::code::CodeStore::sampled
 
@@ -36,9 +37,22 @@ pub(crate) struct Samples {
     /// Samples since contexts last lost what they had.
     calm: usize,
     restless: u32,
+    /// Entry tables of programs' pages, by the samples of those alone.
+    programs: [u32; KEPT],
+    next_program: usize,
 }
 
 impl Samples {
+    /// A program was in the page with this entry table. Whether that says where programs spend their time.
+    fn says_where(&mut self, table: u32) -> bool {
+        let again =
+            self.programs.iter().enumerate().filter(|(i, t)| **t != 0 && self.programs[..*i].contains(t)).count();
+        let says = again >= MOST || self.programs.contains(&table);
+        self.programs[self.next_program % KEPT] = table;
+        self.next_program = (self.next_program + 1) % KEPT;
+        says
+    }
+
     /// The vCPU was in the page with this entry table. Whether it mostly is, and contexts have kept what they had meanwhile.
     fn is_mostly_in(&mut self, table: u32) -> bool {
         self.tables[self.next % KEPT] = table;
@@ -81,7 +95,8 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let Some(table) = self.mmu.context().code_table(self.head.pc) else { return };
         let mostly = self.samples.is_mostly_in(table);
-        let counts = calm && (mostly || F::address_space(self).1 == F::PROGRAMS);
+        let program = F::address_space(self).1 == F::PROGRAMS && self.samples.says_where(table);
+        let counts = calm && (mostly || program);
         if counts
             && self.machine.store.sampled(table, (self.head.pc & 4095) as u16)
             && let Some(page) = self.machine.store.page_of(table)
@@ -162,6 +177,17 @@ mod tests {
         assert!(!find(7, false));
         assert!((1..KEPT).all(|_| !find(7, true)), "contexts lose what they have");
         assert!(find(7, true));
+    }
+
+    #[test]
+    fn a_program_s_page_counts_at_once_where_programs_have_such_pages() {
+        let mut samples = Samples::default();
+        assert!(!samples.says_where(1), "it may be anywhere");
+        assert!(samples.says_where(1), "there again");
+        assert_eq!((10..18).filter(|t| samples.says_where(*t)).count(), 0, "a compiler's");
+        assert!(!samples.says_where(1), "that was long ago");
+        assert_eq!((0..5).filter(|_| samples.says_where(2)).count(), 4);
+        assert!(samples.says_where(3), "the next program's loop");
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl Setup {
             accel_options.insert("tb-size".to_owned(), "32".to_owned());
         }
         let io = HostIo::new().unwrap();
+        io.repeatable(&self.config).unwrap();
         let console = Arc::new(Console::default());
         io.backends().add_char("serial", console.clone());
         backends::open(&self.config, io.backends()).unwrap();

@@ -170,6 +170,7 @@ const SYSTEM: &[(&str, &str, SystemPlace)] = {
         ("tsc_aux", "int64", P::Msr(msr::TSC_AUX)),
         ("pat", "int64", P::Msr(msr::PAT)),
         ("misc_enable", "int64", P::Msr(msr::MISC_ENABLE)),
+        ("debugctl", "int64", P::Msr(msr::DEBUGCTL)),
         ("sysenter_cs", "int64", P::Msr(msr::SYSENTER_CS)),
         ("sysenter_esp", "int64", P::Msr(msr::SYSENTER_ESP)),
         ("sysenter_eip", "int64", P::Msr(msr::SYSENTER_EIP)),

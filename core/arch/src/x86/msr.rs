@@ -19,6 +19,7 @@ pub const MCG_CAP: u32 = 0x179;
 pub const MCG_STATUS: u32 = 0x17a;
 pub const MCG_CTL: u32 = 0x17b;
 pub const MISC_ENABLE: u32 = 0x1a0;
+pub const DEBUGCTL: u32 = 0x1d9;
 pub const MTRR_PHYS_BASE0: u32 = 0x200;
 pub const MTRR_FIX64K_00000: u32 = 0x250;
 pub const MTRR_FIX16K_80000: u32 = 0x258;
@@ -49,6 +50,14 @@ pub const APIC_BASE_X2APIC: u64 = 1 << 10;
 pub const APIC_BASE_ENABLE: u64 = 1 << 11;
 /// Where the APIC's page is at reset.
 pub const APIC_BASE_ADDRESS: u64 = 0xfee0_0000;
+
+/// MISC_ENABLE: CPUID has no leaves above 2.
+pub const MISC_ENABLE_LIMIT_CPUID: u64 = 1 << 22;
+/// MISC_ENABLE: there is no NX.
+pub const MISC_ENABLE_XD_DISABLE: u64 = 1 << 34;
+
+/// DEBUGCTL: RFLAGS.TF is for branches only.
+pub const DEBUGCTL_BTF: u64 = 2;
 
 /// PAT at reset.
 pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;

@@ -4,6 +4,7 @@
 
 use mimus_arch::GuestArch;
 use mimus_arch::x86::features::FeatureWord;
+use mimus_arch::x86::msr as number;
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::{Vendor, X86Features, X86Model};
 
@@ -188,8 +189,9 @@ impl Features {
         self.vendor.iter().flat_map(|w| w.to_le_bytes()).map(char::from).collect()
     }
 
-    fn basic_max(&self) -> u32 {
-        0x16
+    /// The highest basic leaf: IA32_MISC_ENABLE can hide those of younger processors (SDM volume 4 table 2-2).
+    fn basic_max(&self, misc_enable: u64) -> u32 {
+        if misc_enable & number::MISC_ENABLE_LIMIT_CPUID != 0 { 2 } else { 0x16 }
     }
 }
 
@@ -228,13 +230,14 @@ fn signature(model: &X86Model) -> u32 {
 pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
     let f = &st.features;
     let word = |w: FeatureWord| f.set.word(w);
+    let last = f.basic_max(st.msrs.misc_enable);
     let leaf = match leaf {
-        0..0x4000_0000 if leaf > f.basic_max() => f.basic_max(),
+        0..0x4000_0000 if leaf > last => last,
         0x8000_0009..=0x8fff_ffff => return [0; 4],
         other => other,
     };
     match leaf {
-        0 => [f.basic_max(), f.vendor[0], f.vendor[2], f.vendor[1]],
+        0 => [last, f.vendor[0], f.vendor[2], f.vendor[1]],
         1 => {
             let osxsave = u32::from(st.cr4 & CR4_OSXSAVE != 0) << 27;
             let mut edx = word(FeatureWord::F1Edx);
@@ -276,6 +279,9 @@ pub fn cpuid(st: &State, leaf: u32, subleaf: u32) -> [u32; 4] {
             let mut edx = word(FeatureWord::F81Edx);
             if !f.long_mode {
                 edx &= !(1 << 29);
+            }
+            if !st.has_nx() {
+                edx &= !(1 << 20);
             }
             [f.signature, 0, word(FeatureWord::F81Ecx), edx]
         }

@@ -4,9 +4,11 @@
 //! before it, from its operands.
 //!
 //! Spec: SDM volume 3 sections 18.2 (debug registers) and 18.3.1 (debug exceptions), 7.8.3 (loads of SS). Left out: data
-//! breakpoints on what the delivery of exceptions accesses; steps of gathers that fault half-way; branch steps (BTF).
+//! breakpoints on what the delivery of exceptions accesses.
+//! Of 18.4.3 (steps from branch to branch) what an exception or interrupt leads to is no branch: its delivery clears TF.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use mimus_arch::x86::msr::DEBUGCTL_BTF;
 use mimus_arch::x86::regs::*;
 
 use crate::blame::instruction;
@@ -14,7 +16,7 @@ use crate::exception::Exception;
 use crate::frontend::{X86Cpu, raise, resume_repeated, settle_resume_flag};
 use crate::host::Host;
 use crate::state::{SS, State};
-use crate::translate::segment_number;
+use crate::translate::{count_bytes, segment_number};
 
 /// What a breakpoint is of: R/W in DR7.
 const WRITE: u64 = 1;
@@ -49,6 +51,77 @@ fn overlapping(st: &State, kinds: &'static [u64], at: u64, bytes: u64) -> u64 {
     enabled(st, kinds)
         .filter(|&(_, first, len)| first < at.wrapping_add(bytes) && at < first.wrapping_add(len))
         .fold(0, |bits, (n, ..)| bits | 1 << n)
+}
+
+/// The DR6 bits of breakpoints that a load hits.
+pub(crate) fn load_hits(st: &State, va: u64, bytes: u64) -> u64 {
+    overlapping(st, &[READ_WRITE], va, bytes)
+}
+
+/// Whether an instruction is going to branch: what a step is to end at with DEBUGCTL.BTF (SDM section 18.4.3).
+fn branches(cpu: &X86Cpu, insn: &Instruction) -> bool {
+    match insn.flow_control() {
+        FlowControl::ConditionalBranch => takes(cpu, insn),
+        // Of those that are one-way; interrupts and exceptions are delivered.
+        FlowControl::Next | FlowControl::Interrupt | FlowControl::Exception | FlowControl::XbeginXabortXend => false,
+        FlowControl::UnconditionalBranch
+        | FlowControl::IndirectBranch
+        | FlowControl::Return
+        | FlowControl::Call
+        | FlowControl::IndirectCall => true,
+    }
+}
+
+/// Whether a conditional branch is going to be taken.
+fn takes(cpu: &X86Cpu, insn: &Instruction) -> bool {
+    let flags = cpu.arith();
+    let set = |flag: u64| flags & flag != 0;
+    let count = cpu.gpr(RCX) & crate::state::mask(count_bytes(insn.code()));
+    if insn.is_jcx_short() {
+        return count == 0;
+    }
+    if insn.is_loop() || insn.is_loopcc() {
+        let wanted = match insn.mnemonic() {
+            Mnemonic::Loope => set(RFLAGS_ZF),
+            Mnemonic::Loopne => !set(RFLAGS_ZF),
+            _ => true,
+        };
+        return count != 1 && wanted;
+    }
+    let less = set(RFLAGS_SF) != set(RFLAGS_OF);
+    match insn.condition_code() {
+        ConditionCode::None => true,
+        ConditionCode::o => set(RFLAGS_OF),
+        ConditionCode::no => !set(RFLAGS_OF),
+        ConditionCode::b => set(RFLAGS_CF),
+        ConditionCode::ae => !set(RFLAGS_CF),
+        ConditionCode::e => set(RFLAGS_ZF),
+        ConditionCode::ne => !set(RFLAGS_ZF),
+        ConditionCode::be => set(RFLAGS_CF | RFLAGS_ZF),
+        ConditionCode::a => !set(RFLAGS_CF | RFLAGS_ZF),
+        ConditionCode::s => set(RFLAGS_SF),
+        ConditionCode::ns => !set(RFLAGS_SF),
+        ConditionCode::p => set(RFLAGS_PF),
+        ConditionCode::np => !set(RFLAGS_PF),
+        ConditionCode::l => less,
+        ConditionCode::ge => !less,
+        ConditionCode::le => less || set(RFLAGS_ZF),
+        ConditionCode::g => !(less || set(RFLAGS_ZF)),
+    }
+}
+
+/// What is pending when an instruction faults behind loads that hit the breakpoints `hits`: it is told in place of the
+/// fault, and the instruction goes on with RF set (SDM volume 2 "VPGATHERDD").
+pub(crate) fn pending_in_between(cpu: &mut X86Cpu, pc: u64, hits: u64) -> Option<Exception> {
+    let st = &mut cpu.guest.st;
+    let steps = st.flags & RFLAGS_TF != 0 && st.msrs.debugctl & DEBUGCTL_BTF == 0;
+    let payload = hits | if steps { SINGLE_STEP } else { 0 };
+    if payload == 0 {
+        return None;
+    }
+    st.flags |= RFLAGS_RF;
+    st.resume_at = pc;
+    Some(Exception { vector: VECTOR_DB, error: None, payload })
 }
 
 /// The DR6 bits of what an instruction is going to access.
@@ -194,10 +267,11 @@ pub(crate) fn step(cpu: &mut X86Cpu, behind_ss: bool) {
         cpu.head.exit_request = 0;
         return;
     }
-    let trap = st.flags & RFLAGS_TF != 0;
+    let (trap, from_branches) = (st.flags & RFLAGS_TF != 0, st.msrs.debugctl & DEBUGCTL_BTF != 0);
     let (before, cpl, task) = (cpu.guest.deliveries, st.cpl, st.tr.selector);
     let insn = instruction(cpu, pc);
     let accessed = insn.as_ref().map_or(0, |i| accesses(cpu, i));
+    let trap = trap && (!from_branches || insn.as_ref().is_some_and(|i| branches(cpu, i)));
     cpu.step_careful();
     if cpu.hit_abandoned() {
         return;
@@ -221,8 +295,27 @@ pub(crate) fn step(cpu: &mut X86Cpu, behind_ss: bool) {
     let payload = held_back | if elsewhere { 0 } else { accessed | if trap { SINGLE_STEP } else { 0 } };
     if payload != 0 {
         let pc = cpu.head.pc;
+        if !elsewhere && smi_comes_first(cpu, payload) {
+            return;
+        }
         resume_repeated(cpu, pc);
         raise(cpu, Exception { vector: VECTOR_DB, error: None, payload }, pc);
         cpu.head.exit_request = 0;
+    }
+}
+
+/// An SMI that came during an access to a port is taken before the debug exception behind it, which is noted in the save
+/// area: RSM raises it. Only the area of 64-bit processors has a place for it.
+fn smi_comes_first(cpu: &mut X86Cpu, payload: u64) -> bool {
+    let pc = cpu.head.pc;
+    if !cpu.guest.st.features.long_mode {
+        return false;
+    }
+    match &mut cpu.guest.port_access {
+        Some(access) if access.goes_on_at == pc => {
+            access.debug = payload;
+            true
+        }
+        _ => false,
     }
 }

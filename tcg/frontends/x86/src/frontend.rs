@@ -28,12 +28,12 @@ use crate::exception::{Exception, Result};
 use crate::exec::waiting::Waiting;
 use crate::exec::{self, Decoded};
 use crate::fpu;
-use crate::host::{Flush, Host, Stop};
+use crate::host::{Flush, Host, Stop, change_byte};
 use crate::interrupt;
 use crate::native::Native;
 use crate::paging;
 use crate::segment;
-use crate::smm;
+use crate::smm::{self, PortAccess};
 use crate::state::{CS, CodeMode, GUARD_AVX, GUARD_SSE, Mode, State, key_pcid, mask};
 use crate::translate::{self, BASE0};
 
@@ -76,6 +76,8 @@ pub struct X86Guest {
     pub(crate) halted_at: Option<u64>,
     /// The repeated string instruction that was left to go on with what remains of it.
     pub(crate) repeats: Option<u64>,
+    /// The last instruction's access to a port, if an SMI came during it.
+    pub(crate) port_access: Option<PortAccess>,
 }
 
 pub(crate) type X86Cpu = Cpu<X86>;
@@ -234,6 +236,13 @@ impl Host for X86Cpu {
         Cpu::stop(self, VcpuExit::Reset(ResetCause::TripleFault));
     }
 
+    fn table_change(&mut self, va: u64, set: u8, clear: u8) -> Result<u8> {
+        let old = change_byte(self, va, set, clear)?;
+        let at = self.wrap(va);
+        // For whoever watches it.
+        Cpu::note_access(self, at, 1, (true, true));
+        Ok(old)
+    }
     fn lin_read(&mut self, va: u64, bytes: u32, user: bool) -> Result<u64> {
         if user != self.user() {
             return default_read(self, va, bytes, user);
@@ -366,6 +375,7 @@ fn take_smi(cpu: &mut X86Cpu, pins: u64) -> bool {
     }
     if !cpu.has_alternate_memory() {
         cpu.change_pins(PIN_SMI, 0);
+        cpu.guest.port_access = None;
         return false;
     }
     if !cpu.announce_alternate_memory() {
@@ -376,7 +386,8 @@ fn take_smi(cpu: &mut X86Cpu, pins: u64) -> bool {
     let (pc, ip) = (cpu.head.pc, ip_of(cpu, cpu.head.pc));
     settle_resume_flag(cpu, pc);
     let halted = cpu.guest.halted_at.take() == Some(pc);
-    smm::enter(cpu, ip, halted);
+    let access = cpu.guest.port_access.take().filter(|a| a.goes_on_at == pc);
+    smm::enter(cpu, ip, halted, access);
     cpu.guest.st.update_guards();
     cpu.switch_context();
     cpu.head.exit_request = 0;
@@ -500,6 +511,7 @@ impl GuestFrontend for X86 {
             phys_mask: !0,
             halted_at: None,
             repeats: None,
+            port_access: None,
         })
     }
 
@@ -803,6 +815,7 @@ pub(crate) fn set_registers(cpu: &mut X86Cpu, registers: &Registers) {
     cpu.set_ip(registers.ip);
     cpu.resume_flag_set();
     cpu.guest.repeats = None;
+    cpu.guest.port_access = None;
     cpu.head.exit_request = 0;
     cpu.guest.st.update_guards();
     cpu.switch_context();

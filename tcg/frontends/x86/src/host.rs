@@ -129,6 +129,14 @@ pub trait Host {
         self.lin_write(va, bytes, value, false)
     }
 
+    /// Sets and clears bits of a byte of a descriptor table, by a locked cycle; answers what it was.
+    ///
+    /// # Errors
+    /// The page fault.
+    fn table_change(&mut self, va: u64, set: u8, clear: u8) -> Result<u8> {
+        change_byte(self, va, set, clear)
+    }
+
     /// Truncates a linear address to what the mode has.
     fn wrap(&self, va: u64) -> u64 {
         if self.st().long() { va } else { va & 0xffff_ffff }
@@ -179,5 +187,24 @@ pub trait Host {
     /// `#GP(0)`
     fn need_cpl0(&self) -> Result<()> {
         if self.st().cpl == 0 { Ok(()) } else { Err(Exception::GP0) }
+    }
+}
+
+/// [`Host::table_change`]
+///
+/// # Errors
+/// The page fault.
+pub fn change_byte<H: Host + ?Sized>(h: &mut H, va: u64, set: u8, clear: u8) -> Result<u8> {
+    paging::check_implicit(h, va, 1, Access::Store)?;
+    let va = h.wrap(va);
+    let leaf = paging::walk(h, va, Access::Store, false)?;
+    let (word, shift) = (leaf.pa & !3, 8 * (leaf.pa & 3));
+    loop {
+        let old = h.phys_read(word, 4);
+        let new = (old | u64::from(set) << shift) & !(u64::from(clear) << shift);
+        if h.phys_cmpxchg(word, 4, old, new) {
+            h.note_access(true, va, 1, new >> shift & 0xff);
+            return Ok((old >> shift) as u8);
+        }
     }
 }

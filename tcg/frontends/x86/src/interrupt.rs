@@ -2,6 +2,7 @@
 //!
 //! Spec: SDM volume 3 chapter 7 (7.12 protected mode, 7.14 long mode), 21.3 (virtual-8086 mode), 22.1 (real mode).
 
+use mimus_arch::x86::msr::DEBUGCTL_BTF;
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, attr};
 
@@ -48,6 +49,8 @@ pub fn raise<H: Host + ?Sized>(h: &mut H, exception: Exception, ip: u64) {
             VECTOR_DB => {
                 h.st_mut().dr6 |= current.payload;
                 h.st_mut().dr7 &= !(1 << 13);
+                // Whoever goes on from branch to branch asks for it anew (SDM section 18.4.3).
+                h.st_mut().msrs.debugctl &= !DEBUGCTL_BTF;
             }
             _ => {}
         }

@@ -1,7 +1,8 @@
 //! Model-specific registers.
 //!
 //! Spec: SDM volume 4; volume 3 sections 12.11 (MTRR), 12.12 (PAT), 17.17 (TSC). Registers of machine checks, MTRRs
-//! and miscellaneous features hold what is written and have no effect: memory is coherent whatever its type.
+//! and miscellaneous features (but for those that CPUID shows) hold what is written and have no effect: memory is coherent
+//! whatever its type.
 
 use mimus_arch::x86::msr as number;
 use mimus_arch::x86::regs::*;
@@ -33,7 +34,10 @@ const AMD_PATCH_LEVEL: u32 = 0xc001_001f;
 const AMD_INT_PENDING: u32 = 0xc001_0055;
 const DE_CFG: u32 = 0xc001_1029;
 const EBL_CR_POWERON: u32 = 0x2a;
-const DEBUGCTL: u32 = 0x1d9;
+/// DEBUGCTL's bits that are not reserved: the SDM's (volume 3 section 18.4.1; no bus-lock detection), the APM's (volume 2
+/// section 13.1.1.6).
+const DEBUGCTL_INTEL: u64 = 0xffc3;
+const DEBUGCTL_AMD: u64 = 0x3f;
 
 /// Those with a value of their own here.
 #[derive(Clone, Debug)]
@@ -53,6 +57,7 @@ pub struct Msrs {
     pub tsc_deadline: u64,
     pub pat: u64,
     pub misc_enable: u64,
+    pub debugctl: u64,
     pub feature_control: u64,
     pub spec_ctrl: u64,
     pub xss: u64,
@@ -84,6 +89,7 @@ impl Msrs {
             pat: number::PAT_RESET,
             // Fast strings.
             misc_enable: 1,
+            debugctl: 0,
             feature_control: 1,
             spec_ctrl: 0,
             xss: 0,
@@ -112,6 +118,7 @@ impl Msrs {
             number::TSC_ADJUST => &mut self.tsc_adjust,
             number::PAT => &mut self.pat,
             number::MISC_ENABLE => &mut self.misc_enable,
+            number::DEBUGCTL => &mut self.debugctl,
             number::FEATURE_CONTROL => &mut self.feature_control,
             number::SPEC_CTRL => &mut self.spec_ctrl,
             number::XSS => &mut self.xss,
@@ -131,7 +138,7 @@ impl Msrs {
 
     /// The numbers [`Msrs::stored`] knows.
     pub fn stored_numbers() -> impl Iterator<Item = u32> {
-        const NAMED: [u32; 20] = [
+        const NAMED: [u32; 21] = [
             number::SMBASE,
             kvmclock::WALL_CLOCK,
             kvmclock::SYSTEM_TIME,
@@ -147,6 +154,7 @@ impl Msrs {
             number::TSC_ADJUST,
             number::PAT,
             number::MISC_ENABLE,
+            number::DEBUGCTL,
             number::FEATURE_CONTROL,
             number::SPEC_CTRL,
             number::XSS,
@@ -189,7 +197,7 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
         // No machine-check banks.
         number::MCG_CAP => 0,
         BIOS_SIGN_ID => 0x1_0000_0000,
-        PLATFORM_INFO | EBL_CR_POWERON | DEBUGCTL | AMD_SYSCFG | AMD_PATCH_LEVEL | AMD_INT_PENDING | VM_HSAVE => 0,
+        PLATFORM_INFO | EBL_CR_POWERON | AMD_SYSCFG | AMD_PATCH_LEVEL | AMD_INT_PENDING | VM_HSAVE => 0,
         // TscFreqSel: the TSC counts at a fixed rate.
         AMD_HWCR => 1 << 24,
         ARCH_CAPABILITIES if st.features.has("arch-capabilities") => NOT_SUSCEPTIBLE,
@@ -260,7 +268,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_write(SysReg::Msr(index), value).ok_or(Exception::GP0)?;
         }
-        BIOS_SIGN_ID | DEBUGCTL | AMD_INT_PENDING | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
+        BIOS_SIGN_ID | AMD_INT_PENDING | AMD_SYSCFG | AMD_HWCR | DE_CFG | VM_HSAVE | MPERF | APERF => {}
         _ if !exists(st, index) => return Err(Exception::GP0),
         number::LSTAR | number::CSTAR | number::KERNEL_GS_BASE | number::SYSENTER_ESP | number::SYSENTER_EIP => {
             // AMD's SYSENTER is of 32 bits, and so are its registers.
@@ -278,6 +286,11 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
         // AMD's drop what Intel's refuse.
         number::TSC_AUX if value >> 32 != 0 && !st.features.amd => return Err(Exception::GP0),
         number::TSC_AUX => st.msrs.tsc_aux = value & 0xffff_ffff,
+        number::DEBUGCTL if value & !if st.features.amd { DEBUGCTL_AMD } else { DEBUGCTL_INTEL } != 0 => {
+            return Err(Exception::GP0);
+        }
+        // Branches are neither recorded nor traced.
+        number::DEBUGCTL => st.msrs.debugctl = value & number::DEBUGCTL_BTF,
         // Locked until the next reset.
         number::FEATURE_CONTROL if st.msrs.feature_control & 1 != 0 => return Err(Exception::GP0),
         // IBRS, STIBP, SSBD.
@@ -349,7 +362,7 @@ fn write_efer<H: Host + ?Sized>(h: &mut H, value: u64) -> Result<()> {
     if st.features.long_mode {
         writable |= EFER_LME;
     }
-    if st.features.nx {
+    if st.has_nx() {
         writable |= EFER_NXE;
     }
     let old = st.efer;

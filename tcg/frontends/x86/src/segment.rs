@@ -111,13 +111,13 @@ pub fn fetch<H: Host + ?Sized>(h: &mut H, selector: u16, fault: fn(u16) -> Excep
     Ok(Descriptor(h.table_read(at, 8)?))
 }
 
-/// Sets the accessed bit of a descriptor in memory.
+/// Sets the accessed bit of a descriptor in memory, by a locked cycle (SDM section 9.1.2.1).
 pub fn mark_accessed<H: Host + ?Sized>(h: &mut H, selector: u16, d: Descriptor) -> Result<Descriptor> {
     let accessed = Descriptor(d.0 | 1 << 40);
     if accessed != d
         && let Some(at) = descriptor_address(h.st(), selector, 8)
     {
-        h.table_write(at.wrapping_add(5), 1, accessed.0 >> 40)?;
+        h.table_change(at.wrapping_add(5), 1, 0)?;
     }
     Ok(accessed)
 }
@@ -336,22 +336,25 @@ pub fn load_tr<H: Host + ?Sized>(h: &mut H, selector: u16) -> Result<()> {
     if !d.present() {
         return Err(Exception::np(selector));
     }
-    set_busy(h, selector, true)?;
+    // Another processor may have taken it meanwhile.
+    if !set_busy(h, selector, true)? {
+        return Err(Exception::gp_sel(selector));
+    }
     let mut segment = Descriptor(d.0 | 2 << 40).segment(selector);
     segment.base |= high << 32;
     h.st_mut().tr = segment;
     Ok(())
 }
 
-/// Sets or clears a TSS descriptor's busy bit.
+/// Sets or clears a TSS descriptor's busy bit, by a locked cycle (SDM section 9.1.2.1); false if it was so already.
 ///
 /// # Errors
 /// A page fault.
-pub fn set_busy<H: Host + ?Sized>(h: &mut H, selector: u16, busy: bool) -> Result<()> {
+pub fn set_busy<H: Host + ?Sized>(h: &mut H, selector: u16, busy: bool) -> Result<bool> {
     let Some(at) = descriptor_address(h.st(), selector, 8) else { return Err(Exception::gp_sel(selector)) };
-    let at = at.wrapping_add(5);
-    let old = h.table_read(at, 1)?;
-    h.table_write(at, 1, if busy { old | 2 } else { old & !2 })
+    let (set, clear) = if busy { (2, 0) } else { (0, 2) };
+    let old = h.table_change(at.wrapping_add(5), set, clear)?;
+    Ok((old & 2 != 0) != busy)
 }
 
 /// A system descriptor, and the upper half of its base: in long mode it has sixteen bytes.

@@ -1,15 +1,18 @@
 //! System management mode: entry by an SMI, the state save area, RSM.
 //!
 //! Spec: SDM volume 3 chapter 32 (32.3 entry, 32.4 and table 32-1 the save area of 32-bit processors, 32.10 auto-halt,
-//! 32.11 relocation), APM volume 2 section 10.2 (table 10-1, the save area of 64-bit processors, which firmware for
+//! 32.11 relocation, 32.12 restarted I/O instructions), APM volume 2 section 10.2 (table 10-1, the save area of 64-bit processors, which firmware for
 //! emulated machines expects of every processor with long mode). Hidden parts of segments have no place in table
-//! 32-1; they are where its reserved bytes are.
-//! Left out: restarting I/O instructions (revision bit 16 is 0), the dual-monitor treatment.
+//! 32-1; they are where its reserved bytes are, and so is what an I/O instruction is restarted with: the registers from
+//! before it. (The revision is one below 30004H, which has no I/O state fields.)
+//! An SMI is taken behind the instruction whose port access raised it; DEBUGCTL stays as it is (there is no
+//! FREEZE_WHILE_SMM). Left out: the dual-monitor treatment.
 
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, TableRegister, attr};
 
 use crate::control;
+use crate::debugging::SINGLE_STEP;
 use crate::host::{Flush, Host, Stop};
 use crate::paging;
 use crate::segment::set_segment;
@@ -21,10 +24,12 @@ pub const SMBASE_RESET: u64 = 0x3_0000;
 const HANDLER: u64 = 0x8000;
 /// Offset from SMBASE that the tables count from.
 const AREA: u64 = 0x8000;
-/// Revision: SMBASE can be relocated; the lower half is the layout.
-const REVISION_RELOCATION: u32 = 1 << 17;
-const REVISION_32: u32 = REVISION_RELOCATION;
-const REVISION_64: u32 = REVISION_RELOCATION | 0x64;
+/// Revision: SMBASE can be relocated, I/O instructions can be restarted; the lower half is the layout.
+const REVISION_CAN: u32 = 1 << 17 | 1 << 16;
+const REVISION_32: u32 = REVISION_CAN;
+const REVISION_64: u32 = REVISION_CAN | 0x64;
+/// What a handler writes to the I/O restart field.
+const RESTART: u64 = 0xff;
 const AUTO_HALT: u64 = 1;
 
 /// Access rights as they are saved: those of a descriptor.
@@ -37,6 +42,12 @@ mod at64 {
     pub const LDTR: u64 = 0x7e70;
     pub const IDTR: u64 = 0x7e80;
     pub const TR: u64 = 0x7e90;
+    pub const IO_RIP: u64 = 0x7ea0;
+    pub const IO_RCX: u64 = 0x7ea8;
+    pub const IO_RSI: u64 = 0x7eb0;
+    pub const IO_RDI: u64 = 0x7eb8;
+    pub const IO_TRAP: u64 = 0x7ec0;
+    pub const IO_RESTART: u64 = 0x7ec8;
     pub const AUTO_HALT: u64 = 0x7ec9;
     pub const EFER: u64 = 0x7ed0;
     pub const REVISION: u64 = 0x7efc;
@@ -56,7 +67,12 @@ mod at64 {
 mod at32 {
     pub const SMBASE: u64 = 0x7ef8;
     pub const REVISION: u64 = 0x7efc;
+    pub const IO_RESTART: u64 = 0x7f00;
     pub const AUTO_HALT: u64 = 0x7f02;
+    pub const IO_EDI: u64 = 0x7f04;
+    pub const IO_ECX: u64 = 0x7f08;
+    pub const IO_ESI: u64 = 0x7f0c;
+    pub const IO_EIP: u64 = 0x7f10;
     pub const CR4: u64 = 0x7f14;
     /// Access rights, limit and base of ES, CS, SS, DS, FS, GS.
     pub const HIDDEN: [u64; 6] = [0x7f84, 0x7f90, 0x7f9c, 0x7f2c, 0x7f38, 0x7f44];
@@ -95,10 +111,70 @@ struct Saved {
     rip: u64,
     smbase: u64,
     auto_halt: bool,
+    /// What a restarted I/O instruction begins with.
+    restart: Option<Restart>,
+    /// The debug exceptions that wait, as in DR6.
+    debug: u64,
 }
 
-/// Takes an SMI between two instructions. `ip` is the next one's; `halted`: the last was HLT, which still waits.
-pub fn enter<H: Host + ?Sized>(h: &mut H, ip: u64, halted: bool) {
+/// Where an I/O instruction is, and its registers from before it.
+#[derive(Clone, Copy)]
+struct Restart {
+    ip: u64,
+    rcx: u64,
+    rsi: u64,
+    rdi: u64,
+}
+
+/// An access to a port during which an SMI came.
+#[derive(Clone, Copy, Debug)]
+pub struct PortAccess {
+    pub port: u16,
+    pub bytes: u32,
+    /// IN or INS.
+    pub reads: bool,
+    pub string: bool,
+    pub repeated: bool,
+    /// Offset in CS of the instruction.
+    pub ip: u64,
+    pub rcx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    /// The linear address that is next behind it.
+    pub goes_on_at: u64,
+    /// The debug exceptions that wait, as in DR6.
+    pub debug: u64,
+}
+
+/// How RSM goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resumed {
+    Running,
+    /// The interrupted HLT goes on waiting.
+    Halted,
+    /// With the debug exception that the SMI came before.
+    Debug(u64),
+}
+
+impl PortAccess {
+    /// The I/O trap doubleword of the 64-bit area.
+    fn word(&self) -> u64 {
+        let bit = |n: u32, on: bool| u64::from(on) << n;
+        let size = u64::from(self.bytes & 7) << 4;
+        let what = bit(0, self.reads) | bit(1, true) | bit(2, self.string) | bit(3, self.repeated) | size;
+        what | bit(11, self.debug & SINGLE_STEP != 0) | (self.debug & 15) << 12 | u64::from(self.port) << 16
+    }
+}
+
+/// The debug exceptions that an I/O trap doubleword says wait.
+fn waiting_debug(word: u64) -> u64 {
+    let step = if word >> 11 & 1 != 0 { SINGLE_STEP } else { 0 };
+    if word & 2 == 0 { 0 } else { word >> 12 & 15 | step }
+}
+
+/// Takes an SMI between two instructions. `ip` is the next one's; `halted`: the last was HLT, which still waits; `access`:
+/// it was the I/O instruction that raised the SMI.
+pub fn enter<H: Host + ?Sized>(h: &mut H, ip: u64, halted: bool, access: Option<PortAccess>) {
     let st = h.st_mut();
     st.smm = true;
     st.smm_inside_nmi = st.nmi_masked;
@@ -107,9 +183,11 @@ pub fn enter<H: Host + ?Sized>(h: &mut H, ip: u64, halted: bool) {
     h.smm_changed();
     let at = h.st().msrs.smbase.wrapping_add(AREA) & 0xffff_ffff;
     if h.st().features.long_mode {
-        save_64(h, at, ip, halted)
+        save_64(h, at, ip, halted);
+        save_access_64(h, at, ip, access);
     } else {
-        save_32(h, at, ip, halted)
+        save_32(h, at, ip, halted);
+        save_access_32(h, at, ip, access);
     }
     enter_state(h);
 }
@@ -234,6 +312,33 @@ fn save_32<H: Host + ?Sized>(h: &mut H, area: u64, ip: u64, halted: bool) {
     words.into_iter().for_each(|(at, bytes, value)| put(h, area + at, bytes, value));
 }
 
+/// Without an I/O instruction, what is restarted is the next one.
+fn restart<H: Host + ?Sized>(h: &H, ip: u64, access: Option<PortAccess>) -> Restart {
+    match access {
+        Some(PortAccess { ip, rcx, rsi, rdi, .. }) => Restart { ip, rcx, rsi, rdi },
+        None => Restart { ip, rcx: h.gpr(RCX), rsi: h.gpr(RSI), rdi: h.gpr(RDI) },
+    }
+}
+
+fn save_access_64<H: Host + ?Sized>(h: &mut H, area: u64, ip: u64, access: Option<PortAccess>) {
+    use at64::*;
+    let r = restart(h, ip, access);
+    for (at, value) in [(IO_RIP, r.ip), (IO_RCX, r.rcx), (IO_RSI, r.rsi), (IO_RDI, r.rdi)] {
+        put(h, area + at, 8, value);
+    }
+    put(h, area + IO_TRAP, 4, access.map_or(0, |a| a.word()));
+    put(h, area + IO_RESTART, 1, 0);
+}
+
+fn save_access_32<H: Host + ?Sized>(h: &mut H, area: u64, ip: u64, access: Option<PortAccess>) {
+    use at32::*;
+    let r = restart(h, ip, access);
+    for (at, value) in [(IO_EIP, r.ip), (IO_ECX, r.rcx), (IO_ESI, r.rsi), (IO_EDI, r.rdi)] {
+        put(h, area + at, 4, value);
+    }
+    put(h, area + IO_RESTART, 2, 0);
+}
+
 fn load_64<H: Host + ?Sized>(h: &mut H, area: u64) -> Saved {
     use at64::*;
     let mut get = |at: u64, bytes: u32| h.phys_read(area + at, bytes);
@@ -257,6 +362,13 @@ fn load_64<H: Host + ?Sized>(h: &mut H, area: u64) -> Saved {
         rip: get(RIP, 8),
         smbase: get(SMBASE, 4),
         auto_halt: get(AUTO_HALT, 1) & self::AUTO_HALT != 0,
+        restart: (get(IO_RESTART, 1) == RESTART).then(|| Restart {
+            ip: get(IO_RIP, 8),
+            rcx: get(IO_RCX, 8),
+            rsi: get(IO_RSI, 8),
+            rdi: get(IO_RDI, 8),
+        }),
+        debug: waiting_debug(get(IO_TRAP, 4)),
     };
     for n in 0..16 {
         let value = h.phys_read(area + RAX - 8 * n as u64, 8);
@@ -289,6 +401,13 @@ fn load_32<H: Host + ?Sized>(h: &mut H, area: u64) -> Saved {
         rip: get(EIP),
         smbase: get(SMBASE),
         auto_halt: get(AUTO_HALT & !3) >> (8 * (AUTO_HALT & 3)) & self::AUTO_HALT != 0,
+        restart: (get(IO_RESTART) & 0xffff == RESTART).then(|| Restart {
+            ip: get(IO_EIP),
+            rcx: get(IO_ECX),
+            rsi: get(IO_ESI),
+            rdi: get(IO_EDI),
+        }),
+        debug: 0,
     };
     for n in 0..8 {
         let value = h.phys_read(area + EAX + 4 * n as u64, 4);
@@ -297,11 +416,19 @@ fn load_32<H: Host + ?Sized>(h: &mut H, area: u64) -> Saved {
     saved
 }
 
-/// RSM: leaves the mode. True if the interrupted HLT goes on waiting. A state that cannot be shuts the processor down
+/// RSM: leaves the mode. A state that cannot be shuts the processor down
 /// (SDM section 32.3.1).
-pub fn resume<H: Host + ?Sized>(h: &mut H) -> bool {
+pub fn resume<H: Host + ?Sized>(h: &mut H) -> Resumed {
     let area = h.st().msrs.smbase.wrapping_add(AREA) & 0xffff_ffff;
-    let saved = if h.st().features.long_mode { load_64(h, area) } else { load_32(h, area) };
+    let mut saved = if h.st().features.long_mode { load_64(h, area) } else { load_32(h, area) };
+    if let Some(restart) = saved.restart {
+        saved.rip = restart.ip;
+        for (n, value) in [(RCX, restart.rcx), (RSI, restart.rsi), (RDI, restart.rdi)] {
+            h.set_gpr(n, value);
+        }
+        // It meets them again.
+        saved.debug = 0;
+    }
     let st = h.st_mut();
     st.smm = false;
     st.nmi_masked = st.smm_inside_nmi;
@@ -311,14 +438,18 @@ pub fn resume<H: Host + ?Sized>(h: &mut H) -> bool {
         let Saved { cr0, cr4, efer, .. } = saved;
         log::warn!("RSM to a state that cannot be: CR0 {cr0:#x}, CR4 {cr4:#x}, EFER {efer:#x}");
         h.stop(Stop::TripleFault);
-        return false;
+        return Resumed::Running;
     }
     restore(h, &saved);
     if paging::uses_pdptrs(h.st()) && paging::load_pdptrs(h, saved.cr3).is_err() {
         h.stop(Stop::TripleFault);
-        return false;
+        return Resumed::Running;
     }
-    saved.auto_halt
+    match saved.debug {
+        0 if saved.auto_halt => Resumed::Halted,
+        0 => Resumed::Running,
+        debug => Resumed::Debug(debug),
+    }
 }
 
 fn possible<H: Host + ?Sized>(h: &H, s: &Saved) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Spec: SDM volume 1 chapter 3, volume 3 chapters 2, 3, 10 and 18.
 
+use mimus_arch::x86::msr as number;
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Segment, TableRegister, attr};
 use mimus_arch::x86::{X86Model, X86State};
@@ -247,6 +248,11 @@ impl State {
             | bit(GUARD_AVX, task_switched || self.cr4 & CR4_OSXSAVE == 0 || self.xcr0 & 6 != 6)
             | bit(GUARD_MXCSR, self.mxcsr & MXCSR_MASKS != MXCSR_MASKS)
             | bit(GUARD_X87, emulated || self.fcw & FCW_MASKS != FCW_MASKS);
+    }
+
+    /// Pages can be barred from execution: the processor can, and IA32_MISC_ENABLE does not hide it.
+    pub fn has_nx(&self) -> bool {
+        self.features.nx && self.msrs.misc_enable & number::MISC_ENABLE_XD_DISABLE == 0
     }
 
     /// IA-32e mode is active.

@@ -9,7 +9,7 @@ use mimus_arch::x86::state::{Segment, attr};
 use crate::exception::{Exception, Result};
 use crate::host::Host;
 use crate::segment::change_level;
-use crate::state::{Mode, State};
+use crate::state::{Mode, SS, State};
 
 const CODE: u32 = attr::CODE;
 const DATA: u32 = attr::DATA;
@@ -81,7 +81,14 @@ pub fn sysret<H: Host + ?Sized>(h: &mut H, wide: bool) -> Result<()> {
     } else {
         h.set_rflags(RFLAGS_IF, RFLAGS_IF | RFLAGS_RF);
     }
-    change_level(h, 3, code, Some(flat(selector.wrapping_add(8) | 3, DATA | attr::DB, 3)));
+    let stack = selector.wrapping_add(8) | 3;
+    let stack = if h.st().features.amd {
+        // AMD's loads the selector alone: base, limit and attributes stay.
+        Segment { selector: stack, ..h.st().seg[SS] }
+    } else {
+        flat(stack, DATA | attr::DB, 3)
+    };
+    change_level(h, 3, code, Some(stack));
     h.set_ip(if wide { target } else { target & 0xffff_ffff });
     Ok(())
 }

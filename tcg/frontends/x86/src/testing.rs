@@ -21,6 +21,8 @@ pub(crate) struct TestHost {
     pub sysregs: HashMap<SysReg, u64>,
     /// One whose device does not take what is written.
     pub refused: Option<SysReg>,
+    /// What another processor stores just before the next locked cycle: address, bytes and value.
+    pub raced: Option<(u64, u32, u64)>,
     /// What has been written to them.
     pub written: Vec<(SysReg, u64)>,
 }
@@ -41,6 +43,7 @@ impl TestHost {
             events_checked: false,
             sysregs: HashMap::new(),
             refused: None,
+            raced: None,
             written: Vec::new(),
         }
     }
@@ -99,6 +102,9 @@ impl Host for TestHost {
         }
     }
     fn phys_cmpxchg(&mut self, pa: u64, bytes: u32, old: u64, new: u64) -> bool {
+        if let Some((at, bytes, value)) = self.raced.take() {
+            self.phys_write(at, bytes, value);
+        }
         let same = self.phys_read(pa, bytes) == old;
         if same {
             self.phys_write(pa, bytes, new);

@@ -77,6 +77,12 @@ fn kind(m: Mnemonic) -> (Kind, u32) {
     }
 }
 
+/// Whether a repeated instruction has more to do behind the element that it is at.
+pub(super) fn goes_on(x: &Exec<'_>) -> bool {
+    let mask = (0..x.insn.op_count()).find_map(|i| address_mask(x.insn.op_kind(i))).unwrap_or(!0);
+    x.cpu.gpr(RCX) & mask > 1
+}
+
 fn address_mask(kind: OpKind) -> Option<u64> {
     use OpKind as K;
     Some(match kind {

@@ -11,9 +11,10 @@ use super::Exec;
 use super::waiting::Rest;
 use crate::debugging::SINGLE_STEP;
 use crate::exception::{Exception, Result};
-use crate::frontend::{X86Cpu, ip_of, settle_resume_flag};
+use crate::frontend::{PIN_SMI, X86Cpu, ip_of, settle_resume_flag};
 use crate::host::Host;
 use crate::segment;
+use crate::smm::{PortAccess, Resumed};
 use crate::stack::Stack;
 use crate::state::{FS, GS, Mode, SS};
 use crate::translate::segment_number;
@@ -361,9 +362,17 @@ fn resume(x: &mut Exec<'_>) -> Result<()> {
     if !x.cpu.guest.st.smm {
         return Err(Exception::UD);
     }
-    if smm::resume(x.cpu) {
-        x.cpu.guest.halted_at = Some(x.cpu.head.pc);
-        x.cpu.halt();
+    match smm::resume(x.cpu) {
+        Resumed::Halted => {
+            x.cpu.guest.halted_at = Some(x.cpu.head.pc);
+            x.cpu.halt();
+        }
+        Resumed::Debug(payload) => {
+            x.cpu.guest.deliveries += 1;
+            let ip = ip_of(x.cpu, x.cpu.head.pc);
+            interrupt::raise(x.cpu, Exception { vector: VECTOR_DB, error: None, payload }, ip);
+        }
+        Resumed::Running => {}
     }
     Ok(())
 }
@@ -643,18 +652,48 @@ fn access_size(bytes: u32) -> AccessSize {
 pub(super) fn port_in(x: &mut Exec<'_>, port: u16, bytes: u32) -> Result<u64> {
     task::check_io(x.cpu, port, bytes)?;
     let index = x.cpu.index();
+    let pins = x.cpu.pins();
     let value = x.cpu.io(|io| io.pio_read(index, port, access_size(bytes))).unwrap_or(!0);
     x.cpu.trace_port(false, port, size_of(bytes), value);
+    note_smi(x, pins, (port, bytes), true);
     Ok(value)
+}
+
+/// Takes note of the access to a port that made its device ask for an SMI, which is taken behind the instruction. `pins`
+/// are those from before.
+fn note_smi(x: &mut Exec<'_>, pins: u64, (port, bytes): (u16, u32), reads: bool) {
+    if !pins & x.cpu.pins() & PIN_SMI == 0 || x.cpu.guest.st.smm {
+        return;
+    }
+    x.cpu.guest.leave = true;
+    let repeated = x.insn.has_rep_prefix() || x.insn.has_repne_prefix();
+    let string = x.insn.is_string_instruction();
+    let more = repeated && string && super::string::goes_on(x);
+    let after = x.cpu.wrap(x.pc.wrapping_add(x.insn.len() as u64));
+    x.cpu.guest.port_access = Some(PortAccess {
+        port,
+        bytes,
+        reads,
+        string,
+        repeated: string && repeated,
+        ip: ip_of(x.cpu, x.pc),
+        rcx: x.cpu.gpr(RCX),
+        rsi: x.cpu.gpr(RSI),
+        rdi: x.cpu.gpr(RDI),
+        goes_on_at: if more { x.pc } else { after },
+        debug: 0,
+    });
 }
 
 /// Writes a port.
 pub(super) fn port_out(x: &mut Exec<'_>, port: u16, bytes: u32, value: u64) -> Result<()> {
     task::check_io(x.cpu, port, bytes)?;
     let index = x.cpu.index();
+    let pins = x.cpu.pins();
     x.cpu.trace_port(true, port, size_of(bytes), value);
     x.cpu.io(|io| io.pio_write(index, port, access_size(bytes), value));
     // What the device asked of this vCPU (SMI, A20) is done before the next instruction.
     x.cpu.guest.leave |= x.cpu.kicked();
+    note_smi(x, pins, (port, bytes), false);
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::frontend::taken;
 use crate::host::Host;
 use crate::native::{Built, Memory, Unit, asks_for_alignment, uses_mmx};
 use crate::state::{CS, FS, GS, MXCSR_MASKS, Mode};
-use crate::{fpu, segment};
+use crate::{debugging, fpu, segment};
 
 /// Exception flags.
 pub(super) const MXCSR_FLAGS: u32 = 0x3f;
@@ -529,14 +529,23 @@ fn gather(x: &mut Exec<'_>) -> Result<()> {
     let displacement = x.insn.memory_displacement64();
     let seg = x.segment();
     let limit = if x.cpu.guest.st.is_64bit() && base_register.size() != 4 { !0 } else { 0xffff_ffff };
+    // What breakpoints the elements have hit, once there is one.
+    let mut loaded = None;
     for i in 0..elements {
         let wanted = part(&x.cpu.guest.st.vec[mask], i, element_bytes) >> (8 * element_bytes - 1) & 1 != 0;
         if wanted {
             let raw = part(&x.cpu.guest.st.vec[index.number()], i, index_bytes);
             let step = crate::state::sext(raw, index_bytes as u32).wrapping_mul(scale);
             let offset = base.wrapping_add(step).wrapping_add(displacement) & limit;
-            let at = segment::linear(&x.cpu.guest.st, seg, offset, element_bytes as u32, false)?;
-            let value = x.load(at, element_bytes as u32)?;
+            let at = segment::linear(&x.cpu.guest.st, seg, offset, element_bytes as u32, false);
+            let (at, value) = match at.and_then(|at| Ok((at, x.load(at, element_bytes as u32)?))) {
+                Ok(found) => found,
+                Err(fault) => {
+                    let pending = loaded.and_then(|hits| debugging::pending_in_between(x.cpu, x.pc, hits));
+                    return Err(pending.unwrap_or(fault));
+                }
+            };
+            *loaded.get_or_insert(0) |= debugging::load_hits(&x.cpu.guest.st, at, element_bytes as u64);
             set_part(&mut x.cpu.guest.st.vec[to], i, element_bytes, value);
         }
         set_part(&mut x.cpu.guest.st.vec[mask], i, element_bytes, 0);

@@ -30,6 +30,46 @@ fn sysret_to_no_address() {
     }
 }
 
+/// SYSRET loads the stack's selector; its hidden part Intel's set, AMD's leave (APM volume 3 "SYSRET").
+#[test]
+fn sysret_and_the_stack_segment() {
+    for amd in [false, true] {
+        for wide in [false, true] {
+            let mut h = of(amd, long());
+            h.st.msrs.star = 0x30 << 48;
+            h.st.seg[SS] = Segment { selector: 0, ..Segment::UNUSABLE };
+            syscall::sysret(&mut h, wide).unwrap();
+            let ss = h.st.seg[SS];
+            assert_eq!((ss.selector, h.st.cpl), (0x3b, 3));
+            let flat = Segment::flat(0x3b, attr::DATA | attr::DB | 3 << attr::DPL_SHIFT);
+            let kept = Segment { selector: 0x3b, ..Segment::UNUSABLE };
+            assert_eq!(ss, if amd { kept } else { flat });
+            // A stack that cannot be used, in compatibility mode.
+            let push = crate::segment::linear(&h.st, SS, 0x100, 4, true);
+            assert_eq!(push.is_err(), amd && !wide);
+        }
+    }
+}
+
+/// DEBUGCTL: bits that one maker has and the other reserves; branch steps are all that is kept.
+#[test]
+fn debug_control() {
+    for (value, amd, takes) in [
+        (2, false, true),
+        (2, true, true),
+        (0xffc3, false, true),
+        (0xffc3, true, false),
+        (0x3f, true, true),
+        (0x3f, false, false),
+        (1 << 32, false, false),
+        (1 << 32, true, false),
+    ] {
+        let mut h = of(amd, long());
+        assert_eq!(msr::write(&mut h, number::DEBUGCTL, value).is_ok(), takes, "{value:#x}");
+        assert_eq!(msr::read(&mut h, number::DEBUGCTL), Ok(if takes { 2 } else { 0 }));
+    }
+}
+
 /// AMD's long mode has neither SYSENTER nor SYSEXIT.
 #[test]
 fn sysexit_in_long_mode() {

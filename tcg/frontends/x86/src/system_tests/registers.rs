@@ -165,3 +165,22 @@ fn the_deadline_of_the_local_apic() {
     msr::write(&mut h, number::TSC, 0).unwrap();
     assert_eq!(h.written.len(), before, "none waits");
 }
+
+/// SDM volume 4 table 2-2: what IA32_MISC_ENABLE hides.
+#[test]
+fn miscellaneous_features_are_hidden() {
+    use crate::cpuid::cpuid;
+    let mut h = model("max");
+    let nx = |h: &TestHost| cpuid(&h.st, 0x8000_0001, 0)[3] >> 20 & 1;
+    assert_eq!((nx(&h), cpuid(&h.st, 0, 0)[0]), (1, 0x16));
+    let before = msr::read(&mut h, number::MISC_ENABLE).unwrap();
+    msr::write(&mut h, number::MISC_ENABLE, before | number::MISC_ENABLE_XD_DISABLE).unwrap();
+    assert_eq!(nx(&h), 0);
+    assert_eq!(msr::write(&mut h, number::EFER, EFER_NXE), GP);
+    msr::write(&mut h, number::MISC_ENABLE, before | number::MISC_ENABLE_LIMIT_CPUID).unwrap();
+    assert_eq!((nx(&h), cpuid(&h.st, 0, 0)[0], cpuid(&h.st, 7, 0)), (1, 2, cpuid(&h.st, 2, 0)));
+    assert_eq!(cpuid(&h.st, 0x8000_0000, 0)[0], 0x8000_0008, "the others stay");
+    assert_eq!(msr::write(&mut h, number::EFER, EFER_NXE), Ok(()));
+    msr::write(&mut h, number::MISC_ENABLE, before).unwrap();
+    assert_ne!(cpuid(&h.st, 7, 0), [0; 4]);
+}

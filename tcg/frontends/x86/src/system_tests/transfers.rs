@@ -243,3 +243,30 @@ fn task_register_and_io_map() {
     assert!(check_io(&mut h, 0x800, 1).is_ok());
     assert_eq!(h.need_cpl0(), Err(Exception::GP0));
 }
+
+/// Accessed and busy bits are set by locked cycles (section 9.1.2.1): what another processor changes meanwhile stays, and
+/// one of two that load the same TSS fails.
+#[test]
+fn descriptors_are_changed_by_locked_cycles() {
+    let mut h = protected();
+    let at = GDT + u64::from(DATA0);
+    let rights = at + 5;
+    h.put(rights, 1, 0x92);
+    // Base and granularity change just before.
+    h.raced = Some((at + 6, 2, 0x12cf));
+    load(&mut h, DS, DATA0).unwrap();
+    assert_eq!((h.get(rights, 1), h.get(at + 6, 2), h.raced), (0x93, 0x12cf, None));
+
+    let busy = GDT + u64::from(TSS32) + 5;
+    assert_eq!(load_tr(&mut h, TSS32), Ok(()));
+    assert_eq!(h.get(busy, 1), 0x8b);
+    h.put(busy, 1, 0x89);
+    h.raced = Some((busy, 1, 0x8b));
+    assert_eq!(load_tr(&mut h, TSS32), Err(Exception::gp_sel(TSS32)));
+    // A table that is not aligned.
+    let entry = h.get(at, 8) & !(1 << 40);
+    h.st.gdtr.base += 3;
+    h.put(at + 3, 8, entry);
+    load(&mut h, ES, DATA0).unwrap();
+    assert_eq!(h.get(at + 3, 8), entry | 1 << 40);
+}

@@ -281,7 +281,7 @@ impl Tr<'_> {
 }
 
 /// Bytes of the counter register.
-fn count_bytes(code: Code) -> u32 {
+pub(crate) fn count_bytes(code: Code) -> u32 {
     use Code::*;
     match code {
         Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX

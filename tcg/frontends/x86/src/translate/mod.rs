@@ -19,6 +19,7 @@ mod operands;
 mod string;
 mod unit;
 
+pub(crate) use flow::count_bytes;
 pub(crate) use operands::{is_high, segment as segment_number, segment_of};
 
 use std::mem::offset_of;

@@ -41,6 +41,8 @@ pub const TSS: u64 = 0x6000;
 
 /// A port whose reading requests interrupt 0x30.
 pub const INTERRUPTS: u16 = 0x71;
+/// A port whose accesses request an SMI; what is written goes to the output.
+pub const SMIS: u16 = 0xb2;
 
 pub struct TestIo {
     clock: Arc<VirtualClock>,
@@ -52,6 +54,17 @@ pub struct TestIo {
     pub handle: Mutex<Option<Arc<dyn VcpuHandle>>>,
     /// INITs taken: the machine would turn the vCPU off and have it leave.
     pub inits: Mutex<u32>,
+    /// How often [`SMIS`] was read.
+    pub reads: Mutex<u32>,
+}
+
+impl TestIo {
+    fn request_smi(&self) {
+        if let Some(handle) = self.handle.lock().unwrap().as_ref() {
+            handle.set_pin(CpuPin::Smi, true);
+            handle.set_pin(CpuPin::Smi, false);
+        }
+    }
 }
 
 impl CpuIo for TestIo {
@@ -68,11 +81,18 @@ impl CpuIo for TestIo {
             *self.vector.lock().unwrap() = Some(0x30);
             handle.set_pin(CpuPin::Intr, true);
         }
+        if port == SMIS {
+            *self.reads.lock().unwrap() += 1;
+            self.request_smi();
+        }
         (u64::from(port) * 0x0101_0101) & size.mask()
     }
     fn pio_write(&self, _: VcpuIndex, port: u16, _: AccessSize, value: u64) {
-        if port == 0xe9 {
+        if port == 0xe9 || port == SMIS {
             self.output.lock().unwrap().push(value as u8);
+        }
+        if port == SMIS {
+            self.request_smi();
         }
     }
     fn take_init(&self, _: VcpuIndex) {
@@ -151,6 +171,7 @@ impl Guest {
             vector: Mutex::default(),
             handle: Mutex::default(),
             inits: Mutex::default(),
+            reads: Mutex::default(),
         };
         Guest { interprets: interpret, vcpu, io, machine, all_ram, ram, shared: Some(shared) }
     }

@@ -58,7 +58,7 @@ fn an_smi_sees_other_memory() {
         let s = g.run();
         assert_eq!((s.gpr[RAX], s.gpr[RBX], s.gpr[R15], s.events.smm), (0x1122, 7, 0x1234_5678_9abc, false));
         assert_eq!((word(&smram, 0x9000), g.u64_at(0x3_9000)), (1, 0x1122));
-        assert_eq!((word(&smram, AREA + 0x7f78), word(&smram, AREA + 0x7efc) as u32), (CODE, 0x2_0064));
+        assert_eq!((word(&smram, AREA + 0x7f78), word(&smram, AREA + 0x7efc) as u32), (CODE, 0x3_0064));
         assert_eq!(*g.io.output.lock().unwrap(), b"S");
     });
 }
@@ -203,5 +203,105 @@ fn a20_masks_bit_20() {
         assert_eq!(read(&mut g), (0x1111, 0x1111));
         g.pin(CpuPin::A20Mask, false);
         assert_eq!(read(&mut g), (0x2222, 0x1111));
+    });
+}
+
+/// A port's access that raises an SMI, which its handler has executed again until its device is there: three times.
+fn restarted(g: &mut Guest, code: &[u8]) -> Arc<RamBlock> {
+    // inc dword cs:[0x9000]; cmp dword cs:[0x9000],3; jae +6; mov byte cs:[0xfec8],0xff; rsm
+    let smram = g.smram(&[
+        0x2e, 0x66, 0xff, 0x06, 0x00, 0x90, 0x2e, 0x66, 0x83, 0x3e, 0x00, 0x90, 3, 0x73, 6, 0x2e, 0xc6, 0x06, 0xc8,
+        0xfe, 0xff, 0x0f, 0xaa,
+    ]);
+    g.long();
+    g.put(CODE, code);
+    *g.io.handle.lock().unwrap() = Some(g.vcpu.handle());
+    smram
+}
+
+/// What the area says of the last access: the I/O trap doubleword and the registers of the restart.
+fn access(smram: &RamBlock) -> (u64, [u64; 4]) {
+    let at = |offset: u64| word(smram, AREA + offset);
+    (at(0x7ec0) & 0xffff_ffff, [0x7ea0, 0x7ea8, 0x7eb0, 0x7eb8].map(at))
+}
+
+#[test]
+fn io_instructions_are_restarted() {
+    let port = u64::from(SMIS) << 16;
+    both(|mut g| {
+        // out SMIS,al; inc ebx; hlt
+        let smram = restarted(&mut g, &[0xe6, SMIS as u8, 0xff, 0xc3, 0xf4]);
+        g.change(|s| (s.gpr[RAX], s.gpr[RCX]) = (0x41, 0x77));
+        let s = g.run();
+        assert_eq!((s.rip, s.gpr[RBX], word(&smram, 0x9000) as u32), (CODE + 5, 1, 3));
+        assert_eq!(*g.io.output.lock().unwrap(), b"AAA", "executed three times");
+        assert_eq!(access(&smram), (port | 0x12, [CODE, 0x77, 0, 0]));
+        assert_eq!(word(&smram, AREA + 0x7f78), CODE + 2, "RIP is behind it");
+    });
+    both(|mut g| {
+        // mov edx,SMIS; in eax,dx; hlt
+        let smram = restarted(&mut g, &[0xba, SMIS as u8, 0, 0, 0, 0xed, 0xf4]);
+        let s = g.run();
+        assert_eq!((s.rip, s.gpr[RAX]), (CODE + 7, u64::from(SMIS) * 0x0101_0101));
+        assert_eq!((access(&smram).0, *g.io.reads.lock().unwrap()), (port | 0x43, 3));
+    });
+    both(|mut g| {
+        // mov edx,SMIS; rep outsb; hlt: the first element is written three times.
+        let smram = restarted(&mut g, &[0xba, SMIS as u8, 0, 0, 0, 0xf3, 0x6e, 0xf4]);
+        g.put(DATA, b"xyz");
+        g.change(|s| (s.gpr[RCX], s.gpr[RSI]) = (3, DATA));
+        let s = g.run();
+        assert_eq!((s.rip, s.gpr[RCX], s.gpr[RSI]), (CODE + 8, 0, DATA + 3));
+        assert_eq!(*g.io.output.lock().unwrap(), b"xxxyz");
+        assert_eq!(access(&smram), (port | 0x1e, [CODE + 5, 1, DATA + 2, 0]));
+        assert_eq!(word(&smram, AREA + 0x7f78), CODE + 7, "the last one ends it");
+        assert_eq!(word(&smram, 0x9000) as u32, 5);
+    });
+    both(|mut g| {
+        // mov edx,SMIS; rep insw; hlt
+        let smram = restarted(&mut g, &[0xba, SMIS as u8, 0, 0, 0, 0xf3, 0x66, 0x6d, 0xf4]);
+        g.change(|s| (s.gpr[RCX], s.gpr[RDI]) = (2, DATA));
+        let s = g.run();
+        assert_eq!((s.rip, s.gpr[RCX], s.gpr[RDI]), (CODE + 9, 0, DATA + 4));
+        let value = u64::from(SMIS) * 0x0101;
+        assert_eq!((g.u64_at(DATA), *g.io.reads.lock().unwrap()), (value << 16 | value, 4));
+        assert_eq!(access(&smram), (port | 0x2f, [CODE + 5, 1, 0, DATA + 2]));
+    });
+}
+
+/// What comes from elsewhere says nothing of the instruction before it; nor does one that came with no instruction of I/O.
+#[test]
+fn smis_from_elsewhere_restart_nothing() {
+    both(|mut g| {
+        // The handler asks for a restart, in vain: mov byte cs:[0xfec8],0xff; inc dword cs:[0x9000]; rsm
+        let handler = [0x2e, 0xc6, 0x06, 0xc8, 0xfe, 0xff, 0x2e, 0x66, 0xff, 0x06, 0x00, 0x90, 0x0f, 0xaa];
+        let smram = g.smram(&handler);
+        g.long();
+        // out 0xe9,al; inc ebx; hlt
+        g.put(CODE, &[0xe6, 0xe9, 0xff, 0xc3, 0xf4]);
+        g.pulse(CpuPin::Smi);
+        let s = g.run();
+        assert_eq!((s.rip, s.gpr[RBX], word(&smram, 0x9000) as u32), (CODE + 5, 1, 1));
+        assert_eq!((access(&smram).0, g.io.output.lock().unwrap().len()), (0, 1));
+    });
+}
+
+/// Steps and breakpoints behind an I/O instruction that raises an SMI come when the mode is left (APM volume 2 section
+/// 10.2.4).
+#[test]
+fn debug_exceptions_wait_for_the_end_of_the_mode() {
+    both(|mut g| {
+        let smram = restarted(&mut g, &[0xe6, SMIS as u8, 0x90, 0xf4]);
+        g.change(|s| {
+            s.rflags |= RFLAGS_TF;
+            s.cr4 |= CR4_DE;
+            s.dr[2] = SMIS.into();
+            s.dr7 = 0x400 | 0x200_0010;
+        });
+        let s = g.run();
+        assert_eq!((s.rip, g.u64_at(s.gpr[RSP]), s.dr6 & 0x400f), (0xa011, CODE + 2, 0x4004));
+        assert_eq!((word(&smram, 0x9000) as u32, g.io.output.lock().unwrap().len()), (3, 3));
+        let trap = u64::from(SMIS) << 16 | 4 << 12 | 1 << 11 | 0x12;
+        assert_eq!(access(&smram).0, trap);
     });
 }
