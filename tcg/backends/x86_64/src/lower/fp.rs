@@ -397,9 +397,6 @@ impl Lower<'_> {
     /// A NaN result is redone in software: an invalid product with a quiet NaN addend raises a flag that the
     /// host does not.
     fn fused(&mut self, op: FpOp, fmt: FpFmt, packed: u64, d: Slot, mut from: Fixups, [a, b, c]: [Slot; 3]) {
-        if fmt == FpFmt::F64 && self.fused_in_place(op, packed, d, [a, b, c]) {
-            return;
-        }
         // In a register of its own: software needs the operands as they were.
         let (first, second) = (self.in_xmm(fmt, a, 0), self.in_xmm(fmt, b, 1));
         let third = self.src(c);
@@ -435,51 +432,6 @@ impl Lower<'_> {
         }
         self.store_fp(fmt, d, is_boxed);
         self.soften(from, packed);
-    }
-
-    /// The same of doubles that all have registers, in the result's own: what was in it is in `xmm0`, for software.
-    fn fused_in_place(&mut self, op: FpOp, packed: u64, d: Slot, abc: [Slot; 3]) -> bool {
-        let [Src::Reg(a), Src::Reg(b), Src::Reg(c)] = abc.map(|slot| self.src(slot)) else { return false };
-        let t = self.xmm_target(d);
-        if t == 0 || t == b && t != a && t != c {
-            return false;
-        }
-        dynasm!(self.asm ; .arch x64 ; vmovaps xmm0, Rx(t));
-        if t == a && t != c {
-            // t = t * b + c
-            match op {
-                FpOp::MAdd => dynasm!(self.asm ; .arch x64 ; vfmadd213sd Rx(t), Rx(b), Rx(c)),
-                FpOp::MSub => dynasm!(self.asm ; .arch x64 ; vfmsub213sd Rx(t), Rx(b), Rx(c)),
-                FpOp::NMSub => dynasm!(self.asm ; .arch x64 ; vfnmadd213sd Rx(t), Rx(b), Rx(c)),
-                _ => dynasm!(self.asm ; .arch x64 ; vfnmsub213sd Rx(t), Rx(b), Rx(c)),
-            }
-        } else {
-            // t = a * b + t
-            let (a, b) = if a == t { (0, b) } else { (a, b) };
-            let b = if b == t { 0 } else { b };
-            if t != c {
-                dynasm!(self.asm ; .arch x64 ; vmovaps Rx(t), Rx(c));
-            }
-            match op {
-                FpOp::MAdd => dynasm!(self.asm ; .arch x64 ; vfmadd231sd Rx(t), Rx(a), Rx(b)),
-                FpOp::MSub => dynasm!(self.asm ; .arch x64 ; vfmsub231sd Rx(t), Rx(a), Rx(b)),
-                FpOp::NMSub => dynasm!(self.asm ; .arch x64 ; vfnmadd231sd Rx(t), Rx(a), Rx(b)),
-                _ => dynasm!(self.asm ; .arch x64 ; vfnmsub231sd Rx(t), Rx(a), Rx(b)),
-            }
-        }
-        let from = self.nan_jump(FpFmt::F64, t);
-        self.store_fp(FpFmt::F64, d, true);
-        let back = self.asm.pos();
-        self.put_off(Cold::FpInPlace { from, packed, t, back });
-        true
-    }
-
-    /// Software does what has been done to a register, of which `xmm0` has what was there.
-    pub(super) fn fp_in_place(&mut self, from: Fixup, packed: u64, t: u8, back: u32) {
-        self.asm.bind(from);
-        dynasm!(self.asm ; .arch x64 ; vmovaps Rx(t), xmm0);
-        self.call_fp(packed);
-        self.asm.jmp_back(back);
     }
 
     /// Equal operands (zeros of either sign) and NaNs go to software.

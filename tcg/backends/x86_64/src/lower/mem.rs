@@ -516,9 +516,6 @@ impl Lower<'_> {
         let access = self.asm.pos();
         self.asm.vex(code, false, xmm, 0, Rm::Mem { base: at.base, index: Some(R14), disp: at.off });
         let reload = if at.base == RAX { self.keep_base(at) } else { None };
-        if self.divert(self.next - 1, self.before, Fixups::one(from)) {
-            return;
-        }
         self.put_off(Cold::Store(Slow {
             from,
             access,

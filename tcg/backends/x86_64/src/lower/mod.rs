@@ -174,13 +174,6 @@ enum Cold {
         packed: u64,
         back: u32,
     },
-    /// The same of an operation whose result is in the place of an operand, of which `xmm0` has a copy.
-    FpInPlace {
-        from: Fixup,
-        packed: u64,
-        t: u8,
-        back: u32,
-    },
     /// The helper for floating-point flags changes them: to `r14`.
     FpFlags {
         from: Fixup,
@@ -923,7 +916,6 @@ impl Lower<'_> {
                     self.call_fp(packed);
                     self.asm.jmp_back(back);
                 }
-                Cold::FpInPlace { from, packed, t, back } => self.fp_in_place(from, packed, t, back),
                 Cold::FpFlags { from, stub, revive, back } => self.change_fp_flags(from, stub, revive, back),
                 Cold::RestoreFpFlags { from, was, stub, back } => self.restore_fp_flags(from, was, stub, back),
                 Cold::Nan { from, fmt, t, back } => self.canonical_nan(from, fmt, t, back),

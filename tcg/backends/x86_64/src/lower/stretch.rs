@@ -66,14 +66,15 @@ struct Extent {
 }
 
 impl Lower<'_> {
-    /// The register for what is to be added. (What does floating point in software does not preserve it.)
+    /// The register for what is to be added.
     fn spare(&self) -> Option<u8> {
-        PIN_REGS.get(self.be.pinned.len()).copied().filter(|_| self.be.config.flags)
+        PIN_REGS.get(self.be.pinned.len()).copied()
     }
 
     /// Starts a stretch at operation `first` if it is worth one.
     pub(super) fn enter_stretch(&mut self, first: usize) {
-        let on = self.info.hints.hot && !self.compact && self.be.config.optimise != Optimise::Off;
+        let on =
+            self.info.hints.hot && !self.compact && self.be.config.flags && self.be.config.optimise != Optimise::Off;
         if !on || self.stretch.is_some() || self.in_copy.is_some() || self.group.is_some() {
             return;
         }
@@ -330,8 +331,7 @@ fn is_plain(op: &Op) -> bool {
         | Op::FlipFlags { .. }
         | Op::DeadFlags { .. }
         | Op::Rmw { .. }
-        | Op::Unit { .. }
-        | Op::Fp { .. } => true,
+        | Op::Unit { .. } => true,
         Op::Alu { op, .. } => !matches!(op, AluOp::DivS | AluOp::DivU | AluOp::RemS | AluOp::RemU),
         _ => false,
     }
