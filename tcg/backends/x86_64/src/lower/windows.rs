@@ -287,7 +287,7 @@ impl Windows {
     /// The same of a guest without flags.
     pub(super) fn find_plain(body: &[Op]) -> Windows {
         let mut windows = Windows::find(body, false);
-        windows.search = Search::find(body, &windows);
+        windows.search = Search::find(body, &mut windows);
         windows
     }
 
@@ -354,6 +354,21 @@ impl Windows {
     fn of(&self, op: usize) -> Option<&Window> {
         let (_, window) = self.of.iter().find(|(access, _)| *access == op)?;
         self.list.get(*window)
+    }
+
+    /// Has the window of an operation take in so many bytes more. `false`: it would be too large.
+    fn extend(&mut self, op: usize, at: Linear, bytes: i64) -> bool {
+        let index = self.of.iter().find(|(access, _)| *access == op).map(|(_, window)| *window);
+        let Some(window) = index.and_then(|i| self.list.get_mut(i)).filter(|w| w.at.terms == at.terms) else {
+            return false;
+        };
+        let low = window.at.k.min(at.k);
+        let span = (window.at.k + window.span).max(at.k + bytes) - low;
+        let fits = span <= MAX_SPAN && span + window.step.abs() < 4096 && fits32(low);
+        if fits {
+            (window.at.k, window.span) = (low, span);
+        }
+        fits
     }
 
     /// Whether one of these operations has a window.

@@ -148,3 +148,84 @@ fn loops_that_look_for_something() {
         }
     }
 }
+
+/// A loop that copies so many words a round, each of which it, or the round before, has loaded.
+fn copying_block(rng: &mut Rng) -> Block {
+    let start = (rng.below(0x700) * 2) as u16;
+    let (to, out) = (PagePc(i32::from(start)), PagePc(0xf02));
+    let mut g = Generator { rng, ops: Vec::new(), pc: i32::from(start), insns: 0 };
+    let size = g.rng.one(&[Size::B8, Size::B8, Size::B8, Size::B4, Size::B1]);
+    let (words, bytes) = (1 + g.rng.below(8) as i32, size.bytes() as i32);
+    let step = i64::from(words * bytes);
+    let (from, to_slot) = (Slot(POINTERS[0]), Slot(POINTERS[1]));
+    let add = |d: Slot, a: Slot, by| Op::Alu { op: AluOp::Add, ty: Ty::I64, d, a: a.into(), b: Val::Imm(by) };
+    let kind = g.rng.below(4);
+    let late = kind == 1 && size == Size::B8;
+    let slots: Vec<Slot> = COMPUTED.iter().map(|n| Slot(*n)).collect();
+    let at = |n: i32| slots[n as usize % 2];
+    let ext = g.rng.one(&[Ext::Zero, Ext::Sign]);
+    let load = |d: Slot, off: i32| Op::Load { d, base: from.into(), off, size, ext };
+    let store = |src: Slot, off: i32| Op::Store { src: src.into(), base: to_slot.into(), off, size };
+    for n in 0..words {
+        if late {
+            // Stores what was loaded before, through a pointer of its own at times.
+            let t = slots[2 + n as usize % 2];
+            g.insn(load(at(n + 1), (n + 1) * bytes));
+            if g.rng.chance(50) {
+                g.insn(add(t, to_slot, i64::from(n * bytes)));
+                g.insn(Op::Store { src: at(n).into(), base: t.into(), off: 0, size });
+            } else {
+                g.insn(store(at(n), n * bytes));
+            }
+        } else {
+            g.insn(load(at(n), n * bytes));
+            // Now and then something else.
+            let n = if kind == 3 && g.rng.chance(10) { n + 1 } else { n };
+            g.insn(store(at(n), n * bytes));
+        }
+    }
+    if late && words % 2 == 1 {
+        g.insn(Op::Un { op: UnOp::Mov, ty: Ty::I64, d: at(0), a: at(1).into() });
+    }
+    g.insn(add(from, from, step));
+    g.insn(add(to_slot, to_slot, step));
+    g.insn(add(ROUNDS, ROUNDS, -1));
+    g.insn(Op::Branch { cond: Cond::Ne, a: ROUNDS.into(), b: Val::Imm(0), to });
+    g.ops.push(Op::Jump { to: out });
+    let (ops, pc, insns) = (g.ops, g.pc, g.insns);
+    let mut block = Block::default();
+    block.clear(start);
+    (block.ops, block.len, block.insns) = (ops, (pc - i32::from(start)) as u16, insns);
+    block
+}
+
+#[test]
+fn loops_that_copy() {
+    for optimise in [Optimise::Forced, Optimise::Usual] {
+        for variant in 0..4 {
+            let m = Machine::optimising(pins(variant), 2, optimise);
+            let mut scratch = (Vec::new(), Emitted::default());
+            for n in 0..3000u64 {
+                let mut rng = Rng((variant as u64 + 1) << 32 | (n + 1) << 8 | 0xc0);
+                rng.next();
+                let block = copying_block(&mut rng);
+                let mut start = guest(&mut rng);
+                start.slots[2] = DATA + rng.below(5000);
+                let near = rng.below(600);
+                let at = start.slots[2];
+                let other = DATA + rng.below(8000);
+                start.slots[20] = rng.one(&[other, other, at + near, at.wrapping_sub(near)]);
+                if rng.chance(80) {
+                    start.slots[2] &= !7;
+                    start.slots[20] &= !7;
+                }
+                let some = 1 + rng.below(300);
+                start.slots[usize::from(ROUNDS.0)] = rng.one(&[some, some, 100_000]);
+                let kicked = rng.chance(5);
+                check_how(&m, &block, start, kicked, &mut rng, &mut scratch, |block, oracle| {
+                    run_loop(block, oracle, kicked)
+                });
+            }
+        }
+    }
+}

@@ -9,6 +9,9 @@
 //! Conditions on what moves by constants bound how many rounds may be tried. All of it is for guests without flags, whose
 //! loads may be made in any order.
 
+mod copying;
+
+use self::copying::Copies;
 use super::super::Lower;
 use super::{Analysis, COUNTER, FIRST_KEPT, Linear, MAX, Width, Windows};
 use crate::asm::{Alu, Cc, Fixup, Map, R14, R15, RAX, RSP, Rm, Shift, fits32};
@@ -76,8 +79,18 @@ pub(super) struct Search {
     /// The address of each load, its window's operation, and the bytes it moves by each round.
     pointers: Vec<(Linear, usize, i32)>,
     limits: Vec<Limit>,
+    moves: Moves,
+    /// What the loop copies, if it does nothing else; there are no steps then.
+    copies: Option<Copies>,
+}
+
+/// What rounds do to slots that the next one reads.
+#[derive(Debug, Default)]
+struct Moves {
     /// What slots are changed by in a round.
-    moves: Vec<(Slot, i32)>,
+    by: Vec<(Slot, i32)>,
+    /// Sums of such slots, as they are when a round begins.
+    sums: Vec<(Slot, Linear)>,
 }
 
 /// Finds out what a round does.
@@ -179,30 +192,35 @@ impl Finder<'_> {
             self.found.steps.push(Step::Leave { if_equal, a, b });
             return Some(());
         }
-        let ((a, a_step), (b, b_step)) = (self.end.resolve(self.now.value(a)?)?, self.end.resolve(self.now.value(b)?)?);
-        if a_step == 0 && b_step == 0 {
-            // As it was in the round before.
-            return Some(());
-        }
-        let goes_on = if closes { cond } else { inverse(cond) };
-        let (more, less, step, never) = match goes_on {
-            Cond::Ne if a_step > b_step => (b, a, a_step - b_step, None),
-            Cond::Ne => (a, b, b_step - a_step, None),
-            Cond::LtU => (b, a, a_step - b_step, Some(Cc::B)),
-            Cond::GeU => (a, b, b_step - a_step, Some(Cc::B)),
-            Cond::LtS => (b, a, a_step - b_step, Some(Cc::L)),
-            Cond::GeS => (a, b, b_step - a_step, Some(Cc::L)),
-            Cond::Eq => return None,
-        };
-        // If one of them stays, the other one meets it before it wraps around.
-        let meets = a_step == 0 || b_step == 0;
-        let step = u64::try_from(step).ok().filter(|step| step.is_power_of_two() && meets)?;
-        if !(more.is_easy() && less.is_easy()) {
-            return None;
-        }
-        self.found.limits.push(Limit { more, less, never, step });
+        let limit = limit(&self.now, &self.end, (cond, a, b), closes)?;
+        self.found.limits.extend(limit);
         Some(())
     }
+}
+
+/// How long a branch on what moves, or stays, goes the way that keeps the loop; `None` within: for ever.
+fn limit(now: &Analysis, end: &Analysis, (cond, a, b): (Cond, Val, Val), closes: bool) -> Option<Option<Limit>> {
+    let (first, second) = (now.value(a)?, now.value(b)?);
+    let ((a, a_step), (b, b_step)) = (end.resolve(first)?, end.resolve(second)?);
+    if a_step == 0 && b_step == 0 {
+        // As it was in the round before, unless that found something else in a slot.
+        let same = |value: Linear| value.terms().all(|(slot, _)| end.step_of(slot).is_some());
+        return (same(first) && same(second)).then_some(None);
+    }
+    let goes_on = if closes { cond } else { inverse(cond) };
+    let (more, less, step, never) = match goes_on {
+        Cond::Ne if a_step > b_step => (b, a, a_step - b_step, None),
+        Cond::Ne => (a, b, b_step - a_step, None),
+        Cond::LtU => (b, a, a_step - b_step, Some(Cc::B)),
+        Cond::GeU => (a, b, b_step - a_step, Some(Cc::B)),
+        Cond::LtS => (b, a, a_step - b_step, Some(Cc::L)),
+        Cond::GeS => (a, b, b_step - a_step, Some(Cc::L)),
+        Cond::Eq => return None,
+    };
+    // If one of them stays, the other one meets it before it wraps around.
+    let meets = a_step == 0 || b_step == 0;
+    let step = u64::try_from(step).ok().filter(|step| step.is_power_of_two() && meets)?;
+    (more.is_easy() && less.is_easy()).then_some(Some(Limit { more, less, never, step }))
 }
 
 impl Step {
@@ -232,7 +250,7 @@ fn inverse(cond: Cond) -> Cond {
 
 impl Search {
     /// How to try rounds of the loop with this body, if it is such a loop.
-    pub(super) fn find(body: &[Op], windows: &Windows) -> Option<Search> {
+    pub(super) fn find(body: &[Op], windows: &mut Windows) -> Option<Search> {
         if windows.is_empty() || windows.list.len() + 2 > MAX || !is_x86_feature_detected!("avx2") {
             return None;
         }
@@ -242,19 +260,18 @@ impl Search {
             end.step(op);
             for_each_written(op, |d| written.iter_mut().skip(usize::from(d.0)).take(1).for_each(|w| *w = true));
         }
-        if !comes_from_moves(body, &end, &written) {
-            return None;
+        if let Some(copy) = copying::find(body, windows, &end, &written) {
+            return Some(copy);
         }
-        let mut moves = Vec::new();
-        for slot in (0..FIRST_TEMP).map(Slot).filter(|slot| written.get(usize::from(slot.0)) == Some(&true)) {
-            match end.step_of(slot) {
-                Some(0) | None => {}
-                Some(by) if fits32(by) => moves.push((slot, by as i32)),
-                Some(_) => return None,
-            }
-        }
-        let found =
-            Search { steps: Vec::new(), constants: Vec::new(), pointers: Vec::new(), limits: Vec::new(), moves };
+        let moves = Moves::of(body, &end, &written, |_| false)?;
+        let found = Search {
+            steps: Vec::new(),
+            constants: Vec::new(),
+            pointers: Vec::new(),
+            limits: Vec::new(),
+            moves,
+            copies: None,
+        };
         let now = Analysis::new(Width::Whole);
         let mut finder = Finder { windows, end, now, written, vector: [None; SLOTS], found };
         for (i, op) in body.iter().enumerate() {
@@ -282,19 +299,38 @@ impl Search {
     }
 }
 
-/// Whether a round needs nothing of the one before it but what moves by constants.
-fn comes_from_moves(body: &[Op], end: &Analysis, written: &[bool; SLOTS]) -> bool {
-    let mut done = [false; SLOTS];
-    let mut moves = true;
-    for op in body {
-        for_each_read(op, |slot| {
-            let n = usize::from(slot.0);
-            let carried = written.get(n) == Some(&true) && done.get(n) == Some(&false);
-            moves &= !carried || slot.0 < FIRST_TEMP && end.step_of(slot).is_some();
-        });
-        for_each_written(op, |d| done.iter_mut().skip(usize::from(d.0)).take(1).for_each(|w| *w = true));
+impl Moves {
+    /// Those of a loop in which a round needs nothing else of the one before it, but what `is_known`.
+    fn of(body: &[Op], end: &Analysis, written: &[bool; SLOTS], is_known: impl Fn(Slot) -> bool) -> Option<Moves> {
+        let mut moves = Moves::default();
+        for slot in (0..FIRST_TEMP).map(Slot).filter(|slot| written.get(usize::from(slot.0)) == Some(&true)) {
+            match end.step_of(slot) {
+                Some(0) | None => {}
+                Some(by) if fits32(by) => moves.by.push((slot, by as i32)),
+                Some(_) => return None,
+            }
+        }
+        let mut done = [false; SLOTS];
+        let mut all = true;
+        for op in body {
+            for_each_read(op, |slot| {
+                let n = usize::from(slot.0);
+                let carried = written.get(n) == Some(&true) && done.get(n) == Some(&false);
+                if !carried || is_known(slot) || slot.0 < FIRST_TEMP && end.step_of(slot).is_some() {
+                    return;
+                }
+                match end.resolve(Linear::of(slot)).filter(|(sum, _)| slot.0 < FIRST_TEMP && sum.is_easy()) {
+                    Some((sum, _)) if moves.sums.iter().all(|(there, _)| *there != slot) => {
+                        moves.sums.push((slot, sum))
+                    }
+                    Some(_) => {}
+                    None => all = false,
+                }
+            });
+            for_each_written(op, |d| done.iter_mut().skip(usize::from(d.0)).take(1).for_each(|w| *w = true));
+        }
+        all.then_some(moves)
     }
-    moves
 }
 
 impl Lower<'_> {
@@ -327,7 +363,7 @@ impl Lower<'_> {
             skip.push(self.asm.jmp());
             self.asm.bind(since);
         }
-        if self.has_fp_pins {
+        if self.has_fp_pins && search.copies.is_none() {
             let dead = Rm::Env(self.be.env(self.be.config.env.vector_dead));
             self.asm.ins(Map::Base, false, 0x80, 7, dead);
             self.asm.push(0);
@@ -336,6 +372,12 @@ impl Lower<'_> {
         self.asm.mov_rm_r(true, self.kept(BUDGET), RAX);
         for limit in &search.limits {
             skip.extend(self.keep_limit(limit));
+        }
+        if let Some(copies) = &search.copies {
+            skip.extend(self.copy_rounds(copies));
+            self.move_on(&search.moves, counter);
+            self.load_carried(copies);
+            return skip.into_iter().for_each(|from| self.asm.bind(from));
         }
         self.asm.shift_i(Shift::Shr, true, Rm::Reg(RAX), 2);
         self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(RAX), if self.forced() { 1 } else { 4 });
@@ -470,12 +512,21 @@ impl Lower<'_> {
         self.asm.alu_r_rm(Alu::Add, true, RAX, self.kept(BUDGET));
         let none = self.asm.jcc(Cc::E);
         dynasm!(self.asm ; .arch x64 ; lea rax, [rax * 4 - 1]);
+        self.move_on(&search.moves, counter);
+        self.asm.bind(none);
+    }
+    /// Takes `rax` rounds to have been made.
+    fn move_on(&mut self, moves: &Moves, counter: Rm) {
         self.asm.alu_rm_r(Alu::Sub, true, counter, RAX);
-        for &(slot, by) in &search.moves {
+        for &(slot, by) in &moves.by {
             dynasm!(self.asm ; .arch x64 ; imul r14, rax, by);
             let home = self.rm(slot);
             self.asm.alu_rm_r(Alu::Add, true, home, R14);
         }
-        self.asm.bind(none);
+        for (slot, sum) in &moves.sums {
+            self.compute(sum);
+            let home = self.rm(*slot);
+            self.asm.mov_rm_r(true, home, R15);
+        }
     }
 }
