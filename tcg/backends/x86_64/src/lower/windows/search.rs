@@ -352,7 +352,7 @@ impl Lower<'_> {
         let counter = self.windows.counter.map_or(self.kept(COUNTER), Rm::Reg);
         let mut skip: Vec<Fixup> = Vec::new();
         self.asm.mov_r_rm(true, RAX, counter);
-        if !self.forced() {
+        if !self.forced() && search.copies.as_ref().is_none_or(Copies::may_be_short) {
             self.asm.alu_rm_i(Alu::Cmp, true, self.kept(SINCE_ENTRY), 0);
             let since = self.asm.jcc(Cc::Ne);
             self.asm.mov_rm_i(true, self.kept(SINCE_ENTRY), 1);

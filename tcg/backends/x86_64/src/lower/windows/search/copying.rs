@@ -25,6 +25,13 @@ pub(super) struct Copies {
     carried: Vec<(Slot, i32)>,
 }
 
+impl Copies {
+    /// Whether the loop copies little at times: rounds of many bytes are not for that.
+    pub(super) fn may_be_short(&self) -> bool {
+        self.bytes < 32
+    }
+}
+
 /// A load or a store: where it is when the round begins, its operation, and what it moves by.
 type Place = (Linear, usize, i64);
 
