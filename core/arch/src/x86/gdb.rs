@@ -170,7 +170,6 @@ const SYSTEM: &[(&str, &str, SystemPlace)] = {
         ("tsc_aux", "int64", P::Msr(msr::TSC_AUX)),
         ("pat", "int64", P::Msr(msr::PAT)),
         ("misc_enable", "int64", P::Msr(msr::MISC_ENABLE)),
-        ("debugctl", "int64", P::Msr(msr::DEBUGCTL)),
         ("sysenter_cs", "int64", P::Msr(msr::SYSENTER_CS)),
         ("sysenter_esp", "int64", P::Msr(msr::SYSENTER_ESP)),
         ("sysenter_eip", "int64", P::Msr(msr::SYSENTER_EIP)),
@@ -178,6 +177,7 @@ const SYSTEM: &[(&str, &str, SystemPlace)] = {
         ("lstar", "int64", P::Msr(msr::LSTAR)),
         ("cstar", "int64", P::Msr(msr::CSTAR)),
         ("fmask", "int64", P::Msr(msr::FMASK)),
+        ("debugctl", "int64", P::Msr(msr::DEBUGCTL)),
     ]
 };
 

@@ -1,5 +1,6 @@
 //! To and from the state that the rest of the emulator exchanges.
 
+use mimus_arch::x86::msr::DEBUGCTL_BTF;
 use mimus_arch::x86::regs::*;
 use mimus_arch::x86::state::{Events, Msr, X86State, attr};
 
@@ -188,6 +189,8 @@ pub fn from_arch(st: &mut State, from: &X86State, now: u64) -> Result<Registers,
     st.smm = from.events.smm;
     st.smm_inside_nmi = st.smm && from.events.smm_inside_nmi;
     st.msrs.smbase &= 0xffff_ffff;
+    // Of another accelerator's, the rest has no effect here and is not there to be read.
+    st.msrs.debugctl &= DEBUGCTL_BTF;
     Ok(registers)
 }
 
