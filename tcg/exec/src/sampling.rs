@@ -45,12 +45,16 @@ pub(crate) struct Samples {
 impl Samples {
     /// A program was in the page with this entry table. Whether that says where programs spend their time.
     fn says_where(&mut self, table: u32) -> bool {
-        let again =
-            self.programs.iter().enumerate().filter(|(i, t)| **t != 0 && self.programs[..*i].contains(t)).count();
-        let says = again >= MOST || self.programs.contains(&table);
+        let says = self.programs_stay() || self.programs.contains(&table);
         self.programs[self.next_program % KEPT] = table;
         self.next_program = (self.next_program + 1) % KEPT;
         says
+    }
+
+    /// Whether programs of late have places where they spend their time.
+    fn programs_stay(&self) -> bool {
+        let again = |(i, t): &(usize, &u32)| **t != 0 && self.programs[..*i].contains(t);
+        self.programs.iter().enumerate().filter(again).count() >= MOST
     }
 
     /// The vCPU was in the page with this entry table. Whether it mostly is, and contexts have kept what they had meanwhile.
@@ -96,11 +100,16 @@ impl<F: GuestFrontend> Cpu<F> {
         let Some(table) = self.mmu.context().code_table(self.head.pc) else { return };
         let mostly = self.samples.is_mostly_in(table);
         let program = F::address_space(self).1 == F::PROGRAMS && self.samples.says_where(table);
-        let counts = calm && (mostly || program);
-        if counts
-            && self.machine.store.sampled(table, (self.head.pc & 4095) as u16)
-            && let Some(page) = self.machine.store.page_of(table)
-        {
+        if !calm || !(mostly || program) {
+            return;
+        }
+        let start = (self.head.pc & 4095) as u16;
+        let block = self.machine.store.sampled(table, start);
+        if program && self.samples.programs_stay() {
+            // It will be found there again: what else of the page begins often is of the same loops.
+            self.machine.store.sampled(table, start);
+        }
+        if block && let Some(page) = self.machine.store.page_of(table) {
             // If it cannot be now, it is when the block begins next.
             let _made = self.make_anew(self.head.pc, page);
         }
@@ -185,9 +194,9 @@ mod tests {
         assert!(!samples.says_where(1), "it may be anywhere");
         assert!(samples.says_where(1), "there again");
         assert_eq!((10..18).filter(|t| samples.says_where(*t)).count(), 0, "a compiler's");
-        assert!(!samples.says_where(1), "that was long ago");
+        assert!(!samples.says_where(1) && !samples.programs_stay(), "that was long ago");
         assert_eq!((0..5).filter(|_| samples.says_where(2)).count(), 4);
-        assert!(samples.says_where(3), "the next program's loop");
+        assert!(samples.programs_stay() && samples.says_where(3), "the next program's loop");
     }
 
     #[test]
