@@ -144,9 +144,21 @@ fn seabios_boots_the_amd64_kernel() {
 }
 
 #[test]
+fn seabios_boots_the_amd64_kernel_with_four_vcpus() {
+    let test = "seabios_boots_the_amd64_kernel_with_four_vcpus";
+    seabios_boots(test, x86_64_commands(test), "q35", "4", "x86_64");
+}
+
+#[test]
 fn seabios_boots_the_686_kernel() {
     let test = "seabios_boots_the_686_kernel";
     seabios_boots(test, i386_commands(test), "q35", "1", "i686");
+}
+
+#[test]
+fn seabios_boots_the_generic_kernel() {
+    let test = "seabios_boots_the_generic_kernel";
+    seabios_boots(test, generic_commands(test), "pc", "1", "x86_64");
 }
 
 #[test]

@@ -287,6 +287,7 @@ static const struct {
     { "bases", bases },
     { "no_exec", no_exec },
     { "traps", traps },
+    { "blocks", blocks },
     { "icebp", icebp },
     { "stack_loads", stack_loads },
     { "initial_state", initial_state },

@@ -127,7 +127,7 @@ extern ulong *auxiliary;
 int kernel_is_64(void);
 
 typedef void test(void);
-test loops, sigreturns, steps, ports, ldts, calls, bases, no_exec, traps, icebp, stack_loads, initial_state;
+test loops, sigreturns, steps, ports, ldts, calls, bases, no_exec, traps, blocks, icebp, stack_loads, initial_state;
 
 #ifdef __x86_64__
 #define WORD ".quad"

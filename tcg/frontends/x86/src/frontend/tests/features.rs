@@ -1,4 +1,4 @@
-//! What features change for privileged and user programs: SMAP and SMEP, FSGSBASE, RDTSCP and RDPID, INT1.
+//! What features change for privileged and user programs: SMAP and SMEP, FSGSBASE, RDTSCP and RDPID, INT1, RDRAND.
 
 use mimus_arch::x86::msr;
 
@@ -157,5 +157,28 @@ fn int1_is_a_trap() {
         });
         let s = g.run();
         assert_eq!((s.rip, g.u64_at(s.gpr[RSP]), s.dr6 & 0xe00f), (handler(1), CODE + 2, 0));
+    });
+}
+
+/// RDRAND and RDSEED give what nobody knows, say that they have (CF), clear the other flags, and write as much of the register
+/// as others do.
+#[test]
+fn random_numbers() {
+    both(|mut g| {
+        g.long();
+        // mov rbx,-1; mov rdi,rbx; xor ecx,ecx; rdrand rax; setc cl; rdrand rdx; rdseed rsi; rdrand ebx; rdseed di; pushfq; hlt
+        let mut code =
+            vec![0x48, 0xc7, 0xc3, 0xff, 0xff, 0xff, 0xff, 0x48, 0x89, 0xdf, 0x31, 0xc9, 0x48, 0x0f, 0xc7, 0xf0];
+        code.extend([0x0f, 0x92, 0xc1, 0x48, 0x0f, 0xc7, 0xf2, 0x48, 0x0f, 0xc7, 0xfe, 0x0f, 0xc7, 0xf3]);
+        code.extend([0x66, 0x0f, 0xc7, 0xff, 0x9c, 0xf4]);
+        g.put(CODE, &code);
+        let s = g.run();
+        assert_eq!(s.rip, CODE + code.len() as u64);
+        let numbers = [s.gpr[RAX], s.gpr[RDX], s.gpr[RSI]];
+        assert!(numbers[0] != numbers[1] && numbers[1] != numbers[2] && numbers[0] != numbers[2], "{numbers:x?}");
+        assert!(numbers.iter().all(|n| *n != 0 && *n >> 32 != 0 && *n as u32 != 0), "{numbers:x?}");
+        assert_eq!((s.gpr[RCX], s.gpr[RBX] >> 32, s.gpr[RDI] >> 16), (1, 0, !0 >> 16));
+        let arithmetic = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF;
+        assert_eq!(g.u64_at(s.gpr[RSP]) & arithmetic, RFLAGS_CF);
     });
 }
