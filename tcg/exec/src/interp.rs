@@ -10,6 +10,7 @@ use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{AmoOp, Ext, FpFmt, FpOp, PagePc, Rm, Size, Slot, Val};
 
 use crate::access::{At, Trapped};
+use crate::code::Counts;
 use crate::env::Cpu;
 use crate::frontend::GuestFrontend;
 use crate::translate::NoCode;
@@ -111,6 +112,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// of that; afterwards `head.pc` is where to go on.
     pub fn step_careful(&mut self) {
         let pc = self.head.pc;
+        Counts::add(&self.machine.store.counts().careful, 1);
         match self.translate_careful(pc) {
             Ok(()) => {}
             Err(NoCode::Trapped) => return,

@@ -306,8 +306,10 @@ impl<F: GuestFrontend> Cpu<F> {
         debug_assert!(next.is_some() || usize::from(scratch.block.start) + usize::from(scratch.block.len) <= end);
         trace::block::<F>(va, window, &scratch.block);
         let machine = self.machine.clone();
-        let guard = if cut_here { Some(NEVER) } else { next.map(|(fetched, _)| fetched.table) };
         let block = &scratch.block;
+        // A block that might have run on and does not is none of the page behind's affair.
+        let behind = next.filter(|_| block.crosses_page()).map(|(fetched, _)| fetched.table);
+        let guard = if cut_here { Some(NEVER) } else { behind };
         let emit = |at: usize, code: &mut Vec<u8>, info: &mut Emitted| {
             machine.emitter.emit(block, at, guard, code, info);
         };

@@ -15,6 +15,8 @@ pub struct Counts {
     pub renewed: AtomicU64,
     /// Translations of what another vCPU had translated meanwhile.
     pub twice: AtomicU64,
+    /// Instructions executed with care.
+    pub careful: AtomicU64,
 }
 
 impl Counts {
@@ -23,7 +25,7 @@ impl Counts {
     }
 
     /// Counts with their names.
-    pub(crate) fn list(&self) -> [(&'static str, u64); 5] {
+    pub(crate) fn list(&self) -> [(&'static str, u64); 6] {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         [
             ("revocations of store permission", of(&self.revocations)),
@@ -31,6 +33,7 @@ impl Counts {
             ("blocks overwritten", of(&self.overwritten)),
             ("blocks made anew", of(&self.renewed)),
             ("blocks made twice", of(&self.twice)),
+            ("instructions executed with care", of(&self.careful)),
         ]
     }
 }

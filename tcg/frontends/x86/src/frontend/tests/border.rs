@@ -73,6 +73,28 @@ fn a_loop_that_changes_itself_in_both_pages() {
     });
 }
 
+#[test]
+fn a_loop_near_a_page_s_end_does_not_mind_what_is_behind_it() {
+    all(|mut g| {
+        // add eax, 3; dec ecx; jnz HEAD; hlt
+        g.put(HEAD, &[0x83, 0xc0, 3, 0xff, 0xc9, 0x75, 0xf9, 0xf4]);
+        // The second page is known when the loop's code is made, and is not the next time.
+        start(&mut g, 1000);
+        assert_eq!(g.run().gpr[RAX], 3000);
+        let steps = |g: &Guest| {
+            let counts = g.machine.statistics();
+            counts.iter().find(|(name, _)| name.contains("with care")).map_or(0, |(_, n)| *n)
+        };
+        let before = steps(&g);
+        g.change(|s| {
+            (s.rip, s.mp_state) = (HEAD, MpState::Running);
+            (s.gpr[RAX], s.gpr[RCX]) = (0, 1000);
+        });
+        assert_eq!(g.run().gpr[RAX], 3000);
+        assert!(steps(&g) - before < 20, "{} instructions of 3000 executed with care", steps(&g) - before);
+    });
+}
+
 /// Where the remapped pages are, and where in memory: the first, and what may be behind it.
 const AT: u64 = 0x4000_0000;
 const FIRST: u64 = 0x30_0000;
