@@ -10,5 +10,4 @@ mod marching;
 mod native;
 mod quiet;
 mod random;
-mod searching;
 mod speed;
