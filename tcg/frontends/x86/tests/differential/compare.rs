@@ -125,7 +125,7 @@ fn all(job: &Job, mut engines: Engines) -> Result<(), String> {
         if found.is_empty() {
             continue;
         }
-        let text = report(&mut engines, seed, case);
+        let text = report(&mut engines, seed, case, found);
         if job.failures <= 1 {
             return Err(text);
         }
@@ -324,7 +324,7 @@ fn different(
 }
 
 /// The smallest part of a case that still differs, in words.
-fn report(engines: &mut Engines, seed: u64, mut case: Case) -> String {
+fn report(engines: &mut Engines, seed: u64, mut case: Case, found: Vec<String>) -> String {
     let original = case.clone();
     let fails = |engines: &mut Engines, case: &Case| !engines.differences(case).1.is_empty();
     // Items, from the end.
@@ -340,8 +340,8 @@ fn report(engines: &mut Engines, seed: u64, mut case: Case) -> String {
     simplify(engines, &mut case);
     let (_, mut lines) = engines.differences(&case);
     if lines.is_empty() {
-        lines = engines.differences(&original).1;
-        lines.insert(0, "it cannot be reproduced".to_owned());
+        lines = found;
+        lines.insert(0, "once, which could not be reproduced:".to_owned());
         case = original;
     }
     format!(
