@@ -65,8 +65,9 @@ pub fn length(bytes: &[u8], bits: u32, amd: bool) -> Option<usize> {
         _ => 2,
     };
     at += 1;
-    // The byte behind these tells whether they begin a VEX prefix; behind REX they do not.
-    let is_vex = |bytes: &[u8]| Some(bits == 64 && p.rex == 0 || bits != 64 && *bytes.get(at)? >= 0xc0);
+    // The byte behind these tells whether they begin a VEX prefix; behind REX they do not for AMD's processors, and what they
+    // begin does not exist for Intel's (both measured).
+    let is_vex = |bytes: &[u8]| Some(bits == 64 && (p.rex == 0 || !amd) || bits != 64 && *bytes.get(at)? >= 0xc0);
     let rest = match opcode {
         0x0f => {
             let second = *bytes.get(at)?;
@@ -277,5 +278,7 @@ mod tests {
         ] {
             check(bytes, len);
         }
+        // Of Intel's, a VEX prefix behind REX is one.
+        assert_eq!(length(&[0x48, 0xc5, 0xf8, 0x73, 0xf3, 0x98], 64, false), Some(6));
     }
 }
