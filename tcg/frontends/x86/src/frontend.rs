@@ -345,6 +345,16 @@ pub(crate) fn resume_repeated(cpu: &mut X86Cpu, pc: u64) {
 }
 
 /// Takes an exception of the instruction at `pc`.
+/// Whether the access at `va` that found no page ends where addresses are not canonical, which comes first.
+fn over_the_border(cpu: &mut X86Cpu, va: u64, access: Access) -> bool {
+    if access == Access::Fetch || !cpu.guest.st.is_64bit() || cpu.guest.st.canonical((va | 4095).wrapping_add(1)) {
+        return false;
+    }
+    let pc = cpu.head.pc;
+    let bytes = instruction(cpu, pc).map_or(0, |insn| insn.memory_size().size() as u64);
+    (va & 4095) + bytes > 4096
+}
+
 /// The store of the instruction at `pc` has faulted.
 pub(crate) fn after_fault_of_store(cpu: &mut X86Cpu, pc: u64) {
     if fpu::minds_faults_of_stores(&cpu.guest) {
@@ -640,6 +650,9 @@ impl GuestFrontend for X86 {
             // Outside of the code segment is found out first.
             _ if access == Access::Fetch && beyond_code(&cpu.guest.st, va) => Exception::GP0,
             (MemFault::Page, Some(Exception::GP0)) => not_canonical(cpu, cpu.head.pc, va, access),
+            (MemFault::Page, Some(_)) if over_the_border(cpu, va, access) => {
+                not_canonical(cpu, cpu.head.pc, va, access)
+            }
             (MemFault::Page, Some(exception)) => exception,
             // Code where nothing is: reads as ones, which are no instruction.
             _ if access == Access::Fetch => Exception::UD,

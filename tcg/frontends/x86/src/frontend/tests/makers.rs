@@ -130,6 +130,23 @@ fn a_call_to_no_address_has_pushed() {
     }
 }
 
+/// Both makers' look at all of an address before they look for pages.
+#[test]
+fn accesses_over_the_border_of_addresses() {
+    // mov rax, [rdi]; mov [rdi], ax; btc [rdi + 16], rsi of bit -128
+    for (code, back) in [(&[0x48, 0x8b, 0x07][..], 5), (&[0x66, 0x89, 0x07], 1), (&[0x48, 0x0f, 0xbb, 0x77, 0x10], 5)] {
+        for missing in [false, true] {
+            let change = |s: &mut X86State| {
+                s.gpr[RDI] = (1 << 47) - back - if missing { 0x10 } else { 0 };
+                s.gpr[RSI] = -128i64 as u64;
+            };
+            of_makers(code, change, |_, s, _| {
+                assert_eq!(vector(s), Some(if missing { 14 } else { 13 }), "{code:x?}");
+            });
+        }
+    }
+}
+
 #[test]
 fn the_pause_of_another_register_is_an_exchange() {
     // rep; xchg r8d, eax
