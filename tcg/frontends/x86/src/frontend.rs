@@ -345,6 +345,13 @@ pub(crate) fn resume_repeated(cpu: &mut X86Cpu, pc: u64) {
 }
 
 /// Takes an exception of the instruction at `pc`.
+/// Whether the instruction that has faulted at the beginning of a page stores what is before it nevertheless: of ten
+/// bytes Intel's processors do (see `exec::vector`).
+fn leaves_part_stored(cpu: &mut X86Cpu) -> bool {
+    let pc = cpu.head.pc;
+    !cpu.guest.st.features.amd && instruction(cpu, pc).is_some_and(|insn| insn.memory_size().size() == 10)
+}
+
 /// Whether the access at `va` that found no page ends where addresses are not canonical, which comes first.
 fn over_the_border(cpu: &mut X86Cpu, va: u64, access: Access) -> bool {
     if access == Access::Fetch || !cpu.guest.st.is_64bit() || cpu.guest.st.canonical((va | 4095).wrapping_add(1)) {
@@ -645,6 +652,11 @@ impl GuestFrontend for X86 {
     }
 
     fn deliver_fault(cpu: &mut Cpu<Self>, va: u64, access: Access, fault: MemFault) {
+        if access == Access::Store && va.is_multiple_of(4096) && leaves_part_stored(cpu) {
+            // Generated code has looked before it stored anything: the helper does as the processor.
+            cpu.guest.fault = None;
+            return Self::step(cpu);
+        }
         let taken = cpu.guest.fault.take();
         let exception = match (fault, taken) {
             // Outside of the code segment is found out first.
