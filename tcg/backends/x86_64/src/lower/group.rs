@@ -322,12 +322,13 @@ impl Lower<'_> {
     }
 
     /// Whether the accesses of a copy are those of compact code: it runs seldom, and is a good part of a block's bytes
-    /// otherwise. Not in code that runs often, with its range entries; nor where a fault's flags are not to be had by what
+    /// otherwise. Not in code that runs often, with its range entries, or that counts; nor where a fault's flags are not to be had by what
     /// the runtime can look at, or registers have a loop's homes.
     fn copies_compactly(&self, slow: &Slow) -> bool {
         let product = |op: &Op| matches!(op, Op::AluF { op: FlagOp::Mul, .. } | Op::MulWideF { .. });
         let ops = self.ops.get(slow.first..slow.end).unwrap_or_default();
         !self.info.hints.hot
+            && !self.counting
             && slow.lent.is_none()
             && self.homed == Homed::Not
             && !slow.flags.is_product()
