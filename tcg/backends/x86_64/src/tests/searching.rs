@@ -219,6 +219,11 @@ fn loops_that_copy() {
                     start.slots[2] &= !7;
                     start.slots[20] &= !7;
                 }
+                // Now and then the same memory by another address.
+                for pointer in POINTERS.into_iter().filter(|_| rng.chance(30)) {
+                    let va = &mut start.slots[usize::from(pointer)];
+                    *va = va.wrapping_sub(DATA).wrapping_add(ALIAS);
+                }
                 let some = 1 + rng.below(300);
                 start.slots[usize::from(ROUNDS.0)] = rng.one(&[some, some, 100_000]);
                 let kicked = rng.chance(5);

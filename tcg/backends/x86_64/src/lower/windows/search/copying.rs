@@ -171,13 +171,23 @@ pub(super) fn find(body: &[Op], windows: &mut Windows, end: &Analysis, written: 
             && (word.terms, word.k) == (from.terms, from.k.wrapping_add(off))
     });
     let loads_move = loads.iter().all(|(at, _, by)| *by == step && at.terms == from.terms);
+    // All of them are reached with one addend, that of one page.
+    let window = |op| windows.of(op).map(|w| w.place);
+    let one_window = loads.iter().all(|(_, op, _)| window(*op) == window(first_load.1))
+        && stores.iter().all(|((_, op, _), _)| window(*op) == window(to_op));
+    // What is kept from round to round is among what the next one stores.
+    let kept = carried.iter().all(|(_, word)| (0..bytes).contains(&word.k.wrapping_sub(from.k)));
     let easy = from.is_easy() && to.is_easy();
+    // Linux copies byte by byte, eight a round, to find out what that takes beside words at any address: at once, it would
+    // take less, and guests would be told that such words are slow.
+    let probe = size == 1 && stores.len() > 1;
     let fits = step == bytes
+        && !probe
         && bytes <= MOST
         && (bytes % 8 == 0 || bytes.count_ones() == 1)
         && (carried.is_empty() || size == 8);
     // What was loaded in the round before has to be in the window's page as well.
-    if !(together && loads_move && easy && fits && windows.extend(first_load.1, from, bytes)) {
+    if !(together && loads_move && one_window && kept && easy && fits && windows.extend(first_load.1, from, bytes)) {
         return None;
     }
     let carried = carried.iter().map(|(slot, word)| (*slot, word.k.wrapping_sub(from.k) as i32)).collect();
@@ -204,7 +214,10 @@ impl Lower<'_> {
             // By eight bytes at a time.
             self.asm.alu_rm_i(Alu::And, true, Rm::Reg(RAX), -8);
         }
-        let enough = if self.forced() { 1 } else { (128 / copies.bytes).max(2) };
+        // What the round before has stored is not what it kept, if that is where this one copies from; two rounds of that
+        // distance overlap.
+        let least = if copies.carried.is_empty() { 1 } else { 2 };
+        let enough = if self.forced() { least } else { (128 / copies.bytes).max(2) };
         self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(RAX), enough);
         let few = self.asm.jcc(Cc::L);
         self.asm.mov_rm_r(true, budget, RAX);
