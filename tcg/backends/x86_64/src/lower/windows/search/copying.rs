@@ -1,6 +1,6 @@
 //! Loops that copy: each round stores what it, or the one before it, has loaded, at a constant distance from where it was. The
-//! rounds whose pages have been looked up are made at once, by the host's vectors, if source and destination have no
-//! byte of the host's memory in common. The last of them is made by the loop itself, for what it leaves in slots.
+//! rounds whose pages have been looked up are made at once, by the host's vectors, if source and destination are not too near
+//! to each other. The last of them is made by the loop itself, for what it leaves in slots.
 
 use super::super::super::Lower;
 use super::super::{Analysis, Linear, Width, Windows};
@@ -13,6 +13,9 @@ use mimus_tcg_ir::{FIRST_TEMP, Op, SLOTS, Size, Slot, Ty, UnOp, Val};
 
 /// Bytes that a round may copy.
 const MOST: i64 = 256;
+/// Those of a vector, and of a page.
+const VECTOR: i32 = 32;
+const PAGE: i32 = 4096;
 
 /// What a round copies.
 #[derive(Debug)]
@@ -207,17 +210,14 @@ impl Lower<'_> {
     }
 
     /// Copies `rax` rounds less one, if they are worth it; `rax` is how many have been made after it.
-    pub(super) fn copy_rounds(&mut self, copies: &Copies) -> [Fixup; 3] {
+    pub(super) fn copy_rounds(&mut self, copies: &Copies) -> [Fixup; 2] {
         let budget = self.kept(BUDGET);
         self.asm.alu_rm_i(Alu::Sub, true, Rm::Reg(RAX), 1);
         if copies.bytes < 8 {
             // By eight bytes at a time.
             self.asm.alu_rm_i(Alu::And, true, Rm::Reg(RAX), -8);
         }
-        // What the round before has stored is not what it kept, if that is where this one copies from; two rounds of that
-        // distance overlap.
-        let least = if copies.carried.is_empty() { 1 } else { 2 };
-        let enough = if self.forced() { least } else { (128 / copies.bytes).max(2) };
+        let enough = if self.forced() { 1 } else { (128 / copies.bytes).max(2) };
         self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(RAX), enough);
         let few = self.asm.jcc(Cc::L);
         self.asm.mov_rm_r(true, budget, RAX);
@@ -226,16 +226,10 @@ impl Lower<'_> {
         self.place_in_window(&copies.to.0, copies.to.1);
         self.asm.mov_r_rm(true, R14, Rm::Reg(R15));
         self.asm.mov_r_rm(true, R15, Rm::Mem { base: RSP, index: None, disp: 8 });
+        let apart = self.test_distance(copies.bytes);
+        self.asm.mov_r_rm(true, RAX, budget);
         let bytes = copies.bytes;
-        dynasm!(self.asm ; .arch x64
-            ; imul rax, rax, bytes
-            ; sub r14, r15
-            ; cmp r14, rax
-        );
-        let below = self.asm.jcc(Cc::B);
-        dynasm!(self.asm ; .arch x64 ; neg r14 ; cmp r14, rax);
-        let above = self.asm.jcc(Cc::B);
-        dynasm!(self.asm ; .arch x64 ; neg r14 ; sub rax, 32);
+        dynasm!(self.asm ; .arch x64 ; imul rax, rax, bytes ; sub rax, 32);
         let rest = self.asm.jcc(Cc::B);
         let more = self.asm.pos();
         dynasm!(self.asm ; .arch x64
@@ -260,7 +254,29 @@ impl Lower<'_> {
         self.asm.bind(done);
         dynasm!(self.asm ; .arch x64 ; mov [rsp + 8], r15);
         self.asm.mov_r_rm(true, RAX, budget);
-        [few, below, above]
+        [few, apart]
+    }
+
+    /// `r14` = `r14` - `r15`; jumps if they are too near to each other. Clobbers `rax`.
+    ///
+    /// Rounds ahead of what is stored read what others before them have stored, as they do one by one, if it is at
+    /// least a vector away, and none reads what it, or the one before or after it, stores, if it is two rounds away. Memory
+    /// may be at several host addresses, but at the same offset into its page at each; so only that is looked at. Nothing is
+    /// changed by what is copied to where it is.
+    fn test_distance(&mut self, bytes: i32) -> Fixup {
+        let least = (2 * bytes).max(VECTOR);
+        let most = PAGE - 2 * bytes;
+        dynasm!(self.asm ; .arch x64
+            ; sub r14, r15
+            ; lea eax, [r14 - least]
+            ; and eax, PAGE - 1
+            ; cmp eax, most - least
+        );
+        let far = self.asm.jcc(Cc::Be);
+        dynasm!(self.asm ; .arch x64 ; cmp eax, PAGE - least);
+        let near = self.asm.jcc(Cc::Ne);
+        self.asm.bind(far);
+        near
     }
 
     /// Slots that a round has words in when it begins.
