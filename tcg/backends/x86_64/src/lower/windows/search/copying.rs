@@ -24,6 +24,9 @@ pub(super) struct Copies {
     from: (Linear, usize),
     to: (Linear, usize),
     bytes: i32,
+    /// How far ahead of what is copied, or behind it, it may be stored.
+    ahead: i32,
+    behind: i32,
     /// Slots that have words when a round begins, so far from where it copies from.
     carried: Vec<(Slot, i32)>,
 }
@@ -150,6 +153,30 @@ fn carried(body: &[Op], windows: &Windows, end: &Analysis) -> Vec<(Slot, Linear)
     slots.filter_map(carried).collect()
 }
 
+/// How far ahead of what a round copies it may be stored, and how far behind, so that each load finds what all rounds at once
+/// would: what has been stored to its place before it if that is behind, what has not yet if it is ahead.
+fn distances(
+    loads: &[Place],
+    stores: &[(Place, Linear)],
+    from: Linear,
+    (size, bytes): (i64, i64),
+) -> Option<(i64, i64)> {
+    let (mut ahead, mut behind) = (i64::from(VECTOR), 1);
+    for (at, load, _) in loads {
+        let loaded = at.k.wrapping_sub(from.k);
+        if !(0..2 * bytes).contains(&loaded) {
+            return None;
+        }
+        for (stored, ((_, store, _), _)) in (0i64..).map(|n| n * size).zip(stores) {
+            // In this round, the next, and the one before: those beyond are nearer the wrong way around.
+            let (later, earlier) = if store > load { (0, -bytes) } else { (bytes, 0) };
+            ahead = ahead.max(loaded - (stored + later) + size);
+            behind = behind.max(stored + earlier - loaded + size);
+        }
+    }
+    Some((ahead, behind))
+}
+
 /// How the loop with this body copies, if it does nothing else.
 pub(super) fn find(body: &[Op], windows: &mut Windows, end: &Analysis, written: &[bool; SLOTS]) -> Option<Search> {
     let carried = carried(body, windows, end);
@@ -189,12 +216,14 @@ pub(super) fn find(body: &[Op], windows: &mut Windows, end: &Analysis, written: 
         && bytes <= MOST
         && (bytes % 8 == 0 || bytes.count_ones() == 1)
         && (carried.is_empty() || size == 8);
+    let (ahead, behind) = distances(&loads, &stores, from, (size, bytes))?;
     // What was loaded in the round before has to be in the window's page as well.
     if !(together && loads_move && one_window && kept && easy && fits && windows.extend(first_load.1, from, bytes)) {
         return None;
     }
     let carried = carried.iter().map(|(slot, word)| (*slot, word.k.wrapping_sub(from.k) as i32)).collect();
-    let copies = Copies { from: (from, first_load.1), to: (to, to_op), bytes: bytes as i32, carried };
+    let (from, to, bytes) = ((from, first_load.1), (to, to_op), bytes as i32);
+    let copies = Copies { from, to, bytes, ahead: ahead as i32, behind: behind as i32, carried };
     let (steps, constants, pointers) = (Vec::new(), Vec::new(), Vec::new());
     Some(Search { steps, constants, pointers, limits, moves, copies: Some(copies) })
 }
@@ -226,7 +255,7 @@ impl Lower<'_> {
         self.place_in_window(&copies.to.0, copies.to.1);
         self.asm.mov_r_rm(true, R14, Rm::Reg(R15));
         self.asm.mov_r_rm(true, R15, Rm::Mem { base: RSP, index: None, disp: 8 });
-        let apart = self.test_distance(copies.bytes);
+        let apart = self.test_distance(copies);
         self.asm.mov_r_rm(true, RAX, budget);
         let bytes = copies.bytes;
         dynasm!(self.asm ; .arch x64 ; imul rax, rax, bytes ; sub rax, 32);
@@ -259,21 +288,18 @@ impl Lower<'_> {
 
     /// `r14` = `r14` - `r15`; jumps if they are too near to each other. Clobbers `rax`.
     ///
-    /// Rounds ahead of what is stored read what others before them have stored, as they do one by one, if it is at
-    /// least a vector away, and none reads what it, or the one before or after it, stores, if it is two rounds away. Memory
-    /// may be at several host addresses, but at the same offset into its page at each; so only that is looked at. Nothing is
-    /// changed by what is copied to where it is.
-    fn test_distance(&mut self, bytes: i32) -> Fixup {
-        let least = (2 * bytes).max(VECTOR);
-        let most = PAGE - 2 * bytes;
+    /// Memory may be at several host addresses, but at the same offset into its page at each; so only that is looked at.
+    /// Nothing is changed by what is copied to where it is.
+    fn test_distance(&mut self, copies: &Copies) -> Fixup {
+        let (ahead, behind) = (copies.ahead, copies.behind);
         dynasm!(self.asm ; .arch x64
             ; sub r14, r15
-            ; lea eax, [r14 - least]
+            ; lea eax, [r14 - ahead]
             ; and eax, PAGE - 1
-            ; cmp eax, most - least
+            ; cmp eax, PAGE - behind - ahead
         );
         let far = self.asm.jcc(Cc::Be);
-        dynasm!(self.asm ; .arch x64 ; cmp eax, PAGE - least);
+        dynasm!(self.asm ; .arch x64 ; cmp eax, PAGE - ahead);
         let near = self.asm.jcc(Cc::Ne);
         self.asm.bind(far);
         near
