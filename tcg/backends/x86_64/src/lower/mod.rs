@@ -283,6 +283,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         stretch: None,
         in_copy: None,
         in_slow_group: false,
+        copy_end: usize::MAX,
         copies: Vec::new(),
         head: None,
         page: None,
@@ -405,6 +406,8 @@ struct Lower<'a> {
     in_copy: Option<usize>,
     /// The operations being lowered are a group's copy's.
     in_slow_group: bool,
+    /// The operation behind it: no operation of the copy may do what that does.
+    copy_end: usize,
     copies: Vec<stretch::Copy>,
     /// What jumps to the block's start may do themselves, and the page they may use.
     head: Option<edge::Head>,
