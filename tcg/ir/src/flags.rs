@@ -1,8 +1,11 @@
 //! Condition flags: what they are, how the [`FLAGS`] slot holds them, and the arithmetic of the operations that
 //! set them ([`FlagOp`]), as the x86 manuals define it (Intel SDM volume 2, AMD APM volume 3).
 //!
-//! Flags that both manuals leave undefined ([`undefined`]) are given here the values that AMD's processors give
-//! them; a backend gives them whatever its host does, which is the same if that is AMD's too.
+//! Flags that both manuals leave undefined ([`undefined`]) are given here the values that the host's processors, AMD's
+//! or Intel's, give them: a backend gives them whatever its host does, and a program must not see which of the two has
+//! executed an instruction. Elsewhere they are AMD's.
+
+use std::sync::LazyLock;
 
 use crate::op::{CondF, FlagOp, Size, Slot, Val};
 
@@ -259,6 +262,40 @@ fn difference(size: Size, a: u64, b: u64, borrow: bool) -> (u64, Flags) {
 /// the destination is left as it is, all 64 bits of it), and the flags after it. Only the low bytes of `a` and
 /// `b` count.
 pub fn eval(op: FlagOp, size: Size, a: u64, b: u64, flags: Flags) -> (Option<u64>, Flags) {
+    let (value, new) = eval_as_amd(op, size, a, b, flags);
+    let new = if host_is_intel() { undefined_as_intel(op, size, (a, b), value, flags, new) } else { new };
+    (value, new)
+}
+
+/// Whether the instructions that generated code executes leave Intel's values in undefined flags.
+fn host_is_intel() -> bool {
+    static INTEL: LazyLock<bool> = LazyLock::new(|| {
+        let id = std::arch::x86_64::__cpuid(0);
+        [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    });
+    *INTEL
+}
+
+/// `new`, which is AMD's, with Intel's values of the flags that the manuals leave undefined, as measured.
+fn undefined_as_intel(op: FlagOp, size: Size, (a, b): (u64, u64), value: Option<u64>, old: Flags, new: Flags) -> Flags {
+    match op {
+        FlagOp::Andn | FlagOp::Bzhi | FlagOp::Blsi | FlagOp::Blsr | FlagOp::Blsmsk => new.without(Flags::PF),
+        FlagOp::Bextr => new.without(Flags::PF.union(Flags::AF)),
+        FlagOp::Lzcnt | FlagOp::Tzcnt => new.without(Flags::OF),
+        FlagOp::Mul => new.and(CARRY_OVERFLOW).union(szp(size, value.unwrap_or(0)).without(Flags::ZF)),
+        FlagOp::Shl | FlagOp::Shr | FlagOp::Sar if count(size, b) != 0 => {
+            new.without(Flags::AF).replace(Flags::OF, eval_as_amd(op, size, a, 1, old).1)
+        }
+        FlagOp::Rcl | FlagOp::Rcr if count(size, b).is_multiple_of(8 * size.bytes() + 1) => new.replace(Flags::OF, old),
+        // As of a rotation by one.
+        FlagOp::Rol | FlagOp::Ror | FlagOp::Rcl | FlagOp::Rcr if count(size, b) != 0 => {
+            new.replace(Flags::OF, eval_as_amd(op, size, a, 1, old).1)
+        }
+        _ => new,
+    }
+}
+
+fn eval_as_amd(op: FlagOp, size: Size, a: u64, b: u64, flags: Flags) -> (Option<u64>, Flags) {
     let m = mask(size);
     let (a, full_b, b) = (a & m, b, b & m);
     let carry = flags.contains(Flags::CF);
@@ -406,8 +443,29 @@ fn rotate(op: FlagOp, size: Size, a: u64, n: u32, flags: Flags) -> (u64, Flags) 
 
 /// The double shift: `a` shifted left (or right) by `n`, filled from the top (or bottom) of `b`. As
 /// [`FlagOp::Shl`] as to the count and the flags. For [`Size::B2`] and a count above 16, which the manuals leave
-/// open, `b` rotated, without carry.
+/// open, `b` rotated, without carry; on a host of Intel's `a` follows `b` once more.
 pub fn shift_double(left: bool, size: Size, a: u64, b: u64, n: u64, flags: Flags) -> (u64, Flags) {
+    let (value, new) = shift_double_as_amd(left, size, a, b, n, flags);
+    let size = size.max(Size::B2);
+    let n = count(size, n);
+    if n == 0 || !host_is_intel() {
+        return (value, new);
+    }
+    let (value, new) = if n > 8 * size.bytes() { shift_three(left, a, b, n) } else { (value, new) };
+    let by_one = shift_double_as_amd(left, size, a, b, 1, flags).1;
+    (value, new.without(Flags::AF).replace(Flags::OF, by_one))
+}
+
+/// The double shift of 16 bits by more, as Intel's processors do it: of `a`, `b` and `a` (measured).
+fn shift_three(left: bool, a: u64, b: u64, n: u32) -> (u64, Flags) {
+    let (a, b) = (u128::from(a as u16), u128::from(b as u16));
+    let all = a << 32 | b << 16 | a;
+    let (value, carry) = if left { (all << n >> 32, all << n >> 48 & 1) } else { (all >> n, all >> (n - 1) & 1) };
+    let value = value as u64 & 0xffff;
+    (value, szp(Size::B2, value).union(Flags::CF.bit(carry != 0)))
+}
+
+fn shift_double_as_amd(left: bool, size: Size, a: u64, b: u64, n: u64, flags: Flags) -> (u64, Flags) {
     let size = size.max(Size::B2);
     let (bits, m, n) = (8 * size.bytes(), mask(size), count(size, n));
     let (a, b) = (a & m, b & m);
