@@ -9,6 +9,7 @@ mod control;
 mod edge;
 mod flagged;
 mod flags;
+mod folded;
 mod fp;
 mod fuse;
 mod group;
@@ -288,6 +289,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         in_copy: None,
         in_slow_group: false,
         copies: Vec::new(),
+        folded: None,
         head: None,
         page: None,
         in_cold: false,
@@ -410,6 +412,8 @@ struct Lower<'a> {
     /// The operations being lowered are a group's copy's.
     in_slow_group: bool,
     copies: Vec<stretch::Copy>,
+    /// The address of the load that comes next, if it is left to it.
+    folded: Option<folded::Folded>,
     /// What jumps to the block's start may do themselves, and the page they may use.
     head: Option<edge::Head>,
     page: Option<edge::Page>,
