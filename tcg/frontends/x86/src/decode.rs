@@ -61,8 +61,13 @@ pub fn decoder<'a>(bytes: &'a [u8], bits: u32, ip: u64, features: &Features) -> 
 
 /// The model's instruction for what a decoder has made of `bytes`.
 pub fn of_model(mut insn: Instruction, bytes: &[u8], bits: u32, features: &Features) -> Instruction {
-    if insn.code() == Code::Pause && bits == 64 && insn.len() > 1 && bytes[insn.len() - 2] & 0xf1 == 0x41 {
-        // With REX.B it is an exchange of R8.
+    if features.amd
+        && insn.code() == Code::Pause
+        && bits == 64
+        && insn.len() > 1
+        && bytes[insn.len() - 2] & 0xf1 == 0x41
+    {
+        // With REX.B it is an exchange of R8; of Intel's it is not (both measured).
         let wide = bytes[insn.len() - 2] & 8 != 0;
         let len = insn.len();
         let sized = !wide && bytes[..len].contains(&0x66);

@@ -11,13 +11,18 @@
 
 use std::arch::asm;
 
+use iced_x86::Instruction;
+
 use crate::frontend::X86Guest;
+use crate::native::uses_mmx;
 use crate::state::FxArea;
 
 /// All exceptions masked.
 const MASKS: u16 = 0x3f;
 /// ES and B.
 const SUMMARY: u16 = 0x8080;
+/// The top of the stack, of the status word.
+const TOP: u16 = 0x3800;
 const FCW: usize = 0;
 const FSW: usize = 2;
 const MXCSR: usize = 24;
@@ -147,6 +152,26 @@ pub(crate) fn init(guest: &mut X86Guest) {
 
 /// What every MMX instruction does: the top of the stack is register 0, and all are valid (SDM volume 1 section 9.5.1).
 pub(crate) fn enter_mmx(guest: &mut X86Guest) {
+    let mut image = with_top_reset(guest);
+    image.0[4] = 0xff;
+    load_image(guest, &image);
+}
+
+/// An instruction's store has faulted. Intel's processors leave the top of the stack where MMX instructions put it, and
+/// nothing else changes (measured).
+pub(crate) fn after_fault_of_store(guest: &mut X86Guest, insn: Option<Instruction>) {
+    if insn.is_some_and(|insn| uses_mmx(&insn)) {
+        let image = with_top_reset(guest);
+        load_image(guest, &image);
+    }
+}
+
+/// Whether it matters what [`after_fault_of_store`] is told.
+pub(crate) fn minds_faults_of_stores(guest: &X86Guest) -> bool {
+    !guest.st.features.amd && host_status() & TOP != 0
+}
+
+fn with_top_reset(guest: &X86Guest) -> FxArea {
     let old = image(guest);
     let top = usize::from(word(&old.0, FSW) >> 11 & 7);
     let mut new = old;
@@ -154,9 +179,8 @@ pub(crate) fn enter_mmx(guest: &mut X86Guest) {
         let from = 32 + 16 * ((n + 8 - top) % 8);
         new.0[32 + 16 * n..48 + 16 * n].copy_from_slice(&old.0[from..from + 16]);
     }
-    set_word(&mut new.0, FSW, word(&old.0, FSW) & !0x3800);
-    new.0[4] = 0xff;
-    load_image(guest, &new);
+    set_word(&mut new.0, FSW, word(&old.0, FSW) & !TOP);
+    new
 }
 
 /// FNCLEX

@@ -19,7 +19,7 @@ use mimus_tcg_ir::flags::{FLAGS, Flags};
 use mimus_tcg_ir::unit::UnitInsn;
 use mimus_tcg_ir::{Block, FpFmt, FpOp, Rm, Size, Slot, Val};
 
-use crate::blame::not_canonical;
+use crate::blame::{instruction, not_canonical};
 use crate::convert::{Registers, from_arch, to_arch};
 use crate::cpuid;
 use crate::debugging;
@@ -345,6 +345,14 @@ pub(crate) fn resume_repeated(cpu: &mut X86Cpu, pc: u64) {
 }
 
 /// Takes an exception of the instruction at `pc`.
+/// The store of the instruction at `pc` has faulted.
+pub(crate) fn after_fault_of_store(cpu: &mut X86Cpu, pc: u64) {
+    if fpu::minds_faults_of_stores(&cpu.guest) {
+        let insn = instruction(cpu, pc);
+        fpu::after_fault_of_store(&mut cpu.guest, insn);
+    }
+}
+
 pub(crate) fn raise(cpu: &mut X86Cpu, exception: Exception, pc: u64) {
     if cpu.abandoned() {
         return cpu.jump(pc);
@@ -638,6 +646,9 @@ impl GuestFrontend for X86 {
             _ => Exception::GP0,
         };
         let pc = cpu.head.pc;
+        if access == Access::Store {
+            after_fault_of_store(cpu, pc);
+        }
         raise(cpu, exception, pc);
     }
 

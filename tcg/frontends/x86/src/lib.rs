@@ -17,8 +17,10 @@
 //! # Where the manuals leave it open
 //!
 //! **Makers.** Where Intel's and AMD's processors differ, a model does as those of its maker do ([`cpuid::Features::amd`]):
-//! operand-size prefixes of near branches and REX.W of far pointers in 64-bit mode, where PKRU is in XSAVE areas. Near
-//! branches to addresses that are not canonical fault at the branch with nothing changed, as both manuals say.
+//! operand-size prefixes of near branches and REX.W of far pointers in 64-bit mode, where PKRU is in XSAVE areas. Which of
+//! two faults comes first, and what an instruction that faults leaves behind, is what was measured on processors of both
+//! (`frontend::tests::makers` has a list). Near branches to addresses that are not canonical fault at the branch with no
+//! register changed, as both manuals say.
 //!
 //! **Undefined flags.** They are AMD's values: products leave SF, ZF, AF and PF, LZCNT and TZCNT leave OF, shifts set AF,
 //! divisions set AF, clear PF, ZF and SF and leave the rest, and so on ([`mimus_tcg_ir::flags`]). Generated code uses the

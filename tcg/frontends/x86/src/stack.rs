@@ -9,6 +9,12 @@ use crate::host::Host;
 use crate::segment::in_limit;
 use crate::state::{SS, State, mask};
 
+/// Bytes that PUSH and POP access for a segment register in an item of `room` bytes: of four Intel's processors leave the
+/// upper two alone (SDM volume 2 "PUSH"), AMD's clear them.
+pub const fn selector_bytes(room: u32, amd: bool) -> u32 {
+    if room == 4 && !amd { 2 } else { room }
+}
+
 /// A stack in use.
 #[derive(Clone, Copy, Debug)]
 pub struct Stack {
@@ -68,8 +74,16 @@ impl Stack {
     /// # Errors
     /// `#SS(0)` or a page fault.
     pub fn push<H: Host + ?Sized>(&mut self, h: &mut H, value: u64, bytes: u32) -> Result<()> {
+        self.push_into(h, bytes, value, bytes)
+    }
+
+    /// Pushes `bytes` of `value` into the lowest bytes of `room`; the others stay as they are.
+    ///
+    /// # Errors
+    /// `#SS(0)` or a page fault.
+    pub fn push_into<H: Host + ?Sized>(&mut self, h: &mut H, room: u32, value: u64, bytes: u32) -> Result<()> {
         let old = self.sp;
-        self.sp = old & !self.mask | old.wrapping_sub(u64::from(bytes)) & self.mask;
+        self.sp = old & !self.mask | old.wrapping_sub(u64::from(room)) & self.mask;
         let at = self.linear(h.st(), bytes)?;
         h.lin_write(at, bytes, value & mask(bytes), self.user)
     }
@@ -105,9 +119,17 @@ impl Stack {
     /// # Errors
     /// `#SS(0)` or a page fault.
     pub fn pop<H: Host + ?Sized>(&mut self, h: &mut H, bytes: u32) -> Result<u64> {
+        self.pop_from(h, bytes, bytes)
+    }
+
+    /// Pops the lowest `bytes` of `room`.
+    ///
+    /// # Errors
+    /// `#SS(0)` or a page fault.
+    pub fn pop_from<H: Host + ?Sized>(&mut self, h: &mut H, room: u32, bytes: u32) -> Result<u64> {
         let at = self.linear(h.st(), bytes)?;
         let value = h.lin_read(at, bytes, self.user)?;
-        self.skip(u64::from(bytes));
+        self.skip(u64::from(room));
         Ok(value)
     }
 

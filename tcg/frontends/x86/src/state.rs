@@ -370,13 +370,15 @@ impl State {
     }
 
     /// Checks the alignment of an access of `bytes` at a linear address, which are as much as it has to be aligned to:
-    /// a power of two, or nothing is asked.
+    /// a power of two, or nothing is asked. Intel's processors ask nothing of what is wider than eight bytes (SDM volume 2
+    /// table 2-21 "of 8 bytes or less").
     ///
     /// # Errors
     /// `#AC(0)`
     pub fn check_alignment(&self, va: u64, bytes: u32) -> Result<()> {
         let alignment = match bytes {
             10 => 8,
+            16.. if !self.features.amd => 1,
             32.. => 16,
             other => other,
         };

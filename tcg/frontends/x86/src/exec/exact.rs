@@ -32,7 +32,11 @@ enum Kind {
     /// A double to a single.
     Narrow,
     /// A single to half precision, rounding as this immediate says.
-    Half(u8),
+    Half {
+        how: u8,
+        /// One of a denormal single is inexact whatever its digits: with Intel's processors (measured).
+        denormals_inexact: bool,
+    },
 }
 
 /// The computation of one element.
@@ -69,8 +73,8 @@ pub(super) fn raised(x: &Exec<'_>, memory: *const u8, mxcsr: u32) -> Option<u32>
             "cvtsd2ss" => doubles(&operand(second), 8),
             "cvtps2ph" => {
                 let (from, immediate) = (operand(1), x.insn.immediate8());
-                let half =
-                    |i| Element { kind: Kind::Half(immediate), ..pair(Kind::Narrow, false, &from, &from, [i, i]) };
+                let kind = Kind::Half { how: immediate, denormals_inexact: !x.cpu.guest.st.features.amd };
+                let half = |i| Element { kind, ..pair(Kind::Narrow, false, &from, &from, [i, i]) };
                 (0..size(x, 1) / 4).map(half).collect()
             }
             _ => arithmetic(name, [operand(first), operand(second)], bytes)?,
@@ -232,13 +236,14 @@ impl Element {
             // Unmasked, a tiny result is an underflow even if it is exact: flushing to zero shows all of them, but not
             // halves, which are never flushed.
             flags |= match self.kind {
-                Kind::Half(_) if self.is_tiny_half(mxcsr) => UNDERFLOW,
-                Kind::Half(_) => 0,
+                Kind::Half { .. } if self.is_tiny_half(mxcsr) => UNDERFLOW,
+                Kind::Half { .. } => 0,
                 _ => self.run(mxcsr | MXCSR_FTZ).1 & UNDERFLOW,
             };
         }
         if flags & unmasked & (OVERFLOW | UNDERFLOW) != 0 {
-            let exact = self.is_exact(mxcsr & DENORMALS_ARE_ZEROS != 0);
+            let denormal = self.a & 0x7f80_0000 == 0 && matches!(self.kind, Kind::Half { denormals_inexact: true, .. });
+            let exact = !denormal && self.is_exact(mxcsr & DENORMALS_ARE_ZEROS != 0);
             flags = flags & !PRECISION | if exact { 0 } else { PRECISION };
         }
         (value, flags)
@@ -299,7 +304,7 @@ impl Element {
             (Kind::Div, true) => go!("divsd xmm0, xmm1"),
             (Kind::Narrow, _) => go!("cvtsd2ss xmm0, xmm0"),
             // The processor has these, or the guest would not.
-            (Kind::Half(how), _) => match how & 7 {
+            (Kind::Half { how, .. }, _) => match how & 7 {
                 0 => go!("vcvtps2ph xmm0, xmm0, 0"),
                 1 => go!("vcvtps2ph xmm0, xmm0, 1"),
                 2 => go!("vcvtps2ph xmm0, xmm0, 2"),
@@ -344,7 +349,7 @@ impl Element {
                 product.plus(if negates_addend { c.negated() } else { c }, digits)
             }
             Kind::Narrow => Number::of(self.a, true, denormals_are_zeros).fits(24),
-            Kind::Half(_) => a.fits(11),
+            Kind::Half { .. } => a.fits(11),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::exception::{Exception, Result};
 use crate::frontend::{X86Cpu, taken};
 use crate::host::Host;
 use crate::segment;
-use crate::stack::Stack;
+use crate::stack::{Stack, selector_bytes};
 use crate::state::{FS, GS, SS, mask, sext};
 use crate::translate::{is_high, segment_number};
 
@@ -41,13 +41,15 @@ pub(super) fn find(insn: &Instruction) -> Option<Run> {
         M::Popa | M::Popad => pop_all,
         M::Push => |x| {
             let bytes = x.insn.stack_pointer_increment().unsigned_abs();
-            let value = if x.insn.op_kind(0) == OpKind::Register && x.insn.op_register(0).is_segment_register() {
+            let segment = x.insn.op_kind(0) == OpKind::Register && x.insn.op_register(0).is_segment_register();
+            let value = if segment {
                 u64::from(x.cpu.guest.st.seg[segment_number(x.insn.op_register(0))].selector)
             } else {
                 x.read(0, bytes)?
             };
+            let written = if segment { selector_bytes(bytes, x.cpu.guest.st.features.amd) } else { bytes };
             let mut stack = Stack::current(x.cpu);
-            stack.push(x.cpu, value, bytes)?;
+            stack.push_into(x.cpu, bytes, value, written)?;
             stack.commit(x.cpu);
             Ok(())
         },
@@ -188,10 +190,14 @@ fn bound(x: &mut Exec<'_>) -> Result<()> {
     // The second bound is looked at when the first one has been loaded.
     let at = x.address(bytes, false)?;
     let lower = sext(x.load(at, bytes)?, bytes) as i64;
+    let index = sext(x.reg(x.insn.op_register(0)), bytes) as i64;
+    if index < lower && !x.cpu.guest.st.features.amd {
+        // Intel's processors look no further (measured).
+        return Err(Exception::plain(VECTOR_BR));
+    }
     let at = x.aligned_address(2 * bytes, bytes, false)?;
     let at = x.cpu.wrap(at.wrapping_add(u64::from(bytes)));
     let upper = sext(x.load(at, bytes)?, bytes) as i64;
-    let index = sext(x.reg(x.insn.op_register(0)), bytes) as i64;
     if index < lower || index > upper { Err(Exception::plain(VECTOR_BR)) } else { Ok(()) }
 }
 
@@ -274,14 +280,11 @@ fn pop_all(x: &mut Exec<'_>) -> Result<()> {
 /// POP to a segment register, not CS.
 pub(super) fn pop_segment(cpu: &mut X86Cpu, seg: usize, bytes: u32) -> Result<()> {
     let mut stack = Stack::current(cpu);
-    let value = stack.pop(cpu, bytes)?;
-    load_popped(cpu, seg, value as u16, stack)
-}
-
-/// Loads a segment register, and then the stack pointer.
-fn load_popped(cpu: &mut X86Cpu, seg: usize, selector: u16, after: Stack) -> Result<()> {
+    let read = selector_bytes(bytes, cpu.guest.st.features.amd);
+    let selector = stack.pop_from(cpu, bytes, read)? as u16;
+    // The stack pointer changes when the segment register has been loaded.
     segment::load(cpu, seg, selector)?;
-    after.commit(cpu);
+    stack.commit(cpu);
     if seg == SS {
         super::system::inhibit_behind_ss(cpu);
     }
@@ -290,13 +293,13 @@ fn load_popped(cpu: &mut X86Cpu, seg: usize, selector: u16, after: Stack) -> Res
 
 fn pop(x: &mut Exec<'_>) -> Result<()> {
     let bytes = x.insn.stack_pointer_increment().unsigned_abs();
+    if x.insn.op_kind(0) == OpKind::Register && x.insn.op_register(0).is_segment_register() {
+        return pop_segment(x.cpu, segment_number(x.insn.op_register(0)), bytes);
+    }
     let mut stack = Stack::current(x.cpu);
     let value = stack.pop(x.cpu, bytes)?;
     if x.insn.op_kind(0) == OpKind::Register {
         let r = x.insn.op_register(0);
-        if r.is_segment_register() {
-            return load_popped(x.cpu, segment_number(r), value as u16, stack);
-        }
         stack.commit(x.cpu);
         x.set_reg(r, value);
         return Ok(());

@@ -22,7 +22,7 @@ use mimus_tcg_ir::{Slot, Val};
 use crate::blame::not_canonical;
 use crate::decode::{MAX_LEN, Packed, pack};
 use crate::exception::{Exception, Result};
-use crate::frontend::{X86, X86Cpu, decode_packed, ip_of, raise};
+use crate::frontend::{X86, X86Cpu, after_fault_of_store, decode_packed, ip_of, raise};
 use crate::helper_ids::{CODE_ITSELF, COUNT};
 use crate::host::Host;
 use crate::native::{Built, Unit, unit_of};
@@ -178,6 +178,9 @@ pub(crate) fn unit(cpu: &mut X86Cpu, insn: &UnitInsn, d: Option<Slot>, a: Val, v
         let pc = cpu.current_insn().0;
         let access = if insn.memory == UnitMemory::Store { Access::Store } else { Access::Load };
         let exception = not_canonical(cpu, pc, va, access);
+        if insn.memory == UnitMemory::Store {
+            after_fault_of_store(cpu, pc);
+        }
         return raise(cpu, exception, pc);
     }
     let [low, high] = pack(&bytes, 64);
@@ -216,6 +219,15 @@ fn code(cpu: &mut X86Cpu, what: u64, ip: u64, pushed: u64) -> u64 {
     let st = &cpu.guest.st;
     let inside = if st.is_64bit() { st.canonical(ip) } else { segment::in_limit(&st.seg[CS], ip, bytes) };
     if !inside {
+        let st = &cpu.guest.st;
+        if pushed != 0 && st.is_64bit() && !st.features.amd {
+            // Measured: Intel's processors push before they look, and RSP alone stays as it was.
+            let behind = pc.wrapping_add(len.into());
+            if let Err(exception) = Stack::current(cpu).push(cpu, behind, pushed as u32) {
+                raise(cpu, exception, pc);
+                return 0;
+            }
+        }
         raise(cpu, Exception::GP0, pc);
     }
     0

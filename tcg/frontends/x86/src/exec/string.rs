@@ -112,32 +112,44 @@ pub(super) fn run(x: &mut Exec<'_>) -> Result<()> {
         return element(x, &op).map(drop);
     }
     x.cpu.guest.repeats = None;
+    let before = x.flags();
+    let finished = repeat(x, &op);
+    // Until comparisons have come to their end Intel's processors leave the flags as they were: where one faults (SDM
+    // volume 2 "REP"), and at single steps (measured).
+    if !matches!(finished, Ok(true)) && compares && !x.cpu.guest.st.features.amd {
+        x.set_flags(before);
+    }
+    finished.map(drop)
+}
+
+/// Whether it has come to its end.
+fn repeat(x: &mut Exec<'_>, op: &Op) -> Result<bool> {
     // Debug exceptions come after each repetition.
     let single = crate::debugging::steps(&x.cpu.guest.st);
     loop {
         let count = x.cpu.gpr(RCX) & op.mask;
         if count == 0 {
-            return Ok(());
+            return Ok(true);
         }
-        let at_once = if single { 0 } else { chunk(x, &op, count)? };
+        let at_once = if single { 0 } else { chunk(x, op, count)? };
         let done = match at_once {
             0 => {
-                let equal = element(x, &op)?;
+                let equal = element(x, op)?;
                 if op.until.is_some_and(|wanted| wanted != equal) {
-                    advance(x, RCX, &op, 1, true);
-                    return Ok(());
+                    advance(x, RCX, op, 1, true);
+                    return Ok(true);
                 }
                 1
             }
             n => n,
         };
-        advance(x, RCX, &op, done, true);
+        advance(x, RCX, op, done, true);
         if count > done && (single || x.cpu.kicked() || x.cpu.code_changed()) {
             // Goes on with the rest afterwards.
             let pc = x.pc;
             x.cpu.guest.repeats = Some(pc);
             x.cpu.jump(pc);
-            return Ok(());
+            return Ok(false);
         }
     }
 }
@@ -205,10 +217,7 @@ fn element(x: &mut Exec<'_>, op: &Op) -> Result<bool> {
             equal = compare(x, bytes, x.reg(a), value);
         }
         Kind::Cmps => {
-            let from = source(x, op, bytes)?;
-            let left = x.load(from, bytes)?;
-            let with = target(x, op, bytes, false)?;
-            let right = x.load(with, bytes)?;
+            let (left, right) = operands(x, op, bytes)?;
             equal = compare(x, bytes, left, right);
         }
         Kind::Ins => {
@@ -235,6 +244,18 @@ fn element(x: &mut Exec<'_>, op: &Op) -> Result<bool> {
         advance(x, RDI, op, 1, false);
     }
     Ok(equal)
+}
+
+/// What CMPS compares. AMD's processors load the first operand first, Intel's the second (both measured).
+fn operands(x: &mut Exec<'_>, op: &Op, bytes: u32) -> Result<(u64, u64)> {
+    let first = |x: &mut Exec<'_>| source(x, op, bytes).and_then(|from| x.load(from, bytes));
+    let second = |x: &mut Exec<'_>| target(x, op, bytes, false).and_then(|with| x.load(with, bytes));
+    if x.cpu.guest.st.features.amd {
+        let left = first(x)?;
+        return Ok((left, second(x)?));
+    }
+    let right = second(x)?;
+    Ok((first(x)?, right))
 }
 
 fn compare(x: &mut Exec<'_>, bytes: u32, a: u64, b: u64) -> bool {
@@ -313,10 +334,15 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
         return Ok(0);
     }
     let mut hosts = [std::ptr::null_mut(); 2];
-    for (host, side) in hosts.iter_mut().zip([source, target]) {
+    let mut sides = [(0, source), (1, target)];
+    if op.kind == Kind::Cmps && !x.cpu.guest.st.features.amd {
+        // Faults come in the order of `operands`.
+        sides.reverse();
+    }
+    for (i, side) in sides {
         let Some(side) = side else { continue };
         match side.host(x, op, n)? {
-            Some(found) => *host = found,
+            Some(found) => hosts[i] = found,
             None => return Ok(0),
         }
     }

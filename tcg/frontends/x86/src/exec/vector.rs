@@ -20,6 +20,8 @@ pub(super) const MXCSR_FLAGS: u32 = 0x3f;
 /// Invalid operation, denormal operand, division by zero.
 pub(super) const BEFORE_COMPUTING: u32 = 7;
 pub(super) const UNDERFLOW: u32 = 0x10;
+/// Exceptions that, unmasked, keep the x87 unit from storing: invalid operation, overflow, underflow.
+const KEEP_BACK: u16 = 0x19;
 /// Flush to zero.
 pub(super) const MXCSR_FTZ: u32 = 0x8000;
 
@@ -118,6 +120,15 @@ fn waits(m: Mnemonic) -> bool {
 }
 
 fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
+    let done = attempt(x, built);
+    let stores = !matches!(built.memory, Memory::None | Memory::Read);
+    if done.is_err() && stores && fpu::minds_faults_of_stores(&x.cpu.guest) {
+        fpu::after_fault_of_store(&mut x.cpu.guest, Some(x.insn));
+    }
+    done
+}
+
+fn attempt(x: &mut Exec<'_>, built: &Built) -> Result<()> {
     let mut buffer = Buffer([0; 128]);
     let bytes = built.bytes as usize;
     let mut store_at = None;
@@ -132,27 +143,76 @@ fn execute(x: &mut Exec<'_>, built: &Built) -> Result<()> {
         if aligned && !x.offset.wrapping_add(base).is_multiple_of(built.bytes.into()) {
             return Err(Exception::GP0);
         }
-        let va = operand_address(x, built.bytes, if aligned { 1 } else { built.bytes }, write)?;
+        let first = computes_first(x, built);
+        let excepted = aligned || first || x.insn.mnemonic() == Mnemonic::Vcvtph2ps && !x.cpu.guest.st.features.amd;
+        let va = operand_address(x, built.bytes, if excepted { 1 } else { built.bytes }, write);
+        if first {
+            return compute_and_store(x, built, va);
+        }
+        let va = va?;
         if aligned && va % u64::from(built.bytes) != 0 {
             return Err(Exception::GP0);
         }
         // What the guest's processor does not ask for, the host's may.
         let excused = built.aligned && !va.is_multiple_of(built.bytes.into());
         let inside = va & 4095 <= 4096 - built.bytes as u64 && !excused;
+        if stores_eight(x, built, va) {
+            return compute_and_store(x, built, Ok(va));
+        }
         memory = operand(x, va, built, inside, &mut buffer)?;
         if memory == buffer.0.as_mut_ptr() && write {
             store_at = Some(va);
         }
     }
+    compute(x, built, memory)?;
+    if let Some(va) = store_at {
+        store(x, va, &buffer.0[..bytes])?;
+    }
+    Ok(())
+}
+
+fn compute(x: &mut Exec<'_>, built: &Built, memory: *mut u8) -> Result<()> {
     match built.unit {
         Unit::X87 => x87(x, built, memory)?,
         Unit::Sse | Unit::Avx | Unit::Mmx if built.mxcsr => with_mxcsr(x, built, memory)?,
         _ => call(x, built, memory),
     }
-    if let Some(va) = store_at {
-        store(x, va, &buffer.0[..bytes])?;
-    }
     Ok(())
+}
+
+/// Whether exceptions of a computation come before those of the store of its result: with Intel's processors (measured).
+fn computes_first(x: &Exec<'_>, built: &Built) -> bool {
+    let st = &x.cpu.guest.st;
+    let raises = match built.unit {
+        Unit::X87 => st.fcw & 0x3f != 0x3f,
+        _ => x.insn.mnemonic() == Mnemonic::Vcvtps2ph,
+    };
+    raises && built.memory == Memory::Write && !st.features.amd
+}
+
+/// Whether eight of ten bytes stay stored if the page of the rest is missing: with Intel's processors (measured).
+fn stores_eight(x: &Exec<'_>, built: &Built, va: u64) -> bool {
+    let at_end = matches!(va & 4095, 4087 | 4088);
+    at_end && built.bytes == 10 && built.memory == Memory::Write && !x.cpu.guest.st.features.amd
+}
+
+/// Computes, and stores the result unless an x87 exception keeps it back. A fault of the store leaves the x87 unit as it
+/// was, but not MXCSR's flags.
+fn compute_and_store(x: &mut Exec<'_>, built: &Built, va: Result<u64>) -> Result<()> {
+    let mut buffer = Buffer([0; 128]);
+    let before = (built.unit == Unit::X87).then(|| (fpu::image(&x.cpu.guest), x.cpu.guest.st.fpu_pointers));
+    compute(x, built, buffer.0.as_mut_ptr())?;
+    // Unmasked, these keep results back (SDM volume 1 section 8.5).
+    if before.is_some() && fpu::host_status() & !x.cpu.guest.st.fcw & KEEP_BACK != 0 {
+        return Ok(());
+    }
+    let bytes = built.bytes as usize;
+    let stored = va.and_then(|va| store_result(x, built, va, &buffer.0[..bytes]));
+    if let (Err(_), Some((image, pointers))) = (&stored, before) {
+        fpu::load_image(&mut x.cpu.guest, &image);
+        x.cpu.guest.st.fpu_pointers = pointers;
+    }
+    stored
 }
 
 /// The linear address of the memory operand. Of ten bytes to be stored the processor looks at eight, and then at two: a
@@ -168,6 +228,28 @@ fn operand_address(x: &mut Exec<'_>, bytes: u32, alignment: u32, write: bool) ->
         }
     }
     whole
+}
+
+fn store_result(x: &mut Exec<'_>, built: &Built, va: u64, result: &[u8]) -> Result<()> {
+    if built.unit == Unit::X87 {
+        x.cpu.guest.st.check_alignment(va, built.bytes)?;
+    }
+    let there = look_at_ends(x, va, result.len());
+    match there {
+        Err(fault) if stores_eight(x, built, va) => store(x, va, &result[..8]).and(Err(fault)),
+        _ => there.and_then(|()| store(x, va, result)),
+    }
+}
+
+/// Faults if the first or the last byte cannot be stored, in this order.
+fn look_at_ends(x: &mut Exec<'_>, va: u64, bytes: usize) -> Result<()> {
+    let last = if va & 4095 > 4096 - bytes as u64 { x.cpu.wrap(page_behind(va)) } else { va };
+    for at in [va, last] {
+        if x.cpu.host_for_store(at).is_err() {
+            return Err(taken(x.cpu, at));
+        }
+    }
+    Ok(())
 }
 
 /// Where the stub finds the memory operand: the guest's RAM if it is in one page of it, else the buffer.
@@ -436,8 +518,14 @@ pub(super) fn masked_move(x: &mut Exec<'_>) -> Result<()> {
         _ => 8,
     };
     let seg = x.segment();
-    // All of it must be there, whatever the mask; a half after the other (measured).
-    for half in (0..count as u64).step_by(8) {
+    // All of it must be there, whatever the mask; a half after the other, with Intel's processors the second first
+    // (measured).
+    let halves: &[u64] = match (mmx, x.cpu.guest.st.features.amd) {
+        (true, _) => &[0],
+        (false, true) => &[0, 8],
+        (false, false) => &[8, 0],
+    };
+    for &half in halves {
         let offset = x.cpu.gpr(RDI).wrapping_add(half) & crate::state::mask(width);
         let first = segment::linear(&x.cpu.guest.st, seg, offset, 8, true)?;
         x.cpu.guest.st.check_alignment(first, 8)?;
@@ -483,9 +571,23 @@ fn masked(x: &mut Exec<'_>) -> Result<()> {
         for &i in &wanted {
             let va = place(x, i)?;
             for at in [va, x.cpu.wrap(va.wrapping_add(bytes as u64 - 1)) & !4095] {
-                if x.cpu.host_for_store(at).is_err() {
-                    return Err(taken(x.cpu, at));
+                if x.cpu.host_for_store(at).is_ok() {
+                    continue;
                 }
+                let fault = taken(x.cpu, at);
+                // Of a page that is there, and not the first, Intel's processors tell the last byte (measured).
+                let begin = place(x, *wanted.first().unwrap_or(&i))?;
+                let last = place(x, *wanted.last().unwrap_or(&i))?;
+                let last = x.cpu.wrap(last.wrapping_add(bytes as u64 - 1));
+                let over = begin & !4095 != at & !4095 && last & !4095 == at & !4095;
+                if over
+                    && fault.error.unwrap_or(0) & 1 != 0
+                    && !x.cpu.guest.st.features.amd
+                    && x.cpu.host_for_store(last).is_err()
+                {
+                    return Err(taken(x.cpu, last));
+                }
+                return Err(fault);
             }
         }
         let data = x.cpu.guest.st.vec[register.number()];
@@ -541,6 +643,12 @@ fn gather(x: &mut Exec<'_>) -> Result<()> {
             let (at, value) = match at.and_then(|at| Ok((at, x.load(at, element_bytes as u32)?))) {
                 Ok(found) => found,
                 Err(fault) => {
+                    if !x.cpu.guest.st.features.amd {
+                        settle_mask(&mut x.cpu.guest.st.vec[mask], vector, element_bytes);
+                        if loaded.is_some() && vector == 16 {
+                            x.cpu.guest.st.vec[to][2..].fill(0);
+                        }
+                    }
                     let pending = loaded.and_then(|hits| debugging::pending_in_between(x.cpu, x.pc, hits));
                     return Err(pending.unwrap_or(fault));
                 }
@@ -560,6 +668,16 @@ fn gather(x: &mut Exec<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The mask of a gather of `vector` bytes that faults, as Intel's processors leave it (measured): elements are all ones or
+/// all zeros, and what is behind the vector is zero.
+fn settle_mask(mask: &mut [u64; 4], vector: usize, element_bytes: usize) {
+    for i in 0..32 / element_bytes {
+        let left =
+            (i + 1) * element_bytes <= vector && part(mask, i, element_bytes) >> (8 * element_bytes - 1) & 1 != 0;
+        set_part(mask, i, element_bytes, if left { !0 } else { 0 });
+    }
 }
 
 fn part(vector: &[u64; 4], i: usize, bytes: usize) -> u64 {

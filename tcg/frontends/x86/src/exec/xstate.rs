@@ -461,7 +461,10 @@ fn xrstor(x: &mut Exec<'_>, supervisor: bool) -> Result<()> {
     if at % 64 != 0 {
         return Err(Exception::GP0);
     }
-    look_at(x, &[at, at.wrapping_add(HEADER as u64)], false)?;
+    let header = at.wrapping_add(HEADER as u64);
+    // Intel's processors begin with XCOMP_BV (measured).
+    let first = if x.cpu.guest.st.features.amd { at } else { header.wrapping_add(8) };
+    look_at(x, &[first, header], false)?;
     let mut area = [0; 832];
     load(x, at, &mut area[..576])?;
     let (bv, compact) = (get_word(&area, HEADER), get_word(&area, HEADER + 8));

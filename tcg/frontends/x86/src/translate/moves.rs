@@ -9,6 +9,7 @@ use mimus_tcg_ir::{AluOp, CondF, Ext, Op, Size, Slot, Ty, UnOp, Val};
 
 use super::operands::{Mem, gpr, is_high, segment};
 use super::{Flow, Tr, size};
+use crate::stack::selector_bytes;
 use crate::state::{SS, State};
 
 /// The IR's condition.
@@ -263,9 +264,14 @@ impl Tr<'_> {
 
     /// Stores below the stack pointer, then moves it.
     pub(crate) fn push(&mut self, bytes: u32, a: Val) {
+        self.push_into(bytes, a, bytes);
+    }
+
+    /// Pushes `written` bytes of `a` into an item of `bytes`.
+    fn push_into(&mut self, bytes: u32, a: Val, written: u32) {
         let sp = Slot(RSP as u8);
         if let Some((_, ty)) = self.plain_stack() {
-            self.op(Op::Store { src: a, base: Val::Slot(sp), off: -(bytes as i32), size: size(bytes) });
+            self.op(Op::Store { src: a, base: Val::Slot(sp), off: -(bytes as i32), size: size(written) });
             return self.op(Op::Alu { op: AluOp::Add, ty, d: sp, a: Val::Slot(sp), b: Val::Imm(-i64::from(bytes)) });
         }
         let new = self.temp();
@@ -277,8 +283,8 @@ impl Tr<'_> {
             disp: -(bytes as i32),
             size: size(self.stack),
         });
-        let mem = self.linear(SS, Val::Slot(new), bytes, true);
-        self.store(mem, bytes, a);
+        let mem = self.linear(SS, Val::Slot(new), written, true);
+        self.store(mem, written, a);
         self.set_sp(Val::Slot(new));
     }
 
@@ -326,11 +332,12 @@ impl Tr<'_> {
 
     fn push_operand(&mut self) -> Option<Flow> {
         let bytes = self.stack_item();
+        if self.insn.op_kind(0) == OpKind::Register && self.insn.op_register(0).is_segment_register() {
+            let a = self.selector(self.insn.op_register(0));
+            self.push_into(bytes, a, selector_bytes(bytes, self.amd));
+            return Some(Flow::Next);
+        }
         let a = match self.insn.op_kind(0) {
-            // With zeros above, as processors of the later kind do.
-            OpKind::Register if self.insn.op_register(0).is_segment_register() => {
-                self.selector(self.insn.op_register(0))
-            }
             // SP is pushed as it was.
             OpKind::Register => self.read_reg(self.insn.op_register(0)),
             OpKind::Memory => self.read(0, bytes),

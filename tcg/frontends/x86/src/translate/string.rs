@@ -136,8 +136,10 @@ impl Tr<'_> {
                 self.compare(bytes, Val::Slot(gpr(a)), value);
             }
             Kind::Cmps => {
+                // As `exec::string` has it: whose fault comes first is the maker's.
+                let early = if self.amd { None } else { Some(self.load(target, bytes)) };
                 let left = self.load(source, bytes);
-                let right = self.load(target, bytes);
+                let right = early.unwrap_or_else(|| self.load(target, bytes));
                 self.compare(bytes, left, right);
             }
             Kind::Port => {}

@@ -257,7 +257,7 @@ impl Guest {
         s.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
         s.cr3 = TABLES;
         s.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE | CR4_UMIP | CR4_SMEP | CR4_SMAP;
-        s.xcr0 = 7;
+        s.xcr0 = GUEST_XCR0;
         s.efer = EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE;
         (s.gdtr.base, s.gdtr.limit) = (KERNEL + GDT, 0x7f);
         (s.idtr.base, s.idtr.limit) = (KERNEL + IDT, 0xfff);

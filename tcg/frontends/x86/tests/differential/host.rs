@@ -341,6 +341,14 @@ pub struct Host {
     _here: std::marker::PhantomData<Cell<()>>,
 }
 
+/// XCR0 as the host's kernel has set it.
+pub fn components() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: a host that has AVX has it (see [`Host::new`]).
+    unsafe { std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
 impl Host {
     /// Takes over the signals of exceptions, for this thread's sequences.
     ///

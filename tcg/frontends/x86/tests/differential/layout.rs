@@ -15,6 +15,8 @@ pub const CONTROL: u64 = 0x3000_0000;
 pub const CONTROL_LEN: usize = 0x2000;
 /// Addresses of single steps that are remembered.
 pub const TRAIL: usize = 0x200;
+/// What the guest's XCR0 has on: x87, SSE, AVX.
+pub const GUEST_XCR0: u64 = 7;
 /// About where the register that points into the data points.
 pub const P_VALUE: u64 = DATA + 0x1000;
 /// Addresses that are not canonical, or are and lead nowhere.

@@ -53,7 +53,7 @@ pub fn item(p: &mut Place<'_>) -> Option<Item> {
     let bits = p.bits;
     let value = (p.r.value() as u32).to_le_bytes();
     let other = (p.r.value() as u32).to_le_bytes();
-    let mut item = Item::default();
+    let mut item = Item { modifies: true, ..Item::default() };
     match p.r.below(8) {
         // The immediate of the next instruction: mov dword [next + 1], value; next: mov reg, other
         0 => {

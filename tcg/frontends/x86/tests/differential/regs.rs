@@ -216,6 +216,20 @@ impl Regs {
         self.flags &= FLAGS;
     }
 
+    /// Where the last x87 instruction was.
+    pub fn x87_instruction(&self) -> u64 {
+        self.word(8)
+    }
+
+    /// Where its operand was.
+    pub fn x87_operand(&self) -> u64 {
+        self.word(16)
+    }
+
+    pub fn set_x87_operand(&mut self, address: u64) {
+        self.area[16..24].copy_from_slice(&address.to_le_bytes());
+    }
+
     /// What differs, a line each; of the flags, only `flags`.
     pub fn differences(&self, expected: &Regs, flags: u64, pointers: bool, whose: &str) -> Vec<String> {
         let mut lines = Vec::new();

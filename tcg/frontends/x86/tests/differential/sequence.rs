@@ -1,6 +1,7 @@
 //! Sequences: items that can be left out one by one, each a few instructions at any address.
 
-use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter, Register};
+use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter, OpKind, Register};
+use mimus_arch::x86::regs::RFLAGS_OF;
 use mimus_tcg_frontend_x86::decode::maker_options;
 
 use crate::regs::ARITHMETIC;
@@ -23,6 +24,8 @@ pub struct Item {
     pub random: Vec<usize>,
     /// It may lead to where nothing is.
     pub leaves: bool,
+    /// It changes instructions of its own.
+    pub modifies: bool,
 }
 
 impl Item {
@@ -115,6 +118,12 @@ impl Sequence {
         self.instructions().iter().any(|i| matches!(i.mnemonic(), M::Fldcw | M::Fldenv | M::Frstor))
     }
 
+    /// Whether the instruction at an address has a memory operand.
+    pub fn has_operand(&self, address: u64) -> bool {
+        let insn = self.instructions().into_iter().find(|i| i.ip() == address);
+        insn.is_some_and(|i| (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory))
+    }
+
     /// Whether a data segment register is loaded.
     pub fn loads_segments(&self) -> bool {
         use iced_x86::Mnemonic as M;
@@ -171,19 +180,37 @@ impl Sequence {
     pub fn undefined(&self, rip: u64) -> Option<u64> {
         let mut undefined = 0;
         let mut conditional = false;
-        for i in self.instructions() {
+        let mut reached = false;
+        // A loop may have gone through what is behind, too.
+        let again =
+            self.instructions().into_iter().filter(|i| i.near_branch_target() != 0 && i.near_branch_target() <= rip);
+        let loops_to = again.map(|i| i.ip()).filter(|&ip| ip >= rip).max();
+        for (i, item) in self.itemised() {
             if rflags(i.rflags_read()) & undefined != 0 {
                 return None;
             }
-            if i.ip() == rip {
-                break;
+            reached |= i.ip() == rip;
+            if reached {
+                if loops_to.is_none_or(|end| i.ip() > end) {
+                    break;
+                }
+                conditional = true;
             }
-            // A count of zero, which only the run shows, changes nothing.
+            // No flags tell what the result is.
+            if undefined_result(&i) {
+                return None;
+            }
+            // A count of zero, which only the run shows, changes nothing; nor may what has been changed.
+            conditional |= item.modifies;
             conditional |= !matches!(i.flow_control(), iced_x86::FlowControl::Next | iced_x86::FlowControl::Exception);
             if !counted(&i) && !conditional {
                 undefined &= !rflags(i.rflags_modified());
             }
             undefined |= rflags(i.rflags_undefined());
+            // The decoder takes a count that is a multiple of the width and CF for none.
+            if matches!(i.mnemonic(), iced_x86::Mnemonic::Rcl | iced_x86::Mnemonic::Rcr) {
+                undefined |= RFLAGS_OF;
+            }
             if matches!(
                 i.mnemonic(),
                 iced_x86::Mnemonic::Pushf | iced_x86::Mnemonic::Pushfd | iced_x86::Mnemonic::Pushfq
@@ -194,6 +221,13 @@ impl Sequence {
         }
         Some(undefined & ARITHMETIC)
     }
+}
+
+/// Whether an instruction may have a result that the manual leaves undefined: SHLD and SHRD of 16 bits by more.
+fn undefined_result(i: &Instruction) -> bool {
+    use iced_x86::Mnemonic as M;
+    let by = if i.op2_kind() == OpKind::Immediate8 { i.immediate8() & 31 } else { 31 };
+    matches!(i.mnemonic(), M::Shld | M::Shrd) && i.op1_register().size() == 2 && by > 16
 }
 
 fn counted(i: &Instruction) -> bool {

@@ -63,11 +63,21 @@ fn is_unpredictable(m: Mnemonic) -> bool {
 
 /// `mov dword [at], value`, or of two bytes.
 fn store(item: &mut Item, bits: u32, at: u64, bytes: usize, value: u32) {
-    let mut code = if (bytes == 2) != (bits == 16) { vec![0x66, 0xc7] } else { vec![0xc7] };
+    with_immediate(item, bits, 0xc7, 0, at, bytes, value);
+}
+
+/// `and dword [at], value`
+fn and(item: &mut Item, bits: u32, at: u64, value: u32) {
+    with_immediate(item, bits, 0x81, 4, at, 4, value);
+}
+
+/// An operation of memory and a constant; `field` is its ModRM byte's middle.
+fn with_immediate(item: &mut Item, bits: u32, opcode: u8, field: u8, at: u64, bytes: usize, value: u32) {
+    let mut code = if (bytes == 2) != (bits == 16) { vec![0x66, opcode] } else { vec![opcode] };
     match bits {
-        64 => code.extend([0x04, 0x25]),
-        32 => code.push(0x05),
-        _ => code.push(0x06),
+        64 => code.extend([field << 3 | 0x04, 0x25]),
+        32 => code.push(field << 3 | 0x05),
+        _ => code.push(field << 3 | 0x06),
     }
     code.extend(&(at as u32).to_le_bytes()[..if bits == 16 { 2 } else { 4 }]);
     code.extend(&value.to_le_bytes()[..bytes]);
@@ -201,6 +211,12 @@ fn image(p: &mut Place<'_>, code: Code) -> Option<Item> {
         let words = p.r.pick(&[4, 6, 16]);
         (0..words).for_each(|i| store(&mut item, p.bits, at + 512 + 4 * i, 4, 0));
     }
+    if !fx && !stores {
+        // Components that the host's kernel has on and the guest's has not: what the guest refuses, the host loads.
+        for place in [at + 512, at + 520] {
+            and(&mut item, p.bits, place, !(crate::host::components() & !GUEST_XCR0) as u32);
+        }
+    }
     let operand = MemoryOperand::with_displ(at, p.bits / 8);
     // What has been modified since the last XRSTOR, only the processor knows: the same is there already.
     let before = match m {
@@ -282,6 +298,8 @@ fn far(p: &mut Place<'_>, code: Code) -> Option<Item> {
         }
         tail.add(last);
     };
+    // AMD's processors do not heed REX.W here.
+    let offset = if crate::select::host_is_amd() { 4 } else { 8 };
     match code {
         Retfq => {
             tail.add(&[0x6a, selector]);
@@ -299,10 +317,10 @@ fn far(p: &mut Place<'_>, code: Code) -> Option<Item> {
         Retfw_imm16 => pair(&mut tail, 2, &[0x66, 0xca, 4, 0]),
         Jmp_m1632 => pair(&mut tail, 4, &[0xff, 0x2c, 0x24]),
         Jmp_m1616 => pair(&mut tail, 2, &[0x66, 0xff, 0x2c, 0x24]),
-        Jmp_m1664 => pair(&mut tail, 4, &[0x48, 0xff, 0x2c, 0x24]),
+        Jmp_m1664 => pair(&mut tail, offset, &[0x48, 0xff, 0x2c, 0x24]),
         Call_m1632 => pair(&mut tail, 4, &[0xff, 0x1c, 0x24]),
         Call_m1616 => pair(&mut tail, 2, &[0x66, 0xff, 0x1c, 0x24]),
-        Call_m1664 => pair(&mut tail, 4, &[0x48, 0xff, 0x1c, 0x24]),
+        Call_m1664 => pair(&mut tail, offset, &[0x48, 0xff, 0x1c, 0x24]),
         // To where nothing is.
         Jmp_ptr1632 => tail.add(&[0xea, 0, 0x10, 0, 0, selector, 0]),
         Jmp_ptr1616 => tail.add(&[0x66, 0xea, 0, 0x10, selector, 0]),

@@ -7,6 +7,7 @@ mod debug;
 mod debug_exceptions;
 mod features;
 mod limits;
+mod makers;
 mod native;
 mod programs;
 mod resume;

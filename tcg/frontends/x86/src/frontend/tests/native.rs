@@ -591,6 +591,10 @@ fn undefined(insns: &[Instruction]) -> Option<u64> {
             undefined &= !rflags(i.rflags_modified());
         }
         undefined |= rflags(i.rflags_undefined());
+        // The decoder takes a count that is a multiple of the width and CF for none.
+        if matches!(i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) {
+            undefined |= RFLAGS_OF;
+        }
     }
     Some(undefined)
 }
