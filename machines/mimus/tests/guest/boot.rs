@@ -202,7 +202,9 @@ fn the_installer_asks_its_first_question() {
         "-initrd",
         initrd.to_str().unwrap(),
         "-append",
-        "console=ttyS0",
+        // With `url` among the words it runs on this console alone. Otherwise a second one runs on tty1, and reads
+        // /var/lib/dpkg/status while the first has it renamed: its menu fails with a read of address 8 then.
+        "console=ttyS0 once.url",
     ]);
     guest.wait_for("Select a language");
     guest.wait_for("English");

@@ -164,7 +164,7 @@ pub(super) fn find_plain(be: &X86_64, ops: &[Op], start: PagePc) -> Option<(Loop
     let guards_hold = guards_hold(body);
     let homes = find_homes(be, body, &Windows::default());
     let gains = homes[0].is_some() || guards_hold && body.iter().any(|op| matches!(op, Op::GuardEnv { .. }));
-    let mut windows = Windows::find(body, false);
+    let mut windows = Windows::find_plain(body);
     let homes_with_windows = find_homes(be, body, &windows);
     for home in homes_with_windows.into_iter().flatten() {
         if let Tenant::Held(what) = home.tenant {
@@ -323,6 +323,7 @@ impl Lower<'_> {
         if !self.windows.is_empty() {
             let few = self.test_rounds_left();
             self.enter_homes(Homed::WithWindows);
+            self.enter_search();
             let at = self.asm.pos();
             let flags = match (recipe, self.ops.get(edge)) {
                 (Some(recipe), Some(&Op::BranchF { dead, .. })) => {
@@ -332,6 +333,7 @@ impl Lower<'_> {
                 _ => Routine::NONE,
             };
             self.look_windows_up(flags);
+            self.search();
             self.windowed_top = Some(self.asm.pos());
             let needs = self.needs_in_windows(edge);
             let needs = std::mem::replace(&mut self.needs, needs);

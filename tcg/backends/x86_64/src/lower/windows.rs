@@ -9,6 +9,9 @@
 //! The same counter bounds how long the loop goes without a look at the kick word. Whatever is called from the middle of a
 //! round (for an access that is in no window) may change the mapping: it is looked up again after the round.
 
+mod search;
+
+use self::search::Search;
 use super::flags::Routine;
 use super::group::access;
 use super::{Cold, Fixups, Lower, Opnd};
@@ -246,6 +249,7 @@ pub(super) struct Windows {
     /// A lower bound of the rounds left: a value that becomes smaller by so much each round.
     left: Option<(Linear, i64)>,
     counter: Option<u8>,
+    search: Option<Search>,
 }
 
 impl Windows {
@@ -277,6 +281,13 @@ impl Windows {
         }
         windows.keep_good();
         windows.left = rounds_left(body);
+        windows
+    }
+
+    /// The same of a guest without flags.
+    pub(super) fn find_plain(body: &[Op]) -> Windows {
+        let mut windows = Windows::find(body, false);
+        windows.search = Search::find(body, &mut windows);
         windows
     }
 
@@ -343,6 +354,21 @@ impl Windows {
     fn of(&self, op: usize) -> Option<&Window> {
         let (_, window) = self.of.iter().find(|(access, _)| *access == op)?;
         self.list.get(*window)
+    }
+
+    /// Has the window of an operation take in so many bytes more. `false`: it would be too large.
+    fn extend(&mut self, op: usize, at: Linear, bytes: i64) -> bool {
+        let index = self.of.iter().find(|(access, _)| *access == op).map(|(_, window)| *window);
+        let Some(window) = index.and_then(|i| self.list.get_mut(i)).filter(|w| w.at.terms == at.terms) else {
+            return false;
+        };
+        let low = window.at.k.min(at.k);
+        let span = (window.at.k + window.span).max(at.k + bytes) - low;
+        let fits = span <= MAX_SPAN && span + window.step.abs() < 4096 && fits32(low);
+        if fits {
+            (window.at.k, window.span) = (low, span);
+        }
+        fits
     }
 
     /// Whether one of these operations has a window.

@@ -17,6 +17,8 @@ use std::mem::offset_of;
 pub const DATA: u64 = 0xffff_ffc0_1234_5000;
 /// Bytes of guest memory.
 pub const DATA_LEN: u64 = 4 * 4096;
+/// The same memory is here once more, with the same TLB entries.
+pub const ALIAS: u64 = DATA + (1 << 20);
 /// Page of the code.
 pub const CODE: u64 = 0xffff_ffff_8020_3000;
 /// Where a fault, or a helper that leaves, continues.
@@ -175,10 +177,12 @@ impl Machine {
         let l = ContextLayout::STANDARD;
         for page in 0..3u64 {
             let va = DATA + page * 4096;
-            m.context_entry(l.read_tag, va, va);
-            m.context_entry(l.addend, va, (m.data as u64).wrapping_sub(DATA));
-            if page < 2 {
-                m.context_entry(l.write_tag, va, va);
+            for (va, start) in [(va, DATA), (va - DATA + ALIAS, ALIAS)] {
+                m.context_entry(l.read_tag, va, va);
+                m.context_entry(l.addend, va, (m.data as u64).wrapping_sub(start));
+                if page < 2 {
+                    m.context_entry(l.write_tag, va, va);
+                }
             }
         }
         m
@@ -354,7 +358,7 @@ fn may_exit(slots: &mut [u64; SLOTS], a: [u64; 3]) -> (u64, bool) {
 }
 
 fn in_data(va: u64, size: Size) -> Option<usize> {
-    let off = va.wrapping_sub(DATA);
+    let off = va.wrapping_sub(if va < ALIAS { DATA } else { ALIAS });
     (off <= DATA_LEN - u64::from(size.bytes())).then_some(off as usize)
 }
 

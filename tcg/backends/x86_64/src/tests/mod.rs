@@ -10,4 +10,5 @@ mod marching;
 mod native;
 mod quiet;
 mod random;
+mod searching;
 mod speed;
