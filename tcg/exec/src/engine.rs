@@ -178,6 +178,7 @@ impl<F: GuestFrontend> Machine<F> {
             helpers: helpers.iter().map(|h| h.entry).collect(),
             pin_order: if config.narrow { F::PIN_ORDER_NARROW } else { F::PIN_ORDER }.to_vec(),
             vector: F::VECTOR,
+            stack: F::STACK,
             fp_pin_order: F::FP_PIN_ORDER.to_vec(),
             fp_flags: F::FP_FLAGS,
             code_align: F::CODE_ALIGN,

@@ -264,6 +264,9 @@ pub trait GuestFrontend: Sized + Send + Sync + 'static {
     /// The same for machines whose processors have no registers but the first half of them.
     const PIN_ORDER_NARROW: &'static [Slot] = Self::PIN_ORDER;
 
+    /// The stack pointer, if blocks push and pop as [`mimus_tcg_ir::backend::BackendConfig::stack`] says.
+    const STACK: Option<Slot> = None;
+
     /// Instructions begin at multiples of this many bytes: 1 or 2.
     const CODE_ALIGN: u32;
 

@@ -493,6 +493,8 @@ pub struct BackendConfig {
     pub helpers: Vec<usize>,
     /// Slots in the order in which they deserve a host register of their own.
     pub pin_order: Vec<Slot>,
+    /// The stack pointer, if blocks push and pop: store below it, or load from it, and move it.
+    pub stack: Option<Slot>,
     /// Where vector registers are, if blocks have [`Op::Unit`](crate::Op::Unit).
     pub vector: Option<VectorLayout>,
     /// Floating-point slots in the order in which they deserve a host register of their own. For guests

@@ -80,6 +80,8 @@ pub struct Addresses {
     pub revive_unless: usize,
     /// Called: see [`Addresses::check`].
     checks: Vec<(u32, usize)>,
+    /// Called: see [`Addresses::stack_check`].
+    stack_checks: Vec<((u8, bool, bool), usize)>,
     /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
     pub helpers_may_exit: Vec<usize>,
     /// The same for pure calls.
@@ -97,6 +99,11 @@ impl Addresses {
     pub fn check(&self, bytes: u8, write: bool, aligned: bool) -> Option<usize> {
         let access = compact_access(bytes, write, aligned);
         self.checks.iter().find(|(of, _)| *of == access).map(|(_, at)| *at)
+    }
+
+    /// The same for a push (`write`) or pop, if it has one: it has moved the stack pointer, too, when it returns.
+    pub fn stack_check(&self, bytes: u8, write: bool, narrow: bool) -> Option<usize> {
+        self.stack_checks.iter().find(|(of, _)| *of == (bytes, write, narrow)).map(|(_, at)| *at)
     }
 }
 

@@ -485,6 +485,7 @@ impl GuestFrontend for X86 {
     /// Those of 32-bit processors, and temporaries; one register is left to the backend.
     const PIN_ORDER_NARROW: &'static [Slot] =
         &[Slot(0), Slot(4), Slot(5), Slot(6), Slot(7), Slot(2), Slot(1), Slot(3), Slot::temp(0), Slot::temp(1)];
+    const STACK: Option<Slot> = Some(Slot(4));
     const CODE_ALIGN: u32 = 1;
     const FLAGS: bool = true;
     const COHERENT_CODE: bool = true;

@@ -12,7 +12,7 @@ use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{FaultEntry, LinkSite, Stored};
 use mimus_tcg_ir::unit::{UnitInsn, UnitMemory};
-use mimus_tcg_ir::{Ext, Op, PagePc, Size, Slot, Val};
+use mimus_tcg_ir::{AluOp, Ext, Op, PagePc, Size, Slot, Ty, Val};
 
 /// How memory is accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,11 +74,46 @@ impl Lower<'_> {
         self.check(bytes, stored, kind)
     }
 
+    /// The check of an access to the stack whose pointer the next operation moves, which then is done as well: a push below
+    /// it, a pop at it. `other`: the slot that is stored or loaded.
+    fn stack_check(
+        &mut self,
+        (base, off): (Val, i32),
+        size: Size,
+        other: Val,
+        stored: Stored,
+        kind: Kind,
+    ) -> Option<Rm> {
+        let stack = self.be.config.stack.filter(|slot| base == Val::Slot(*slot) && other != base)?;
+        let bytes = size.bytes() as i32;
+        let (to, by) = if kind.write { (-bytes, -bytes) } else { (0, bytes) };
+        let ops = self.ops;
+        let next = ops.get(self.next).filter(|_| self.next < self.copy_end)?;
+        let Op::Alu { op: AluOp::Add, ty, d, a, b: Val::Imm(moved) } = *next else { return None };
+        let ty_fits = ty == if self.narrow { Ty::U32 } else { Ty::I64 };
+        // Flags are saved where operations begin.
+        if off != to || !ty_fits || (d, a, moved) != (stack, base, by.into()) || self.flags.save_before() == self.next {
+            return None;
+        }
+        let check = self.be.stubs.stack_check(bytes as u8, kind.write, self.narrow)?;
+        let place = self.call_check(check, stored);
+        self.next += 1;
+        self.skip = self.next;
+        if self.flagged {
+            self.flags_after(next);
+        }
+        Some(place)
+    }
+
     fn check(&mut self, bytes: u8, stored: Stored, kind: Kind) -> Rm {
-        let recipe = self.recipe_at_fault();
         let check = self.be.stubs.check(bytes, kind.write, kind.aligned);
         debug_assert!(check.is_some(), "a check for {bytes} bytes, {kind:?}");
-        self.asm.call_abs(check.unwrap_or(self.be.stubs.dispatch));
+        self.call_check(check.unwrap_or(self.be.stubs.dispatch), stored)
+    }
+
+    fn call_check(&mut self, check: usize, stored: Stored) -> Rm {
+        let recipe = self.recipe_at_fault();
+        self.asm.call_abs(check);
         self.note(self.insn, stored, recipe);
         Rm::Mem { base: R14, index: None, disp: 0 }
     }
@@ -122,7 +157,14 @@ impl Lower<'_> {
     }
 
     pub(super) fn compact_load(&mut self, d: Slot, at: (Val, i32), size: Size, ext: Ext) {
-        let place = self.compact_place(at, size.bytes() as u8, Stored::Unknown, Kind::LOAD);
+        let kept = self.last;
+        let place = match self.stack_check(at, size, Val::Slot(d), Stored::Unknown, Kind::LOAD) {
+            Some(place) => {
+                self.cached = kept;
+                place
+            }
+            None => self.compact_place(at, size.bytes() as u8, Stored::Unknown, Kind::LOAD),
+        };
         let held = self.cached.take();
         let through_rax = matches!(self.home(d), Opnd::Mem(_)) && self.fp_pin_to_load(d, size, ext).is_none();
         self.load_from(d, place, size, ext);
@@ -133,6 +175,18 @@ impl Lower<'_> {
 
     /// `value`: the slot's or constant's, where it is.
     pub(super) fn compact_store(&mut self, (src, value): (Val, Opnd), (base, off): (Val, i32), size: Size) {
+        // Neither clobbers `rax`; what does comes between the address and the check.
+        let large = matches!(value, Opnd::Imm(imm) if size == Size::B8 && !fits32(imm));
+        let stored = match (value, src) {
+            (Opnd::Imm(imm), _) => Stored::Imm(imm as i32),
+            (Opnd::Reg(RAX), _) => Stored::Scratch,
+            (_, Val::Slot(slot)) => Stored::Slot(slot),
+            (_, Val::Imm(_)) => Stored::Unknown,
+        };
+        if !large && let Some(place) = self.stack_check((base, off), size, src, stored, Kind::STORE) {
+            self.cached = self.last;
+            return self.store_to(place, value, size);
+        }
         self.compact_address(base, off);
         let (value, stored) = match (value, src) {
             (Opnd::Imm(imm), _) if size != Size::B8 || fits32(imm) => (value, Stored::Imm(imm as i32)),

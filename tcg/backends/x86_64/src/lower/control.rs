@@ -125,7 +125,13 @@ impl Lower<'_> {
 
     /// The same, with the flags going to their slot on that side.
     pub(super) fn branch_and_save(&mut self, cc: Cc, to: PagePc) {
-        if self.homed == Homed::Not && to.same_page() && (self.is_backward(to) || self.is_self(to)) {
+        let back = to.same_page() && (self.is_backward(to) || self.is_self(to));
+        if self.compact && !back && self.flags.has_in_host(Flags::ALL) {
+            // Fewer bytes than a way of its own; saving them leaves the host's alone.
+            self.save_flags();
+            return self.branch_on(cc, to);
+        }
+        if self.homed == Homed::Not && back {
             let over = self.asm.jcc(cc.invert());
             self.save_at_exit();
             if !(self.is_self(to) && self.jump_round(true)) {

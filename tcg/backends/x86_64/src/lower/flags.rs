@@ -297,6 +297,20 @@ impl Lower<'_> {
         self.be.slot_disp(FLAGS)
     }
 
+    /// An instruction of 16 bits on the slot, with a displacement of a byte if it has one.
+    fn on_flags(&mut self, map: Map, opcode: u8, reg: u8) {
+        let place = Rm::Env(self.flags_disp());
+        self.asm.push(0x66);
+        self.asm.ins(map, false, opcode, reg, place);
+    }
+
+    /// CF of the slot to the host's.
+    fn carry_from_slot(&mut self) {
+        // bt word, 8
+        self.on_flags(Map::Of, 0xba, 4);
+        self.asm.push(8);
+    }
+
     /// Whether lowering must leave the host's flags alone.
     #[inline]
     pub(super) fn keep_flags(&self) -> bool {
@@ -393,9 +407,9 @@ impl Lower<'_> {
             self.flags_to_host(wanted, true);
             return cc;
         }
-        let disp = self.flags_disp();
         // As wide as the store before it: half of it would wait until that has left the store buffer.
-        dynasm!(self.asm ; .arch x64 ; test WORD [rbp + disp], bits);
+        self.on_flags(Map::Base, 0xf7, 0);
+        self.asm.push_i16(bits);
         self.flags.in_host = Flags::NONE;
         // The even condition of each pair is the one that a set flag makes true, but for `a` and the like.
         let set = (cond as u8) & 1 == 0;
@@ -424,10 +438,9 @@ impl Lower<'_> {
             return;
         }
         debug_assert!(self.flags.in_slot.contains(wanted), "flags {wanted} are nowhere: {:?}", self.flags);
-        let disp = self.flags_disp();
         if wanted == Flags::CF {
             // As wide as the store before it: a wider load would wait until that has left the store buffer.
-            dynasm!(self.asm ; .arch x64 ; bt WORD [rbp + disp], 8);
+            self.carry_from_slot();
             self.flags.in_host = Flags::CF;
         } else {
             self.restore_flags();
@@ -638,11 +651,8 @@ impl Lower<'_> {
         } else {
             self.follow(recipe);
         }
-        let disp = self.flags_disp();
+        self.save_at_exit();
         dynasm!(self.asm ; .arch x64
-            ; lahf
-            ; seto al
-            ; mov [rbp + disp], ax
             ; mov rax, [rsp + 16]
             ; ret
         );
@@ -668,8 +678,7 @@ impl Lower<'_> {
         let (from, b) = (self.home_val(recipe.from), self.home_val(recipe.b));
         let size = recipe.size;
         if recipe.carry_in_slot {
-            let disp = self.flags_disp();
-            dynasm!(self.asm ; .arch x64 ; bt WORD [rbp + disp], 8);
+            self.carry_from_slot();
         }
         match recipe.how {
             How::Product => self.product_to_host(PRODUCT),
@@ -717,10 +726,10 @@ impl Lower<'_> {
 
     /// The host's flags from the slot. Clobbers `rax`.
     pub(super) fn restore_flags(&mut self) {
-        let disp = self.flags_disp();
-        // 127 + 1 overflows.
+        // movzx eax, word; 127 + 1 overflows.
+        let place = Rm::Env(self.flags_disp());
+        self.asm.ins(Map::Of, false, 0xb7, RAX, place);
         dynasm!(self.asm ; .arch x64
-            ; movzx eax, WORD [rbp + disp]
             ; add al, 127
             ; sahf
         );
@@ -739,16 +748,15 @@ impl Lower<'_> {
 
     /// The host's flags to the slot, on a way that leads out of the block. Clobbers `rax`.
     pub(super) fn save_at_exit(&mut self) {
-        let disp = self.flags_disp();
         dynasm!(self.asm ; .arch x64
             ; lahf
             ; seto al
-            ; mov [rbp + disp], ax
         );
+        self.on_flags(Map::Base, 0x89, RAX);
     }
 
     /// The host's flags to the slot. Clobbers `rax`.
-    fn save_flags(&mut self) {
+    pub(super) fn save_flags(&mut self) {
         self.save_at_exit();
         self.flags.in_slot = Flags::ALL;
         self.flags.save_before = usize::MAX;
@@ -854,6 +862,11 @@ impl FlagState {
     /// Before which operation they will be saved.
     pub(super) fn save_before(&self) -> usize {
         self.save_before
+    }
+
+    /// They are a product's, of which the frame has a part.
+    pub(super) fn is_product(&self) -> bool {
+        self.recipe.is_some_and(|recipe| recipe.how == How::Product)
     }
 
     /// Those that were saved a moment ago: all are in both places.

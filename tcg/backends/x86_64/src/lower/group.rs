@@ -5,6 +5,7 @@
 //! If the range that they span is not all in one page, or the page is not in the TLB, a copy of the operations
 //! runs in which each access is checked by itself.
 
+use super::loops::Homed;
 use super::{Cold, Fixups, Insn, Lower, Opnd, writes};
 use crate::asm::{Alu, Cc, R14, R15, RAX, Rm, fits32};
 use dynasm::dynasm;
@@ -304,6 +305,8 @@ impl Lower<'_> {
         (self.cached, self.last) = (None, None);
         self.skip = 0;
         self.in_slow_group = true;
+        self.compact = self.copies_compactly(&slow);
+        self.copy_end = slow.end;
         for i in slow.first..slow.end {
             if let Some(op) = self.ops.get(i).filter(|_| i >= self.skip) {
                 self.flags_before(i);
@@ -313,7 +316,23 @@ impl Lower<'_> {
         }
         self.lent = None;
         self.in_slow_group = false;
+        self.compact = false;
+        self.copy_end = usize::MAX;
         self.asm.jmp_back(slow.back);
+    }
+
+    /// Whether the accesses of a copy are those of compact code: it runs seldom, and is a good part of a block's bytes
+    /// otherwise. Not in code that runs often, with its range entries, or that counts; nor where a fault's flags are not to be had by what
+    /// the runtime can look at, or registers have a loop's homes.
+    fn copies_compactly(&self, slow: &Slow) -> bool {
+        let product = |op: &Op| matches!(op, Op::AluF { op: FlagOp::Mul, .. } | Op::MulWideF { .. });
+        let ops = self.ops.get(slow.first..slow.end).unwrap_or_default();
+        !self.info.hints.hot
+            && !self.counting
+            && slow.lent.is_none()
+            && self.homed == Homed::Not
+            && !slow.flags.is_product()
+            && !ops.iter().any(product)
     }
 }
 

@@ -288,6 +288,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         stretch: None,
         in_copy: None,
         in_slow_group: false,
+        copy_end: usize::MAX,
         copies: Vec::new(),
         folded: None,
         head: None,
@@ -411,6 +412,8 @@ struct Lower<'a> {
     in_copy: Option<usize>,
     /// The operations being lowered are a group's copy's.
     in_slow_group: bool,
+    /// The operation behind it: no operation of the copy may do what that does.
+    copy_end: usize,
     copies: Vec<stretch::Copy>,
     /// The address of the load that comes next, if it is left to it.
     folded: Option<folded::Folded>,

@@ -107,23 +107,65 @@ impl Emitter<'_> {
 
     /// The checks of compact code.
     pub(super) fn checks(&mut self, a: &mut Addresses) {
-        self.ask_for_access();
+        let ask = self.ask_for_access(None);
         for write in [false, true] {
             for bytes in [1, 2, 4, 8, 10, 16, 32] {
-                a.checks.push((compact_access(bytes, write, false), self.check(bytes, write, false)));
+                a.checks.push((compact_access(bytes, write, false), self.check(bytes, (write, false), ask)));
             }
             for bytes in [16, 32] {
-                a.checks.push((compact_access(bytes, write, true), self.check(bytes, write, true)));
+                a.checks.push((compact_access(bytes, write, true), self.check(bytes, (write, true), ask)));
+            }
+        }
+        let stack = self.b.config.stack.and_then(|slot| self.b.pin_of(slot));
+        for (write, (bytes, narrow)) in [false, true].into_iter().flat_map(|w| [(w, (4, true)), (w, (8, false))]) {
+            if let Some(reg) = stack {
+                let entry = self.stack_check(reg, bytes, write, narrow);
+                a.stack_checks.push(((bytes, write, narrow), entry));
             }
         }
     }
 
-    fn check(&mut self, bytes: u8, write: bool, aligned: bool) -> usize {
+    /// See [`Addresses::stack_check`].
+    fn stack_check(&mut self, reg: u8, bytes: u8, write: bool, narrow: bool) -> usize {
+        let by = if write { -i32::from(bytes) } else { i32::from(bytes) };
+        let ask = self.ask_for_access(Some((reg, by, narrow)));
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        if narrow {
+            dynasm!(self.ops ; .arch x64 ; mov r15d, Rd(reg));
+        } else {
+            dynasm!(self.ops ; .arch x64 ; mov r15, Rq(reg));
+        }
+        match (write, narrow) {
+            (false, _) => {}
+            (true, true) => dynasm!(self.ops ; .arch x64 ; add r15d, by),
+            (true, false) => dynasm!(self.ops ; .arch x64 ; add r15, by),
+        }
+        self.check_address(bytes, (write, false), ask, Some((reg, by, narrow)));
+        entry
+    }
+
+    /// Moves the stack pointer, behind an access that has not left the block.
+    fn move_stack(&mut self, moved: Option<(u8, i32, bool)>) {
+        match moved {
+            None => {}
+            Some((reg, by, true)) => dynasm!(self.ops ; .arch x64 ; add Rd(reg), by),
+            Some((reg, by, false)) => dynasm!(self.ops ; .arch x64 ; add Rq(reg), by),
+        }
+    }
+
+    fn check(&mut self, bytes: u8, kind: (bool, bool), ask: usize) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        self.check_address(bytes, kind, ask, None);
+        entry
+    }
+
+    /// A check of the address in `r15`. `ask`: see [`Emitter::ask_for_access`].
+    fn check_address(&mut self, bytes: u8, (write, aligned): (bool, bool), ask: usize, moved: Option<(u8, i32, bool)>) {
         let context = self.b.config.context;
         let tag = if write { context.write_tag } else { context.read_tag };
         let size = i32::from(bytes);
-        dynasm!(self.ops ; .arch x64 ; .align 16);
-        let entry = self.here();
         dynasm!(self.ops ; .arch x64
             ; mov r14d, r15d
             ; shr r14d, 12
@@ -141,18 +183,21 @@ impl Emitter<'_> {
             ; gs add r15, [r14*8 + tag]
             ; gs mov r14, [r14*8 + context.addend]
             ; add r14, r15
+        );
+        self.move_stack(moved);
+        dynasm!(self.ops ; .arch x64
             ; ret
             ; miss:
             ; gs xor r15, [r14*8 + tag]
             ; mov r14d, compact_access(bytes, write, aligned) as i32
-            ; jmp ->ask_for_access
         );
-        entry
+        self.jump_to(ask);
     }
 
-    /// Where a check goes on that has not found the page: `r15` address, `r14d` access.
-    fn ask_for_access(&mut self) {
-        dynasm!(self.ops ; .arch x64 ; .align 16 ; ->ask_for_access:);
+    /// Where a check goes on that has not found the page: `r15` address, `r14d` access. `moved`: of the stack.
+    fn ask_for_access(&mut self, moved: Option<(u8, i32, bool)>) -> usize {
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
         // The runtime looks at slots for what is stored.
         self.save(&self.b.pinned);
         dynasm!(self.ops ; .arch x64 ; push rax);
@@ -160,14 +205,15 @@ impl Emitter<'_> {
             self.test_alive();
             dynasm!(self.ops ; .arch x64 ; jne >alive);
         }
-        self.access_of_compact(false);
+        self.access_of_compact(false, moved);
         if self.b.has_vectors() {
             dynasm!(self.ops ; .arch x64 ; alive: ; call ->bury);
-            self.access_of_compact(true);
+            self.access_of_compact(true, moved);
         }
+        entry
     }
 
-    fn access_of_compact(&mut self, revive: bool) {
+    fn access_of_compact(&mut self, revive: bool, moved: Option<(u8, i32, bool)>) {
         let function = self.b.config.fns.access;
         let exit_request = self.env(self.b.config.env.exit_request);
         dynasm!(self.ops ; .arch x64
@@ -186,6 +232,7 @@ impl Emitter<'_> {
             ; cmp DWORD [rbp + exit_request], 0
             ; jne ->abandon
         );
+        self.move_stack(moved);
         if revive {
             dynasm!(self.ops ; .arch x64 ; jmp ->revive);
         } else {

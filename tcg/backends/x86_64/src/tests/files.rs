@@ -273,6 +273,7 @@ fn machine(pin_order: Vec<Slot>, code_align: u32, flags: bool) -> Machine {
         ],
         pin_order,
         vector: None,
+        stack: Some(Slot(4)),
         fp_pin_order: (32..46).map(Slot).collect(),
         fp_flags: None,
         code_align,

@@ -163,6 +163,7 @@ impl Machine {
                 .to_vec(),
             pin_order,
             vector: None,
+            stack: Some(Slot(4)),
             fp_pin_order: if code_align == 2 { (34..48).map(Slot).collect() } else { Vec::new() },
             fp_flags: (code_align == 2).then(|| FpFlagsHelper {
                 helper: HELPER_FP_FLAGS,
