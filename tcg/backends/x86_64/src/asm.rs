@@ -25,6 +25,8 @@ pub enum Rm {
     Env(i32),
     /// `[base + index + disp]`.
     Mem { base: u8, index: Option<u8>, disp: i32 },
+    /// `[base + index << shift + disp]`, of instructions on general registers.
+    Scaled { base: u8, index: u8, shift: u8, disp: i32 },
 }
 
 /// Opcode map of an instruction.
@@ -178,6 +180,17 @@ pub struct Fixup(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortFixup(u32);
 
+/// The mode field of ModRM for a displacement behind a base, and its bytes: a base of rbp or r13 has no form without one.
+fn mode_of(base: u8, disp: i32) -> (u8, usize) {
+    if disp == 0 && base & 7 != 5 {
+        (0x00, 0)
+    } else if fits8(disp) {
+        (0x40, 1)
+    } else {
+        (0x80, 4)
+    }
+}
+
 /// The sink: code that will run at host address `at`.
 pub struct Asm<'a> {
     buf: &'a mut Vec<u8>,
@@ -270,6 +283,7 @@ impl<'a> Asm<'a> {
             Rm::Reg(r) => (r >> 3, 0, byte.1 && (4..8).contains(&r)),
             Rm::Env(_) => (0, 0, false),
             Rm::Mem { base, index, .. } => (base >> 3, index.unwrap_or(0) >> 3, false),
+            Rm::Scaled { base, index, .. } => (base >> 3, index >> 3, false),
         };
         let rex = u8::from(w) << 3 | (reg >> 3) << 2 | x << 1 | b;
         // The bytes so far, and how many bits they have.
@@ -298,14 +312,7 @@ impl<'a> Asm<'a> {
                 self.put(u64::from(disp as u32), 4);
             }
             Rm::Mem { base, index, disp } => {
-                // A base of rbp or r13 has no form without a displacement.
-                let (mode, after) = if disp == 0 && base & 7 != 5 {
-                    (0x00, 0)
-                } else if fits8(disp) {
-                    (0x40, 1)
-                } else {
-                    (0x80, 4)
-                };
+                let (mode, after) = mode_of(base, disp);
                 let sib = match index {
                     Some(index) => Some((index & 7) << 3 | (base & 7)),
                     None => (base & 7 == 4).then_some(0x24),
@@ -316,7 +323,17 @@ impl<'a> Asm<'a> {
                 }
                 self.put(u64::from(disp as u32), after);
             }
+            Rm::Scaled { base, index, shift, disp } => self.enc_scaled(word, bits, r, (base, index, shift), disp),
         }
+    }
+
+    /// The same for an operand with a scaled index.
+    fn enc_scaled(&mut self, word: u64, bits: u32, r: u8, (base, index, shift): (u8, u8, u8), disp: i32) {
+        let (mode, after) = mode_of(base, disp);
+        let sib = shift << 6 | (index & 7) << 3 | (base & 7);
+        let word = word | u64::from(mode | r | 4) << bits | u64::from(sib) << (bits + 8);
+        self.put(word, bits as usize / 8 + 2);
+        self.put(u64::from(disp as u32), after);
     }
 
     /// An instruction with a register (or opcode extension) and a register-or-memory operand.
@@ -388,6 +405,7 @@ impl<'a> Asm<'a> {
             Rm::Reg(r) => UnitPlace::Reg(r),
             Rm::Env(disp) => UnitPlace::Mem { base: RBP, index: None, disp },
             Rm::Mem { base, index, disp } => UnitPlace::Mem { base, index, disp },
+            Rm::Scaled { .. } => return debug_assert!(false, "units have no scaled operands"),
         };
         insn.encode(reg, place, self.buf);
     }
@@ -399,6 +417,7 @@ impl<'a> Asm<'a> {
             Rm::Reg(r) => (r >> 3, 0),
             Rm::Env(_) => (0, 0),
             Rm::Mem { base, index, .. } => (base >> 3, index.unwrap_or(0) >> 3),
+            Rm::Scaled { base, index, .. } => (base >> 3, index >> 3),
         };
         let low = match rm {
             Rm::Reg(r) => Rm::Reg(r & 7),
@@ -407,6 +426,7 @@ impl<'a> Asm<'a> {
                 // The bases whose low bits are those of rsp and rbp encode as those do.
                 Rm::Mem { base: base & 7, index: index.map(|i| i & 7), disp }
             }
+            Rm::Scaled { base, index, shift, disp } => Rm::Scaled { base: base & 7, index: index & 7, shift, disp },
         };
         self.buf.push(0xc4);
         self.buf.push((!(reg >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | code.map);

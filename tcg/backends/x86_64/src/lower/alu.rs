@@ -823,7 +823,7 @@ impl Lower<'_> {
         match rm {
             Rm::Reg(r) => dynasm!(self.asm ; .arch x64 ; vmovq xmm0, Rq(r)),
             Rm::Env(disp) => dynasm!(self.asm ; .arch x64 ; vmovq xmm0, QWORD [rbp + disp]),
-            Rm::Mem { .. } => {}
+            Rm::Mem { .. } | Rm::Scaled { .. } => {}
         }
         dynasm!(self.asm ; .arch x64
             ; vpxor xmm1, xmm1, xmm1

@@ -131,7 +131,7 @@ impl Lower<'_> {
             self.save_flags();
             return self.branch_on(cc, to);
         }
-        if to.same_page() && (self.is_backward(to) || self.is_self(to)) {
+        if self.homed == Homed::Not && back {
             let over = self.asm.jcc(cc.invert());
             self.save_at_exit();
             if !(self.is_self(to) && self.jump_round(true)) {
@@ -148,7 +148,11 @@ impl Lower<'_> {
     pub(super) fn save_and_go(&mut self, from: Fixup, to: PagePc) {
         self.asm.bind(from);
         self.save_at_exit();
-        if to.same_page() {
+        if self.homed != Homed::Not {
+            self.leave_homes();
+            self.have_homes(Homed::Not);
+            self.jump(to);
+        } else if to.same_page() {
             self.site_jump(to);
         } else {
             self.cross_page(to);

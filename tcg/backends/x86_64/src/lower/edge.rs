@@ -136,7 +136,7 @@ impl Lower<'_> {
     }
 
     /// Whether what is lowered is neither a copy nor checked together with others.
-    fn in_block(&self) -> bool {
+    pub(super) fn in_block(&self) -> bool {
         self.group.is_none() && self.stretch.is_none() && self.in_copy.is_none() && !self.in_cold
     }
 

@@ -536,6 +536,9 @@ impl Lower<'_> {
         }
         let t = self.target(d);
         let w = size == Size::B8;
+        if w && self.folds(d, (base, index), (shift, disp)) {
+            return;
+        }
         let disp = match i32::try_from(disp) {
             Ok(disp) => disp,
             Err(_) => {

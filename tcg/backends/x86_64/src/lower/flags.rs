@@ -167,6 +167,11 @@ fn produces(op: &Op) -> bool {
 /// The flags needed after each operation of a block, to `all`, which is empty; none if it has nothing to do with flags.
 /// `edge`: index of a branch that closes a loop, where they need not be in their slot (see [`super::loops`]).
 pub(super) fn needs(ops: &[Op], edge: Option<usize>, all: &mut Vec<Needs>) {
+    needs_but_for(ops, edge, |_| false, all);
+}
+
+/// The same where the operations whose index is `safe` are known not to fault.
+pub(super) fn needs_but_for(ops: &[Op], edge: Option<usize>, safe: impl Fn(usize) -> bool, all: &mut Vec<Needs>) {
     if !ops.iter().any(mimus_tcg_ir::verify::uses_flags) {
         return;
     }
@@ -174,7 +179,8 @@ pub(super) fn needs(ops: &[Op], edge: Option<usize>, all: &mut Vec<Needs>) {
     let mut now = Needs::default();
     let mut after = None;
     for (i, (op, place)) in ops.iter().zip(all).enumerate().rev() {
-        let own = Own::of(op, after);
+        let mut own = Own::of(op, after);
+        own.faults &= !safe(i);
         *place = Needs { own, ..now };
         now.hard = now.hard.without(own.must);
         now.soft = now.soft.without(own.must);

@@ -14,7 +14,7 @@
 use super::flags::{self, FlagState, Routine};
 use super::windows::{Held, Windows, untouched};
 use super::{Cold, Insn, Lower};
-use crate::asm::{Cc, Fixup, RAX, Rm};
+use crate::asm::{Cc, Fixup, RAX, RCX, RDX, Rm};
 use crate::{UNPINNED, X86_64};
 use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
@@ -114,6 +114,24 @@ pub(super) fn find(ops: &[Op], start: PagePc) -> Option<Loop> {
         homes_with_windows: [None; HOMES],
         gains: true,
     })
+}
+
+/// Gives what the windows of such a loop hold registers that it does not use: the copy with windows calls nothing, and its ways
+/// out put them back.
+pub(super) fn house_windows(be: &X86_64, body: &[Op], windows: &mut Windows, looped: &mut Loop) {
+    /// Products and shifts may want them whatever their operands are.
+    const FIXED: [u8; 2] = [RCX, RDX];
+    if windows.is_empty() {
+        return;
+    }
+    let mut wanted: Vec<(Held, u32)> = windows.uses().collect();
+    wanted.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+    let mut free = untouched(be, body).filter(|(reg, _)| !FIXED.contains(reg));
+    for (home, (what, _)) in looped.homes_with_windows.iter_mut().zip(wanted) {
+        let Some((reg, owner)) = free.next() else { break };
+        windows.hold(what, reg);
+        *home = Some(Home { tenant: Tenant::Held(what), reg, owner });
+    }
 }
 
 /// The same for guests without flags, with the loop's windows.
@@ -317,7 +335,10 @@ impl Lower<'_> {
             self.look_windows_up(flags);
             self.search();
             self.windowed_top = Some(self.asm.pos());
+            let needs = self.needs_in_windows(edge);
+            let needs = std::mem::replace(&mut self.needs, needs);
             self.lower_copy(at, behind);
+            self.needs = needs;
             let Some(few) = few else { return };
             self.asm.bind(few);
             if !gains {
@@ -327,6 +348,19 @@ impl Lower<'_> {
         self.enter_homes(Homed::InPlainCopy);
         let at = self.asm.pos();
         self.lower_copy(at, behind);
+    }
+
+    /// The flags needed after each operation in the copy with windows: an access that has one does not fault.
+    fn needs_in_windows(&self, edge: usize) -> Vec<flags::Needs> {
+        let mut needs = Vec::new();
+        if self.flagged {
+            let safe = |i: usize| match self.ops.get(i) {
+                Some(Op::Unit { insn, .. }) => !insn.aligned && self.windows.any_of(i..i + 1),
+                _ => self.windows.any_of(i..i + 1),
+            };
+            flags::needs_but_for(self.ops, Some(edge), safe, &mut needs);
+        }
+        needs
     }
 
     /// The loop's operations once more, of which rounds but the first begin `at`; and the way out.

@@ -10,6 +10,7 @@
 
 use super::compact::Kind;
 use super::flags::Routine;
+use super::folded::{Checked, Folded};
 use super::fuse::Fused;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
 use crate::asm::{Cc, Fixup, Map, R14, R15, RAX, Rm, Vex, fits32};
@@ -47,6 +48,8 @@ pub(super) struct Slow {
     pub page_is_used: bool,
     /// The address of code to store; `rax` holds the value of the slot to reload.
     pub push: Option<PagePc>,
+    /// The load's address, if it has not been computed.
+    pub folded: Option<Folded>,
 }
 
 impl Slow {
@@ -224,7 +227,7 @@ impl Lower<'_> {
         self.asm.jcc(Cc::B)
     }
 
-    fn range_entry(&self, range: u32) -> i32 {
+    pub(super) fn range_entry(&self, range: u32) -> i32 {
         self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32
     }
 
@@ -232,9 +235,11 @@ impl Lower<'_> {
     /// to be told. What comes next is where that does not serve it either.
     fn not_served(&mut self, slow: &Slow, write: bool) {
         self.asm.bind(slow.from);
+        self.unfold(slow);
         let Some(range) = slow.range else { return };
         let told = self.tell(range);
         let miss = self.translate_by_page(Address { base: slow.base, off: slow.off, slot: None }, slow.size, write);
+        self.refold(slow);
         self.asm.jmp_back(slow.access);
         self.asm.bind(told);
         self.asm.bind(miss);
@@ -288,6 +293,9 @@ impl Lower<'_> {
         if self.compact {
             return self.compact_load(d, (base, off), size, ext);
         }
+        if let Some(folded) = self.folded(base) {
+            return self.load_by_index(d, (folded, off), size, ext);
+        }
         let at = self.address(base, off);
         let look_up = self.asm.pos();
         let (from, range) = self.translate(at, size, false);
@@ -324,9 +332,49 @@ impl Lower<'_> {
             range,
             page_is_used: false,
             push: None,
+            folded: None,
         }));
         if range.is_none() {
             self.note_page(Some(d), base, at);
+        }
+    }
+
+    /// The same with an address that was left to the load.
+    fn load_by_index(&mut self, d: Slot, (folded, off): (Folded, i32), size: Size, ext: Ext) {
+        let flags = self.flags_at_fault();
+        let Checked { from, access, range, place } = self.check_folded(folded, off, size);
+        let value = self.home(d);
+        self.load_from(d, place, size, ext);
+        let back = self.asm.pos();
+        let slow = Slow { value, ext, ..self.slow_by_index((folded, off), size, (from, access, back), (range, flags)) };
+        self.put_off(Cold::Load(slow));
+    }
+
+    fn slow_by_index(
+        &self,
+        (folded, off): (Folded, i32),
+        size: Size,
+        (from, access, back): (Fixup, u32, u32),
+        (range, flags): (u32, Routine),
+    ) -> Slow {
+        Slow {
+            from,
+            access,
+            back,
+            base: RAX,
+            off,
+            size,
+            ext: Ext::Zero,
+            value: Opnd::Reg(RAX),
+            xmm: None,
+            insn: self.insn,
+            reload: None,
+            flags,
+            fused: None,
+            range: Some(range),
+            page_is_used: false,
+            push: None,
+            folded: Some(folded),
         }
     }
 
@@ -338,6 +386,13 @@ impl Lower<'_> {
         } else if self.compact {
             let place = self.compact_place((base, off), size.bytes() as u8, Stored::Unknown, Kind::LOAD);
             self.on_memory(fused, place);
+        } else if let Some(folded) = self.folded(base) {
+            let flags = self.flags_at_fault();
+            let Checked { from, access, range, place } = self.check_folded(folded, off, size);
+            self.on_memory(fused, place);
+            let at = (from, access, self.asm.pos());
+            let slow = self.slow_by_index((folded, off), size, at, (range, flags));
+            self.put_off(Cold::Load(Slow { fused: Some(fused), ..slow }));
         } else {
             let at = self.address(base, off);
             let flags = self.flags_at_fault();
@@ -363,6 +418,7 @@ impl Lower<'_> {
                 range,
                 page_is_used: false,
                 push: None,
+                folded: None,
             };
             if !self.divert(self.next - 1, self.before, Fixups::one(from)) {
                 self.put_off(Cold::Load(slow));
@@ -500,6 +556,7 @@ impl Lower<'_> {
             range,
             page_is_used: false,
             push: None,
+            folded: None,
         }));
     }
 
@@ -533,6 +590,7 @@ impl Lower<'_> {
             range,
             page_is_used: false,
             push: None,
+            folded: None,
         }));
     }
 

@@ -9,6 +9,7 @@ mod control;
 mod edge;
 mod flagged;
 mod flags;
+mod folded;
 mod fp;
 mod fuse;
 mod group;
@@ -228,9 +229,13 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
     let loops = be.config.flags && be.config.optimise != Optimise::Off && !compact;
     let (looped, windows) = match (start.same_page(), loops) {
         (true, true) => {
-            let looped = loops::find(&block.ops, start);
+            let mut looped = loops::find(&block.ops, start);
             let body = looped.and_then(|l| block.ops.get(..=l.edge)).filter(|_| be.copies_loops(&info.hints));
-            (looped, body.map(|body| windows::Windows::find_beside_flags(body, block.narrow)))
+            let mut windows = body.map(|body| windows::Windows::find_beside_flags(body, block.narrow));
+            if let (Some(body), Some(windows), Some(looped)) = (body, &mut windows, &mut looped) {
+                loops::house_windows(be, body, windows, looped);
+            }
+            (looped, windows)
         }
         (true, false) if !compact && be.copies_loops(&info.hints) => loops::find_plain(be, &block.ops, start).unzip(),
         _ => (None, None),
@@ -266,7 +271,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         before: None,
         group: None,
         groups: Vec::new(),
-        flagged: !needs.is_empty(),
+        flagged: be.config.flags,
         needs,
         flags: flags::FlagState::default(),
         kept: false,
@@ -285,6 +290,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         in_slow_group: false,
         copy_end: usize::MAX,
         copies: Vec::new(),
+        folded: None,
         head: None,
         page: None,
         in_cold: false,
@@ -409,6 +415,8 @@ struct Lower<'a> {
     /// The operation behind it: no operation of the copy may do what that does.
     copy_end: usize,
     copies: Vec<stretch::Copy>,
+    /// The address of the load that comes next, if it is left to it.
+    folded: Option<folded::Folded>,
     /// What jumps to the block's start may do themselves, and the page they may use.
     head: Option<edge::Head>,
     page: Option<edge::Page>,

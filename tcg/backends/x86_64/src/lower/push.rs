@@ -72,6 +72,7 @@ impl Lower<'_> {
             range,
             page_is_used: false,
             push: Some(pc),
+            folded: None,
         };
         self.put_off(Cold::Store(slow));
         self.cached = self.last;

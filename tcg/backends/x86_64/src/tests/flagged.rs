@@ -545,6 +545,31 @@ jump +0x40
 }
 
 #[test]
+fn a_load_of_hot_code_does_not_wait_for_the_sum_of_its_base_and_index() {
+    let text = "block start=0x10 len=8 insns=2 {
+insn +0x10 4
+t0 = lea.b8 s7, s1, 3, 0x10
+s2 = load.b8.zero [t0 + 0x8]
+insn +0x14 4
+t0 = lea.b8 s6, s2, 2, 0x0
+t1 = load.b4.zero [t0]
+s0 = f.xor.b4 s0, t1
+deadflags cpazso
+jump +0x40
+}";
+    let block = text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let [pins, ..] = pin_variants();
+    let m = Machine::optimising(pins, 1, Optimise::Usual);
+    let (mut out, mut info) = (Vec::new(), Emitted::default());
+    info.hints.hot = true;
+    m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
+    let text = m.backend.disassemble(&out, m.blocks_at);
+    let main = text.split_once("jmp").map_or("", |(main, _)| main);
+    let count = |what: &str| main.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("lea r15,["), count("lea rax,["), count("[r14+"), count("add r14,")), (2, 0, 2, 2), "{text}");
+}
+
+#[test]
 fn dump() {
     for (name, text) in [
         (
