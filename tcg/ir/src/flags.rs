@@ -295,6 +295,13 @@ fn undefined_as_intel(op: FlagOp, size: Size, (a, b): (u64, u64), value: Option<
     }
 }
 
+/// `new`, the flags after an operation by a constant: rotations by one other than 1 leave OF alone with Intel's processors
+/// (measured).
+pub fn after_constant(op: FlagOp, size: Size, b: u64, old: Flags, new: Flags) -> Flags {
+    let rotates = matches!(op, FlagOp::Rol | FlagOp::Ror) && count(size, b) != 1;
+    if rotates && host_is_intel() { new.replace(Flags::OF, old) } else { new }
+}
+
 fn eval_as_amd(op: FlagOp, size: Size, a: u64, b: u64, flags: Flags) -> (Option<u64>, Flags) {
     let m = mask(size);
     let (a, full_b, b) = (a & m, b, b & m);
@@ -488,7 +495,7 @@ fn shift_double_as_amd(left: bool, size: Size, a: u64, b: u64, n: u64, flags: Fl
 }
 
 /// Both halves of a product, low first, each within the size, and whether CF and OF are set: the high half is
-/// more than the low half's extension. The other flags are undefined; here they stay.
+/// more than the low half's extension. The other flags are undefined; see [`after_mul_wide`].
 pub fn mul_wide(signed: bool, size: Size, a: u64, b: u64) -> (u64, u64, bool) {
     let (bits, m) = (8 * size.bytes(), mask(size));
     let product = if signed {
@@ -501,8 +508,10 @@ pub fn mul_wide(signed: bool, size: Size, a: u64, b: u64) -> (u64, u64, bool) {
     (low, high, high != plain)
 }
 
-/// The flags after [`mul_wide`].
-pub fn after_mul_wide(flags: Flags, overflow: bool) -> Flags {
+/// The flags after [`mul_wide`]: those that are undefined stay, or with Intel's processors are the low half's, of `size`,
+/// but for ZF (measured).
+pub fn after_mul_wide(flags: Flags, size: Size, low: u64, overflow: bool) -> Flags {
+    let flags = if host_is_intel() { szp(size, low).without(Flags::ZF) } else { flags };
     flags.replace(CARRY_OVERFLOW, Flags(if overflow { CARRY_OVERFLOW.0 } else { 0 }))
 }
 

@@ -58,8 +58,10 @@ pub(super) fn step<H: InterpHost>(op: &Op, host: &mut H) {
     let old = get(host);
     match *op {
         Op::AluF { op, size, d, a, b } => {
+            let constant = matches!(b, Val::Imm(_));
             let (a, b) = (value(host, a), value(host, b));
             let (result, new) = flags::eval(op, size, a, b, old);
+            let new = if constant { flags::after_constant(op, size, b, old, new) } else { new };
             set_flags_of(host, op, size, b, new);
             if let (Some(d), Some(result)) = (d, result) {
                 fill(host, d, size, result);
@@ -77,7 +79,7 @@ pub(super) fn step<H: InterpHost>(op: &Op, host: &mut H) {
         }
         Op::MulWideF { signed, size, lo, hi, a, b } => {
             let (low, high, overflow) = flags::mul_wide(signed, size, value(host, a), value(host, b));
-            put(host, flags::after_mul_wide(old, overflow));
+            put(host, flags::after_mul_wide(old, size, low, overflow));
             let undefined = flags::undefined(FlagOp::Mul);
             host.flags_written(Flags::ALL, undefined, Flags::NONE);
             if size == Size::B1 {
@@ -130,11 +132,13 @@ fn set_flags_of<H: InterpHost>(host: &mut H, op: FlagOp, size: Size, b: u64, new
 pub(super) fn access<H: InterpHost>(op: &Op, narrow: bool, host: &mut H) -> Result<(), Fault> {
     match *op {
         Op::Rmw { op, size, lock, old, src, base, off } => {
+            let constant = matches!(src, Val::Imm(_));
             let (va, src, before) = (address(host, narrow, base, off), value(host, src), get(host));
             let eval = |memory: u64| match op {
                 RmwOp::Swap => (src, before),
                 RmwOp::F(op) => {
                     let (result, flags) = flags::eval(op, size, memory, src, before);
+                    let flags = if constant { flags::after_constant(op, size, src, before, flags) } else { flags };
                     (result.unwrap_or(memory), flags)
                 }
             };

@@ -173,7 +173,9 @@ step_code:
     i aaa
     i aam
     i aad
+    i cmp $9, %al
     i das
+    i cmp $9, %al
     i arpl %ax, %bx
     i movl $0, 48(%esi)
     i movl $4096, 52(%esi)

@@ -62,7 +62,7 @@ static void through(char *begin, char *end, const struct listed *list, wide *has
     static char child_stack[4096] __attribute__((aligned(64)));
     u.sp = (ulong)child_stack + sizeof child_stack - 64;
     sys(SYS_ptrace, (long)SETREGS, pid, 0L, &u);
-    unsigned steps = 0, wrong = 0, faults = 0;
+    unsigned steps = 0, wrong = 0, faults = 0, open = 0;
     while (u.ip != (ulong)end && steps < 2000 && wrong < 5) {
         const struct listed *l = list;
         while (l->at && l->at != u.ip)
@@ -114,6 +114,15 @@ static void through(char *begin, char *end, const struct listed *list, wide *has
         int varies = code[0] == 0x0f && (code[1] == 0x31 || code[1] == 0xa2 || code[1] == 5);
         varies |= code[0] == 0xcd || code[0] == 0xb8 || code[0] == 0xb9 || code[0] == 0xba || code[0] == 0xbb;
         varies |= code[0] == 0x8c || code[0] == 0x8e || (code[0] == 0x0f && code[1] < 4);
+        /* What divisions and decimal adjustments leave in the flags is each maker's; conversions leave them alone. */
+        int adjusts = code[0] == 0x27 || code[0] == 0x2f || code[0] == 0x37 || code[0] == 0x3f || (code[0] & 0xfe) == 0xd4;
+        int converts = code[0] == 0x98 || code[0] == 0x99 || (code[0] == 0x0f && (code[1] == 0xb6 || code[1] == 0xbf));
+        if (adjusts || (code[0] == 0xf7 && (code[1] & 0xf0) == 0xf0))
+            open = 1;
+        else if (!converts)
+            open = 0;
+        if (open)
+            u.flags &= ~(ulong)(CF | PF | AF | ZF | SF | OF);
         if (!varies)
             *hash = with_registers(*hash, &u);
     }

@@ -236,7 +236,7 @@ fn wide_products_are_the_processors_own() {
                 let before = regs(&mut rng);
                 let after = if signed { pair!(before, size, "imul") } else { pair!(before, size, "mul") };
                 let (low, high, overflow) = flags::mul_wide(signed, size, before.rax, before.rcx);
-                let new = flags::after_mul_wide(Flags::from_eflags(before.flags), overflow);
+                let new = flags::after_mul_wide(Flags::from_eflags(before.flags), size, low, overflow);
                 let ignored = open(flags::undefined(FlagOp::Mul), amd);
                 assert_eq!(
                     ((after.rax, after.rdx), Flags::from_eflags(after.flags).without(ignored)),
