@@ -293,6 +293,9 @@ impl Operator {
     }
 }
 
+/// A reset takes milliseconds; one that takes longer is not waited for.
+const RESET_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+
 impl Control for Operator {
     fn debugger(&self, line: &str) -> Option<String> {
         match line.strip_prefix("trace").filter(|rest| rest.is_empty() || rest.starts_with(' ')) {
@@ -317,6 +320,8 @@ impl Control for Operator {
     }
     fn reset(&self) {
         self.control.request(Request::Reset(mimus_core::accel::ResetCause::HostRequest));
+        // Who asks next, gdb about memory say, is told of the machine after it.
+        self.control.settle(RESET_TIME);
     }
     fn powerdown(&self) {
         self.control.request(Request::PowerButton);
