@@ -25,10 +25,10 @@
 //! **Undefined flags.** They are AMD's values: products leave SF, ZF, AF and PF, LZCNT and TZCNT leave OF, shifts set AF,
 //! divisions set AF, clear PF, ZF and SF and leave the rest, and so on ([`mimus_tcg_ir::flags`]). Generated code uses the
 //! host's instructions, so it costs nothing on a host of AMD's, and the interpreter computes the same. On a host of Intel's
-//! both have Intel's values in their place.
+//! both have Intel's values in their place, but divisions and decimal adjustments, which are computed, have AMD's.
 //!
 //! **Undefined results.** BSF and BSR of zero leave the destination; SHLD and SHRD of 16 bits by more than 16 rotate the
-//! second operand; BSWAP of 16 bits clears them.
+//! second operand, or on a host of Intel's have the first follow it once more; BSWAP of 16 bits clears them.
 
 mod blame;
 pub mod control;
