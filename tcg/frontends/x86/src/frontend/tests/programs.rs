@@ -323,3 +323,32 @@ fn compatibility_mode() {
         assert_eq!((s.gpr[RAX], s.cs.selector), (0, 8));
     });
 }
+
+#[test]
+fn the_last_page_is_not_found_where_another_with_its_low_bits_was() {
+    both(|mut g| {
+        g.long();
+        // 0xffe0_0000 to 0xffff_ffff is memory from 2 MiB on, the last page of it without permission to write.
+        g.put_u64(TABLES + 0x1018, (TABLES + 0x2000) | 7);
+        g.put_u64(TABLES + 0x2ff8, (TABLES + 0x3000) | 7);
+        g.put_u64(TABLES + 0x3ff8, DATA | 5);
+        g.put_u64(DATA, 0x1234);
+        // mov edx, 0xfffff000; mov eax, [rdx]
+        let load = [0xba, 0x00, 0xf0, 0xff, 0xff, 0x8b, 0x02];
+        // mov rcx, cr3; mov cr3, rcx
+        let flush = [0x0f, 0x20, 0xd9, 0x0f, 0x22, 0xd9];
+        // mov ebx, [-8]; mov dword [-8], ebx
+        let (read, write) = ([0x8b, 0x1c, 0x25, 0xf8, 0xff, 0xff, 0xff], [0x89, 0x1c, 0x25, 0xf8, 0xff, 0xff, 0xff]);
+        for (code, at, error) in [
+            ([&load[..], &flush, &read].concat(), 13, 0),
+            ([&load[..], &write].concat(), 7, 2),
+            ([&read[..]].concat(), 0, 0),
+        ] {
+            g.put(CODE, &code);
+            g.change(|s| (s.rip, s.gpr[RSP], s.mp_state) = (CODE, STACK, MpState::Running));
+            let s = g.run();
+            assert_eq!((s.rip, s.cr2), (0xa0e1, !7));
+            assert_eq!((g.u64_at(s.gpr[RSP]), g.u64_at(s.gpr[RSP] + 8)), (error, CODE + at));
+        }
+    });
+}
