@@ -85,6 +85,8 @@ pub struct Context {
     large: Vec<LargeRegion>,
     /// Range entries that are filled: those of other pages only, then those that go with local ones.
     pub(crate) ranges: [FilledRanges; 2],
+    /// Those that generated code fills.
+    pub(crate) roving: Vec<u32>,
 }
 
 impl Context {
@@ -102,6 +104,7 @@ impl Context {
             local_indices: IndexSet::new(),
             large: Vec::new(),
             ranges: [FilledRanges::new(), FilledRanges::new()],
+            roving: Vec::new(),
         };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
