@@ -5,9 +5,9 @@
 
 use std::fs::File;
 
-use anyhow::Context;
 use env_logger::{Builder, Target};
 use log::LevelFilter;
+use mimus_core::error::why_not_made;
 use mimus_machines::config::LogConfig;
 
 /// Starts the logger. A second call in one process leaves the first.
@@ -24,8 +24,8 @@ pub fn start(config: &LogConfig) -> anyhow::Result<()> {
     }
     let to_file = match &config.file {
         Some(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("-D {}: the log cannot be written there", path.display()))?;
+            let failed = |e| anyhow::anyhow!("-D {}: {}", path.display(), why_not_made(path, &e));
+            let file = File::create(path).map_err(failed)?;
             builder.target(Target::Pipe(Box::new(file)));
             true
         }

@@ -4,7 +4,8 @@ use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
+use mimus_core::error::why_not_made;
 use mimus_machines::boot::human;
 use mimus_machines::config::{Drive, DriveInterface, HostForward, MachineConfig, NetdevBackend, Protocol};
 
@@ -30,8 +31,8 @@ pub fn check(config: &MachineConfig) -> anyhow::Result<()> {
         }
     }
     if let Some(path) = &config.pidfile {
-        std::fs::write(path, format!("{}\n", std::process::id()))
-            .with_context(|| format!("-pidfile {}", path.display()))?;
+        let failed = |e| anyhow::anyhow!("-pidfile {}: {}", path.display(), why_not_made(path, &e));
+        std::fs::write(path, format!("{}\n", std::process::id())).map_err(failed)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `-trace` and the monitor's `trace`: from words to a trace being written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{anyhow, bail};
 use mimus_core::accel::{AccelVm, TraceKinds, TraceSink, VcpuIndex};
+use mimus_core::error::why_not_made;
 use mimus_core::vcpu::VcpuThreads;
 use mimus_debug::trace::{Filter, Header, TraceError, TraceWriter};
 use mimus_machines::config::keyval::nearest;
@@ -95,7 +96,7 @@ impl Tracing {
         }
         let header = Header::new(&self.guest, wanted.kinds, wanted.text);
         let writer = TraceWriter::create(&wanted.file, &header, wanted.filter)
-            .map_err(|e| anyhow!("-trace {}: {e}", wanted.file.display()))?;
+            .map_err(|e| anyhow!("-trace {}: {}", wanted.file.display(), why_not_traced(&wanted.file, &e)))?;
         let sink: Arc<dyn TraceSink> = writer.clone();
         tracer.start_trace(wanted.kinds, sink);
         self.sync()?;
@@ -115,6 +116,13 @@ impl Tracing {
             anyhow!("trace {path}: {e}{advice}")
         })?;
         Ok(Some(format!("trace {path}: {} words in {} bytes", written.words, written.bytes)))
+    }
+}
+
+fn why_not_traced(file: &Path, e: &TraceError) -> String {
+    match e {
+        TraceError::Io(e) => why_not_made(file, e),
+        e => e.to_string(),
     }
 }
 

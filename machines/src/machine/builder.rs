@@ -12,7 +12,7 @@ use mimus_core::backend::InputSink;
 use mimus_core::bus::{AccessRules, PioSpace};
 use mimus_core::clock::{Clocks, Shift};
 use mimus_core::device::{Backends, BuildError, Device, DeviceContext, MmioDevice, PioDevice, Services};
-use mimus_core::error::HostError;
+use mimus_core::error::{HostError, why_not_made};
 use mimus_core::io_thread::{IoThread, IoThreadHandle};
 use mimus_core::memory::{
     AddressSpace, GuestRam, MemoryMap, MemoryRegion, RamBacking, RamBlock, RamLock, RamOptions, RamSource,
@@ -114,7 +114,7 @@ impl HostIo {
         }
         let Some(file) = &config.record else { return Ok(None) };
         let seed = config.seed.unwrap_or(1);
-        let failed = |e| MachineError::Other(format!("-record {}: {e}", file.display()));
+        let failed = |e| MachineError::Other(format!("-record {}: {}", file.display(), why_not_made(file, &e)));
         inputs.record(file, seed).map(|()| Some(seed)).map_err(failed)
     }
 

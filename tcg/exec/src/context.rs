@@ -11,8 +11,12 @@ use mimus_tcg_ir::backend::ContextLayout;
 
 use crate::ranges::{FilledRanges, IndexSet};
 
-/// A tag no page-aligned address equals. Compared by exclusive-or, it leaves its upper bits set.
-const INVALID: u64 = !0;
+/// The empty tag at an index: it differs in bits 12 to 31 from every address that has the index, so that an exclusive-or of the two
+/// is 4096 or more.
+const fn invalid(index: usize) -> u64 {
+    if index == 0 { !0 } else { 0 }
+}
+
 const PAGE: u64 = 4096;
 const INDEX_MASK: u64 = (ContextLayout::ENTRIES - 1) as u64;
 
@@ -81,6 +85,8 @@ pub struct Context {
     large: Vec<LargeRegion>,
     /// Range entries that are filled: those of other pages only, then those that go with local ones.
     pub(crate) ranges: [FilledRanges; 2],
+    /// Those that generated code fills.
+    pub(crate) roving: Vec<u32>,
 }
 
 impl Context {
@@ -98,6 +104,7 @@ impl Context {
             local_indices: IndexSet::new(),
             large: Vec::new(),
             ranges: [FilledRanges::new(), FilledRanges::new()],
+            roving: Vec::new(),
         };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
@@ -135,9 +142,9 @@ impl Context {
 
     fn clear(&mut self, index: usize) {
         const L: ContextLayout = ContextLayout::STANDARD;
-        self.set(L.read_tag, index, INVALID);
-        self.set(L.write_tag, index, INVALID);
-        self.set(L.exec_tag, index, INVALID);
+        for array in [L.read_tag, L.write_tag, L.exec_tag] {
+            self.set(array, index, invalid(index));
+        }
     }
 
     fn remember(&mut self, index: usize, va: u64, host: Option<u64>, local: bool, mapping_size: u64) {
@@ -171,8 +178,8 @@ impl Context {
         }
         self.set(L.addend, index, addend);
         // The addend is shared: a tag of another page must not survive it.
-        self.set(L.read_tag, index, if fill.read { fill.va } else { INVALID });
-        self.set(L.write_tag, index, if fill.write { fill.va } else { INVALID });
+        self.set(L.read_tag, index, if fill.read { fill.va } else { invalid(index) });
+        self.set(L.write_tag, index, if fill.write { fill.va } else { invalid(index) });
         if (read != fill.va && write != fill.va) || moved || fill.local {
             self.remember(index, fill.va, Some(fill.host), fill.local, fill.mapping_size);
         }
@@ -192,7 +199,7 @@ impl Context {
         const L: ContextLayout = ContextLayout::STANDARD;
         let index = index_of(va);
         let tag = self.get(L.exec_tag, index);
-        // Index 0's empty tag is INVALID; elsewhere zero-filled memory never equals a page with that index.
+        // Index 0's empty tag is no page's; elsewhere 0 never equals a page with that index.
         (tag == va & !(PAGE - 1)).then(|| self.get(L.exec_table, index) as u32)
     }
 
@@ -289,7 +296,7 @@ impl Context {
         for array in [L.read_tag, L.write_tag, L.exec_tag] {
             // Page 0's tag is zero.
             if self.get(array, index) != 0 || index == 0 {
-                self.set(array, index, INVALID);
+                self.set(array, index, invalid(index));
             }
         }
     }
@@ -315,8 +322,8 @@ impl Context {
             number = fill.next;
             let index = fill.index as usize;
             let tag = self.get(L.write_tag, index);
-            if tag != INVALID && tag.wrapping_add(self.get(L.addend, index)) == host {
-                self.set(L.write_tag, index, INVALID);
+            if tag != invalid(index) && tag.wrapping_add(self.get(L.addend, index)) == host {
+                self.set(L.write_tag, index, invalid(index));
             }
         }
     }
@@ -332,7 +339,7 @@ impl Context {
             let (read, write) = (self.get(L.read_tag, index), self.get(L.write_tag, index));
             let execute = self.get(L.exec_tag, index);
             // Memory that was never written is an empty entry too, but for page 0's.
-            let filled = |tag: &u64| *tag != INVALID && index_of(*tag) == index;
+            let filled = |tag: &u64| index_of(*tag) == index;
             let mut tags: Vec<u64> = [read, write, execute].into_iter().filter(filled).collect();
             tags.dedup();
             for va in tags {
@@ -470,6 +477,6 @@ mod tests {
         c.fill_data(&data(0x1000, 0x7000_0000, true));
         c.revoke_write(0x7000_0000, 1);
         assert!(c.lookup_read(0x1000).is_some());
-        assert_eq!(c.get(ContextLayout::STANDARD.write_tag, 1), INVALID);
+        assert_eq!(c.get(ContextLayout::STANDARD.write_tag, 1), invalid(1));
     }
 }

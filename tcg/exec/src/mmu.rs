@@ -103,10 +103,10 @@ impl Mmu {
 
     /// See [`Context::fill_range`]; for the current context. `counted`: the time, in microseconds, of a vCPU whose time is its
     /// instructions.
-    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size, counted: Option<u32>) -> Verdict {
+    pub(crate) fn fill_range(&mut self, number: u32, va: u64, size: Size, counted: Option<u32>, soon: bool) -> Verdict {
         let began = self.began;
         let now = || counted.unwrap_or_else(|| began.elapsed().as_micros() as u32);
-        self.entries[self.current].context.fill_range(number, va, size, now)
+        self.entries[self.current].context.fill_range(number, va, size, now, soon)
     }
 
     /// What is remembered, the current context's first.

@@ -25,6 +25,10 @@ const MUCH_LATER: u32 = 100 * TOO_SOON;
 const STEP_LONG: u8 = 4;
 /// At this step, with a long range, it is better served by the page entries alone.
 const STEP_SCATTERED: u8 = 6;
+/// Misses of an access whose entry roves until it is looked at again, ...
+const ROVES: u32 = 1024;
+/// ... and how many microseconds they have to last: a miss takes some 10 ns more than a look-up.
+const ROVES_LONG: u32 = ROVES / 2;
 /// Pages that are looked at in each direction for a range, and for a long one.
 const REACH: [u64; 2] = [4, 256];
 
@@ -57,7 +61,9 @@ struct Entry {
     long: u8,
     /// Whether it goes with local pages: which list it is in.
     local: u8,
-    _free: u8,
+    /// Whether generated code fills it, with the page of each access that missed: it is in [`Context::roving`] then, and in no other
+    /// list.
+    roves: u8,
     /// Bytes of both parts.
     len: u64,
     /// When it was filled, in microseconds.
@@ -69,6 +75,7 @@ struct Entry {
 const _: () = assert!(
     size_of::<Entry>() == ContextLayout::RANGE_BYTES
         && std::mem::offset_of!(Entry, patience) == ContextLayout::RANGE_PATIENCE
+        && std::mem::offset_of!(Entry, roves) == ContextLayout::RANGE_ROVES
 );
 
 /// What a filled range entry spans, for those who look for pages in all of them.
@@ -175,12 +182,6 @@ impl Part {
         Entry { first, len, addend, boundary: !0, second: addend, ..Entry::default() }
     }
 
-    /// Whether one of `others` is beside it.
-    fn is_beside(&self, others: &[Part; 2]) -> bool {
-        let beside = |other: &&Part| other.len != 0 && (other.end() == self.first || other.first == self.end());
-        others.iter().any(|other| beside(&other))
-    }
-
     /// An entry of this and the one of `others` that is beside it, if one is.
     fn beside(self, others: &[Part; 2]) -> Entry {
         let before = others.iter().find(|part| part.len != 0 && part.end() == self.first && self.first != 0);
@@ -259,25 +260,63 @@ impl Context {
     }
 
     /// After an access at `va` that missed range entry `number`: if it is time, lets it say what the page entries around
-    /// say. `now`: microseconds.
-    pub fn fill_range(&mut self, number: u32, va: u64, size: Size, now: impl FnOnce() -> u32) -> Verdict {
+    /// say. `now`: microseconds. `soon`: for tests, every other entry roves at once.
+    pub fn fill_range(&mut self, number: u32, va: u64, size: Size, now: impl FnOnce() -> u32, soon: bool) -> Verdict {
         let old = self.read_entry(number);
         if old.patience != u32::MAX {
             return Verdict::Stays;
         }
         let mut next = Entry { since: now(), ..old };
+        if old.roves != 0 {
+            return self.judge_roving(number, va, &old, next.since);
+        }
         let strayed = old.limit != 0;
         let scattered = next.pace(next.since.wrapping_sub(old.since), strayed);
-        let mut verdict = if scattered { Verdict::Scatters } else { Verdict::Stays };
+        if (scattered || soon && !number.is_multiple_of(2)) && !ContextLayout::range_has_parts(number) {
+            self.rove(number, &old, next.since);
+            return Verdict::Stays;
+        }
+        let verdict = if scattered { Verdict::Scatters } else { Verdict::Stays };
         if let Some((page, found)) = self.range_around(number, va, &old, next.long != 0) {
-            if scattered && !ContextLayout::range_has_parts(number) && found.is_beside(&old.parts()) {
-                verdict = Verdict::InParts;
-            }
             self.enter_range(number, size, (page, found), (old, next));
         } else {
             self.write_entry(number, next);
         }
         verdict
+    }
+
+    /// From now on generated code has the entry follow its access from page to page.
+    fn rove(&mut self, number: u32, old: &Entry, since: u32) {
+        if old.limit != 0 {
+            self.unlist(usize::from(old.local != 0), old.place as usize);
+        }
+        self.roving.push(number);
+        self.write_entry(number, Entry { roves: 1, patience: ROVES - 1, since, ..Entry::default() });
+    }
+
+    /// An access at `va` whose entry roves has missed often: not if that took long.
+    fn judge_roving(&mut self, number: u32, va: u64, old: &Entry, now: u32) -> Verdict {
+        if now.wrapping_sub(old.since) >= ROVES_LONG {
+            self.write_entry(number, Entry { patience: ROVES - 1, since: now, ..*old });
+            return Verdict::Stays;
+        }
+        self.roving.retain(|other| *other != number);
+        let step = STEPS - 1;
+        self.write_entry(number, Entry { patience: (PATIENCE << step) - 1, step, since: now, ..Entry::default() });
+        let page = va & !(PAGE - 1);
+        let is_beside = [old.first.wrapping_add(PAGE), old.first.wrapping_sub(PAGE)].contains(&page);
+        if old.limit != 0 && is_beside { Verdict::InParts } else { Verdict::Scatters }
+    }
+
+    /// Empties what generated code has filled since this was done last: it is quickly filled again.
+    fn drop_roving(&mut self) {
+        // SAFETY: as in `read_entry`.
+        if unsafe { self.cell_at(L.roved as usize).replace(0) } == 0 {
+            return;
+        }
+        for i in 0..self.roving.len() {
+            self.empty_entry(self.roving[i]);
+        }
     }
 
     /// The pages around `va` that its access may have and that are one range, as far as is looked; and its page.
@@ -335,12 +374,14 @@ impl Context {
 
     /// Empties all range entries.
     pub(crate) fn drop_ranges(&mut self) {
+        self.drop_roving();
         self.drop_ranges_in(0);
         self.drop_ranges_in(1);
     }
 
     /// Empties those that say something of local pages.
     pub(crate) fn drop_local_ranges(&mut self) {
+        self.drop_roving();
         self.drop_ranges_in(1);
     }
 
@@ -357,6 +398,7 @@ impl Context {
     /// Empties those that say something of a page with one of `pages` indices from this one on.
     pub(crate) fn drop_ranges_at(&mut self, index: usize, pages: usize) {
         const MASK: u32 = ContextLayout::ENTRIES as u32 - 1;
+        self.drop_roving();
         for list in 0..self.ranges.len() {
             if self.ranges[list].covered.remove_all(index, pages) {
                 let (first, pages) = (index as u32, pages as u32);
@@ -370,6 +412,7 @@ impl Context {
 
     /// Empties those that let stores through to any of `len` bytes of the host's from `host` on.
     pub(crate) fn drop_writable_ranges(&mut self, host: u64, len: u64) {
+        self.drop_roving();
         let maps = |part: &Part| {
             let first = part.first.wrapping_add(part.addend);
             host.wrapping_sub(first) < part.len || first.wrapping_sub(host) < len && part.len != 0
@@ -418,7 +461,7 @@ mod tests {
     /// An access that missed and is told the runtime, at once.
     fn miss(c: &mut Context, number: u32, va: u64, size: Size) -> bool {
         c.write_entry(number, Entry { patience: u32::MAX, ..c.read_entry(number) });
-        c.fill_range(number, va, size, || 0) != Verdict::Stays
+        c.fill_range(number, va, size, || 0, false) != Verdict::Stays
     }
 
     fn load(n: u32) -> u32 {
@@ -541,7 +584,7 @@ mod tests {
             fill(&mut c, 0x10_0000 + 2 * n * PAGE, HOST + n * PAGE);
         }
         let mut run = |number: u32, microseconds_a_miss: u32| {
-            (0..2000).any(|n| {
+            (0..4000).any(|n| {
                 let va = 0x10_0000 + 2 * u64::from(n % 100) * PAGE;
                 misses(&mut c, number, va, n * microseconds_a_miss)
             })
@@ -552,10 +595,62 @@ mod tests {
 
     /// What generated code does when an access misses, and what comes of it.
     fn misses(c: &mut Context, number: u32, va: u64, now: u32) -> bool {
+        missed(c, number, va, now) != Verdict::Stays
+    }
+
+    fn missed(c: &mut Context, number: u32, va: u64, now: u32) -> Verdict {
         let entry = c.read_entry(number);
         let patience = entry.patience.wrapping_sub(1);
         c.write_entry(number, Entry { patience, ..entry });
-        entry.patience == 0 && c.fill_range(number, va, Size::B4, || now) != Verdict::Stays
+        if entry.patience == 0 {
+            return c.fill_range(number, va, Size::B4, || now, false);
+        }
+        let host = if ContextLayout::range_is_write(number) { c.lookup_write(va) } else { c.lookup_read(va) };
+        if let (Some(host), 1) = (host, entry.roves) {
+            let (first, addend) = (va & !(PAGE - 1), host.wrapping_sub(va));
+            c.write_entry(number, Entry { patience, first, addend, limit: PAGE - 3, ..entry });
+            // SAFETY: as in `read_entry`.
+            unsafe { c.cell_at(L.roved as usize).write(1) };
+        }
+        Verdict::Stays
+    }
+
+    #[test]
+    fn an_entry_that_roves_goes_with_any_page() {
+        let mut c = Context::new().unwrap();
+        let va = |n: u64| 0x10_0000 + 2 * (n / 200 % 100) * PAGE + n % 200;
+        let ready = |c: &mut Context| (0..100).for_each(|n| fill(c, 0x10_0000 + 2 * n * PAGE, HOST + n * PAGE));
+        // A page each 20 microseconds.
+        let run = |c: &mut Context, number: u32, accesses: u64| {
+            let mut misses = 0;
+            for n in 0..accesses {
+                if hits(c, number, va(n)).is_none() {
+                    misses += 1;
+                    assert_eq!(missed(c, number, va(n), (n / 10) as u32), Verdict::Stays);
+                }
+            }
+            misses
+        };
+        ready(&mut c);
+        for number in [load(0), store(0)] {
+            run(&mut c, number, 20_000);
+            assert_eq!(c.read_entry(number).roves, 1);
+            assert_eq!(run(&mut c, number, 20_000), 100);
+            assert_eq!(hits(&c, number, va(19_999)), Some(HOST + 99 * PAGE + 199));
+        }
+        assert_eq!(c.roving, [load(0), store(0)]);
+        let both = |c: &Context| [load(0), store(0)].map(|number| hits(c, number, va(19_999)).is_some());
+        c.revoke_write(HOST + 99 * PAGE, 1);
+        assert!(!both(&c)[1]);
+        for drop in [Context::flush, Context::drop_local, |c: &mut Context| c.drop_page(0x10_0000 + 198 * PAGE)] {
+            ready(&mut c);
+            for number in [load(0), store(0)] {
+                missed(&mut c, number, va(19_999), 0);
+            }
+            assert_eq!(both(&c), [true; 2]);
+            drop(&mut c);
+            assert_eq!(both(&c), [false; 2]);
+        }
     }
 
     #[test]
@@ -571,10 +666,7 @@ mod tests {
                 if hits(c, number, va).is_some() {
                     return None;
                 }
-                let entry = c.read_entry(number);
-                c.write_entry(number, Entry { patience: entry.patience.wrapping_sub(1), ..entry });
-                let verdict = (entry.patience == 0).then(|| c.fill_range(number, va, Size::B4, || 0))?;
-                Some(verdict).filter(|verdict| *verdict != Verdict::Stays)
+                Some(missed(c, number, va, 0)).filter(|verdict| *verdict != Verdict::Stays)
             })
         };
         assert_eq!(verdict(&mut c, load(0), |n| 7 + n % 2), Some(Verdict::InParts));
@@ -687,7 +779,8 @@ mod tests {
         for n in 0..3000 {
             let page = 0x10_0000 + n * PAGE;
             fill(&mut c, page, HOST + n * PAGE);
-            miss(&mut c, load(0), page, Size::B1);
+            c.write_entry(load(0), Entry { patience: u32::MAX, ..c.read_entry(load(0)) });
+            assert_eq!(c.fill_range(load(0), page, Size::B1, || n as u32 * TOO_SOON, false), Verdict::Stays);
             assert_eq!(hits(&c, load(0), 0x10_0000), Some(HOST));
             assert_eq!(hits(&c, load(0), page + PAGE - 4), Some(HOST + (n + 1) * PAGE - 4));
         }

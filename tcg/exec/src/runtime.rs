@@ -194,7 +194,8 @@ impl<F: GuestFrontend> Cpu<F> {
         if crosses {
             return;
         }
-        let verdict = self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted);
+        let soon = self.machine.optimise == Optimise::Forced;
+        let verdict = self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted, soon);
         if verdict != Verdict::Stays && self.machine.optimise.learns() {
             self.machine.store.scattered(ret, verdict == Verdict::InParts);
         }

@@ -145,6 +145,8 @@ pub struct ContextLayout {
     pub exec_tag: i32,
     pub exec_table: i32,
     pub ranges: i32,
+    /// A word that is not 0 once generated code has filled a range entry.
+    pub roved: i32,
 }
 
 impl ContextLayout {
@@ -160,6 +162,7 @@ impl ContextLayout {
             exec_tag: 3 * array,
             exec_table: 4 * array,
             ranges: 5 * array,
+            roved: 5 * array + (Self::RANGES * Self::RANGE_BYTES) as i32,
         }
     };
     /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
@@ -173,8 +176,10 @@ impl ContextLayout {
     pub const RANGE_BYTES: usize = 64;
     /// Where the counter of misses is in a range entry.
     pub const RANGE_PATIENCE: usize = 40;
+    /// Where a range entry says that generated code fills it: a byte, 0 or 1.
+    pub const RANGE_ROVES: usize = 47;
     /// Bytes of address space a context takes.
-    pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES;
+    pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES + 8;
 
     /// The kind of a range entry, below [`ContextLayout::RANGE_KINDS`].
     pub const fn range_kind(size: Size, write: bool, parts: bool) -> u32 {

@@ -781,6 +781,15 @@ impl Block {
         self.granules = 0;
     }
 
+    /// Counts its next instruction, at `offset`, in.
+    pub fn cover_next(&mut self, offset: u16, len: u8) {
+        self.insns += 1;
+        match offset.checked_sub(self.start) {
+            Some(from) => self.len = self.len.max(from + u16::from(len)),
+            None => self.cover(offset, len),
+        }
+    }
+
     /// Notes that it was made from the code at an offset before its start.
     pub fn cover(&mut self, offset: u16, len: u8) {
         let last = offset + u16::from(len.max(1)) - 1;

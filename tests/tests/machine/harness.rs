@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mimus_core::accel::{Accelerator, NullAccelerator};
@@ -23,36 +23,82 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// What a machine printed.
 #[derive(Default)]
 pub struct Console {
-    text: Mutex<Vec<u8>>,
-    more: Condvar,
+    output: Mutex<Output>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Output {
+    text: Vec<u8>,
+    run: Run,
+}
+
+/// Whether a text is what a test waits for.
+type Enough = Box<dyn Fn(&[u8]) -> bool + Send>;
+
+/// Whether the guest may print on. A busy host can leave the test waiting for long after the guest has printed what the
+/// test waits for: so that it does not run to its end meanwhile, it is held where it prints.
+#[derive(Default)]
+enum Run {
+    /// It prints what it likes.
+    #[default]
+    Free,
+    /// Until this is so of its text.
+    Until(Enough),
+    /// It is so: what prints more waits.
+    Reached,
+    /// It is being paused: what prints more is slow.
+    Pausing,
+}
+
+impl Console {
+    fn output(&self) -> MutexGuard<'_, Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of it.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.output().text).into_owned()
+    }
+
+    fn set(&self, run: Run) {
+        self.output().run = run;
+        self.changed.notify_all();
+    }
+
+    /// Waits until what was [`set`](Self::set) is so.
+    fn wait(&self) {
+        let deadline = Instant::now() + LIMIT;
+        let mut output = self.output();
+        while matches!(output.run, Run::Until(_)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no more comes after:\n{}", String::from_utf8_lossy(&output.text));
+            output = self.changed.wait_timeout(output, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
 }
 
 impl CharBackend for Console {
     fn write(&self, data: &[u8]) -> usize {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner).extend(data);
-        self.more.notify_all();
+        let mut output = self.output();
+        if matches!(output.run, Run::Reached) {
+            let held = |o: &mut Output| matches!(o.run, Run::Reached);
+            output = self.changed.wait_timeout_while(output, LIMIT, held).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        output.text.extend(data);
+        if matches!(&output.run, Run::Until(enough) if enough(&output.text)) {
+            output.run = Run::Reached;
+            self.changed.notify_all();
+        }
+        let slow = matches!(output.run, Run::Pausing);
+        drop(output);
+        if slow {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         data.len()
     }
     fn set_receiver(&self, _: CharReceiver) {}
     fn input_ready(&self) {}
-}
-
-impl Console {
-    /// All of it.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.text.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-
-    /// Waits until `enough` of it is there.
-    fn wait(&self, enough: impl Fn(&[u8]) -> bool) {
-        let deadline = Instant::now() + LIMIT;
-        let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        while !enough(&text) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no more comes after:\n{}", String::from_utf8_lossy(&text));
-            text = self.more.wait_timeout(text, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
 }
 
 /// How the machine's code is run.
@@ -165,10 +211,13 @@ pub struct Guest {
 
 impl Guest {
     /// Runs until its console has `enough`, and pauses.
-    pub fn run_until(&mut self, enough: impl Fn(&[u8]) -> bool) {
+    pub fn run_until(&mut self, enough: impl Fn(&[u8]) -> bool + Send + 'static) {
+        self.console.set(Run::Until(Box::new(enough)));
         self.machine.resume();
-        self.console.wait(enough);
+        self.console.wait();
+        self.console.set(Run::Pausing);
         self.machine.pause();
+        self.console.set(Run::Free);
     }
 
     /// Runs until the guest powers off.

@@ -75,7 +75,7 @@ fn sorted(mut lines: Vec<String>) -> Vec<String> {
 fn run_lines(guest: &mut Guest, n: usize) {
     let count = |text: &[u8]| text.iter().filter(|b| **b == b'\n').count();
     let want = count(guest.console.text().as_bytes()) + n;
-    guest.run_until(|text| count(text) >= want);
+    guest.run_until(move |text| count(text) >= want);
 }
 
 #[test]

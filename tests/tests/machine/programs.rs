@@ -82,7 +82,7 @@ fn setup(sstc: bool) -> Setup {
 /// Runs until `n` more letters are there.
 fn letters(guest: &mut Guest, n: usize) {
     let want = guest.console.text().len() + n;
-    guest.run_until(|text| text.len() >= want);
+    guest.run_until(move |text| text.len() >= want);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Output to a file; no input.
 
 use std::fs::OpenOptions;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mimus_core::backend::CharBackend;
 use mimus_core::backend::char::CharReceiver;
-use mimus_core::error::HostError;
+use mimus_core::error::{HostError, why_not_made};
 use mimus_core::io_thread::IoThreadHandle;
 
 use super::port::Port;
@@ -24,7 +25,10 @@ impl FileChar {
     pub fn open(io: &IoThreadHandle, path: &Path, append: bool) -> Result<Arc<Self>, HostError> {
         let name = path.display().to_string();
         let file = OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(path);
-        let file = file.map_err(|e| HostError::new(format!("open {name} for output"), e))?;
+        let file = file.map_err(|e| {
+            let why = io::Error::new(e.kind(), why_not_made(path, &e));
+            HostError::new(format!("open {name} for output"), why)
+        })?;
         let port = Arc::new(Port::default());
         let sink = Sink::spawn(&name, file.into(), port.clone(), io)?;
         Ok(Arc::new(FileChar { path: path.to_owned(), port, sink }))

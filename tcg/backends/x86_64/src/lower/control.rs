@@ -72,6 +72,11 @@ impl Lower<'_> {
         to <= self.insn.pc || self.went_back
     }
 
+    /// Whether it may close one only because the block has gone back before: mostly it leads out of it.
+    fn is_ahead(&self, to: PagePc) -> bool {
+        to > self.insn.pc && !self.is_self(to) && self.went_back && !self.compact
+    }
+
     /// Whether `to` is the block itself.
     fn is_self(&self, to: PagePc) -> bool {
         to == self.start && to.same_page()
@@ -109,6 +114,9 @@ impl Lower<'_> {
         } else if !to.same_page() {
             let from = self.asm.jcc(cc);
             self.put_off(Cold::Cross { from, to });
+        } else if self.is_ahead(to) {
+            let from = self.asm.jcc(cc);
+            self.put_off(Cold::Ahead { from, to });
         } else if self.is_backward(to) || self.is_self(to) {
             let over = self.asm.jcc(cc.invert());
             let in_host = self.flagged && self.flags.has_in_host(Flags::ALL);
@@ -131,7 +139,7 @@ impl Lower<'_> {
             self.save_flags();
             return self.branch_on(cc, to);
         }
-        if self.homed == Homed::Not && back {
+        if self.homed == Homed::Not && back && !self.is_ahead(to) {
             let over = self.asm.jcc(cc.invert());
             self.save_at_exit();
             if !(self.is_self(to) && self.jump_round(true)) {
@@ -152,15 +160,17 @@ impl Lower<'_> {
             self.leave_homes();
             self.have_homes(Homed::Not);
             self.jump(to);
-        } else if to.same_page() {
-            self.site_jump(to);
-        } else {
+        } else if !to.same_page() {
             self.cross_page(to);
+        } else if self.went_back {
+            self.jump_back(to);
+        } else {
+            self.site_jump(to);
         }
     }
 
     /// A jump that closes a loop.
-    fn jump_back(&mut self, to: PagePc) {
+    pub(super) fn jump_back(&mut self, to: PagePc) {
         self.test_kick();
         if self.is_self(to) {
             self.asm.jcc_back(Cc::E, 0);

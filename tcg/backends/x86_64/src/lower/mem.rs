@@ -206,6 +206,7 @@ impl Lower<'_> {
         };
         let told = self.tell(range);
         let miss = look_up(self, Address { base, off, slot: None });
+        self.rove((base, off), range, size);
         self.asm.jmp_back(access);
         self.asm.bind(told);
         self.asm.lea(!self.narrow, R15, base, off);
@@ -227,6 +228,27 @@ impl Lower<'_> {
         self.asm.jcc(Cc::B)
     }
 
+    /// An access that missed its range entry is in a page whose addend is in `r14`: if the entry roves, it is for this page now.
+    fn rove(&mut self, (base, off): (u8, i32), range: u32, size: Size) {
+        if ContextLayout::range_has_parts(range) {
+            return;
+        }
+        let (entry, roved) = (self.range_entry(range), self.be.config.context.roved);
+        let roves = entry + ContextLayout::RANGE_ROVES as i32;
+        let limit = 4097 - size.bytes() as i32;
+        dynasm!(self.asm ; .arch x64 ; gs test BYTE [DWORD roves], 1);
+        let over = self.asm.jcc(Cc::E);
+        self.asm.lea(true, R15, base, off);
+        dynasm!(self.asm ; .arch x64
+            ; and r15, -4096
+            ; gs mov [DWORD entry], r15
+            ; gs mov QWORD [DWORD entry + 8], limit
+            ; gs mov [DWORD entry + 16], r14
+            ; gs mov BYTE [DWORD roved], 1
+        );
+        self.asm.bind(over);
+    }
+
     pub(super) fn range_entry(&self, range: u32) -> i32 {
         self.be.config.context.ranges + range as i32 * ContextLayout::RANGE_BYTES as i32
     }
@@ -239,6 +261,7 @@ impl Lower<'_> {
         let Some(range) = slow.range else { return };
         let told = self.tell(range);
         let miss = self.translate_by_page(Address { base: slow.base, off: slow.off, slot: None }, slow.size, write);
+        self.rove((slow.base, slow.off), range, slow.size);
         self.refold(slow);
         self.asm.jmp_back(slow.access);
         self.asm.bind(told);

@@ -124,6 +124,11 @@ enum Cold {
         from: Fixups,
         flags: Routine,
     },
+    /// The taken side of a branch ahead, in a block that has gone back before, so that it may close a loop.
+    Ahead {
+        from: Fixup,
+        to: PagePc,
+    },
     /// The taken side of a branch to another page.
     Cross {
         from: Fixup,
@@ -902,6 +907,10 @@ impl Lower<'_> {
                     self.save_at_fault(flags);
                     self.leave_homes();
                     self.asm.jmp_back(0);
+                }
+                Cold::Ahead { from, to } => {
+                    self.asm.bind(from);
+                    self.jump_back(to);
                 }
                 Cold::Cross { from, to } => {
                     self.asm.bind(from);

@@ -236,11 +236,7 @@ impl<'a> Translator<'a> {
         self.next = pc + u32::from(len);
         self.insn = insn;
         self.temps = 0;
-        self.block.insns += 1;
-        match pc.checked_sub(u32::from(self.block.start)) {
-            Some(from) => self.block.len = self.block.len.max(from as u16 + u16::from(len)),
-            None => self.block.cover(pc as u16, len),
-        }
+        self.block.cover_next(pc as u16, len);
         self.emit(Op::Insn { pc: self.here(), len });
         let mark = self.block.ops.len();
         let legal = if len == 2 { decode16(self, insn as u16) } else { decode32(self, insn) };

@@ -44,7 +44,7 @@ pub(super) fn mark(block: &mut Block, code: CodeWindow<'_>, bits: u32, features:
             block.ops.insert(block.ops.len() - 1, Op::DeadFlags { mask });
         }
     }
-    block.granules = granules;
+    block.granules |= granules;
 }
 
 /// The flags that are dead at `to`, and the granules of the page that say so.

@@ -14,6 +14,7 @@
 mod arith;
 mod dead;
 mod flow;
+mod follow;
 mod moves;
 mod operands;
 mod string;
@@ -96,10 +97,12 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     // For all but what may reach into the next page.
     let within = code.page_from(start);
     let mut decoder = decode::decoder(within, bits, u64::from(at), &state.features);
+    let mut may_follow = !careful && !limited && bits != 16 && code.goes_on_elsewhere();
+    let mut followed = false;
     loop {
-        let done = (at - u32::from(start)) as usize;
         let mut copied = [0; MAX_LEN];
-        let (insn, bytes) = match within.get(done..done + MAX_LEN) {
+        let done = at.wrapping_sub(start.into()) as usize;
+        let (insn, bytes) = match within.get(done..done.saturating_add(MAX_LEN)).filter(|_| !followed) {
             Some(bytes) => {
                 debug_assert_eq!(decoder.position(), done);
                 (decode::of_model(decoder.decode(), bytes, bits, &state.features), bytes)
@@ -118,6 +121,14 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         if crosses && !first {
             block.ops.push(Op::Jump { to: PagePc(at as i32) });
             break;
+        }
+        let goes_to =
+            may_follow.then(|| follow::dispatches(code, start.into(), at, &insn, bits, &state.features)).flatten();
+        if let Some(to) = goes_to {
+            block.ops.push(Op::Insn { pc: PagePc(at as i32), len: len as u8 });
+            block.cover_next(at as u16, len as u8);
+            (at, may_follow, followed) = (to, false, true);
+            continue;
         }
         let mut tr = Tr {
             bytes: &bytes[..len],
@@ -141,9 +152,8 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         let too_long = tr.insn.is_invalid() && have == MAX_LEN && is_too_long(code, at, code_mode);
         let flow = tr.instruction(len as u8, too_long);
         guards = tr.guards;
+        block.cover_next(at as u16, len as u8);
         at += len as u32;
-        block.insns += 1;
-        block.len += len as u16;
         if flow == Flow::End {
             break;
         }

@@ -323,3 +323,64 @@ fn compatibility_mode() {
         assert_eq!((s.gpr[RAX], s.cs.selector), (0, 8));
     });
 }
+
+#[test]
+fn jumps_to_an_interpreter_s_dispatcher_are_followed_until_it_changes() {
+    // lea rsi, [table]; lea rbx, [script]; xor ecx, ecx; xor edx, edx
+    let mut code = vec![0x48, 0x8d, 0x35, 0x21, 1, 0, 0, 0x48, 0x8d, 0x1d, 0x42, 1, 0, 0, 0x31, 0xc9, 0x31, 0xd2];
+    // 0x12: movzx eax, byte [rbx]; inc rbx; cmp eax, 4; ja 0x23; add edx, 1; jmp [rsi+rax*8]; hlt
+    code.extend([0x0f, 0xb6, 0x03, 0x48, 0xff, 0xc3, 0x83, 0xf8, 4, 0x77, 6, 0x83, 0xc2, 1, 0xff, 0x24, 0xc6, 0xf4]);
+    code.resize(0x100, 0x90);
+    // 0x100: add ecx, 3; jmp 0x12. 0x108: shl ecx, 1; jmp 0x12. 0x10f: mov byte [0x1f], 5 (in the addition); jmp 0x12
+    code.extend([0x83, 0xc1, 3, 0xe9, 0x0a, 0xff, 0xff, 0xff, 0xd1, 0xe1, 0xe9, 0x03, 0xff, 0xff, 0xff]);
+    code.extend([0xc6, 0x05, 0x09, 0xff, 0xff, 0xff, 5, 0xe9, 0xf7, 0xfe, 0xff, 0xff]);
+    // 0x11b: neg ecx; cmp ecx, -100; jmp 0x12. 0x125: hlt
+    code.extend([0xf7, 0xd9, 0x83, 0xf9, 0x9c, 0xe9, 0xed, 0xfe, 0xff, 0xff, 0xf4]);
+    code.resize(0x128, 0x90);
+    for at in [0x100, 0x108, 0x10f, 0x11b, 0x125u64] {
+        code.extend((CODE + at).to_le_bytes());
+    }
+    code.extend([0, 1, 0, 3, 0, 2, 1, 0, 3, 9]);
+    let check = |mut g: Guest| {
+        g.long();
+        for _ in 0..3 {
+            g.put(CODE, &code);
+            g.change(|s| (s.rip, s.mp_state) = (CODE, MpState::Running));
+            let s = g.run();
+            assert_eq!((s.rip, s.gpr[RCX], s.gpr[RDX]), (CODE + 0x24, 9, 21));
+        }
+    };
+    both(check);
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    check(Guest::optimised(false, mimus_tcg_ir::backend::Optimise::Forced));
+    check(Guest::optimised(false, mimus_tcg_ir::backend::Optimise::Usual));
+}
+
+#[test]
+fn the_last_page_is_not_found_where_another_with_its_low_bits_was() {
+    both(|mut g| {
+        g.long();
+        // 0xffe0_0000 to 0xffff_ffff is memory from 2 MiB on, the last page of it without permission to write.
+        g.put_u64(TABLES + 0x1018, (TABLES + 0x2000) | 7);
+        g.put_u64(TABLES + 0x2ff8, (TABLES + 0x3000) | 7);
+        g.put_u64(TABLES + 0x3ff8, DATA | 5);
+        g.put_u64(DATA, 0x1234);
+        // mov edx, 0xfffff000; mov eax, [rdx]
+        let load = [0xba, 0x00, 0xf0, 0xff, 0xff, 0x8b, 0x02];
+        // mov rcx, cr3; mov cr3, rcx
+        let flush = [0x0f, 0x20, 0xd9, 0x0f, 0x22, 0xd9];
+        // mov ebx, [-8]; mov dword [-8], ebx
+        let (read, write) = ([0x8b, 0x1c, 0x25, 0xf8, 0xff, 0xff, 0xff], [0x89, 0x1c, 0x25, 0xf8, 0xff, 0xff, 0xff]);
+        for (code, at, error) in [
+            ([&load[..], &flush, &read].concat(), 13, 0),
+            ([&load[..], &write].concat(), 7, 2),
+            ([&read[..]].concat(), 0, 0),
+        ] {
+            g.put(CODE, &code);
+            g.change(|s| (s.rip, s.gpr[RSP], s.mp_state) = (CODE, STACK, MpState::Running));
+            let s = g.run();
+            assert_eq!((s.rip, s.cr2), (0xa0e1, !7));
+            assert_eq!((g.u64_at(s.gpr[RSP]), g.u64_at(s.gpr[RSP] + 8)), (error, CODE + at));
+        }
+    });
+}
