@@ -141,7 +141,10 @@ impl<F: GuestFrontend> Cpu<F> {
 
     fn enter(&mut self, va: u64, leaf: &Leaf, host: *mut u8, readonly: bool, block: *const RamBlock, offset: u64) {
         let (may_read, may_write) = self.debug.tlb_may(va);
-        let mut write = leaf.write && !readonly && may_write;
+        let read = leaf.read && may_read;
+        // Who may store without a call may load: generated code looks no further for accesses of both kinds. (Page tables have no
+        // other pages; what a PMP entry with a reserved configuration covers is written by calls.)
+        let mut write = leaf.write && read && !readonly && may_write;
         if write {
             // SAFETY: `self.view` keeps the block alive.
             let flags = unsafe { &*block }.page_flags(offset / PAGE);
@@ -152,7 +155,7 @@ impl<F: GuestFrontend> Cpu<F> {
         self.mmu.fill_data(&DataFill {
             va: va & !(PAGE - 1),
             host: host as u64 & !(PAGE - 1),
-            read: leaf.read && may_read,
+            read,
             write,
             local: leaf.local,
             mapping_size: leaf.mapping_size,

@@ -298,6 +298,10 @@ impl GuestFrontend for Riscv {
         debug_assert!(!missing, "the instruction at {start:#x} needs the next page");
     }
 
+    fn runs_on(_mode: u16) -> bool {
+        true
+    }
+
     fn crosses_page(code: CodeWindow<'_>, start: u16) -> bool {
         let start = u32::from(start);
         code.halfword(start).is_some_and(|low| start + u32::from(insn_len(low)) > PAGE as u32)

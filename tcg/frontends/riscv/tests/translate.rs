@@ -65,7 +65,7 @@ fn folded_sequences_compute_the_same() {
             let rd = if next(3) == 0 { rs1 } else { rd };
             let amount = [1, 2, 3, 7, 25, 31, 12, 20][next(8) as usize];
             let wide = [1, 2, 3, 32, 32, 28, 40, 24][next(8) as usize];
-            insns.push(match next(14) {
+            insns.push(match next(16) {
                 0 => r_type(0x1b, 0, 1, rd, rs1, amount),
                 1 => r_type(0x1b, 0, 5, rd, rs1, amount),
                 2 => r_type(0x1b, 0, 5, rd, rs1, 32 - amount),
@@ -76,6 +76,9 @@ fn folded_sequences_compute_the_same() {
                 10 => r_type(0x1b, 0, 0, rd, rs1, 0),
                 11 => r_type(0x3b, 0, 0, rd, rs1, rs2),
                 12 => r_type(0x33, 0, 4, rd, rs1, rs2),
+                // andi, zext.h
+                13 => [255, 1, 0x7ff, 0x800, 0xfff][next(5) as usize] << 20 | rs1 << 15 | 7 << 12 | rd << 7 | 0x13,
+                14 => 0x0800_403b | rs1 << 15 | rd << 7,
                 _ => r_type(0x33, 0, 0, rd, rd, rs2),
             });
             // Both halves of a rotation.

@@ -735,6 +735,14 @@ impl Lower<'_> {
         if let Val::Imm(imm) = a {
             return self.set_imm(d, interp::un(op, ty, imm as u64) as i64);
         }
+        if op == UnOp::SextW && self.is_extended_already() {
+            if a == Val::Slot(d) {
+                self.cached = self.last;
+                return;
+            }
+            let a = self.val(a);
+            return self.move_to(d, a);
+        }
         let a = self.val(a);
         self.un_opnd(op, ty, d, a);
     }

@@ -7,17 +7,19 @@ use super::{Lower, Opnd};
 use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
-use mimus_tcg_ir::backend::Optimise;
+use mimus_tcg_ir::backend::{ContextLayout, Optimise};
 use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, Size, Slot, Val};
 
 /// An address that was not computed: of the load that comes next, and of nothing else.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Folded {
-    temp: Slot,
-    base: u8,
-    index: u8,
-    shift: u8,
-    disp: i32,
+    pub temp: Slot,
+    pub base: u8,
+    pub index: u8,
+    pub shift: u8,
+    pub disp: i32,
+    /// The register that has the address if the load does not take place.
+    pub stays: Option<u8>,
 }
 
 /// Where a load goes on if it is not served, where it is made, and its range entry.
@@ -50,7 +52,7 @@ impl Lower<'_> {
         {
             return false;
         }
-        self.folded = Some(Folded { temp: d, base, index, shift, disp: disp as i32 });
+        self.folded = Some(Folded { temp: d, base, index, shift, disp: disp as i32, stays: None });
         true
     }
 
@@ -66,6 +68,30 @@ impl Lower<'_> {
         let range = self.range_for(size, false).unwrap_or_else(|| self.be.new_range(size, false, false));
         let entry = self.range_entry(range);
         self.asm.lea_sib(true, R15, Some(base), Some((index, shift)), disp);
+        if ContextLayout::range_has_parts(range) {
+            // The index waits for no more than a compare and a move.
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r14, [DWORD entry + 16]
+                ; gs mov rax, [DWORD entry + 32]
+                ; add r14, Rq(base)
+                ; add rax, Rq(base)
+                ; gs cmp r15, [DWORD entry + 24]
+                ; cmovae r14, rax
+                ; gs sub r15, [DWORD entry]
+            );
+            if size != Size::B1 {
+                let log2 = size as i8;
+                dynasm!(self.asm ; .arch x64 ; ror r15, log2);
+            }
+            dynasm!(self.asm ; .arch x64 ; gs cmp r15, [DWORD entry + 8]);
+            let from = self.asm.jcc(Cc::Ae);
+            return Checked {
+                from,
+                access: self.asm.pos(),
+                range,
+                place: Rm::Scaled { base: R14, index, shift, disp },
+            };
+        }
         dynasm!(self.asm ; .arch x64
             ; gs sub r15, [DWORD entry]
             ; gs cmp r15, [DWORD entry + 8]
@@ -80,6 +106,13 @@ impl Lower<'_> {
     pub(super) fn unfold(&mut self, slow: &Slow) {
         if let Some(Folded { base, index, shift, disp, .. }) = slow.folded {
             self.asm.lea_sib(true, RAX, Some(base), Some((index, shift)), disp);
+        }
+    }
+
+    /// Before the runtime is called for the load: its address where the guest has it, from `rax`.
+    pub(super) fn keep_sum(&mut self, slow: &Slow) {
+        if let Some(reg) = slow.folded.and_then(|folded| folded.stays) {
+            self.asm.mov_r_rm(true, reg, Rm::Reg(RAX));
         }
     }
 

@@ -65,7 +65,6 @@ struct Extent {
     end: usize,
     low: i64,
     high: i64,
-    reads: bool,
     writes: bool,
 }
 
@@ -189,12 +188,11 @@ impl Lower<'_> {
                 Some((b, off, size, write)) if b == base => {
                     let low = i64::from(off) + delta;
                     let high = low + i64::from(size);
-                    let old = extent.unwrap_or(Extent { end: 0, low, high, reads: false, writes: false });
+                    let old = extent.unwrap_or(Extent { end: 0, low, high, writes: false });
                     let new = Extent {
                         end: first + i + 1,
                         low: old.low.min(low),
                         high: old.high.max(high),
-                        reads: old.reads || !write,
                         writes: old.writes || write,
                     };
                     if new.high - new.low > max_span || !fits32(new.low) || !fits32(new.high) {
@@ -220,8 +218,7 @@ impl Lower<'_> {
 
     /// The range entry for a group's check, in code that runs often.
     fn lend_range(&mut self, first: usize, base: Slot, extent: Extent) -> Option<Lent> {
-        // Of guests with flags, who may write may read.
-        if extent.reads && extent.writes && !self.be.config.flags || self.leaves_windows(first..extent.end) {
+        if self.leaves_windows(first..extent.end) {
             return None;
         }
         let lender = self.find_lender(first, base, (extent.end, extent.writes))?;
@@ -274,19 +271,13 @@ impl Lower<'_> {
             self.alu_r(Alu::Add, true, R14, home);
             return miss;
         }
-        if extent.reads && extent.writes {
-            self.mov(RAX, Opnd::Reg(R15));
-        }
-        dynasm!(self.asm ; .arch x64 ; mov r14d, r15d ; shr r14d, 12);
-        match (extent.reads, extent.writes) {
-            (true, true) => dynasm!(self.asm ; .arch x64
-                ; gs xor r15, [r14*8 + context.read_tag]
-                ; gs xor rax, [r14*8 + context.write_tag]
-                ; or r15, rax
-            ),
-            (true, false) => dynasm!(self.asm ; .arch x64 ; gs xor r15, [r14*8 + context.read_tag]),
-            _ => dynasm!(self.asm ; .arch x64 ; gs xor r15, [r14*8 + context.write_tag]),
-        }
+        // What may be written may be read.
+        let tag = if extent.writes { context.write_tag } else { context.read_tag };
+        dynasm!(self.asm ; .arch x64
+            ; mov r14d, r15d
+            ; shr r14d, 12
+            ; gs xor r15, [r14*8 + tag]
+        );
         let limit = 4096 - (extent.high - extent.low) as i32;
         dynasm!(self.asm ; .arch x64 ; cmp r15, limit);
         let miss = self.asm.jcc(Cc::A);

@@ -13,6 +13,7 @@
 
 use super::flags::{self, FlagState, Routine};
 use super::windows::{Held, Windows, untouched};
+use super::words;
 use super::{Cold, Insn, Lower};
 use crate::asm::{Cc, Fixup, RAX, RCX, RDX, Rm};
 use crate::{UNPINNED, X86_64};
@@ -369,6 +370,9 @@ impl Lower<'_> {
         if let Some(l) = &mut self.looped {
             (l.copy, l.in_copy) = (Some(at), true);
         }
+        if !self.flagged {
+            self.extended = words::extended_already(self.ops.get(..=edge).unwrap_or_default());
+        }
         self.insn = Insn { pc: self.start, len: 0, left: 0 };
         (self.cached, self.last, self.group, self.boxed) = (None, None, None, 0);
         (self.kept, self.skip, self.kept_half) = (false, 0, None);
@@ -418,6 +422,12 @@ impl Lower<'_> {
             self.mov(RAX, home);
         }
         true
+    }
+
+    /// Whether the operation being lowered extends a word that is extended already, in a copy.
+    pub(super) fn is_extended_already(&self) -> bool {
+        let op = self.next.wrapping_sub(1);
+        self.looped.is_some_and(|l| l.in_copy) && self.extended.contains(&op)
     }
 
     /// A copy's homes.

@@ -363,7 +363,7 @@ impl Lower<'_> {
     }
 
     /// The same with an address that was left to the load.
-    fn load_by_index(&mut self, d: Slot, (folded, off): (Folded, i32), size: Size, ext: Ext) {
+    pub(super) fn load_by_index(&mut self, d: Slot, (folded, off): (Folded, i32), size: Size, ext: Ext) {
         let flags = self.flags_at_fault();
         let Checked { from, access, range, place } = self.check_folded(folded, off, size);
         let value = self.home(d);
@@ -502,6 +502,7 @@ impl Lower<'_> {
     pub(super) fn slow_load(&mut self, slow: Slow) {
         self.not_served(&slow, false);
         self.asm.lea(!self.narrow, R15, slow.base, slow.off);
+        self.keep_sum(&slow);
         self.save_at_fault(slow.flags);
         self.asm.mov_ri(R14, i64::from(slow.size as u32 | (slow.ext as u32) << 8 | slow.range_bits()));
         self.leave_homes();

@@ -21,9 +21,11 @@ mod quiet;
 mod rep;
 mod rmw;
 mod stretch;
+mod sums;
 mod unit;
 mod wide;
 mod windows;
+mod words;
 
 #[cfg(test)]
 pub use fp::result_is_float;
@@ -285,6 +287,7 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         kept_half: None,
         routines,
         looped,
+        extended: Vec::new(),
         windows: windows.unwrap_or_default(),
         windowed_top: None,
         narrow: block.narrow,
@@ -402,6 +405,8 @@ struct Lower<'a> {
     routines: Vec<u32>,
     /// The block's loop.
     looped: Option<loops::Loop>,
+    /// Operations of its copies that extend what is extended already.
+    extended: Vec<usize>,
     /// Its windows, and where rounds of the copy with windows begin that need no look at them.
     windows: windows::Windows,
     windowed_top: Option<u32>,
@@ -448,10 +453,12 @@ impl Lower<'_> {
             self.flags_before(i);
             self.join_copy(i);
             self.before = self.cached;
-            self.enter_stretch(i);
-            self.enter_group(i);
-            self.next = i + 1;
-            self.op(op);
+            if !self.fold_sums(i) {
+                self.enter_stretch(i);
+                self.enter_group(i);
+                self.next = i + 1;
+                self.op(op);
+            }
         }
         self.leave_group(i + 1);
         self.leave_stretch(i + 1);

@@ -232,7 +232,6 @@ struct Window {
     step: i64,
     /// The lowest and the highest that accesses add to their bases.
     offsets: (i32, i32),
-    reads: bool,
     writes: bool,
     accesses: usize,
     /// Where what is to be added is kept.
@@ -315,15 +314,14 @@ impl Windows {
             Some((i, window, (low, high))) => {
                 (window.at.k, window.span) = (low, high - low);
                 window.offsets = (window.offsets.0.min(off), window.offsets.1.max(off));
-                window.reads |= !writes;
                 window.writes |= writes;
                 window.accesses += 1;
                 self.of.push((op, i));
             }
             None => {
                 let place = COUNTER;
-                let (reads, reg, offsets) = (!writes, None, (off, off));
-                self.list.push(Window { at, span: bytes, step, offsets, reads, writes, accesses: 1, place, reg });
+                let (reg, offsets) = (None, (off, off));
+                self.list.push(Window { at, span: bytes, step, offsets, writes, accesses: 1, place, reg });
                 self.of.push((op, self.list.len() - 1));
             }
         }
@@ -561,16 +559,13 @@ impl Lower<'_> {
             self.asm.alu_rm_i(Alu::Cmp, false, Rm::Reg(RAX), end.wrapping_sub(first) as i32);
             from.add(self.asm.jcc(Cc::Ae));
         }
-        let both = window.reads && window.writes;
-        if both {
-            self.mov(RAX, Opnd::Reg(R15));
-        }
-        dynasm!(self.asm ; .arch x64 ; mov r14d, r15d ; shr r14d, 12);
-        let tag = if window.reads { context.read_tag } else { context.write_tag };
-        dynasm!(self.asm ; .arch x64 ; gs xor r15, [r14*8 + tag]);
-        if both {
-            dynasm!(self.asm ; .arch x64 ; gs xor rax, [r14*8 + context.write_tag] ; or r15, rax);
-        }
+        // What may be written may be read.
+        let tag = if window.writes { context.write_tag } else { context.read_tag };
+        dynasm!(self.asm ; .arch x64
+            ; mov r14d, r15d
+            ; shr r14d, 12
+            ; gs xor r15, [r14*8 + tag]
+        );
         let last = 4096 - window.span as i32;
         dynasm!(self.asm ; .arch x64 ; cmp r15, last);
         from.add(self.asm.jcc(Cc::A));

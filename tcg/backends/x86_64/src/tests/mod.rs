@@ -12,3 +12,4 @@ mod quiet;
 mod random;
 mod searching;
 mod speed;
+mod sums;

@@ -15,6 +15,9 @@ use mimus_core::memory::{AddressSpace, CodeWriteListener, GuestRam, MemoryMap, M
 use mimus_tcg_backend_x86_64::X86_64;
 use mimus_tcg_exec::engine::{EngineConfig, Machine};
 use mimus_tcg_exec::vcpu::TcgVcpu;
+use mimus_tcg_ir::backend::Optimise;
+
+mod border;
 
 const RAM: u64 = 0x8000_0000;
 const RAM_LEN: u64 = 1 << 20;
@@ -114,6 +117,10 @@ struct Guest {
 
 impl Guest {
     fn new(interpret: bool) -> Guest {
+        Guest::optimised(interpret, Optimise::from_environment())
+    }
+
+    fn optimised(interpret: bool, optimise: Optimise) -> Guest {
         let all_ram = GuestRam::new();
         let ram = all_ram.add_block("ram", RAM_LEN, RamBacking::Private).unwrap();
         let map = MemoryMap::new();
@@ -122,7 +129,7 @@ impl Guest {
         map.change(|t| {
             t.map(&root, RAM, &MemoryRegion::ram("ram", &ram));
         });
-        let config = EngineConfig { code_size: 1 << 20, interpret, ..EngineConfig::default() };
+        let config = EngineConfig { code_size: 1 << 20, interpret, optimise, ..EngineConfig::default() };
         let machine = Machine::<Riscv>::new::<X86_64>(memory.clone(), config).unwrap();
         assert!(all_ram.set_code_write_listener(Arc::new(Listener(Arc::downgrade(&machine)))));
         let model = CpuModel::parse(GuestArch::Riscv64, "rv64,svpbmt=on").unwrap();
@@ -186,10 +193,11 @@ fn riscv_state(vcpu: &mut TcgVcpu<Riscv>) -> RiscvState {
     }
 }
 
+/// A code cache takes half a GiB of the addresses below 2 GiB: one machine at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// Runs a test with the interpreter and with generated code.
 fn both(test: impl Fn(Guest)) {
-    // A code cache takes half a GiB of the addresses below 2 GiB: one machine at a time.
-    static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for interpret in [true, false] {
         test(Guest::new(interpret));

@@ -229,14 +229,21 @@ fn without_upper_half(op: Op) -> Op {
     }
 }
 
+/// Whether it extends a byte or a part of a word.
+fn is_extension(op: UnOp) -> bool {
+    use UnOp::{SextB, SextH, SextW, ZextB, ZextH, ZextW};
+    matches!(op, SextB | SextH | SextW | ZextB | ZextH | ZextW)
+}
+
 /// Whether an operation's result, or its low half if that is all that matters, depends on the upper halves of operands.
 fn reads_upper_half(op: &Op, whole: bool) -> bool {
     match *op {
+        Op::Alu { op: AluOp::And, b: Val::Imm(0..=0xffff_ffff), .. } => false,
         // Words are made of words.
         Op::Alu { op, ty: Ty::I32 | Ty::U32, .. } => mimus_tcg_ir::interp::is_64_bit_only(op),
         Op::Alu { op: AluOp::Add | AluOp::Sub | AluOp::Mul | AluOp::And | AluOp::Or | AluOp::Xor, .. } => whole,
         Op::Alu { op: AluOp::Shl, b: Val::Imm(_), .. } => whole,
-        Op::Un { op: UnOp::SextW | UnOp::ZextW, .. } => false,
+        Op::Un { op, .. } if op != UnOp::Mov => !is_extension(op),
         Op::Un { op: UnOp::Mov, ty: Ty::I64, .. } => whole,
         _ => true,
     }

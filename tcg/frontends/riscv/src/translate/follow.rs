@@ -29,7 +29,10 @@ enum Flow {
 pub(super) fn follows<W: CodeWindow + ?Sized>(code: &W, start: u32, pc: u32, insn: u32, len: u8) -> Option<u32> {
     let Flow::Branch(by) = flow(insn, len) else { return None };
     let next = pc + u32::from(len);
-    let to = pc.checked_add_signed(by).filter(|to| (next + 1..PAGE).contains(to) && !code.has_block(*to))?;
+    let to = pc.checked_add_signed(by).filter(|to| (next + 1..end(code)).contains(to))?;
+    if to < PAGE && code.has_block(to) {
+        return None;
+    }
     let other_side = || leads_to(code, next, start, MAX_SIDE_EXITS - 1, REACH * MAX_SIDE_EXITS);
     (leads_to(code, to, start, 0, REACH) && !other_side()).then_some(to)
 }
@@ -68,11 +71,16 @@ fn jumps_by_register(insn: u32, len: u8) -> bool {
     is_jr && register > 1
 }
 
+/// What a block may not go past.
+fn end<W: CodeWindow + ?Sized>(code: &W) -> u32 {
+    PAGE + code.runs_on()
+}
+
 /// Whether code at `from`, past at most `exits` branches, jumps or branches to `head`.
 fn leads_to<W: CodeWindow + ?Sized>(code: &W, from: u32, head: u32, exits: u32, reach: u32) -> bool {
     let (mut pc, mut passed) = (from, 0);
     for _ in 0..reach {
-        let Some((insn, len)) = fetch(code, pc).filter(|_| pc < PAGE) else { return false };
+        let Some((insn, len)) = fetch(code, pc).filter(|_| pc < end(code)) else { return false };
         let leads = |by: i32| pc.checked_add_signed(by) == Some(head);
         match flow(insn, len) {
             Flow::On => {}

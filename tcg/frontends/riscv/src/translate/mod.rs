@@ -87,6 +87,11 @@ pub trait CodeWindow {
     fn goes_on_elsewhere(&self) -> bool {
         true
     }
+
+    /// Bytes of the next page that a block may have.
+    fn runs_on(&self) -> u32 {
+        0
+    }
 }
 
 impl<F: Fn(u32) -> Option<u16>> CodeWindow for F {
@@ -106,6 +111,10 @@ impl CodeWindow for mimus_tcg_exec::frontend::CodeWindow<'_> {
 
     fn goes_on_elsewhere(&self) -> bool {
         mimus_tcg_exec::frontend::CodeWindow::goes_on_elsewhere(self)
+    }
+
+    fn runs_on(&self) -> u32 {
+        mimus_tcg_exec::frontend::CodeWindow::runs_on(self).into()
     }
 }
 
@@ -128,6 +137,11 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
     let mut tr = Translator::new(block, cfg);
     let mut pc = u32::from(start);
     while let Some((insn, len)) = fetch(code, pc) {
+        // A loop may go on in the next page; everything else ends with the last instruction that is whole in this one.
+        let leaves = pc + u32::from(len) > PAGE && pc != u32::from(start);
+        if leaves && !(code.runs_on() != 0 && follow::is_loop(code, u32::from(start), pc)) {
+            break;
+        }
         tr.follow = match cfg.careful {
             true => None,
             false => follow::follows(code, u32::from(start), pc, insn, len)
@@ -141,7 +155,7 @@ pub fn translate_block<W: CodeWindow + ?Sized>(
         }
         let full = tr.block.insns >= cfg.max_insns || tr.exits >= MAX_SIDE_EXITS;
         let full = full && !(tr.block.insns < cfg.longest_loop() && follow::is_loop(code, u32::from(start), pc));
-        if pc >= PAGE || cfg.careful || full || code.has_block(pc) {
+        if pc >= PAGE + code.runs_on() || cfg.careful || full || pc < PAGE && code.has_block(pc) {
             break;
         }
     }
