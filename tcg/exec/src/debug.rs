@@ -18,6 +18,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mimus_core::accel::{AccelError, Catch, DebugCaps, DebugStop, VcpuDebug, WatchKind};
@@ -38,7 +39,11 @@ pub(crate) const NEVER: u32 = u32::MAX;
 
 /// A machine's cuts.
 #[derive(Default)]
-pub(crate) struct Cuts(Mutex<CutTable>);
+pub(crate) struct Cuts {
+    /// There is one, or has been: translation asks for each block.
+    any: AtomicBool,
+    table: Mutex<CutTable>,
+}
 
 #[derive(Default)]
 struct CutTable {
@@ -50,7 +55,7 @@ struct CutTable {
 
 impl Cuts {
     fn lock(&self) -> MutexGuard<'_, CutTable> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn want(&self, va: u64) {
@@ -70,6 +75,7 @@ impl Cuts {
     /// Adds cuts for the addresses `vas`, which are in page `key`; true if a place is cut that was not.
     fn add(&self, key: PageKey, vas: impl Iterator<Item = u64>) -> bool {
         let mut table = self.lock();
+        self.any.store(true, Ordering::SeqCst);
         let page = table.pages.entry(key).or_default();
         let mut new = false;
         for va in vas {
@@ -82,11 +88,14 @@ impl Cuts {
 
     /// Whether page `key` is cut at `offset`.
     pub fn at(&self, key: PageKey, offset: u16) -> bool {
-        self.lock().pages.get(&key).is_some_and(|page| page.contains_key(&offset))
+        self.any.load(Ordering::SeqCst) && self.lock().pages.get(&key).is_some_and(|page| page.contains_key(&offset))
     }
 
     /// The first cut of page `key` from `offset` on.
     pub fn first_from(&self, key: PageKey, offset: u16) -> Option<u16> {
+        if !self.any.load(Ordering::SeqCst) {
+            return None;
+        }
         self.lock().pages.get(&key)?.keys().copied().filter(|&o| o >= offset).min()
     }
 
@@ -386,7 +395,7 @@ impl<F: GuestFrontend> Cpu<F> {
             end = self.machine.cuts.first_from(key, start.saturating_add(block.len));
         }
         let cut = self.machine.cuts.first_from(key, 0).is_some();
-        let window = window.until(end).and_elsewhere(!cut && !self.machine.instrumentation().is_on());
+        let window = window.until(end).and_elsewhere(!cut && !self.machine.is_instrumented());
         F::translate(&self.guest, window, start, TranslateMode::Block, block);
         if cut {
             // Somebody will look.

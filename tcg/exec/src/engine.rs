@@ -144,6 +144,8 @@ pub struct Machine<F: GuestFrontend> {
     pub(crate) perf_map: Option<PerfMap>,
     pub(crate) cuts: crate::debug::Cuts,
     instrumentation: RwLock<Arc<Instrumentation>>,
+    /// Whether there is any.
+    instrumented: AtomicBool,
     peers: RwLock<Arc<Vec<Arc<Peer<F>>>>>,
     /// Held for reading by vCPUs in generated code; for writing, to empty the code cache.
     gate: RwLock<()>,
@@ -209,6 +211,7 @@ impl<F: GuestFrontend> Machine<F> {
             perf_map,
             cuts: Default::default(),
             instrumentation: RwLock::new(Arc::new(Instrumentation { count: config.count, trace: None })),
+            instrumented: AtomicBool::new(config.count),
             peers: RwLock::new(Arc::new(Vec::new())),
             gate: RwLock::new(()),
             closing: AtomicBool::new(false),
@@ -222,9 +225,15 @@ impl<F: GuestFrontend> Machine<F> {
         self.instrumentation.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether blocks do anything besides.
+    pub(crate) fn is_instrumented(&self) -> bool {
+        self.instrumented.load(Ordering::SeqCst)
+    }
+
     fn set_trace(&self, trace: Option<Trace>) {
         let mut place = self.instrumentation.write().unwrap_or_else(PoisonError::into_inner);
         *place = Arc::new(Instrumentation { trace, ..**place });
+        self.instrumented.store(place.is_on(), Ordering::SeqCst);
         drop(place);
         self.flush_code();
     }

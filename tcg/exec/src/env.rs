@@ -34,7 +34,7 @@ pub(crate) const KICK_SELF: u32 = 16;
 pub(crate) const KICK_REQUEST: u32 = 32;
 
 /// Places in which compact blocks count how often they begin: as many as are in use at a time, if they can be.
-pub(crate) const HEATS: usize = 1 << 14;
+pub(crate) const HEATS: usize = 1 << 16;
 
 /// The part of the environment that is the same for every guest.
 #[repr(C)]

@@ -297,8 +297,8 @@ impl<F: GuestFrontend> Cpu<F> {
             cut_block(&mut scratch.block, start);
         } else {
             self.translate_uncut(window, page.0, start, &mut scratch.block);
-            let more = self.machine.instrumentation();
-            if more.is_on() && !self.machine.interpret {
+            if self.machine.is_instrumented() && !self.machine.interpret {
+                let more = self.machine.instrumentation();
                 more.apply(&mut scratch.block, window, F::code_bits(mode));
             }
         }
@@ -335,7 +335,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// The page behind that of `va`, with its stamp, if the current context has it and a block may run on into it.
     fn next_to_run_on(&mut self, va: u64, key: PageKey, in_guest: bool) -> Option<(Fetched, u32)> {
         let machine = self.machine.clone();
-        if machine.interpret || machine.optimise == Optimise::Off || machine.instrumentation().is_on() {
+        if machine.interpret || machine.optimise == Optimise::Off || machine.is_instrumented() {
             return None;
         }
         let next_va = (va | PAGE_MASK).wrapping_add(1);

@@ -82,6 +82,10 @@ pub struct Addresses {
     checks: Vec<(u32, usize)>,
     /// Called: see [`Addresses::stack_check`].
     stack_checks: Vec<((u8, bool, bool), usize)>,
+    /// Called: see [`Addresses::push_of_pc`].
+    pushes_of_pc: Vec<(bool, usize)>,
+    /// Called: the host's flags to their slot; `rax` is clobbered. For guests with flags.
+    pub save_flags: usize,
     /// Called: arguments in `rax`, `r14`, `r15` → `rax`; per helper, for calls that may leave the block.
     pub helpers_may_exit: Vec<usize>,
     /// The same for pure calls.
@@ -104,6 +108,11 @@ impl Addresses {
     /// The same for a push (`write`) or pop, if it has one: it has moved the stack pointer, too, when it returns.
     pub fn stack_check(&self, bytes: u8, write: bool, narrow: bool) -> Option<usize> {
         self.stack_checks.iter().find(|(of, _)| *of == (bytes, write, narrow)).map(|(_, at)| *at)
+    }
+
+    /// The same for a push of the address at the offset `eax` from the page, which `rax` is when it returns.
+    pub fn push_of_pc(&self, narrow: bool) -> Option<usize> {
+        self.pushes_of_pc.iter().find(|(of, _)| *of == narrow).map(|(_, at)| *at)
     }
 }
 

@@ -43,10 +43,12 @@ pub const fn maker_options(amd: bool) -> u32 {
 
 /// Decodes; bytes that are no instruction of the model give an invalid one.
 pub fn decode(bytes: &[u8], bits: u32, ip: u64, features: &Features) -> Instruction {
-    of_model(decoder(bytes, bits, ip, features).decode(), bytes, bits, features)
+    let mut insn = decoder(bytes, bits, ip, features).decode();
+    to_model(&mut insn, bytes, bits, features);
+    insn
 }
 
-/// A decoder of consecutive instructions, each to be given to [`of_model`].
+/// A decoder of consecutive instructions, each to be given to [`to_model`].
 pub fn decoder<'a>(bytes: &'a [u8], bits: u32, ip: u64, features: &Features) -> Decoder<'a> {
     let mut options = maker_options(features.amd);
     // Without these features the prefix means nothing.
@@ -59,8 +61,10 @@ pub fn decoder<'a>(bytes: &'a [u8], bits: u32, ip: u64, features: &Features) -> 
     Decoder::with_ip(bits, bytes, ip, options)
 }
 
-/// The model's instruction for what a decoder has made of `bytes`.
-pub fn of_model(mut insn: Instruction, bytes: &[u8], bits: u32, features: &Features) -> Instruction {
+/// Makes what a decoder has made of `bytes` the model's instruction. In its place: to copy an instruction just decoded is to wait for
+/// its parts.
+#[inline]
+pub fn to_model(insn: &mut Instruction, bytes: &[u8], bits: u32, features: &Features) {
     if features.amd
         && insn.code() == Code::Pause
         && bits == 64
@@ -90,13 +94,12 @@ pub fn of_model(mut insn: Instruction, bytes: &[u8], bits: u32, features: &Featu
         insn.set_op1_kind(OpKind::Register);
         insn.set_op1_register(second);
     }
-    if !insn.is_invalid() && !available(&insn, features) {
+    if !available(insn, features) && !insn.is_invalid() {
         let len = insn.len();
-        insn = Instruction::default();
+        *insn = Instruction::default();
         insn.set_len(len);
         insn.set_code(Code::INVALID);
     }
-    insn
 }
 
 /// Up to 15 bytes of code at an offset, as many as may be read.

@@ -100,7 +100,7 @@ impl Lower<'_> {
         self.next += 1;
         self.skip = self.next;
         if self.flagged {
-            self.flags_after(next);
+            self.flags_after(next, self.own_now());
         }
         Some(place)
     }
@@ -111,7 +111,7 @@ impl Lower<'_> {
         self.call_check(check.unwrap_or(self.be.stubs.dispatch), stored)
     }
 
-    fn call_check(&mut self, check: usize, stored: Stored) -> Rm {
+    pub(super) fn call_check(&mut self, check: usize, stored: Stored) -> Rm {
         let recipe = self.recipe_at_fault();
         self.asm.call_abs(check);
         self.note(self.insn, stored, recipe);

@@ -29,34 +29,111 @@ pub(super) struct Needs {
     own: Own,
 }
 
-/// What an operation has to do with flags itself: found once, since looking ahead asks again and again.
-#[derive(Clone, Copy, Default, Debug)]
-struct Own {
-    may: Flags,
-    must: Flags,
-    reads: Flags,
-    in_slot: Flags,
-    faults: bool,
-    produces: bool,
-}
+/// What an operation has to do with flags itself: found once, since looking ahead asks again and again. In one word, which no
+/// copy of it has to put together: sets of flags from bits 0, 12, 24 and 36 on, and the bits below.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Own(u64);
 
 impl Own {
+    const FAULTS: u64 = 1 << 48;
+    const PRODUCES: u64 = 1 << 49;
+    /// [`only_looks`], [`keeps_host`].
+    const ONLY_LOOKS: u64 = 1 << 50;
+    const KEEPS_HOST: u64 = 1 << 51;
+    /// It may be another operation's recipe that it spoils.
+    const WRITES: u64 = 1 << 52;
+    /// What it is.
+    const BRANCH: u64 = 1 << 53;
+    const RMW: u64 = 1 << 54;
+    const DIVISION: u64 = 1 << 55;
+    /// It calls what may change all flags.
+    const CALLS: u64 = 1 << 56;
+
+    #[inline]
     fn of(op: &Op, after: Option<&Op>) -> Own {
+        // What most operations are has nothing to do with flags.
+        match op {
+            Op::Insn { .. } => Own(Own::ONLY_LOOKS | Own::KEEPS_HOST),
+            Op::Load { .. } => Own(Own::FAULTS | Own::WRITES),
+            Op::Store { .. } => Own(Own::FAULTS),
+            Op::Lea { .. } | Op::GetPc { .. } | Op::SetPart { .. } | Op::GetHigh { .. } | Op::SetHigh { .. } => {
+                Own(Own::KEEPS_HOST | Own::WRITES)
+            }
+            Op::Alu { .. } | Op::Un { .. } => Own(if keeps_host(op) { Own::KEEPS_HOST } else { 0 } | Own::WRITES),
+            _ => Own::of_other(op, after),
+        }
+    }
+
+    fn of_other(op: &Op, after: Option<&Op>) -> Own {
         let (may, must) = flags_written(op);
+        let (reads, in_slot) = (flags_read(op), needed_in_slot(op, after));
         let produces = match op {
             Op::SetFlags { .. } | Op::FlipFlags { .. } => on_host(op),
             _ => !may.is_empty(),
         };
-        let (reads, in_slot) = (flags_read(op), needed_in_slot(op, after));
-        Own { may, must, reads, in_slot, faults: may_fault(op), produces }
+        let kind = match op {
+            Op::BranchF { .. } => Own::BRANCH,
+            Op::Rmw { .. } => Own::RMW,
+            Op::DivWideF { .. } => Own::DIVISION,
+            Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. } => Own::CALLS,
+            _ => 0,
+        };
+        let mut bits = kind | Own::WRITES;
+        for (bit, holds) in [
+            (Own::FAULTS, may_fault(op)),
+            (Own::PRODUCES, produces),
+            (Own::ONLY_LOOKS, only_looks(op)),
+            (Own::KEEPS_HOST, keeps_host(op)),
+        ] {
+            bits |= if holds { bit } else { 0 };
+        }
+        let sets = [may, must, reads, in_slot].iter().rev().fold(0, |all, set| all << 12 | u64::from(set.0));
+        Own(bits | sets)
+    }
+
+    const fn set(self, at: u32) -> Flags {
+        Flags((self.0 >> at & 0xfff) as u16)
+    }
+
+    /// The flags that it may change, and those that it changes in any case.
+    const fn may(self) -> Flags {
+        self.set(0)
+    }
+
+    const fn must(self) -> Flags {
+        self.set(12)
+    }
+
+    const fn reads(self) -> Flags {
+        self.set(24)
+    }
+
+    const fn in_slot(self) -> Flags {
+        self.set(36)
+    }
+
+    /// Whether any of `bits` is set.
+    const fn is(self, bits: u64) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether it neither changes nor looks at flags, nor needs them in their slot.
+    const fn is_indifferent(self) -> bool {
+        self.0 & ((1 << 48) - 1) == 0
     }
 
     /// The flags that must be in the host's before the operation, if those `after` are needed behind it.
     fn carried(self, after: Flags) -> Flags {
-        if !self.produces || !after.intersects(self.may) {
-            return self.reads;
+        if !self.is(Own::PRODUCES) || !after.intersects(self.may()) {
+            return self.reads();
         }
-        self.reads.union(after.without(self.must))
+        self.reads().union(after.without(self.must()))
+    }
+}
+
+impl std::fmt::Debug for Own {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
     }
 }
 
@@ -180,17 +257,19 @@ pub(super) fn needs_but_for(ops: &[Op], edge: Option<usize>, safe: impl Fn(usize
     let mut after = None;
     for (i, (op, place)) in ops.iter().zip(all).enumerate().rev() {
         let mut own = Own::of(op, after);
-        own.faults &= !safe(i);
+        if own.is(Own::FAULTS) && safe(i) {
+            own.0 &= !Own::FAULTS;
+        }
         *place = Needs { own, ..now };
-        now.hard = now.hard.without(own.must);
-        now.soft = now.soft.without(own.must);
+        now.hard = now.hard.without(own.must());
+        now.soft = now.soft.without(own.must());
         now.hard = match op {
             // Where it leads is the terminal's doing, but what is dead there is said here.
-            Op::DeadFlags { .. } => own.in_slot,
-            _ if Some(i) == edge => now.hard.union(own.reads),
-            _ => now.hard.union(own.reads).union(own.in_slot),
+            Op::DeadFlags { .. } => own.in_slot(),
+            _ if Some(i) == edge => now.hard.union(own.reads()),
+            _ => now.hard.union(own.reads()).union(own.in_slot()),
         };
-        if Some(i) == edge || own.faults {
+        if Some(i) == edge || own.is(Own::FAULTS) {
             now.soft = Flags::ALL;
         }
         after = Some(op);
@@ -291,6 +370,12 @@ impl Lower<'_> {
         self.needs.get(self.next.wrapping_sub(1)).copied().unwrap_or_default()
     }
 
+    /// What the operation being lowered has to do with flags. (Lowering it may go on to the ones behind it.)
+    #[inline]
+    pub(super) fn own_now(&self) -> Own {
+        self.needs_now().own
+    }
+
     /// Displacement of the slot.
     fn flags_disp(&self) -> i32 {
         debug_assert!(self.pin_of(FLAGS).is_none(), "the flags are in memory");
@@ -327,13 +412,18 @@ impl Lower<'_> {
     }
 
     /// After an operation has been lowered: what is left of the flags.
-    pub(super) fn flags_after(&mut self, op: &Op) {
-        if self.flags.recipe.is_some_and(|recipe| is_spoilt(recipe, op)) && !produces(op) {
+    #[inline]
+    pub(super) fn flags_after(&mut self, op: &Op, own: Own) {
+        if self.flags.recipe.is_some_and(|recipe| own.is(Own::WRITES) && is_spoilt(recipe, op))
+            && !own.is(Own::PRODUCES)
+        {
             self.flags.recipe = None;
         }
-        if matches!(op, Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. }) {
+        if own.is(Own::CALLS) {
             self.flags = FlagState { save_before: self.flags.save_before, ..FlagState::default() };
-        } else if !(produces(op) || only_looks(op) || keeps_host(op) && (self.kept || self.keep_flags())) {
+        } else if !(own.is(Own::PRODUCES | Own::ONLY_LOOKS)
+            || own.is(Own::KEEPS_HOST) && (self.kept || self.keep_flags()))
+        {
             // (Flags that the operation has brought there itself are kept too.)
             self.flags.in_host = Flags::NONE;
         }
@@ -529,7 +619,7 @@ impl Lower<'_> {
             return never;
         }
         let first = self.next;
-        let changed = self.needs_now().own.may;
+        let changed = self.needs_now().own.may();
         let in_slot_already = self.flags.in_slot.without(changed);
         let mut latest = first;
         let mut only_looked = true;
@@ -540,42 +630,48 @@ impl Lower<'_> {
             let index = first + i;
             let after = self.needs.get(index).copied().unwrap_or_default();
             let own = after.own;
-            let closes = self.looped.is_some_and(|l| l.edge == index);
-            // A way out of the block saves them where it is taken.
-            let saves = host && matches!(op, Op::BranchF { .. });
-            let in_slot = !closes && !saves && own.in_slot.intersects(pending);
             // With a recipe, an access before it may go on in the stretch's copy without having saved them.
             let checked = bare && self.is_checked_rmw(index, op);
-            let in_fault = own.faults && recipe.is_none() && !checked;
-            let in_division =
-                matches!(op, Op::DivWideF { .. }) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
-            if in_slot || in_fault || in_division {
+            if own.is(Own::FAULTS) && recipe.is_none() && !checked {
                 return latest;
             }
-            let carried = own.carried(after.any());
-            if carried.intersects(pending) {
-                // A memory operation looks its address up first, mostly.
-                host &= checked || !matches!(op, Op::Rmw { .. });
-                match (host, recipe) {
-                    (true, _) => {}
-                    // What the slot has is looked at there, and brings no other flag to the host's.
-                    (false, Some(_)) if !matches!(op, Op::Rmw { .. }) => {
-                        host = !in_slot_already.contains(carried);
-                    }
-                    _ => return latest,
+            if !own.is_indifferent() {
+                let closes = self.looped.is_some_and(|l| l.edge == index);
+                // A way out of the block saves them where it is taken.
+                let saves = host && own.is(Own::BRANCH);
+                let in_slot = !closes && !saves && own.in_slot().intersects(pending);
+                let in_division = own.is(Own::DIVISION) && after.any().and(flags::KEPT_BY_DIVISION).intersects(pending);
+                if in_slot || in_division {
+                    return latest;
                 }
+                let carried = own.carried(after.any());
+                if carried.intersects(pending) {
+                    // A memory operation looks its address up first, mostly.
+                    host &= checked || !own.is(Own::RMW);
+                    match (host, recipe) {
+                        (true, _) => {}
+                        // What the slot has is looked at there, and brings no other flag to the host's.
+                        (false, Some(_)) if !own.is(Own::RMW) => {
+                            host = !in_slot_already.contains(carried);
+                        }
+                        _ => return latest,
+                    }
+                }
+                if own.is(Own::PRODUCES) && after.any().intersects(own.may()) {
+                    // Its own plan covers what it leaves.
+                    return never;
+                }
+                pending = pending.without(own.must());
             }
-            if own.produces && after.any().intersects(own.may) {
-                // Its own plan covers what it leaves.
-                return never;
-            }
-            pending = pending.without(own.must).and(after.any());
+            pending = pending.and(after.any());
             if pending.is_empty() {
                 return never;
             }
-            recipe = recipe.filter(|recipe| !is_spoilt(*recipe, op));
-            host &= only_looks(op) || keeps_host(op) && pending.intersects(after.hard);
-            only_looked &= only_looks(op) && host;
+            if own.is(Own::WRITES) {
+                recipe = recipe.filter(|recipe| !is_spoilt(*recipe, op));
+            }
+            host &= own.is(Own::ONLY_LOOKS) || own.is(Own::KEEPS_HOST) && pending.intersects(after.hard);
+            only_looked &= own.is(Own::ONLY_LOOKS) && host;
             if only_looked && !matches!(op, Op::Insn { .. }) {
                 latest = index + 1;
             }
@@ -748,6 +844,10 @@ impl Lower<'_> {
 
     /// The host's flags to the slot, on a way that leads out of the block. Clobbers `rax`.
     pub(super) fn save_at_exit(&mut self) {
+        if self.compact || self.in_cold {
+            // Three bytes shorter, where it does not matter otherwise.
+            return self.asm.call_abs(self.be.stubs.save_flags);
+        }
         dynasm!(self.asm ; .arch x64
             ; lahf
             ; seto al

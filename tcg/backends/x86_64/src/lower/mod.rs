@@ -488,13 +488,18 @@ impl Lower<'_> {
             return self.load_fused(fused, base, off, size);
         }
         if let Op::GetPc { .. } = *op
+            && self.compact_push_of_pc(self.next.wrapping_sub(1))
+        {
+            return;
+        }
+        if let Op::GetPc { .. } = *op
             && let Some(push) = self.push_at(self.next.wrapping_sub(1))
         {
             let ops = self.ops;
             self.kept = false;
             self.push(push);
             return if let Some(store) = ops.get(push.store) {
-                self.flags_after(store)
+                self.flags_after(store, self.own_now());
             };
         }
         let stays = match self.last {
@@ -502,9 +507,10 @@ impl Lower<'_> {
             _ => None,
         };
         self.kept = self.keep_flags();
+        let own = self.own_now();
         self.lower(op);
         self.cached = self.cached.or(stays);
-        self.flags_after(op);
+        self.flags_after(op, own);
     }
 
     fn lower(&mut self, op: &Op) {

@@ -3,8 +3,9 @@
 
 use super::mem::{Address, Slow};
 use super::{Cold, Lower, Opnd, reads};
-use crate::asm::{R14, R15, Rm};
-use mimus_tcg_ir::{Ext, FIRST_TEMP, Op, PagePc, Size, Slot, UnOp, Val};
+use crate::asm::{R14, R15, RAX, Rm};
+use mimus_tcg_ir::backend::Stored;
+use mimus_tcg_ir::{AluOp, Ext, FIRST_TEMP, Op, PagePc, Size, Slot, Ty, UnOp, Val};
 
 /// The store of an address of code, before a jump.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +21,16 @@ pub(super) struct Push {
 impl Lower<'_> {
     /// The store of a return address that begins with operation `index`, if all of it is lowered as one.
     pub(super) fn push_at(&self, index: usize) -> Option<Push> {
+        if !self.info.hints.hot {
+            return None;
+        }
+        self.stored_pc(index)
+    }
+
+    /// The same, in whatever code.
+    fn stored_pc(&self, index: usize) -> Option<Push> {
         let twice = self.group.is_some() || self.stretch.is_some() || self.in_copy.is_some() || self.in_slow_group;
-        if twice || !self.flagged || !self.info.hints.hot {
+        if twice || !self.flagged {
             return None;
         }
         let [Op::GetPc { d: address, pc }, rest @ ..] = self.ops.get(index..)? else { return None };
@@ -43,6 +52,39 @@ impl Lower<'_> {
         let saves = (index + 1..=store).contains(&self.flags.save_before());
         let push = Push { pc: *pc, store, base: *base, off: *off, size: *size };
         (fits && temporary && last && !read && !saves).then_some(push)
+    }
+
+    /// The same in compact code, where a call shares all of its push but the store. Whether there is one.
+    pub(super) fn compact_push_of_pc(&mut self, index: usize) -> bool {
+        let Some(push) = self.stored_pc(index).filter(|_| self.compact) else { return false };
+        let (ops, bytes) = (self.ops, push.size.bytes() as i32);
+        let (store, moved) = (push.store, push.store + 1);
+        let Some(check) = self.be.stubs.push_of_pc(self.narrow).filter(|_| (push.size == Size::B4) == self.narrow)
+        else {
+            return false;
+        };
+        let [stored, Op::Alu { op: AluOp::Add, ty, d, a, b: Val::Imm(by) }, ..] = ops.get(store..).unwrap_or_default()
+        else {
+            return false;
+        };
+        let ty_fits = *ty == if self.narrow { Ty::U32 } else { Ty::I64 };
+        let moves = (*d, *a, *by) == (push.base, Val::Slot(push.base), (-bytes).into()) && ty_fits;
+        let is_stack = self.be.config.stack == Some(push.base) && push.off == -bytes;
+        if !moves || !is_stack || self.flags.save_before() == moved {
+            return false;
+        }
+        self.next = moved;
+        self.kept = false;
+        self.asm.mov_ri(RAX, i64::from(push.pc.0 as u32));
+        let place = self.call_check(check, Stored::Scratch);
+        self.store_to(place, Opnd::Reg(RAX), push.size);
+        self.flags_after(stored, self.own_now());
+        self.next = moved + 1;
+        self.skip = self.next;
+        if let Some(op) = ops.get(moved) {
+            self.flags_after(op, self.own_now());
+        }
+        true
     }
 
     /// Lowers it; `rax` stays.

@@ -4,6 +4,7 @@ use super::{Addresses, Emitter};
 use dynasm::dynasm;
 use dynasmrt::{DynasmApi, DynasmLabelApi};
 use mimus_tcg_ir::backend::compact_access;
+use mimus_tcg_ir::flags::FLAGS;
 
 impl Emitter<'_> {
     /// Jumps of compact code to other pages and to addresses.
@@ -121,7 +122,21 @@ impl Emitter<'_> {
             if let Some(reg) = stack {
                 let entry = self.stack_check(reg, bytes, write, narrow);
                 a.stack_checks.push(((bytes, write, narrow), entry));
+                if write {
+                    a.pushes_of_pc.push((narrow, self.push_of_pc(narrow, entry)));
+                }
             }
+        }
+        if self.b.config.flags {
+            let disp = self.b.slot_disp(FLAGS);
+            dynasm!(self.ops ; .arch x64 ; .align 16);
+            a.save_flags = self.here();
+            dynasm!(self.ops ; .arch x64
+                ; lahf
+                ; seto al
+                ; mov [rbp + disp], ax
+                ; ret
+            );
         }
     }
 
@@ -142,6 +157,19 @@ impl Emitter<'_> {
             (true, false) => dynasm!(self.ops ; .arch x64 ; add r15, by),
         }
         self.check_address(bytes, (write, false), ask, Some((reg, by, narrow)));
+        entry
+    }
+
+    /// See [`Addresses::push_of_pc`]; `check`: the push's.
+    fn push_of_pc(&mut self, narrow: bool, check: usize) -> usize {
+        let page_base = self.env(self.b.config.env.page_base);
+        dynasm!(self.ops ; .arch x64 ; .align 16);
+        let entry = self.here();
+        dynasm!(self.ops ; .arch x64 ; cdqe ; add rax, [rbp + page_base]);
+        if narrow {
+            dynasm!(self.ops ; .arch x64 ; mov eax, eax);
+        }
+        self.jump_to(check);
         entry
     }
 

@@ -183,7 +183,7 @@ impl Tr<'_> {
 
     /// A bit number in a register reaches beyond the operand: it is an offset in a bit string (SDM volume 2 "BT").
     fn bit_string(&mut self, bytes: u32, number: Val, op: FlagOp) -> Option<Mem> {
-        let seg = super::operands::segment_of(&self.insn, self.bits == 64);
+        let seg = super::operands::segment_of(self.insn, self.bits == 64);
         let wide = match bytes {
             2 => self.un(UnOp::SextH, Ty::I64, number),
             4 => self.un(UnOp::SextW, Ty::I64, number),

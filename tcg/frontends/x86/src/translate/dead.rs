@@ -3,7 +3,7 @@
 //! Only instructions on registers are looked at: those before which nothing can happen that shows the flags, but an
 //! interrupt, whose handler puts them back. What is looked at becomes part of what the block was made from.
 
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use mimus_tcg_exec::frontend::CodeWindow;
 use mimus_tcg_ir::flags::{Flags, read_by};
 use mimus_tcg_ir::verify::uses_flags;
@@ -11,7 +11,7 @@ use mimus_tcg_ir::{Block, Op, PagePc};
 
 use super::moves::{condition, is_cmov, is_setcc};
 use crate::cpuid::Features;
-use crate::decode::{MAX_LEN, decode, fetch};
+use crate::decode::{MAX_LEN, decode, decoder, fetch, to_model};
 
 /// Most instructions to look at.
 const DEPTH: usize = 4;
@@ -51,13 +51,28 @@ pub(super) fn mark(block: &mut Block, code: CodeWindow<'_>, bits: u32, features:
 fn dead_at(code: CodeWindow<'_>, to: PagePc, bits: u32, features: &Features) -> (Flags, u64) {
     let (mut dead, mut read, mut seen) = (Flags::NONE, Flags::NONE, 0);
     let mut at = to;
+    if !to.same_page() {
+        return (dead, seen);
+    }
+    let within = code.page_from(to.0 as u16);
+    let mut decoder = decoder(within, bits, to.0 as u64, features);
+    let mut insn = Instruction::default();
     for _ in 0..DEPTH {
         if !at.same_page() {
             break;
         }
-        let mut bytes = [0; MAX_LEN];
-        let have = fetch(code, at.0 as u32, &mut bytes);
-        let insn = decode(&bytes[..have], bits, at.0 as u64, features);
+        let done = (at.0 - to.0) as usize;
+        match within.get(done..done + MAX_LEN) {
+            Some(bytes) => {
+                decoder.decode_out(&mut insn);
+                to_model(&mut insn, bytes, bits, features);
+            }
+            None => {
+                let mut bytes = [0; MAX_LEN];
+                let have = fetch(code, at.0 as u32, &mut bytes);
+                insn = decode(&bytes[..have], bits, at.0 as u64, features);
+            }
+        }
         let next = PagePc(at.0 + insn.len() as i32);
         if insn.is_invalid() || next.0 > 4096 || insn.has_lock_prefix() {
             break;

@@ -53,7 +53,7 @@ pub(crate) enum Flow {
 /// One block in the making.
 pub(crate) struct Tr<'a> {
     block: &'a mut Block,
-    insn: Instruction,
+    insn: &'a Instruction,
     /// The instruction's.
     bytes: &'a [u8],
     /// Code size: 16, 32 or 64.
@@ -97,20 +97,24 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
     // For all but what may reach into the next page.
     let within = code.page_from(start);
     let mut decoder = decode::decoder(within, bits, u64::from(at), &state.features);
+    let mut insn = Instruction::default();
     let mut may_follow = !careful && !limited && bits != 16 && code.goes_on_elsewhere();
     let mut followed = false;
     loop {
         let mut copied = [0; MAX_LEN];
         let done = at.wrapping_sub(start.into()) as usize;
-        let (insn, bytes) = match within.get(done..done.saturating_add(MAX_LEN)).filter(|_| !followed) {
+        let bytes = match within.get(done..done.saturating_add(MAX_LEN)).filter(|_| !followed) {
             Some(bytes) => {
                 debug_assert_eq!(decoder.position(), done);
-                (decode::of_model(decoder.decode(), bytes, bits, &state.features), bytes)
+                decoder.decode_out(&mut insn);
+                decode::to_model(&mut insn, bytes, bits, &state.features);
+                bytes
             }
             None => {
                 let have = fetch(code, at, &mut copied);
                 let bytes = &copied[..have];
-                (decode::decode(bytes, bits, u64::from(at), &state.features), bytes)
+                insn = decode::decode(bytes, bits, u64::from(at), &state.features);
+                bytes
             }
         };
         let have = bytes.len();
@@ -133,7 +137,7 @@ pub fn translate(state: &State, code: CodeWindow<'_>, start: u16, mode: Translat
         let mut tr = Tr {
             bytes: &bytes[..len],
             block: &mut *block,
-            insn,
+            insn: &insn,
             bits,
             flat: code_mode.flat(),
             stack: code_mode.stack_bytes(),
@@ -302,7 +306,7 @@ impl Tr<'_> {
     /// Leaves the instruction to the helper.
     fn execute(&mut self) -> Flow {
         let nothing = [Val::Imm(0), Val::Imm(0)];
-        let quick = Quick::of(&self.insn, self.bits, self.kernel, self.goes_on()).map(|what| (what, nothing));
+        let quick = Quick::of(self.insn, self.bits, self.kernel, self.goes_on()).map(|what| (what, nothing));
         if let Some((what, [a, b])) = quick.or_else(|| self.quick_with_operand()) {
             self.op(Op::Call {
                 helper: helper_ids::QUICK,
@@ -348,7 +352,7 @@ impl Tr<'_> {
     }
 
     fn after_helper(&mut self) -> Flow {
-        if always_leaves(&self.insn) {
+        if always_leaves(self.insn) {
             self.op(Op::Dispatch);
             return Flow::End;
         }

@@ -206,7 +206,7 @@ impl Tr<'_> {
 
     /// The memory operand of an access of `bytes`, checked where segments are not flat.
     pub(crate) fn memory(&mut self, bytes: u32, write: bool) -> Mem {
-        let seg = segment_of(&self.insn, self.bits == 64);
+        let seg = segment_of(self.insn, self.bits == 64);
         let simple = self.is_plain()
             && seg != FS
             && seg != GS

@@ -44,7 +44,7 @@ impl Tr<'_> {
             Mnemonic::Fldcw => return self.load_control(),
             _ => {}
         }
-        let taken = taken_apart(&self.insn)?;
+        let taken = taken_apart(self.insn)?;
         // With Intel's processors its flags come before a fault of its store: the helper knows.
         if self.insn.mnemonic() == Mnemonic::Vcvtps2ph && taken.insn.memory == UnitMemory::Store && !self.amd {
             return None;
