@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::backing::{Discard, Mapping, RamLock, RamOptions, RamSource, Wanted};
+use super::gather::Arena;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fmt;
 use std::fs::File;
@@ -15,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 /// Granularity of the page flags, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
@@ -114,6 +115,8 @@ struct Shared {
     /// Whether blocks are kept in memory.
     lock: Mutex<RamLock>,
     listener: OnceLock<Arc<dyn CodeWriteListener>>,
+    /// The block that has pages gathered: the host's mappings are not for more than one.
+    gatherer: OnceLock<RamBlockId>,
 }
 
 impl Shared {
@@ -193,6 +196,23 @@ pub struct RamBlock {
     file: Option<File>,
     discard: Discard,
     shared: Arc<Shared>,
+    /// Anonymous memory that nobody expects to be of a certain kind.
+    pub(super) plain: bool,
+    /// Held for reading by who writes in another way than vCPUs do, or has the kernel read; for writing, to move pages.
+    pub(super) moving: RwLock<()>,
+    /// Counts when a page becomes unsettled, and when it is settled again: see [`RamBlock::unsettle`].
+    unsettled: AtomicU64,
+    /// Pages that have a second address.
+    pub(super) arena: OnceLock<Arena>,
+}
+
+/// A page of the block does not have its contents while it lives.
+pub(super) struct Unsettled<'a>(&'a AtomicU64);
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// Memory and swap of the host in bytes: the limit the kernel's own overcommit
@@ -221,7 +241,21 @@ impl RamBlock {
         let failed = |source| RamError::Map { name: name.to_owned(), len, source };
         let pages = size / PAGE_SIZE as usize;
         let flags = MmapOptions::new().len(pages).no_reserve_swap().map_anon().map_err(failed)?;
-        Ok(Self { id, name: name.to_owned(), len, map, flags: flags.into(), file, discard, shared })
+        let plain = *options == RamOptions::default() && shared.lock() == RamLock::Off;
+        Ok(Self {
+            id,
+            name: name.to_owned(),
+            len,
+            map,
+            flags: flags.into(),
+            file,
+            discard,
+            shared,
+            plain,
+            moving: RwLock::new(()),
+            unsettled: AtomicU64::new(0),
+            arena: OnceLock::new(),
+        })
     }
 
     /// The block's number.
@@ -303,6 +337,34 @@ impl RamBlock {
         }
     }
 
+    /// Pages stay where they are while it is held.
+    fn writes(&self) -> RwLockReadGuard<'_, ()> {
+        self.moving.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is the block that may have pages gathered.
+    pub(super) fn is_first_to_gather(&self) -> bool {
+        *self.shared.gatherer.get_or_init(|| self.id) == self.id
+    }
+
+    /// A page will not have its contents for a moment. Only who holds `moving` for writing may say so.
+    pub(super) fn unsettle(&self) -> Unsettled<'_> {
+        self.unsettled.fetch_add(1, Ordering::SeqCst);
+        Unsettled(&self.unsettled)
+    }
+
+    /// Reads when all pages have their contents: what was read while one had not is read again.
+    fn settled<R>(&self, mut read: impl FnMut() -> R) -> R {
+        let before = self.unsettled.load(Ordering::Acquire);
+        let value = read();
+        fence(Ordering::Acquire);
+        if before.is_multiple_of(2) && self.unsettled.load(Ordering::Relaxed) == before {
+            return value;
+        }
+        let _stays = self.writes();
+        read()
+    }
+
     /// Copies out. False, and nothing done, if the range is not inside.
     #[must_use]
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
@@ -312,9 +374,9 @@ impl RamBlock {
         // SAFETY: the range is inside the mapping and `buf` is ours alone. A guest that
         // writes the range meanwhile gives us torn bytes, which are as good as any others:
         // no reference to guest memory is formed.
-        unsafe {
+        self.settled(|| unsafe {
             std::ptr::copy_nonoverlapping(self.host_ptr(offset), buf.as_mut_ptr(), buf.len());
-        }
+        });
         true
     }
 
@@ -324,10 +386,12 @@ impl RamBlock {
         if !self.contains(offset, data.len() as u64) {
             return false;
         }
+        let stays = self.writes();
         // SAFETY: as for `read`, in the other direction.
         unsafe {
             std::ptr::copy_nonoverlapping(data.as_ptr(), self.host_ptr(offset), data.len());
         }
+        drop(stays);
         self.note_write(offset, data.len() as u64);
         true
     }
@@ -338,10 +402,12 @@ impl RamBlock {
         if !self.contains(offset, len) {
             return false;
         }
+        let stays = self.writes();
         // SAFETY: as for `write`.
         unsafe {
             std::ptr::write_bytes(self.host_ptr(offset), byte, len as usize);
         }
+        drop(stays);
         self.note_write(offset, len);
         true
     }
@@ -355,10 +421,10 @@ impl RamBlock {
         if (p as usize).is_multiple_of(size_of::<T>()) {
             // SAFETY: inside the mapping and aligned; guest memory is only accessed
             // atomically or by copies of plain bytes.
-            return Some(unsafe { T::load(p) });
+            return Some(self.settled(|| unsafe { T::load(p) }));
         }
         // SAFETY: inside the mapping; the read is declared unaligned.
-        Some(unsafe { p.cast::<T>().read_unaligned() }.to_native())
+        Some(self.settled(|| unsafe { p.cast::<T>().read_unaligned() }).to_native())
     }
 
     /// Stores a little-endian word: atomically if aligned. False outside the block.
@@ -367,6 +433,7 @@ impl RamBlock {
         if !self.contains(offset, size_of::<T>() as u64) {
             return false;
         }
+        let stays = self.writes();
         let p = self.host_ptr(offset);
         if (p as usize).is_multiple_of(size_of::<T>()) {
             // SAFETY: as for `load`.
@@ -375,6 +442,7 @@ impl RamBlock {
             // SAFETY: inside the mapping; the write is declared unaligned.
             unsafe { p.cast::<T>().write_unaligned(value.to_le()) };
         }
+        drop(stays);
         self.note_write(offset, size_of::<T>() as u64);
         true
     }
@@ -385,9 +453,11 @@ impl RamBlock {
         if !self.contains(offset, size_of::<T>() as u64) || !offset.is_multiple_of(size_of::<T>() as u64) {
             return None;
         }
+        let stays = self.writes();
         // SAFETY: as for `load`; the mapping is page-aligned, so the offset's alignment is
         // the address's.
         let seen = unsafe { T::compare_exchange(self.host_ptr(offset), old, new) };
+        drop(stays);
         self.note_write(offset, size_of::<T>() as u64);
         Some(seen)
     }
@@ -406,9 +476,14 @@ impl RamBlock {
             Discard::DontNeed => libc::MADV_DONTNEED,
             Discard::Never => return false,
         };
+        let stays = self.writes();
         // SAFETY: the pages belong to our mapping, and nobody holds references into it;
         // guests and devices then read zeros, which is what the caller asks for.
         let done = unsafe { libc::madvise(self.host_ptr(offset).cast(), len as usize, advice) } == 0;
+        if let Some(arena) = self.arena.get() {
+            arena.discard(offset / PAGE_SIZE..(offset + len) / PAGE_SIZE);
+        }
+        drop(stays);
         self.note_write(offset, len);
         done
     }
@@ -542,11 +617,6 @@ impl RamSlice {
         let _ = self.block.fill(self.offset, self.len, byte);
     }
 
-    /// Host address, for io_uring and the like. Valid as long as the slice's block.
-    pub fn host_ptr(&self) -> *mut u8 {
-        self.block.host_ptr(self.offset)
-    }
-
     fn holds(&self, at: u64, len: u64) -> bool {
         at.checked_add(len).is_some_and(|end| end <= self.len)
     }
@@ -598,14 +668,27 @@ fn transfer(
     Ok(done)
 }
 
+/// Has the pages of all these blocks stay where they are, each asked once: a thread that asks twice might wait for itself.
+fn writes_to(slices: &[RamSlice]) -> Vec<RwLockReadGuard<'_, ()>> {
+    let mut blocks: Vec<&Arc<RamBlock>> = Vec::new();
+    for slice in slices {
+        if !blocks.iter().any(|block| Arc::ptr_eq(block, &slice.block)) {
+            blocks.push(&slice.block);
+        }
+    }
+    blocks.into_iter().map(|block| block.writes()).collect()
+}
+
 /// Reads from `fd` at byte `position` straight into guest RAM. Returns the bytes read:
 /// fewer than asked only at the end of the file.
 pub fn read_fd_into(fd: BorrowedFd<'_>, position: u64, slices: &[RamSlice]) -> io::Result<u64> {
+    let stay = writes_to(slices);
     let result = transfer(slices, position, |iov, at| {
         // SAFETY: every segment lies in a mapping that `slices` keeps alive, and guest RAM
         // may be written at any time by anyone.
         unsafe { libc::preadv(fd.as_raw_fd(), iov.as_ptr(), iov.len() as i32, at) }
     });
+    drop(stay);
     for s in slices {
         s.block.note_write(s.offset, s.len);
     }
@@ -614,6 +697,7 @@ pub fn read_fd_into(fd: BorrowedFd<'_>, position: u64, slices: &[RamSlice]) -> i
 
 /// Writes guest RAM straight to `fd` at byte `position`. Returns the bytes written.
 pub fn write_fd_from(fd: BorrowedFd<'_>, position: u64, slices: &[RamSlice]) -> io::Result<u64> {
+    let _stay = writes_to(slices);
     transfer(slices, position, |iov, at| {
         // SAFETY: every segment lies in a mapping that `slices` keeps alive; the kernel
         // copies out, and torn data is the guest's own doing.

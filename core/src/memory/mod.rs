@@ -5,6 +5,7 @@ pub mod address_space;
 mod backing;
 pub mod dma;
 pub mod flat_view;
+mod gather;
 pub mod guest_ram;
 pub mod listener;
 pub mod region;
@@ -13,6 +14,7 @@ pub use address_space::{AddressSpace, AddressSpaceId, MemoryMap, RegionHandle, T
 pub use backing::{RamLock, RamOptions, RamSource};
 pub use dma::{DmaGate, DmaHandle};
 pub use flat_view::{FlatKind, FlatRange, FlatView};
+pub use gather::{GATHERED_PAGES, Gathered};
 pub use guest_ram::{
     CodeWriteListener, GuestRam, PAGE_CODE, PAGE_DIRTY, PAGE_SIZE, RamBacking, RamBlock, RamBlockId, RamError,
     RamSlice, read_fd_into, write_fd_from,

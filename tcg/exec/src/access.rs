@@ -152,9 +152,11 @@ impl<F: GuestFrontend> Cpu<F> {
             let before = flags.fetch_or(mark_of(self.index()), Ordering::SeqCst);
             write = before & PAGE_CODE == 0;
         }
+        // SAFETY: as above.
+        let second = if readonly { None } else { self.second_address(unsafe { &*block }, offset, va) };
         self.mmu.fill_data(&DataFill {
             va: va & !(PAGE - 1),
-            host: host as u64 & !(PAGE - 1),
+            host: second.unwrap_or(host as u64 & !(PAGE - 1)),
             read,
             write,
             local: leaf.local,

@@ -59,6 +59,12 @@ impl Group<'_> {
         }
     }
 
+    /// Second addresses of those that are gathered.
+    fn second_addresses(&self) -> impl Iterator<Item = u64> {
+        let of = |bit: u64| self.block.place_of(self.first + bit).and_then(|place| self.block.second_address(place));
+        (0..GROUP).filter(|bit| self.pages >> bit & 1 != 0).filter_map(of).map(|host| host as u64)
+    }
+
     fn is_done(&self) {
         for page in (0..GROUP).filter(|bit| self.pages >> bit & 1 != 0) {
             self.block.page_flags(self.first + page).fetch_and(!REVOKING, Ordering::SeqCst);
@@ -119,6 +125,9 @@ impl<F: GuestFrontend> Cpu<F> {
         Counts::add(&counts.revocations, 1);
         if group.marks & mark_of(self.index()) != 0 {
             self.mmu.revoke_write(host, group.pages);
+            for host in group.second_addresses() {
+                self.mmu.revoke_write(host, 1);
+            }
         }
         let peers = machine.peers();
         let others = || {
@@ -128,6 +137,9 @@ impl<F: GuestFrontend> Cpu<F> {
         for peer in others() {
             Counts::add(&counts.asked, 1);
             peer.post(Request::RevokeWrite(host, group.pages));
+            for host in group.second_addresses() {
+                peer.post(Request::RevokeWrite(host, 1));
+            }
         }
         for peer in others() {
             peer.wait_outside();

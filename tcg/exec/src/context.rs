@@ -315,6 +315,28 @@ impl Context {
         self.drop_writable_ranges(host, (64 - u64::from(pages.leading_zeros())) * PAGE);
     }
 
+    /// Drops what maps these pages of the host's, at any address, for data; and all ranges.
+    pub(crate) fn drop_hosts(&mut self, hosts: &[u64]) {
+        const L: ContextLayout = ContextLayout::STANDARD;
+        if self.fills.is_empty() {
+            return;
+        }
+        for &host in hosts {
+            let mut number = self.lists[usize::from(hash_of(host))];
+            while let Some(&fill) = (number as usize).checked_sub(1).and_then(|i| self.fills.get(i)) {
+                number = fill.next;
+                let index = fill.index as usize;
+                for array in [L.read_tag, L.write_tag] {
+                    let tag = self.get(array, index);
+                    if tag != invalid(index) && tag.wrapping_add(self.get(L.addend, index)) == host {
+                        self.set(array, index, invalid(index));
+                    }
+                }
+            }
+        }
+        self.drop_ranges();
+    }
+
     fn revoke_page(&mut self, host: u64) {
         const L: ContextLayout = ContextLayout::STANDARD;
         let mut number = self.lists[usize::from(hash_of(host))];
@@ -469,6 +491,26 @@ mod tests {
         assert!(c.lookup_write(0x10_0000).is_some());
         c.revoke_write(host(3), 1);
         assert!(c.lookup_write(0x10_0000).is_none());
+    }
+
+    #[test]
+    fn pages_of_the_host_s_are_dropped_at_every_address() {
+        let mut c = Context::new().unwrap();
+        for n in 0..3000 {
+            c.fill_data(&data(0x10_0000 + n * PAGE, 0x7000_0000 + n % 1000 * PAGE, n % 2 == 0));
+        }
+        c.fill_code(0x10_3000, 0x100, false, PAGE);
+        c.drop_hosts(&[0x7000_3000, 0x7000_0000 + 998 * PAGE, 0x6000_0000]);
+        for n in 0..3000 {
+            let va = 0x10_0000 + n * PAGE;
+            let dropped = n % 1000 == 3 || n % 1000 == 998;
+            assert_eq!(
+                (c.lookup_read(va).is_none(), c.lookup_write(va).is_none()),
+                (dropped, dropped || n % 2 != 0),
+                "{n}"
+            );
+        }
+        assert_eq!(c.code_table(0x10_3000), Some(0x100));
     }
 
     #[test]

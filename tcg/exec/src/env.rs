@@ -186,6 +186,7 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) last_time: u64,
     pub(crate) recent: crate::recent::Recent,
     pub(crate) samples: crate::sampling::Samples,
+    pub(crate) gathering: crate::gather::Gathering,
     /// Generated code runs.
     pub(crate) in_generated: bool,
     /// A trap to take once generated code has been left: `head.pc` is its instruction's.
@@ -257,6 +258,7 @@ impl<F: GuestFrontend> Cpu<F> {
             last_time: 0,
             recent: Default::default(),
             samples: Default::default(),
+            gathering: Default::default(),
             in_generated: false,
             fault_later: None,
             stopped: None,

@@ -28,6 +28,7 @@ mod debug;
 pub mod engine;
 pub mod env;
 pub mod frontend;
+mod gather;
 mod guestmem;
 pub mod hostfp;
 mod instrument;

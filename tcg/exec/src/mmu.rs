@@ -168,6 +168,13 @@ impl Mmu {
         }
     }
 
+    /// See [`Context::drop_hosts`]; in all contexts.
+    pub(crate) fn drop_hosts(&mut self, hosts: &[u64]) {
+        for e in &mut self.entries {
+            e.context.drop_hosts(hosts);
+        }
+    }
+
     /// See [`Context::revoke_write`]; in all contexts.
     pub(crate) fn revoke_write(&mut self, host: u64, pages: u64) {
         for e in &mut self.entries {
@@ -180,6 +187,7 @@ impl Mmu {
 fn physical(view: &FlatView, host: u64) -> Option<GuestPhys> {
     view.ranges().iter().find_map(|r| {
         let (block, offset) = r.ram_at(r.base)?;
+        let host = block.offset_of_second(host).map_or(host, |second| block.host_ptr(second) as u64);
         let from_begin = host.wrapping_sub(block.host_ptr(offset) as u64);
         (from_begin < r.len).then(|| GuestPhys(r.base.0 + from_begin))
     })

@@ -29,8 +29,10 @@ const STEP_SCATTERED: u8 = 6;
 const ROVES: u32 = 1024;
 /// ... and how many microseconds they have to last: a miss takes some 10 ns more than a look-up.
 const ROVES_LONG: u32 = ROVES / 2;
-/// Pages that are looked at in each direction for a range, and for a long one.
-const REACH: [u64; 2] = [4, 256];
+/// Pages that are looked at in each direction for a range, for a long one, and where that is all one, too.
+const REACH: [u64; 3] = [4, 256, MOST_GATHERED];
+/// Pages that are gathered together, at most (see `gather`).
+pub(crate) const MOST_GATHERED: u64 = 2048;
 
 /// Whether an access that missed its range is served by one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +59,7 @@ struct Entry {
     patience: u32,
     /// The power of two that [`PATIENCE`] is multiplied with.
     step: u8,
-    /// Whether ranges are long.
+    /// How long ranges are: which [`REACH`].
     long: u8,
     /// Whether it goes with local pages: which list it is in.
     local: u8,
@@ -271,13 +273,17 @@ impl Context {
             return self.judge_roving(number, va, &old, next.since);
         }
         let strayed = old.limit != 0;
-        let scattered = next.pace(next.since.wrapping_sub(old.since), strayed);
+        let mut scattered = next.pace(next.since.wrapping_sub(old.since), strayed);
+        let found = self.range_around(number, va, &old, next.long);
+        if scattered && next.long == 1 && found.is_some_and(|(_, found)| found.len > REACH[1] * PAGE) {
+            (next.long, next.step, scattered) = (2, 0, false);
+        }
         if (scattered || soon && !number.is_multiple_of(2)) && !ContextLayout::range_has_parts(number) {
             self.rove(number, &old, next.since);
             return Verdict::Stays;
         }
         let verdict = if scattered { Verdict::Scatters } else { Verdict::Stays };
-        if let Some((page, found)) = self.range_around(number, va, &old, next.long != 0) {
+        if let Some((page, found)) = found {
             self.enter_range(number, size, (page, found), (old, next));
         } else {
             self.write_entry(number, next);
@@ -320,7 +326,7 @@ impl Context {
     }
 
     /// The pages around `va` that its access may have and that are one range, as far as is looked; and its page.
-    fn range_around(&self, number: u32, va: u64, old: &Entry, long: bool) -> Option<(u64, Part)> {
+    fn range_around(&self, number: u32, va: u64, old: &Entry, long: u8) -> Option<(u64, Part)> {
         let tags = if ContextLayout::range_is_write(number) { L.write_tag } else { L.read_tag };
         let page = va & !(PAGE - 1);
         let addend = self.get(L.addend, index_of(page));
@@ -331,7 +337,7 @@ impl Context {
         if !grants(page) {
             return None;
         }
-        let reach = REACH[usize::from(long)];
+        let reach = REACH[usize::from(long).min(REACH.len() - 1)];
         let (mut first, mut end) = (page, page.wrapping_add(PAGE));
         match old.parts().iter().find(|part| part.addend == addend && part.len != 0 && part.end() == page) {
             Some(part) => first = part.first,
@@ -352,6 +358,15 @@ impl Context {
             end = end.wrapping_add(PAGE);
         }
         Some((page, Part { first, len: end.wrapping_sub(first), addend }))
+    }
+
+    /// Pages around `va` that may be read and follow one another for the guest, wherever they are in RAM: how many.
+    pub(crate) fn pages_around(&self, va: u64) -> u64 {
+        let grants = |page: u64| self.get(L.read_tag, index_of(page)) == page;
+        let page = va & !(PAGE - 1);
+        let before = (1..MOST_GATHERED / 2).take_while(|n| page.checked_sub(n * PAGE).is_some_and(grants)).count();
+        let behind = (0..MOST_GATHERED / 2).take_while(|n| page.checked_add(n * PAGE).is_some_and(grants)).count();
+        (before + behind) as u64
     }
 
     /// Fills an entry: `next` is what is known of its access.
@@ -673,6 +688,32 @@ mod tests {
         assert_eq!(verdict(&mut c, load(1), |n| n * 7 % 100), Some(Verdict::Scatters));
         let parted = ContextLayout::range(0, Size::B4, false, true);
         assert_eq!(verdict(&mut c, parted, |n| n * 7 % 100), Some(Verdict::Scatters), "not in two parts either");
+    }
+
+    #[test]
+    fn all_of_a_large_heap_in_one_piece_is_one_range() {
+        let mut c = Context::new().unwrap();
+        let first = 0x4000_0000;
+        for n in 0..1500 {
+            fill(&mut c, first + n * PAGE, HOST + n * PAGE);
+        }
+        assert_eq!((c.pages_around(first + 700 * PAGE), c.pages_around(first - PAGE)), (1500, 0));
+        let number = load(0);
+        let mut misses = 0;
+        for n in 0..100_000u64 {
+            let va = first + n * 7 % 1500 * PAGE;
+            if hits(&c, number, va).is_some() {
+                continue;
+            }
+            misses += 1;
+            let entry = c.read_entry(number);
+            c.write_entry(number, Entry { patience: entry.patience.wrapping_sub(1), ..entry });
+            if entry.patience == 0 {
+                assert_eq!(c.fill_range(number, va, Size::B4, || 0, false), Verdict::Stays);
+            }
+        }
+        assert!(misses < 2500, "{misses}");
+        assert_eq!(c.read_entry(number).len, 1500 * PAGE);
     }
 
     #[test]

@@ -196,7 +196,13 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let soon = self.machine.optimise == Optimise::Forced;
         let verdict = self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted, soon);
-        if verdict != Verdict::Stays && self.machine.optimise.learns() {
+        if verdict == Verdict::Stays {
+            return;
+        }
+        if verdict == Verdict::Scatters {
+            self.note_scattered(ret, va);
+        }
+        if self.machine.optimise.learns() {
             self.machine.store.scattered(ret, verdict == Verdict::InParts);
         }
     }

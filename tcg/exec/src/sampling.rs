@@ -99,7 +99,11 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let Some(table) = self.mmu.context().code_table(self.head.pc) else { return };
         let mostly = self.samples.is_mostly_in(table);
-        let program = F::address_space(self).1 == F::PROGRAMS && self.samples.says_where(table);
+        let is_program = F::address_space(self).1 == F::PROGRAMS;
+        if is_program {
+            self.note_dwelling(table);
+        }
+        let program = is_program && self.samples.says_where(table);
         if !calm || !(mostly || program) {
             return;
         }

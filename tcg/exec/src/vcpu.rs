@@ -196,6 +196,7 @@ fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
             return exit;
         }
         cpu.process_requests();
+        cpu.gather();
         if kick & KICK_FULL != 0 {
             cpu.machine.clone().flush_code();
             cpu.process_requests();

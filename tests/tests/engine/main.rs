@@ -6,5 +6,6 @@ mod code_changes;
 mod debug;
 mod float;
 mod full_cache;
+mod gathered;
 mod random;
 mod smp;

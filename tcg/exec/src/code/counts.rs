@@ -17,6 +17,9 @@ pub struct Counts {
     pub twice: AtomicU64,
     /// Instructions executed with care.
     pub careful: AtomicU64,
+    /// Times that memory was gathered, and pages of it.
+    pub gathered: AtomicU64,
+    pub pages_gathered: AtomicU64,
 }
 
 impl Counts {
@@ -25,7 +28,7 @@ impl Counts {
     }
 
     /// Counts with their names.
-    pub(crate) fn list(&self) -> [(&'static str, u64); 6] {
+    pub(crate) fn list(&self) -> [(&'static str, u64); 8] {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         [
             ("revocations of store permission", of(&self.revocations)),
@@ -34,6 +37,8 @@ impl Counts {
             ("blocks made anew", of(&self.renewed)),
             ("blocks made twice", of(&self.twice)),
             ("instructions executed with care", of(&self.careful)),
+            ("times that memory was gathered", of(&self.gathered)),
+            ("pages gathered", of(&self.pages_gathered)),
         ]
     }
 }

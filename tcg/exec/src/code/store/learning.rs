@@ -139,6 +139,38 @@ impl CodeStore {
         }
     }
 
+    /// Memory has been gathered for accesses of the page with this entry table, by the offsets of their instructions: they may
+    /// have ranges again.
+    pub fn has_memory_gathered(&self, table: u32, accesses: &[u16]) {
+        let Some(page) = self.page_of(table).filter(|_| self.optimise.learns()) else { return };
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let Some(known) = inner.hints.get_mut(&page) else { return };
+        let before = known.hints.scattered.len();
+        known.hints.scattered.retain(|pc| !accesses.contains(pc));
+        if known.hints.scattered.len() == before {
+            return;
+        }
+        known.hints.parted.retain(|pc| !accesses.contains(pc));
+        known.news = false;
+        if self.optimise != Optimise::Tiered {
+            Counts::add(&self.counts.renewed, self.withdraw_and_outdate(inner, page));
+            return;
+        }
+        let (blocks, faults) = (&inner.blocks, &inner.faults);
+        let has_one = |number: &u32| {
+            let block = &blocks[*number as usize];
+            let mut own = faults[block.faults.0 as usize..block.faults.1 as usize].iter();
+            block.live && block.hot && own.any(|fault| accesses.contains(&(fault.pc.0 as u16)))
+        };
+        let blocks = inner.pages.get(&page).map_or_else(Vec::new, |p| p.blocks.clone());
+        let goes: Vec<u32> = blocks.into_iter().filter(has_one).collect();
+        for number in &goes {
+            self.retire(inner, page, *number);
+        }
+        Counts::add(&self.counts.renewed, goes.len());
+    }
+
     /// The access whose call returns to host address `ret` does not stay in a range, `in_parts`: but perhaps in one of two
     /// parts. When the page is sampled again its code is made anew.
     pub fn scattered(&self, ret: usize, in_parts: bool) {
@@ -167,8 +199,8 @@ mod tests {
     use std::sync::atomic::AtomicU8;
 
     use mimus_core::memory::PAGE_CODE;
-    use mimus_tcg_ir::Block;
-    use mimus_tcg_ir::backend::Emitted;
+    use mimus_tcg_ir::backend::{Emitted, Stored};
+    use mimus_tcg_ir::{Block, PagePc};
 
     use super::*;
     use crate::code::Published;
@@ -216,6 +248,52 @@ mod tests {
         assert_eq!((s.find(table, 0x100), s.find(table, 0x200), s.find(table, 0x300)), (None, None, Some(three)));
         let (_, compact, hot) = make(&s, 0x100);
         assert!(!compact && !hot);
+    }
+
+    /// Makes the block at `start`, which has an access: its return address, and the hints that there were.
+    fn make_accessing(s: &CodeStore, start: u16) -> (usize, Hints) {
+        let block = Block { ops: Vec::new(), start, len: 8, insns: 2, narrow: false, granules: 0 };
+        let mut told = Hints::default();
+        let emit = |_: usize, code: &mut Vec<u8>, info: &mut Emitted| {
+            *code = vec![0; 64];
+            let (pc, stored) = (PagePc(i32::from(start) + 4), Stored::Unknown);
+            info.faults = vec![FaultEntry { host: 8, pc, len: 4, left: 0, stored, recipe: u16::MAX }];
+            told = info.hints.clone();
+        };
+        let stamp = s.begin(PAGE, &AtomicU8::new(0), 0, PAGE_CODE).unwrap();
+        match s.publish((PAGE, stamp), None, &block, emit, &mut Default::default()) {
+            Published::At(at) => (at + 8, told),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn blocks_whose_accesses_have_their_memory_gathered_are_made_anew() {
+        let s = CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Tiered);
+        let table = s.table(PAGE).unwrap();
+        let make_hot = |start| {
+            make(&s, start);
+            s.sampled(table, start);
+            make_accessing(&s, start)
+        };
+        let (starts, accesses) = ([0x100u16, 0x200, 0x300], [0x104, 0x204, 0x304]);
+        let find = |start: u16| s.find(table, start.into());
+        for start in starts {
+            let (ret, hints) = make_hot(start);
+            assert!(hints.hot, "{start:#x}");
+            s.scattered(ret, false);
+        }
+        s.sampled(table, 0x100);
+        s.sampled(table, 0x100);
+        let made = starts.map(|start| find(start).is_none().then(|| make_accessing(&s, start).1.scattered));
+        assert!(made.iter().flatten().all(|scattered| *scattered == accesses), "{made:?}");
+        let before = starts.map(find);
+        assert!(before.iter().all(Option::is_some));
+        s.has_memory_gathered(table, &[0x104, 0x304, 0x404]);
+        assert_eq!(starts.map(find), [None, before[1], None]);
+        assert_eq!(make_accessing(&s, 0x100).1.scattered, [0x204]);
+        s.has_memory_gathered(table, &[0x104]);
+        assert!(s.find(table, 0x100).is_some(), "it has a range already");
     }
 
     #[test]

@@ -347,7 +347,7 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
         }
     }
     let done = match op.kind {
-        Kind::Movs => copy(hosts, op, n),
+        Kind::Movs => copy(x, hosts, op, n),
         Kind::Stos => {
             fill(hosts[1], op.bytes, n as usize, x.reg(accumulator(op.bytes)));
             n
@@ -373,8 +373,10 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
 }
 
 /// Copies `n` elements; 0 if that has to be done one by one.
-fn copy([source, target]: [*mut u8; 2], op: &Op, n: u64) -> u64 {
+fn copy(x: &Exec<'_>, [source, target]: [*mut u8; 2], op: &Op, n: u64) -> u64 {
     let bytes = n * u64::from(op.bytes);
+    // A page may have two addresses, which do not show what overlaps.
+    let [source, target] = [source, target].map(|host| x.cpu.own_address(host));
     let ahead = (target as u64).wrapping_sub(source as u64);
     let behind = ahead.wrapping_neg();
     let repeats = if op.down { behind != 0 && behind < bytes } else { ahead != 0 && ahead < bytes };

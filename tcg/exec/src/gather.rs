@@ -1,0 +1,434 @@
+//! Memory of programs that is gathered in the host's address space (`mimus_core::memory`, `RamBlock::gather`), so that one
+//! range entry serves all of it.
+//!
+//! A program's heap is contiguous to it and scattered in the guest's RAM. Accesses that go all over it leave every range, and
+//! looking each page up puts a load of the addend between the address and the access. Where a program spends so long in code with
+//! such accesses that moving the pages would have cost less, the pages around get second addresses one behind the other, and the
+//! TLB's entries for them say those: all have one addend then, ranges are made of them as of any others, and the code is made
+//! anew for that. Nothing is counted on the way: what does not run for long loses nothing.
+//!
+//! Pages are moved outside of generated code, by the machine's only vCPU: others might be storing to them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mimus_core::bus::GuestPhys;
+use mimus_core::memory::{FlatKind, GATHERED_PAGES, Gathered, PAGE_CODE, RamBlock, RamBlockId};
+use mimus_tcg_ir::backend::{FaultEntry, Optimise};
+
+use crate::code::Counts;
+use crate::env::Cpu;
+use crate::frontend::{Access, GuestFrontend};
+use crate::ranges::MOST_GATHERED;
+
+const PAGE: u64 = 4096;
+/// Whether anything is gathered at all: without it accesses that scatter look their pages up.
+const GATHERS: bool = true;
+/// What a sample stands for, in nanoseconds: guests' timers tick so often, or less.
+const SAMPLE: u64 = 4_000_000;
+/// This part of the time that code spends whose accesses scatter is gained where memory has links in it, which code follows:
+/// the next access waits for the look-up. Elsewhere look-ups are mostly made while other things are.
+const GAIN: u64 = 5;
+const GAIN_WITHOUT_LINKS: u64 = 20;
+/// One word in so many at least is a link where memory has links.
+const LINKS: usize = 32;
+/// Pages that are looked at for links.
+const LOOKED_AT: usize = 16;
+/// What moving a page costs until that has been measured, in nanoseconds, and what is believed of it: where no two pages follow
+/// one another in RAM and the host's huge pages are split for them, it is most.
+const COST: u64 = 8000;
+const COSTS: std::ops::RangeInclusive<u64> = 2000..=16_000;
+/// Places in code that are remembered.
+const PLACES: usize = 8;
+/// Pages that are gathered together, at least and at most.
+const FEWEST: usize = 3;
+const MOST: usize = MOST_GATHERED as usize;
+/// What may be spent on it in a row, and the part of all time.
+const IN_A_ROW: Duration = Duration::from_millis(8);
+const PART: u32 = 64;
+/// Of pages that are gathered already, where a run has grown: this many in so many are too many to begin anew.
+const TOO_MANY: (usize, usize) = (3, 4);
+
+/// Code with accesses that scatter.
+#[derive(Debug)]
+struct Place {
+    /// Entry table of its page, and the context it runs in.
+    table: u32,
+    key: u64,
+    /// Offsets of their instructions in the page, and what each accessed when it was found.
+    accesses: Vec<(u16, u64)>,
+    /// Pages that there were around, and samples for which there were no more.
+    pages: u64,
+    samples: u64,
+    /// There are no links in these pages.
+    unlinked: bool,
+}
+
+impl Place {
+    /// Where memory is to be gathered for it: where the access that was found last is.
+    fn va(&self) -> u64 {
+        self.accesses.last().map_or(0, |access| access.1)
+    }
+}
+
+/// What a vCPU knows of gathered pages.
+pub(crate) struct Gathering {
+    /// Whether memory is gathered. Not known before the first look.
+    allowed: Option<bool>,
+    /// Where accesses scatter, what was found last at the end.
+    places: Vec<Place>,
+    /// For which memory is to be gathered.
+    due: Option<Place>,
+    /// What moving a page costs, in nanoseconds.
+    cost: u64,
+    /// Whose pages they are.
+    block: Option<RamBlockId>,
+    /// Host address of its arena.
+    arena: u64,
+    /// By place there: the virtual page that it was gathered as.
+    pages: Vec<u64>,
+    /// What may be spent now, as of when.
+    credit: Duration,
+    as_of: Instant,
+}
+
+impl Default for Gathering {
+    fn default() -> Gathering {
+        Gathering {
+            allowed: None,
+            places: Vec::new(),
+            due: None,
+            cost: COST,
+            block: None,
+            arena: 0,
+            pages: Vec::new(),
+            credit: IN_A_ROW,
+            as_of: Instant::now(),
+        }
+    }
+}
+
+impl Gathering {
+    /// The access at `offset` of code with this table scatters, to `va` among others.
+    fn note(&mut self, table: u32, key: u64, (offset, va): (u16, u64)) {
+        if let Some(place) = self.places.iter_mut().find(|p| p.table == table && p.key == key) {
+            place.accesses.retain(|access| access.0 != offset);
+            place.accesses.push((offset, va));
+            return;
+        }
+        if self.places.len() == PLACES {
+            self.places.remove(0);
+        }
+        self.places.push(Place { table, key, accesses: vec![(offset, va)], pages: 0, samples: 0, unlinked: false });
+    }
+
+    /// Code with this table was found running; `around`: how many pages there are around an address. Whether memory is to be
+    /// gathered for it.
+    fn dwells(&mut self, table: u32, key: u64, around: impl FnOnce(u64) -> u64) -> bool {
+        let Some(i) = self.places.iter().position(|p| p.table == table && p.key == key) else { return false };
+        let place = &mut self.places[i];
+        let pages = around(place.va());
+        // What is gathered while there are more and more pages does not last.
+        if pages > place.pages + place.pages / 8 {
+            (place.pages, place.samples, place.unlinked) = (pages, 0, false);
+            return false;
+        }
+        place.samples += 1;
+        let gain = if place.unlinked { GAIN_WITHOUT_LINKS } else { GAIN };
+        let due = pages >= FEWEST as u64 && place.samples * SAMPLE >= gain * pages * self.cost;
+        if due {
+            self.due = Some(self.places.remove(i));
+        }
+        due
+    }
+
+    /// Learns what it cost to move pages.
+    fn moved(&mut self, pages: usize, time: Duration) {
+        let Some(measured) = time.as_nanos().checked_div(pages as u128) else { return };
+        let measured = u64::try_from(measured).unwrap_or(u64::MAX).clamp(*COSTS.start(), *COSTS.end());
+        // Single figures have in them what else the host did.
+        self.cost = (self.cost * 3 + measured) / 4;
+        log::debug!("gathered {pages} pages in {} µs", time.as_micros());
+    }
+}
+
+/// Pages to gather.
+struct Run {
+    block: Arc<RamBlock>,
+    /// Virtual address of the first.
+    first: u64,
+    /// Numbers in the block.
+    pages: Vec<u32>,
+    /// Where the TLB grants something: whether that is stores too.
+    entered: Vec<Option<bool>>,
+}
+
+impl Run {
+    /// Whether addresses of these pages are in some of them.
+    fn has_links(&self) -> bool {
+        let range = self.first..self.first + self.pages.len() as u64 * PAGE;
+        let mut buffer = [0; PAGE as usize];
+        let (mut words, mut links) = (0, 0);
+        for page in self.pages.iter().step_by(self.pages.len().div_ceil(LOOKED_AT).max(1)) {
+            if self.block.read(u64::from(*page) * PAGE, &mut buffer) {
+                let found = links_in(&buffer, &range);
+                (words, links) = (words + found.0, links + found.1);
+            }
+        }
+        links * LINKS >= words.max(1)
+    }
+}
+
+/// Words that may be addresses, and which of them are in `range`.
+fn links_in(bytes: &[u8], range: &std::ops::Range<u64>) -> (usize, usize) {
+    // Guests whose addresses have 32 bits have them in so many; the halves of others' are in the range, too.
+    let size = if range.end > 1 << 32 { 8 } else { 4 };
+    let value = |word: &[u8]| word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    (bytes.len() / size, bytes.chunks_exact(size).filter(|word| range.contains(&value(word))).count())
+}
+
+impl<F: GuestFrontend> Cpu<F> {
+    /// Whether memory may be gathered.
+    fn gathers(&mut self) -> bool {
+        let machine = &self.machine;
+        *self.gathering.allowed.get_or_insert_with(|| {
+            // Where runs are to repeat nothing depends on time; another engine's guest is not for long.
+            GATHERS && machine.peers().len() == 1 && !machine.interpret && !self.counting.on && self.lent.is_none()
+        })
+    }
+
+    /// The access that missed its range for `va`, from code whose call returns to `ret`, scatters.
+    pub(crate) fn note_scattered(&mut self, ret: usize, va: u64) {
+        if !self.gathers() {
+            return;
+        }
+        let Some(FaultEntry { pc, .. }) = self.machine.store.resolve_fault(ret) else { return };
+        let Some(table) = self.mmu.context().code_table(self.guest_pc(ret)) else { return };
+        let key = self.mmu.key();
+        self.gathering.note(table, key, (pc.0 as u16, va));
+        // Where everything is tried, at once.
+        if self.machine.optimise == Optimise::Forced {
+            self.gathering.due = self.gathering.places.pop();
+            self.check_events();
+        }
+    }
+
+    /// A sample found the vCPU in the code with this entry table. Called outside of generated code.
+    pub(crate) fn note_dwelling(&mut self, table: u32) {
+        if self.gathering.places.is_empty() {
+            return;
+        }
+        let (key, context) = (self.mmu.key(), self.mmu.context());
+        if self.gathering.dwells(table, key, |va| context.pages_around(va)) {
+            self.check_events();
+        }
+    }
+
+    /// Gathers what is to be. Outside of generated code.
+    pub(crate) fn gather(&mut self) {
+        let Some(mut place) = self.gathering.due.take() else { return };
+        let now = Instant::now();
+        let g = &mut self.gathering;
+        g.credit = IN_A_ROW.min(g.credit + (now - g.as_of) / PART);
+        g.as_of = now;
+        // A vCPU may have come since this one had an answer.
+        if self.mmu.key() != place.key || g.credit < IN_A_ROW / 8 || self.machine.peers().len() != 1 {
+            return;
+        }
+        let forced = self.machine.optimise == Optimise::Forced;
+        if let Some(run) = self.run_around(place.va()) {
+            if !place.unlinked && !forced && !run.has_links() {
+                place.unlinked = true;
+                self.gathering.places.push(place);
+                return;
+            }
+            match run.block.gather(&run.pages) {
+                Some(gathered) => {
+                    self.gathered(&run, &gathered);
+                    self.gathering.moved(gathered.pages, now.elapsed());
+                    let is_in = |va: u64| va.wrapping_sub(run.first) < gathered.pages as u64 * PAGE;
+                    let served: Vec<u16> = place.accesses.iter().filter(|a| is_in(a.1)).map(|a| a.0).collect();
+                    self.machine.store.has_memory_gathered(place.table, &served);
+                }
+                // Another time: at the next sample, perhaps.
+                None => self.gathering.places.push(place),
+            }
+        }
+        self.gathering.credit = self.gathering.credit.saturating_sub(now.elapsed());
+    }
+
+    fn gathered(&mut self, run: &Run, gathered: &Gathered) {
+        let counts = self.machine.store.counts();
+        Counts::add(&counts.gathered, 1);
+        Counts::add(&counts.pages_gathered, gathered.pages);
+        let second = |place: &u32| run.block.second_address(*place).map(|host| host as u64);
+        let left: Vec<u64> = gathered.left.iter().filter_map(second).collect();
+        if !left.is_empty() {
+            self.mmu.drop_hosts(&left);
+        }
+        // Only one block of a machine's has an arena.
+        let g = &mut self.gathering;
+        g.block = Some(run.block.id());
+        g.arena = run.block.second_address(0).map_or(0, |host| host as u64);
+        // No page but the first has its address: these are none's.
+        g.pages.resize(GATHERED_PAGES, !0);
+        for i in 0..gathered.pages {
+            g.pages[gathered.place as usize + i] = run.first + i as u64 * PAGE;
+        }
+        for (i, entered) in run.entered.iter().enumerate().take(gathered.pages) {
+            let access = match entered {
+                Some(true) => Access::Store,
+                Some(false) => Access::Load,
+                None => continue,
+            };
+            // Without it the page is entered when it is accessed.
+            let _entered = self.locate(run.first + i as u64 * PAGE, access);
+        }
+    }
+
+    /// The second address of a page of a block, if it has one where it is next to its neighbours at `va`.
+    pub(crate) fn second_address(&self, block: &RamBlock, offset: u64, va: u64) -> Option<u64> {
+        let g = &self.gathering;
+        if g.block != Some(block.id()) {
+            return None;
+        }
+        let place = block.place_of(offset / PAGE)?;
+        let is_its = g.pages.get(place as usize) == Some(&(va & !(PAGE - 1)));
+        is_its.then(|| block.second_address(place)).flatten().map(|host| host as u64)
+    }
+
+    /// Where the byte at a host address of RAM is in its block's own memory: addresses that are compared have to be these.
+    pub fn own_address(&self, host: *mut u8) -> *mut u8 {
+        let g = &self.gathering;
+        if (host as u64).wrapping_sub(g.arena) >= g.pages.len() as u64 * PAGE {
+            return host;
+        }
+        let own = |block: &Arc<RamBlock>| Some(block.host_ptr(block.offset_of_second(host as u64)?));
+        self.view.ranges().iter().find_map(|range| own(range.ram_at(range.base)?.0)).unwrap_or(host)
+    }
+
+    /// The page of RAM at physical address `pa`, if it may be gathered.
+    fn gatherable(&self, pa: u64) -> Option<(&Arc<RamBlock>, u32)> {
+        let range = self.view.lookup(GuestPhys(pa))?;
+        if !matches!(range.kind, FlatKind::Ram { readonly: false, .. }) {
+            return None;
+        }
+        let (block, offset) = range.ram_at(GuestPhys(pa & !(PAGE - 1)))?;
+        Some((block, u32::try_from(offset / PAGE).ok()?))
+    }
+
+    /// What is contiguous to the guest around `va`: of one block, without code, no page twice. Pages that the TLB does not
+    /// know are taken along where they are not most.
+    fn run_around(&mut self, va: u64) -> Option<Run> {
+        let middle = va & !(PAGE - 1);
+        let (pa, _) = F::debug_walk(self, va, Access::Load)?;
+        let block = self.gatherable(pa)?.0.clone();
+        if !block.can_be_gathered() {
+            return None;
+        }
+        let mut seen = HashSet::new();
+        let mut known = 1;
+        let mut unknown = 0;
+        let mut look = |cpu: &mut Self, at: u64| -> Option<(u32, Option<bool>)> {
+            let context = cpu.mmu.context();
+            let write = context.lookup_write(at);
+            let (page, entered) = match write.or_else(|| context.lookup_read(at)) {
+                Some(host) => {
+                    let own = host.wrapping_sub(block.host_ptr(0) as u64);
+                    let offset = if own < block.len() { own } else { block.offset_of_second(host)? };
+                    known += 1;
+                    ((offset / PAGE) as u32, Some(write.is_some()))
+                }
+                None => {
+                    unknown += 1;
+                    if unknown > 2 * known {
+                        return None;
+                    }
+                    let (pa, _) = F::debug_walk(cpu, at, Access::Load)?;
+                    let (other, page) = cpu.gatherable(pa)?;
+                    Arc::ptr_eq(other, &block).then_some((page, None))?
+                }
+            };
+            let is_code = block.page_flags(page.into()).load(std::sync::atomic::Ordering::SeqCst) & PAGE_CODE != 0;
+            (!is_code && seen.insert(page)).then_some((page, entered))
+        };
+        let mut before = Vec::new();
+        let mut at = middle;
+        while let Some(next) = at.checked_sub(PAGE).filter(|_| before.len() < MOST / 2)
+            && let Some(page) = look(self, next)
+        {
+            before.push(page);
+            at = next;
+        }
+        let mut list: Vec<(u32, Option<bool>)> = before.into_iter().rev().collect();
+        let mut next = Some(middle);
+        while let Some(page) = next.filter(|_| list.len() < MOST).and_then(|at| look(self, at)) {
+            list.push(page);
+            next = next.and_then(|at| at.checked_add(PAGE));
+        }
+        let (pages, entered) = list.into_iter().unzip();
+        let run = Run { block, first: at, pages, entered };
+        (run.pages.len() >= FEWEST && self.gains(&run)).then_some(run)
+    }
+
+    /// Whether the run is neither one piece of RAM nor mostly gathered.
+    fn gains(&self, run: &Run) -> bool {
+        let is_piece = run.pages.windows(2).all(|w| w[0] + 1 == w[1]);
+        let addresses = (run.first..).step_by(PAGE as usize).zip(&run.pages);
+        let second = |(va, page): (u64, &u32)| self.second_address(&run.block, u64::from(*page) * PAGE, va);
+        let gathered = addresses.filter_map(second).count();
+        !is_piece && gathered * TOO_MANY.1 < run.pages.len() * TOO_MANY.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_gathered_for_code_that_runs_for_long() {
+        let mut g = Gathering::default();
+        assert!(!g.dwells(1, 7, |_| panic!("nothing scatters there")));
+        g.note(1, 7, (8, 0x5000));
+        g.note(2, 7, (8, 0x6000));
+        g.note(1, 7, (12, 0x7800));
+        g.note(1, 7, (8, 0x7000));
+        // 400 pages cost 3.2 ms: a fifth of 4 samples.
+        let mut find = |key, pages| {
+            g.dwells(1, key, |va| {
+                assert_eq!(va, 0x7000);
+                pages
+            })
+        };
+        assert!(!find(7, 300) && (0..3).all(|_| !find(7, 310)), "the first says how many there are");
+        assert!(!find(7, 400) && (0..3).all(|_| !find(7, 400)), "there are more");
+        assert!(!find(8, 400) && find(7, 400));
+        assert_eq!(g.due.take().map(|place| (place.table, place.accesses)), Some((1, vec![(12, 0x7800), (8, 0x7000)])));
+        assert!(!g.dwells(1, 7, |_| panic!("until it is found to scatter again")));
+        // Without links it has to last four times as long.
+        g.note(3, 7, (8, 0x7000));
+        assert!(!g.dwells(3, 7, |_| 400));
+        g.places.last_mut().unwrap().unlinked = true;
+        assert_eq!((0..20).position(|_| g.dwells(3, 7, |_| 400)), Some(15));
+        // It cost twice as much as was thought.
+        for _ in 0..20 {
+            g.moved(100, Duration::from_micros(1600));
+        }
+        assert!((15_900..=16_000).contains(&g.cost), "{}", g.cost);
+        g.due = None;
+        for table in 10..10 + 2 * PLACES as u32 {
+            g.note(table, 7, (0, 0));
+        }
+        assert_eq!(g.places.len(), PLACES);
+    }
+
+    #[test]
+    fn links_are_addresses_of_the_pages_themselves() {
+        let words = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+        let (low, high) = (0x8_1000..0x9_0000, 0x7f00_0000_1000..0x7f00_0010_0000);
+        let bytes = words(&[0, 0x7f00_0000_1008, 5, 0x7f00_000f_fff8, 0x7f00_0010_0000, 0x8_1234]);
+        assert_eq!((links_in(&bytes, &high), links_in(&bytes, &low)), ((6, 2), (12, 1)));
+        assert_eq!(links_in(&words(&[0x8_1000_0008_ffff]), &low), (2, 2));
+    }
+}
