@@ -77,6 +77,23 @@ pub struct EnvHead {
     /// How often compact blocks may still begin until one is asked about.
     pub(crate) heat: [u16; HEATS],
     pub(crate) divisors: [Divisor; DIVISORS],
+    /// See `EnvLayout::page_span`. Set after the kick word, and reset before it is.
+    pub(crate) page_span: AtomicU64,
+}
+
+impl EnvHead {
+    /// Has generated code left.
+    pub(crate) fn ask(&self, bits: u32) {
+        self.kick.fetch_or(bits, Ordering::SeqCst);
+        self.page_span.store(0, Ordering::SeqCst);
+    }
+
+    /// What has been asked, which is forgotten. Who asks meanwhile is found again: their word is set before the span is, and the
+    /// span is reset before the word. (It may stay 0 until the next that asks: jumps take longer then.)
+    pub(crate) fn take_asked(&self) -> u32 {
+        self.page_span.store(4096, Ordering::SeqCst);
+        self.kick.swap(0, Ordering::SeqCst)
+    }
 }
 
 /// See `EnvLayout::unit_buffer`.
@@ -218,6 +235,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 jumps: Default::default(),
                 heat: [crate::runtime::HEAT; HEATS],
                 divisors: Default::default(),
+                page_span: AtomicU64::new(4096),
             },
             guest,
             mmu: Mmu::new(!0)?,
@@ -257,6 +275,7 @@ impl<F: GuestFrontend> Cpu<F> {
             page_base: at(offset_of!(EnvHead, page_base)),
             pc: at(offset_of!(EnvHead, pc)),
             kick: at(offset_of!(EnvHead, kick)),
+            page_span: at(offset_of!(EnvHead, page_span)),
             exit_request: at(offset_of!(EnvHead, exit_request)),
             exit_code: at(offset_of!(EnvHead, exit_code)),
             cur_insn: at(offset_of!(EnvHead, cur_insn)),
@@ -315,13 +334,13 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// For a helper that has also called [`Cpu::jump`]: `run` returns to the run loop.
     pub fn leave_run_loop(&mut self) {
-        self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
+        self.head.ask(KICK_LEAVE);
     }
 
     /// `run` returns with `exit` before another guest instruction; for a helper that has also called [`Cpu::jump`].
     pub fn stop(&mut self, exit: VcpuExit) {
         self.stopped = Some(exit);
-        self.head.kick.fetch_or(KICK_LEAVE, Ordering::SeqCst);
+        self.head.ask(KICK_LEAVE);
     }
 
     /// For helpers: virtual address of the instruction that called, and its length in bytes.
@@ -345,13 +364,13 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Have interrupts (and `halted`) looked at before the next guest instruction that can be: after
     /// something was unmasked, say. With [`Cpu::jump`], before the very next.
     pub fn check_events(&mut self) {
-        self.head.kick.fetch_or(KICK_SELF, Ordering::SeqCst);
+        self.head.ask(KICK_SELF);
     }
 
     /// Halts until [`GuestFrontend::wakes`]; for a helper that has also called [`Cpu::jump`].
     pub fn halt(&mut self) {
         self.halted = true;
-        self.head.kick.fetch_or(KICK_HALT, Ordering::SeqCst);
+        self.head.ask(KICK_HALT);
     }
 
     /// Makes the context of the current address space current.
@@ -507,8 +526,13 @@ impl<F: GuestFrontend> CpuCell<F> {
 
     /// Makes the vCPU leave generated code.
     pub fn kick(&self, bits: u32) {
-        // SAFETY: only the atomic is touched, through a raw pointer projection.
-        unsafe { (*std::ptr::addr_of!((*self.0.get()).head.kick)).fetch_or(bits, Ordering::SeqCst) };
+        let head = self.0.get();
+        // As `EnvHead::ask`.
+        // SAFETY: only the atomics are touched, through raw pointer projections.
+        unsafe {
+            (*std::ptr::addr_of!((*head).head.kick)).fetch_or(bits, Ordering::SeqCst);
+            (*std::ptr::addr_of!((*head).head.page_span)).store(0, Ordering::SeqCst);
+        }
     }
 }
 

@@ -173,7 +173,7 @@ impl<F: GuestFrontend> Cpu<F> {
     }
 
     fn later(&mut self, why: u32) -> NoCode {
-        self.head.kick.fetch_or(why, Ordering::SeqCst);
+        self.head.ask(why);
         NoCode::Later
     }
 

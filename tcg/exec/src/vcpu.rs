@@ -53,7 +53,7 @@ impl<F: GuestFrontend> TcgVcpu<F> {
     pub fn lend<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Cpu<F>) -> R) -> R {
         let cpu = self.cpu();
         cpu.lent.get_or_insert_default().begin();
-        cpu.head.kick.store(0, Ordering::Relaxed);
+        cpu.head.take_asked();
         cpu.halted = false;
         cpu.process_requests();
         cpu.with_io(io, f)
@@ -191,7 +191,7 @@ impl<F: GuestFrontend> VcpuHandle for TcgHandle<F> {
 /// Runs the guest until the run loop is needed.
 fn run_guest<F: GuestFrontend>(cpu: &mut Cpu<F>) -> VcpuExit {
     loop {
-        let kick = cpu.head.kick.swap(0, Ordering::SeqCst);
+        let kick = cpu.head.take_asked();
         if let Some(exit) = cpu.stopped.take() {
             return exit;
         }

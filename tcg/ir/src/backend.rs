@@ -16,6 +16,9 @@ pub struct EnvLayout {
     pub pc: i32,
     /// u32: non-zero when somebody wants this vCPU to leave generated code.
     pub kick: i32,
+    /// u64: 4096, or 0 once somebody has set the kick word: an indirect jump whose target has to be in a page compares with it,
+    /// and looks at the kick word where that fails. 0: there is none.
+    pub page_span: i32,
     /// u32: set by a runtime function or helper that wants the block left; `pc` then says where to go on.
     pub exit_request: i32,
     /// u32: why generated code was left (an [`ExitCode`]).

@@ -275,18 +275,34 @@ impl Lower<'_> {
             return;
         }
         let unchecked = self.unchecked.take();
-        self.test_kick();
-        self.leave_for(unchecked, self.be.stubs.kicked);
+        let in_page = self.info.hints.hot && self.info.table != 0;
+        if !(in_page && self.be.config.env.page_span != 0) {
+            self.leave_if_kicked(unchecked);
+        }
         // A return leads to where it was called from, and there are as many as calls: to remember them costs a program
         // that does little else a quarter of its speed.
         if hint != JumpHint::Return {
             self.note_jump();
         }
-        if self.info.hints.hot && self.info.table != 0 {
+        if in_page {
             self.jump_in_page(unchecked);
         } else {
             self.probe(unchecked);
         }
+    }
+
+    pub(super) fn leave_if_kicked(&mut self, unchecked: Option<Unchecked>) {
+        self.test_kick();
+        self.leave_for(unchecked, self.be.stubs.kicked);
+    }
+
+    /// The look-up of an indirect jump that was not found to stay in the page.
+    pub(super) fn probe_behind(&mut self, from: Fixup, unchecked: Option<Unchecked>) {
+        self.asm.bind(from);
+        if self.be.config.env.page_span != 0 {
+            self.leave_if_kicked(unchecked);
+        }
+        self.probe(unchecked);
     }
 
     /// Goes to `stub` if the host's condition is `ne`; an address that has not been checked is checked before.
@@ -319,7 +335,11 @@ impl Lower<'_> {
         let (table, code_base) = (self.info.table as i32, self.be.config.code_base as i32);
         self.asm.mov_r_rm(true, R14, Rm::Reg(RAX));
         self.asm.alu_r_rm(Alu::Sub, true, R14, page_base);
-        self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), 4096);
+        match self.be.config.env.page_span {
+            0 => self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), 4096),
+            // The kick word is looked at where this fails.
+            span => self.asm.alu_r_rm(Alu::Cmp, true, R14, Rm::Env(self.be.env(span))),
+        }
         let from = self.asm.jcc(Cc::Ae);
         self.put_off(Cold::Probe { from, unchecked });
         if self.be.config.code_align == 1 {

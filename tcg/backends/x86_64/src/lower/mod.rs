@@ -922,10 +922,7 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
-                Cold::Probe { from, unchecked } => {
-                    self.asm.bind(from);
-                    self.probe(unchecked);
-                }
+                Cold::Probe { from, unchecked } => self.probe_behind(from, unchecked),
                 Cold::SaveAndGo { from, to } => self.save_and_go(from, to),
                 Cold::Check { from, unchecked, stub } => self.check_late(from, unchecked, stub),
                 Cold::Careful { from, insn, flags } => {

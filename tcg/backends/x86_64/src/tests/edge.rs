@@ -196,7 +196,7 @@ fn loops_that_follow_pointers() {
             env.dispatch = m.stubs.dispatch;
             env.blocks.push((m.blocks_at as u64, info));
             let kicked = rng.chance(10);
-            env.kick = u32::from(kicked);
+            env.set_kick(u32::from(kicked));
             let (code, pc) = m.run(&mut env, m.blocks_at);
             let slot = |slot: Slot| env.guest.slots[usize::from(slot.0)];
             // (What is not linked looks at the kick word as well.)

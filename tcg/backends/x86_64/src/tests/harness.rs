@@ -59,6 +59,7 @@ pub struct Env {
     pub unit_buffer: [u8; 96],
     pub heat: u16,
     pub divisors: [Divisor; DIVISORS],
+    pub page_span: u64,
     pub guest: Guest,
     /// Blocks in the code memory, by address, to resolve return addresses.
     pub blocks: Vec<(u64, Emitted)>,
@@ -66,6 +67,14 @@ pub struct Env {
     pub links: u32,
     /// Host address to link every site to, if any: `(pc, host address, entry table if in another page)`.
     pub targets: Vec<(u64, usize, u32)>,
+}
+
+impl Env {
+    /// Sets the kick word as the runtime does.
+    pub fn set_kick(&mut self, kick: u32) {
+        self.kick = kick;
+        self.page_span = if kick == 0 { 4096 } else { 0 };
+    }
 }
 
 /// Mappings, and the backend under test.
@@ -126,6 +135,7 @@ impl Machine {
                 page_base: offset_of!(Env, page_base) as i32,
                 pc: offset_of!(Env, pc) as i32,
                 kick: offset_of!(Env, kick) as i32,
+                page_span: offset_of!(Env, page_span) as i32,
                 exit_request: offset_of!(Env, exit_request) as i32,
                 exit_code: offset_of!(Env, exit_code) as i32,
                 cur_insn: offset_of!(Env, cur_insn) as i32,
@@ -301,6 +311,7 @@ impl Guest {
             page_base: CODE,
             pc: 0,
             kick: 0,
+            page_span: 4096,
             exit_request: 0,
             exit_code: !0,
             cur_insn: 0,

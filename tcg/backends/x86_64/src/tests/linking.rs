@@ -105,7 +105,7 @@ fn a_loop_runs_by_itself_and_notices_the_kick_word() {
     assert_eq!(p.env.guest.slots[11], 500_500);
     assert_eq!(p.env.links, 1, "the way out asked for its target");
 
-    p.env.kick = 1;
+    p.env.set_kick(1);
     p.env.guest.slots[12] = 7;
     assert_eq!(p.run(at), (ExitCode::Kicked, va(PagePc(0x100))));
     assert_eq!(p.env.guest.slots[12], 6, "one round");
@@ -153,7 +153,7 @@ fn links_within_and_across_pages() {
     p.map_code(1, true);
 
     // A kick is noticed on the way to the other page.
-    p.env.kick = 1;
+    p.env.set_kick(1);
     p.env.guest.slots[12] = 1;
     assert_eq!(p.run(a), (ExitCode::Kicked, CODE + 0x1000));
 }
@@ -220,7 +220,7 @@ fn indirect_jumps_of_hot_code_go_through_the_pages_own_table() {
     p.env.page_base = CODE;
     p.env.guest.slots[11] = CODE - 2;
     assert_eq!(p.run(start), (ExitCode::Lookup, CODE - 2));
-    p.env.kick = 1;
+    p.env.set_kick(1);
     p.env.guest.slots[11] = CODE + 0x340;
     assert_eq!(p.run(start), (ExitCode::Kicked, CODE + 0x340));
 }
@@ -244,7 +244,7 @@ fn a_targets_check_is_put_off_until_no_code_is_found() {
         assert_eq!(p.run(start), (ExitCode::Lookup, va(END)));
         assert_eq!(p.env.guest.slots[12], 116);
         for kick in [0, 1] {
-            p.env.kick = kick;
+            p.env.set_kick(kick);
             p.env.page_base = CODE;
             for wrong in [1 << 47, 0x1234_5678_0000_0000, !0 << 48, i64::MAX as u64 & !1] {
                 p.env.guest.slots[11] = wrong;

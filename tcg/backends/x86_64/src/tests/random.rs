@@ -650,7 +650,7 @@ pub(super) fn check_how(
     drop(print);
     m.write_code(at, &scratch.0);
     let mut env = start.env();
-    env.kick = u32::from(kicked);
+    env.set_kick(u32::from(kicked));
     env.blocks.push((at as u64, std::mem::take(&mut scratch.1)));
     env.dispatch = m.stubs.dispatch;
     let (code, pc) = m.run(&mut env, at);
