@@ -17,9 +17,9 @@ use crate::ranges::Verdict;
 use crate::translate::NoCode;
 
 /// Times that a compact block begins before it is asked about: then a kernel's, which serves all programs, is made anew.
-pub(crate) const HEAT: u16 = 128;
+pub(crate) const HEAT: u16 = 160;
 /// Times more that a program's begins before it is. (Of compilers, say, a good part of the code runs some hundred times and no more.)
-const PATIENCE: u16 = 64;
+const PATIENCE: u16 = 32;
 
 impl<F: GuestFrontend> Cpu<F> {
     /// An access of compact code that the TLB does not serve: where the code may make it.
