@@ -78,15 +78,10 @@ impl Own {
             Op::Rep(_) | Op::Call { kind: CallKind::MayExit, .. } => Own::CALLS,
             _ => 0,
         };
-        let mut bits = kind | Own::WRITES;
-        for (bit, holds) in [
-            (Own::FAULTS, may_fault(op)),
-            (Own::PRODUCES, produces),
-            (Own::ONLY_LOOKS, only_looks(op)),
-            (Own::KEEPS_HOST, keeps_host(op)),
-        ] {
-            bits |= if holds { bit } else { 0 };
-        }
+        let when = |bit: u64, holds: bool| if holds { bit } else { 0 };
+        let (faults, keeps) = (when(Own::FAULTS, may_fault(op)), when(Own::KEEPS_HOST, keeps_host(op)));
+        let (produces, looks) = (when(Own::PRODUCES, produces), when(Own::ONLY_LOOKS, only_looks(op)));
+        let bits = kind | Own::WRITES | faults | keeps | produces | looks;
         let sets = [may, must, reads, in_slot].iter().rev().fold(0, |all, set| all << 12 | u64::from(set.0));
         Own(bits | sets)
     }
