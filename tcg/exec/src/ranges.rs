@@ -268,6 +268,11 @@ impl Context {
         if old.patience != u32::MAX {
             return Verdict::Stays;
         }
+        // What is in two pages says nothing of ranges: the next miss is told.
+        if va & (PAGE - 1) > PAGE - u64::from(size.bytes()) {
+            self.write_entry(number, Entry { patience: 0, ..old });
+            return Verdict::Stays;
+        }
         let mut next = Entry { since: now(), ..old };
         if old.roves != 0 {
             return self.judge_roving(number, va, &old, next.since);
@@ -812,6 +817,16 @@ mod tests {
         assert_eq!(hits_parts(&c, number, 0x8000), None, "the page between cannot be written");
         c.drop_page(0x6000);
         assert_eq!(hits_parts(&c, number, 0x6000), None);
+    }
+
+    #[test]
+    fn an_access_in_two_pages_does_not_end_the_asking() {
+        let mut c = Context::new().unwrap();
+        fill(&mut c, 0x10_0000, HOST);
+        assert!(!miss(&mut c, load(0), 0x10_0ffd, Size::B4));
+        assert_eq!((hits(&c, load(0), 0x10_0000), c.read_entry(load(0)).patience), (None, 0));
+        assert!(!miss(&mut c, load(0), 0x10_0ffc, Size::B4));
+        assert_eq!(hits(&c, load(0), 0x10_0000), Some(HOST));
     }
 
     #[test]

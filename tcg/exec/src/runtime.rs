@@ -188,12 +188,8 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Fills the range entry of an access that has been made; if it missed too often, it will have none any more.
     fn note_range(&mut self, ret: usize, va: u64, desc: u32) {
         let size = size_from(desc);
-        let crosses = va & 4095 > 4096 - u64::from(size.bytes());
         // A nanosecond for an instruction.
         let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
-        if crosses {
-            return;
-        }
         let soon = self.machine.optimise == Optimise::Forced;
         let verdict = self.mmu.fill_range((desc >> RANGE_SHIFT) - 1, va, size, counted, soon);
         if verdict == Verdict::Stays {
