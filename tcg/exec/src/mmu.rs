@@ -27,6 +27,8 @@ pub struct Mmu {
     entries: Vec<Entry>,
     current: usize,
     clock: u64,
+    /// Which one was found last among those that are not current.
+    found: usize,
     /// Times that contexts lost entries by the thousand, perhaps; and how many of them there were at the last sample.
     losses: u64,
     losses_at_sample: u64,
@@ -41,7 +43,7 @@ impl Mmu {
     /// The host has no address space left.
     pub fn new(key: u64) -> std::io::Result<Mmu> {
         let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
-        Ok(Mmu { entries, current: 0, clock: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
+        Ok(Mmu { entries, current: 0, clock: 0, found: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
     }
 
     /// Makes the context of `key` current; answers its base for the GS register.
@@ -91,6 +93,16 @@ impl Mmu {
     /// The current context.
     pub fn context(&self) -> &Context {
         &self.entries[self.current].context
+    }
+
+    /// A context whose key has `bits` in `mask`, if there is one: of several the one that was current last.
+    pub(crate) fn context_with(&mut self, mask: u64, bits: u64) -> Option<&Context> {
+        let matches = |e: &Entry| e.key & mask == bits;
+        if !self.entries.get(self.found).is_some_and(matches) {
+            let found = self.entries.iter().enumerate().filter(|(_, e)| matches(e));
+            self.found = found.max_by_key(|(_, e)| e.last_use)?.0;
+        }
+        Some(&self.entries[self.found].context)
     }
 
     pub(crate) fn fill_data(&mut self, fill: &DataFill) {
@@ -196,6 +208,19 @@ fn physical(view: &FlatView, host: u64) -> Option<GuestPhys> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn contexts_are_found_by_parts_of_their_keys() {
+        let mut mmu = Mmu::new(0x10).unwrap();
+        for key in [0x21, 0x32, 0x12, 0x30] {
+            mmu.switch(key);
+        }
+        let bases: Vec<u64> = mmu.entries.iter().map(|e| e.context.base()).collect();
+        let mut find = |mask, bits| mmu.context_with(mask, bits).map(Context::base);
+        assert_eq!(find(0xf0, 0x20), Some(bases[1]));
+        assert_eq!(find(0x0f, 2), Some(bases[3]), "the one that was current last");
+        assert_eq!((find(0xf0, 0x10), find(0xf0, 0x40), find(0x0f, 0)), (Some(bases[3]), None, Some(bases[4])));
+    }
 
     #[test]
     fn contexts_that_are_emptied_now_and_then_are_calm() {
