@@ -674,7 +674,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Loads what is known to be granted to another context, one whose key has `bits` in `mask`: for accesses that do not go by the
     /// current privilege, and may go by what that context has found. Zeros above.
-    pub fn load_by_context(&mut self, mask: u64, bits: u64, va: u64, size: Size) -> Option<u64> {
+    pub fn load_by_context(&self, mask: u64, bits: u64, va: u64, size: Size) -> Option<u64> {
         let host = self.mmu.context_with(mask, bits)?.lookup_read(va)?;
         // SAFETY: inside a page of RAM that the TLB grants loads of.
         (va & (PAGE - 1) <= PAGE - u64::from(size.bytes()))

@@ -27,8 +27,8 @@ pub struct Mmu {
     entries: Vec<Entry>,
     current: usize,
     clock: u64,
-    /// Which one was found last among those that are not current.
-    found: usize,
+    /// Which one was current before.
+    previous: usize,
     /// Times that contexts lost entries by the thousand, perhaps; and how many of them there were at the last sample.
     losses: u64,
     losses_at_sample: u64,
@@ -43,13 +43,14 @@ impl Mmu {
     /// The host has no address space left.
     pub fn new(key: u64) -> std::io::Result<Mmu> {
         let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
-        Ok(Mmu { entries, current: 0, clock: 0, found: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
+        Ok(Mmu { entries, current: 0, clock: 0, previous: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
     }
 
     /// Makes the context of `key` current; answers its base for the GS register.
     pub fn switch(&mut self, key: u64) -> u64 {
         if self.entries[self.current].key != key {
-            self.current = self.find_or_make(key);
+            let next = self.find_or_make(key);
+            self.previous = std::mem::replace(&mut self.current, next);
             self.clock += 1;
             self.entries[self.current].last_use = self.clock;
         }
@@ -96,13 +97,11 @@ impl Mmu {
     }
 
     /// A context whose key has `bits` in `mask`, if there is one: of several the one that was current last.
-    pub(crate) fn context_with(&mut self, mask: u64, bits: u64) -> Option<&Context> {
-        let matches = |e: &Entry| e.key & mask == bits;
-        if !self.entries.get(self.found).is_some_and(matches) {
-            let found = self.entries.iter().enumerate().filter(|(_, e)| matches(e));
-            self.found = found.max_by_key(|(_, e)| e.last_use)?.0;
-        }
-        Some(&self.entries[self.found].context)
+    pub(crate) fn context_with(&self, mask: u64, bits: u64) -> Option<&Context> {
+        let matches = |e: &&Entry| e.key & mask == bits;
+        let previous = self.entries.get(self.previous).filter(matches);
+        let found = previous.or_else(|| self.entries.iter().filter(matches).max_by_key(|e| e.last_use));
+        found.map(|e| &e.context)
     }
 
     pub(crate) fn fill_data(&mut self, fill: &DataFill) {
@@ -216,10 +215,13 @@ mod tests {
             mmu.switch(key);
         }
         let bases: Vec<u64> = mmu.entries.iter().map(|e| e.context.base()).collect();
-        let mut find = |mask, bits| mmu.context_with(mask, bits).map(Context::base);
-        assert_eq!(find(0xf0, 0x20), Some(bases[1]));
-        assert_eq!(find(0x0f, 2), Some(bases[3]), "the one that was current last");
-        assert_eq!((find(0xf0, 0x10), find(0xf0, 0x40), find(0x0f, 0)), (Some(bases[3]), None, Some(bases[4])));
+        let find = |mmu: &Mmu, mask, bits| mmu.context_with(mask, bits).map(Context::base);
+        assert_eq!((find(&mmu, 0xf0, 0x20), find(&mmu, 0xf0, 0x40)), (Some(bases[1]), None));
+        assert_eq!(find(&mmu, 0x0f, 2), Some(bases[3]), "the one that was current before");
+        mmu.switch(0x21);
+        mmu.switch(0x22);
+        assert_eq!(find(&mmu, 0xf0, 0x10), Some(bases[3]), "of two the one that was current last");
+        assert_eq!((find(&mmu, 0x0f, 0), find(&mmu, 0xf0, 0x20)), (Some(bases[4]), Some(bases[1])));
     }
 
     #[test]
