@@ -416,7 +416,7 @@ fn copies_within_a_page_by_two_of_its_addresses() {
                 g.put_u64(table + 8 * page, (DATA + page * 37 % PAGES * 0x1000) | 7);
             }
         }
-        let bytes: Vec<u8> = (0..PAGES * 0x1000).map(|i| (i * i >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..PAGES * 0x1000).map(|i| ((i * i) >> 7) as u8).collect();
         g.put(DATA, &bytes);
         let mut left = Vec::new();
         for (i, copy) in (0..).zip(copies) {
