@@ -15,6 +15,7 @@ use mimus_tcg_ir::backend::{DIVISORS, Divisor, EnvLayout};
 use mimus_tcg_ir::{Block, SLOTS, Slot};
 
 use crate::access::RamWindow;
+use crate::code::PageKey;
 use crate::engine::Machine;
 use crate::frontend::{Access, GuestFrontend, Helper, MemFault};
 use crate::hostfp;
@@ -35,6 +36,9 @@ pub(crate) const KICK_REQUEST: u32 = 32;
 
 /// Places in which compact blocks count how often they begin: as many as are in use at a time, if they can be.
 pub(crate) const HEATS: usize = 1 << 16;
+
+/// Entry tables of pages of code that a vCPU remembers.
+const CODE_TABLES: usize = 512;
 
 /// The part of the environment that is the same for every guest.
 #[repr(C)]
@@ -169,6 +173,8 @@ pub struct Cpu<F: GuestFrontend> {
     pub(crate) ram_window: Cell<RamWindow>,
     /// Host pages of code with a physical address that leads there, by the host address; to be verified.
     pub(crate) code_places: [(u64, u64); 16],
+    /// Entry tables of pages of code entered of late, until the code cache is emptied.
+    pub(crate) code_tables: Box<[(PageKey, u32); CODE_TABLES]>,
     /// `None` while in use.
     pub(crate) scratch: Option<Box<crate::translate::Scratch>>,
     /// Blocks by the address of their (unused) code, when the interpreter runs everything.
@@ -247,6 +253,7 @@ impl<F: GuestFrontend> Cpu<F> {
             alternate: false,
             ram_window: Cell::new(RamWindow::NONE),
             code_places: [(0, 0); 16],
+            code_tables: Box::new([(PageKey::new(0, 0), 0); CODE_TABLES]),
             scratch: None,
             interp_blocks: HashMap::new(),
             code_changed: false,
@@ -418,6 +425,7 @@ impl<F: GuestFrontend> Cpu<F> {
                 Request::RevokeWrite(host, pages) => self.mmu.revoke_write(host, pages),
                 Request::FlushAll => {
                     self.mmu.flush_all();
+                    self.code_tables.fill((PageKey::new(0, 0), 0));
                     // They are known by where their code was.
                     self.interp_blocks.clear();
                 }

@@ -160,10 +160,22 @@ impl<F: GuestFrontend> Cpu<F> {
         let key = PageKey::new(host as u64, F::code_mode(self));
         let place = (key.host() >> 12) as usize % self.code_places.len();
         self.code_places[place] = (key.host(), leaf.pa);
-        let Some(table) = self.machine.store.table(key) else { return Err(self.later(KICK_FULL)) };
+        let Some(table) = self.table_of(key) else { return Err(self.later(KICK_FULL)) };
         self.cut_page(va, key);
         self.mmu.fill_code(va & !PAGE_MASK, table, leaf.local, leaf.mapping_size);
         Ok(Fetched { key, table, leaf })
+    }
+
+    /// The entry table of a page of code. Each new process enters some hundred pages that others have had, too.
+    fn table_of(&mut self, key: PageKey) -> Option<u32> {
+        let place = (key.host() >> 12) as usize % self.code_tables.len();
+        let (known, table) = self.code_tables[place];
+        if known == key {
+            return Some(table);
+        }
+        let table = self.machine.store.table(key)?;
+        self.code_tables[place] = (key, table);
+        Some(table)
     }
 
     fn fetch_fault(&mut self, pc: u64, va: u64, fault: MemFault) -> NoCode {
@@ -322,7 +334,7 @@ impl<F: GuestFrontend> Cpu<F> {
             Published::At(host) => {
                 trace::code(va, &scratch.buffers.0, host, &*machine.emitter);
                 if let Some(map) = &machine.perf_map {
-                    map.block(va, host, scratch.buffers.0.len());
+                    map.block(va, host, scratch.buffers.0.len(), &scratch.buffers.1.hints);
                 }
                 self.keep_interpreted(host, cut_here, scratch);
                 Ok(Code { host, page: page.0 })

@@ -189,7 +189,7 @@ pub fn read<H: Host + ?Sized>(h: &mut H, index: u32) -> Result<u64> {
         number::FS_BASE if long => st.seg[FS].base,
         number::GS_BASE if long => st.seg[GS].base,
         number::APIC_BASE => h.sysreg_read(SysReg::Msr(index)).unwrap_or_else(|| h.st().apic_base),
-        number::TSC_DEADLINE if !st.features.has("tsc-deadline") => return Err(Exception::GP0),
+        number::TSC_DEADLINE if !st.features.tsc_deadline => return Err(Exception::GP0),
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_read(SysReg::Msr(index)).ok_or(Exception::GP0)?
         }
@@ -264,7 +264,7 @@ pub fn write<H: Host + ?Sized>(h: &mut H, index: u32, value: u64) -> Result<()> 
             h.base_changed(seg);
         }
         number::APIC_BASE => return write_apic_base(h, value),
-        number::TSC_DEADLINE if !st.features.has("tsc-deadline") => return Err(Exception::GP0),
+        number::TSC_DEADLINE if !st.features.tsc_deadline => return Err(Exception::GP0),
         number::TSC_DEADLINE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
             h.sysreg_write(SysReg::Msr(index), value).ok_or(Exception::GP0)?;
         }

@@ -83,16 +83,23 @@ fn slot_of(packed: &Packed) -> usize {
     (mix >> 44) as usize % DECODED
 }
 
+/// Where an instruction is among those decoded: at one of two places.
+fn find(all: &[Option<Decoded>], packed: &Packed) -> Option<usize> {
+    let slot = slot_of(packed);
+    [slot, slot ^ 1].into_iter().find(|at| matches!(all.get(*at), Some(Some(d)) if d.packed == *packed))
+}
+
 fn decoded(cpu: &mut X86Cpu, packed: Packed, pc: u64) -> Decoded {
-    let slot = slot_of(&packed);
-    if let Some(d) = &cpu.guest.decoded[slot]
-        && d.packed == packed
-    {
-        return *d;
+    if let Some(d) = find(&cpu.guest.decoded, &packed).and_then(|at| cpu.guest.decoded[at]) {
+        return d;
     }
     let insn = decode_packed(cpu, &packed, pc);
     let d = Decoded { packed, insn, run: runner(&insn), built: None };
-    cpu.guest.decoded[slot] = Some(d);
+    let slot = slot_of(&packed);
+    // A stub takes longest to make anew.
+    let has_stub = |at: usize| cpu.guest.decoded[at].map(|d| d.built.is_some());
+    let at = if has_stub(slot ^ 1) < has_stub(slot) { slot ^ 1 } else { slot };
+    cpu.guest.decoded[at] = Some(d);
     d
 }
 
@@ -118,9 +125,8 @@ fn runner(insn: &Instruction) -> fn(&mut Exec<'_>) -> Result<()> {
 
 /// Remembers an instruction's stub.
 fn keep(x: &mut Exec<'_>, built: (Built, u32)) {
-    if let Some(d) = &mut x.cpu.guest.decoded[slot_of(&x.packed)]
-        && d.packed == x.packed
-    {
+    let at = find(&x.cpu.guest.decoded, &x.packed);
+    if let Some(d) = at.and_then(|at| x.cpu.guest.decoded[at].as_mut()) {
         d.built = Some(built);
     }
 }
