@@ -195,7 +195,7 @@ impl<F: GuestFrontend> Cpu<F> {
         if verdict == Verdict::Stays {
             return;
         }
-        if verdict == Verdict::Scatters {
+        if verdict == Verdict::Scatters || self.is_among_few_pages(va) {
             self.note_scattered(ret, va);
         }
         if self.machine.optimise.learns() {

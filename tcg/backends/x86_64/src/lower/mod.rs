@@ -16,6 +16,7 @@ mod group;
 mod instrument;
 mod loops;
 mod mem;
+mod overwritten;
 mod push;
 mod quiet;
 mod rep;
@@ -766,7 +767,7 @@ impl Lower<'_> {
     /// there and never again, so that its memory need not be written. Temporaries die with their guest instruction.
     fn dies_at_next(&self, d: Slot) -> bool {
         if d.0 < FIRST_TEMP {
-            return false;
+            return self.is_overwritten(d);
         }
         let Some(mut rest) = self.ops.get(self.next..) else {
             return false;

@@ -146,12 +146,13 @@ impl CodeStore {
         let mut guard = self.lock();
         let inner = &mut *guard;
         let Some(known) = inner.hints.get_mut(&page) else { return };
-        let before = known.hints.scattered.len();
-        known.hints.scattered.retain(|pc| !accesses.contains(pc));
-        if known.hints.scattered.len() == before {
+        let hints = &mut known.hints;
+        let before = hints.scattered.len() + hints.parted.len();
+        hints.scattered.retain(|pc| !accesses.contains(pc));
+        hints.parted.retain(|pc| !accesses.contains(pc));
+        if hints.scattered.len() + hints.parted.len() == before {
             return;
         }
-        known.hints.parted.retain(|pc| !accesses.contains(pc));
         known.news = false;
         if self.optimise != Optimise::Tiered {
             Counts::add(&self.counts.renewed, self.withdraw_and_outdate(inner, page));
@@ -293,7 +294,12 @@ mod tests {
         assert_eq!(starts.map(find), [None, before[1], None]);
         assert_eq!(make_accessing(&s, 0x100).1.scattered, [0x204]);
         s.has_memory_gathered(table, &[0x104]);
-        assert!(s.find(table, 0x100).is_some(), "it has a range already");
+        let there = s.find(table, 0x100);
+        assert!(there.is_some(), "it has a range already");
+        s.scattered(there.unwrap() + 8, true);
+        s.has_memory_gathered(table, &[0x104]);
+        assert_eq!((find(0x100), find(0x200)), (None, before[1]), "one of two parts is gone");
+        assert!(make_accessing(&s, 0x100).1.parted.is_empty());
     }
 
     #[test]
