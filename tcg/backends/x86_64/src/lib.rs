@@ -28,6 +28,7 @@ mod tests;
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 use mimus_tcg_ir::backend::{BackendConfig, ContextLayout, Emitted, Hints, HostBackend, Optimise, Stubs};
 use mimus_tcg_ir::{Block, SLOTS, Size, Slot};
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -55,6 +56,8 @@ pub struct X86_64 {
     /// Vector register of each slot, or [`UNPINNED`].
     fp_pin: [u8; SLOTS],
     stubs: stubs::Addresses,
+    /// Short repeated moves of bytes are the host's fastest, those of larger elements are not ([`has_fast_byte_moves`]).
+    moves_bytes: bool,
     /// Range entries that have been given to accesses, of each kind.
     ranges: [AtomicU32; ContextLayout::RANGE_KINDS],
     /// Jump entries that have been given to jumps.
@@ -102,6 +105,12 @@ fn kernel_allows_fsgsbase() -> bool {
         .is_none_or(|(_, value)| value & HWCAP2_FSGSBASE != 0)
 }
 
+/// Whether short `rep movsb` are fast (FSRM; Intel SDM Vol. 2A, CPUID leaf 07H, EDX bit 4).
+fn has_fast_byte_moves() -> bool {
+    const FSRM: u32 = 1 << 4;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & FSRM != 0
+}
+
 /// Vector registers for the floating-point slots that most deserve one.
 fn fp_pins(config: &BackendConfig) -> [u8; SLOTS] {
     let mut pins = [UNPINNED; SLOTS];
@@ -138,6 +147,7 @@ impl HostBackend for X86_64 {
             pinned,
             fp_pin,
             stubs: stubs::Addresses::default(),
+            moves_bytes: has_fast_byte_moves(),
             ranges: Default::default(),
             jumps: Default::default(),
         };

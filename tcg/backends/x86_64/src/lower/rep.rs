@@ -66,6 +66,11 @@ impl Lower<'_> {
         self.asm.ins(Map::Base, false, 0xf6, 0, down);
         self.asm.push(rep.down_mask);
         from.add(self.asm.jcc(Cc::Ne));
+        let by_bytes = self.by_bytes(rep);
+        if by_bytes {
+            self.is_near(rep);
+            from.add(self.asm.jcc(Cc::A));
+        }
         let most = MAX_COUNT >> shift;
         self.asm.lea_sib(w, R14, Some(RCX), None, -1);
         self.asm.alu_rm_i(Alu::Cmp, true, Rm::Reg(R14), most - 1);
@@ -103,7 +108,10 @@ impl Lower<'_> {
             self.mov(RAX, value);
         }
         dynasm!(self.asm ; .arch x64 ; add rdi, r15);
-        self.host_rep(rep);
+        if by_bytes {
+            self.asm.shift_i(Shift::Shl, false, Rm::Reg(RCX), shift);
+        }
+        self.host_rep(rep, if by_bytes { Size::B1 } else { rep.size });
         // Narrow pointers have zeros above.
         if copies {
             self.asm.alu_r_rm(Alu::Sub, w, RSI, Rm::Mem { base: RSP, index: None, disp: 8 });
@@ -192,24 +200,48 @@ impl Lower<'_> {
         }
         self.mov(RDI, Opnd::Reg(R15));
         self.mov(RCX, Opnd::Reg(R14));
+        let by_bytes = self.by_bytes(rep).then(|| {
+            self.is_near(rep);
+            let near = self.asm.jcc(Cc::A);
+            self.host_rep(rep, Size::B1);
+            (near, self.asm.jmp())
+        });
+        if let Some((near, _)) = by_bytes {
+            self.asm.bind(near);
+        }
         if rep.size != Size::B1 {
             self.asm.shift_i(Shift::Shr, false, Rm::Reg(RCX), rep.size as u8);
         }
-        self.host_rep(rep);
+        self.host_rep(rep, rep.size);
+        if let Some((_, done)) = by_bytes {
+            self.asm.bind(done);
+        }
         dynasm!(self.asm ; .arch x64 ; pop rcx ; pop rdi ; pop rsi);
     }
 
-    /// The host's instruction.
-    fn host_rep(&mut self, rep: &Rep) {
-        if rep.size == Size::B2 {
+    /// Whether larger elements are moved as bytes, unless they are near.
+    fn by_bytes(&self, rep: &Rep) -> bool {
+        self.be.moves_bytes && rep.fill.is_none() && rep.size != Size::B1
+    }
+
+    /// Compares so that `a` says: the destination is above the source by less than an element, where bytes one by one are not the
+    /// same as elements. By offsets into pages, since a page may have two addresses.
+    fn is_near(&mut self, rep: &Rep) {
+        let most = 4096 - rep.size.bytes() as i32;
+        dynasm!(self.asm ; .arch x64 ; mov eax, esi ; sub eax, edi ; and eax, 4095 ; cmp eax, most);
+    }
+
+    /// The host's instruction, for elements of this size.
+    fn host_rep(&mut self, rep: &Rep, size: Size) {
+        if size == Size::B2 {
             self.asm.push(0x66);
         }
         self.asm.push(0xf3);
-        if rep.size == Size::B8 {
+        if size == Size::B8 {
             self.asm.push(0x48);
         }
         let opcode = if rep.fill.is_some() { 0xaa } else { 0xa4 };
-        self.asm.push(opcode | u8::from(rep.size != Size::B1));
+        self.asm.push(opcode | u8::from(size != Size::B1));
     }
 
     pub(super) fn slow_rep(&mut self, slow: Slow) {
