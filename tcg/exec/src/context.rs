@@ -138,6 +138,7 @@ impl Context {
         };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
+        context.init_jumps();
         Ok(context)
     }
 
@@ -216,6 +217,9 @@ impl Context {
     pub fn fill_code(&mut self, va: u64, table: u32, local: bool, mapping_size: u64) {
         const L: ContextLayout = ContextLayout::STANDARD;
         let index = index_of(va);
+        if self.get(L.exec_tag, index) == va && self.get(L.exec_table, index) != u64::from(table) {
+            self.drop_jumps();
+        }
         self.set(L.exec_tag, index, va);
         self.set(L.exec_table, index, u64::from(table));
         self.remember(index, va, None, local, mapping_size);
@@ -258,6 +262,7 @@ impl Context {
         self.forget_local();
         self.large.clear();
         self.drop_ranges();
+        self.drop_jumps();
     }
 
     /// Drops the entries that were filled as local.
@@ -269,6 +274,7 @@ impl Context {
         self.local = local;
         self.forget_local();
         self.drop_local_ranges();
+        self.drop_jumps();
     }
 
     fn forget_local(&mut self) {
@@ -313,6 +319,10 @@ impl Context {
     /// Clears an index without touching host memory that was never filled.
     fn clear_if_used(&mut self, index: usize) {
         const L: ContextLayout = ContextLayout::STANDARD;
+        // A jump entry says where code is whose page is in the arrays, or another with its index (see `far.rs`).
+        if self.get(L.exec_tag, index) != invalid(index) {
+            self.drop_jumps();
+        }
         for array in [L.read_tag, L.write_tag, L.exec_tag] {
             // Page 0's tag is zero.
             if self.get(array, index) != 0 || index == 0 {

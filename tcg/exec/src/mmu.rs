@@ -120,6 +120,12 @@ impl Mmu {
         self.entries[self.current].context.fill_range(number, va, size, now, soon)
     }
 
+    /// See [`Context::judge_jump`]; for the current context, with time as for [`Mmu::fill_range`].
+    pub(crate) fn judge_jump(&mut self, number: u32, counted: Option<u32>) -> bool {
+        let now = counted.unwrap_or_else(|| self.began.elapsed().as_micros() as u32);
+        self.entries[self.current].context.judge_jump(number, now)
+    }
+
     /// What is remembered, the current context's first.
     pub(crate) fn list(&self, view: &FlatView) -> Vec<RememberedTranslation> {
         let mut order: Vec<usize> = (0..self.entries.len()).collect();
