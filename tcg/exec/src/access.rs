@@ -632,11 +632,12 @@ impl<F: GuestFrontend> Cpu<F> {
     /// # Errors
     /// Nothing answers.
     pub fn phys_load(&mut self, pa: u64, size: Size) -> Result<u64, MemFault> {
-        let place = match self.ram_at(pa, Access::Load) {
-            Some((host, readonly, block, offset, _)) => Place::Ram { host, readonly, block, offset },
-            None => Place::Io(GuestPhys(pa)),
+        let value = match self.ram_at(pa, Access::Load) {
+            // SAFETY: inside a page of a RAM block.
+            Some((host, ..)) => unsafe { read(host, size) },
+            None => self.load_at(Place::Io(GuestPhys(pa)), pa, size)?,
         };
-        Ok(extend(self.load_at(place, pa, size)?, size, Ext::Zero))
+        Ok(extend(value, size, Ext::Zero))
     }
 
     /// Stores to guest physical memory, RAM or device, within one page; see [`Cpu::phys_load`].
@@ -662,6 +663,28 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Stores what the page entries grant; whether it did.
     pub(crate) fn store_by_page(&mut self, va: u64, value: u64, size: Size) -> bool {
         match self.mmu.context().lookup_write(va) {
+            Some(host) if va & (PAGE - 1) <= PAGE - u64::from(size.bytes()) => {
+                // SAFETY: inside a page of RAM that the TLB grants stores to.
+                unsafe { write(host as *mut u8, value, size) };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Loads what is known to be granted to another context, one whose key has `bits` in `mask`: for accesses that do not go by the
+    /// current privilege, and may go by what that context has found. Zeros above.
+    pub fn load_by_context(&self, mask: u64, bits: u64, va: u64, size: Size) -> Option<u64> {
+        let host = self.mmu.context_with(mask, bits)?.lookup_read(va)?;
+        // SAFETY: inside a page of RAM that the TLB grants loads of.
+        (va & (PAGE - 1) <= PAGE - u64::from(size.bytes()))
+            .then(|| extend(unsafe { read(host as *mut u8, size) }, size, Ext::Zero))
+    }
+
+    /// Stores what is known to be granted to such a context; whether it did.
+    pub fn store_by_context(&mut self, mask: u64, bits: u64, va: u64, value: u64, size: Size) -> bool {
+        let host = self.mmu.context_with(mask, bits).and_then(|context| context.lookup_write(va));
+        match host {
             Some(host) if va & (PAGE - 1) <= PAGE - u64::from(size.bytes()) => {
                 // SAFETY: inside a page of RAM that the TLB grants stores to.
                 unsafe { write(host as *mut u8, value, size) };

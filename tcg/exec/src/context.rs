@@ -20,11 +20,41 @@ const fn invalid(index: usize) -> u64 {
 const PAGE: u64 = 4096;
 const INDEX_MASK: u64 = (ContextLayout::ENTRIES - 1) as u64;
 
-/// A page of a large guest mapping was filled: dropping any of it drops all (see [`Context::drop_page`]).
-#[derive(Clone, Copy)]
-struct LargeRegion {
-    base: u64,
-    size: u64,
+/// Large mappings of the guest's of which a page was filled: dropping any of it drops all (see [`Context::drop_page`]).
+#[derive(Default)]
+struct LargeRegions {
+    /// First address and size, in order: a kernel's own map of its memory has hundreds.
+    list: Vec<(u64, u64)>,
+    /// All sizes, which are powers of two, together.
+    sizes: u64,
+}
+
+impl LargeRegions {
+    fn insert(&mut self, va: u64, size: u64) {
+        let region = (va & !(size - 1), size);
+        if let Err(place) = self.list.binary_search(&region) {
+            self.list.insert(place, region);
+        }
+        self.sizes |= size;
+    }
+
+    /// Takes one with the page at `va` out.
+    fn take(&mut self, va: u64) -> Option<(u64, u64)> {
+        let mut sizes = self.sizes;
+        while sizes != 0 {
+            let size = 1 << sizes.trailing_zeros();
+            if let Ok(place) = self.list.binary_search(&(va & !(size - 1), size)) {
+                return Some(self.list.remove(place));
+            }
+            sizes &= sizes - 1;
+        }
+        None
+    }
+
+    fn clear(&mut self) {
+        self.list.clear();
+        self.sizes = 0;
+    }
 }
 
 /// An index that was filled.
@@ -82,7 +112,7 @@ pub struct Context {
     local: Vec<u32>,
     /// The indices of `local`.
     pub(crate) local_indices: IndexSet,
-    large: Vec<LargeRegion>,
+    large: LargeRegions,
     /// Range entries that are filled: those of other pages only, then those that go with local ones.
     pub(crate) ranges: [FilledRanges; 2],
     /// Those that generated code fills.
@@ -102,12 +132,13 @@ impl Context {
             lists: Box::new([0; LISTS]),
             local: Vec::new(),
             local_indices: IndexSet::new(),
-            large: Vec::new(),
+            large: LargeRegions::default(),
             ranges: [FilledRanges::new(), FilledRanges::new()],
             roving: Vec::new(),
         };
         // Zero-filled memory is an empty TLB but for index 0, where a tag of 0 is page 0's.
         context.clear(0);
+        context.init_jumps();
         Ok(context)
     }
 
@@ -159,10 +190,7 @@ impl Context {
             self.local_indices.insert(index);
         }
         if mapping_size > PAGE {
-            let base = va & !(mapping_size - 1);
-            if !self.large.iter().any(|r| r.base == base && r.size == mapping_size) {
-                self.large.push(LargeRegion { base, size: mapping_size });
-            }
+            self.large.insert(va, mapping_size);
         }
     }
 
@@ -189,6 +217,9 @@ impl Context {
     pub fn fill_code(&mut self, va: u64, table: u32, local: bool, mapping_size: u64) {
         const L: ContextLayout = ContextLayout::STANDARD;
         let index = index_of(va);
+        if self.get(L.exec_tag, index) == va && self.get(L.exec_table, index) != u64::from(table) {
+            self.drop_jumps();
+        }
         self.set(L.exec_tag, index, va);
         self.set(L.exec_table, index, u64::from(table));
         self.remember(index, va, None, local, mapping_size);
@@ -231,6 +262,7 @@ impl Context {
         self.forget_local();
         self.large.clear();
         self.drop_ranges();
+        self.drop_jumps();
     }
 
     /// Drops the entries that were filled as local.
@@ -242,6 +274,7 @@ impl Context {
         self.local = local;
         self.forget_local();
         self.drop_local_ranges();
+        self.drop_jumps();
     }
 
     fn forget_local(&mut self) {
@@ -261,18 +294,11 @@ impl Context {
     pub fn drop_page(&mut self, va: u64) {
         self.drop_entry(va);
         let mut flush_all = false;
-        let mut i = 0;
-        while i < self.large.len() {
-            let region = self.large[i];
-            if va.wrapping_sub(region.base) >= region.size {
-                i += 1;
-                continue;
-            }
-            self.large.swap_remove(i);
-            if region.size > (2 << 20) {
+        while let Some((base, size)) = self.large.take(va) {
+            if size > (2 << 20) {
                 flush_all = true;
             } else {
-                let (first, pages) = (index_of(region.base), (region.size / PAGE) as usize);
+                let (first, pages) = (index_of(base), (size / PAGE) as usize);
                 self.drop_ranges_at(first, pages);
                 for index in first..first + pages {
                     self.clear_if_used(index & INDEX_MASK as usize);
@@ -293,6 +319,10 @@ impl Context {
     /// Clears an index without touching host memory that was never filled.
     fn clear_if_used(&mut self, index: usize) {
         const L: ContextLayout = ContextLayout::STANDARD;
+        // A jump entry says where code is whose page is in the arrays, or another with its index (see `far.rs`).
+        if self.get(L.exec_tag, index) != invalid(index) {
+            self.drop_jumps();
+        }
         for array in [L.read_tag, L.write_tag, L.exec_tag] {
             // Page 0's tag is zero.
             if self.get(array, index) != 0 || index == 0 {
@@ -389,6 +419,23 @@ pub(crate) fn index_of(va: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_regions_are_found_by_any_of_their_pages() {
+        let mut regions = LargeRegions::default();
+        assert_eq!(regions.take(0), None);
+        for (va, size) in [(0x40_5000, 2 << 20), (0x7000, 64 << 10), (0x5f_f000, 2 << 20), (!0xfff, 1 << 30)] {
+            regions.insert(va, size);
+        }
+        assert_eq!(regions.list.len(), 3);
+        assert_eq!((regions.take(0x60_0000), regions.take(0x3f_f000), regions.take(0x1_0000)), (None, None, None));
+        assert_eq!(regions.take(0x55_5000), Some((0x40_0000, 2 << 20)));
+        assert_eq!((regions.take(0x55_5000), regions.take(0xf000)), (None, Some((0, 64 << 10))));
+        assert_eq!(regions.take(!0xfff_ffff), Some((!0x3fff_ffff, 1 << 30)));
+        regions.insert(0, 2 << 20);
+        regions.clear();
+        assert_eq!((regions.take(0), regions.sizes), (None, 0));
+    }
 
     fn data(va: u64, host: u64, write: bool) -> DataFill {
         DataFill { va, host, read: true, write, local: false, mapping_size: PAGE }

@@ -44,6 +44,8 @@ const PLACES: usize = 8;
 /// Pages that are gathered together, at least and at most.
 const FEWEST: usize = 3;
 const MOST: usize = MOST_GATHERED as usize;
+/// As many are few.
+const FEW: u64 = 32;
 /// What may be spent on it in a row, and the part of all time.
 const IN_A_ROW: Duration = Duration::from_millis(8);
 const PART: u32 = 64;
@@ -198,7 +200,13 @@ impl<F: GuestFrontend> Cpu<F> {
         })
     }
 
-    /// The access that missed its range for `va`, from code whose call returns to `ret`, scatters.
+    /// Whether there are so few pages around `va`, a stack's for instance, that gathering them pays for an access that would do
+    /// with two parts of a range: these cost it two or three cycles.
+    pub(crate) fn is_among_few_pages(&self, va: u64) -> bool {
+        self.mmu.context().pages_around(va) <= FEW
+    }
+
+    /// The access that missed its range for `va`, from code whose call returns to `ret`, scatters, or is to have two parts.
     pub(crate) fn note_scattered(&mut self, ret: usize, va: u64) {
         if !self.gathers() {
             return;

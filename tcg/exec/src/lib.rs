@@ -27,6 +27,7 @@ mod count;
 mod debug;
 pub mod engine;
 pub mod env;
+mod far;
 pub mod frontend;
 mod gather;
 mod guestmem;

@@ -27,6 +27,8 @@ pub struct Mmu {
     entries: Vec<Entry>,
     current: usize,
     clock: u64,
+    /// Which one was current before.
+    previous: usize,
     /// Times that contexts lost entries by the thousand, perhaps; and how many of them there were at the last sample.
     losses: u64,
     losses_at_sample: u64,
@@ -41,13 +43,14 @@ impl Mmu {
     /// The host has no address space left.
     pub fn new(key: u64) -> std::io::Result<Mmu> {
         let entries = vec![Entry { key, last_use: 0, context: Context::new()? }];
-        Ok(Mmu { entries, current: 0, clock: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
+        Ok(Mmu { entries, current: 0, clock: 0, previous: 0, losses: 0, losses_at_sample: 0, began: Instant::now() })
     }
 
     /// Makes the context of `key` current; answers its base for the GS register.
     pub fn switch(&mut self, key: u64) -> u64 {
         if self.entries[self.current].key != key {
-            self.current = self.find_or_make(key);
+            let next = self.find_or_make(key);
+            self.previous = std::mem::replace(&mut self.current, next);
             self.clock += 1;
             self.entries[self.current].last_use = self.clock;
         }
@@ -93,6 +96,14 @@ impl Mmu {
         &self.entries[self.current].context
     }
 
+    /// A context whose key has `bits` in `mask`, if there is one: of several the one that was current last.
+    pub(crate) fn context_with(&self, mask: u64, bits: u64) -> Option<&Context> {
+        let matches = |e: &&Entry| e.key & mask == bits;
+        let previous = self.entries.get(self.previous).filter(matches);
+        let found = previous.or_else(|| self.entries.iter().filter(matches).max_by_key(|e| e.last_use));
+        found.map(|e| &e.context)
+    }
+
     pub(crate) fn fill_data(&mut self, fill: &DataFill) {
         self.entries[self.current].context.fill_data(fill);
     }
@@ -107,6 +118,12 @@ impl Mmu {
         let began = self.began;
         let now = || counted.unwrap_or_else(|| began.elapsed().as_micros() as u32);
         self.entries[self.current].context.fill_range(number, va, size, now, soon)
+    }
+
+    /// See [`Context::judge_jump`]; for the current context, with time as for [`Mmu::fill_range`].
+    pub(crate) fn judge_jump(&mut self, number: u32, counted: Option<u32>) -> bool {
+        let now = counted.unwrap_or_else(|| self.began.elapsed().as_micros() as u32);
+        self.entries[self.current].context.judge_jump(number, now)
     }
 
     /// What is remembered, the current context's first.
@@ -196,6 +213,22 @@ fn physical(view: &FlatView, host: u64) -> Option<GuestPhys> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn contexts_are_found_by_parts_of_their_keys() {
+        let mut mmu = Mmu::new(0x10).unwrap();
+        for key in [0x21, 0x32, 0x12, 0x30] {
+            mmu.switch(key);
+        }
+        let bases: Vec<u64> = mmu.entries.iter().map(|e| e.context.base()).collect();
+        let find = |mmu: &Mmu, mask, bits| mmu.context_with(mask, bits).map(Context::base);
+        assert_eq!((find(&mmu, 0xf0, 0x20), find(&mmu, 0xf0, 0x40)), (Some(bases[1]), None));
+        assert_eq!(find(&mmu, 0x0f, 2), Some(bases[3]), "the one that was current before");
+        mmu.switch(0x21);
+        mmu.switch(0x22);
+        assert_eq!(find(&mmu, 0xf0, 0x10), Some(bases[3]), "of two the one that was current last");
+        assert_eq!((find(&mmu, 0x0f, 0), find(&mmu, 0xf0, 0x20)), (Some(bases[4]), Some(bases[1])));
+    }
 
     #[test]
     fn contexts_that_are_emptied_now_and_then_are_calm() {

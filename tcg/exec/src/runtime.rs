@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use mimus_tcg_ir::backend::{
-    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, FaultEntry, Optimise, RANGE_SHIFT, RMW_LOCK, RuntimeFns, Stored,
-    compact_access_of, rmw_of_kind,
+    ATOMIC_LOAD_RESERVED, ATOMIC_STORE_CONDITIONAL, ContextLayout, FaultEntry, Optimise, RANGE_SHIFT, RMW_LOCK,
+    RuntimeFns, Stored, compact_access_of, rmw_of_kind,
 };
 use mimus_tcg_ir::flags::{self, FLAGS, Flags};
 use mimus_tcg_ir::interp::extend;
@@ -195,11 +195,19 @@ impl<F: GuestFrontend> Cpu<F> {
         if verdict == Verdict::Stays {
             return;
         }
-        if verdict == Verdict::Scatters {
+        if verdict == Verdict::Scatters || self.is_among_few_pages(va) {
             self.note_scattered(ret, va);
         }
         if self.machine.optimise.learns() {
             self.machine.store.scattered(ret, verdict == Verdict::InParts);
+        }
+    }
+
+    /// An indirect jump has led elsewhere as often as its jump entry allowed: perhaps it is to have another.
+    fn note_jump(&mut self, ret: usize, number: u32) {
+        let counted = self.counting.on.then(|| (self.executed() / 1000) as u32);
+        if self.mmu.judge_jump(number, counted) && self.machine.optimise.learns() {
+            self.machine.store.jumps_far(ret, number < ContextLayout::FAR_JUMPS);
         }
     }
 }
@@ -315,7 +323,9 @@ extern "C" fn warm<F: GuestFrontend>(cpu: *mut Cpu<F>, ret: usize) -> usize {
 extern "C" fn note<F: GuestFrontend>(cpu: *mut Cpu<F>, va: u64, desc: u32, ret: usize) {
     // SAFETY: as in `load`.
     let cpu = unsafe { &mut *cpu };
-    if desc >> RANGE_SHIFT != 0 {
+    if let Some(number) = ContextLayout::jump_of_word(desc) {
+        cpu.note_jump(ret, number);
+    } else if desc >> RANGE_SHIFT != 0 {
         cpu.note_range(ret, va, desc);
     }
 }

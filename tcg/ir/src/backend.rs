@@ -140,6 +140,12 @@ pub const fn unpack_insn(word: u32) -> (PagePc, u8) {
 /// [`ContextLayout::RANGE_PATIENCE`] is a counter of 4 bytes: how many misses more are to be served by the page arrays
 /// without telling the runtime. Generated code takes one off at each miss; the miss at which it wraps is told. The rest
 /// is the runtime's.
+///
+/// Then [`ContextLayout::JUMPS`] jump entries of [`ContextLayout::JUMP_BYTES`]. The first [`ContextLayout::FAR_JUMPS`] are those of
+/// indirect jumps which lead to other pages, mostly to one place: the address where such a jump led last, the host address of its
+/// word in an entry table, and its offset in the page (4 bytes); whoever jumps there needs no look-up. Generated code fills them.
+/// An empty one is for [`ContextLayout::NO_JUMP`], and its word is zero. At [`ContextLayout::JUMP_PATIENCE`] is a counter as above,
+/// of times that the jump led elsewhere; the other entries have nothing else, and count how often a jump does not stay in its page.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextLayout {
     pub read_tag: i32,
@@ -150,6 +156,9 @@ pub struct ContextLayout {
     pub ranges: i32,
     /// A word that is not 0 once generated code has filled a range entry.
     pub roved: i32,
+    /// The same for jump entries.
+    pub jumped: i32,
+    pub jumps: i32,
 }
 
 impl ContextLayout {
@@ -166,6 +175,8 @@ impl ContextLayout {
             exec_table: 4 * array,
             ranges: 5 * array,
             roved: 5 * array + (Self::RANGES * Self::RANGE_BYTES) as i32,
+            jumped: 5 * array + (Self::RANGES * Self::RANGE_BYTES) as i32 + 8,
+            jumps: 5 * array + (Self::RANGES * Self::RANGE_BYTES) as i32 + 64,
         }
     };
     /// Number of range entries: an equal share for each size and direction of access, so that accesses which happen to
@@ -181,8 +192,30 @@ impl ContextLayout {
     pub const RANGE_PATIENCE: usize = 40;
     /// Where a range entry says that generated code fills it: a byte, 0 or 1.
     pub const RANGE_ROVES: usize = 47;
+    /// Number of jump entries.
+    pub const JUMPS: u32 = 256;
+    /// Those that say where jumps lead.
+    pub const FAR_JUMPS: u32 = 128;
+    /// Bytes of a jump entry.
+    pub const JUMP_BYTES: usize = 32;
+    /// What an empty jump entry is for: an address like others, but one that is even, so that the last
+    /// twelve bits are its offset in the page whatever code is aligned to.
+    pub const NO_JUMP: u64 = !1;
+    /// Where the counter is in a jump entry.
+    pub const JUMP_PATIENCE: usize = 20;
     /// Bytes of address space a context takes.
-    pub const SIZE: usize = Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES + 8;
+    pub const SIZE: usize =
+        Self::ENTRIES * 8 * 5 + Self::RANGES * Self::RANGE_BYTES + 64 + Self::JUMPS as usize * Self::JUMP_BYTES;
+
+    /// What [`RuntimeFns::note`] is told of jump entry `n`.
+    pub const fn jump_word(n: u32) -> u32 {
+        (Self::RANGES as u32 + 1 + n) << RANGE_SHIFT
+    }
+
+    /// The jump entry that such a word is about.
+    pub const fn jump_of_word(word: u32) -> Option<u32> {
+        (word >> RANGE_SHIFT).checked_sub(Self::RANGES as u32 + 1)
+    }
 
     /// The kind of a range entry, below [`ContextLayout::RANGE_KINDS`].
     pub const fn range_kind(size: Size, write: bool, parts: bool) -> u32 {
@@ -262,7 +295,8 @@ pub struct RuntimeFns {
     /// `(env, bytes: u32)`: stores them from [`EnvLayout::unit_buffer`] to where `unit_probe` was asked about last.
     pub unit_store: usize,
     /// `(env, va: u64, size_log2 | range << RANGE_SHIFT: u32, return_address)`: the range entry of an access that is
-    /// made some other way than by `load` and `store` did not serve it; it is filled if the page is known.
+    /// made some other way than by `load` and `store` did not serve it; it is filled if the page is known. Or
+    /// [`ContextLayout::jump_word`]: that jump has led elsewhere as often as its entry allowed.
     pub note: usize,
     /// `(env, packed: u64)`: a floating-point operation the host does not do, slots to slot; see [`pack_fp`].
     pub fp: usize,
@@ -398,6 +432,10 @@ pub struct Hints {
     pub parted: Vec<u16>,
     /// Offsets of those whose accesses do not stay in these either.
     pub scattered: Vec<u16>,
+    /// Offsets of indirect jumps that lead to other pages.
+    pub far: Vec<u16>,
+    /// Of those: to many places.
+    pub strays: Vec<u16>,
 }
 
 /// What a backend produced for a block besides the code.

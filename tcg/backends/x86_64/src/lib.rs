@@ -60,6 +60,8 @@ pub struct X86_64 {
     moves_bytes: bool,
     /// Range entries that have been given to accesses, of each kind.
     ranges: [AtomicU32; ContextLayout::RANGE_KINDS],
+    /// Jump entries that have been given to jumps.
+    jumps: AtomicU32,
 }
 
 /// Refuses hosts without the instructions that generated code uses.
@@ -147,6 +149,7 @@ impl HostBackend for X86_64 {
             stubs: stubs::Addresses::default(),
             moves_bytes: has_fast_byte_moves(),
             ranges: Default::default(),
+            jumps: Default::default(),
         };
         let (stubs, addresses) = stubs::emit(&backend, out)?;
         backend.stubs = addresses;
@@ -203,6 +206,13 @@ impl X86_64 {
         let kind = ContextLayout::range_kind(size, write, parts);
         let n = self.ranges.get(kind as usize).map_or(0, |used| used.fetch_add(1, Ordering::Relaxed));
         ContextLayout::range(n, size, write, parts)
+    }
+
+    /// A jump entry: of those that say where a jump leads, or of those that count.
+    fn new_jump(&self, far: bool) -> u32 {
+        const FAR: u32 = ContextLayout::FAR_JUMPS;
+        let n = self.jumps.fetch_add(1, Ordering::Relaxed);
+        if far { n % FAR } else { FAR + n % (ContextLayout::JUMPS - FAR) }
     }
 
     /// Whether the loops of blocks without flags are to be copied.

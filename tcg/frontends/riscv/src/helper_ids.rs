@@ -80,6 +80,8 @@ pub const SFENCE_HAS_ADDRESS: u64 = 1;
 /// `rs2` of an `sfence.vma` is not x0: one address space only.
 pub const SFENCE_HAS_ASID: u64 = 2;
 
+/// Bytes of a cache block (Zic64b).
+pub const CACHE_BLOCK: u64 = 64;
 /// `cbo.inval`
 pub const CBO_INVAL: u64 = 0;
 /// `cbo.clean`
@@ -93,6 +95,8 @@ pub const CBO_ZERO: u64 = 4;
 pub const HOT_FP_BAD: i32 = 0;
 /// Offset in the hot state of a byte that translated code sets to 1 when it changes floating-point state.
 pub const HOT_FP_DIRTY: i32 = 1;
+/// Offset in the hot state of a byte that is 0 where `cbo.zero` is legal.
+pub const HOT_CBZ_BAD: i32 = 2;
 /// Bit of [`HOT_FP_BAD`]: `mstatus.FS` is off.
 pub const FP_BAD_OFF: u8 = 1;
 /// Bit of [`HOT_FP_BAD`]: the host cannot round as `frm` says.

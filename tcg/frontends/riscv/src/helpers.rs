@@ -17,8 +17,6 @@ use crate::helper_ids::*;
 use crate::interrupt::{pending_interrupt, wakes_wfi};
 use crate::trap::{self, Cause, CboOp, Exception};
 
-/// Bytes of a cache block (Zic64b).
-const CACHE_BLOCK: u64 = 64;
 /// Nanoseconds per tick of the `time` CSR: 10 MHz.
 pub(crate) const TICK_NS: u64 = 100;
 /// After how many `pause` instructions the host may run something else.

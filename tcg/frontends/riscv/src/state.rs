@@ -9,6 +9,7 @@ use mimus_arch::riscv::{Ext, Features, Privilege};
 
 use crate::csr::CsrEffect;
 use crate::pmp::Pmp;
+use crate::trap::{CboOp, check_cbo};
 
 /// Bits of `mstatus` and `sstatus`.
 pub mod mstatus {
@@ -244,8 +245,8 @@ impl Counter {
 /// The privileged state of one hart. Integer and floating-point registers and
 /// the pc live in the engine's slots and are passed where needed.
 ///
-/// `fp_bad` and `fp_dirty` are read and written by generated code at offsets 0
-/// and 1.
+/// `fp_bad`, `fp_dirty` and `cbz_bad` are read and written by generated code at offsets 0
+/// to 2.
 #[repr(C)]
 #[derive(Clone, Debug)]
 pub struct Hart {
@@ -255,6 +256,8 @@ pub struct Hart {
     /// Set to 1 by generated code that wrote floating-point state; folded into
     /// `mstatus.FS` by [`Hart::fold_fp_dirty`].
     pub fp_dirty: u8,
+    /// Not 0 where `cbo.zero` is illegal.
+    pub cbz_bad: u8,
     /// The current privilege mode.
     pub privilege: Privilege,
     /// Dynamic rounding mode, 3 bits as in `fcsr`.
@@ -325,6 +328,7 @@ impl Hart {
         Self {
             fp_bad: FP_BAD_OFF,
             fp_dirty: 0,
+            cbz_bad: u8::from(!config.zicboz),
             privilege: Privilege::Machine,
             frm: 0,
             fflags: 0,
@@ -438,6 +442,17 @@ impl Hart {
         }
     }
 
+    /// Changes the privilege mode.
+    pub(crate) fn enter_mode(&mut self, mode: Privilege) {
+        self.privilege = mode;
+        self.update_cbz_bad();
+    }
+
+    /// Recomputes `cbz_bad` from the mode, `menvcfg` and `senvcfg`.
+    pub(crate) fn update_cbz_bad(&mut self) {
+        self.cbz_bad = u8::from(check_cbo(self, CboOp::Zero).is_err());
+    }
+
     /// Adds to the recorded effects; every effect also ends the block.
     pub(crate) fn record(&mut self, effects: CsrEffect) {
         if !effects.is_empty() {
@@ -505,6 +520,7 @@ mod tests {
     fn bytes_of_generated_code_are_where_it_expects_them() {
         assert_eq!(std::mem::offset_of!(Hart, fp_bad), 0);
         assert_eq!(std::mem::offset_of!(Hart, fp_dirty), 1);
+        assert_eq!(std::mem::offset_of!(Hart, cbz_bad), 2);
     }
 
     #[test]

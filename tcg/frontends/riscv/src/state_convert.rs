@@ -57,7 +57,7 @@ impl Hart {
         let seip = self.mip_soft & irq::SEI;
         let pc_mask = self.config.pc_mask();
         *self = Self::new(self.config);
-        self.privilege = state.privilege;
+        self.enter_mode(state.privilege);
         self.fflags = state.fcsr as u8 & 0x1f;
         self.frm = (state.fcsr >> 5) as u8 & 7;
         self.write_mstatus(state.mstatus, mstatus::WRITABLE);
@@ -118,7 +118,7 @@ impl Hart {
     pub fn enter_supervisor(&mut self) {
         const SUPERVISOR_CALL: u64 = 1 << 9;
         const ALL_OF_MEMORY: u64 = (1 << 54) - 1;
-        self.privilege = mimus_arch::riscv::Privilege::Supervisor;
+        self.enter_mode(mimus_arch::riscv::Privilege::Supervisor);
         self.medeleg = crate::csr::MEDELEG_WRITABLE & !SUPERVISOR_CALL;
         self.mideleg = irq::S_ALL;
         self.mcounteren = 0xffff_ffff;

@@ -155,7 +155,7 @@ fn enter(hart: &mut Hart, cause: u64, tval: u64, pc: u64, to_supervisor: bool) {
             new |= mstatus::SPIE;
         }
         hart.mstatus = new | ((from & 1) * mstatus::SPP);
-        hart.privilege = Privilege::Supervisor;
+        hart.enter_mode(Privilege::Supervisor);
     } else {
         hart.mcause = cause;
         hart.mtval = tval;
@@ -165,7 +165,7 @@ fn enter(hart: &mut Hart, cause: u64, tval: u64, pc: u64, to_supervisor: bool) {
             new |= mstatus::MPIE;
         }
         hart.mstatus = new | from << mstatus::MPP_SHIFT;
-        hart.privilege = Privilege::Machine;
+        hart.enter_mode(Privilege::Machine);
     }
     hart.record(CsrEffect::TRANSLATION);
 }
@@ -188,7 +188,7 @@ pub fn mret(hart: &mut Hart) -> Result<u64, IllegalInsn> {
         new &= !mstatus::MPRV;
     }
     hart.mstatus = new;
-    hart.privilege = to;
+    hart.enter_mode(to);
     hart.record(CsrEffect::TRANSLATION | CsrEffect::INTERRUPTS);
     Ok(hart.mepc)
 }
@@ -212,7 +212,7 @@ pub fn sret(hart: &mut Hart) -> Result<u64, IllegalInsn> {
         new |= mstatus::SIE;
     }
     hart.mstatus = new;
-    hart.privilege = if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
+    hart.enter_mode(if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User });
     hart.record(CsrEffect::TRANSLATION | CsrEffect::INTERRUPTS);
     Ok(hart.sepc)
 }

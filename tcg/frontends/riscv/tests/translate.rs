@@ -112,7 +112,7 @@ fn folded_sequences_compute_the_same() {
 struct Machine {
     slots: Vec<u64>,
     memory: std::collections::BTreeMap<u64, u8>,
-    hot: [u8; 2],
+    hot: [u8; 3],
     calls: Vec<(u16, [u64; 3])>,
     result: u64,
     reserved: Option<u64>,
@@ -601,8 +601,30 @@ fn system_instructions() {
     assert_eq!(calls(0x1200_0073), ((ids::SFENCE_VMA, [0, 0, flags(0x1200_0073, 0)]), next, 1));
     assert_eq!(calls(0x16b0_0073), ((ids::SFENCE_VMA, [0, 7, flags(0x16b0_0073, 2)]), next, 1));
     assert_eq!(calls(0x1800_0073), ((ids::SFENCE_INVAL, [0x1800_0073, 0, 0]), Outcome::Dispatch, 3));
-    assert_eq!(calls(0x0045_200f), ((ids::CBO, [0xabc, 4, 0x0045_200f]), Outcome::Dispatch, 3));
+    // cbo.clean (a0)
+    assert_eq!(calls(0x0015_200f), ((ids::CBO, [0xabc, 1, 0x0015_200f]), Outcome::Dispatch, 3));
     assert_eq!(calls(0x0100_000f), ((ids::PAUSE, [0x0100_000f, 0, 0]), Outcome::Dispatch, 3));
+}
+
+#[test]
+fn cache_blocks_are_zeroed_by_stores() {
+    const CBO_ZERO: u32 = 0x0045_200f; // (a0)
+    let run = |at: u64, hot: u8| {
+        let mut m = Machine::new().x(10, at);
+        m.hot[ids::HOT_CBZ_BAD as usize] = hot;
+        let outcome = interp::run(&block(&[CBO_ZERO, 0x13, END]), &mut m);
+        (outcome, m)
+    };
+    let (outcome, m) = run(0xac0, 0);
+    assert_eq!((outcome, m.calls.len()), (Outcome::Dispatch, 1), "the end's");
+    assert!(m.memory.keys().copied().eq(0xac0..0xb00) && m.memory.values().all(|byte| *byte == 0));
+    for (at, hot) in [(0xac0, 1), (0xabc, 0), (0xac8, 0)] {
+        let (outcome, m) = run(at, hot);
+        assert_eq!((outcome, m.calls.len(), m.memory.len()), (Outcome::Careful(BASE + 0x100), 0, 0), "{at:#x}");
+    }
+    let mut m = Machine::new().x(10, 0xabc);
+    interp::run(&block_at(0x100, &[CBO_ZERO], &config().careful()).unwrap(), &mut m);
+    assert_eq!(m.calls, [(ids::CBO, [0xabc, 4, CBO_ZERO.into()])]);
 }
 
 #[test]

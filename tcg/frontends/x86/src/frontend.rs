@@ -193,6 +193,9 @@ impl Host for X86Cpu {
     }
     fn phys_read(&mut self, pa: u64, bytes: u32) -> u64 {
         let pa = on_bus(self, pa);
+        if let Some(size) = in_page(pa, bytes) {
+            return self.phys_load(pa, size).unwrap_or(!0) & mask(bytes);
+        }
         let mut value = 0;
         let read = pieces(pa, bytes, true, |done, at, size| {
             value |= self.phys_load(at, size).unwrap_or(!0) << (8 * done);
@@ -288,11 +291,18 @@ impl Host for X86Cpu {
     }
 }
 
-/// As another privilege: through the tables.
+/// As another privilege: by what the TLB has of the system's, or through the tables.
 fn default_read(cpu: &mut X86Cpu, va: u64, bytes: u32, user: bool) -> Result<u64> {
     cpu.note_access(va, bytes.into(), (true, false));
-    let mut value = 0;
     let wide = cpu.guest.st.long();
+    let at = cpu.wrap(va);
+    if let (false, Some(size)) = (user, in_page(at, bytes)) {
+        let (mask, bits) = cpu.guest.st.system_key();
+        if let Some(value) = cpu.load_by_context(mask, bits, at, size) {
+            return Ok(value);
+        }
+    }
+    let mut value = 0;
     pieces(va, bytes, wide, |done, at, size| {
         let leaf = paging::walk(cpu, at, paging::Access::Load, user)?;
         value |= cpu.phys_read(leaf.pa, size.bytes()) << (8 * done);
@@ -303,6 +313,14 @@ fn default_read(cpu: &mut X86Cpu, va: u64, bytes: u32, user: bool) -> Result<u64
 
 fn default_write(cpu: &mut X86Cpu, va: u64, bytes: u32, value: u64, user: bool) -> Result<()> {
     let wide = cpu.guest.st.long();
+    let at = cpu.wrap(va);
+    if let (false, Some(size)) = (user, in_page(at, bytes)) {
+        let (mask, bits) = cpu.guest.st.system_key();
+        if cpu.store_by_context(mask, bits, at, value, size) {
+            cpu.note_access(va, bytes.into(), (false, true));
+            return Ok(());
+        }
+    }
     let end = cpu.wrap(va.wrapping_add(u64::from(bytes) - 1));
     for at in [Some(va), ((va ^ end) & !4095 != 0).then_some(end & !4095)].into_iter().flatten() {
         paging::walk(cpu, at, paging::Access::Store, user)?;

@@ -404,8 +404,18 @@ impl State {
     pub fn context_key(&self) -> u64 {
         let user = u64::from(self.cpl == 3);
         let smap = u64::from(self.smap_active());
-        let pcid = if self.cr4 & CR4_PCIDE != 0 { self.cr3 & 0xfff } else { 0 };
-        u64::from(self.code_mode()) | user << 12 | smap << 13 | u64::from(self.smm) << 14 | pcid << 16
+        u64::from(self.code_mode()) | user << 12 | smap << 13 | u64::from(self.smm) << 14 | self.pcid() << 16
+    }
+
+    fn pcid(&self) -> u64 {
+        if self.cr4 & CR4_PCIDE != 0 { self.cr3 & 0xfff } else { 0 }
+    }
+
+    /// Mask and bits of the [`State::context_key`]s of contexts that have what implicit supervisor accesses are granted: to descriptor
+    /// tables, task-state segments and stacks of exceptions. AC excuses none from SMAP (SDM volume 3 section 5.6.1).
+    pub fn system_key(&self) -> (u64, u64) {
+        let smap = u64::from(self.cr4 & CR4_SMAP != 0);
+        (0xfff << 16 | 7 << 12, smap << 13 | u64::from(self.smm) << 14 | self.pcid() << 16)
     }
 
     /// SMAP forbids explicit supervisor accesses to user pages now (SDM volume 3 section 5.6.1).

@@ -1,5 +1,6 @@
 //! Jumps, exits, calls of helpers, and what leaves a block.
 
+use super::far::Way;
 use super::flags::Routine;
 use super::loops::Homed;
 use super::{Cold, Fixups, Insn, Lower, Opnd};
@@ -276,7 +277,13 @@ impl Lower<'_> {
         }
         let unchecked = self.unchecked.take();
         let in_page = self.info.hints.hot && self.info.table != 0;
-        if !(in_page && self.be.config.env.page_span != 0) {
+        let way = if in_page { self.way_of_jump() } else { Way::Strays };
+        let looks_late = match way {
+            Way::Near(_) => self.be.config.env.page_span != 0,
+            Way::Far(_) => true,
+            Way::Strays => false,
+        };
+        if !looks_late {
             self.leave_if_kicked(unchecked);
         }
         // A return leads to where it was called from, and there are as many as calls: to remember them costs a program
@@ -284,10 +291,10 @@ impl Lower<'_> {
         if hint != JumpHint::Return {
             self.note_jump();
         }
-        if in_page {
-            self.jump_in_page(unchecked);
-        } else {
-            self.probe(unchecked);
+        match way {
+            Way::Near(jump) => self.jump_in_page(unchecked, jump),
+            Way::Far(jump) => self.jump_far(unchecked, jump),
+            Way::Strays => self.probe(unchecked, None),
         }
     }
 
@@ -296,17 +303,8 @@ impl Lower<'_> {
         self.leave_for(unchecked, self.be.stubs.kicked);
     }
 
-    /// The look-up of an indirect jump that was not found to stay in the page.
-    pub(super) fn probe_behind(&mut self, from: Fixup, unchecked: Option<Unchecked>) {
-        self.asm.bind(from);
-        if self.be.config.env.page_span != 0 {
-            self.leave_if_kicked(unchecked);
-        }
-        self.probe(unchecked);
-    }
-
     /// Goes to `stub` if the host's condition is `ne`; an address that has not been checked is checked before.
-    fn leave_for(&mut self, unchecked: Option<Unchecked>, stub: usize) {
+    pub(super) fn leave_for(&mut self, unchecked: Option<Unchecked>, stub: usize) {
         match unchecked {
             None => self.asm.jcc_abs(Cc::Ne, stub),
             Some(unchecked) => {
@@ -330,7 +328,7 @@ impl Lower<'_> {
 
     /// Continues at the address in `rax`, by the page's own entry table if it is in the block's page. Such a jump needs no
     /// look-up of the page, for the same reason as linked jumps within it.
-    fn jump_in_page(&mut self, unchecked: Option<Unchecked>) {
+    fn jump_in_page(&mut self, unchecked: Option<Unchecked>, jump: Option<u32>) {
         let page_base = Rm::Env(self.be.env(self.be.config.env.page_base));
         let (table, code_base) = (self.info.table as i32, self.be.config.code_base as i32);
         self.asm.mov_r_rm(true, R14, Rm::Reg(RAX));
@@ -341,40 +339,12 @@ impl Lower<'_> {
             span => self.asm.alu_r_rm(Alu::Cmp, true, R14, Rm::Env(self.be.env(span))),
         }
         let from = self.asm.jcc(Cc::Ae);
-        self.put_off(Cold::Probe { from, unchecked });
+        let insn = self.insn;
+        self.put_off(Cold::Probe { from, unchecked, jump, insn });
         if self.be.config.code_align == 1 {
             dynasm!(self.asm ; .arch x64 ; mov eax, [r14*4 + table]);
         } else {
             dynasm!(self.asm ; .arch x64 ; and r14d, 0xffe ; mov eax, [r14*2 + table]);
-        }
-        dynasm!(self.asm ; .arch x64
-            ; add eax, code_base
-            ; jmp rax
-        );
-    }
-
-    /// Continues at the address in `rax`, whose bit 0 is ignored where code is 2-aligned.
-    pub(super) fn probe(&mut self, unchecked: Option<Unchecked>) {
-        let page_base = self.be.env(self.be.config.env.page_base);
-        let (tag, table) = (self.be.config.context.exec_tag, self.be.config.context.exec_table);
-        let code_base = self.be.config.code_base as i32;
-        dynasm!(self.asm ; .arch x64
-            ; mov r14d, eax
-            ; mov r15, rax
-            ; shr r14d, 12
-            ; and r15, -4096
-            ; gs cmp r15, [r14*8 + tag]
-        );
-        self.leave_for(unchecked, self.be.stubs.probe_miss);
-        self.asm.mov_rm_r(true, Rm::Env(page_base), R15);
-        dynasm!(self.asm ; .arch x64
-            ; gs mov r15d, [r14*8 + table]
-            ; mov r14d, eax
-        );
-        if self.be.config.code_align == 1 {
-            dynasm!(self.asm ; .arch x64 ; and r14d, 0xfff ; mov eax, [r15 + r14*4]);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; and r14d, 0xffe ; mov eax, [r15 + r14*2]);
         }
         dynasm!(self.asm ; .arch x64
             ; add eax, code_base

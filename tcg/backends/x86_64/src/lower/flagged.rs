@@ -667,7 +667,9 @@ fn reads_rax(op: &Op) -> bool {
         | FlagOp::Blsi
         | FlagOp::Blsr
         | FlagOp::Blsmsk => true,
-        FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => matches!(b, Val::Imm(n) if flags::count(size, n as u64) != 0),
+        FlagOp::Shl | FlagOp::Shr | FlagOp::Sar | FlagOp::Rol | FlagOp::Ror => {
+            matches!(b, Val::Imm(n) if flags::count(size, n as u64) != 0)
+        }
         _ => false,
     }
 }

@@ -839,8 +839,9 @@ impl Lower<'_> {
 
     /// The host's flags to the slot, on a way that leads out of the block. Clobbers `rax`.
     pub(super) fn save_at_exit(&mut self) {
-        if self.compact || self.in_cold {
-            // Three bytes shorter, where it does not matter otherwise.
+        if self.compact || self.in_cold && !self.info.hints.hot {
+            // Three bytes shorter, where it does not matter otherwise. (Of a branch that is often mispredicted each jump more is
+            // waited for.)
             return self.asm.call_abs(self.be.stubs.save_flags);
         }
         dynasm!(self.asm ; .arch x64

@@ -7,6 +7,7 @@ mod atomic;
 mod compact;
 mod control;
 mod edge;
+mod far;
 mod flagged;
 mod flags;
 mod folded;
@@ -16,6 +17,7 @@ mod group;
 mod instrument;
 mod loops;
 mod mem;
+mod overwritten;
 mod push;
 mod quiet;
 mod rep;
@@ -138,6 +140,15 @@ enum Cold {
     Probe {
         from: Fixup,
         unchecked: Option<control::Unchecked>,
+        jump: Option<u32>,
+        insn: Insn,
+    },
+    /// The look-up of one that has led elsewhere than its jump entry says.
+    Elsewhere {
+        from: Fixup,
+        unchecked: Option<control::Unchecked>,
+        jump: u32,
+        insn: Insn,
     },
     /// An indirect jump on its way to a stub: its target has to be checked first.
     Check {
@@ -766,7 +777,7 @@ impl Lower<'_> {
     /// there and never again, so that its memory need not be written. Temporaries die with their guest instruction.
     fn dies_at_next(&self, d: Slot) -> bool {
         if d.0 < FIRST_TEMP {
-            return false;
+            return self.is_overwritten(d);
         }
         let Some(mut rest) = self.ops.get(self.next..) else {
             return false;
@@ -922,7 +933,14 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
-                Cold::Probe { from, unchecked } => self.probe_behind(from, unchecked),
+                Cold::Probe { from, unchecked, jump, insn } => {
+                    self.asm.bind(from);
+                    self.probe_behind(unchecked, jump, insn);
+                }
+                Cold::Elsewhere { from, unchecked, jump, insn } => {
+                    self.asm.bind(from);
+                    self.elsewhere(unchecked, jump, insn);
+                }
                 Cold::SaveAndGo { from, to } => self.save_and_go(from, to),
                 Cold::Check { from, unchecked, stub } => self.check_late(from, unchecked, stub),
                 Cold::Careful { from, insn, flags } => {

@@ -570,6 +570,44 @@ jump +0x40
 }
 
 #[test]
+fn what_is_overwritten_before_anybody_can_see_it_is_not_stored_in_hot_code() {
+    // s13 and s14 have no host register.
+    let text = "block start=0x10 len=24 insns=8 {
+insn +0x10 3
+s13 = zextw.i64 s1
+insn +0x13 4
+s13 = f.ror.b4 s13, 0xb
+insn +0x17 3
+s3 = f.xor.b4 s3, s13
+insn +0x1a 3
+s13 = zextw.i64 s1
+insn +0x1d 3
+s13 = f.and.b4 s13, s2
+insn +0x20 3
+s14 = mov.i64 s13
+insn +0x23 2
+s3 = f.add.b4 s3, s14
+deadflags cpazso
+insn +0x25 2
+jump +0x40
+}";
+    let block = text::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let [pins, ..] = pin_variants();
+    let m = Machine::optimising(pins, 1, Optimise::Usual);
+    let stores = |hot: bool| {
+        let (mut out, mut info) = (Vec::new(), Emitted::default());
+        info.hints.hot = hot;
+        m.backend.emit(&block, m.blocks_at, None, &mut out, &mut info);
+        let text = m.backend.disassemble(&out, m.blocks_at);
+        let stores = text.lines().filter(|line| line.contains("mov [rbp") && line.contains(",rax")).count();
+        (stores, text)
+    };
+    let (hot, text) = stores(true);
+    // The last of each.
+    assert_eq!((hot, stores(false).0), (2, 5), "{text}");
+}
+
+#[test]
 fn dump() {
     for (name, text) in [
         (

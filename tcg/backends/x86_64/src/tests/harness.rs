@@ -216,6 +216,7 @@ impl Machine {
             // Zero is an empty entry everywhere but in the first one.
             m.context_entry(tags, 0, !0);
         }
+        m.empty_jumps();
         Machine { blocks_at: code as usize + out.len(), ..m }
     }
 
@@ -224,6 +225,18 @@ impl Machine {
         let index = (va >> 12) as usize & (ContextLayout::ENTRIES - 1);
         // SAFETY: inside the context's mapping.
         unsafe { self.context.add(array as usize).cast::<u64>().add(index).write(value) }
+    }
+
+    /// Empties the context's jump entries.
+    pub fn empty_jumps(&self) {
+        let entries = ContextLayout::STANDARD.jumps as usize;
+        for n in 0..ContextLayout::FAR_JUMPS as usize {
+            // SAFETY: inside the context's mapping. The last word stays zero.
+            unsafe {
+                let entry = self.context.add(entries + n * ContextLayout::JUMP_BYTES).cast::<[u64; 3]>();
+                entry.write([ContextLayout::NO_JUMP, entry as u64 + 28, 0xffe]);
+            }
+        }
     }
 
     /// What the context adds to an address of guest memory.
@@ -288,6 +301,8 @@ impl Machine {
 }
 
 thread_local! {
+    /// Times that the runtime was told of a jump.
+    pub static JUMPS_NOTED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     static DATA_PTR: std::cell::Cell<*mut u8> = const { std::cell::Cell::new(std::ptr::null_mut()) };
     static CONTEXT_PTR: std::cell::Cell<*mut u8> = const { std::cell::Cell::new(std::ptr::null_mut()) };
 }
@@ -597,6 +612,13 @@ fn ext_of(n: u32) -> Ext {
 
 /// An access that is not made by `load` or `store` missed its range entry.
 extern "C" fn note(_: *mut Env, va: u64, desc: u32) {
+    if let Some(number) = ContextLayout::jump_of_word(desc) {
+        let at = ContextLayout::STANDARD.jumps as usize + number as usize * ContextLayout::JUMP_BYTES;
+        // SAFETY: an entry in the context's mapping, which only this thread uses.
+        unsafe { CONTEXT_PTR.get().add(at + ContextLayout::JUMP_PATIENCE).cast::<u32>().write(1) };
+        JUMPS_NOTED.set(JUMPS_NOTED.get() + 1);
+        return clobber();
+    }
     let number = (desc >> RANGE_SHIFT).wrapping_sub(1);
     fill_range(va, desc, if ContextLayout::range_is_write(number) { 2 } else { 3 });
     clobber();

@@ -1,7 +1,7 @@
 //! Programs of several blocks: links within the page and across pages, indirect jumps, the kick word.
 
 use super::harness::*;
-use mimus_tcg_ir::backend::{ContextLayout, Emitted, ExitCode, HostBackend};
+use mimus_tcg_ir::backend::{ContextLayout, Emitted, ExitCode, HostBackend, Optimise};
 use mimus_tcg_ir::*;
 
 const S1: Slot = Slot(11);
@@ -19,15 +19,21 @@ struct Program {
     next: usize,
     /// Code is made for running often.
     hot: bool,
+    /// Where indirect jumps lead to other pages, and where to many places.
+    far: Vec<u16>,
+    strays: Vec<u16>,
 }
 
 impl Program {
     fn new() -> Program {
-        let m = Machine::new(pins(0));
+        Program::of(Machine::new(pins(0)))
+    }
+
+    fn of(m: Machine) -> Program {
         let mut env = Guest::new().env();
         env.dispatch = m.stubs.dispatch;
         let next = m.blocks_at;
-        let p = Program { m, env, next, hot: false };
+        let p = Program { m, env, next, hot: false, far: Vec::new(), strays: Vec::new() };
         p.map_code(0, true);
         p.map_code(1, true);
         p
@@ -43,6 +49,7 @@ impl Program {
         let va = CODE + page * 4096;
         self.m.context_entry(l.exec_tag, va, if present { va } else { !0 });
         self.m.context_entry(l.exec_table, va, u64::from(self.table(page)));
+        self.m.empty_jumps();
     }
 
     /// Translates a block of page `page` and enters it in the page's table; gives its host address.
@@ -51,6 +58,7 @@ impl Program {
         let (mut out, mut info) = (Vec::new(), Emitted::default());
         if self.hot {
             info.hints.hot = true;
+            (info.hints.far, info.hints.strays) = (self.far.clone(), self.strays.clone());
             info.table = self.table(page);
         }
         let at = self.next;
@@ -223,6 +231,82 @@ fn indirect_jumps_of_hot_code_go_through_the_pages_own_table() {
     p.env.set_kick(1);
     p.env.guest.slots[11] = CODE + 0x340;
     assert_eq!(p.run(start), (ExitCode::Kicked, CODE + 0x340));
+}
+
+#[test]
+fn indirect_jumps_that_lead_to_another_page_go_by_their_entry() {
+    for align in [1, 2] {
+        let mut p = Program::of(Machine::optimising(pins(0), align, Optimise::Usual));
+        (p.hot, p.far) = (true, vec![0x300]);
+        let ops = vec![
+            insn(0x300),
+            Op::GuardFits { a: Val::Slot(S1), bits: 48 },
+            add(S2, S2, 16),
+            Op::JumpReg { base: S1, off: 0, link: None, hint: JumpHint::Return },
+        ];
+        let start = p.block(0, 0x300, 1, ops, None);
+        // One block at the beginning of each page, where tables for both alignments agree.
+        for page in [0, 1] {
+            let add = add(COUNT, COUNT, 1 + page as i64 * 9);
+            p.block(page, 0, 1, vec![insn(0), add, Op::Jump { to: PagePc(0x7_0000 - 4096 * page as i32) }], None);
+        }
+        let noted = JUMPS_NOTED.get();
+        let run = |p: &mut Program, to: u64| {
+            p.env.guest.slots[11] = to;
+            (p.env.guest.slots[12], p.env.guest.slots[25]) = (0, 0);
+            let (exit, pc) = p.run(start);
+            (exit, pc, p.env.guest.slots[25], p.env.guest.slots[12], p.env.page_base)
+        };
+        for page in [1, 1, 0, 0, 1] {
+            let base = CODE + 4096 * page;
+            let there = (ExitCode::Lookup, va(END), 1 + page * 9, 16, base);
+            assert_eq!(run(&mut p, base), there);
+        }
+        assert_eq!(JUMPS_NOTED.get() - noted, 2, "of three misses the first and the third");
+        // A kick is noticed also where the entry says where to go; what is no address is still none.
+        p.env.set_kick(1);
+        for page in [1, 0] {
+            assert_eq!(run(&mut p, CODE + 4096 * page).0, ExitCode::Kicked);
+        }
+        assert_eq!(run(&mut p, 1 << 47), (ExitCode::Careful, CODE + 0x300, 0, 0, CODE));
+        p.env.set_kick(0);
+        assert_eq!(run(&mut p, 1 << 47), (ExitCode::Careful, CODE + 0x300, 0, 0, CODE));
+        // The entry says what the page's table says, also when that has changed.
+        assert_eq!(run(&mut p, CODE + 4096).2, 10);
+        let word = p.table(1) as usize as *mut u32;
+        p.m.write_word(word, 0);
+        assert_eq!(run(&mut p, CODE + 4096), (ExitCode::Lookup, CODE + 4096, 0, 16, CODE + 4096));
+        // Nothing else has been filled in, so that the context is not asked ...
+        let l = ContextLayout::STANDARD;
+        p.m.context_entry(l.exec_tag, CODE + 4096, !0);
+        assert_eq!(run(&mut p, CODE + 4096), (ExitCode::Lookup, CODE + 4096, 0, 16, CODE + 4096));
+        // ... until it is emptied.
+        p.map_code(1, false);
+        assert_eq!(run(&mut p, CODE + 4096), (ExitCode::Lookup, CODE + 4096, 0, 16, CODE));
+        assert_eq!(run(&mut p, CODE).2, 1);
+        // What an empty entry is for.
+        p.m.empty_jumps();
+        assert_eq!(run(&mut p, ContextLayout::NO_JUMP), (ExitCode::Lookup, !1, 0, 16, !0xfff));
+        assert_eq!(run(&mut p, !0xfff), (ExitCode::Lookup, !0xfff, 0, 16, CODE));
+    }
+}
+
+#[test]
+fn indirect_jumps_to_many_places_go_through_the_context() {
+    let mut p = Program::of(Machine::optimising(pins(0), 2, Optimise::Usual));
+    (p.hot, p.far, p.strays) = (true, vec![0x300], vec![0x300]);
+    let jump = vec![insn(0x300), Op::JumpReg { base: S1, off: 0, link: None, hint: JumpHint::Call }];
+    let start = p.block(0, 0x300, 1, jump, None);
+    p.block(1, 0x10, 1, vec![insn(0x10), add(COUNT, COUNT, 1), Op::Jump { to: END }], None);
+    let noted = JUMPS_NOTED.get();
+    for n in 1..5 {
+        p.env.guest.slots[11] = CODE + 0x1010;
+        assert_eq!(p.run(start).0, ExitCode::Lookup);
+        assert_eq!((p.env.guest.slots[25], p.env.page_base), (n, CODE + 0x1000));
+    }
+    assert_eq!(JUMPS_NOTED.get(), noted);
+    p.env.set_kick(1);
+    assert_eq!(p.run(start), (ExitCode::Kicked, CODE + 0x1010));
 }
 
 #[test]

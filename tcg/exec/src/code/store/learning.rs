@@ -40,6 +40,15 @@ impl Known {
     }
 }
 
+/// Whether it was not in the list.
+fn add(list: &mut Vec<u16>, pc: u16) -> bool {
+    let is_new = !list.contains(&pc);
+    if is_new {
+        list.push(pc);
+    }
+    is_new
+}
+
 impl CodeStore {
     /// A vCPU was seen in code of the page with this entry table, about to go on at `offset`: from now on it is made for running
     /// often. Whether the block there is to be made anew by itself.
@@ -146,12 +155,13 @@ impl CodeStore {
         let mut guard = self.lock();
         let inner = &mut *guard;
         let Some(known) = inner.hints.get_mut(&page) else { return };
-        let before = known.hints.scattered.len();
-        known.hints.scattered.retain(|pc| !accesses.contains(pc));
-        if known.hints.scattered.len() == before {
+        let hints = &mut known.hints;
+        let before = hints.scattered.len() + hints.parted.len();
+        hints.scattered.retain(|pc| !accesses.contains(pc));
+        hints.parted.retain(|pc| !accesses.contains(pc));
+        if hints.scattered.len() + hints.parted.len() == before {
             return;
         }
-        known.hints.parted.retain(|pc| !accesses.contains(pc));
         known.news = false;
         if self.optimise != Optimise::Tiered {
             Counts::add(&self.counts.renewed, self.withdraw_and_outdate(inner, page));
@@ -177,6 +187,22 @@ impl CodeStore {
         if !self.optimise.learns() {
             return;
         }
+        self.learn(ret, |hints, pc| {
+            let list = if in_parts { &mut hints.parted } else { &mut hints.scattered };
+            add(list, pc)
+        });
+    }
+
+    /// The indirect jump whose call returns to host address `ret` leads to other pages, or even `strays` to many places. When the
+    /// page is sampled again its code is made anew.
+    pub fn jumps_far(&self, ret: usize, strays: bool) {
+        if self.optimise.learns() {
+            self.learn(ret, |hints, pc| add(if strays { &mut hints.strays } else { &mut hints.far }, pc));
+        }
+    }
+
+    /// Has `add` enter what was found out about the instruction whose call returns to host address `ret`.
+    fn learn(&self, ret: usize, add: impl FnOnce(&mut Hints, u16) -> bool) {
         let Some(FaultEntry { pc, .. }) = self.resolve_fault(ret) else { return };
         let mut inner = self.lock();
         let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return };
@@ -185,12 +211,7 @@ impl CodeStore {
             return;
         }
         let known = inner.hints.entry(page).or_default();
-        let (pc, hints) = (pc.0 as u16, &mut known.hints);
-        let list = if in_parts { &mut hints.parted } else { &mut hints.scattered };
-        if !list.contains(&pc) {
-            list.push(pc);
-            known.news = true;
-        }
+        known.news |= add(&mut known.hints, pc.0 as u16);
     }
 }
 
@@ -293,7 +314,33 @@ mod tests {
         assert_eq!(starts.map(find), [None, before[1], None]);
         assert_eq!(make_accessing(&s, 0x100).1.scattered, [0x204]);
         s.has_memory_gathered(table, &[0x104]);
-        assert!(s.find(table, 0x100).is_some(), "it has a range already");
+        let there = s.find(table, 0x100);
+        assert!(there.is_some(), "it has a range already");
+        s.scattered(there.unwrap() + 8, true);
+        s.has_memory_gathered(table, &[0x104]);
+        assert_eq!((find(0x100), find(0x200)), (None, before[1]), "one of two parts is gone");
+        assert!(make_accessing(&s, 0x100).1.parted.is_empty());
+    }
+
+    #[test]
+    fn blocks_are_made_anew_for_where_their_jumps_lead() {
+        let s = CodeStore::new(CodeMapping::new(1 << 20, 16, 2).unwrap(), 100, Optimise::Tiered);
+        let table = s.table(PAGE).unwrap();
+        make(&s, 0x100);
+        s.sampled(table, 0x100);
+        let (mut ret, mut told) = make_accessing(&s, 0x100);
+        for (strays, far, stray) in [(false, vec![0x104], vec![]), (true, vec![0x104], vec![0x104])] {
+            assert!(told.hot);
+            // It is told once more before its code is made anew.
+            s.jumps_far(ret, strays);
+            s.jumps_far(ret, strays);
+            let made = (0..4).find_map(|_| {
+                s.sampled(table, 0x100);
+                s.find(table, 0x100).is_none().then(|| make_accessing(&s, 0x100))
+            });
+            (ret, told) = made.unwrap();
+            assert_eq!((&told.far, &told.strays), (&far, &stray));
+        }
     }
 
     #[test]

@@ -395,6 +395,7 @@ impl Hart {
     /// Writes `senvcfg`.
     pub(crate) fn set_senvcfg(&mut self, value: u64) {
         self.senvcfg = legal_envcfg(self.senvcfg, value, senvcfg_mask(self));
+        self.update_cbz_bad();
     }
 
     /// Writes `menvcfg`.
@@ -409,6 +410,7 @@ impl Hart {
         }
         let old = self.menvcfg;
         self.menvcfg = legal_envcfg(old, value, mask);
+        self.update_cbz_bad();
         let changed = old ^ self.menvcfg;
         if changed & (envcfg::ADUE | envcfg::PBMTE) != 0 {
             self.record(CsrEffect::STALE);

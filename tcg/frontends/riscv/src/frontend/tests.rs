@@ -545,20 +545,28 @@ fn physical_protection_denies() {
 
 #[test]
 fn cache_blocks_are_zeroed() {
+    const CBZE: u64 = 1 << 7;
     both(|mut g| {
-        for i in 0..24 {
-            g.put_u64(DATA + i * 8, !0);
+        // As stores, and where it might be illegal in another mode or the address is not the block's first.
+        for (envcfg, at) in [(0, 0x49), (CBZE, 0x49), (0, 0x40), (CBZE, 0x40)] {
+            for i in 0..24 {
+                g.put_u64(DATA + i * 8, !0);
+            }
+            for last in [cbo(0, A1), cbo(4, A1)] {
+                g.put(CODE, &[cbo(4, A0), cbo(1, A0), last, ECALL]);
+                g.change(|s| {
+                    (s.pc, s.waiting, s.mcause) = (CODE, false, 0);
+                    (s.menvcfg, s.senvcfg) = (envcfg, envcfg);
+                    s.x[A0 as usize] = DATA + at;
+                    s.x[A1 as usize] = DATA + 0x1000;
+                    (s.pmpcfg[0], s.pmpaddr[0]) = (0x98, (DATA + 0x1000) >> 2 | 0x1ff);
+                });
+                let s = g.run();
+                assert_eq!((s.mcause, s.mtval, s.mepc), (7, DATA + 0x1000, CODE + 8), "{envcfg:#x} {at:#x}");
+            }
+            let words: Vec<u64> = (0..24).map(|i| g.u64_at(DATA + i * 8)).collect();
+            assert!((0..24).all(|i| words[i] == if (8..16).contains(&i) { 0 } else { !0 }));
         }
-        g.put(CODE, &[cbo(4, A0), cbo(1, A0), cbo(0, A1), ECALL]);
-        g.change(|s| {
-            s.x[A0 as usize] = DATA + 0x49;
-            s.x[A1 as usize] = DATA + 0x1008;
-            (s.pmpcfg[0], s.pmpaddr[0]) = (0x98, (DATA + 0x1000) >> 2 | 0x1ff);
-        });
-        let s = g.run();
-        assert_eq!((s.mcause, s.mtval, s.mepc), (7, DATA + 0x1008, CODE + 8));
-        let words: Vec<u64> = (0..24).map(|i| g.u64_at(DATA + i * 8)).collect();
-        assert!((0..24).all(|i| words[i] == if (8..16).contains(&i) { 0 } else { !0 }));
     });
 }
 

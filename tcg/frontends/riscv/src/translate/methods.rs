@@ -313,6 +313,6 @@ impl Translate for Translator<'_> {
         cbo_inval(ArgsCbo) => cache_block(helper_ids::CBO_INVAL);
         cbo_clean(ArgsCbo) => cache_block(helper_ids::CBO_CLEAN);
         cbo_flush(ArgsCbo) => cache_block(helper_ids::CBO_FLUSH);
-        cbo_zero(ArgsCbo) => cache_block(helper_ids::CBO_ZERO);
+        cbo_zero(ArgsCbo) => zero_cache_block();
     }
 }

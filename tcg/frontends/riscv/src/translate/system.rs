@@ -2,10 +2,10 @@
 
 use super::Translator;
 use crate::decode::{ArgsCbo, ArgsFence, ArgsVma};
-use crate::helper_ids::{self, CSR_CLEAR, CSR_OP_SHIFT, CSR_RD_IS_X0, CSR_READ, CSR_SET, CSR_WRITE};
+use crate::helper_ids::{self, CACHE_BLOCK, CSR_CLEAR, CSR_OP_SHIFT, CSR_RD_IS_X0, CSR_READ, CSR_SET, CSR_WRITE};
 use crate::helper_ids::{SFENCE_HAS_ADDRESS, SFENCE_HAS_ASID};
 use mimus_arch::riscv::csr::number;
-use mimus_tcg_ir::{CallKind, Op, Rm, Val};
+use mimus_tcg_ir::{AluOp, CallKind, Cond, Op, Rm, Size, Ty, Val};
 
 /// What a CSR instruction does.
 #[derive(Clone, Copy, PartialEq)]
@@ -103,6 +103,22 @@ impl Translator<'_> {
     /// `sfence.w.inval` and `sfence.inval.ir`. `sinval.vma` is done at once, so nothing is left to order.
     pub(super) fn fence_invalidation(&mut self) -> bool {
         self.call_raw(helper_ids::SFENCE_INVAL);
+        true
+    }
+
+    /// `cbo.zero` as stores: kernels clear pages by it. If it is illegal, or its address is not the block's first (off which
+    /// the stores are checked together), a careful block asks the helper.
+    pub(super) fn zero_cache_block(&mut self, a: ArgsCbo) -> bool {
+        if self.cfg.careful {
+            return self.cache_block(helper_ids::CBO_ZERO, a);
+        }
+        self.emit(Op::GuardEnv { off: helper_ids::HOT_CBZ_BAD, mask: 1 });
+        let (base, d) = (self.x(a.rs1), self.temp());
+        self.emit(Op::Alu { op: AluOp::And, ty: Ty::I64, d, a: base, b: Val::Imm(CACHE_BLOCK as i64 - 1) });
+        self.emit(Op::Guard { cond: Cond::Ne, a: d.into(), b: Val::Imm(0) });
+        for off in (0..CACHE_BLOCK as i32).step_by(8) {
+            self.emit(Op::Store { src: Val::Imm(0), base, off, size: Size::B8 });
+        }
         true
     }
 

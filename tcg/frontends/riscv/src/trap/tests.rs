@@ -155,6 +155,25 @@ fn wfi_and_sfence_rules() {
 }
 
 #[test]
+fn generated_code_knows_whether_cbo_zero_is_legal() {
+    let mut hart = Hart::new(HartConfig::default());
+    assert_eq!(hart.cbz_bad, 0);
+    hart.enter_mode(Privilege::Supervisor);
+    assert_eq!(hart.cbz_bad, 1);
+    hart.set_menvcfg(envcfg::CBZE);
+    assert_eq!(hart.cbz_bad, 0);
+    hart.enter_mode(Privilege::User);
+    assert_eq!(hart.cbz_bad, 1);
+    hart.set_senvcfg(envcfg::CBZE);
+    assert_eq!(hart.cbz_bad, 0);
+    take_exception(&mut hart, Exception { cause: Cause::IllegalInstruction, tval: 0 }, 0);
+    hart.set_menvcfg(0);
+    assert_eq!(hart.cbz_bad, 0);
+    mret(&mut hart).unwrap();
+    assert_eq!(hart.cbz_bad, 1);
+}
+
+#[test]
 fn cbo_rules() {
     use Privilege::{Machine, Supervisor, User};
     let run = |privilege, menvcfg: u64, senvcfg: u64, op| {

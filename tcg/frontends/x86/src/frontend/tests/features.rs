@@ -48,6 +48,39 @@ fn stac_and_clac() {
     }
 }
 
+/// The same section, implicit supervisor accesses: what AC has let the kernel at is not for the frame of a user's exception.
+#[test]
+fn stacks_of_exceptions_are_no_users() {
+    // stac; mov rbx,[rsi+0xff0]; mov [rsi+0xff0],rbx; clac; push 0x33; push rsi; push 2; push 0x2b; push rdi; iretq
+    let code = [
+        0x0f, 0x01, 0xcb, 0x48, 0x8b, 0x9e, 0xf0, 0x0f, 0, 0, 0x48, 0x89, 0x9e, 0xf0, 0x0f, 0, 0, 0x0f, 0x01, 0xca,
+        0x6a, 0x33, 0x56, 0x6a, 2, 0x6a, 0x2b, 0x57, 0x48, 0xcf,
+    ];
+    for smap in [true, false] {
+        both(|mut g| {
+            split(&mut g);
+            g.put(CODE, &code);
+            // ud2, whose frame goes to the page before; a double fault's goes to a stack of its own (IST 1).
+            g.put_u64(LEAVES + 8, (DATA + 0x1000) | 7);
+            g.put(DATA + 0x1000, &[0x0f, 0x0b]);
+            g.put_u64(TSS + 4, USERS + 0x1000);
+            g.put_u64(TSS + 0x24, STACK - 0x1000);
+            g.put(IDT + 16 * 8 + 4, &[1]);
+            g.change(|s| {
+                s.cr4 |= if smap { CR4_SMAP } else { 0 };
+                s.gpr[RDI] = USERS + 0x1000;
+            });
+            let s = g.run();
+            if smap {
+                assert_eq!((s.rip, s.cr2, s.gpr[RSP]), (handler(8), USERS + 0xff8, STACK - 0x1000 - 48));
+            } else {
+                let frame = s.gpr[RSP];
+                assert_eq!((s.rip, frame, g.u64_at(DATA + 0xfd8)), (handler(6), USERS + 0xfd8, USERS + 0x1000));
+            }
+        });
+    }
+}
+
 /// The same section: the supervisor does not execute users' pages.
 #[test]
 fn supervisor_mode_execution_prevention() {

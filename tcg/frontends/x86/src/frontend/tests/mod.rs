@@ -5,6 +5,7 @@ mod border;
 mod catches;
 mod debug;
 mod debug_exceptions;
+mod far;
 mod features;
 mod limits;
 mod makers;

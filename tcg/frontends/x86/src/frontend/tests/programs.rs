@@ -384,3 +384,67 @@ fn the_last_page_is_not_found_where_another_with_its_low_bits_was() {
         }
     });
 }
+
+/// A page that has been gathered (`mimus_tcg_exec::gather`) has two addresses in the host, one for each of these mappings of it:
+/// what overlaps there must still repeat what is in between.
+#[test]
+fn copies_within_a_page_by_two_of_its_addresses() {
+    const HEAP: u64 = 1 << 30;
+    const OTHER: u64 = HEAP + (2 << 20);
+    const PAGES: u64 = 128;
+    // 0x0: imul r8, r8, 0x19660d; add r8, 0x3c6ef35f; mov rax, r8; shr rax, 12; and eax, 0x7fff8; add rax, rbx
+    let mut code =
+        vec![0x4d, 0x69, 0xc0, 0x0d, 0x66, 0x19, 0, 0x49, 0x81, 0xc0, 0x5f, 0xf3, 0x6e, 0x3c, 0x4c, 0x89, 0xc0];
+    code.extend([0x48, 0xc1, 0xe8, 12, 0x25, 0xf8, 0xff, 7, 0, 0x48, 0x01, 0xd8]);
+    // add r9, [rax]; dec ebp; jne 0x0; mov ecx, r12d
+    code.extend([0x4c, 0x03, 0x08, 0xff, 0xcd, 0x75, 0xdd, 0x44, 0x89, 0xe1]);
+    // rep movsb; rep movsw; the same downwards: std; …; cld
+    let copies: [&[u8]; 5] = [
+        &[0xf3, 0xa4],
+        &[0x66, 0xf3, 0xa5],
+        &[0xfd, 0xf3, 0xa4, 0xfc],
+        &[0xfd, 0xf3, 0x48, 0xa5, 0xfc],
+        &[0xf3, 0x48, 0xa5],
+    ];
+    let run = |interpret: bool| {
+        let mut g = Guest::optimised(interpret, mimus_tcg_ir::backend::Optimise::Forced);
+        g.long();
+        g.put_u64(TABLES + 0x1008, (TABLES + 0x2000) | 7);
+        for (at, table) in [(TABLES + 0x2000, TABLES + 0x3000), (TABLES + 0x2008, TABLES + 0x4000)] {
+            g.put_u64(at, table | 7);
+            for page in 0..PAGES {
+                g.put_u64(table + 8 * page, (DATA + page * 37 % PAGES * 0x1000) | 7);
+            }
+        }
+        let bytes: Vec<u8> = (0..PAGES * 0x1000).map(|i| ((i * i) >> 7) as u8).collect();
+        g.put(DATA, &bytes);
+        let mut left = Vec::new();
+        for (i, copy) in (0..).zip(copies) {
+            g.put(CODE, &[&code[..], copy, &[0xf4]].concat());
+            for step in [1, 2, 8, 24, 200] {
+                let (page, at) = (HEAP + (7 * i + step) % PAGES * 0x1000, 0x600);
+                let other = page - HEAP + OTHER;
+                for (from, to) in
+                    [(page + at, other + at + step), (other + at + step, page + at), (other + at, page + at + step)]
+                {
+                    g.change(|s| {
+                        (s.rip, s.mp_state) = (CODE, MpState::Running);
+                        (s.gpr[RBX], s.gpr[RBP], s.gpr[8], s.gpr[12]) = (HEAP, 5000, step, 100);
+                        (s.gpr[RSI], s.gpr[RDI]) = (from, to);
+                    });
+                    left.push((g.run().gpr[9], g.u64_at(DATA)));
+                }
+            }
+        }
+        let mut after = vec![0; bytes.len()];
+        g.get(DATA, &mut after);
+        let gathered =
+            g.machine.statistics().into_iter().find(|(name, _)| *name == "pages gathered").map(|found| found.1);
+        (left, after, gathered)
+    };
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (expected, found) = (run(true), run(false));
+    assert_eq!(expected.0, found.0);
+    assert!(expected.1 == found.1, "what was copied");
+    assert!(found.2 >= Some(PAGES - 2), "{:?} pages were gathered", found.2);
+}

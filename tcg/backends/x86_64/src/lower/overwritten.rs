@@ -1,0 +1,39 @@
+//! Values of the guest's registers that nobody can see: overwritten a few operations on, and read from `rax` until then. Registers
+//! without one of the host's are temporaries of hashes and the like; storing each step of theirs costs as much as the steps.
+
+use super::{Lower, reads, writes};
+use mimus_tcg_ir::{Op, Slot};
+
+/// Slots of whole numbers; others may have vector registers besides their memory.
+const WHOLE: u8 = 32;
+/// Operations that are looked at.
+const AHEAD: usize = 12;
+
+impl Lower<'_> {
+    /// Whether slot `d` of the guest, now in `rax`, is read from there alone until it is overwritten, and nothing between may leave
+    /// the block or look at it, so that its memory need not be written. In hot code, where it is worth looking for.
+    pub(super) fn is_overwritten(&self, d: Slot) -> bool {
+        // Guests without flags gain nothing.
+        if !(self.flagged && self.info.hints.hot) || d.0 >= WHOLE {
+            return false;
+        }
+        let mut in_rax = true;
+        for (index, op) in self.ops.iter().enumerate().skip(self.next).take(AHEAD) {
+            // What saves flags clobbers it.
+            in_rax &= index != self.flags.save_before();
+            match op {
+                Op::Insn { .. } | Op::DeadFlags { .. } => continue,
+                Op::Alu { .. } | Op::AluF { .. } | Op::Un { .. } | Op::Lea { .. } => {}
+                _ => return false,
+            }
+            if reads(op, d) && !(in_rax && self.reads_from_rax(index, op, d)) {
+                return false;
+            }
+            if writes(op, d) {
+                return true;
+            }
+            in_rax &= self.keeps_rax(op);
+        }
+        false
+    }
+}
