@@ -3,10 +3,9 @@
 //!
 //! Blocks are keyed by the guest's *physical* page (here: its host address), the code mode they were translated
 //! for, and the offset, so every address space that maps a page shares its code. A page's blocks, of all modes,
-//! have one life, but for stores, which withdraw what they overlap (`overwritten`). Withdrawn code is not reused before the whole cache
-//! is emptied, so a vCPU still inside it is safe.
+//! live and die together: a store that overlaps translated bytes withdraws all of them. Withdrawn code is not reused before the whole cache is emptied,
+//! so a vCPU still inside it is safe.
 
-mod overwritten;
 mod run_on;
 
 use std::collections::HashMap;
@@ -14,6 +13,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use mimus_core::memory::PAGE_CODE;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Hints, LinkSite, Optimise};
 use mimus_tcg_ir::flags::Recipe;
 use mimus_tcg_ir::{Block, PagePc};
@@ -85,15 +85,9 @@ struct Page {
     blocks: Vec<u32>,
     /// Which granules hold translated bytes.
     granules: u64,
-    /// Those of them with bytes of blocks that reach into this page from the one before.
-    reached: u64,
-    /// Stores that have overlapped its blocks since one was made last.
-    overwritten: u32,
-    /// Where the last store to the page ended while it was marked as code, and how many in a row went on there.
-    written: (u32, u32),
     /// Linked jumps from other pages into this one.
     incoming: Vec<PatchPoint>,
-    /// Linked jumps within the page.
+    /// Linked jumps within the page, if its blocks are made anew one by one.
     inner_links: Vec<PatchPoint>,
     /// Where blocks begin that are not to be compact.
     warm: Vec<u16>,
@@ -127,9 +121,6 @@ struct BlockRecord {
     code_len: u32,
     page: PageKey,
     start: u16,
-    len: u16,
-    /// What else of its page it was made from.
-    granules: u64,
     live: bool,
     compact: bool,
     /// It has begun often once before.
@@ -386,8 +377,6 @@ impl CodeStore {
             code_len: code.len() as u32,
             page,
             start: block.start,
-            len: block.len,
-            granules: block.granules,
             live: true,
             compact: info.hints.compact,
             asked: false,
@@ -401,8 +390,7 @@ impl CodeStore {
         let mut next_table = 0;
         if let (Some((next, _)), true) = (next_page, end > 4096) {
             let p = inner.pages.entry(next).or_default();
-            p.reached |= granules(0, end - 4096);
-            p.granules |= p.reached;
+            p.granules |= granules(0, end - 4096);
             next_table = p.table;
             if !p.crossed_from.contains(&page) {
                 p.crossed_from.push(page);
@@ -410,7 +398,6 @@ impl CodeStore {
         }
         let p = inner.pages.entry(page).or_default();
         p.granules |= granules(start, end.min(4096)) | block.granules;
-        p.overwritten = 0;
         p.blocks.push(number);
         p.starts.resize(64, 0);
         if let Some(word) = p.starts.get_mut(usize::from(block.start / 64)) {
@@ -465,7 +452,8 @@ impl CodeStore {
         if from.site.guard == u32::MAX {
             self.mapping.patch(patch as usize, word(field, target));
             let point = PatchPoint { patch, unlinked: base + from.site.unlinked, guard: u32::MAX, to };
-            if let Some(page) = inner.pages.get_mut(&target_page) {
+            let replaced = self.optimise == Optimise::Tiered;
+            if let Some(page) = inner.pages.get_mut(&target_page).filter(|_| replaced) {
                 page.inner_links.push(point);
             }
             return;
@@ -506,6 +494,56 @@ impl CodeStore {
         let recipe =
             (entry.recipe != u16::MAX).then(|| inner.recipes.get(block.recipes as usize + usize::from(entry.recipe)));
         Some((entry, recipe.flatten().copied()))
+    }
+
+    /// A store of `len` bytes at `offset` of the page at `host`, which is marked as code, has been made: withdraws
+    /// the page's blocks if it overlaps any, and takes the mark off `flags` once no code is left. Whether it did.
+    pub fn store_to_code(&self, host: u64, offset: u32, len: u32, flags: &AtomicU8) -> bool {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let written = granules(offset, offset.saturating_add(len).min(4096));
+        let mut code = 0;
+        let mut keys: &[PageKey] = &[];
+        if let Some(modes) = inner.modes.get(&PageKey::new(host, 0)) {
+            keys = modes;
+            for key in keys {
+                if let Some(p) = inner.pages.get_mut(key) {
+                    p.stores = p.stores.wrapping_add(1);
+                    code |= p.granules;
+                }
+            }
+        }
+        let overlaps = code & written != 0;
+        if overlaps {
+            // Copied: the list is in `inner`.
+            let keys = keys.to_vec();
+            for key in keys {
+                Counts::add(&self.counts.overwritten, self.withdraw(inner, key));
+                // What is there now is another program's.
+                inner.hints.remove(&key);
+                if let Some(p) = inner.pages.get_mut(&key) {
+                    p.warm.clear();
+                    p.hot.clear();
+                }
+            }
+            code = 0;
+        }
+        if code == 0 {
+            flags.fetch_and(!PAGE_CODE, Ordering::SeqCst);
+        }
+        overlaps
+    }
+
+    /// Whether a store of `len` bytes at `offset` of the page at `host` would withdraw the block whose code is
+    /// around host address `ret`, or blocks beside it in its page.
+    pub fn hits_own_code(&self, ret: usize, host: u64, offset: u32, len: u32) -> bool {
+        let inner = self.lock();
+        let Some(number) = self.offset(ret).and_then(|at| inner.block_at(at)) else { return false };
+        let own = inner.blocks[number].page;
+        let written = granules(offset, offset.saturating_add(len).min(4096));
+        let key = PageKey::new(host, own.mode());
+        let Some(page) = inner.pages.get(&key) else { return false };
+        page.granules & written != 0 && (key == own || page.crossed_from.contains(&own))
     }
 
     /// Withdraws all blocks of a page in one mode; a translation begun before is stale.
@@ -577,7 +615,6 @@ impl CodeStore {
             p.starts.clear();
             let table = p.table;
             p.granules = 0;
-            p.reached = 0;
             p.next_table = 0;
             p.ran_on = false;
             pages.append(&mut p.crossed_from);
@@ -661,7 +698,6 @@ fn granules(start: u32, end: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mimus_core::memory::PAGE_CODE;
     use mimus_tcg_ir::backend::Stored;
 
     fn store() -> CodeStore {
@@ -751,7 +787,7 @@ mod tests {
         assert_eq!(s.find(tables[1], 0x100), None, "each mode has a table of its own");
         let stamp = begin(&s, modes[2], &AtomicU8::new(0));
         let flags = AtomicU8::new(PAGE_CODE);
-        s.store_to_code(0x7000, 0x107, 0xfa, &flags);
+        s.store_to_code(0x7000, 0x200, 1, &flags);
         assert_eq!((s.find(tables[0], 0x100), s.find(tables[1], 0x200)), (None, None));
         assert_eq!(flags.load(Ordering::SeqCst), 0);
         assert_eq!(s.find(s.table(other).unwrap(), 0x100), Some(kept));
