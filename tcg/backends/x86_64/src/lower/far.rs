@@ -2,7 +2,7 @@
 
 use super::control::Unchecked;
 use super::{Cold, Insn, Lower};
-use crate::asm::{Alu, Cc, R14, R15, RAX, Rm};
+use crate::asm::{Alu, Cc, Fixup, R14, R15, RAX, Rm};
 use dynasm::dynasm;
 use dynasmrt::DynasmApi;
 use mimus_tcg_ir::backend::{ContextLayout, Optimise};
@@ -74,7 +74,8 @@ impl Lower<'_> {
     }
 
     /// The look-up of an indirect jump that was not found to stay in the page.
-    pub(super) fn probe_behind(&mut self, unchecked: Option<Unchecked>, jump: Option<u32>, insn: Insn) {
+    pub(super) fn probe_behind(&mut self, from: Fixup, unchecked: Option<Unchecked>, jump: Option<u32>, insn: Insn) {
+        self.asm.bind(from);
         if self.be.config.env.page_span != 0 {
             self.leave_if_kicked(unchecked);
         }
@@ -82,7 +83,8 @@ impl Lower<'_> {
     }
 
     /// The look-up of one that has led elsewhere than its entry says, which is for this place now.
-    pub(super) fn elsewhere(&mut self, unchecked: Option<Unchecked>, jump: u32, insn: Insn) {
+    pub(super) fn elsewhere(&mut self, from: Fixup, unchecked: Option<Unchecked>, jump: u32, insn: Insn) {
+        self.asm.bind(from);
         self.leave_if_kicked(unchecked);
         self.counted(Some(jump), insn, |l| l.probe(unchecked, Some(jump)));
     }

@@ -933,14 +933,8 @@ impl Lower<'_> {
                     self.asm.bind(from);
                     self.cross_page(to);
                 }
-                Cold::Probe { from, unchecked, jump, insn } => {
-                    self.asm.bind(from);
-                    self.probe_behind(unchecked, jump, insn);
-                }
-                Cold::Elsewhere { from, unchecked, jump, insn } => {
-                    self.asm.bind(from);
-                    self.elsewhere(unchecked, jump, insn);
-                }
+                Cold::Probe { from, unchecked, jump, insn } => self.probe_behind(from, unchecked, jump, insn),
+                Cold::Elsewhere { from, unchecked, jump, insn } => self.elsewhere(from, unchecked, jump, insn),
                 Cold::SaveAndGo { from, to } => self.save_and_go(from, to),
                 Cold::Check { from, unchecked, stub } => self.check_late(from, unchecked, stub),
                 Cold::Careful { from, insn, flags } => {
