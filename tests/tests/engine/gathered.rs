@@ -2,7 +2,7 @@
 //! must leave the same as on the interpreter, which gathers nothing, whatever is done to the pages meanwhile.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mimus_arch::riscv::{Privilege, RiscvState};
 use mimus_tests::cpus::{Engine, RAM, RAM_LEN, Solo, alone, open_pmp};
@@ -205,10 +205,9 @@ fn a_device_writes_to_pages_that_move() {
     let random = &mut Random::new(1);
     let code = program(random, true);
     let mapping = Mapping::new(random);
-    let (mut gathered, mut rounds) = (0, 0u64);
-    // How far a device is when pages move differs: until that was often enough.
-    while gathered < 2000 && rounds < 40 {
-        rounds += 1;
+    let (mut gathered, began) = (0, Instant::now());
+    // How far a device is when pages move differs, and how many move goes by the time it takes: until that was often enough.
+    while gathered < 2000 && began.elapsed() < LIMIT {
         let seed = random.u64();
         let lefts = [Engine::Interp, Engine::Forced].map(|engine| {
             let mut on = solo(engine, &code);
