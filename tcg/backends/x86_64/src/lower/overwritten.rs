@@ -17,6 +17,10 @@ impl Lower<'_> {
         if !(self.flagged && self.info.hints.hot) || d.0 >= WHOLE {
             return false;
         }
+        // Its flags may be computed again from its result.
+        if self.ops.get(self.next.wrapping_sub(1)).is_none_or(|op| self.flags_wanted(op)) {
+            return false;
+        }
         let mut in_rax = true;
         for (index, op) in self.ops.iter().enumerate().skip(self.next).take(AHEAD) {
             // What saves flags clobbers it.
