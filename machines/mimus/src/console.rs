@@ -23,6 +23,8 @@ const OUTPUT_LIMIT: usize = 64 << 10;
 const INPUT_LIMIT: usize = 64 << 10;
 /// How long the end of the program waits for the terminal to take the rest.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// How long the writing thread waits, once woken, for what else is to be written.
+const GATHERING: Duration = Duration::from_micros(500);
 
 /// How the terminal is shared.
 #[derive(Debug, Clone, Copy)]
@@ -136,9 +138,16 @@ impl Console {
     fn write_loop(&self, mut terminal: Box<dyn Write + Send>) {
         loop {
             let mut state = self.output();
+            let mut woken = false;
             while state.waiting.is_empty() {
-                state.asleep = true;
+                (state.asleep, woken) = (true, true);
                 state = self.output_changed.wait(state).unwrap_or_else(|e| e.into_inner());
+            }
+            if woken {
+                // More is on its way, mostly, a character at a time: whoever writes it need not wake us for each.
+                drop(state);
+                std::thread::sleep(GATHERING);
+                state = self.output();
             }
             let bytes: Vec<u8> = state.waiting.drain(..).collect();
             state.writing = true;
@@ -413,6 +422,41 @@ mod tests {
             bytes.len()
         }));
         assert_eq!(guest.recv().unwrap(), b"\x01x");
+    }
+
+    #[test]
+    fn characters_that_come_one_by_one_are_written_together() {
+        struct Counting(Screen, Arc<std::sync::atomic::AtomicU32>);
+        impl Write for Counting {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.1.fetch_add(1, Ordering::Relaxed);
+                self.0.write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let (screen, writes) = (Screen::default(), Arc::default());
+        let io = io_thread();
+        let (_keys, keyboard) = channel();
+        let console = Console::start(
+            Box::new(Keyboard(keyboard)),
+            Box::new(Counting(screen.clone(), Arc::clone(&writes))),
+            Sharing { escape: false, monitor: false },
+            io.handle(),
+        )
+        .unwrap();
+        let text: Vec<u8> = (0..200).map(|n| b'a' + n % 26).collect();
+        for character in text.chunks(1) {
+            assert_eq!(console.write(character), 1);
+            // As long as a kernel takes for one.
+            let now = Instant::now();
+            while now.elapsed() < Duration::from_micros(20) {}
+        }
+        console.flush();
+        assert_eq!(*screen.0.lock().unwrap(), text);
+        let writes = writes.load(Ordering::Relaxed);
+        assert!(writes <= 100, "{writes} writes");
     }
 
     #[test]
