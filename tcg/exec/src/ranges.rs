@@ -375,7 +375,8 @@ impl Context {
             return page..page;
         }
         // Nothing wraps, nor ends at the end of all addresses.
-        let before = (1..MOST_GATHERED / 2).take_while(|n| page.checked_sub(n * PAGE).is_some_and(grants)).count() as u64;
+        let before =
+            (1..MOST_GATHERED / 2).take_while(|n| page.checked_sub(n * PAGE).is_some_and(grants)).count() as u64;
         let is_behind = |n: &u64| page.checked_add((n + 1) * PAGE).is_some() && grants(page + n * PAGE);
         let behind = (0..MOST_GATHERED / 2).take_while(is_behind).count() as u64;
         page - before * PAGE..page + behind * PAGE
