@@ -97,8 +97,13 @@ impl Heap {
         if since < APART {
             return;
         }
-        self.grows = pages.saturating_sub(self.pages) * MORE * SAMPLE > self.pages * since;
+        // Where there are fewer, another program's heap may have come.
+        let fewer = pages < self.pages - self.pages / MORE;
+        self.grows = fewer || pages.saturating_sub(self.pages) * MORE * SAMPLE > self.pages * since;
         self.unlinked &= !self.grows;
+        if fewer {
+            self.ran = 0;
+        }
         (self.pages, self.looked) = (pages, now);
     }
 
@@ -559,6 +564,16 @@ mod tests {
         );
         assert!(g.note((2, 7), (4, 0x4_0000), &pages(750), at(8)));
         assert_eq!(g.due.take().map(|due| (due.0.table, due.1)), Some((2, 0x4_0000)));
+    }
+
+    #[test]
+    fn where_pages_have_gone_a_heap_begins_anew() {
+        let mut g = Gathering::default();
+        g.note((1, 7), (8, 0x6000), &pages(300), SAMPLE);
+        let mut found = |n, at: u64| g.dwells(1, 7, |_| pages(n), at * SAMPLE);
+        assert!(!found(300, 2), "2.6 ms at three times that are two samples");
+        assert!(!found(40, 3) && !found(60, 4) && !found(80, 5), "it grows");
+        assert!(found(80, 6));
     }
 
     #[test]
