@@ -52,8 +52,8 @@ const COSTS: std::ops::RangeInclusive<u64> = 2000..=16_000;
 const PLACES: usize = 8;
 /// Heaps that are.
 const HEAPS: usize = 8;
-/// Pages that are gathered together, at least and at most.
-const FEWEST: usize = 3;
+/// Pages that are gathered together, at least and at most: an array of a stack's may lie over the end of one.
+const FEWEST: usize = 2;
 const MOST: usize = MOST_GATHERED as usize;
 /// As many are few.
 const FEW: u64 = 32;
@@ -585,6 +585,8 @@ mod tests {
         let around = |va: u64| if va == 0x7000 { pages(100) } else { 0x70_0000..0x70_1000 };
         let found = (1..).find(|n| g.dwells(1, 7, around, n * SAMPLE / 10));
         assert_eq!((found, g.due.take().map(|due| due.1)), (Some(8), Some(0x7000)));
+        g.note((1, 7), (8, 0x30_0000), &(0x30_0000..0x30_2000), SAMPLE);
+        assert!(g.dwells(1, 7, |va| va..va + 2 * PAGE, 2 * SAMPLE), "two of a stack's pages");
     }
 
     #[test]
