@@ -415,10 +415,22 @@ impl<F: GuestFrontend> Cpu<F> {
         is_its.then(|| block.second_address(place)).flatten().map(|host| host as u64)
     }
 
-    /// Where the byte at a host address of RAM is in its block's own memory: addresses that are compared have to be these.
-    pub fn own_address(&self, host: *mut u8) -> *mut u8 {
+    /// Whether a host address of RAM is a second one of its page.
+    pub fn is_second_address(&self, host: *const u8) -> bool {
         let g = &self.gathering;
-        if (host as u64).wrapping_sub(g.arena) >= g.pages.len() as u64 * PAGE {
+        (host as u64).wrapping_sub(g.arena) < g.pages.len() as u64 * PAGE
+    }
+
+    /// Two host addresses of RAM as such that can be compared. A page has one second address at most: only where one of them
+    /// is such and the other is not, it is looked up where it is in its block's own memory.
+    pub fn comparable(&self, addresses: [*mut u8; 2]) -> [*mut u8; 2] {
+        let [a, b] = addresses.map(|host| self.is_second_address(host));
+        if a == b { addresses } else { addresses.map(|host| self.own_address(host)) }
+    }
+
+    /// Where the byte at a host address of RAM is in its block's own memory.
+    fn own_address(&self, host: *mut u8) -> *mut u8 {
+        if !self.is_second_address(host) {
             return host;
         }
         let own = |block: &Arc<RamBlock>| Some(block.host_ptr(block.offset_of_second(host as u64)?));

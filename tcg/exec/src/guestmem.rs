@@ -55,6 +55,14 @@ impl<F: GuestFrontend> Cpu<F> {
         Ok(self.mmu.context().lookup_write(va).map(|host| host as *mut u8))
     }
 
+    /// The same, as [`Cpu::host_for_load`] or [`Cpu::host_for_store`], if the TLB has the page.
+    #[inline]
+    pub fn host_at_once(&self, va: u64, write: bool) -> Option<*mut u8> {
+        let context = self.mmu.context();
+        let host = if write { context.lookup_write(va) } else { context.lookup_read(va) };
+        host.map(|host| host as *mut u8)
+    }
+
     /// Loads bytes that are inside one page.
     ///
     /// # Errors

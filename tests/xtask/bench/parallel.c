@@ -32,7 +32,7 @@ static void on_all(void *(*run)(void *))
 
 static inline void relax(void)
 {
-#ifdef WITH_X86
+#if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #else
     __asm__ volatile(".4byte 0x0100000f" ::: "memory"); /* pause */

@@ -19,6 +19,8 @@ use crate::state::{ES, mask};
 use crate::translate::size;
 
 const PAGE: u64 = 4096;
+/// Most bytes that are moved or stored before the vCPU looks up.
+const MOST: u64 = 64 << 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -306,6 +308,47 @@ impl Side {
         let host = host.map_err(|_| taken(x.cpu, self.va))?;
         Ok(host.map(|host| host.wrapping_sub(below as usize)))
     }
+
+    /// Whether `bytes` bytes from its first on, upwards, are inside the segment and do not wrap around.
+    fn has(&self, x: &Exec<'_>, op: &Op, bytes: u64) -> bool {
+        let last = bytes - 1;
+        let is_last = |va| va == self.va.wrapping_add(last);
+        last <= op.mask - self.offset
+            && segment::linear(&x.cpu.guest.st, self.seg, self.offset + last, 1, self.write).is_ok_and(is_last)
+    }
+}
+
+/// Moves or stores on, behind `done` of `count` elements, for as long as the TLB has the pages and nothing else is to be looked
+/// at; how many elements.
+fn onwards(x: &Exec<'_>, op: &Op, sides: [Option<Side>; 2], done: u64, count: u64) -> u64 {
+    let (bytes, first) = (u64::from(op.bytes), done * u64::from(op.bytes));
+    let end = count.min(MOST / bytes) * bytes;
+    if end <= first || sides.iter().flatten().any(|side| !side.has(x, op, end)) {
+        return 0;
+    }
+    let value = x.reg(accumulator(op.bytes));
+    let mut at = first;
+    while at < end {
+        let mut piece = end - at;
+        let mut hosts = [std::ptr::null_mut(); 2];
+        for (host, side) in hosts.iter_mut().zip(sides) {
+            let Some(side) = side else { continue };
+            let va = side.va.wrapping_add(at);
+            let Some(found) = x.cpu.host_at_once(va, side.write) else { return (at - first) / bytes };
+            *host = found;
+            piece = piece.min(PAGE - (va & (PAGE - 1)));
+        }
+        let n = piece / bytes;
+        match op.kind {
+            // An element in two pages.
+            _ if n == 0 => break,
+            Kind::Movs if copy(x, hosts, op, n) == 0 => break,
+            Kind::Movs => {}
+            _ => fill(hosts[1], op.bytes, n as usize, value),
+        }
+        at += n * bytes;
+    }
+    (at - first) / bytes
 }
 
 /// Executes as many elements as can be at once; 0 if an element has to be looked at alone.
@@ -346,7 +389,7 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
             None => return Ok(0),
         }
     }
-    let done = match op.kind {
+    let mut done = match op.kind {
         Kind::Movs => copy(x, hosts, op, n),
         Kind::Stos => {
             fill(hosts[1], op.bytes, n as usize, x.reg(accumulator(op.bytes)));
@@ -361,6 +404,9 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
             if run == n { n - 1 } else { run }
         }
     };
+    if writes && !op.down && done == n && n < count {
+        done += onwards(x, op, [source, target], n, count);
+    }
     for (register, side) in [(RSI, source), (RDI, target)] {
         if let Some(side) = side {
             let bytes = done * u64::from(op.bytes);
@@ -376,7 +422,7 @@ fn chunk(x: &mut Exec<'_>, op: &Op, count: u64) -> Result<u64> {
 fn copy(x: &Exec<'_>, [source, target]: [*mut u8; 2], op: &Op, n: u64) -> u64 {
     let bytes = n * u64::from(op.bytes);
     // A page may have two addresses, which do not show what overlaps.
-    let [source, target] = [source, target].map(|host| x.cpu.own_address(host));
+    let [source, target] = x.cpu.comparable([source, target]);
     let ahead = (target as u64).wrapping_sub(source as u64);
     let behind = ahead.wrapping_neg();
     let repeats = if op.down { behind != 0 && behind < bytes } else { ahead != 0 && ahead < bytes };

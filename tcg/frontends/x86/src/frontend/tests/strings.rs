@@ -220,3 +220,76 @@ fn the_source_faults_before_the_target() {
         }
     }
 }
+
+/// Long ones go from page to page, which are anywhere, until one is not there.
+#[test]
+fn long_moves_and_stores_through_scattered_pages() {
+    const HEAP: u64 = 0x4000_0000;
+    const PAGES: u64 = 48;
+    both(|mut g| {
+        g.long();
+        let (directory, table) = (TABLES + 0x2000, TABLES + 0x3000);
+        g.put_u64(TABLES + 0x1008, directory | 7);
+        g.put_u64(directory, table | 7);
+        let place = |page: u64| DATA + page * 29 % PAGES * 0x1000;
+        for page in 0..PAGES {
+            g.put_u64(table + 8 * page, place(page) | 7);
+        }
+        let mut r = Random(0x2468_ace1_1357_9bdf);
+        for round in 0..150 {
+            let (stores, bytes) = (r.below(3) == 0, 1 << r.below(4));
+            let (mut from, mut to) = (r.below(0x1_8000), r.below(0x1_8000));
+            if r.below(3) == 0 {
+                // Over each other, by pages or a little, either way.
+                to = from.saturating_add_signed([-0x3001, -0x1000, -9, 9, 0x1000, 0x2fff][r.below(6) as usize]);
+            }
+            if r.below(2) == 0 {
+                (from, to) = (from & !(bytes - 1), to & !(bytes - 1));
+            }
+            // Some leave what is mapped.
+            let most = (PAGES * 0x1000 - from.max(to) + 0x800) / bytes;
+            let count = r.below(0x1_8000 / bytes).min(most);
+            let mut memory: Vec<u8> = (0..PAGES * 0x1000).map(|i| ((i * i) >> 7) as u8 ^ round).collect();
+            for page in 0..PAGES {
+                g.put(place(page), &memory[page as usize * 0x1000..][..0x1000]);
+            }
+            let value = [0x2121_2121_2121_2121, r.0][r.below(2) as usize];
+            let mut code = vec![0xfc, 0xf3];
+            match bytes {
+                2 => code.insert(1, 0x66),
+                8 => code.push(0x48),
+                _ => {}
+            }
+            code.extend([if stores { 0xaa } else { 0xa4 } | u8::from(bytes > 1), 0xf4]);
+            g.put(CODE, &code);
+            g.change(|s| {
+                (s.rip, s.mp_state, s.gpr[RSP]) = (CODE, MpState::Running, STACK);
+                (s.gpr[RSI], s.gpr[RDI], s.gpr[RCX], s.gpr[RAX]) = (HEAP + from, HEAP + to, count, value);
+            });
+            let mut done = 0;
+            let fits = |at: u64| at + bytes <= PAGES * 0x1000;
+            while done < count && fits(to + done * bytes) && (stores || fits(from + done * bytes)) {
+                let (source, target) = ((from + done * bytes) as usize, (to + done * bytes) as usize);
+                let element = match stores {
+                    true => value.to_le_bytes()[..bytes as usize].to_vec(),
+                    false => memory[source..source + bytes as usize].to_vec(),
+                };
+                memory[target..target + bytes as usize].copy_from_slice(&element);
+                done += 1;
+            }
+            let s = g.run();
+            let what = format!("{bytes} {stores} {from:#x} {to:#x} {count:#x}");
+            assert_eq!(s.gpr[RCX], count - done, "{what}");
+            assert_eq!(s.gpr[RDI], HEAP + to + done * bytes, "{what}");
+            assert_eq!(s.gpr[RSI], HEAP + from + if stores { 0 } else { done * bytes }, "{what}");
+            if done < count {
+                assert_eq!((s.rip, s.cr2), (0xa0e1, HEAP + PAGES * 0x1000), "{what}");
+            }
+            let mut after = vec![0; 0x1000];
+            for page in 0..PAGES {
+                g.get(place(page), &mut after);
+                assert!(after == memory[page as usize * 0x1000..][..0x1000], "{what}: page {page:#x}");
+            }
+        }
+    });
+}
