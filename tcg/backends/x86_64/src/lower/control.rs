@@ -96,7 +96,11 @@ impl Lower<'_> {
                     cc.invert()
                 }
             }
-            None => self.compare(cc_of(cond), a, b),
+            None => {
+                let cc = self.compare(cc_of(cond), a, b);
+                self.flags_lost();
+                cc
+            }
         };
         // A compare leaves every register alone.
         self.cached = self.last;

@@ -6,11 +6,15 @@
 //! * *hard* needs: another test after the host's flags are gone, a way out of the block, a helper;
 //! * *soft* needs: an access that faults. They are needed only if it does, so code for that is cold.
 //!
-//! A pass from the block's end ([`needs`]) finds for each operation which flags are needed after it. An operation
+//! A pass from the block's end ([`passes`]) finds for each operation which flags are needed after it. An operation
 //! whose flags nobody needs, as is the rule, costs nothing more than itself (or nothing at all, if it is a compare).
 //! For the others, a look ahead ([`Lower::plan`]) finds out whether the host's flags and the [`Recipe`] cover all
 //! needs; if not, the flags are saved to their slot, as late as the host still has them.
 
+mod apart;
+mod passes;
+
+pub(super) use self::passes::{needs, needs_but_for, needs_in_stretch};
 use super::flagged::{Form, form_of};
 use super::{Cold, Lower, Opnd};
 use crate::asm::{Alu, Cc, Map, R14, R15, RAX, Rm, fits32};
@@ -233,41 +237,6 @@ fn produces(op: &Op) -> bool {
     match op {
         Op::SetFlags { .. } | Op::FlipFlags { .. } => on_host(op),
         op => !flags_written(op).0.is_empty(),
-    }
-}
-
-/// The flags needed after each operation of a block, to `all`, which is empty; none if it has nothing to do with flags.
-/// `edge`: index of a branch that closes a loop, where they need not be in their slot (see [`super::loops`]).
-pub(super) fn needs(ops: &[Op], edge: Option<usize>, all: &mut Vec<Needs>) {
-    needs_but_for(ops, edge, |_| false, all);
-}
-
-/// The same where the operations whose index is `safe` are known not to fault.
-pub(super) fn needs_but_for(ops: &[Op], edge: Option<usize>, safe: impl Fn(usize) -> bool, all: &mut Vec<Needs>) {
-    if !ops.iter().any(mimus_tcg_ir::verify::uses_flags) {
-        return;
-    }
-    all.resize(ops.len(), Needs::default());
-    let mut now = Needs::default();
-    let mut after = None;
-    for (i, (op, place)) in ops.iter().zip(all).enumerate().rev() {
-        let mut own = Own::of(op, after);
-        if own.is(Own::FAULTS) && safe(i) {
-            own.0 &= !Own::FAULTS;
-        }
-        *place = Needs { own, ..now };
-        now.hard = now.hard.without(own.must());
-        now.soft = now.soft.without(own.must());
-        now.hard = match op {
-            // Where it leads is the terminal's doing, but what is dead there is said here.
-            Op::DeadFlags { .. } => own.in_slot(),
-            _ if Some(i) == edge => now.hard.union(own.reads()),
-            _ => now.hard.union(own.reads()).union(own.in_slot()),
-        };
-        if Some(i) == edge || own.is(Own::FAULTS) {
-            now.soft = Flags::ALL;
-        }
-        after = Some(op);
     }
 }
 
@@ -608,18 +577,26 @@ impl Lower<'_> {
     /// Looks ahead from behind an operation whose flags are in the host's: before which operation they must be
     /// saved, if at all.
     fn plan(&self, recipe: Option<Recipe>, in_host: Flags) -> usize {
-        let never = usize::MAX;
-        let mut pending = self.needs_now().any();
+        let pending = self.needs_now().any();
         if in_host.is_empty() || pending.is_empty() {
-            return never;
+            return usize::MAX;
         }
-        let first = self.next;
         let changed = self.needs_now().own.may();
-        let in_slot_already = self.flags.in_slot.without(changed);
+        self.plan_from(self.next, pending, (recipe, self.flags.in_slot.without(changed)), true)
+    }
+
+    /// The same from operation `first` on, before which flags `pending` are needed. `host`: the host's flags have them.
+    fn plan_from(
+        &self,
+        first: usize,
+        mut pending: Flags,
+        (mut recipe, in_slot_already): (Option<Recipe>, Flags),
+        mut host: bool,
+    ) -> usize {
+        let never = usize::MAX;
         let mut latest = first;
         let mut only_looked = true;
         let bare = recipe.is_none();
-        let (mut recipe, mut host) = (recipe, true);
         let ops = self.ops.get(first..).unwrap_or_default();
         for (i, op) in ops.iter().enumerate() {
             let index = first + i;

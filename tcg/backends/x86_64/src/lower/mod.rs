@@ -38,7 +38,7 @@ use crate::{UNPINNED, X86_64};
 use dynasm::dynasm;
 use mimus_tcg_ir::backend::{Emitted, FaultEntry, Optimise, Stored};
 use mimus_tcg_ir::verify::{for_each_read, for_each_written};
-use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FIRST_TEMP, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
+use mimus_tcg_ir::{AluOp, Block, CallKind, Ext, FpFmt, Op, PagePc, SLOTS, Size, Slot, Ty, UnOp, Val};
 use std::cell::Cell;
 
 /// An operand as the host has it.
@@ -309,6 +309,8 @@ pub fn lower(be: &X86_64, block: &Block, at: usize, entry_guard: Option<u32>, ou
         in_slow_group: false,
         copy_end: usize::MAX,
         copies: Vec::new(),
+        unwritten: None,
+        before_op: stretch::Before::default(),
         folded: None,
         head: None,
         page: None,
@@ -436,6 +438,9 @@ struct Lower<'a> {
     /// The operation behind it: no operation of the copy may do what that does.
     copy_end: usize,
     copies: Vec<stretch::Copy>,
+    /// The temporary that is in `rax` alone, if [`Lower::cached`] is one; and what a stretch has before the operation being lowered.
+    unwritten: Option<Slot>,
+    before_op: stretch::Before,
     /// The address of the load that comes next, if it is left to it.
     folded: Option<folded::Folded>,
     /// What jumps to the block's start may do themselves, and the page they may use.
@@ -464,6 +469,7 @@ impl Lower<'_> {
             self.flags_before(i);
             self.join_copy(i);
             self.before = self.cached;
+            self.note_before();
             if !self.fold_sums(i) {
                 self.enter_stretch(i);
                 self.enter_group(i);
@@ -729,7 +735,9 @@ impl Lower<'_> {
             return;
         }
         self.cached = Some(d);
+        self.unwritten = Some(d);
         if !self.dies_at_next(d) {
+            self.unwritten = None;
             self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), RAX);
         }
     }
@@ -750,7 +758,7 @@ impl Lower<'_> {
             None => {
                 self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(d)), from);
                 if from == RAX {
-                    self.cached = Some(d);
+                    (self.cached, self.unwritten) = (Some(d), None);
                 }
             }
         }
@@ -771,54 +779,6 @@ impl Lower<'_> {
                 self.finish(d);
             }
         }
-    }
-
-    /// Whether temporary `d`, now in `rax`, is read by the next operation that has to do with it, or with `rax`, from
-    /// there and never again, so that its memory need not be written. Temporaries die with their guest instruction.
-    fn dies_at_next(&self, d: Slot) -> bool {
-        if d.0 < FIRST_TEMP {
-            return self.is_overwritten(d);
-        }
-        let Some(mut rest) = self.ops.get(self.next..) else {
-            return false;
-        };
-        let next = loop {
-            let Some((next, after)) = rest.split_first() else {
-                return false;
-            };
-            rest = after;
-            let index = self.ops.len() - rest.len() - 1;
-            if self.puts_check_off(index) || self.flagged && matches!(next, Op::Guard { .. }) {
-                continue;
-            }
-            if let Op::GetPc { .. } = next
-                && let Some(push) = self.push_at(index)
-                && !self.ops.iter().take(push.store).skip(index).any(|op| writes(op, d))
-            {
-                rest = self.ops.get(push.store + 1..).unwrap_or_default();
-                continue;
-            }
-            if !self.keeps_rax(next) || reads(next, d) || writes(next, d) {
-                break next;
-            }
-        };
-        let index = self.ops.len() - rest.len() - 1;
-        // What saves flags clobbers it.
-        if !self.reads_from_rax(index, next, d) || (self.next..=index).contains(&self.flags.save_before()) {
-            return false;
-        }
-        if next.is_terminal() || writes(next, d) {
-            return true;
-        }
-        for op in rest {
-            if matches!(op, Op::Insn { .. }) {
-                return true;
-            }
-            if reads(op, d) {
-                return false;
-            }
-        }
-        true
     }
 
     /// Whether lowering an operation leaves `rax` alone whatever its operands are, and saves no flags.

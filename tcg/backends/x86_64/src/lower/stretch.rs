@@ -6,7 +6,11 @@
 //! stretch may find that its page is not to be had, and asks the runtime; then nothing of what was checked may be relied
 //! on. So no cold code leads back into the stretch: an access that misses goes on in a copy of it, before the operation it
 //! belongs to, in which each access is checked by itself, with the same range entries.
+//!
+//! What was checked does not fault, so the stretch has no flags to save for it, nor its compares in between them; the copy
+//! does, and makes up for the difference where ways lead into it and out of it ([`super::flags`]).
 
+use super::flags::{self, FlagState, Needs};
 use super::group::{Lent, adjustment};
 use super::{Cold, Fixups, Insn, Lower, group, writes};
 use crate::PIN_REGS;
@@ -15,7 +19,8 @@ use dynasm::dynasm;
 use mimus_tcg_ir::backend::Optimise;
 use mimus_tcg_ir::flags::Flags;
 use mimus_tcg_ir::verify::flags_written;
-use mimus_tcg_ir::{AluOp, FIRST_TEMP, Op, RmwOp, Slot, Val};
+use mimus_tcg_ir::{AluOp, Ext, FIRST_TEMP, Op, RmwOp, Slot, Val};
+use std::ops::Range;
 
 /// Bytes that a stretch's accesses may span.
 const MAX_SPAN: i64 = 1024;
@@ -42,15 +47,37 @@ pub(super) struct Copy {
     base: Slot,
     first: usize,
     end: usize,
-    /// Ways from the operation with this index, and the slot that `rax` holds there.
-    misses: Vec<(usize, Fixup, Option<Slot>)>,
+    misses: Vec<Miss>,
     /// The range entries of operations, by index.
     ranges: Vec<(usize, u32)>,
     /// State at the first operation.
     insn: Insn,
     boxed: u64,
     fp_alive: bool,
-    flags: super::flags::FlagState,
+    flags: FlagState,
+    /// While the stretch is being lowered: the flags needed after each of its operations if all accesses may fault.
+    needs: Vec<Needs>,
+    /// Where the stretch has the flags at its end.
+    flags_at_end: FlagState,
+}
+
+/// A way from an access of the stretch into the copy.
+#[derive(Clone, Copy, Debug)]
+struct Miss {
+    /// The index of the access's operation.
+    op: usize,
+    from: Fixup,
+    /// The slot that `rax` holds before the operation.
+    cached: Option<Slot>,
+    before: Before,
+}
+
+/// What else is to be known of the place before an operation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Before {
+    flags: FlagState,
+    /// A temporary whose memory has not been written: it is in `rax` alone.
+    unwritten: Option<Slot>,
 }
 
 /// What a stretch spans.
@@ -101,7 +128,10 @@ impl Lower<'_> {
             boxed: self.boxed,
             fp_alive: self.fp_alive,
             flags: self.flags,
+            needs: Vec::new(),
+            flags_at_end: self.flags,
         });
+        self.keep_flags_in(first..extent.end, base, copy);
         self.stretch = Some(Stretch { base, delta: 0, end: extent.end, copy });
     }
 
@@ -111,8 +141,9 @@ impl Lower<'_> {
         self.stretch = None;
         self.cached = self.cached_behind(next);
         let back = self.asm.pos();
+        self.swap_needs(stretch.copy);
         if let Some(copy) = self.copies.get_mut(stretch.copy) {
-            copy.back = back;
+            (copy.back, copy.flags_at_end) = (back, self.flags);
         }
         self.put_off(Cold::Copy(stretch.copy as u32));
     }
@@ -162,7 +193,8 @@ impl Lower<'_> {
     pub(super) fn divert(&mut self, op: usize, cached: Option<Slot>, from: Fixups) -> bool {
         let Some(stretch) = self.stretch else { return false };
         if let Some(copy) = self.copies.get_mut(stretch.copy) {
-            copy.misses.extend(from.0.into_iter().flatten().map(|from| (op, from, cached)));
+            let before = self.before_op;
+            copy.misses.extend(from.0.into_iter().flatten().map(|from| Miss { op, from, cached, before }));
         }
         true
     }
@@ -251,7 +283,8 @@ impl Lower<'_> {
     /// The copy, in which each access is checked by itself.
     pub(super) fn slow_stretch(&mut self, number: usize) {
         let Some(copy) = self.copies.get(number) else { return };
-        let (from, first, end, back) = (copy.from, copy.first, copy.end, copy.back);
+        let (from, first, end) = (copy.from, copy.first, copy.end);
+        let (back, flags_at_end) = (copy.back, copy.flags_at_end);
         (self.insn, self.boxed, self.flags, self.fp_alive) = (copy.insn, copy.boxed, copy.flags, copy.fp_alive);
         self.bind(from);
         (self.cached, self.last, self.group) = (None, None, None);
@@ -262,6 +295,9 @@ impl Lower<'_> {
         }
         debug_assert!(self.copies.get(number).is_some_and(|copy| copy.misses.is_empty()), "every way leads somewhere");
         self.in_copy = None;
+        // The code behind the stretch may look for a temporary there.
+        self.write_temporary(self.cached);
+        self.flags_as_in_stretch(end, flags_at_end);
         self.asm.jmp_back(back);
     }
 
@@ -275,17 +311,93 @@ impl Lower<'_> {
 
     fn join_from_misses(&mut self, i: usize) {
         let Some(copy) = self.in_copy.and_then(|copy| self.copies.get_mut(copy)) else { return };
-        let count = copy.misses.iter().take_while(|(op, ..)| *op == i).count();
-        let misses: Vec<_> = copy.misses.drain(..count).collect();
-        if misses.iter().any(|(.., there)| *there != self.cached)
-            && let Some(t) = self.cached.take().filter(|t| t.0 >= FIRST_TEMP)
-        {
+        let count = copy.misses.iter().take_while(|miss| miss.op == i).count();
+        let misses: Vec<Miss> = copy.misses.drain(..count).collect();
+        let Some(Miss { before: Before { flags, .. }, .. }) = misses.first().copied() else { return };
+        if misses.iter().any(|miss| miss.cached != self.cached) {
             // Nothing else may know it.
+            let cached = self.cached.take();
+            self.write_temporary(cached);
+        }
+        let saves = self.join_flags(i, flags);
+        let (others, same): (Vec<Miss>, Vec<Miss>) = misses.into_iter().partition(|miss| saves || miss.is_unwritten());
+        if !others.is_empty() {
+            let over = self.asm.jmp();
+            let mut ends = vec![over];
+            for miss in others {
+                self.asm.bind(miss.from);
+                if miss.is_unwritten() {
+                    self.write_temporary(miss.cached);
+                }
+                if saves {
+                    self.flags_from_stretch(flags);
+                }
+                ends.push(self.asm.jmp());
+            }
+            ends.into_iter().for_each(|end| self.asm.bind(end));
+        }
+        for miss in same {
+            self.asm.bind(miss.from);
+        }
+    }
+
+    /// A temporary's value, in `rax`, to its memory. No flag changes.
+    fn write_temporary(&mut self, slot: Option<Slot>) {
+        if let Some(t) = slot.filter(|t| t.0 >= FIRST_TEMP && self.pin_of(*t).is_none()) {
             self.asm.mov_rm_r(true, Rm::Env(self.be.slot_disp(t)), RAX);
         }
-        for (_, from, _) in misses {
-            self.asm.bind(from);
+    }
+
+    /// In a stretch, before an operation.
+    #[inline]
+    pub(super) fn note_before(&mut self) {
+        if self.stretch.is_some() {
+            self.before_op = Before { flags: self.flags, unwritten: self.unwritten };
         }
+    }
+
+    /// Across accesses off `base` in operations `of`, which the stretch has checked, flags may stay in the host's, but not in
+    /// its copy.
+    fn keep_flags_in(&mut self, of: Range<usize>, base: Slot, copy: usize) {
+        if self.needs.is_empty() {
+            return;
+        }
+        let whole = |slot: Slot| self.be.fp_pin_of(slot).is_none();
+        let safe = |i: usize| match self.ops.get(i) {
+            Some(&Op::Load { d, base: b, ext, .. }) => b == Val::Slot(base) && ext != Ext::Ones && whole(d),
+            Some(&Op::Store { src: Val::Slot(src), base: b, .. }) => b == Val::Slot(base) && whole(src),
+            Some(&Op::Store { base: b, .. }) => b == Val::Slot(base),
+            _ => false,
+        };
+        let first = of.start;
+        let needs = flags::needs_in_stretch(self.ops, of, safe, &self.needs);
+        if let Some(copy) = self.copies.get_mut(copy) {
+            copy.needs = needs;
+        }
+        self.swap_needs(copy);
+        // What flags were before had been planned for.
+        if !self.lasts_in_stretch(first) {
+            self.swap_needs(copy);
+            if let Some(copy) = self.copies.get_mut(copy) {
+                copy.needs.clear();
+            }
+        }
+    }
+
+    /// Has the needs in force that the copy keeps, and keeps those that were.
+    fn swap_needs(&mut self, copy: usize) {
+        if let Some(Copy { first, needs, .. }) = self.copies.get_mut(copy) {
+            let end = *first + needs.len();
+            if let Some(place) = self.needs.get_mut(*first..end) {
+                place.swap_with_slice(needs);
+            }
+        }
+    }
+}
+
+impl Miss {
+    fn is_unwritten(&self) -> bool {
+        self.cached.is_some() && self.cached == self.before.unwritten
     }
 }
 

@@ -435,7 +435,7 @@ fn rounds_left(body: &[Op]) -> Option<(Linear, i64)> {
     }
     let (distance, step) = analysis.resolve(distance?)?;
     let (distance, step) = if step > 0 { (Linear::constant(0).plus(distance, -1)?, -step) } else { (distance, step) };
-    (step < 0 && distance.is_easy()).then_some((distance, -step))
+    (step < 0 && distance.is_easy()).then_some((distance, step.checked_neg()?))
 }
 
 /// Whether the loop with this body may have a copy with windows if it has to do with flags: all accesses have windows, so

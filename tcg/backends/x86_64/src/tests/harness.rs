@@ -11,6 +11,7 @@ use mimus_tcg_softfloat::riscv::{self, RvFpOp};
 use mimus_tcg_softfloat::{Flags as FpFlags, FloatStatus, Rounding};
 use std::arch::asm;
 use std::mem::offset_of;
+use std::sync::atomic::Ordering;
 
 /// Virtual address of guest memory: 4 pages. The first two are in the TLB, the third for reads only, the
 /// fourth not at all.
@@ -235,6 +236,26 @@ impl Machine {
             unsafe {
                 let entry = self.context.add(entries + n * ContextLayout::JUMP_BYTES).cast::<[u64; 3]>();
                 entry.write([ContextLayout::NO_JUMP, entry as u64 + 28, 0xffe]);
+            }
+        }
+    }
+
+    /// Fills the range entries that the next block's accesses will have, if `fills` says so; empties the others.
+    pub fn fill_next_ranges(&self, mut fills: impl FnMut(u32) -> bool) {
+        CONTEXT_PTR.set(self.context);
+        DATA_PTR.set(self.data);
+        for (kind, used) in (0..).zip(&self.backend.ranges) {
+            let next = used.load(Ordering::Relaxed);
+            let size = size_of_log2(kind & 3);
+            for n in next..next + 24 {
+                let number = ContextLayout::range(n, size, kind & 4 != 0, kind & 8 != 0);
+                let at = ContextLayout::STANDARD.ranges as usize + number as usize * ContextLayout::RANGE_BYTES;
+                // SAFETY: an entry in the context's mapping, which only this thread uses.
+                unsafe { self.context.add(at).cast::<[u64; 5]>().write([0; 5]) };
+                if fills(number) {
+                    let pages = if kind & 4 != 0 { 2 } else { 3 };
+                    fill_range(DATA, size as u32 | (number + 1) << RANGE_SHIFT, pages);
+                }
             }
         }
     }
