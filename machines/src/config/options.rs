@@ -210,11 +210,10 @@ impl Drive {
         // How the host does its reads and writes: accepted, our block layer picks its own.
         kv.take_word("aio", &[("threads", ()), ("native", ()), ("io_uring", ())])?;
         kv.take_word("detect-zeroes", &[("off", ()), ("on", ()), ("unmap", ())])?;
-        if drive.file.is_none() && !drive.cdrom {
-            return Err(kv.error("file= is missing: -drive file=disk.img,if=virtio,format=raw"));
-        }
+        let missing = kv.error("file= is missing: -drive file=disk.img,if=virtio,format=raw");
+        // A key that is not there may be this one, mistyped.
         kv.finish()?;
-        Ok(drive)
+        if drive.file.is_none() && !drive.cdrom { Err(missing) } else { Ok(drive) }
     }
 }
 

@@ -85,6 +85,7 @@ fn drives() {
     says(Drive::parse("file=x,bootindex=first"), &["bootindex=first", "whole number"]);
     says(Drive::parse("file=x,if=none,id=a,bootindex=3"), &["-device virtio-blk-pci"]);
     says(Drive::parse("if=none"), &["file= is missing"]);
+    says(Drive::parse("fille=a.img"), &["there is no key 'fille'; did you mean file?"]);
     says(Drive::parse("file=x,raedonly=on"), &["did you mean readonly?"]);
     says(Drive::parse("file=x,readonly=maybe"), &["on or off"]);
 }

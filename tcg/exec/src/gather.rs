@@ -7,11 +7,14 @@
 //! TLB's entries for them say those: all have one addend then, ranges are made of them as of any others, and the code is made
 //! anew for that. Nothing is counted on the way: what does not run for long loses nothing.
 //!
+//! Whatever code scatters over a heap counts: what fills it says that it is worth moving before what reads it is found at all.
+//! Times are CPU time of the vCPU's thread, in nanoseconds: what else the host does tells nothing of the guest.
+//!
 //! Pages are moved outside of generated code, by the machine's only vCPU: others might be storing to them.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use mimus_core::bus::GuestPhys;
 use mimus_core::memory::{FlatKind, GATHERED_PAGES, Gathered, PAGE_CODE, RamBlock, RamBlockId};
@@ -25,30 +28,38 @@ use crate::ranges::MOST_GATHERED;
 const PAGE: u64 = 4096;
 /// Whether anything is gathered at all: without it accesses that scatter look their pages up.
 const GATHERS: bool = true;
-/// What a sample stands for, in nanoseconds: guests' timers tick so often, or less.
+/// What a sample stands for, at most: guests' timers tick so often. Where several things find a vCPU one
+/// behind the other, it is the time between them.
 const SAMPLE: u64 = 4_000_000;
+/// Whether there are more pages than before is looked at so far apart. An eighth more in a sample's time is more.
+const APART: u64 = SAMPLE / 2;
+const MORE: u64 = 8;
 /// This part of the time that code spends whose accesses scatter is gained where memory has links in it, which code follows:
 /// the next access waits for the look-up. Elsewhere look-ups are mostly made while other things are.
-const GAIN: u64 = 5;
+const GAIN: u64 = 3;
 const GAIN_WITHOUT_LINKS: u64 = 20;
 /// One word in so many at least is a link where memory has links.
 const LINKS: usize = 32;
 /// Pages that are looked at for links.
 const LOOKED_AT: usize = 16;
-/// What moving a page costs until that has been measured, in nanoseconds, and what is believed of it: where no two pages follow
-/// one another in RAM and the host's huge pages are split for them, it is most.
+/// What moving any costs besides: a huge page of the host's is split, code is made anew.
+const COST_OF_ANY: u64 = 200_000;
+/// What moving a page costs until that has been measured, and what is believed of it: where no two pages follow one another in
+/// RAM and the host's huge pages are split for them, it is most.
 const COST: u64 = 8000;
 const COSTS: std::ops::RangeInclusive<u64> = 2000..=16_000;
 /// Places in code that are remembered.
 const PLACES: usize = 8;
-/// Pages that are gathered together, at least and at most.
-const FEWEST: usize = 3;
+/// Heaps that are.
+const HEAPS: usize = 8;
+/// Pages that are gathered together, at least and at most: an array of a stack's may lie over the end of one.
+const FEWEST: usize = 2;
 const MOST: usize = MOST_GATHERED as usize;
 /// As many are few.
 const FEW: u64 = 32;
 /// What may be spent on it in a row, and the part of all time.
-const IN_A_ROW: Duration = Duration::from_millis(8);
-const PART: u32 = 64;
+const IN_A_ROW: u64 = 8_000_000;
+const PART: u64 = 64;
 /// Of pages that are gathered already, where a run has grown: this many in so many are too many to begin anew.
 const TOO_MANY: (usize, usize) = (3, 4);
 
@@ -58,19 +69,49 @@ struct Place {
     /// Entry table of its page, and the context it runs in.
     table: u32,
     key: u64,
-    /// Offsets of their instructions in the page, and what each accessed when it was found.
+    /// Offsets of their instructions in the page, and what each accessed when it was found, the last one at the end.
     accesses: Vec<(u16, u64)>,
-    /// Pages that there were around, and samples for which there were no more.
+}
+
+/// Memory over which accesses scatter.
+#[derive(Debug)]
+struct Heap {
+    /// The context it is in, and an address in it.
+    key: u64,
+    va: u64,
+    /// Pages that there were around when that was looked at, and whether they were more than the time before, which nobody
+    /// knows at first.
     pages: u64,
-    samples: u64,
+    looked: u64,
+    grows: bool,
+    /// How long code ran whose accesses scatter there.
+    ran: u64,
     /// There are no links in these pages.
     unlinked: bool,
 }
 
-impl Place {
-    /// Where memory is to be gathered for it: where the access that was found last is.
-    fn va(&self) -> u64 {
-        self.accesses.last().map_or(0, |access| access.1)
+impl Heap {
+    /// There are so many pages now.
+    fn look(&mut self, pages: u64, now: u64) {
+        let since = now.saturating_sub(self.looked).min(SAMPLE);
+        if since < APART {
+            return;
+        }
+        // Where there are fewer, another program's heap may have come.
+        let fewer = pages < self.pages - self.pages / MORE;
+        self.grows = fewer || pages.saturating_sub(self.pages) * MORE * SAMPLE > self.pages * since;
+        self.unlinked &= !self.grows;
+        if fewer {
+            self.ran = 0;
+        }
+        (self.pages, self.looked) = (pages, now);
+    }
+
+    /// Whether moving its pages, at `cost` each, has come to less than what accesses lost for want of that. What is gathered
+    /// while there are more and more pages does not last.
+    fn pays(&self, pages: u64, cost: u64) -> bool {
+        let gain = if self.unlinked { GAIN_WITHOUT_LINKS } else { GAIN };
+        !self.grows && pages >= FEWEST as u64 && self.ran >= gain * (COST_OF_ANY + pages * cost)
     }
 }
 
@@ -78,11 +119,14 @@ impl Place {
 pub(crate) struct Gathering {
     /// Whether memory is gathered. Not known before the first look.
     allowed: Option<bool>,
-    /// Where accesses scatter, what was found last at the end.
+    /// Where accesses scatter, what was found last at the end, and what they scatter over.
     places: Vec<Place>,
-    /// For which memory is to be gathered.
-    due: Option<Place>,
-    /// What moving a page costs, in nanoseconds.
+    heaps: Vec<Heap>,
+    /// For which memory is to be gathered, and where.
+    due: Option<(Place, u64)>,
+    /// When the last sample was.
+    sampled: u64,
+    /// What moving a page costs.
     cost: u64,
     /// Whose pages they are.
     block: Option<RamBlockId>,
@@ -91,8 +135,8 @@ pub(crate) struct Gathering {
     /// By place there: the virtual page that it was gathered as.
     pages: Vec<u64>,
     /// What may be spent now, as of when.
-    credit: Duration,
-    as_of: Instant,
+    credit: u64,
+    as_of: u64,
 }
 
 impl Default for Gathering {
@@ -100,59 +144,112 @@ impl Default for Gathering {
         Gathering {
             allowed: None,
             places: Vec::new(),
+            heaps: Vec::new(),
             due: None,
+            sampled: 0,
             cost: COST,
             block: None,
             arena: 0,
             pages: Vec::new(),
             credit: IN_A_ROW,
-            as_of: Instant::now(),
+            as_of: 0,
         }
     }
 }
 
 impl Gathering {
-    /// The access at `offset` of code with this table scatters, to `va` among others.
-    fn note(&mut self, table: u32, key: u64, (offset, va): (u16, u64)) {
-        if let Some(place) = self.places.iter_mut().find(|p| p.table == table && p.key == key) {
-            place.accesses.retain(|access| access.0 != offset);
-            place.accesses.push((offset, va));
-            return;
-        }
-        if self.places.len() == PLACES {
-            self.places.remove(0);
-        }
-        self.places.push(Place { table, key, accesses: vec![(offset, va)], pages: 0, samples: 0, unlinked: false });
-    }
-
-    /// Code with this table was found running; `around`: how many pages there are around an address. Whether memory is to be
-    /// gathered for it.
-    fn dwells(&mut self, table: u32, key: u64, around: impl FnOnce(u64) -> u64) -> bool {
-        let Some(i) = self.places.iter().position(|p| p.table == table && p.key == key) else { return false };
-        let place = &mut self.places[i];
-        let pages = around(place.va());
-        // What is gathered while there are more and more pages does not last.
-        if pages > place.pages + place.pages / 8 {
-            (place.pages, place.samples, place.unlinked) = (pages, 0, false);
-            return false;
-        }
-        place.samples += 1;
-        let gain = if place.unlinked { GAIN_WITHOUT_LINKS } else { GAIN };
-        let due = pages >= FEWEST as u64 && place.samples * SAMPLE >= gain * pages * self.cost;
+    /// The access at `offset` of code with this table scatters, to `va` among others, around which there are `around`. Whether
+    /// memory is to be gathered for it.
+    fn note(&mut self, (table, key): (u32, u64), access: (u16, u64), around: &Range<u64>, now: u64) -> bool {
+        let i = self.places.iter().position(|p| p.table == table && p.key == key).unwrap_or_else(|| {
+            if self.places.len() == PLACES {
+                self.places.remove(0);
+            }
+            self.places.push(Place { table, key, accesses: Vec::new() });
+            self.places.len() - 1
+        });
+        self.places[i].accesses.retain(|other| other.0 != access.0);
+        self.places[i].accesses.push(access);
+        let due = self.pays(key, access.1, around, (0, now));
         if due {
-            self.due = Some(self.places.remove(i));
+            self.due = Some((self.places.remove(i), access.1));
         }
         due
     }
 
-    /// Learns what it cost to move pages.
-    fn moved(&mut self, pages: usize, time: Duration) {
-        let Some(measured) = time.as_nanos().checked_div(pages as u128) else { return };
-        let measured = u64::try_from(measured).unwrap_or(u64::MAX).clamp(*COSTS.start(), *COSTS.end());
-        // Single figures have in them what else the host did.
-        self.cost = (self.cost * 3 + measured) / 4;
-        log::debug!("gathered {pages} pages in {} µs", time.as_micros());
+    /// Code has run for `ran` more whose accesses scatter to `va` among others, around which there are `around`. Whether
+    /// gathering that pays now.
+    fn pays(&mut self, key: u64, va: u64, around: &Range<u64>, (ran, now): (u64, u64)) -> bool {
+        let (pages, cost) = (pages_in(around), self.cost);
+        if pages == 0 {
+            return false;
+        }
+        let heap = self.heap(key, va, around, now);
+        heap.ran += ran;
+        heap.look(pages, now);
+        let pays = heap.pays(pages, cost);
+        if pays {
+            heap.va = va;
+        }
+        pays
     }
+
+    /// What is known of the memory at `va`, around which there are these pages.
+    fn heap(&mut self, key: u64, va: u64, around: &Range<u64>, now: u64) -> &mut Heap {
+        let i = self.heaps.iter().position(|heap| heap.key == key && around.contains(&heap.va)).unwrap_or_else(|| {
+            if self.heaps.len() == HEAPS {
+                self.heaps.remove(0);
+            }
+            let pages = pages_in(around);
+            self.heaps.push(Heap { key, va, pages, looked: now, grows: true, ran: 0, unlinked: false });
+            self.heaps.len() - 1
+        });
+        &mut self.heaps[i]
+    }
+
+    /// Code with this table was found running; `around`: which pages there are around an address. Whether memory is to be
+    /// gathered for it.
+    fn dwells(&mut self, table: u32, key: u64, around: impl Fn(u64) -> Range<u64>, now: u64) -> bool {
+        let since = now.saturating_sub(self.sampled).min(SAMPLE);
+        self.sampled = now;
+        let Some(i) = self.places.iter().position(|p| p.table == table && p.key == key) else { return false };
+        let (mut seen, mut due): (Vec<Range<u64>>, _) = (Vec::new(), None);
+        for at in (0..self.places[i].accesses.len()).rev() {
+            let va = self.places[i].accesses[at].1;
+            if !seen.iter().any(|range| range.contains(&va)) {
+                let range = around(va);
+                let pays = self.pays(key, va, &range, (since, now));
+                due = due.or(pays.then_some(va));
+                seen.push(range);
+            }
+        }
+        if let Some(va) = due {
+            self.due = Some((self.places.remove(i), va));
+        }
+        due.is_some()
+    }
+
+    /// Nothing more is to be done for the memory at these addresses: what scatters over it from now on counts anew.
+    fn is_served(&mut self, key: u64, range: &Range<u64>) {
+        self.heaps.retain(|heap| heap.key != key || !range.contains(&heap.va));
+    }
+
+    /// Learns what it cost to move pages.
+    fn moved(&mut self, pages: usize, time: u64) {
+        let Some(measured) = time.saturating_sub(COST_OF_ANY).checked_div(pages as u64) else { return };
+        self.cost = (self.cost * 3 + measured.clamp(*COSTS.start(), *COSTS.end())) / 4;
+        log::debug!("gathered {pages} pages in {} µs", time / 1000);
+    }
+}
+
+/// The time that this thread has had.
+fn now() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+fn pages_in(range: &Range<u64>) -> u64 {
+    (range.end - range.start) / PAGE
 }
 
 /// Pages to gather.
@@ -167,9 +264,14 @@ struct Run {
 }
 
 impl Run {
+    /// Its virtual addresses.
+    fn range(&self) -> Range<u64> {
+        self.first..self.first + self.pages.len() as u64 * PAGE
+    }
+
     /// Whether addresses of these pages are in some of them.
     fn has_links(&self) -> bool {
-        let range = self.first..self.first + self.pages.len() as u64 * PAGE;
+        let range = self.range();
         let mut buffer = [0; PAGE as usize];
         let (mut words, mut links) = (0, 0);
         for page in self.pages.iter().step_by(self.pages.len().div_ceil(LOOKED_AT).max(1)) {
@@ -183,7 +285,7 @@ impl Run {
 }
 
 /// Words that may be addresses, and which of them are in `range`.
-fn links_in(bytes: &[u8], range: &std::ops::Range<u64>) -> (usize, usize) {
+fn links_in(bytes: &[u8], range: &Range<u64>) -> (usize, usize) {
     // Guests whose addresses have 32 bits have them in so many; the halves of others' are in the range, too.
     let size = if range.end > 1 << 32 { 8 } else { 4 };
     let value = |word: &[u8]| word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
@@ -203,7 +305,7 @@ impl<F: GuestFrontend> Cpu<F> {
     /// Whether there are so few pages around `va`, a stack's for instance, that gathering them pays for an access that would do
     /// with two parts of a range: these cost it two or three cycles.
     pub(crate) fn is_among_few_pages(&self, va: u64) -> bool {
-        self.mmu.context().pages_around(va) <= FEW
+        pages_in(&self.mmu.context().pages_around(va)) <= FEW
     }
 
     /// The access that missed its range for `va`, from code whose call returns to `ret`, scatters, or is to have two parts.
@@ -213,11 +315,14 @@ impl<F: GuestFrontend> Cpu<F> {
         }
         let Some(FaultEntry { pc, .. }) = self.machine.store.resolve_fault(ret) else { return };
         let Some(table) = self.mmu.context().code_table(self.guest_pc(ret)) else { return };
-        let key = self.mmu.key();
-        self.gathering.note(table, key, (pc.0 as u16, va));
+        let (key, around) = (self.mmu.key(), self.mmu.context().pages_around(va));
+        if self.gathering.note((table, key), (pc.0 as u16, va), &around, now()) {
+            self.check_events();
+        }
         // Where everything is tried, at once.
         if self.machine.optimise == Optimise::Forced {
-            self.gathering.due = self.gathering.places.pop();
+            let place = self.gathering.places.pop();
+            self.gathering.due = place.map(|place| (place, va)).or(self.gathering.due.take());
             self.check_events();
         }
     }
@@ -228,42 +333,46 @@ impl<F: GuestFrontend> Cpu<F> {
             return;
         }
         let (key, context) = (self.mmu.key(), self.mmu.context());
-        if self.gathering.dwells(table, key, |va| context.pages_around(va)) {
+        if self.gathering.dwells(table, key, |va| context.pages_around(va), now()) {
             self.check_events();
         }
     }
 
     /// Gathers what is to be. Outside of generated code.
     pub(crate) fn gather(&mut self) {
-        let Some(mut place) = self.gathering.due.take() else { return };
-        let now = Instant::now();
+        let Some((place, va)) = self.gathering.due.take() else { return };
+        let began = now();
         let g = &mut self.gathering;
-        g.credit = IN_A_ROW.min(g.credit + (now - g.as_of) / PART);
-        g.as_of = now;
+        g.credit = IN_A_ROW.min(g.credit + began.saturating_sub(g.as_of) / PART);
+        g.as_of = began;
         // A vCPU may have come since this one had an answer.
         if self.mmu.key() != place.key || g.credit < IN_A_ROW / 8 || self.machine.peers().len() != 1 {
             return;
         }
         let forced = self.machine.optimise == Optimise::Forced;
-        if let Some(run) = self.run_around(place.va()) {
-            if !place.unlinked && !forced && !run.has_links() {
-                place.unlinked = true;
+        if let Some(run) = self.run_around(va) {
+            let heap = self.gathering.heaps.iter_mut().find(|heap| heap.key == place.key && heap.va == va);
+            if !forced && !heap.as_ref().is_some_and(|heap| heap.unlinked) && !run.has_links() {
+                heap.into_iter().for_each(|heap| heap.unlinked = true);
                 self.gathering.places.push(place);
                 return;
             }
             match run.block.gather(&run.pages) {
                 Some(gathered) => {
                     self.gathered(&run, &gathered);
-                    self.gathering.moved(gathered.pages, now.elapsed());
+                    self.gathering.moved(gathered.pages, now() - began);
                     let is_in = |va: u64| va.wrapping_sub(run.first) < gathered.pages as u64 * PAGE;
                     let served: Vec<u16> = place.accesses.iter().filter(|a| is_in(a.1)).map(|a| a.0).collect();
                     self.machine.store.has_memory_gathered(place.table, &served);
+                    self.gathering.is_served(place.key, &run.range());
                 }
                 // Another time: at the next sample, perhaps.
                 None => self.gathering.places.push(place),
             }
+        } else {
+            self.gathering.is_served(place.key, &(va..va + 1));
         }
-        self.gathering.credit = self.gathering.credit.saturating_sub(now.elapsed());
+        self.gathering.credit = self.gathering.credit.saturating_sub(now() - began);
     }
 
     fn gathered(&mut self, run: &Run, gathered: &Gathered) {
@@ -406,41 +515,90 @@ impl<F: GuestFrontend> Cpu<F> {
 mod tests {
     use super::*;
 
+    /// So many pages around 0x7000.
+    fn pages(n: u64) -> Range<u64> {
+        0x5000..0x5000 + n * PAGE
+    }
+
     #[test]
     fn memory_is_gathered_for_code_that_runs_for_long() {
         let mut g = Gathering::default();
-        assert!(!g.dwells(1, 7, |_| panic!("nothing scatters there")));
-        g.note(1, 7, (8, 0x5000));
-        g.note(2, 7, (8, 0x6000));
-        g.note(1, 7, (12, 0x7800));
-        g.note(1, 7, (8, 0x7000));
-        // 400 pages cost 3.2 ms: a fifth of 4 samples.
-        let mut find = |key, pages| {
-            g.dwells(1, key, |va| {
-                assert_eq!(va, 0x7000);
-                pages
-            })
+        let never = |_| panic!("nothing scatters there");
+        let mut now = 0;
+        let mut next = || {
+            now += SAMPLE;
+            now
         };
-        assert!(!find(7, 300) && (0..3).all(|_| !find(7, 310)), "the first says how many there are");
-        assert!(!find(7, 400) && (0..3).all(|_| !find(7, 400)), "there are more");
-        assert!(!find(8, 400) && find(7, 400));
-        assert_eq!(g.due.take().map(|place| (place.table, place.accesses)), Some((1, vec![(12, 0x7800), (8, 0x7000)])));
-        assert!(!g.dwells(1, 7, |_| panic!("until it is found to scatter again")));
-        // Without links it has to last four times as long.
-        g.note(3, 7, (8, 0x7000));
-        assert!(!g.dwells(3, 7, |_| 400));
-        g.places.last_mut().unwrap().unlinked = true;
-        assert_eq!((0..20).position(|_| g.dwells(3, 7, |_| 400)), Some(15));
+        assert!(!g.dwells(1, 7, never, next()));
+        g.note((1, 7), (8, 0x5000), &pages(400), next());
+        g.note((2, 7), (8, 0x6000), &pages(400), next());
+        g.note((1, 7), (12, 0x7800), &pages(400), next());
+        g.note((1, 7), (8, 0x7000), &pages(400), next());
+        assert_eq!(g.heaps.len(), 1);
+        // 400 pages cost 3.4 ms: a third of 3 samples.
+        let mut find = |key, n| g.dwells(1, key, |_| pages(n), next());
+        assert!(!find(7, 400) && !find(7, 400) && !find(8, 400));
+        assert!(!find(7, 600) && find(7, 600), "not while there are more");
+        let (place, va) = g.due.take().unwrap();
+        assert_eq!((place.table, place.accesses, va), (1, vec![(12, 0x7800), (8, 0x7000)], 0x7000));
+        assert!(!g.dwells(1, 7, never, next()), "until it is found to scatter again");
+        // Without links it has to last for longer.
+        g.is_served(7, &pages(1));
+        assert_eq!(g.heaps.len(), 1);
+        g.is_served(7, &pages(3));
+        assert!(g.heaps.is_empty());
+        g.note((3, 7), (8, 0x7000), &pages(400), next());
+        assert!(!g.dwells(3, 7, |_| pages(400), next()));
+        g.heaps[0].unlinked = true;
+        assert_eq!((0..20).position(|_| g.dwells(3, 7, |_| pages(400), next())), Some(15));
         // It cost twice as much as was thought.
         for _ in 0..20 {
-            g.moved(100, Duration::from_micros(1600));
+            g.moved(100, 1_800_000);
         }
         assert!((15_900..=16_000).contains(&g.cost), "{}", g.cost);
-        g.due = None;
         for table in 10..10 + 2 * PLACES as u32 {
-            g.note(table, 7, (0, 0));
+            g.note((table, table.into()), (0, 0), &(0..PAGE), next());
         }
-        assert_eq!(g.places.len(), PLACES);
+        assert_eq!((g.places.len(), g.heaps.len()), (PLACES, HEAPS));
+    }
+
+    #[test]
+    fn who_fills_a_heap_says_how_long_it_was_looked_up_for_who_reads_it() {
+        let mut g = Gathering::default();
+        let at = |n: u64| n * SAMPLE;
+        g.note((1, 7), (8, 0x6000), &pages(100), at(1));
+        for n in 2..8 {
+            assert!(!g.dwells(1, 7, |_| pages(n * 100), at(n)), "it grows");
+        }
+        assert!(
+            !g.note((2, 7), (4, 0x5_0000), &pages(750), at(7) + APART / 2),
+            "nobody knows yet whether it still does"
+        );
+        assert!(g.note((2, 7), (4, 0x4_0000), &pages(750), at(8)));
+        assert_eq!(g.due.take().map(|due| (due.0.table, due.1)), Some((2, 0x4_0000)));
+    }
+
+    #[test]
+    fn where_pages_have_gone_a_heap_begins_anew() {
+        let mut g = Gathering::default();
+        g.note((1, 7), (8, 0x6000), &pages(300), SAMPLE);
+        let mut found = |n, at: u64| g.dwells(1, 7, |_| pages(n), at * SAMPLE);
+        assert!(!found(300, 2), "2.6 ms at three times that are two samples");
+        assert!(!found(40, 3) && !found(60, 4) && !found(80, 5), "it grows");
+        assert!(found(80, 6));
+    }
+
+    #[test]
+    fn samples_stand_for_the_time_between_them() {
+        let mut g = Gathering::default();
+        g.note((1, 7), (8, 0x7000), &pages(100), 0);
+        // 100 pages cost 1 ms, which has to be a third; a page of a stack is not among them.
+        g.note((1, 7), (12, 0x70_0000), &(0x70_0000..0x70_1000), 0);
+        let around = |va: u64| if va == 0x7000 { pages(100) } else { 0x70_0000..0x70_1000 };
+        let found = (1..).find(|n| g.dwells(1, 7, around, n * SAMPLE / 10));
+        assert_eq!((found, g.due.take().map(|due| due.1)), (Some(8), Some(0x7000)));
+        g.note((1, 7), (8, 0x30_0000), &(0x30_0000..0x30_2000), SAMPLE);
+        assert!(g.dwells(1, 7, |va| va..va + 2 * PAGE, 2 * SAMPLE), "two of a stack's pages");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! takes an index over does not matter: what is dropped later is looked for among the ranges in any case.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use mimus_tcg_ir::Size;
 use mimus_tcg_ir::backend::ContextLayout;
 
@@ -365,13 +367,19 @@ impl Context {
         Some((page, Part { first, len: end.wrapping_sub(first), addend }))
     }
 
-    /// Pages around `va` that may be read and follow one another for the guest, wherever they are in RAM: how many.
-    pub(crate) fn pages_around(&self, va: u64) -> u64 {
+    /// Pages around `va` that may be read and follow one another for the guest, wherever they are in RAM; none if its own may not.
+    pub(crate) fn pages_around(&self, va: u64) -> Range<u64> {
         let grants = |page: u64| self.get(L.read_tag, index_of(page)) == page;
         let page = va & !(PAGE - 1);
-        let before = (1..MOST_GATHERED / 2).take_while(|n| page.checked_sub(n * PAGE).is_some_and(grants)).count();
-        let behind = (0..MOST_GATHERED / 2).take_while(|n| page.checked_add(n * PAGE).is_some_and(grants)).count();
-        (before + behind) as u64
+        if !grants(page) {
+            return page..page;
+        }
+        // Nothing wraps, nor ends at the end of all addresses.
+        let before =
+            (1..MOST_GATHERED / 2).take_while(|n| page.checked_sub(n * PAGE).is_some_and(grants)).count() as u64;
+        let is_behind = |n: &u64| page.checked_add((n + 1) * PAGE).is_some() && grants(page + n * PAGE);
+        let behind = (0..MOST_GATHERED / 2).take_while(is_behind).count() as u64;
+        page - before * PAGE..page + behind * PAGE
     }
 
     /// Fills an entry: `next` is what is known of its access.
@@ -702,7 +710,8 @@ mod tests {
         for n in 0..1500 {
             fill(&mut c, first + n * PAGE, HOST + n * PAGE);
         }
-        assert_eq!((c.pages_around(first + 700 * PAGE), c.pages_around(first - PAGE)), (1500, 0));
+        let all = first..first + 1500 * PAGE;
+        assert_eq!((c.pages_around(first + 700 * PAGE), c.pages_around(first - PAGE).is_empty()), (all, true));
         let number = load(0);
         let mut misses = 0;
         for n in 0..100_000u64 {
