@@ -7,7 +7,7 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mprotect, mremap_fixed, munmap,
@@ -29,6 +29,9 @@ pub struct CodeMapping {
     code_len: usize,
     tables: NonNull<u8>,
     tables_len: usize,
+    /// Which pages of the tables have had an entry. To look at one that has not would be a fault of the host's, and another
+    /// when it gets its first.
+    filled: Box<[AtomicBool]>,
     /// Guest code begins at multiples of this.
     code_align: usize,
 }
@@ -94,6 +97,7 @@ impl CodeMapping {
             code_len,
             tables: non_null(tables)?,
             tables_len,
+            filled: (0..tables_len.div_ceil(PAGE)).map(|_| AtomicBool::new(false)).collect(),
             code_align,
         })
     }
@@ -185,21 +189,26 @@ impl CodeMapping {
         self.code_word(at).store(word, Ordering::Release);
     }
 
-    fn table_word(&self, table: u32, page_offset: u32) -> &AtomicU32 {
+    /// An entry, and whether its page of the host's has had one.
+    fn table_word(&self, table: u32, page_offset: u32) -> (&AtomicU32, &AtomicBool) {
         let at = table as usize - self.tables.as_ptr() as usize + (page_offset as usize / self.code_align) * 4;
         assert!(at + 4 <= self.tables_len && page_offset < 4096);
         // SAFETY: aligned and in bounds; entries are only accessed as atomics and by generated code's loads.
-        unsafe { &*self.tables.as_ptr().add(at).cast::<AtomicU32>() }
+        let word = unsafe { &*self.tables.as_ptr().add(at).cast::<AtomicU32>() };
+        (word, &self.filled[at / PAGE])
     }
 
     /// The code offset of the block at `page_offset` of the page with `table`; 0 if none.
     pub fn entry(&self, table: u32, page_offset: u32) -> u32 {
-        self.table_word(table, page_offset).load(Ordering::Acquire)
+        let (word, filled) = self.table_word(table, page_offset);
+        if filled.load(Ordering::Relaxed) { word.load(Ordering::Acquire) } else { 0 }
     }
 
     /// Publishes (or, with 0, withdraws) a block.
     pub fn set_entry(&self, table: u32, page_offset: u32, code: u32) {
-        self.table_word(table, page_offset).store(code, Ordering::Release);
+        let (word, filled) = self.table_word(table, page_offset);
+        filled.store(true, Ordering::Relaxed);
+        word.store(code, Ordering::Release);
     }
 
     /// Gives all tables' and, from `keep` on, all code's memory back. No thread is in generated code.
@@ -213,7 +222,9 @@ impl CodeMapping {
         };
         if let Err(e) = result {
             log::warn!("code cache: memory not returned to the host: {e}");
+            return;
         }
+        self.filled.iter().for_each(|filled| filled.store(false, Ordering::Relaxed));
     }
 }
 
@@ -290,5 +301,7 @@ mod tests {
         assert_eq!(m.entry(t, 0x10), 77);
         m.discard(4096);
         assert_eq!(m.entry(t, 0x10), 0);
+        m.set_entry(t, 0x20, 78);
+        assert_eq!((m.entry(t, 0x10), m.entry(t, 0x20), m.entry(m.table(4), 0x20)), (0, 78, 0));
     }
 }

@@ -26,8 +26,9 @@ mod learning;
 
 use learning::Known;
 
-/// Code is taken out of the writable mapping each time this many more bytes have been written.
-const SETTLE: usize = 1 << 20;
+/// Code is taken out of the writable mapping each time this many more bytes have been written: whole huge pages, of which what is
+/// not written yet would come back a small page at a time.
+const SETTLE: usize = HUGE;
 
 /// Bytes of a huge page that have been written when it is made one.
 const HUGE_FROM: usize = 128 << 10;
@@ -226,7 +227,7 @@ impl CodeStore {
     /// `optimise`: whether code is taken to run often from the first, or never.
     pub fn new(mapping: CodeMapping, stubs: usize, optimise: Optimise) -> CodeStore {
         let first_block = stubs.next_multiple_of(64);
-        let inner = Inner { bump: first_block, ..Inner::default() };
+        let inner = Inner::new(first_block);
         CodeStore { mapping, first_block, optimise, counts: Counts::default(), inner: Mutex::new(inner) }
     }
 
@@ -355,7 +356,7 @@ impl CodeStore {
         if (at + code.len()) / SETTLE != inner.bump / SETTLE {
             let end = inner.bump / SETTLE * SETTLE;
             // Now and then all of it again: late links have faulted pages in.
-            let all = (end / SETTLE).is_multiple_of(4);
+            let all = (end / SETTLE).is_multiple_of(2);
             self.mapping.settle(if all { 0 } else { end.saturating_sub(SETTLE) }, end);
         }
         inner.bump = at + code.len();
@@ -635,7 +636,7 @@ impl CodeStore {
     pub fn clear(&self) -> Vec<PageKey> {
         let mut inner = self.lock();
         let pages = inner.pages.keys().copied().collect();
-        *inner = Inner { bump: self.first_block, translated: inner.translated, ..Inner::default() };
+        *inner = Inner { translated: inner.translated, ..Inner::new(self.first_block) };
         self.mapping.discard(self.first_block);
         pages
     }
@@ -658,6 +659,21 @@ impl CodeStore {
 }
 
 impl Inner {
+    /// Nothing yet, with room for what a boot translates: memory that is not touched costs nothing, while a list that grows is
+    /// copied to other memory again and again.
+    fn new(bump: usize) -> Inner {
+        const BLOCKS: usize = 128 << 10;
+        Inner {
+            bump,
+            blocks: Vec::with_capacity(BLOCKS),
+            block_codes: Vec::with_capacity(BLOCKS),
+            sites: Vec::with_capacity(2 * BLOCKS),
+            faults: Vec::with_capacity(8 * BLOCKS),
+            recipes: Vec::with_capacity(2 * BLOCKS),
+            ..Inner::default()
+        }
+    }
+
     /// The block at an offset of a page.
     fn block_of(&self, mapping: &CodeMapping, page: &Page, start: u16) -> Option<&BlockRecord> {
         let code = mapping.entry(page.table, start.into());
