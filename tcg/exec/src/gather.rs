@@ -162,10 +162,7 @@ impl Gathering {
     /// memory is to be gathered for it.
     fn note(&mut self, (table, key): (u32, u64), access: (u16, u64), around: &Range<u64>, now: u64) -> bool {
         let i = self.places.iter().position(|p| p.table == table && p.key == key).unwrap_or_else(|| {
-            if self.places.len() == PLACES {
-                self.places.remove(0);
-            }
-            self.places.push(Place { table, key, accesses: Vec::new() });
+            self.remember(Place { table, key, accesses: Vec::new() });
             self.places.len() - 1
         });
         self.places[i].accesses.retain(|other| other.0 != access.0);
@@ -175,6 +172,14 @@ impl Gathering {
             self.due = Some((self.places.remove(i), access.1));
         }
         due
+    }
+
+    /// Remembers a place, rather than the one that has been there for longest.
+    fn remember(&mut self, place: Place) {
+        if self.places.len() >= PLACES {
+            self.places.remove(0);
+        }
+        self.places.push(place);
     }
 
     /// Code has run for `ran` more whose accesses scatter to `va` among others, around which there are `around`. Whether
@@ -340,7 +345,7 @@ impl<F: GuestFrontend> Cpu<F> {
 
     /// Gathers what is to be. Outside of generated code.
     pub(crate) fn gather(&mut self) {
-        let Some((place, va)) = self.gathering.due.take() else { return };
+        let Some((mut place, va)) = self.gathering.due.take() else { return };
         let began = now();
         let g = &mut self.gathering;
         g.credit = IN_A_ROW.min(g.credit + began.saturating_sub(g.as_of) / PART);
@@ -354,7 +359,7 @@ impl<F: GuestFrontend> Cpu<F> {
             let heap = self.gathering.heaps.iter_mut().find(|heap| heap.key == place.key && heap.va == va);
             if !forced && !heap.as_ref().is_some_and(|heap| heap.unlinked) && !run.has_links() {
                 heap.into_iter().for_each(|heap| heap.unlinked = true);
-                self.gathering.places.push(place);
+                self.gathering.remember(place);
                 return;
             }
             match run.block.gather(&run.pages) {
@@ -365,9 +370,14 @@ impl<F: GuestFrontend> Cpu<F> {
                     let served: Vec<u16> = place.accesses.iter().filter(|a| is_in(a.1)).map(|a| a.0).collect();
                     self.machine.store.has_memory_gathered(place.table, &served);
                     self.gathering.is_served(place.key, &run.range());
+                    // What scatters over other memory still does, a stack's pages being the first that are worth it.
+                    place.accesses.retain(|access| !is_in(access.1));
+                    if !place.accesses.is_empty() {
+                        self.gathering.remember(place);
+                    }
                 }
                 // Another time: at the next sample, perhaps.
-                None => self.gathering.places.push(place),
+                None => self.gathering.remember(place),
             }
         } else {
             self.gathering.is_served(place.key, &(va..va + 1));
@@ -556,6 +566,7 @@ mod tests {
             g.moved(100, 1_800_000);
         }
         assert!((15_900..=16_000).contains(&g.cost), "{}", g.cost);
+        g.remember(Place { table: 9, key: 7, accesses: Vec::new() });
         for table in 10..10 + 2 * PLACES as u32 {
             g.note((table, table.into()), (0, 0), &(0..PAGE), next());
         }
