@@ -154,8 +154,9 @@ impl Lower<'_> {
                 self.put_off(Cold::Unit(slow));
             }
         }
-        if let Some(d) = d {
-            self.finish(d);
+        if let Some(d) = d.filter(|d| self.pin_of(*d).is_none()) {
+            // In `rax` alone it would be lost where a group or a stretch ends with this access ([`Lower::cached_behind`]).
+            self.set(d, RAX);
         }
         if insn.sets_flags {
             self.flags_from(op);

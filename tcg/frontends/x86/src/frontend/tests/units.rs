@@ -70,6 +70,24 @@ fn an_operand_in_two_pages_of_which_one_is_missing() {
 }
 
 #[test]
+fn a_result_that_ends_a_group_of_accesses_is_not_lost() {
+    let check = |mut g: Guest| {
+        // add rax,[rbx]; add rax,[rbx+8]; cvttsd2si r14d,[rbx+16]; xor r14,0x69; hlt
+        let code =
+            [0x48, 0x03, 0x03, 0x48, 0x03, 0x43, 8, 0xf2, 0x44, 0x0f, 0x2c, 0x73, 16, 0x49, 0x83, 0xf6, 0x69, 0xf4];
+        for _ in 0..3 {
+            ready(&mut g);
+            g.put(CODE, &code);
+            g.change(|s| (s.rip, s.gpr[RBX], s.gpr[14]) = (CODE, DATA, 0));
+            assert_eq!(g.run().gpr[14], 0x68);
+        }
+    };
+    both(check);
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    check(Guest::optimised(false, mimus_tcg_ir::backend::Optimise::Forced));
+}
+
+#[test]
 fn operands_in_two_pages_are_whole() {
     both(|mut g| {
         ready(&mut g);
